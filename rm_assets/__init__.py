@@ -1,0 +1,1 @@
+"""Dagster assets from files of human preference annotations to an evaluated Bradley-Terry reward model."""

@@ -1,0 +1,66 @@
+"""Where shards are computed: in this process for a few, over processes of this machine for many."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rm_assets.data.snapshots import LawFunction, Publication, Shard, StageFunction, stage_shard
+
+_FEW = 2
+"""Up to this many shards are computed in this process: starting others would take longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One shard to have: its name, its key, and what the stage's function needs to compute it."""
+
+    name: str
+    source: str
+    key: str
+    arguments: Any
+
+
+def compute_shards(
+    publication: Publication,
+    tasks: list[Task],
+    function: StageFunction,
+    laws: LawFunction | None,
+    num_workers: int,
+    say: Callable[[str], object],
+) -> list[Shard]:
+    """The shards of all tasks, in order; only those whose key is not found are computed."""
+    found: dict[str, Shard | None] = {task.key: publication.find(task.key) for task in tasks}
+    missing = [task for task in tasks if found[task.key] is None]
+    jobs = [(publication.directory, task, function, laws) for task in missing]
+    for number, shard in enumerate(_mapped(jobs, num_workers or os.cpu_count() or 1), start=1):
+        found[shard.key] = shard
+        if len(jobs) > _FEW:
+            say(f"{publication.directory.name}: {number} of {len(jobs)} shards")
+    return [done for task in tasks if (done := found[task.key]) is not None]
+
+
+def _mapped(jobs: list[Any], num_workers: int) -> Iterator[Shard]:
+    if len(jobs) <= _FEW or num_workers == 1:
+        yield from map(_compute, jobs)
+        return
+    # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
+        try:
+            yield from pool.map(_compute, jobs)
+        except BrokenProcessPool:
+            raise MemoryError(
+                "a process that computed shards was killed, most likely for want of memory: "
+                "lower num_workers or shard_bytes"
+            ) from None
+
+
+def _compute(job: tuple[Path, Task, StageFunction, LawFunction | None]) -> Shard:
+    directory, task, function, laws = job
+    tables, stats = function(task.arguments)
+    return stage_shard(directory, task.name, task.source, task.key, tables, stats, laws)

@@ -1,0 +1,216 @@
+"""Which tokenizer and model the settings name, found and checked by their files: nothing heavy is loaded.
+
+A name that is no directory is looked up on the Hugging Face Hub, where only the small files are fetched; the training
+job fetches the weights. Every mistake is a SettingsError before any work.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rm_assets.data.fingerprint import files_fingerprint, fingerprint
+from rm_assets.settings import PLAIN_TEMPLATE, SAMPLE, Settings, SettingsError
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+_WEIGHTS = "*.safetensors"
+
+# The reply must be the second of two messages; contents are joined by an empty line, and no token is added.
+PLAIN_TEMPLATE_TEXT = (
+    "{%- if messages | length > 2 or messages[0].role != 'user' -%}"
+    "{{ raise_exception('the plain template holds one user message and one reply') }}{%- endif -%}"
+    "{{ messages[0].content + '\\n\\n' }}{%- if messages | length == 2 -%}{{ messages[1].content }}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """A tokenizer on disk. `chat_template` is a template's text that replaces the tokenizer's own, or None.
+
+    `identity` hashes everything that decides the ids of a conversation: the files, the template, the date a template
+    may ask for, and the versions of the libraries that read them.
+    """
+
+    directory: str
+    chat_template: str | None
+    template_date: str
+    num_tokens: int
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model on disk or on the Hub. A toy is a configuration alone, built with random weights at `vocab_size`."""
+
+    name: str
+    revision: str | None
+    toy: bool
+    vocab_size: int
+    identity: str
+
+
+def find_tokenizer(settings: Settings) -> TokenizerFiles:
+    """The tokenizer and chat template in force; raises SettingsError if they cannot render a conversation."""
+    setting, name = _tokenizer_setting(settings)
+    is_model = settings.tokenizer is None and settings.model is not None
+    directory = _directory(name, setting, ["config.json", *_TOKENIZER_FILES], is_model=is_model)
+    files = [directory / file for file in _TOKENIZER_FILES if (directory / file).is_file()]
+    if not files:
+        raise SettingsError(f"{setting} is {name!r}: no tokenizer there; set tokenizer (or RM_TOKENIZER)")
+    template = _chat_template(settings)
+    if template is None and not _has_chat_template(directory):
+        raise SettingsError(
+            f"{setting} is {name!r}: this tokenizer has no chat template; set chat_template (or RM_CHAT_TEMPLATE) to "
+            f"the path of a Jinja template, or to {PLAIN_TEMPLATE!r} for single-turn pairs"
+        )
+    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    content, num_tokens = _content(stamps)
+    date = settings.template_date.isoformat()
+    libraries = [version("transformers"), version("tokenizers")]
+    return TokenizerFiles(
+        directory=str(directory),
+        chat_template=template,
+        template_date=date,
+        num_tokens=num_tokens,
+        identity=fingerprint(content, template, date, libraries),
+    )
+
+
+def find_model(settings: Settings, tokenizer: TokenizerFiles) -> ModelFiles:
+    """The model to train; raises SettingsError if it is none, or if the tokenizer has ids that it does not know."""
+    if settings.model is None:
+        return _toy(tokenizer)
+    directory = _directory(settings.model, "model (or RM_MODEL)", ["config.json"], is_model=True)
+    configuration = _read_json(directory / "config.json")
+    vocab_size = configuration.get("vocab_size") or configuration.get("text_config", {}).get("vocab_size")
+    if not isinstance(vocab_size, int):
+        raise SettingsError(f"model (or RM_MODEL) is {settings.model!r}: its config.json states no vocab_size")
+    if tokenizer.num_tokens > vocab_size:
+        raise SettingsError(
+            f"the tokenizer has ids up to {tokenizer.num_tokens - 1}, the model {settings.model!r} only {vocab_size} "
+            "embeddings: set tokenizer (or RM_TOKENIZER) to the model's own, or resize the model's embeddings"
+        )
+    local = Path(settings.model).expanduser().is_dir()
+    if local and not list(directory.glob(_WEIGHTS)):
+        raise SettingsError(
+            f"model (or RM_MODEL) is {settings.model!r}: no {_WEIGHTS} there; pickled weights are never opened"
+        )
+    files = [directory / "config.json", *(directory.glob(_WEIGHTS) if local else ())]
+    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    revision = None if local else directory.name  # the Hub's cache names a snapshot by its commit
+    return ModelFiles(
+        name=str(directory) if local else settings.model,
+        revision=revision,
+        toy=False,
+        vocab_size=vocab_size,
+        identity=fingerprint(_files_identity(stamps), revision),
+    )
+
+
+def _toy(tokenizer: TokenizerFiles) -> ModelFiles:
+    directory = SAMPLE / "model"
+    vocab_size = tokenizer.num_tokens
+    identity = fingerprint(files_fingerprint([directory / "config.json"]), vocab_size)
+    return ModelFiles(name=str(directory), revision=None, toy=True, vocab_size=vocab_size, identity=identity)
+
+
+def _tokenizer_setting(settings: Settings) -> tuple[str, str]:
+    if settings.tokenizer is not None:
+        return "tokenizer (or RM_TOKENIZER)", settings.tokenizer
+    if settings.model is not None:
+        return "model (or RM_MODEL)", settings.model
+    return "the built-in tokenizer", str(SAMPLE / "tokenizer")
+
+
+def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) -> Path:
+    """The directory of a local name, or of the Hub's cache with the files of these patterns."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if is_model and not (path / "config.json").is_file():
+            raise SettingsError(f"{setting} is {name!r}: no model there (no config.json)")
+        return path.resolve()
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise SettingsError(f"{setting} is {name!r}: no such directory, and no name on the Hub (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SettingsError(
+            f"{setting} is {name!r}: no such directory, and the Hub did not give it ({type(error).__name__}); give a "
+            "local path, or log in by `hf auth login` if the repository asks for it"
+        ) from error
+
+
+def _chat_template(settings: Settings) -> str | None:
+    if settings.chat_template is None:
+        return None
+    if settings.chat_template == PLAIN_TEMPLATE:
+        return PLAIN_TEMPLATE_TEXT
+    try:
+        return Path(settings.chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"chat_template (or RM_CHAT_TEMPLATE) is {settings.chat_template!r}: neither {PLAIN_TEMPLATE!r} nor the "
+            f"path of a template that can be read ({type(error).__name__})"
+        ) from None
+
+
+def _has_chat_template(directory: Path) -> bool:
+    if any((directory / file).is_file() for file in ("chat_template.jinja", "chat_template.json")):
+        return True
+    configuration = directory / "tokenizer_config.json"
+    return configuration.is_file() and bool(_read_json(configuration).get("chat_template"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SettingsError(f"cannot read {path.name!r} in {str(path.parent)!r}: {type(error).__name__}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _files_identity(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    return files_fingerprint(Path(name) for name, *_ in stamps)
+
+
+@functools.lru_cache(maxsize=8)
+def _content(stamps: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
+    """Hash of the files, and one more than the largest id; the stamps only key this cache."""
+    paths = [Path(name) for name, *_ in stamps]
+    fast = next((path for path in paths if path.name == "tokenizer.json"), None)
+    num_tokens = _num_tokens(_read_json(fast)) if fast else _num_tokens_loaded(paths[0].parent)
+    return files_fingerprint(paths), num_tokens
+
+
+def _num_tokens(tokenizer: dict[str, Any]) -> int:
+    vocabulary = tokenizer.get("model", {}).get("vocab") or {}
+    ids: Iterable[int] = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = [token["id"] for token in tokenizer.get("added_tokens") or []]
+    return 1 + int(max([*added, max(ids, default=-1)]))
+
+
+def _num_tokens_loaded(directory: Path) -> int:
+    from transformers import AutoTokenizer
+
+    return 1 + max(int(number) for number in AutoTokenizer.from_pretrained(str(directory)).get_vocab().values())

@@ -1,0 +1,156 @@
+"""The vocabulary of the data: Arrow schemas, reasons for a reject, and what a stage says about a shard."""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Stage(StrEnum):
+    """The data stages, in the order of the flow; each is also the name of its asset."""
+
+    RAW = "raw_preferences"
+    VALIDATED = "validated_preferences"
+    FLATTENED = "flattened_conversations"
+    TOKENIZED = "tokenized_pairs"
+    PADDED = "padded_pairs"
+
+
+class Reason(StrEnum):
+    """Why a line or a pair went no further. A closed set: every reject carries exactly one."""
+
+    # the line as bytes and as JSON
+    NOT_UTF8 = "not_utf8"
+    LINE_TOO_LONG = "line_too_long"
+    DAMAGED_ARCHIVE = "damaged_archive"
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    UNKNOWN_FORMAT = "unknown_format"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    HELD_BACK_FILE = "held_back_file"
+    # the preference it states
+    EMPTY_MESSAGE = "empty_message"
+    EMPTY_REPLY = "empty_reply"
+    IDENTICAL_REPLIES = "identical_replies"
+    UNSHARED_PROMPT = "unshared_prompt"
+    ROLES_OUT_OF_ORDER = "roles_out_of_order"
+    MARGIN_NOT_FINITE = "margin_not_finite"
+    # rendering and tokenization
+    CONTROL_TOKEN = "control_token"
+    TEMPLATE_ERROR = "template_error"
+    IDENTICAL_AFTER_TEMPLATE = "identical_after_template"
+    IDENTICAL_AFTER_TOKENIZATION = "identical_after_tokenization"
+    TOO_LONG = "too_long"
+    # all pairs together
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+
+
+MALFORMED = frozenset(
+    {
+        Reason.NOT_UTF8,
+        Reason.LINE_TOO_LONG,
+        Reason.NOT_JSON,
+        Reason.NOT_AN_OBJECT,
+        Reason.UNKNOWN_FORMAT,
+        Reason.MISSING_FIELD,
+        Reason.WRONG_TYPE,
+    }
+)
+"""The reasons that count towards holding a file back: damage, not disagreement."""
+
+
+def _schema(*groups: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema([pa.field(name, dtype, nullable=False) for group in groups for name, dtype in group])
+
+
+_LINE = [("source", pa.string()), ("line", pa.int64())]
+# `chosen_key` and `rejected_key` hash the two conversations in a normal form, which finds equal and flipped pairs.
+_PAIR = [
+    *_LINE,
+    ("pair_id", pa.string()),
+    ("prompt_key", pa.string()),
+    ("chosen_key", pa.string()),
+    ("rejected_key", pa.string()),
+]
+MESSAGE = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("content", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("reasoning_content", pa.string()),
+        pa.field("tool_calls", pa.string()),  # JSON
+        pa.field("tool_call_id", pa.string()),
+    ]
+)
+_MESSAGES = pa.list_(pa.field("element", MESSAGE, nullable=False))
+_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
+_MASK = pa.list_(pa.field("element", pa.int8(), nullable=False))
+
+RAW = _schema(_LINE, [("text", pa.string())])
+VALIDATED = _schema(
+    _PAIR,
+    [
+        ("prompt", _MESSAGES),
+        ("chosen", _MESSAGES),
+        ("rejected", _MESSAGES),
+        ("tools", pa.string()),  # JSON, or empty
+        ("margin", pa.float32()),
+        ("format", pa.string()),
+        ("num_turns", pa.int32()),
+        ("subset", pa.string()),
+    ],
+)
+FLATTENED = _schema(
+    _PAIR,
+    [("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float32())],
+)
+TOKENIZED = _schema(
+    _PAIR,
+    [
+        ("chosen_ids", _IDS),
+        ("rejected_ids", _IDS),
+        ("prefix_length", pa.int32()),
+        ("num_dropped_turns", pa.int32()),
+        ("margin", pa.float32()),
+    ],
+)
+PADDED = _schema(
+    _PAIR,
+    [
+        ("chosen_input_ids", _IDS),
+        ("chosen_attention_mask", _MASK),
+        ("rejected_input_ids", _IDS),
+        ("rejected_attention_mask", _MASK),
+        ("chosen_length", pa.int32()),
+        ("rejected_length", pa.int32()),
+        ("prefix_length", pa.int32()),
+        ("margin", pa.float32()),
+    ],
+)
+REJECTS = _schema(
+    _LINE,
+    [("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("line_sha256", pa.string())],
+)
+
+SCHEMAS = {
+    Stage.RAW: RAW,
+    Stage.VALIDATED: VALIDATED,
+    Stage.FLATTENED: FLATTENED,
+    Stage.TOKENIZED: TOKENIZED,
+    Stage.PADDED: PADDED,
+}
+
+REPORT = _schema(
+    [
+        ("slice", pa.string()),
+        ("value", pa.string()),
+        ("num_pairs", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("accuracy_low", pa.float64()),
+        ("accuracy_high", pa.float64()),
+        ("log_loss", pa.float64()),
+        ("longer_wins", pa.float64()),
+        ("shorter_wins", pa.float64()),
+    ]
+)

@@ -1,0 +1,349 @@
+"""Immutable snapshots of an asset: where they lie, how one is published, and how work that was done is found again.
+
+`<storage>/<asset>/<snapshot>/` holds the shards' Parquet files and `manifest.json`, written last; then
+`<storage>/<asset>/latest.json` names the snapshot. A directory without a manifest does not exist. Shards being
+computed lie in `<storage>/<asset>/.staging/<key>/`, so that a run that was cut short leaves its finished ones to the
+next. The snapshot's name hashes the data files alone; where rejects change and data do not, the manifest and the
+rejects of the same snapshot are replaced, and the data stay as they are.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rm_assets.data.fingerprint import file_sha256, fingerprint
+
+MANIFEST = "manifest.json"
+LATEST = "latest.json"
+DATA = "data"
+REJECTS = "rejects"
+_STAGING = ".staging"
+
+
+class SnapshotError(RuntimeError):
+    """A snapshot that is needed is missing or damaged."""
+
+
+class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One Parquet file of a snapshot; `path` is relative to the snapshot's directory."""
+
+    path: str
+    sha256: str
+    num_rows: int
+    num_bytes: int
+
+    @property
+    def folder(self) -> str:
+        """The file's folder in the snapshot: `data`, `rejects`, or the name of a split."""
+        return self.path.split("/", 1)[0]
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """What one key stands for: files (none for an empty folder) and the stage's figures about them."""
+
+    name: str
+    source: str
+    key: str
+    files: tuple[ShardFile, ...]
+    stats: dict[str, Any]
+
+    def num_rows(self, *, rejects: bool = False) -> int:
+        """Rows of the data files, or of the rejects."""
+        return sum(file.num_rows for file in self.files if (file.folder == REJECTS) == rejects)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The table of contents of a snapshot; `facts` are the stage's figures about all shards together."""
+
+    asset: str
+    snapshot: str
+    inputs: dict[str, str]
+    facts: dict[str, Any]
+    shards: tuple[Shard, ...]
+
+    def num_rows(self, *, rejects: bool = False) -> int:
+        """Rows of all data files, or of all rejects."""
+        return sum(shard.num_rows(rejects=rejects) for shard in self.shards)
+
+    def total(self, statistic: str) -> int:
+        """The sum of one figure over all shards."""
+        return sum(shard.stats.get(statistic, 0) for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published snapshot, pinned: its files do not change under a reader."""
+
+    directory: Path
+    manifest: Manifest
+    num_new_shards: int = 0  # those that this publication computed; 0 for a snapshot that was merely read
+
+    @property
+    def name(self) -> str:
+        """The snapshot's name, which is the asset's data version."""
+        return self.manifest.snapshot
+
+    def data_path(self, shard: Shard) -> Path | None:
+        """The one data file of a shard; None if it has no row."""
+        return next((self.directory / file.path for file in shard.files if file.folder == DATA), None)
+
+    def paths(self, *folders: str) -> list[Path]:
+        """The files of the given folders (all but the rejects if none is given), in the order of the shards."""
+        return [
+            self.directory / file.path
+            for shard in self.manifest.shards
+            for file in shard.files
+            if (file.folder in folders if folders else file.folder != REJECTS)
+        ]
+
+
+def latest_snapshot(storage: Path, asset: str) -> Snapshot | None:
+    """The newest published snapshot of an asset, or None."""
+    try:
+        name = json.loads((storage / asset / LATEST).read_bytes())["snapshot"]
+        return read_snapshot(storage / asset / name)
+    except FileNotFoundError:
+        return None
+
+
+def required_snapshot(storage: Path, asset: str) -> Snapshot:
+    """The newest snapshot of an asset that must be there; raises SnapshotError with what to run."""
+    snapshot = latest_snapshot(storage, asset)
+    if snapshot is None:
+        raise SnapshotError(f"{asset} has no snapshot in {str(storage)!r}: materialize {asset} first")
+    return snapshot
+
+
+def read_snapshot(directory: Path) -> Snapshot:
+    """The snapshot in a directory; raises FileNotFoundError where there is no manifest."""
+    return Snapshot(directory, msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest))
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically: readers see the old bytes or the new ones, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with temporary.open("wb") as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(value), indent=1))
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_parquet(path: Path, table: pa.Table) -> ShardFile:
+    """Write and fsync one Parquet file; `path`'s last two parts become the file's path in the snapshot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return ShardFile(
+        path=f"{path.parent.name}/{path.name}",
+        sha256=file_sha256(path),
+        num_rows=table.num_rows,
+        num_bytes=path.stat().st_size,
+    )
+
+
+def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Rows of Parquet files with one schema, in order; an empty table where there is no file."""
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    tables = [pq.read_table(path, columns=wanted.names, partitioning=None).cast(wanted) for path in paths]
+    return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+
+StageFunction = Callable[[Any], tuple[dict[str, pa.Table], dict[str, Any]]]
+"""From a task's arguments to tables by folder, and figures."""
+
+LawFunction = Callable[[dict[str, Path]], dict[str, Any]]
+"""From the files just written, by folder, to the figures of the laws that hold for one shard."""
+
+
+def stage_shard(
+    asset_directory: Path,
+    name: str,
+    source: str,
+    key: str,
+    tables: dict[str, pa.Table],
+    stats: dict[str, Any],
+    laws: LawFunction | None = None,
+) -> Shard:
+    """Write a shard under its key; the rename at the end makes it exist. Laws read what was written, not `tables`."""
+    staging = asset_directory / _STAGING
+    temporary = staging / f"tmp-{uuid.uuid4().hex}"
+    temporary.mkdir(parents=True)
+    paths = {folder: temporary / folder / f"{name}.parquet" for folder, table in tables.items() if table.num_rows}
+    files = tuple(write_parquet(path, tables[folder]) for folder, path in paths.items())
+    measured = laws(paths) if laws else {}
+    shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
+    write_json(temporary / "shard.json", shard)
+    with contextlib.suppress(OSError):  # the same shard, finished by a run that was cut short
+        temporary.rename(staging / key)
+        return shard
+    shutil.rmtree(temporary)
+    return shard
+
+
+class Publication:
+    """One writer's turn at an asset: finds what is done, and publishes the next snapshot."""
+
+    def __init__(self, storage: Path, asset: str, keep_snapshots: int) -> None:
+        self.directory = storage / asset
+        self._asset = asset
+        self._keep_snapshots = keep_snapshots
+        self.previous = latest_snapshot(storage, asset)
+        self._published: dict[str, tuple[Path, Shard]] = {}
+        for snapshot in self._snapshots():
+            for shard in snapshot.manifest.shards:
+                self._published.setdefault(shard.key, (snapshot.directory, shard))
+
+    def _snapshots(self) -> list[Snapshot]:
+        """The snapshots on disk, newest first, `latest` before all."""
+        newest = [self.previous] if self.previous else []
+        others = [m for m in self.directory.glob(f"*/{MANIFEST}") if not newest or m.parent != newest[0].directory]
+        others.sort(key=lambda manifest: manifest.stat().st_mtime_ns, reverse=True)
+        return newest + [read_snapshot(manifest.parent) for manifest in others]
+
+    def find(self, key: str) -> Shard | None:
+        """The finished shard of this key, from a published snapshot or from a run that was cut short."""
+        if key in self._published:
+            return self._published[key][1]
+        try:
+            staged = (self.directory / _STAGING / key / "shard.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        return msgspec.json.decode(staged, type=Shard)
+
+    def path(self, shard: Shard, folder: str) -> Path | None:
+        """Where a found shard's file of a folder lies now; None if it is empty."""
+        for file in shard.files:
+            if file.folder == folder:
+                return self._home(shard) / file.path
+        return None
+
+    def _home(self, shard: Shard) -> Path:
+        staged = self.directory / _STAGING / shard.key
+        return self._published[shard.key][0] if shard.key in self._published else staged
+
+    def publish(
+        self,
+        shards: list[Shard],
+        inputs: dict[str, str],
+        facts: Callable[[], dict[str, Any]] | dict[str, Any],
+    ) -> Snapshot:
+        """Make these shards the newest snapshot, in their order. Unchanged shards are linked, not written.
+
+        `facts` may be a function: it is called only if the snapshot is not the one already published.
+        """
+        name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
+        before = self.previous
+        if (
+            before
+            and before.name == name
+            and before.manifest.inputs == inputs
+            and before.manifest.shards == tuple(shards)
+        ):
+            self._remove_what_nothing_names(before.manifest)
+            return before
+        directory = self.directory / name
+        for shard in shards:
+            for file in shard.files:
+                _place(self._home(shard) / file.path, directory / file.path, file.sha256)
+        known = facts() if callable(facts) else facts
+        manifest = Manifest(asset=self._asset, snapshot=name, inputs=inputs, facts=known, shards=tuple(shards))
+        for folder in {directory, *(path for path in directory.iterdir() if path.is_dir())}:
+            _sync_directory(folder)
+        write_json(directory / MANIFEST, manifest)
+        write_json(self.directory / LATEST, {"snapshot": name})
+        self.previous = Snapshot(directory, manifest, sum(shard.key not in self._published for shard in shards))
+        self._remove_what_nothing_names(manifest)
+        return self.previous
+
+    def _remove_what_nothing_names(self, manifest: Manifest) -> None:
+        assert self.previous is not None
+        named = {file.path for shard in manifest.shards for file in shard.files}
+        for path in self.previous.directory.glob("*/*.parquet"):
+            if f"{path.parent.name}/{path.name}" not in named:
+                path.unlink()
+        for snapshot in self._snapshots()[self._keep_snapshots :]:
+            remove_directory(snapshot.directory)
+        for directory in self.directory.iterdir():
+            if directory.is_dir() and not (directory / MANIFEST).exists():  # staging, or a publication cut short
+                shutil.rmtree(directory)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a snapshot, its manifest first, so that what is half removed does not exist."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory)
+
+
+def _place(origin: Path, target: Path, sha256: str) -> None:
+    """Hard-link a file, or copy it where the file system has no links. An equal file that is there stays."""
+    if origin == target or (target.exists() and file_sha256(target) == sha256):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
+    try:
+        os.link(origin, temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        shutil.copyfile(origin, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+    temporary.replace(target)
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold a file's `flock` meanwhile. Where another process holds it, `say` for whom this one waits, and wait.
+
+    The kernel frees the lock when its holder dies, however it dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            say(f"waiting for {path.name}, held by {stream.read().strip() or 'a process that gave no name'}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)
+        stream.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)
+
+
+@contextlib.contextmanager
+def publication(storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object]) -> Iterator[Publication]:
+    """The one writer's turn at an asset of a storage; a second one waits."""
+    with held_lock(storage / asset / "writer.lock", asset, say):
+        yield Publication(storage, asset, keep_snapshots)

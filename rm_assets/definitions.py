@@ -1,0 +1,20 @@
+"""The door: everything Dagster loads, by `-m rm_assets.definitions` or by workspace.yaml."""
+
+import dagster as dg
+
+from rm_assets.defs import data_assets, training_assets
+from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.project import ProjectResource
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    """All assets with their checks and resources.
+
+    The graph is a chain, and training is a process of its own, so all steps run in the process of the run.
+    """
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules([data_assets, training_assets]),
+        resources={"project": ProjectResource(), "launcher": TrainingLauncher()},
+        executor=dg.in_process_executor,
+    )

@@ -1,0 +1,1 @@
+"""Everything Dagster: assets, checks, resources. Training is imported inside functions only."""

@@ -1,0 +1,121 @@
+"""The data assets: each reads its parent's newest snapshot, calls its stage, and shows what came of it."""
+
+import dagster as dg
+
+from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import required_snapshot
+from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
+
+OWNERS = ["team:reward-modeling"]
+
+
+@dg.asset(
+    group_name="annotations",
+    kinds={"jsonl", "parquet"},
+    owners=OWNERS,
+    code_version=str(raw.VERSION),
+    check_specs=check_specs(Stage.RAW),
+    metadata=schema_metadata(records.RAW),
+)
+def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """One row per non-blank line of the annotation files, cut into shards. Bytes that are no text are rejects."""
+    ready = project.ready()
+    if ready.settings.uses_sample_annotations:
+        context.log.info("annotations is unset: reading the built-in sample")
+    snapshot = raw.raw_snapshot(ready.settings, context.log.info)
+    return stage_result(Stage.RAW, snapshot, None, previews=ready.settings.shows_previews)
+
+
+@dg.asset(
+    deps=[raw_preferences],
+    group_name="annotations",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=str(validation.VERSION),
+    check_specs=check_specs(Stage.VALIDATED),
+    metadata=schema_metadata(records.VALIDATED),
+)
+def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """Sound preferences as prompt, chosen and rejected messages, whatever format their line had."""
+    ready = project.ready()
+    parent = required_snapshot(ready.storage, Stage.RAW)
+    snapshot = validation.validated_snapshot(ready.settings, parent, context.log.info)
+    return stage_result(Stage.VALIDATED, snapshot, parent, previews=ready.settings.shows_previews)
+
+
+@dg.asset(
+    deps=[validated_preferences],
+    group_name="preparation",
+    kinds={"huggingface", "parquet"},
+    owners=OWNERS,
+    code_version=str(flattening.VERSION),
+    check_specs=check_specs(Stage.FLATTENED),
+    metadata=schema_metadata(records.FLATTENED),
+)
+def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """Each pair as text by the model's chat template: prompt + chosen and prompt + rejected are whole conversations."""
+    ready = project.ready()
+    parent = required_snapshot(ready.storage, Stage.VALIDATED)
+    snapshot = flattening.flattened_snapshot(ready.settings, ready.tokenizer, parent, context.log.info)
+    return stage_result(Stage.FLATTENED, snapshot, parent, previews=ready.settings.shows_previews)
+
+
+@dg.asset(
+    deps=[validated_preferences, flattened_conversations],
+    group_name="preparation",
+    kinds={"huggingface", "parquet"},
+    owners=OWNERS,
+    code_version=str(tokenization.VERSION),
+    check_specs=check_specs(Stage.TOKENIZED),
+    metadata=schema_metadata(records.TOKENIZED),
+)
+def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """Both sides of each pair as token ids, equal to what transformers' apply_chat_template gives."""
+    ready = project.ready()
+    messages = required_snapshot(ready.storage, Stage.VALIDATED)
+    parent = required_snapshot(ready.storage, Stage.FLATTENED)
+    snapshot = tokenization.tokenized_snapshot(ready.settings, ready.tokenizer, messages, parent, context.log.info)
+    return stage_result(Stage.TOKENIZED, snapshot, parent, previews=ready.settings.shows_previews)
+
+
+@dg.asset(
+    deps=[tokenized_pairs],
+    group_name="preparation",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=str(padding.VERSION),
+    check_specs=check_specs(Stage.PADDED),
+    metadata=schema_metadata(records.PADDED),
+)
+def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """Pairs without duplicates and conflicts, split by prompt, both sides padded to the length of the longer one."""
+    ready = project.ready()
+    parent = required_snapshot(ready.storage, Stage.TOKENIZED)
+    snapshot = padding.padded_snapshot(ready.settings, ready.tokenizer, parent, context.log.info)
+    return stage_result(Stage.PADDED, snapshot, parent, previews=ready.settings.shows_previews)
+
+
+@dg.asset(
+    deps=[raw_preferences, validated_preferences, flattened_conversations, tokenized_pairs, padded_pairs],
+    group_name="annotations",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version=str(rejects.VERSION),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "rejects_are_complete",
+            asset=rejects.ASSET,
+            description="As many rows as all stages together rejected.",
+            blocking=True,
+        )
+    ],
+    metadata=schema_metadata(records.REJECTS),
+)
+def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """Every reject of every stage in one place: file, line, stage and reason, without the row's text."""
+    ready = project.ready()
+    stages = {stage: required_snapshot(ready.storage, stage) for stage in Stage}
+    snapshot = rejects.rejects_snapshot(ready.settings, stages, context.log.info)
+    return rejects_result(snapshot)

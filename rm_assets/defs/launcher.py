@@ -1,0 +1,97 @@
+"""Launches the training job through Dagster Pipes, and leaves no process behind however the run ends.
+
+The job has a process group of its own. A cancelled run interrupts the group, then terminates it, then kills it; should
+this process itself be killed, the job notices that its end of a pipe closed and kills its own group.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
+from pydantic import Field
+
+from rm_assets.data.snapshots import held_lock
+
+LOCK = "training.lock"
+
+
+class TrainingFailedError(RuntimeError):
+    """The training job ended without a result."""
+
+
+class TrainingLauncher(dg.ConfigurableResource):
+    """Runs one training job at a time on this machine, as a process group that ends with the run."""
+
+    grace_seconds: float = Field(
+        default=5.0,
+        description="Seconds a cancelled job has to leave after SIGINT, and again after SIGTERM, before SIGKILL.",
+    )
+
+    def run(self, context: dg.AssetExecutionContext, job_path: Path, storage: Path) -> None:
+        """Run `python -m rm_assets.training` to its end; raises TrainingFailedError unless it exits with 0.
+
+        Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
+        manifest that the job writes last.
+        """
+        # flock, not a Dagster pool: the kernel frees it when its holder is killed.
+        with held_lock(storage / LOCK, f"training of run {context.run_id}", context.log.info):
+            code = self._run(context, job_path)
+        if code != 0:
+            raise TrainingFailedError(_reason(job_path, code))
+
+    def _run(self, context: dg.AssetExecutionContext, job_path: Path) -> int:
+        read_end, write_end = os.pipe()
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, write_end)
+            stack.callback(os.close, read_end)
+            session = stack.enter_context(
+                open_pipes_session(
+                    context=context,
+                    context_injector=PipesTempFileContextInjector(),
+                    message_reader=PipesTempFileMessageReader(),
+                )
+            )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "rm_assets.training", str(job_path)],
+                start_new_session=True,
+                pass_fds=(read_end,),
+                env=os.environ | session.get_bootstrap_env_vars() | {"RM_PARENT_FD": str(read_end)},
+            )
+            try:
+                return process.wait()
+            finally:
+                self._end_group(process)
+
+    def _end_group(self, process: subprocess.Popen[bytes]) -> None:
+        """Ask the job to leave, then make it; a no-op for a group that is gone."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if process.poll() is None:
+                _signal_group(process, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self.grace_seconds)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _reason(job_path: Path, code: int) -> str:
+    """Why the job failed: what it wrote about it, else what its exit code tells."""
+    from rm_assets.training.job import TrainingJob
+    from rm_assets.training.result import ERROR
+
+    error = Path(TrainingJob.read(job_path).output_directory) / ERROR
+    if code < 0:
+        told = f"it was ended by {signal.Signals(-code).name}"
+        return f"the training job did not finish: {told}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    if error.is_file():
+        return f"the training job failed: {error.read_text().strip()}"
+    return f"the training job failed with exit code {code}; its output stands in the step's compute log"

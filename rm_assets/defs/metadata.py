@@ -1,0 +1,164 @@
+"""From Arrow, pandas and plain dicts to what Dagster shows beside a materialization.
+
+Dagster admits only str, int, float, bool and None in a table, and the same columns in each of its rows. It
+stores metadata as JSON, which has no NaN and no infinity: here NaN becomes None and an infinity the text
+'inf' or '-inf'.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_ROWS = 100
+DECIMALS = 4
+NUM_SHOWN_VALUES = 3
+MESSAGE_CHARACTERS = 60
+CONVERSATION_CHARACTERS = 240
+Cell = str | int | float | bool | None
+
+# What str.splitlines takes for the end of a line.
+_LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_FLOATS = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
+
+
+def column_schema(schema: pa.Schema) -> dg.TableSchema:
+    """An Arrow schema for Dagster's column view, types written like `list<struct<role: string>>`."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=field.name,
+                type=_type_name(field.type),
+                constraints=dg.TableColumnConstraints(nullable=field.nullable),
+            )
+            for field in schema
+        ]
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> dg.TableMetadataValue:
+    """A table of plain dicts; a key that a row lacks is None there.
+
+    `columns` gives names and types in their order, and must name every key; left out, both follow from the
+    rows. Of more than MAX_ROWS rows the first MAX_ROWS are shown, and one more row says how many are not.
+    """
+    kept = [{name: _cell(value) for name, value in row.items()} for row in rows[:MAX_ROWS]]
+    columns = _inferred_columns(kept) if columns is None else columns
+    unknown = {name for row in kept for name in row} - set(columns)
+    assert not unknown, f"rows have columns that the table lacks: {sorted(unknown)!r}"
+    if len(rows) > MAX_ROWS:
+        kept.append({next(iter(columns)): f"… {len(rows) - MAX_ROWS:,} more rows, not shown"})
+    return dg.TableMetadataValue(
+        records=[dg.TableRecord({name: row.get(name) for name in columns}) for row in kept],
+        schema=dg.TableSchema.from_name_type_dict(columns),
+    )
+
+
+def dataframe_table(frame: "pd.DataFrame") -> dg.TableMetadataValue:
+    """A data frame as a table, without its index; floats rounded to DECIMALS, missing values None."""
+    import pandas as pd
+
+    def cell(value: Any) -> Cell:
+        value = None if pd.isna(value) else _cell(value)
+        return round(value, DECIMALS) if isinstance(value, float) else value
+
+    rows = [dict(zip(frame.columns, map(cell, row), strict=True)) for row in frame.itertuples(index=False, name=None)]
+    return table(rows, _inferred_columns(rows) if rows else dict.fromkeys(frame.columns, "string"))
+
+
+def shortened(text: str, limit: int = 120) -> str:
+    """At most `limit` characters of a text on one line (line breaks as ⏎), then how many were left out.
+
+    With limit 4, "one\\ntwo" is "one⏎… 3 more characters".
+    """
+    line = _LINE_BREAK.sub("⏎", text)
+    left_out = len(line) - limit
+    return line if left_out <= 0 else f"{line[:limit]}… {left_out:,} more characters"
+
+
+def preview(rows: pa.Table, num_rows: int = 5) -> dg.TableMetadataValue:
+    """The first rows of an Arrow table, each cell shortened.
+
+    A list of numbers shows its first values and its full length, `[1, 2, 3, … 412 ids]` for int32 and
+    `values` for other types; a list of messages shows as `user: … | assistant: …`.
+    """
+    schema = rows.schema
+    shown = [
+        {field.name: _shown(row[field.name], field.type) for field in schema}
+        for row in rows.slice(0, num_rows).to_pylist()
+    ]
+    return table(shown, {field.name: _type_name(field.type) for field in schema})
+
+
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Mean, median, two high percentiles and largest value; percentiles are linear between neighbours.
+
+    Nothing of nothing: a stage that rejected every row still shows its metadata.
+    """
+    if len(values) == 0:
+        return {}
+    p50, p90, p99 = np.percentile(values, [50, 90, 99])
+    figures = {"mean": np.mean(values), "p50": p50, "p90": p90, "p99": p99, "max": np.max(values)}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _type_name(dtype: pa.DataType) -> str:
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return f"list<{_type_name(dtype.value_type)}>"
+    if pa.types.is_struct(dtype):
+        return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in dtype.fields)}>"
+    return _FLOATS.get(dtype, str(dtype))  # Arrow itself writes "float" and "double"
+
+
+def _inferred_columns(rows: Sequence[Mapping[str, Cell]]) -> dict[str, str]:
+    """Names in the order of first appearance; a type that fits all values, `string` if in doubt."""
+    types: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            seen = types.setdefault(name, set())
+            if value is not None:
+                seen.add(dg.TableMetadataValue.infer_column_type(value))
+    return {name: _common_type(seen) for name, seen in types.items()}
+
+
+def _common_type(types: set[str]) -> str:
+    if types == {"int", "float"}:
+        return "float"
+    return types.pop() if len(types) == 1 else "string"
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value if isinstance(value, Cell) else str(value)
+
+
+def _shown(value: Any, dtype: pa.DataType) -> Cell:
+    if isinstance(value, str):
+        return shortened(value)
+    if not isinstance(value, list):
+        return _cell(value)
+    if pa.types.is_struct(dtype.value_type) and dtype.value_type.get_field_index("role") >= 0:
+        return shortened(" | ".join(map(_shown_message, value)), CONVERSATION_CHARACTERS)
+    return _shown_list(value, "ids" if pa.types.is_int32(dtype.value_type) else "values")
+
+
+def _shown_list(values: Sequence[Any], noun: str) -> str:
+    first = [shortened(str(value)) for value in values[:NUM_SHOWN_VALUES]]
+    if len(values) > NUM_SHOWN_VALUES:
+        first.append(f"… {len(values):,} {noun}")
+    return f"[{', '.join(first)}]"
+
+
+def _shown_message(message: Mapping[str, Any]) -> str:
+    text = message.get("content") or message.get("tool_calls") or ""
+    return f"{message['role']}: {shortened(text, MESSAGE_CHARACTERS)}"

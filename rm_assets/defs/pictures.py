@@ -1,0 +1,180 @@
+"""Pictures of a run as PNG bytes, small enough to travel inside Dagster's metadata.
+
+Drawn on Agg canvases of their own through matplotlib's object interface: `pyplot` keeps a global list of
+figures and is not safe in threads. White background, so that they read the same in the light and the dark UI.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDTH_PIXELS = 700
+PIXELS_PER_INCH = 110
+NUM_COLORS = 64
+BLUE, ORANGE, GREY, INK = "#2166ac", "#d6730f", "#9a9a9a", "#333333"
+
+
+def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes:
+    """Loss and accuracy over the optimizer steps, from the lines of metrics.jsonl.
+
+    Training lines have step, loss and accuracy, validation lines step, validation_loss and
+    validation_accuracy; other keys do not matter. Where a resumed run states a step twice, its later line
+    counts.
+    """
+    figure = _figure(height_pixels=300)
+    left, right = figure.subplots(1, 2)
+    _curve(left, steps, "loss", "loss per pair")
+    _curve(right, steps, "accuracy", "accuracy (share of pairs)")
+    right.axhline(0.5, color=GREY, linewidth=1, linestyle="--", label="chance", zorder=1)
+    right.set_ylim(min(0.45, right.get_ylim()[0]), 1.02)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
+    """Left: the scores of both sides. Right: chosen minus rejected, whose share above zero is the accuracy.
+
+    `chosen` and `rejected` are the scores of the same pairs, (pairs,) each, in the model's unit (log-odds).
+    """
+    figure = _figure(height_pixels=300)
+    left, right = figure.subplots(1, 2)
+    num_bins = min(max(int(len(chosen) ** 0.5), 10), 40)
+    edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=num_bins)
+    for scores, color, label in ((rejected, ORANGE, "rejected"), (chosen, BLUE, "chosen")):
+        left.hist(scores, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
+        left.hist(scores, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
+    _label(left, "score (log-odds)", "pairs")
+    _differences(right, np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64), num_bins)
+    for axes in (left, right):
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        _legend_above(axes)
+    return _png(figure)
+
+
+def calibration_plot(calibration: "pd.DataFrame") -> bytes:
+    """Reliability diagram (Guo et al. 2017, figure 1) with 95 % intervals, above the number of pairs per bin.
+
+    `calibration` is that of `rm_assets.training.report.calibration_bins`; empty bins are left out.
+    """
+    figure = _figure(height_pixels=440)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    bins = calibration[calibration["num_pairs"] > 0]
+    spread = [bins["frequency"] - bins["frequency_low"], bins["frequency_high"] - bins["frequency"]]
+    upper.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+    upper.errorbar(
+        bins["confidence"], bins["frequency"], yerr=spread, color=BLUE, fmt="o", markersize=5, linewidth=1.3,
+        capsize=2, label="model, with 95 % interval",
+    )  # fmt: skip
+    middle, width = (bins["bin_low"] + bins["bin_high"]) / 2, bins["bin_high"] - bins["bin_low"]
+    lower.bar(middle, bins["num_pairs"], width=width, color=BLUE, alpha=0.4, edgecolor="white")
+    _label(upper, "", "accuracy (share of pairs)")
+    _label(lower, "confidence: probability of the preferred side", "pairs")
+    upper.set_xlim(0.49, 1.01)
+    lower.yaxis.get_major_locator().set_params(integer=True)
+    _legend_above(upper)
+    return _png(figure)
+
+
+def markdown_picture(png: bytes, alt: str) -> str:
+    """Markdown that contains the picture, for `MetadataValue.md`; brackets in `alt` become spaces."""
+    words = "".join(" " if sign in "[]\\\r\n" else sign for sign in alt)
+    return f"![{words}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
+
+
+def smoothed(values: np.ndarray, span: float) -> np.ndarray:
+    """Exponential moving average over about `span` values, bias-corrected (Kingma and Ba 2015, section 3).
+
+    For [1, 1, 4] and span 3 it is [1, 1, 2.714]: weights 1/2, 1/4, 1/8 back from each value, scaled to sum to
+    one.
+    """
+    decay = 1 - 2 / (span + 1)
+    averages = np.empty(len(values))
+    total = weight = 0.0
+    for index, value in enumerate(values):
+        total = decay * total + value
+        weight = decay * weight + 1
+        averages[index] = total / weight
+    return averages
+
+
+def _curve(axes: Any, steps: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
+    step, value = _series(steps, name)
+    axes.plot(step, value, color=BLUE, alpha=0.3, linewidth=0.8, label="each step")
+    axes.plot(
+        step, smoothed(value, max(8.0, len(value) / 20)), color=BLUE, linewidth=1.6, label="smoothed",
+        marker="." if len(step) < 3 else "",
+    )  # fmt: skip
+    step, value = _series(steps, f"validation_{name}")
+    axes.plot(step, value, color=ORANGE, linewidth=1, marker="o", markersize=4, label="validation")
+    axes.margins(x=0.02)
+    _label(axes, "optimizer step", label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _series(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    values = {line["step"]: line[name] for line in steps if line.get(name) is not None}
+    ordered = sorted(values)
+    return np.array(ordered, dtype=np.int64), np.array([values[step] for step in ordered], dtype=np.float64)
+
+
+def _differences(axes: Any, difference: np.ndarray, num_bins: int) -> None:
+    # Zero is the edge of a bin, so that no bar holds both right and wrong pairs.
+    low, high = min(difference.min(initial=0.0), 0.0), max(difference.max(initial=0.0), 0.0)
+    width = (high - low or 1.0) / num_bins
+    edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 2)
+    edges[0] = min(edges[0], low)  # rounding must not leave the lowest pair outside
+    parts = {"wrong": difference < 0, "tied": difference == 0, "right": difference > 0}
+    axes.hist(
+        [difference[part] for part in parts.values()],
+        bins=edges,
+        stacked=True,
+        color=[ORANGE, GREY, BLUE],
+        alpha=0.6,
+        label=[f"{name} {part.mean():.1%}" if part.any() else "" for name, part in parts.items()],
+    )
+    axes.axvline(0, color=INK, linewidth=0.8)
+    _label(axes, "chosen score − rejected score (log-odds)", "pairs")
+
+
+def _legend_above(axes: Any) -> None:
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+    axes.legend(**place, frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.5)
+
+
+def _figure(height_pixels: int) -> Any:
+    from matplotlib.figure import Figure
+
+    size = (WIDTH_PIXELS / PIXELS_PER_INCH, height_pixels / PIXELS_PER_INCH)
+    return Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained", facecolor="white")
+
+
+def _label(axes: Any, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label, fontsize=9, color=INK)
+    axes.set_ylabel(y_label, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # A palette makes a noisy curve a third of its size. No time, no version: equal figures are equal bytes.
+    # Maximal coverage, because the default gives its colours to the many shades of grey of the text.
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image = image.quantize(NUM_COLORS, method=Image.Quantize.MAXCOVERAGE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,63 @@
+"""The one resource of all assets: the settings in force, and the files they name, checked before any work."""
+
+import os
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from rm_assets.data.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
+from rm_assets.settings import PREFIX, Settings, is_optional, knobs, load_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What an asset works with."""
+
+    settings: Settings
+    tokenizer: TokenizerFiles
+    model: ModelFiles
+
+    @property
+    def storage(self) -> Path:
+        """Where all snapshots lie."""
+        return Path(self.settings.storage)
+
+
+class _ProjectResource(dg.ConfigurableResource):
+    def ready(self) -> Project:
+        """Settings, tokenizer and model; raises SettingsError, before any work, where one cannot be used."""
+        overrides = {name: value for name, value in self.model_dump().items() if value is not None}
+        settings = load_settings(overrides, os.environ)
+        tokenizer = find_tokenizer(settings)
+        return Project(settings=settings, tokenizer=tokenizer, model=find_model(settings, tokenizer))
+
+
+def _config_type(annotation: Any) -> Any:
+    """A setting's type as Dagster config knows it: dates and closed sets of words are texts there."""
+    if is_optional(annotation):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    return str if annotation is date or get_origin(annotation) is Literal else annotation
+
+
+def _described(name: str, description: str) -> str:
+    return f"{description} Not given: {PREFIX}{name.upper()}, else the default."
+
+
+# Each setting is declared once, in rm_assets.settings; its typed Dagster config is made from that declaration.
+ProjectResource: Any = create_model(  # type: ignore[call-overload]
+    "ProjectResource",
+    __base__=_ProjectResource,
+    __module__=__name__,
+    __doc__="All settings, as one resource: the launchpad and `--config` reach each of them.",
+    **{
+        name: (
+            _config_type(field.annotation) | None,
+            Field(default=None, description=_described(name, field.description or "")),
+        )
+        for name, field in knobs()
+    },
+)

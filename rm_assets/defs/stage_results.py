@@ -1,0 +1,201 @@
+"""What a data asset returns: its figures as metadata, and its laws as checks, all from the snapshot's manifest."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rm_assets.data import records
+from rm_assets.data.laws import LAWS
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Manifest, Snapshot, read_table
+from rm_assets.defs.metadata import column_schema, percentiles, preview, table
+
+HELD_BACK_CHECK = "no_file_is_held_back"
+NUM_PREVIEWED = 5
+
+
+class NothingLeftError(RuntimeError):
+    """A stage from which no row came: there is nothing to go on with."""
+
+
+def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
+    """The stage's laws, all of them blocking, and for validation the files that are held back."""
+    specs = [
+        dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
+        for law in LAWS[stage]
+    ]
+    if stage is Stage.VALIDATED:
+        description = "No file has so many malformed lines that it is held back whole."
+        specs.append(dg.AssetCheckSpec(HELD_BACK_CHECK, asset=stage.value, description=description))
+    return specs
+
+
+def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, *, previews: bool) -> dg.MaterializeResult:
+    """The materialization of a data stage; raises NothingLeftError if it has no row."""
+    if not snapshot.manifest.num_rows():
+        raise NothingLeftError(_nothing_left(stage, snapshot))
+    metadata = _figures(snapshot) | _tables(stage, snapshot)
+    if stage is Stage.PADDED:
+        metadata |= _lengths(snapshot)
+    if previews:
+        metadata["preview"] = preview(_first_rows(snapshot))
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(snapshot.name),
+        metadata=metadata,
+        check_results=list(_check_results(stage, snapshot.manifest, parent.manifest if parent else None)),
+    )
+
+
+def _nothing_left(stage: Stage, snapshot: Snapshot) -> str:
+    reasons = reason_totals(snapshot.manifest)
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
+    return f"nothing is left after {stage}: {why}; each reject stands in {str(snapshot.directory / 'rejects')!r}"
+
+
+def reason_totals(manifest: Manifest) -> Counter[str]:
+    """How often each reason to reject occurs in a snapshot."""
+    totals: Counter[str] = Counter()
+    for shard in manifest.shards:
+        totals.update(shard.stats.get("reasons", {}))
+    return totals
+
+
+def _figures(snapshot: Snapshot) -> dict[str, Any]:
+    manifest = snapshot.manifest
+    return {
+        "dagster/row_count": manifest.num_rows(),
+        "dagster/uri": snapshot.directory.resolve().as_uri(),
+        "rejects": manifest.num_rows(rejects=True),
+        "new_shards": snapshot.num_new_shards,
+        "shards": len(manifest.shards),
+        "megabytes": round(sum(file.num_bytes for shard in manifest.shards for file in shard.files) / 1e6, 3),
+        "path": dg.MetadataValue.path(str(snapshot.directory)),
+    }
+
+
+_TOTALS = {
+    Stage.RAW: {"lines": "num_lines", "blank_lines": "num_blank", "bytes_read": "num_bytes"},
+    Stage.VALIDATED: {"held_back_lines": "num_held_back"},
+    Stage.FLATTENED: {"characters": "num_characters"},
+    Stage.TOKENIZED: {"tokens": "num_tokens", "shared_prefix_tokens": "num_shared_tokens"},
+    Stage.PADDED: {
+        "train_pairs": "num_train",
+        "validation_pairs": "num_validation",
+        "test_pairs": "num_test",
+        "tokens": "num_tokens",
+        "padding_tokens": "num_padding",
+    },
+}
+
+
+def _tables(stage: Stage, snapshot: Snapshot) -> dict[str, Any]:
+    manifest = snapshot.manifest
+    reasons = [{"reason": reason, "rejects": count} for reason, count in reason_totals(manifest).most_common()]
+    metadata: dict[str, Any] = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
+    metadata["files"] = table(_rows_by_file(manifest))
+    metadata["rejects_by_reason"] = table(reasons, {"reason": "string", "rejects": "int"})
+    if stage is Stage.RAW:
+        ignored = [{"file": name} for name in manifest.facts["ignored_files"]]
+        metadata |= {"ignored_files": table(ignored, {"file": "string"})} if ignored else {}
+    if stage is Stage.VALIDATED:
+        formats: Counter[str] = Counter()
+        for shard in manifest.shards:
+            formats.update(shard.stats["formats"])
+        metadata["formats"] = table([{"format": name, "pairs": count} for name, count in formats.most_common()])
+    return metadata
+
+
+def _rows_by_file(manifest: Manifest) -> list[dict[str, Any]]:
+    """One row per annotation file, those with most rejects first."""
+    files: dict[str, Counter[str]] = {}
+    for shard in manifest.shards:
+        figures = {"rows": shard.num_rows(), "rejects": shard.num_rows(rejects=True), "shards": 1}
+        files.setdefault(shard.source, Counter()).update(figures)
+    rows = [{"file": source, **{name: counts[name] for name in counts}} for source, counts in files.items()]
+    return sorted(rows, key=lambda row: (-row["rejects"], row["file"]))
+
+
+def _lengths(snapshot: Snapshot) -> dict[str, Any]:
+    columns = ["chosen_length", "rejected_length", "prefix_length"]
+    rows = read_table(snapshot.paths(), records.PADDED, columns)
+    named = {name: percentiles(rows[name].to_numpy()) for name in columns}
+    longer = np.maximum(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
+    named["longer_side"] = percentiles(longer)
+    return {
+        "length_percentiles": table([{"tokens": name, **figures} for name, figures in named.items()]),
+        "median_length": float(np.median(longer)) if len(longer) else 0.0,
+    }
+
+
+def _first_rows(snapshot: Snapshot) -> pa.Table:
+    batch = next(pq.ParquetFile(snapshot.paths()[0]).iter_batches(batch_size=NUM_PREVIEWED))
+    return pa.Table.from_batches([batch])
+
+
+def _check_results(stage: Stage, manifest: Manifest, parent: Manifest | None) -> Iterator[dg.AssetCheckResult]:
+    for law in LAWS[stage]:
+        violations = law.violations(manifest, parent)
+        yield dg.AssetCheckResult(
+            check_name=law.name,
+            passed=not any(violations.values()),
+            description=law.description,
+            metadata={name.replace(" ", "_"): count for name, count in violations.items()},
+        )
+    if stage is Stage.VALIDATED:
+        yield _held_back_result(manifest)
+
+
+def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
+    held_back = manifest.facts["held_back"]
+    rows = [
+        {"file": source, "malformed_lines": counts["num_malformed"], "lines": counts["num_lines"]}
+        for source, counts in held_back.items()
+    ]
+    return dg.AssetCheckResult(
+        check_name=HELD_BACK_CHECK,
+        passed=not held_back,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(held_back)} files are held back: mend them, or raise max_malformed_fraction."
+        if held_back
+        else "No file is held back.",
+        metadata={"held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"})},
+    )
+
+
+def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
+    """The materialization of all rejects: tables by file and reason, and of the single rows."""
+    rows = read_table(snapshot.paths(), records.REJECTS)
+    counts = Counter(zip(*(rows[name].to_pylist() for name in ("source", "stage", "reason")), strict=True))
+    by_file = [
+        {"file": source, "stage": stage, "reason": reason, "rejects": count}
+        for (source, stage, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    columns = {"file": "string", "stage": "string", "reason": "string", "rejects": "int"}
+    num_in = snapshot.manifest.total("num_in")
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(snapshot.name),
+        metadata={
+            "dagster/row_count": rows.num_rows,
+            "dagster/uri": snapshot.directory.resolve().as_uri(),
+            "path": dg.MetadataValue.path(str(snapshot.directory)),
+            "rejects_by_file_and_reason": table(by_file, columns),
+            "rejects": table(rows.drop_columns(["line_sha256"]).to_pylist()),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="rejects_are_complete",
+                passed=rows.num_rows == num_in,
+                metadata={"rejects_of_all_stages": num_in, "rejects_here": rows.num_rows},
+            )
+        ],
+    )
+
+
+def schema_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """An Arrow schema as the asset's static column schema."""
+    return {"dagster/column_schema": column_schema(schema)}

@@ -1,0 +1,1 @@
+"""The built-in sample: annotations, tokenizer, model configuration and training settings."""

@@ -1,0 +1,189 @@
+"""Every knob of the project, declared once with its unit and meaning.
+
+A setting comes from the first of: Dagster config, the environment variable `RM_<NAME>`, the sample's own training
+settings (only while both the annotations and the model are the built-in ones), the default written here. Names
+are unique over both classes, so that `RM_EPOCHS` needs no prefix of its group.
+"""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+PREFIX = "RM_"
+SAMPLE = Path(__file__).parent / "sample"
+PLAIN_TEMPLATE = "plain"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. The message names the setting and says what to do."""
+
+
+class TrainingSettings(BaseModel):
+    """What only the training job reads: a change of these costs no data work."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(1, ge=1, description="Passes over the training pairs.")
+    learning_rate: float = Field(
+        1e-5,
+        gt=0,
+        description="Peak learning rate of AdamW, reached after the warm-up; a cosine takes it to zero.",
+    )
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="Share of the optimizer steps spent on linear warm-up."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay, on matrices only.")
+    batch_pairs: int = Field(64, ge=1, description="Pairs per optimizer step, over all processes.")
+    micro_batch_pairs: int = Field(
+        8, ge=1, description="Pairs per forward pass of one process; bounds memory, not results."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
+    center_rewards: float = Field(
+        0.01,
+        ge=0,
+        description="Weight of mean((r_chosen + r_rejected)^2), which keeps scores near zero; 0 turns it off.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the head's initial weights and of the order of the pairs.")
+    num_processes: int = Field(
+        1, ge=1, description="Processes of the training job on this machine (torchrun); one per GPU."
+    )
+
+
+class Settings(BaseModel):
+    """What to read, with which tokenizer and model, where to store, and where each stage draws its line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    annotations: str | None = Field(
+        None, description="File, directory or glob of *.jsonl or *.jsonl.gz; unset: the built-in sample."
+    )
+    storage: str = Field("./rm_storage", description="Directory of all snapshots.")
+    model: str | None = Field(
+        None,
+        description="Model directory or Hub name, with its own tokenizer; unset: a tiny one with random weights.",
+    )
+    tokenizer: str | None = Field(None, description="Tokenizer directory or Hub name; unset: the model's.")
+    chat_template: str | None = Field(
+        None,
+        description="Path of a Jinja chat template, or 'plain' (prompt, two line feeds, reply; single-turn pairs only); "
+        "unset: the tokenizer's.",
+    )
+    template_date: date = Field(
+        date(2025, 1, 1),
+        description="What strftime_now tells a chat template, so that a rendering never depends on the day.",
+    )
+    engine: Literal["local"] = Field("local", description="Where shards are computed: processes of this machine.")
+    num_workers: int = Field(0, ge=0, description="Processes that compute shards; 0: one per core.")
+    shard_bytes: int = Field(8 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file.")
+    max_line_bytes: int = Field(
+        16 * 2**20, ge=1, description="Longer lines, in bytes, are rejects and never held in memory."
+    )
+    max_malformed_fraction: float = Field(
+        0.10,
+        ge=0,
+        le=1,
+        description="A file with a larger share of malformed non-blank lines is held back whole.",
+    )
+    control_tokens: Literal["reject", "allow"] = Field(
+        "reject",
+        description="Text that contains one of the tokenizer's control tokens: a reject, or left as it is.",
+    )
+    max_length: int = Field(1024, ge=2, description="Longest side of a pair, in tokens.")
+    over_long: Literal["reject", "drop_turns"] = Field(
+        "reject", description="Over-long pairs: rejects, or shortened by the oldest turns of the prompt."
+    )
+    validation_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the prompts held out to watch training.")
+    test_fraction: float = Field(0.10, gt=0, lt=1, description="Share of the prompts held out for the report.")
+    split_seed: str = Field("rm_assets", description="Key of the hash that assigns prompts to splits.")
+    previews: bool | None = Field(
+        None, description="Show shortened text of a few rows in the UI; unset: only for the built-in sample."
+    )
+    keep_snapshots: int = Field(3, ge=1, description="Snapshots kept of each asset.")
+    fail_below_accuracy: float | None = Field(
+        None, ge=0, le=1, description="Held-out accuracy below this fails the run; unset: it only warns."
+    )
+    training: TrainingSettings = TrainingSettings()
+
+    @field_validator("test_fraction")
+    @classmethod
+    def _leaves_pairs_to_train_on(cls, value: float, info: Any) -> float:
+        if value + info.data.get("validation_fraction", 0.0) >= 1:
+            raise ValueError("validation_fraction and test_fraction together must stay below 1")
+        return value
+
+    @property
+    def uses_sample_annotations(self) -> bool:
+        """Whether the built-in annotations are read."""
+        return self.annotations is None
+
+    @property
+    def annotations_path(self) -> str:
+        """The path, directory or glob to read."""
+        return self.annotations if self.annotations is not None else str(SAMPLE / "annotations")
+
+    @property
+    def shows_previews(self) -> bool:
+        """Whether shortened text of rows may appear in the UI."""
+        return self.uses_sample_annotations if self.previews is None else self.previews
+
+
+def knobs() -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting with its declaration, flat, in the order of this file."""
+    for model in (Settings, TrainingSettings):
+        for name, field in model.model_fields.items():
+            if name != "training":
+                yield name, field
+
+
+def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """The settings in force; `overrides` (flat, by name) beat the environment, and `None` there means not given.
+
+    Raises SettingsError for an unknown or empty `RM_*` variable, an unknown name, or a value out of its range.
+    """
+    given = _from_environment(environment)
+    given |= {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown(given, "setting {!r}")
+    for name, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise SettingsError(f"{name} is set but empty: unset {PREFIX}{name.upper()}, or give it a value")
+    if given.get("annotations") is None and given.get("model") is None and given.get("tokenizer") is None:
+        given = json.loads((SAMPLE / "training.json").read_text()) | given
+    training = {name: given.pop(name) for name in list(given) if name in TrainingSettings.model_fields}
+    try:
+        return Settings(**given, training=TrainingSettings(**training))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_problems(error, given | training))) from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
+    _refuse_unknown(given, "environment variable " + PREFIX + "{}", str.upper)
+    return given
+
+
+def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> None:
+    names = [name for name, _ in knobs()]
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {what.format(spelled(close[0]))}?" if close else f"known are {', '.join(names)}"
+            raise SettingsError(f"unknown {what.format(spelled(name))}: {hint}")
+
+
+def _problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        yield f"{name} (or {PREFIX}{name.upper()}) is {given.get(name)!r}: {problem['msg']}"
+
+
+def is_optional(annotation: Any) -> bool:
+    """Whether a type admits None."""
+    return isinstance(annotation, types.UnionType) and type(None) in typing.get_args(annotation)

@@ -1,0 +1,1 @@
+"""The training job: torch and transformers, no Dagster. `python -m rm_assets.training JOB.json` runs it."""

@@ -1,0 +1,107 @@
+"""The entry: `python -m rm_assets.training JOB.json`, or torchrun with `-m rm_assets.training JOB.json`.
+
+Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no usable
+job file, 143 and 130 stopped by SIGTERM and SIGINT.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rm_assets.training import processes
+from rm_assets.training.job import TrainingError, TrainingJob
+from rm_assets.training.progress import Progress
+from rm_assets.training.result import ERROR, METRICS
+
+try:
+    import dagster_pipes
+except ImportError:  # the job runs where no Dagster is installed
+    dagster_pipes = None  # type: ignore[assignment]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job described by the one argument; returns the exit code."""
+    processes.die_with_launcher()
+    if len(arguments) != 1:
+        print("usage: python -m rm_assets.training JOB.json", file=sys.stderr)
+        return 2
+    path = Path(arguments[0])
+    try:
+        job = TrainingJob.read(path)
+    except (OSError, ValidationError) as error:
+        print(f"error: cannot read the training job {str(path)!r}: {error}", file=sys.stderr)
+        return 2
+    if job.settings.num_processes > 1 and not processes.is_worker():
+        return processes.run_workers(path, job.settings.num_processes)
+    processes.leave_on_signals()
+    if processes.is_worker():
+        processes.die_with_torchrun()
+    return work(job)
+
+
+def work(job: TrainingJob) -> int:
+    """Run the job as the process, or the rank, that this is; returns the exit code."""
+    pipes = _open_pipes() if processes.is_first_worker() else None
+    try:
+        _run(job, pipes)
+    except TrainingError as error:
+        return _failed(job, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(job, f"{type(error).__name__}: {error}")
+    finally:
+        if pipes is not None:
+            pipes.close()  # without the error, whose text may be longer than a Pipes message should be
+    return 0
+
+
+def _run(job: TrainingJob, pipes: Any) -> None:
+    # only here, because torch takes seconds to import and the outer process of several needs none of it
+    import transformers
+
+    from rm_assets.training.group import join_group, leave_group
+    from rm_assets.training.run import clear_output, run_job
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    group = join_group()
+    progress = Progress()
+    if group.is_first:
+        clear_output(Path(job.output_directory))
+        progress = Progress(Path(job.output_directory) / METRICS, lambda text: _say(text, pipes))
+    run_job(job, group, progress)
+    leave_group(group)
+
+
+def _open_pipes() -> Any:
+    if dagster_pipes is None or "DAGSTER_PIPES_CONTEXT" not in os.environ:
+        return None
+    return dagster_pipes.open_dagster_pipes()
+
+
+def _say(text: str, pipes: Any) -> None:
+    print(text, flush=True)
+    if pipes is not None:
+        pipes.log.info(text)
+
+
+def _failed(job: TrainingJob, reason: str) -> int:
+    rank = f"process {os.environ['RANK']}: " if processes.is_worker() else ""
+    print(f"error: {rank}{reason}", file=sys.stderr)
+    directory = Path(job.output_directory)
+    if directory.is_dir():
+        (directory / ERROR).write_text(reason + "\n")
+    return 1
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    if code:
+        # at once: a failed process must not wait in its clean-up for others that no longer answer
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,92 @@
+"""The model card: what the saved model is, written from the values it was made with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_assets.training.job import TrainingJob
+
+_CARD = """---
+{front_matter}
+---
+
+# {title}
+
+A Bradley-Terry reward model: it gives a conversation a score. Of two replies to one prompt, it expects the
+first to be preferred with probability sigmoid(score of the first - score of the second). A score alone means
+nothing; only differences between replies to one prompt do.
+
+| | |
+|---|---|
+| base model | {base} |
+| data snapshot | `{data_snapshot}` |
+| job key | `{key}` |
+
+## Use
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForSequenceClassification.from_pretrained(directory)
+conversation = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
+text = tokenizer.apply_chat_template(conversation, tokenize=False)
+score = model(**tokenizer([text], padding=True, return_tensors="pt", add_special_tokens=False)).logits
+```
+
+The tokenizer pads on the right with `{pad_token}`, which ends no conversation. The chat template already
+writes the special tokens, hence `add_special_tokens=False`.{template_note}
+
+## Metrics
+
+{metrics}
+
+An accuracy is the share of pairs whose chosen reply scores higher; losses include the margin and the
+centering term.
+
+## Settings
+
+{settings}
+"""
+
+_NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
+
+
+def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any) -> str:
+    """The card as Markdown with its YAML front matter."""
+    return _CARD.format(
+        front_matter=_front_matter(job),
+        title=f"Reward model on {base_name(job)}",
+        base=f"`{base_name(job)}`" + (" (a toy: random weights before training)" if job.toy else ""),
+        data_snapshot=job.data_snapshot,
+        key=job.key,
+        pad_token=tokenizer.pad_token,
+        template_note="" if tokenizer.chat_template else _NO_TEMPLATE,
+        metrics=_table(("metric", "value"), metrics),
+        settings=_table(("setting", "value"), job.settings.model_dump()),
+    )
+
+
+def base_name(job: TrainingJob) -> str:
+    """The Hub name of the base model, or its directory's: a card tells nobody where files lay."""
+    return Path(job.model).resolve().name if Path(job.model).is_dir() else job.model
+
+
+def _front_matter(job: TrainingJob) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-classification"]
+    lines += ["tags: [reward-model, bradley-terry, preference]"]
+    if not job.toy and not Path(job.model).is_dir():
+        lines.append(f"base_model: {json.dumps(job.model)}")
+    return "\n".join(lines)
+
+
+def _table(head: tuple[str, str], values: Mapping[str, Any]) -> str:
+    shown = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return "\n".join(
+        [
+            f"| {head[0]} | {head[1]} |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in shown.items()),
+        ]
+    )

@@ -1,0 +1,83 @@
+"""What is wrong with the pairs of a job, found before any training: nothing here repairs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rm_assets.training.batches import SIDES, Pairs, Sequences, read_pairs
+from rm_assets.training.job import SPLITS, TrainingError, TrainingJob
+
+
+def read_splits(job: TrainingJob) -> dict[str, Pairs]:
+    """The pairs of every split; validation and test may be empty. Raises TrainingError where train is."""
+    unknown = sorted(set(job.splits) - set(SPLITS))
+    if unknown:
+        raise TrainingError(f"unknown split {unknown[0]!r}: known are {', '.join(SPLITS)}")
+    splits = {name: read_pairs(job.splits.get(name, [])) for name in SPLITS}
+    if not len(splits["train"]):
+        raise TrainingError("no pairs to train on: the train split is empty; add annotations")
+    return splits
+
+
+def check_pairs(splits: Mapping[str, Pairs], vocab_size: int, pad_token_id: int, max_positions: int | None) -> None:
+    """Raise TrainingError for the first pair that cannot be trained on, or not scored as stock transformers would.
+
+    That is one with a margin that is not finite, or with a side that has an id outside the vocabulary, is longer
+    than the model has positions, or ends in the pad token: stock transformers reads the score at the last token
+    that is not the pad token.
+    """
+    if not 0 <= pad_token_id < vocab_size:
+        raise TrainingError(
+            f"pad_token_id is {pad_token_id!r} but the model has {vocab_size} embeddings: "
+            "use the tokenizer that belongs to the model (settings model and tokenizer)"
+        )
+    for split, pairs in splits.items():
+        _check_margins(pairs, split)
+        for side in SIDES:
+            where = f"the {side} side of {{}}, split {split!r}"
+            sequences = pairs.chosen if side == "chosen" else pairs.rejected
+            _check_ids(pairs, sequences, vocab_size, where)
+            _check_lengths(pairs, sequences, max_positions, where)
+            _check_ends(pairs, sequences, pad_token_id, where)
+
+
+def _check_margins(pairs: Pairs, split: str) -> None:
+    wrong = np.flatnonzero(~np.isfinite(pairs.margin))
+    if wrong.size:
+        row = int(wrong[0])
+        margin = float(pairs.margin[row])
+        raise TrainingError(f"margin is {margin!r} in {_place(pairs, row)}, split {split!r}: give a finite number")
+
+
+def _check_ids(pairs: Pairs, sequences: Sequences, vocab_size: int, where: str) -> None:
+    wrong = np.flatnonzero((sequences.ids < 0) | (sequences.ids >= vocab_size))
+    if wrong.size:
+        row = int(np.searchsorted(sequences.offsets, wrong[0], side="right")) - 1
+        raise TrainingError(
+            f"token id {int(sequences.ids[wrong[0]])!r} in {where.format(_place(pairs, row))} is outside the "
+            f"model's vocabulary of {vocab_size}: use its own tokenizer (settings model and tokenizer)"
+        )
+
+
+def _check_lengths(pairs: Pairs, sequences: Sequences, max_positions: int | None, where: str) -> None:
+    wrong = np.flatnonzero(sequences.lengths > (max_positions or np.inf))
+    if wrong.size:
+        row = int(wrong[0])
+        raise TrainingError(
+            f"{where.format(_place(pairs, row))} has {int(sequences.lengths[row])} tokens but the model only "
+            f"{max_positions} positions: lower max_length to that"
+        )
+
+
+def _check_ends(pairs: Pairs, sequences: Sequences, pad_token_id: int, where: str) -> None:
+    wrong = np.flatnonzero(sequences.ids[sequences.offsets[1:] - 1] == pad_token_id)
+    if wrong.size:
+        raise TrainingError(
+            f"{where.format(_place(pairs, int(wrong[0])))} ends in the pad token {pad_token_id!r}, where "
+            "stock transformers would read no score: choose another pad token"
+        )
+
+
+def _place(pairs: Pairs, row: int) -> str:
+    key = pairs.keys.slice(row, 1).to_pylist()[0]
+    return f"pair {key['pair_id']!r} ({key['source']}, line {key['line']})"

@@ -1,0 +1,88 @@
+"""Scores of held-out pairs, each the score of its sequence alone whatever it is batched with."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from rm_assets.training.batches import Pairs, by_length, collate, split_into
+from rm_assets.training.group import Group
+from rm_assets.training.job import TrainingError
+from rm_assets.training.loss import pair_losses
+from rm_assets.training.model import sequence_scores
+from rm_assets.training.result import SCORES
+
+
+@torch.inference_mode()
+def pair_scores(
+    model: Any, pairs: Pairs, rows: NDArray[np.int64], group: Group, micro_batch_pairs: int, bfloat16: bool
+) -> NDArray[np.float32]:
+    """The scores of the rows, float32 [rows, 2], chosen first; each process computes a share and gets all."""
+    found = torch.zeros(len(pairs), 2, device=group.device)
+    for micro_rows in split_into(group.share(by_length(pairs, rows)), micro_batch_pairs):
+        batch = collate(pairs, micro_rows, group.device)
+        scores = sequence_scores(model, batch.ids, batch.lengths, bfloat16)
+        found[torch.from_numpy(micro_rows).to(group.device)] = torch.stack(scores.chunk(2), dim=1)
+    group.add_up(found)  # zero but for one process, so the sum is exact
+    return found.cpu().numpy()[rows]
+
+
+def mean_loss_and_accuracy(
+    scores: NDArray[np.float32], margin: NDArray[np.float32], center_rewards: float
+) -> tuple[float, float]:
+    """The mean training loss, and the share of pairs whose chosen side scores higher, which ties do not.
+
+    Raises TrainingError for a loss that is not finite.
+    """
+    chosen, rejected = torch.from_numpy(scores).unbind(1)
+    losses = pair_losses(chosen, rejected, torch.from_numpy(margin), center_rewards)
+    loss = float(losses.double().mean())
+    if not math.isfinite(loss):
+        raise TrainingError(f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate")
+    return loss, float((chosen > rejected).double().mean())
+
+
+def evaluate(
+    model: Any, splits: Mapping[str, Pairs], group: Group, micro_batch_pairs: int
+) -> dict[str, NDArray[np.float32]]:
+    """Scores of every pair of every split in float32, each [pairs, 2], chosen first."""
+    return {
+        name: pair_scores(model, pairs, np.arange(len(pairs)), group, micro_batch_pairs, bfloat16=False)
+        for name, pairs in splits.items()
+    }
+
+
+def split_metrics(
+    splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]], center_rewards: float
+) -> dict[str, float | int | None]:
+    """`<split>_loss`, `<split>_accuracy` (None where it has no pairs) and `<split>_pairs` for each split."""
+    metrics: dict[str, float | int | None] = {}
+    for name, found in scores.items():
+        pairs = splits[name]
+        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin, center_rewards) if len(pairs) else (None, None)
+        metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy, f"{name}_pairs": len(pairs)}
+    return metrics
+
+
+def write_scores(path: Path, splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]]) -> None:
+    """A row for each pair with the schema SCORES; a file without rows where there are no held-out pairs."""
+    tables = [_scores_table(name, splits[name], found) for name, found in scores.items()]
+    pq.write_table(pa.concat_tables(tables), path)
+
+
+def _scores_table(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> pa.Table:
+    columns = {name: pairs.keys.column(name) for name in pairs.keys.column_names} | {
+        "split": pa.array([split] * len(pairs), pa.string()),
+        "chosen_score": scores[:, 0],
+        "rejected_score": scores[:, 1],
+        "chosen_length": pairs.chosen.lengths.astype(np.int32),
+        "rejected_length": pairs.rejected.lengths.astype(np.int32),
+        "margin": pairs.margin,
+    }
+    return pa.table([columns[name] for name in SCORES.names], schema=SCORES)

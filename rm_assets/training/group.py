@@ -1,0 +1,70 @@
+"""The processes that train together: who this one is, and the one thing they exchange, a sum."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rm_assets.training.job import TrainingError
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's rank, the number of processes, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's rows: every `size`-th, so that rows sorted by length are shared out evenly."""
+        return rows[self.rank :: self.size]
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace `tensor` by its sum over all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        token = torch.zeros(1, device=self.device)
+        self.add_up(token)
+        token.item()  # on a GPU the sum is only queued until someone reads it
+
+
+ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
+
+
+def join_group() -> Group:
+    """The group that torchrun's environment describes, or a group of one.
+
+    Raises TrainingError where there are GPUs, but fewer than processes.
+    """
+    rank, size, local_rank = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if not torch.cuda.is_available():
+        device, backend = torch.device("cpu"), "gloo"
+    elif local_rank < torch.cuda.device_count():
+        device, backend = torch.device("cuda", local_rank), "nccl"
+        torch.cuda.set_device(device)
+    else:
+        num_gpus = torch.cuda.device_count()
+        raise TrainingError(f"process {local_rank!r} has no GPU, this machine has {num_gpus}: lower num_processes")
+    if size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+        torch.distributed.init_process_group(backend)
+    return Group(rank, size, device)
+
+
+def leave_group(group: Group) -> None:
+    """Close the connections of a group that has finished."""
+    if group.size > 1:
+        torch.distributed.destroy_process_group()

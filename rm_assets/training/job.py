@@ -1,0 +1,44 @@
+"""The file that describes one training job: everything it reads, and where it writes. No torch here."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from rm_assets.settings import TrainingSettings
+
+SPLITS = ("train", "validation", "test")
+
+
+class TrainingError(RuntimeError):
+    """A job that cannot be trained, or whose training had to stop. One line that says why and what to do."""
+
+
+class TrainingJob(BaseModel):
+    """Written as JSON by the launcher, read by `python -m rm_assets.training JOB.json`.
+
+    `splits` maps "train", "validation" and "test" to Parquet files with the schema `records.PADDED`. `model`
+    is a directory or Hub name with weights (`model_revision` pins a Hub commit); where `toy` is true it is a
+    directory that holds only a `config.json`, whose model is built with random weights at `vocab_size`.
+    `chat_template` is the template's text, or None for the tokenizer's own. The job writes into
+    `output_directory`, `manifest.json` last.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    output_directory: str
+    data_snapshot: str
+    splits: dict[str, list[str]]
+    pad_token_id: int
+    model: str
+    model_revision: str | None
+    toy: bool
+    vocab_size: int
+    tokenizer: str
+    chat_template: str | None
+    settings: TrainingSettings
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingJob":
+        """The job described by a JSON file."""
+        return cls.model_validate_json(path.read_text())

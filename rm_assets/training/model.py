@@ -1,0 +1,156 @@
+"""The reward model: building, loading, scoring and saving it.
+
+It is stock `AutoModelForSequenceClassification` with one label. Dropout is off because the model stays in
+eval mode while it is trained: the modes differ in nothing else that we use, and a reward is not a draw.
+
+Letters: S sequences, T tokens of the longest, H the model's width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from rm_assets.training.job import TrainingError, TrainingJob
+
+HEAD = "score"
+
+
+def build_model(job: TrainingJob) -> Any:
+    """The model before training, in float32 on the CPU; a function of the job alone.
+
+    Raises TrainingError, which names the setting `model`, for one that cannot be loaded or has no such head.
+    """
+    torch.manual_seed(job.settings.seed)
+    model, is_new_head = _toy_model(job) if job.toy else _pretrained_model(job)
+    _check_shape(model, job.model)
+    if is_new_head:
+        _initialise_head(model.score, job.settings.seed)
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = job.pad_token_id
+    return model.eval()
+
+
+def load_model(directory: Path) -> Any:
+    """The saved model of a directory in float32, with nothing missing."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    assert not info["missing_keys"], f"saved model lacks {sorted(info['missing_keys'])!r}"
+    return model.eval()
+
+
+def _toy_model(job: TrainingJob) -> tuple[Any, bool]:
+    try:
+        config = AutoConfig.from_pretrained(job.model, trust_remote_code=False, num_labels=1)
+        # the configuration's own special ids may lie outside the new vocabulary
+        config.vocab_size, config.pad_token_id = job.vocab_size, job.pad_token_id
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), True
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        raise _unloadable(job.model, error) from error
+
+
+def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            job.model,
+            revision=job.model_revision or "main",
+            num_labels=1,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unloadable(job.model, error) from error
+    missing = set(info["missing_keys"])
+    is_new_head = f"{HEAD}.weight" in missing
+    lacking = sorted(name for name in missing if not name.startswith(f"{HEAD}."))
+    if lacking:
+        raise TrainingError(f"model {job.model!r} lacks the weights {lacking[:3]!r}: give a complete checkpoint")
+    return model, is_new_head
+
+
+def _unloadable(model: str, error: Exception) -> TrainingError:
+    reason = " ".join(str(error).split())[:500]
+    return TrainingError(f"model {model!r} cannot be loaded as a reward model: {reason}; change the setting model")
+
+
+def _check_shape(model: Any, name: str) -> None:
+    head = getattr(model, HEAD, None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1 or not hasattr(model, model.base_model_prefix):
+        raise TrainingError(
+            f"model {name!r} is a {type(model).__name__} without a linear head {HEAD!r}: set model to a "
+            "causal language model that transformers can load for sequence classification, such as Qwen3"
+        )
+
+
+def _initialise_head(head: nn.Linear, seed: int) -> None:
+    """Normal with standard deviation 1 / sqrt(H + 1) (2009.01325), seeded apart from all else."""
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5, generator=generator)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+
+
+def num_embeddings(model: Any) -> int:
+    """Rows of the embedding matrix: ids must be smaller."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def max_positions(model: Any) -> int | None:
+    """Longest sequence in tokens, or None where the configuration states none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def sequence_scores(model: Any, ids: Tensor, lengths: Tensor, bfloat16: bool) -> Tensor:
+    """The score of each sequence, float32 [S], from right-padded int64 ids [S, T] and int64 lengths [S].
+
+    The hidden state at `length - 1`, through the head in float32; the body computes in bfloat16 where asked.
+    """
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    body = getattr(model, model.base_model_prefix)
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        hidden = body(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state  # [S, T, H]
+    last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+    scores: Tensor = model.score(last.float()).squeeze(-1)
+    return scores
+
+
+def load_tokenizer(job: TrainingJob) -> Any:
+    """The tokenizer to save with the model: it pads on the right with `pad_token_id`, has the template.
+
+    Raises TrainingError where it cannot be loaded or has no special token of that id.
+    """
+    revision = job.model_revision if job.tokenizer == job.model else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(job.tokenizer, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise TrainingError(f"tokenizer {job.tokenizer!r} cannot be loaded: {reason}") from error
+    token = tokenizer.convert_ids_to_tokens(job.pad_token_id) if job.pad_token_id >= 0 else None
+    if token is None:
+        raise TrainingError(f"tokenizer {job.tokenizer!r} has no token of id {job.pad_token_id!r} to pad with")
+    if job.pad_token_id not in tokenizer.added_tokens_decoder:
+        raise TrainingError(
+            f"token {token!r} of tokenizer {job.tokenizer!r} is an ordinary one: as pad token it would be split off "
+            "from text that contains it; pad with one of the tokenizer's special tokens"
+        )
+    tokenizer.pad_token = token
+    assert tokenizer.pad_token_id == job.pad_token_id, (token, tokenizer.pad_token_id)
+    tokenizer.padding_side = "right"
+    if job.chat_template is not None:
+        tokenizer.chat_template = job.chat_template
+    return tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write a Hugging Face model directory: float32 safetensors, configuration, tokenizer, chat template."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,127 @@
+"""Starting the processes of a job, and leaving none behind. No torch here: the outer process runs this too.
+
+`launcher -> python -m rm_assets.training -> torchrun -> one worker per rank`. Torchrun puts each worker into
+a session of its own, where no signal to the outer process group reaches it: each watches its parent instead.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+PARENT_FD = "RM_PARENT_FD"
+"""Environment variable: the inherited read end of a pipe, which ends once the launcher is gone."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_BETWEEN_LOOKS = 0.25
+SECONDS_TO_STOP = 10.0
+
+
+def is_worker() -> bool:
+    """Whether torchrun started this process."""
+    return "RANK" in os.environ
+
+
+def is_first_worker() -> bool:
+    """Whether this process writes and reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave_on_signals() -> None:
+    """From now on SIGTERM and SIGINT end this process at once, with exit code 143 or 130.
+
+    Python runs a handler only between two steps of the main thread, which may compute for long. What it does
+    at once is to write the signal's number to the wake-up pipe, and a thread waits there.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    _in_background(lambda: _leave(os.read(read_end, 1)[0]))
+
+
+def _leave(number: int) -> NoReturn:
+    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def die_with_launcher() -> None:
+    """Kill the own process group when the launcher is gone, where RM_PARENT_FD tells how to know.
+
+    The launcher must start this process in a group of its own.
+    """
+    descriptor = os.environ.pop(PARENT_FD, None)
+    if descriptor is not None:
+        _in_background(lambda: _kill_group_at_end_of_file(int(descriptor)))
+
+
+def _kill_group_at_end_of_file(descriptor: int) -> None:
+    while os.read(descriptor, 1):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def die_with_torchrun() -> None:
+    """In a worker: end when torchrun is gone, even where it was killed and could tell nobody."""
+    _in_background(lambda: _kill_self_when_orphaned(os.getppid()))
+
+
+def _kill_self_when_orphaned(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _in_background(work: Callable[[], object]) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def run_workers(job_path: Path, num_processes: int) -> int:
+    """Run `python -m rm_assets.training` in `num_processes` workers under torchrun; returns the exit code.
+
+    SIGTERM and SIGINT are passed on, and give 143 and 130 once the workers are gone.
+    """
+    received: list[int] = []
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for process in workers:
+            process.send_signal(number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
+    workers.append(subprocess.Popen(torchrun_command(job_path, num_processes), env=_workers_environment(num_processes)))
+    if received:  # a signal between the two lines above
+        workers[0].send_signal(received[0])
+    code = _exit_code(workers[0], received)
+    return 128 + received[0] if received else code
+
+
+def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
+    """Torchrun's command line, with a free port on the loopback interface as meeting point."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [*torchrun, f"--nproc-per-node={num_processes}", "-m", __package__ or "", str(job_path)]
+
+
+def _workers_environment(num_processes: int) -> dict[str, str]:
+    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    return {"OMP_NUM_THREADS": str(num_threads)} | dict(os.environ)
+
+
+def _exit_code(process: subprocess.Popen[bytes], received: list[int]) -> int:
+    deadline: float | None = None
+    while True:
+        try:
+            return process.wait(SECONDS_BETWEEN_LOOKS)
+        except subprocess.TimeoutExpired:
+            deadline = deadline or (time.monotonic() + SECONDS_TO_STOP if received else None)
+            if deadline and time.monotonic() > deadline:
+                process.kill()

@@ -1,0 +1,81 @@
+"""What a run says while it works: `metrics.jsonl`, and a line of progress now and then."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SECONDS_BETWEEN_LINES = 5.0
+MAX_FILE_LINES = 1000
+MAX_MESSAGE_CHARACTERS = 400  # the log of Dagster Pipes wants small messages
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """An optimizer step, counted from 1 like its epoch: loss and accuracy of its pairs before the update."""
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    grad_norm: float
+
+
+@dataclass
+class Progress:
+    """Where the figures of a run go: the file, and `say` for people. Without a file, nowhere."""
+
+    metrics_file: Path | None = None
+    say: Callable[[str], object] = print
+    started: float = field(default_factory=time.perf_counter)
+    last_line: float = -SECONDS_BETWEEN_LINES
+
+    def message(self, text: str) -> None:
+        """Tell people something once."""
+        if self.metrics_file is not None:
+            self.say(text[:MAX_MESSAGE_CHARACTERS])
+
+    def start_clock(self) -> None:
+        """Begin the time that speeds are measured in."""
+        self.started = time.perf_counter()
+
+    def step(self, figures: StepFigures, num_steps: int, num_pairs_done: int) -> None:
+        """Note a finished step: up to MAX_FILE_LINES times in the file; aloud first, last and in between."""
+        now = time.perf_counter()
+        seconds = now - self.started
+        speed, seconds_left = num_pairs_done / seconds, seconds / figures.step * (num_steps - figures.step)
+        is_edge = figures.step in (1, num_steps)
+        if is_edge or figures.step % -(-num_steps // MAX_FILE_LINES) == 0:
+            self._write({**vars(figures), "pairs_per_second": speed, "seconds_left": seconds_left})
+        if is_edge or now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            self.message(progress_line(figures, num_steps, speed, seconds_left))
+
+    def validation(self, step: int, loss: float, accuracy: float, num_pairs: int) -> None:
+        """Note how the model does on held-out pairs after a step."""
+        self._write(
+            {
+                "step": step,
+                "validation_loss": loss,
+                "validation_accuracy": accuracy,
+                "validation_pairs": num_pairs,
+            }
+        )
+
+    def _write(self, line: dict[str, float]) -> None:
+        if self.metrics_file is not None:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def progress_line(figures: StepFigures, num_steps: int, speed: float, seconds_left: float) -> str:
+    """For example: step 40/200 · loss 0.412 · accuracy 0.81 · 220 pairs/s · 0:35 left."""
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return (
+        f"step {figures.step}/{num_steps} · loss {figures.loss:.3f} · accuracy {figures.accuracy:.2f} · "
+        f"{speed:.3g} pairs/s · {left} left"
+    )

@@ -1,0 +1,114 @@
+"""What a finished job leaves behind, and the reader that trusts none of it unverified. No torch here.
+
+`manifest.json` is written last: a directory without one holds no result.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+MANIFEST = "manifest.json"
+MODEL = "model"
+SCORES_FILE = "scores.parquet"
+METRICS = "metrics.jsonl"
+ERROR = "error.txt"
+
+SCORES = pa.schema(
+    [
+        pa.field(name, dtype, nullable=False)
+        for name, dtype in [
+            ("source", pa.string()),
+            ("line", pa.int64()),
+            ("pair_id", pa.string()),
+            ("prompt_key", pa.string()),
+            ("split", pa.string()),
+            ("chosen_score", pa.float32()),
+            ("rejected_score", pa.float32()),
+            ("chosen_length", pa.int32()),
+            ("rejected_length", pa.int32()),
+            ("margin", pa.float32()),
+        ]
+    ]
+)
+"""A row for each held-out pair; lengths in tokens."""
+
+
+class TrainingResultError(RuntimeError):
+    """A training result that is missing, of another job, or not as it was written."""
+
+
+def write_manifest(
+    directory: Path, key: str, data_snapshot: str, metrics: Mapping[str, Any], versions: Mapping[str, str]
+) -> None:
+    """Hash and sync every file of the result, then publish it by writing the manifest."""
+    paths = [*sorted((directory / MODEL).rglob("*")), directory / SCORES_FILE, directory / METRICS]
+    files = {path.relative_to(directory).as_posix(): _synced_sha256(path) for path in paths if path.is_file()}
+    manifest = {
+        "key": key,
+        "data_snapshot": data_snapshot,
+        "files": files,
+        "metrics": metrics,
+        "versions": versions,
+    }
+    beside = directory / f"{MANIFEST}.tmp"
+    with beside.open("w") as file:
+        file.write(json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(directory / MANIFEST)
+    for folder in (directory / MODEL, directory):
+        _sync_directory(folder)
+
+
+def read_result(directory: Path, key: str) -> dict[str, Any]:
+    """The manifest of a finished job, once the key and the hash of every file agree with it.
+
+    Raises TrainingResultError, which says which file is wrong and how.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        found, files = manifest["key"], dict(manifest["files"])
+        _ = manifest["data_snapshot"], manifest["metrics"], manifest["versions"]
+    except FileNotFoundError:
+        raise TrainingResultError(f"no {MANIFEST} in {str(directory)!r}: the training did not finish") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingResultError(f"{str(path)!r} is damaged ({error}): remove the directory and train again") from None
+    if found != key:
+        raise TrainingResultError(f"{str(path)!r} has the key {found!r}, not {key!r}: it belongs to another job")
+    for name, expected in files.items():
+        _check_file(directory, name, expected)
+    return dict(manifest)
+
+
+def _check_file(directory: Path, name: str, expected: str) -> None:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise TrainingResultError(f"{MANIFEST} names {name!r}, which lies outside {str(directory)!r}")
+    if not path.is_file():
+        raise TrainingResultError(f"{str(path)!r} is missing: remove the directory and train again")
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise TrainingResultError(
+            f"{str(path)!r} has the sha256 {actual!r}, not {expected!r}: remove the directory and train again"
+        )
+
+
+def _synced_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""Which pairs go, which split they are in, and what padding does to them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data import records
+from rm_assets.data.padding import dropped_rows, padded, padded_table, split_of
+from rm_assets.data.records import Reason
+from rm_assets.data.tokenization import TokenizedPair, id_lists
+
+
+def keys(pairs: list[tuple[str, str]]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    half = len(pairs) // 2
+    chunks = [pairs[:half], pairs[half:]]  # rows come in several chunks, one per file
+    return tuple(
+        pa.chunked_array([pa.array([pair[side] for pair in chunk], pa.string()) for chunk in chunks], pa.string())
+        for side in (0, 1)
+    )
+
+
+def test_of_equal_pairs_the_first_stays_and_of_flipped_ones_none() -> None:
+    pairs = [("a", "b"), ("a", "b"), ("c", "d"), ("d", "c"), ("e", "f"), ("c", "d")]
+    assert dropped_rows(*keys(pairs)) == {
+        1: Reason.DUPLICATE,
+        2: Reason.CONFLICT,
+        3: Reason.CONFLICT,
+        5: Reason.CONFLICT,
+    }
+
+
+def test_no_rows_drop_nothing() -> None:
+    assert dropped_rows(*keys([])) == {}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=30))
+def test_dropped_rows_are_those_of_the_plain_definition(pairs: list[tuple[str, str]]) -> None:
+    expected: dict[int, Reason] = {}
+    for row, (chosen, rejected) in enumerate(pairs):
+        if chosen != rejected and (rejected, chosen) in pairs:
+            expected[row] = Reason.CONFLICT
+        elif (chosen, rejected) in pairs[:row]:
+            expected[row] = Reason.DUPLICATE
+    assert dropped_rows(*keys(pairs)) == expected
+
+
+def test_splits_have_about_the_shares_that_were_asked_for_and_depend_on_the_prompt_alone() -> None:
+    names = [split_of(f"prompt {number}", "key", 0.05, 0.10) for number in range(4000)]
+    assert names == [split_of(f"prompt {number}", "key", 0.05, 0.10) for number in range(4000)]
+    # Four standard deviations of a binomial share: 4 * sqrt(0.1 * 0.9 / 4000) = 0.019.
+    assert abs(names.count("test") / 4000 - 0.10) < 0.019
+    assert abs(names.count("validation") / 4000 - 0.05) < 0.014
+    assert names != [split_of(f"prompt {number}", "other key", 0.05, 0.10) for number in range(4000)]
+
+
+def test_a_larger_test_fraction_moves_no_prompt_out_of_the_test_split() -> None:
+    small, large = (
+        {n for n in range(500) if split_of(str(n), "key", 0.05, fraction) == "test"} for fraction in (0.1, 0.3)
+    )
+    assert small < large
+
+
+def test_rows_are_padded_at_their_ends() -> None:
+    values = np.array([1, 2, 3], dtype=np.int32)
+    assert padded(values, np.array([2, 1]), np.array([3, 1]), 0).tolist() == [1, 2, 0, 3]
+
+
+ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 5), min_size=1, max_size=6)] * 2), max_size=8)
+
+
+@given(ROWS)
+def test_both_sides_have_one_length_and_masks_that_give_the_ids_back(rows: list[tuple[list[int], list[int]]]) -> None:
+    pad = 0  # also a real id here: masks must not come from `ids != pad`
+    chosen, rejected = ([np.array(row[side], dtype=np.int32) for row in rows] for side in (0, 1))
+    text = [str(number) for number in range(len(rows))]
+    columns = dict.fromkeys(("source", "pair_id", "prompt_key", "chosen_key", "rejected_key"), text)
+    columns |= {"line": list(range(len(rows))), "margin": [0.0] * len(rows)}
+    columns |= {"prefix_length": [0] * len(rows), "num_dropped_turns": [0] * len(rows)}
+    arrays = [
+        id_lists(chosen if field.name == "chosen_ids" else rejected)
+        if field.name.endswith("_ids")
+        else pa.array(columns[field.name], field.type)
+        for field in records.TOKENIZED
+    ]
+    table = padded_table(pa.Table.from_arrays(arrays, schema=records.TOKENIZED), pad)
+    assert table.schema == records.PADDED
+    for row, original in zip(table.to_pylist(), rows, strict=True):
+        widths = {
+            len(row[f"{side}_{part}"]) for side in ("chosen", "rejected") for part in ("input_ids", "attention_mask")
+        }
+        assert widths == {max(map(len, original))}
+        for side, ids in zip(("chosen", "rejected"), original, strict=True):
+            length = row[f"{side}_length"]
+            assert row[f"{side}_input_ids"][:length] == ids
+            width = max(map(len, original))
+            assert row[f"{side}_attention_mask"] == [1] * length + [0] * (width - length)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shared"),
+    [([1, 2, 3, 4], [1, 2, 9], 2), ([1, 2], [1, 2, 3], 1), ([1], [2], 0), ([1], [1, 2], 0), ([5, 6], [5, 7], 1)],
+)
+def test_the_shared_prefix_leaves_each_side_a_token_of_its_own(
+    chosen: list[int], rejected: list[int], shared: int
+) -> None:
+    pair = TokenizedPair(chosen=np.array(chosen, np.int32), rejected=np.array(rejected, np.int32))
+    assert pair.prefix_length == shared

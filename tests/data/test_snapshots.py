@@ -1,0 +1,137 @@
+"""Publishing: whole or not at all, found again after a crash, old ones removed, one writer at a time."""
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support import silent
+
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.snapshots import (
+    DATA,
+    MANIFEST,
+    REJECTS,
+    Publication,
+    Shard,
+    Snapshot,
+    SnapshotError,
+    held_lock,
+    latest_snapshot,
+    publication,
+    required_snapshot,
+    stage_shard,
+)
+
+
+def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
+    tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
+    key = fingerprint(name, value, num_rejects)
+    return turn.find(key) or stage_shard(turn.directory, name, "source", key, tables, {})
+
+
+def published(storage: Path, *values: int, keep: int = 3, num_rejects: int = 0) -> Snapshot:
+    with publication(storage, "asset", keep, silent) as turn:
+        shards = [staged(turn, f"shard-{index}", value, num_rejects) for index, value in enumerate(values)]
+        return turn.publish(shards, {}, {})
+
+
+def test_a_snapshot_is_named_by_its_data_alone(tmp_path: Path) -> None:
+    names = [published(tmp_path / place, 1, 2, num_rejects=n).name for place, n in (("a", 0), ("b", 3))]
+    assert names[0] == names[1]
+    assert published(tmp_path / "c", 2, 1).name != names[0]
+
+
+def test_unchanged_shards_are_links_to_the_same_bytes(tmp_path: Path) -> None:
+    first, second = published(tmp_path, 1, 2), published(tmp_path, 1, 3)
+    assert second.num_new_shards == 1
+    assert first.paths()[0].stat().st_ino == second.paths()[0].stat().st_ino
+    assert first.directory != second.directory
+
+
+def test_shards_finished_before_a_crash_are_found_again(tmp_path: Path) -> None:
+    with publication(tmp_path, "asset", 3, silent) as turn:
+        before = staged(turn, "shard-0", 1)
+    assert latest_snapshot(tmp_path, "asset") is None
+    with publication(tmp_path, "asset", 3, silent) as turn:
+        assert turn.find(before.key) == before
+        turn.publish([before], {}, {})
+    assert not (tmp_path / "asset" / ".staging").exists()
+    assert required_snapshot(tmp_path, "asset").paths()[0].is_file()
+
+
+def test_what_has_no_manifest_does_not_exist_and_is_swept_away(tmp_path: Path) -> None:
+    half = tmp_path / "asset" / "0123456789abcdef"
+    (half / DATA).mkdir(parents=True)
+    (half / DATA / "shard-0.parquet").write_bytes(b"torn")
+    assert latest_snapshot(tmp_path, "asset") is None
+    published(tmp_path, 1)
+    assert not half.exists()
+
+
+def test_a_lost_latest_file_costs_no_work(tmp_path: Path) -> None:
+    first = published(tmp_path, 1, 2)
+    (tmp_path / "asset" / "latest.json").unlink()
+    again = published(tmp_path, 1, 2)
+    assert (again.name, again.num_new_shards) == (first.name, 0)
+    assert latest_snapshot(tmp_path, "asset") == again
+
+
+def test_older_snapshots_are_removed_beyond_the_number_kept(tmp_path: Path) -> None:
+    names = []
+    for value in range(4):
+        names.append(published(tmp_path, value, keep=2).name)
+        time.sleep(0.02)
+    left = {path.parent.name for path in (tmp_path / "asset").glob(f"*/{MANIFEST}")}
+    assert left == set(names[-2:])
+    assert json.loads((tmp_path / "asset" / "latest.json").read_text()) == {"snapshot": names[-1]}
+
+
+def test_going_back_to_an_older_state_computes_nothing(tmp_path: Path) -> None:
+    first = published(tmp_path, 1)
+    published(tmp_path, 2)
+    again = published(tmp_path, 1)
+    assert (again.name, again.num_new_shards) == (first.name, 0)
+
+
+def test_changed_rejects_replace_those_of_the_same_snapshot(tmp_path: Path) -> None:
+    published(tmp_path, 1, num_rejects=2)
+    snapshot = published(tmp_path, 1, num_rejects=0)
+    assert snapshot.paths(REJECTS) == []
+    assert list((snapshot.directory / REJECTS).glob("*.parquet")) == []
+
+
+def test_a_missing_snapshot_says_what_to_materialize(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError, match="materialize raw_preferences first"):
+        required_snapshot(tmp_path, "raw_preferences")
+
+
+def _hold(path: Path, taken: "multiprocessing.synchronize.Event") -> None:
+    with held_lock(path, "the first", silent):
+        taken.set()
+        time.sleep(60)
+
+
+def test_a_second_writer_waits_says_for_whom_and_goes_on_when_the_first_dies(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    taken, said = context.Event(), []
+    holder = context.Process(target=_hold, args=(tmp_path / "lock", taken))
+    holder.start()
+    assert taken.wait(60)
+
+    def say(text: str) -> None:
+        said.append(text)
+        holder.kill()
+
+    with held_lock(tmp_path / "lock", "the second", say):
+        pass
+    holder.join()
+    assert said == [said[0]]
+    assert said[0].startswith(f"waiting for lock, held by the first, process {holder.pid} on ")
+
+
+def test_a_value_without_a_known_identity_cannot_be_fingerprinted() -> None:
+    with pytest.raises(TypeError, match="'object'"):
+        fingerprint({"a": [object()]})

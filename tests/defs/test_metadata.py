@@ -1,0 +1,222 @@
+import json
+import math
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data.records import PADDED, VALIDATED
+from rm_assets.defs.metadata import (
+    MAX_ROWS,
+    column_schema,
+    dataframe_table,
+    percentiles,
+    preview,
+    shortened,
+    table,
+)
+
+
+def records(value):
+    return [dict(record.data) for record in value.records]
+
+
+def types(value):
+    return {column.name: column.type for column in value.schema.columns}
+
+
+def strict_json(value):
+    """Parses what Dagster stores, as a browser would: no NaN, no Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads(dg.serialize_value(value), parse_constant=refuse)
+
+
+def test_column_types_read_like_types():
+    names = {column.name: column.type for column in column_schema(PADDED).columns}
+    assert names["chosen_input_ids"] == "list<int32>"
+    assert names["chosen_attention_mask"] == "list<int8>"
+    assert names["margin"] == "float32"
+    assert names["line"] == "int64"
+    messages = {column.name: column.type for column in column_schema(VALIDATED).columns}["prompt"]
+    assert messages.startswith("list<struct<role: string, content: string, ")
+    assert messages.endswith(">>")
+
+
+def test_floats_are_named_by_their_size():
+    schema = pa.schema([("half", pa.float16()), ("double", pa.float64()), ("large", pa.large_list(pa.float32()))])
+    assert [column.type for column in column_schema(schema).columns] == [
+        "float16",
+        "float64",
+        "list<float32>",
+    ]
+
+
+def test_columns_keep_whether_they_may_be_null():
+    schema = pa.schema([pa.field("a", pa.string(), nullable=False), pa.field("b", pa.string())])
+    assert [column.constraints.nullable for column in column_schema(schema).columns] == [False, True]
+
+
+def test_a_table_of_rows_with_different_keys():
+    value = table([{"a": 1}, {"b": "x", "a": 2.5}])
+    assert records(value) == [{"a": 1, "b": None}, {"a": 2.5, "b": "x"}]
+    assert types(value) == {"a": "float", "b": "string"}
+
+
+def test_types_are_not_decided_by_the_first_row():
+    value = table([{"a": None, "b": None, "c": 1}, {"a": True, "b": None, "c": "x"}, {"a": False, "b": None, "c": 2}])
+    assert types(value) == {"a": "bool", "b": "string", "c": "string"}
+
+
+def test_given_columns_fix_order_and_types_also_without_rows():
+    assert types(table([], {"b": "int", "a": "string"})) == {"b": "int", "a": "string"}
+    assert list(records(table([{"a": "x", "b": 1}], {"b": "int", "a": "string"}))[0]) == ["b", "a"]
+    assert records(table([])) == []
+
+
+def test_a_key_without_a_column_is_not_dropped_in_silence():
+    with pytest.raises(AssertionError, match="'b'"):
+        table([{"a": 1, "b": 2}], {"a": "int"})
+
+
+def test_a_cut_table_says_how_much_is_missing():
+    value = table([{"file": f"{index}.jsonl", "lines": index} for index in range(MAX_ROWS + 1234)])
+    assert len(value.records) == MAX_ROWS + 1
+    assert records(value)[MAX_ROWS - 1] == {"file": f"{MAX_ROWS - 1}.jsonl", "lines": MAX_ROWS - 1}
+    assert records(value)[MAX_ROWS] == {"file": "… 1,234 more rows, not shown", "lines": None}
+    assert types(value) == {"file": "string", "lines": "int"}
+    assert len(table([{"a": 1}] * MAX_ROWS).records) == MAX_ROWS
+
+
+def test_cells_become_what_dagster_and_json_can_hold():
+    row = {"nan": math.nan, "inf": -math.inf, "numpy": np.int64(3), "flag": np.bool_(True), "other": (1, 2)}
+    value = table([row])
+    assert records(value) == [{"nan": None, "inf": "-inf", "numpy": 3, "flag": True, "other": "(1, 2)"}]
+    assert type(records(value)[0]["numpy"]) is int
+    strict_json(value)
+
+
+def test_a_data_frame_is_rounded_and_its_gaps_are_none():
+    frame = pd.DataFrame({"name": ["a", None], "share": [0.123456, math.nan], "count": [1, 2]})
+    value = dataframe_table(frame.assign(kind=pd.Categorical(["x", "y"])))
+    assert records(value) == [
+        {"name": "a", "share": 0.1235, "count": 1, "kind": "x"},
+        {"name": None, "share": None, "count": 2, "kind": "y"},
+    ]
+    assert types(value) == {"name": "string", "share": "float", "count": "int", "kind": "string"}
+    strict_json(value)
+
+
+def test_an_empty_data_frame_keeps_its_columns():
+    assert list(types(dataframe_table(pd.DataFrame({"a": [], "b": []})))) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("abcd", "abcd"),
+        ("abcde", "abcd… 1 more characters"),
+        ("one\ntwo", "one⏎… 3 more characters"),
+        ("a\r\nb\r", "a⏎b⏎"),
+        ("漢字漢字" + "漢" * 1000, "漢字漢字… 1,000 more characters"),
+    ],
+)
+def test_shortened_text(text, expected):
+    assert shortened(text, limit=4) == expected
+
+
+@given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("\r\n\u2028\x85\v ab"))), st.integers(0, 30))
+def test_shortened_text_is_one_line_and_accounts_for_every_character(text, limit):
+    line = shortened(text, limit)
+    whole = shortened(text, limit=10_000)
+    assert len(line.splitlines()) <= 1
+    assert len(whole) == len(text) - text.count("\r\n")
+    if len(whole) <= limit:
+        assert line == whole
+    else:
+        assert line == f"{whole[:limit]}… {len(whole) - limit} more characters"
+
+
+def test_preview_of_ids_messages_and_text():
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())])
+    rows = pa.table(
+        {
+            "ids": pa.array([list(range(1, 413)), [7, 8]], pa.list_(pa.int32())),
+            "mask": pa.array([[1] * 4, []], pa.list_(pa.int8())),
+            "prompt": pa.array(
+                [
+                    [{"role": "user", "content": "Hi\nthere"}, {"role": "assistant", "content": "x" * 70}],
+                    [{"role": "assistant", "content": None, "tool_calls": '[{"name": "f"}]'}],
+                ],
+                pa.list_(message),
+            ),
+            "text": ["y" * 130, "short"],
+            "margin": pa.array([0.5, math.nan], pa.float32()),
+        }
+    )
+    value = preview(rows)
+    assert records(value) == [
+        {
+            "ids": "[1, 2, 3, … 412 ids]",
+            "mask": "[1, 1, 1, … 4 values]",
+            "prompt": f"user: Hi⏎there | assistant: {'x' * 60}… 10 more characters",
+            "text": "y" * 120 + "… 10 more characters",
+            "margin": 0.5,
+        },
+        {
+            "ids": "[7, 8]",
+            "mask": "[]",
+            "prompt": 'assistant: [{"name": "f"}]',
+            "text": "short",
+            "margin": None,
+        },
+    ]
+    assert types(value)["ids"] == "list<int32>"
+
+
+def test_preview_takes_the_first_rows_also_of_an_empty_table():
+    rows = pa.table({"line": pa.array(range(20), pa.int64())})
+    assert [row["line"] for row in records(preview(rows, num_rows=3))] == [0, 1, 2]
+    assert preview(VALIDATED.empty_table()).records == []
+
+
+def test_a_long_conversation_stays_one_short_cell():
+    messages = [[{"role": "user", "content": "z" * 1000}] * 100]
+    cell = records(preview(pa.table({"prompt": messages})))[0]["prompt"]
+    assert cell.startswith(f"user: {'z' * 60}… 940 more characters | user: ")
+    assert cell[240:].startswith("… ")
+    assert cell.endswith(" more characters")
+
+
+def test_percentiles_by_hand():
+    # Between the sorted values 1 to 5 the 90th percentile lies at 0.9 * 4 = 3.6 steps, the 99th at 3.96.
+    figures = percentiles(np.array([5, 1, 4, 2, 3], dtype=np.int32))
+    assert figures == pytest.approx({"mean": 3, "p50": 3, "p90": 4.6, "p99": 4.96, "max": 5})
+    assert all(type(value) is float for value in figures.values())
+    assert percentiles(np.array([])) == {}
+
+
+def test_dagster_accepts_all_of_it():
+    @dg.asset
+    def stage():
+        rows = VALIDATED.empty_table()
+        metadata = {
+            "dagster/column_schema": column_schema(VALIDATED),
+            "files": table([{"file": "a", "lines": 1}, {"file": "b", "lines": None}]),
+            "preview": preview(rows),
+            "slices": dataframe_table(pd.DataFrame({"accuracy": [0.7]})),
+        }
+        return dg.MaterializeResult(metadata=metadata | percentiles(np.array([1.0, 2.0])))
+
+    result = dg.materialize([stage])
+    (event,) = result.get_asset_materialization_events()
+    metadata = event.materialization.metadata
+    assert {"dagster/column_schema", "files", "preview", "slices", "p90"} <= set(metadata)
+    strict_json(metadata["files"])

@@ -1,0 +1,139 @@
+"""One resource for all settings, and every mistake told before any work."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from rm_assets.defs.project import Project, ProjectResource
+from rm_assets.settings import SettingsError, knobs
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("RM_STORAGE", str(tmp_path / "storage"))
+
+
+def ready_with(config: dict) -> Project:
+    """What an asset gets when a run is launched with this config."""
+    seen = []
+
+    @dg.asset
+    def probe(project: ProjectResource) -> None:
+        seen.append(project.ready())
+
+    run_config = {"resources": {"project": {"config": config}}}
+    result = dg.materialize([probe], resources={"project": ProjectResource()}, run_config=run_config)
+    assert result.success
+    return seen[0]
+
+
+def test_the_launchpad_reaches_every_setting_and_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RM_MAX_LENGTH", "300")
+    monkeypatch.setenv("RM_EPOCHS", "9")
+    project = ready_with({"max_length": 200, "learning_rate": 0.5, "template_date": "2024-02-29", "previews": False})
+    assert project.settings.max_length == 200
+    assert project.settings.training.epochs == 9
+    assert project.settings.training.learning_rate == 0.5
+    assert project.settings.template_date.isoformat() == "2024-02-29"
+    schema = ProjectResource.to_config_schema().as_field().config_type.fields
+    assert set(schema) == {name for name, _ in knobs()}
+
+
+def test_the_sample_is_a_toy_at_the_vocabulary_of_its_tokenizer() -> None:
+    project = ProjectResource().ready()
+    assert project.model.toy
+    assert project.model.vocab_size == project.tokenizer.num_tokens
+
+
+def save_tokenizer(directory: Path, *, chat_template: str | None, num_words: int = 5) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[PAD]": 0, "[END]": 1} | {f"w{n}": n + 2 for n in range(num_words)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="[END]")
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} [END]{% endfor %}"
+
+
+def test_a_tokenizer_without_a_chat_template_names_the_setting_that_gives_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RM_TOKENIZER", str(save_tokenizer(tmp_path / "t", chat_template=None)))
+    with pytest.raises(SettingsError, match=r"no chat template; set chat_template \(or RM_CHAT_TEMPLATE\)"):
+        ProjectResource().ready()
+    assert ProjectResource(chat_template="plain").ready().tokenizer.chat_template
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    assert ProjectResource(chat_template=str(tmp_path / "own.jinja")).ready().tokenizer.chat_template == TEMPLATE
+    with pytest.raises(SettingsError, match=r"chat_template \(or RM_CHAT_TEMPLATE\) is 'missing.jinja'"):
+        ProjectResource(chat_template="missing.jinja").ready()
+
+
+def save_model_files(directory: Path, *, vocab_size: int | None, weights: bool = True) -> Path:
+    save_tokenizer(directory, chat_template=TEMPLATE)
+    config = {"model_type": "llama"} | ({"vocab_size": vocab_size} if vocab_size else {})
+    (directory / "config.json").write_text(json.dumps(config))
+    if weights:
+        (directory / "model.safetensors").write_bytes(b"weights")
+    return directory
+
+
+def test_a_model_brings_its_own_tokenizer_unless_another_is_named(tmp_path: Path) -> None:
+    model = save_model_files(tmp_path / "m", vocab_size=7)
+    own = ProjectResource(model=str(model)).ready()
+    assert own.tokenizer.directory == str(model)
+    assert (own.model.name, own.model.toy) == (str(model), False)
+    other = save_tokenizer(tmp_path / "t", chat_template=TEMPLATE, num_words=4)
+    assert ProjectResource(model=str(model), tokenizer=str(other)).ready().tokenizer.directory == str(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("no_weights", {"vocab_size": 7, "weights": False}, r"no \*.safetensors there"),
+        ("no_vocabulary", {"vocab_size": None}, "states no vocab_size"),
+        ("small", {"vocab_size": 6}, "the tokenizer has ids up to 6, the model .* only 6 embeddings"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_told_before_any_work(
+    tmp_path: Path, name: str, options: dict, complaint: str
+) -> None:
+    model = save_model_files(tmp_path / name, **options)
+    with pytest.raises(SettingsError, match=complaint):
+        ProjectResource(model=str(model)).ready()
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"model": "./nowhere"}, r"model \(or RM_MODEL\) is './nowhere': no such directory"),
+        ({"model": "owner/not-in-the-cache"}, r"model \(or RM_MODEL\) is 'owner/not-in-the-cache': .* the Hub did not"),
+        ({"tokenizer": "./nowhere"}, r"tokenizer \(or RM_TOKENIZER\) is './nowhere'"),
+        ({"model": "."}, "no model there"),
+        ({"tokenizer": "."}, "no tokenizer there"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_one_clear_error(
+    given: dict, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=complaint):
+        ProjectResource(**given).ready()
+
+
+def test_a_changed_weight_or_template_is_another_identity(tmp_path: Path) -> None:
+    model = save_model_files(tmp_path / "m", vocab_size=7)
+    before = ProjectResource(model=str(model)).ready()
+    (model / "model.safetensors").write_bytes(b"other weights")
+    (model / "chat_template.jinja").write_text(TEMPLATE + " ")
+    after = ProjectResource(model=str(model)).ready()
+    assert before.model.identity != after.model.identity
+    assert before.tokenizer.identity != after.tokenizer.identity

@@ -1,0 +1,47 @@
+"""Small annotation files, and the data stages in one call."""
+
+import json
+from pathlib import Path
+
+from rm_assets.data.flattening import flattened_snapshot
+from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
+from rm_assets.data.padding import padded_snapshot
+from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.tokenization import tokenized_snapshot
+from rm_assets.data.validation import validated_snapshot
+from rm_assets.settings import Settings
+
+
+def silent(_: str) -> None:
+    """Nobody listens to progress in a test."""
+
+
+def run_stages(settings: Settings, tokenizer: TokenizerFiles | None = None) -> dict[Stage, Snapshot]:
+    """All data stages, one after the other."""
+    tokenizer = tokenizer or find_tokenizer(settings)
+    raw = raw_snapshot(settings, silent)
+    validated = validated_snapshot(settings, raw, silent)
+    flattened = flattened_snapshot(settings, tokenizer, validated, silent)
+    tokenized = tokenized_snapshot(settings, tokenizer, validated, flattened, silent)
+    padded = padded_snapshot(settings, tokenizer, tokenized, silent)
+    return dict(zip(Stage, (raw, validated, flattened, tokenized, padded), strict=True))
+
+
+def write_lines(path: Path, rows: list[object]) -> Path:
+    """A file of JSON lines; a row that is bytes is written as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def plain_row(number: int, **changes: object) -> dict[str, object]:
+    """A sound row, different for every number."""
+    row = {
+        "prompt": f"What is {number} plus one?",
+        "chosen": f"It is {number + 1}.",
+        "rejected": f"I would rather not count to {number}.",
+    }
+    return row | changes

@@ -1,0 +1,133 @@
+"""The rules of the house: who imports whom, what loading the definitions costs, and what the README promises."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rm_assets"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ["settings", "data", "training", "defs", "definitions"]
+FORBIDDEN = {
+    "settings": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
+    "data": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
+    "sample": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
+    "training": {"dagster", "matplotlib"},
+    "defs": {"torch", "transformers"},
+    "definitions": {"torch", "transformers"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Modules that a file imports, and whether it does so when it is loaded."""
+    tree = ast.parse(path.read_text())
+    loading = {id(node) for node in tree.body for node in ([node] if not isinstance(node, ast.If) else [])}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            yield name, id(node) in loading
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_the_rooms_before_it(path: Path) -> None:
+    own = room(path)
+    for name, at_load in imports(path):
+        top, _, rest = name.partition(".")
+        assert top not in FORBIDDEN.get(own, set()), f"{own} must not import {top}"
+        if top != "rm_assets" or own == "__init__":
+            continue
+        other = rest.split(".")[0]
+        if own == "sample" or other == "sample":
+            assert own == other, "only the settings name the sample, by its path"
+            continue
+        assert ROOMS.index(other) <= ROOMS.index(own), f"{own} must not import {other}"
+        assert not (own == "defs" and other == "training" and at_load), "training is imported inside functions only"
+
+
+def test_the_package_imports_nothing() -> None:
+    assert list(imports(PACKAGE / "__init__.py")) == []
+
+
+def test_annotations_of_dagster_config_stay_types() -> None:
+    for path in (PACKAGE / "defs").rglob("*.py"):
+        assert "from __future__ import annotations" not in path.read_text(), path.name
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(result.stdout.split())
+
+
+def test_loading_the_definitions_loads_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "tokenizers", "matplotlib", "pandas", "datasets", "rm_assets.training"}
+    assert loaded_by("import rm_assets.definitions") & heavy == set()
+    assert loaded_by("import torch") & heavy == {"torch"}  # the check can fail
+
+
+def test_the_training_job_can_be_described_without_torch() -> None:
+    modules = loaded_by("import rm_assets.training.job, rm_assets.training.result")
+    assert modules & {"torch", "transformers", "dagster"} == set()
+
+
+# --- files at the root ---------------------------------------------------------------------------------------
+
+
+def test_the_root_holds_only_what_belongs_there() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
+    if listed.returncode != 0:
+        pytest.skip("no git checkout")
+    roots = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    allowed = {
+        "pyproject.toml",
+        "README.md",
+        "rm_assets",
+        "tests",
+        "workspace.yaml",
+        "dagster.yaml",
+        "LICENSE",
+        "benchmarks",
+    }
+    assert {name for name in roots if not name.startswith(".")} <= allowed
+
+
+def test_workspace_alone_names_the_code_location() -> None:
+    [location] = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    assert location["python_module"] == {
+        "module_name": "rm_assets.definitions",
+        "working_directory": ".",
+        "location_name": "rm_assets",
+    }
+    # Either block makes Dagster ignore workspace.yaml, and with it the name of the location.
+    assert not re.search(r"^\[tool\.(dg|dagster)", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+def test_the_readme_tells_of_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    tree = readme[readme.index("## The tree") :]
+    for path in MODULES:
+        assert re.search(rf"\b{re.escape(path.name)}\s", tree), f"{path.relative_to(ROOT)} is not in the README's tree"
+
+
+def test_the_readme_tells_of_every_setting_and_reason() -> None:
+    from rm_assets.data.records import Reason
+    from rm_assets.settings import knobs
+
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name, _ in knobs() if f"`{name}`" not in readme] == []
+    assert [reason for reason in Reason if f"`{reason}`" not in readme] == []

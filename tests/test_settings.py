@@ -1,0 +1,56 @@
+"""Where a setting comes from, and what is said of one that cannot be used."""
+
+import json
+
+import pytest
+
+from rm_assets.settings import SAMPLE, Settings, SettingsError, TrainingSettings, knobs, load_settings
+
+
+def test_without_anything_given_the_sample_brings_its_own_training_settings() -> None:
+    settings = load_settings({}, {"PATH": "/bin"})
+    own = json.loads((SAMPLE / "training.json").read_text())
+    assert settings.uses_sample_annotations
+    assert settings.shows_previews
+    assert settings.training == TrainingSettings(**own)
+
+
+@pytest.mark.parametrize("name", ["RM_ANNOTATIONS", "RM_MODEL", "RM_TOKENIZER"])
+def test_real_data_or_a_real_model_is_trained_with_the_defaults(name: str) -> None:
+    assert load_settings({}, {name: "somewhere"}).training == TrainingSettings()
+
+
+def test_dagster_config_beats_the_environment_and_the_environment_the_sample() -> None:
+    environment = {"RM_MAX_LENGTH": "77", "RM_EPOCHS": "5", "RM_LEARNING_RATE": "0.5", "RM_PREVIEWS": "false"}
+    settings = load_settings({"max_length": 88, "storage": None}, environment)
+    assert (settings.max_length, settings.training.epochs, settings.training.learning_rate) == (88, 5, 0.5)
+    assert settings.previews is False
+    assert settings.storage == Settings().storage
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "complaint"),
+    [
+        (
+            {},
+            {"RM_MAX_LENGHT": "5"},
+            "unknown environment variable RM_MAX_LENGHT: did you mean environment variable RM_MAX_LENGTH",
+        ),
+        ({}, {"RM_ZZZ": "5"}, "unknown environment variable RM_ZZZ: known are"),
+        ({"max_lenght": 5}, {}, "unknown setting 'max_lenght'"),
+        ({}, {"RM_ANNOTATIONS": ""}, "annotations is set but empty: unset RM_ANNOTATIONS"),
+        ({}, {"RM_MAX_LENGTH": "long"}, r"max_length \(or RM_MAX_LENGTH\) is 'long'"),
+        ({"epochs": 0}, {}, r"epochs \(or RM_EPOCHS\) is 0"),
+        ({"test_fraction": 0.97}, {}, "must stay below 1"),
+        ({}, {"RM_ENGINE": "slurm"}, r"engine \(or RM_ENGINE\) is 'slurm'"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(overrides: dict, environment: dict, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        load_settings(overrides, environment)
+
+
+def test_names_are_unique_and_each_knob_says_what_it_means() -> None:
+    names = [name for name, _ in knobs()]
+    assert len(names) == len(set(names))
+    assert all(field.description and field.description.endswith(".") for _, field in knobs())

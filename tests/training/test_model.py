@@ -1,0 +1,121 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+)
+
+from rm_assets.training.job import TrainingError
+from rm_assets.training.model import build_model, load_tokenizer, sequence_scores
+
+TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+CONFIGS = {
+    "llama": LlamaConfig(**TINY, intermediate_size=32),
+    "qwen3": Qwen3Config(**TINY, intermediate_size=32, num_key_value_heads=1, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_score_in_a_batch_is_the_score_of_the_sequence_alone(make_job, tmp_path, name):
+    CONFIGS[name].save_pretrained(tmp_path / name)
+    model = build_model(make_job(model=str(tmp_path / name)))
+    sequences = [[5, 6, 7], [8], [0, 9, 0, 10, 0, 11, 12], [5, 6, 8]]
+    ids = torch.full((4, 9), 13)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    with torch.no_grad():
+        together = sequence_scores(model, ids, lengths, bfloat16=False).tolist()
+        alone = [model(input_ids=torch.tensor([sequence])).logits.item() for sequence in ([8], [5, 6, 8])]
+    assert [together[1], together[3]] == pytest.approx(alone, abs=1e-6)
+    assert len({round(score, 4) for score in together}) == 4
+
+
+def test_dropout_is_off_while_training(make_job):
+    model = build_model(make_job())  # a configuration with attention_dropout=0.9
+    ids, lengths = torch.arange(3, 11)[None], torch.tensor([8])
+    first, second = (sequence_scores(model, ids, lengths, bfloat16=False) for _ in range(2))
+    assert first.requires_grad
+    assert first.item() == second.item()
+
+
+def test_a_toy_takes_vocabulary_and_pad_token_from_the_job(make_job):
+    model = build_model(make_job(vocab_size=23, pad_token_id=22))
+    assert model.get_input_embeddings().weight.shape == (23, 16)
+    assert model.config.pad_token_id == 22
+
+
+def test_a_new_head_is_normal_with_deviation_one_over_root_of_width_plus_one(make_job, tmp_path):
+    wide = LlamaConfig(
+        vocab_size=4,
+        hidden_size=4095,
+        intermediate_size=1,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=2,
+    )
+    wide.save_pretrained(tmp_path / "wide")
+    head = build_model(make_job(model=str(tmp_path / "wide"), vocab_size=4)).score.weight
+    assert head.shape == (1, 4095)
+    # 1 / sqrt(4096) = 1 / 64; the deviation of a sample of 4095 is within 5 % of it
+    assert head.std().item() == pytest.approx(1 / 64, rel=0.05)
+    assert head.mean().item() == pytest.approx(0, abs=0.001)
+
+
+def test_a_language_model_gets_a_head_that_depends_on_the_seed_only(make_job, tmp_path):
+    body = LlamaForCausalLM(CONFIGS["llama"])
+    body.save_pretrained(tmp_path / "language")
+    jobs = [make_job(model=str(tmp_path / "language"), toy=False, settings={"seed": seed}) for seed in (3, 3, 4)]
+    first, same, other = (build_model(job) for job in jobs)
+    assert torch.equal(first.score.weight, same.score.weight)
+    assert not torch.equal(first.score.weight, other.score.weight)
+    assert torch.equal(first.get_input_embeddings().weight, body.get_input_embeddings().weight)
+
+
+def test_a_reward_model_keeps_its_head(make_job, tmp_path):
+    CONFIGS["qwen3"].num_labels = 1
+    trained = AutoModelForSequenceClassification.from_config(CONFIGS["qwen3"])
+    trained.save_pretrained(tmp_path / "reward")
+    model = build_model(make_job(model=str(tmp_path / "reward"), toy=False))
+    assert torch.equal(model.score.weight, trained.score.weight)
+
+
+def test_half_precision_weights_become_float32_masters(make_job, tmp_path):
+    LlamaForCausalLM(CONFIGS["llama"]).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    model = build_model(make_job(model=str(tmp_path / "half"), toy=False))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_without_some_weights_is_an_error(make_job, tmp_path):
+    body = LlamaForCausalLM(CONFIGS["llama"])
+    kept = {name: weight for name, weight in body.state_dict().items() if "layers.1" not in name}
+    body.save_pretrained(tmp_path / "part", state_dict=kept)
+    with pytest.raises(TrainingError, match=r"lacks the weights \['model.layers.1"):
+        build_model(make_job(model=str(tmp_path / "part"), toy=False))
+
+
+def test_a_model_without_the_head_is_an_error_that_names_the_setting(make_job, tmp_path):
+    BertConfig(**TINY, intermediate_size=32).save_pretrained(tmp_path / "bert")
+    with pytest.raises(TrainingError, match="BertForSequenceClassification without a linear head 'score': set model"):
+        build_model(make_job(model=str(tmp_path / "bert")))
+
+
+@pytest.mark.parametrize("toy", [True, False])
+def test_a_model_that_is_not_there_is_an_error_that_names_the_setting(make_job, tmp_path, toy):
+    with pytest.raises(TrainingError, match=r"nowhere' cannot be loaded .*; change the setting model"):
+        build_model(make_job(model=str(tmp_path / "nowhere"), toy=toy))
+
+
+def test_a_pad_id_that_the_tokenizer_does_not_have_is_an_error(make_job):
+    with pytest.raises(TrainingError, match="has no token of id 77 to pad with"):
+        load_tokenizer(make_job(pad_token_id=77))
+
+
+def test_an_ordinary_token_is_no_pad_token(make_job):
+    with pytest.raises(TrainingError, match=r"token 'w5' .* is an ordinary one"):
+        load_tokenizer(make_job(pad_token_id=5))

@@ -1,0 +1,200 @@
+"""The job as users run it: in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster_pipes
+import pytest
+import torch
+
+from rm_assets.training.__main__ import work
+from rm_assets.training.model import build_model
+from rm_assets.training.result import read_result
+
+from .conftest import learnable_pairs
+
+MODULE = [sys.executable, "-m", "rm_assets.training"]
+NO_DAGSTER = """
+import runpy, sys
+sys.modules["dagster"] = sys.modules["dagster_pipes"] = None  # importing either raises ImportError
+sys.argv = ["rm_assets.training", sys.argv[1]]
+runpy.run_module("rm_assets.training", run_name="__main__")
+"""
+FOR_EVER = {"epochs": 100_000, "batch_pairs": 4}
+
+
+@pytest.fixture
+def write_job(make_job, tmp_path):
+    """A function that writes the file of a job; returns its path and the job."""
+
+    def write(name, **changes):
+        job = make_job(name, **changes)
+        path = tmp_path / f"{name}.json"
+        path.write_text(job.model_dump_json())
+        return path, job
+
+    return write
+
+
+def run(command, path, **environment):
+    return subprocess.run(
+        [*command, str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def pipes_environment(tmp_path):
+    """What a launcher under Dagster Pipes passes, and the file that receives the messages."""
+    context = dict.fromkeys(dagster_pipes.PipesContextData.__annotations__)
+    context |= {"run_id": "run", "job_name": "job", "retry_number": 0, "extras": {}}
+    (tmp_path / "context").write_text(json.dumps(context))
+    environment = {
+        "DAGSTER_PIPES_CONTEXT": dagster_pipes.encode_param({"path": str(tmp_path / "context")}),
+        "DAGSTER_PIPES_MESSAGES": dagster_pipes.encode_param({"path": str(tmp_path / "messages")}),
+    }
+    return environment, tmp_path / "messages"
+
+
+def processes_with(text):
+    """The ids of all processes whose command line contains a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text in path.read_bytes().decode(errors="replace"):
+                found.append(int(path.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def start(path, job, **options):
+    """A job in a process group of its own, once its first step is done."""
+    process = subprocess.Popen(
+        [*MODULE, str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **options,
+    )
+    wait_until(lambda: process.poll() is not None or (Path(job.output_directory) / "metrics.jsonl").exists(), 60)
+    assert process.poll() is None, process.stderr.read().decode()
+    return process
+
+
+def test_two_processes_give_the_losses_of_one_without_dagster(write_job, tmp_path, metrics_of):
+    # steps of 3, 3 and 1 pairs: shares of 2 + 1, 2 + 1 and 1 + 0
+    changes = {"splits": {"train": learnable_pairs(7), "validation": learnable_pairs(3, first=50)}}
+    settings = {"batch_pairs": 3, "micro_batch_pairs": 1, "epochs": 2, "learning_rate": 1e-3}
+    one_path, one = write_job("one", settings=settings, **changes)
+    two_path, two = write_job("two", settings=settings | {"num_processes": 2}, **changes)
+    alone = run([sys.executable, "-c", NO_DAGSTER], one_path)
+    assert alone.returncode == 0, alone.stderr
+    environment, messages_file = pipes_environment(tmp_path)
+    together = run(MODULE, two_path, **environment)
+    assert together.returncode == 0, together.stderr
+
+    (one_steps, one_looks), (two_steps, two_looks) = metrics_of(one), metrics_of(two)
+    assert [line["step"] for line in two_steps] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "accuracy", "learning_rate"):
+        assert [line[name] for line in two_steps] == pytest.approx([line[name] for line in one_steps], abs=1e-6)
+    name = "validation_loss"
+    assert [line[name] for line in two_looks] == pytest.approx([line[name] for line in one_looks], abs=1e-6)
+    found = read_result(Path(two.output_directory), two.key)["metrics"]
+    assert found["validation_loss"] == pytest.approx(two_looks[-1]["validation_loss"], abs=1e-6)
+
+    assert "step 6/6 · loss " in alone.stdout
+    assert together.stdout.count("step 6/6 · loss ") == 1
+    lines = messages_file.read_bytes().splitlines()
+    messages = [json.loads(line) for line in lines]
+    assert [message["method"] for message in messages if message["method"] != "log"] == ["opened", "closed"]
+    told = [message["params"]["message"] for message in messages if message["method"] == "log"]
+    assert told[0].startswith("a toy with random weights")
+    assert sum(text.startswith("step 6/6 · loss ") for text in told) == 1
+    assert max(len(line) for line in lines[1:]) < 2048
+
+
+def test_a_loss_that_is_no_number_fails_with_the_pairs_on_stderr_and_in_a_file(make_job, tmp_path, monkeypatch, capsys):
+    environment, messages_file = pipes_environment(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dagster_pipes.PipesContext, "_instance", None)
+    model = build_model(make_job())
+    torch.nn.init.constant_(model.score.weight, float("inf"))
+    model.save_pretrained(tmp_path / "spoilt")
+    job = make_job(
+        "nan",
+        splits={"train": learnable_pairs(200)},
+        settings={"batch_pairs": 200},
+        model=str(tmp_path / "spoilt"),
+        toy=False,
+    )
+    assert work(job) == 1
+    told = capsys.readouterr().err
+    assert "error: loss is nan and gradient norm nan at step 1, stopped before its update" in told
+    assert "Traceback" not in told
+    output = Path(job.output_directory)
+    listed = (output / "error.txt").read_text().rpartition(": ")[2].strip().split(", ")
+    assert sorted(listed) == sorted(f"pair{number}" for number in range(200))
+    assert not (output / "manifest.json").exists()
+    lines = messages_file.read_bytes().splitlines()
+    assert json.loads(lines[-1])["method"] == "closed"
+    assert max(len(line) for line in lines[1:]) < 2048
+
+
+def test_a_file_that_is_no_job_is_a_usage_error(tmp_path):
+    (tmp_path / "job.json").write_text('{"key": 1}')
+    done = run(MODULE, tmp_path / "job.json")
+    assert done.returncode == 2
+    assert "cannot read the training job" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
+    # a thread of numpy's or arrow's may receive the signal, and the main thread is deep in a call of a minute
+    work = """if True:
+        import hashlib, pyarrow
+        from rm_assets.training.processes import leave_on_signals
+        leave_on_signals()
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
+    """
+    process = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    assert process.wait(timeout=3) == code
+    assert process.stderr.read().decode() == f"stopped by {number.name}\n"
+
+
+def test_a_signal_ends_a_job_of_two_processes_and_leaves_none(write_job):
+    path, job = write_job("stopped-two", settings=FOR_EVER | {"num_processes": 2})
+    process = start(path, job)
+    assert len(processes_with(str(path))) == 4  # this module, torchrun, two workers
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    wait_until(lambda: not processes_with(str(path)), 3)
+
+
+def test_no_process_outlives_the_launcher(write_job):
+    path, job = write_job("orphaned", settings=FOR_EVER | {"num_processes": 2})
+    read_end, write_end = os.pipe()
+    process = start(path, job, pass_fds=[read_end], env=os.environ | {"RM_PARENT_FD": str(read_end)})
+    os.close(read_end)
+    assert len(processes_with(str(path))) == 4
+    os.close(write_end)  # as the kernel does when the launcher ends, however it ends
+    assert process.wait(timeout=3) == -signal.SIGKILL
+    wait_until(lambda: not processes_with(str(path)), 3)

@@ -1,0 +1,333 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rm_assets.training.report import (
+    TABLE_COLUMNS,
+    above_chance,
+    bootstrap_interval,
+    calibration_bins,
+    reward_model_report,
+    wilson_interval,
+)
+
+LN2, LN5, LN11 = math.log(2), math.log(5), math.log(11)
+
+
+def scored(chosen, rejected, *, chosen_length=None, rejected_length=None, prompt_key=None):
+    """Scores of the test split, one prompt per pair unless said otherwise."""
+    count = len(chosen)
+    return pd.DataFrame(
+        {
+            "source": "a.jsonl",
+            "line": range(1, count + 1),
+            "pair_id": [f"pair{index}" for index in range(count)],
+            "prompt_key": prompt_key or [f"prompt{index}" for index in range(count)],
+            "split": "test",
+            "chosen_score": np.array(chosen, dtype=np.float32),
+            "rejected_score": np.array(rejected, dtype=np.float32),
+            "chosen_length": np.array(chosen_length or [10] * count, dtype=np.int32),
+            "rejected_length": np.array(rejected_length or [10] * count, dtype=np.int32),
+            "margin": np.float32(0),
+        }
+    )
+
+
+def sliced(scores, **columns):
+    """Slices of the same pairs: all alike unless said otherwise."""
+    known = {"format": "hh", "num_turns": 1, "subset": ""} | columns
+    return scores[["source", "line", "pair_id"]].assign(**known)
+
+
+def metrics_of(*arguments, **options):
+    scores = scored(*arguments, **options)
+    return reward_model_report(scores, sliced(scores)).metrics
+
+
+def rows_of(report, name):
+    rows = report.table[report.table["slice"] == name]
+    return rows.set_index("value")
+
+
+def test_a_tie_counts_as_half_a_right_answer():
+    assert metrics_of([2, 0, 1, 1], [0, 1, 1, 0])["accuracy"] == (1 + 0 + 0.5 + 1) / 4
+
+
+def test_log_loss_of_known_odds():
+    # Odds 2 for, 2 against, and even: probabilities 2/3, 1/3, 1/2; the product of their inverses is 9.
+    assert metrics_of([LN2, 0, 5], [0, LN2, 5])["log_loss"] == pytest.approx(math.log(9) / 3)
+
+
+def test_log_loss_of_a_hopeless_score_is_its_difference():
+    assert metrics_of([-900], [100])["log_loss"] == 1000
+    assert metrics_of([100], [-900])["log_loss"] == 0
+
+
+def test_means_spreads_and_counts():
+    metrics = metrics_of([1, 3, 5], [0, 0, 3], prompt_key=["a", "a", "b"])
+    assert (metrics["num_pairs"], metrics["num_prompts"]) == (3, 2)
+    assert (metrics["mean_chosen_score"], metrics["mean_rejected_score"]) == (3, 1)
+    assert metrics["mean_score_margin"] == 2
+    assert metrics["std_chosen_score"] == pytest.approx(math.sqrt(8 / 3))
+    assert metrics["std_rejected_score"] == pytest.approx(math.sqrt(2))
+    assert all(type(value) in (int, float) for value in metrics.values())
+
+
+def test_preferring_the_longer_side_is_a_baseline():
+    metrics = metrics_of([1] * 4, [0] * 4, chosen_length=[5, 3, 4, 9], rejected_length=[3, 5, 4, 1])
+    assert (metrics["longer_wins"], metrics["shorter_wins"]) == ((1 + 0 + 0.5 + 1) / 4, 1.5 / 4)
+
+
+def test_correlation_of_score_and_length_is_over_both_sides():
+    # (score, tokens): (1, 1), (2, 2), (3, 3), (6, 10). From the means 3 and 4 the products sum to
+    # 6 + 2 + 0 + 18 = 26, the squares to 4 + 1 + 0 + 9 = 14 and 9 + 4 + 1 + 36 = 50.
+    metrics = metrics_of([1, 6], [2, 3], chosen_length=[1, 10], rejected_length=[2, 3])
+    assert metrics["score_length_pearson"] == pytest.approx(26 / math.sqrt(14 * 50))
+    assert metrics["score_length_spearman"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"chosen_length": [1, 2]}])
+def test_an_undefined_correlation_is_left_out(options):
+    metrics = metrics_of([3, 3], [3, 3] if options else [1, 2], **options)
+    assert "score_length_pearson" not in metrics
+    assert "score_length_spearman" not in metrics
+
+
+def test_bootstrap_agrees_with_a_loop_that_draws_prompts_one_by_one():
+    generator = np.random.default_rng(7)
+    prompts = [list(generator.integers(0, 3, size=size) / 2) for size in generator.integers(1, 6, size=120)]
+    resampled = []
+    for _ in range(4_000):
+        drawn = [prompts[index] for index in generator.integers(len(prompts), size=len(prompts))]
+        answers = [answer for prompt in drawn for answer in prompt]
+        resampled.append(sum(answers) / len(answers))
+    keys = [f"prompt{index}" for index, prompt in enumerate(prompts) for _ in prompt]
+    correct = pd.Series([answer for prompt in prompts for answer in prompt])
+    low, high = bootstrap_interval(correct, pd.Series(keys))
+    assert low == pytest.approx(np.percentile(resampled, 2.5), abs=0.008)
+    assert high == pytest.approx(np.percentile(resampled, 97.5), abs=0.008)
+
+
+def test_ten_equal_answers_of_one_prompt_are_no_more_evidence_than_one():
+    correct = pd.Series([1.0] * 16 + [0.0] * 4)
+    once = bootstrap_interval(correct, pd.Series(range(20)))
+    tenfold = bootstrap_interval(correct.repeat(10), pd.Series(range(20)).repeat(10))
+    assert tenfold == pytest.approx(once)
+    # Resampled accuracy is Binomial(20, 0.8) / 20, whose 2.5 % and 97.5 % quantiles are 12 and 19 of 20.
+    assert once == pytest.approx((12 / 20, 19 / 20), abs=0.051)
+
+
+def test_three_of_three_is_not_yet_above_chance_but_six_of_six_is():
+    # Wilson's lower end of n of n is n / (n + 1.96^2): 0.438 for 3, 0.610 for 6.
+    three, six = metrics_of([1] * 3, [0] * 3), metrics_of([1] * 6, [0] * 6)
+    assert three["accuracy_low"] == pytest.approx(3 / (3 + 1.959964**2))
+    assert (three["accuracy_high"], six["accuracy_high"]) == (1, 1)
+    assert not above_chance(three)
+    assert above_chance(six)
+
+
+def test_an_interval_that_touches_a_half_is_not_above_chance():
+    assert not above_chance({"accuracy_low": 0.5})
+    assert above_chance({"accuracy_low": 0.501})
+
+
+def test_wilson_interval_of_eight_of_ten():
+    # z^2 / n = 0.384146: centre (0.8 + 0.192073) / 1.384146 = 0.716740,
+    # reach sqrt(0.16 * 0.384146 + 0.384146^2 / 4) / 1.384146 = 0.313617 / 1.384146 = 0.226578.
+    low, high = wilson_interval(0.8, 10)
+    assert (low, high) == pytest.approx((0.49016, 0.94332), abs=1e-5)
+
+
+def test_wilson_interval_of_none_and_of_all_ends_exactly_there():
+    count = np.arange(1, 2_000)
+    assert (wilson_interval(np.zeros(len(count)), count)[0] == 0).all()
+    assert (wilson_interval(np.ones(len(count)), count)[1] == 1).all()
+
+
+def test_calibration_error_by_hand():
+    # Odds 2, one right of two: confidence 2/3, frequency 1/2. Odds 5, three right of three: 5/6 against 1.
+    metrics = metrics_of([LN2, 0, LN5, LN5, LN5], [0, LN2, 0, 0, 0])
+    assert metrics["expected_calibration_error"] == pytest.approx(2 / 5 * (2 / 3 - 1 / 2) + 3 / 5 * (1 - 5 / 6))
+
+
+def test_calibration_bins_by_hand():
+    bins = calibration_bins(np.array([0.0, LN2, -LN2, LN11, 800.0]))
+    assert list(bins["num_pairs"]) == [1, 0, 0, 2, 0, 0, 0, 0, 1, 1]
+    filled = bins[bins["num_pairs"] > 0]
+    assert list(filled["confidence"]) == pytest.approx([1 / 2, 2 / 3, 11 / 12, 1])
+    assert list(filled["frequency"]) == [0.5, 0.5, 1, 1]
+    assert bins.loc[3, ["bin_low", "bin_high"]].tolist() == pytest.approx([0.65, 0.70])
+    assert bins.loc[3, ["frequency_low", "frequency_high"]].tolist() == pytest.approx(wilson_interval(0.5, 2))
+    assert bins.loc[1, ["confidence", "frequency", "frequency_low", "frequency_high"]].isna().all()
+
+
+def test_counting_each_pair_from_both_sides_gives_the_same_calibration_error():
+    difference = np.random.default_rng(3).normal(size=200)
+    probability = 1 / (1 + np.exp(-np.concatenate([difference, -difference])))
+    won = np.repeat([1.0, 0.0], 200)
+    error = 0.0
+    for low in np.arange(0, 1, 0.05):
+        inside = (probability > low) & (probability <= low + 0.05)
+        if inside.any():
+            error += inside.mean() * abs(probability[inside].mean() - won[inside].mean())
+    metrics = reward_model_report(scores := scored(difference, [0] * 200), sliced(scores)).metrics
+    assert metrics["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+
+
+def test_the_table_has_a_row_per_slice_in_a_stable_order():
+    scores = scored([1, 0, 1], [0, 1, 1], chosen_length=[100, 10, 10], rejected_length=[10, 10, 11])
+    slices = sliced(scores, format=["trl", "hh", "hh"], num_turns=[10, 9, 10], subset=["", "chat", "chat"])
+    report = reward_model_report(scores, slices)
+    assert list(report.table.columns) == TABLE_COLUMNS
+    assert list(zip(report.table["slice"], report.table["value"], report.table["num_pairs"], strict=True)) == [
+        ("all", "all", 3),
+        ("format", "hh", 2),
+        ("format", "trl", 1),
+        ("num_turns", "9", 1),
+        ("num_turns", "10", 2),
+        ("length_difference", "chosen shorter by 1 to 16", 1),
+        ("length_difference", "equal length", 1),
+        ("length_difference", "chosen longer by over 64", 1),
+        ("subset", "(none)", 1),
+        ("subset", "chat", 2),
+        ("source", "a.jsonl", 3),
+    ]
+    hh = rows_of(report, "format").loc["hh"]
+    assert hh["accuracy"] == 0.25
+    assert hh["log_loss"] == pytest.approx((math.log(1 + math.e) + LN2) / 2)
+    assert (hh["longer_wins"], hh["shorter_wins"]) == (0.25, 0.75)
+    assert (hh["accuracy_low"], hh["accuracy_high"]) == pytest.approx(wilson_interval(0.25, 2))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bucket"),
+    [
+        (-65, "chosen shorter by over 64"),
+        (-64, "chosen shorter by 17 to 64"),
+        (-17, "chosen shorter by 17 to 64"),
+        (-16, "chosen shorter by 1 to 16"),
+        (-1, "chosen shorter by 1 to 16"),
+        (0, "equal length"),
+        (1, "chosen longer by 1 to 16"),
+        (16, "chosen longer by 1 to 16"),
+        (17, "chosen longer by 17 to 64"),
+        (64, "chosen longer by 17 to 64"),
+        (65, "chosen longer by over 64"),
+    ],
+)
+def test_length_differences_fall_into_the_bucket_that_names_them(tokens, bucket):
+    scores = scored([1], [0], chosen_length=[100 + tokens], rejected_length=[100])
+    assert list(rows_of(reward_model_report(scores, sliced(scores)), "length_difference").index) == [bucket]
+
+
+def test_the_row_of_all_pairs_agrees_with_the_metrics():
+    scores = scored([1, 1, 0, 1], [0, 0, 1, 0], prompt_key=["a", "a", "b", "c"])
+    report = reward_model_report(scores, sliced(scores))
+    row = rows_of(report, "all").loc["all"].drop("slice")
+    assert row.to_dict() == pytest.approx({name: report.metrics[name] for name in TABLE_COLUMNS[2:]})
+
+
+def test_without_subsets_there_is_no_slice_of_them():
+    scores = scored([1], [0])
+    assert "subset" not in set(reward_model_report(scores, sliced(scores)).table["slice"])
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    generator = np.random.default_rng(5)
+    scores = scored(generator.normal(size=50), generator.normal(size=50), prompt_key=list("abcde") * 10)
+    slices = sliced(scores, num_turns=generator.integers(1, 4, size=50))
+    straight = reward_model_report(scores, slices)
+    shuffled = reward_model_report(scores.sample(frac=1, random_state=1), slices.sample(frac=1, random_state=2))
+    assert shuffled.metrics == straight.metrics
+    pd.testing.assert_frame_equal(shuffled.table, straight.table)
+    pd.testing.assert_frame_equal(shuffled.calibration, straight.calibration)
+
+
+def test_only_the_pairs_of_the_split_count():
+    scores = scored([1, 0, 0], [0, 1, 1]).assign(split=["test", "train", "validation"])
+    assert reward_model_report(scores, sliced(scores)).metrics["accuracy"] == 1
+    assert reward_model_report(scores, sliced(scores), split="validation").metrics["accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "advice"),
+    [
+        (
+            "test",
+            r"split 'test' holds no pairs: it needs a larger test_fraction or annotations of more prompts",
+        ),
+        (
+            "evaluation/bench",
+            r"split 'evaluation/bench' holds no pairs: it needs annotations of more prompts",
+        ),
+    ],
+)
+def test_an_empty_split_is_an_error_that_says_what_to_do(split, advice):
+    scores = scored([1], [0]).assign(split="train")
+    with pytest.raises(ValueError, match=advice):
+        reward_model_report(scores, sliced(scores), split=split)
+
+
+def test_a_scored_pair_without_a_slice_is_an_error():
+    scores = scored([1, 1], [0, 0])
+    with pytest.raises(ValueError, match=r"1 scored pairs have no row .* 'a\.jsonl' line 2 pair 'pair1'"):
+        reward_model_report(scores, sliced(scores).iloc[:1])
+
+
+def test_a_pair_that_its_line_states_twice_is_counted_once():
+    scores = scored([1, 0], [0, 1])
+    slices = sliced(scores)
+    assert reward_model_report(scores, pd.concat([slices, slices])).metrics["num_pairs"] == 2
+
+
+def test_a_pair_that_is_scored_twice_is_an_error():
+    scores = scored([1], [0])
+    with pytest.raises(ValueError, match=r"1 pairs are scored twice, first 'a\.jsonl' line 1"):
+        reward_model_report(pd.concat([scores, scores]), sliced(scores))
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_an_error(score):
+    scores = scored([1, 1], [0, score])
+    with pytest.raises(ValueError, match=r"1 pairs have no finite score, first 'a\.jsonl' line 2"):
+        reward_model_report(scores, sliced(scores))
+
+
+# Eighths are exact in binary, also after a shift by a whole number: equal differences stay equal.
+eighths = st.integers(-80, 80).map(lambda value: value / 8)
+pairs_of_scores = st.lists(st.tuples(eighths, eighths), min_size=1, max_size=30)
+
+
+@settings(max_examples=15, deadline=None)
+@given(pairs_of_scores)
+def test_swapping_chosen_and_rejected_turns_accuracy_around(pairs):
+    chosen, rejected = zip(*pairs, strict=True)
+    straight, swapped = metrics_of(chosen, rejected), metrics_of(rejected, chosen)
+    assert swapped["accuracy"] == pytest.approx(1 - straight["accuracy"])
+    assert swapped["mean_score_margin"] == -straight["mean_score_margin"]
+    assert swapped["std_chosen_score"] == straight["std_rejected_score"]
+    assert swapped["log_loss"] - straight["log_loss"] == pytest.approx(straight["mean_score_margin"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(pairs_of_scores, st.integers(-100, 100))
+def test_a_constant_added_to_all_scores_changes_only_their_means(pairs, shift):
+    chosen, rejected = (np.array(side) for side in zip(*pairs, strict=True))
+    lengths = {"chosen_length": list(range(1, len(pairs) + 1))}
+    straight = metrics_of(chosen, rejected, **lengths)
+    shifted = metrics_of(chosen + shift, rejected + shift, **lengths)
+    for side in ("chosen", "rejected"):
+        name = f"mean_{side}_score"
+        assert shifted.pop(name) == pytest.approx(straight.pop(name) + shift)
+    assert shifted == pytest.approx(straight)
+
+
+def test_the_report_needs_no_torch():
+    code = "import sys, rm_assets.training.report; sys.exit('torch' in sys.modules or 'dagster' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,170 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rm_assets.training.group import ALONE
+from rm_assets.training.job import TrainingError
+from rm_assets.training.progress import Progress
+from rm_assets.training.result import SCORES, read_result
+from rm_assets.training.run import clear_output, run_job
+
+
+def run(job):
+    output = Path(job.output_directory)
+    clear_output(output)
+    run_job(job, ALONE, Progress(output / "metrics.jsonl", say=lambda text: None))
+    return output
+
+
+def texts_and_scores(output, splits):
+    """The text of every held-out sequence with its score in scores.parquet."""
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    rows = pq.read_table(output / "scores.parquet").to_pylist()
+    pairs = [*splits["validation"], *splits["test"]]
+    found = []
+    for row, (chosen, rejected) in zip(rows, pairs, strict=True):
+        found += [(chosen, row["chosen_score"]), (rejected, row["rejected_score"])]
+    return [(" ".join(tokenizer.convert_ids_to_tokens(ids)), score) for ids, score in found]
+
+
+def test_stock_transformers_gives_the_reported_scores_alone_and_in_a_batch(make_job):
+    # the pad token in the middle of a text must neither be masked nor end it
+    splits = {
+        "train": [([7, 5, 1], [7, 6, 1])] * 4,
+        "validation": [([7, 0, 5, 1], [7, 6, 1]), ([0, 8, 9, 10, 11, 1], [8, 1])],
+        "test": [([12, 5, 13, 14, 1], [12, 6, 1])],
+    }
+    output = run(make_job(splits=splits))
+    expected = texts_and_scores(output, splits)
+    model = AutoModelForSequenceClassification.from_pretrained(output / "model")
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+
+    def stock(texts):
+        encoded = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            return model(**encoded).logits.squeeze(-1).tolist()
+
+    scores = [score for _, score in expected]
+    assert len(set(scores)) == 6
+    assert stock([text for text, _ in expected]) == pytest.approx(scores, abs=1e-5)
+    assert [stock([text])[0] for text, _ in expected] == pytest.approx(scores, abs=1e-5)
+
+
+def test_the_scores_file_has_a_row_for_each_held_out_pair(make_job):
+    output = run(make_job())
+    table = pq.read_table(output / "scores.parquet")
+    assert table.schema.equals(SCORES)
+    assert table.column("split").to_pylist() == ["validation"] * 5 + ["test"] * 3
+    assert table.column("pair_id").to_pylist() == [f"pair{number}" for number in (0, 1, 2, 3, 4, 0, 1, 2)]
+    # prompts of 1 to 5 words, then for `chosen` tails of 50 % 3 = 2, 0, 1, 2, 0 words, and two more words
+    assert table.column("chosen_length").to_pylist()[:5] == [5, 4, 6, 8, 7]
+    assert table.column("rejected_length").to_pylist()[:5] == [3, 4, 5, 6, 7]
+
+
+def test_the_manifest_tells_what_the_result_is(make_job, metrics_of):
+    job = make_job(settings={"epochs": 2})
+    output = run(job)
+    manifest = read_result(output, job.key)
+    assert set(manifest) == {"key", "data_snapshot", "files", "metrics", "versions"}
+    assert manifest["data_snapshot"] == "snapshot-1"
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert {"metrics.jsonl", "scores.parquet", "model/model.safetensors", "model/README.md"} <= set(manifest["files"])
+    metrics = manifest["metrics"]
+    assert metrics["num_steps"] == 6  # 2 epochs of 12 pairs, 4 to a step
+    assert (metrics["train_pairs"], metrics["validation_pairs"], metrics["test_pairs"]) == (12, 5, 3)
+    steps, validations = metrics_of(job)
+    assert [(line["step"], line["epoch"]) for line in steps] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 2),
+        (5, 2),
+        (6, 2),
+    ]
+    assert metrics["train_loss"] == pytest.approx(sum(line["loss"] for line in steps[3:]) / 3)
+    assert [line["step"] for line in validations] == [3, 6]
+    # nothing is updated after the last look, and five pairs are few enough to be looked at whole
+    assert validations[-1]["validation_loss"] == pytest.approx(metrics["validation_loss"], abs=1e-5)
+    assert validations[-1]["validation_accuracy"] == metrics["validation_accuracy"]
+
+
+def test_the_accuracy_is_the_share_of_rows_that_score_chosen_higher(make_job):
+    job = make_job(settings={"epochs": 12})
+    output = run(job)
+    rows = [row for row in pq.read_table(output / "scores.parquet").to_pylist() if row["split"] == "test"]
+    right = sum(row["chosen_score"] > row["rejected_score"] for row in rows)
+    assert read_result(output, job.key)["metrics"]["test_accuracy"] == right / 3
+    assert right == 3  # word 5 against word 6 generalises
+
+
+def test_the_same_job_gives_the_same_weights_and_another_seed_others(make_job):
+    first, second = run(make_job("first")), run(make_job("second"))
+    other = run(make_job("other", settings={"seed": 1}))
+    weights = [(output / "model" / "model.safetensors").read_bytes() for output in (first, second, other)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_the_saved_configuration_and_tokenizer_fit_each_other(make_job):
+    template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    output = run(make_job(chat_template=template))
+    config = json.loads((output / "model" / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    assert len(config["id2label"]) == 1
+    assert config["vocab_size"] == 40
+    assert config["pad_token_id"] == tokenizer.pad_token_id == 0
+    assert tokenizer.padding_side == "right"
+    assert tokenizer.chat_template == template
+    assert config["dtype"] == "float32"
+
+
+def test_the_card_names_base_model_data_and_settings_but_no_directory(make_job):
+    job = make_job(settings={"learning_rate": 0.0123})
+    card = (run(job) / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "snapshot-1" in card
+    assert "| learning_rate | 0.0123 |" in card
+    assert f"`{Path(job.model).name}` (a toy" in card
+    assert str(Path(job.model).parent) not in card
+
+
+def test_without_test_pairs_there_is_still_a_file_and_no_test_accuracy(make_job):
+    job = make_job(splits={"train": [([7, 5, 1], [7, 6, 1])], "validation": [([8, 5, 1], [8, 6, 1])], "test": []})
+    output = run(job)
+    assert pq.read_table(output / "scores.parquet").column("split").to_pylist() == ["validation"]
+    assert read_result(output, job.key)["metrics"]["test_accuracy"] is None
+
+
+def test_without_any_held_out_pairs_the_scores_file_is_empty(make_job):
+    output = run(make_job(splits={"train": [([7, 5, 1], [7, 6, 1])]}))
+    table = pq.read_table(output / "scores.parquet")
+    assert table.num_rows == 0
+    assert table.schema.equals(SCORES)
+
+
+def test_nothing_to_train_on_is_a_clear_error(make_job):
+    with pytest.raises(TrainingError, match="no pairs to train on"):
+        run(make_job(splits={"train": [], "validation": [([8, 5, 1], [8, 6, 1])], "test": []}))
+
+
+def test_an_id_outside_the_vocabulary_is_found_before_any_step(make_job):
+    job = make_job(splits={"train": [([7, 5, 1], [7, 40, 1])]})
+    with pytest.raises(TrainingError, match="token id 40 in the rejected side of pair 'pair0'"):
+        run(job)
+    assert list(Path(job.output_directory).iterdir()) == []
+
+
+def test_an_earlier_attempt_leaves_nothing_behind(make_job):
+    job = make_job()
+    output = Path(job.output_directory)
+    (output / "model").mkdir(parents=True)
+    for name in ("manifest.json", "metrics.jsonl", "model/leftover.safetensors"):
+        (output / name).write_text("old")
+    run(job)
+    assert not (output / "model" / "leftover.safetensors").exists()
+    assert "old" not in (output / "metrics.jsonl").read_text()
+    read_result(output, job.key)
