@@ -73,8 +73,8 @@ class Settings(BaseModel):
     tokenizer: str | None = Field(None, description="Tokenizer directory or Hub name; unset: the model's.")
     chat_template: str | None = Field(
         None,
-        description="Path of a Jinja chat template, or 'plain' (prompt, two line feeds, reply; single-turn pairs only); "
-        "unset: the tokenizer's.",
+        description="Path of a Jinja chat template, or 'plain' (prompt, empty line, reply; single-turn pairs only). "
+        "Unset: the tokenizer's.",
     )
     template_date: date = Field(
         date(2025, 1, 1),

@@ -13,6 +13,9 @@ from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
+# One epoch of two steps: what training does to the model is not what these tests are about.
+QUICK = {"epochs": 1, "batch_pairs": 64, "learning_rate": 1e-3, "test_fraction": 0.3, "validation_fraction": 0.2}
+
 
 def silent(_: str) -> None:
     """Nobody listens to progress in a test."""
@@ -45,3 +48,10 @@ def plain_row(number: int, **changes: object) -> dict[str, object]:
         "rejected": f"I would rather not count to {number}.",
     }
     return row | changes
+
+
+def polite_rows(num_pairs: int) -> list[object]:
+    """Rows with a prompt each, the chosen reply polite."""
+    return [
+        {"prompt": f"Question {n}?", "chosen": f"Gladly: {n * n}.", "rejected": f"No, {n}."} for n in range(num_pairs)
+    ]

@@ -124,10 +124,13 @@ def test_the_readme_tells_of_every_module() -> None:
         assert re.search(rf"\b{re.escape(path.name)}\s", tree), f"{path.relative_to(ROOT)} is not in the README's tree"
 
 
-def test_the_readme_tells_of_every_setting_and_reason() -> None:
-    from rm_assets.data.records import Reason
+def test_the_readme_tells_of_every_setting_and_reason_in_the_words_of_the_code() -> None:
+    from rm_assets.data.records import MEANINGS, Reason
     from rm_assets.settings import knobs
 
     readme = (ROOT / "README.md").read_text()
-    assert [name for name, _ in knobs() if f"`{name}`" not in readme] == []
-    assert [reason for reason in Reason if f"`{reason}`" not in readme] == []
+    for name, field in knobs():
+        assert re.search(rf"\| `{name}` \|.*\| {re.escape(field.description or '')} \|", readme), name
+    assert set(MEANINGS) == set(Reason)
+    for reason, meaning in MEANINGS.items():
+        assert f"| `{reason}` | {meaning} |" in readme, reason

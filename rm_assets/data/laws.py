@@ -107,7 +107,7 @@ LAWS: dict[Stage, tuple[Law, ...]] = {
         ),
         Law(
             name="no_conversation_ends_in_padding",
-            description="The last token of a conversation is never the padding token, so stock transformers scores there.",
+            description="The last token of a conversation is never the padding token, so stock transformers scores it.",
             violations=_zero("sides that end in the padding token", "num_ending_in_padding"),
         ),
     ),

@@ -46,6 +46,32 @@ class Reason(StrEnum):
     CONFLICT = "conflict"
 
 
+MEANINGS = {
+    Reason.NOT_UTF8: "The line's bytes are no UTF-8 text.",
+    Reason.LINE_TOO_LONG: "The line has more bytes than max_line_bytes.",
+    Reason.DAMAGED_ARCHIVE: "The compressed file ends early or fails its checksum; none of its lines is used (line 0).",
+    Reason.NOT_JSON: "The line is not one JSON value.",
+    Reason.NOT_AN_OBJECT: "The line is JSON, but no object.",
+    Reason.UNKNOWN_FORMAT: "The object has the fields of no known format.",
+    Reason.MISSING_FIELD: "A field that the format needs is not there.",
+    Reason.WRONG_TYPE: "A field is not of the type that the format needs.",
+    Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for its other lines.",
+    Reason.EMPTY_MESSAGE: "The prompt, or a message of it, is empty.",
+    Reason.EMPTY_REPLY: "A reply is empty.",
+    Reason.IDENTICAL_REPLIES: "Both replies are equal.",
+    Reason.UNSHARED_PROMPT: "The two sides answer different prompts.",
+    Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the one before it, or a reply is not the assistant's.",
+    Reason.MARGIN_NOT_FINITE: "The margin is no finite float32.",
+    Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge a turn or an end.",
+    Reason.TEMPLATE_ERROR: "The chat template refuses the conversation.",
+    Reason.IDENTICAL_AFTER_TEMPLATE: "The chat template writes both sides alike.",
+    Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
+    Reason.TOO_LONG: "A side has more tokens than max_length; replies are never cut.",
+    Reason.DUPLICATE: "An equal pair stands earlier, up to Unicode form and white space.",
+    Reason.CONFLICT: "The same two replies also stand with the labels the other way round; none of them is used.",
+}
+"""What each reason says, in one sentence."""
+
 MALFORMED = frozenset(
     {
         Reason.NOT_UTF8,

@@ -39,7 +39,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         manifest that the job writes last.
         """
         # flock, not a Dagster pool: the kernel frees it when its holder is killed.
-        with held_lock(storage / LOCK, f"training of run {context.run_id}", context.log.info):
+        with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
             code = self._run(context, job_path)
         if code != 0:
             raise TrainingFailedError(_reason(job_path, code))

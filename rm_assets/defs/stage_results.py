@@ -95,10 +95,13 @@ _TOTALS = {
 
 def _tables(stage: Stage, snapshot: Snapshot) -> dict[str, Any]:
     manifest = snapshot.manifest
-    reasons = [{"reason": reason, "rejects": count} for reason, count in reason_totals(manifest).most_common()]
+    reasons = [
+        {"reason": reason, "rejects": count, "meaning": records.MEANINGS[records.Reason(reason)]}
+        for reason, count in reason_totals(manifest).most_common()
+    ]
     metadata: dict[str, Any] = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
     metadata["files"] = table(_rows_by_file(manifest))
-    metadata["rejects_by_reason"] = table(reasons, {"reason": "string", "rejects": "int"})
+    metadata["rejects_by_reason"] = table(reasons, {"reason": "string", "rejects": "int", "meaning": "string"})
     if stage is Stage.RAW:
         ignored = [{"file": name} for name in manifest.facts["ignored_files"]]
         metadata |= {"ignored_files": table(ignored, {"file": "string"})} if ignored else {}

@@ -70,9 +70,7 @@ DAMAGED = {
         b'"rejected": "\\n\\nHuman: Is a tomato a fruit?\\n\\nAssistant: Yes, it is a berry."}',
     },
     "more_plain.jsonl.gz": {
-        33: '{"prompt": "Where can I find a café?", "chosen": "In the square.", "rejected": "No."}'.encode(
-            "latin-1"
-        ),
+        33: '{"prompt": "Where can I find a café?", "chosen": "In the square.", "rejected": "No."}'.encode("latin-1"),
     },
 }
 """file -> position -> a line that cannot become a pair"""

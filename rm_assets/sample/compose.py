@@ -24,7 +24,7 @@ from rm_assets.sample import (
 Grammar = Mapping[str, Sequence[str]]
 Message = dict[str, str]
 
-HARD_FRACTION = 0.04
+HARD_FRACTION = 0.02
 ERROR_FRACTION = 0.01
 LENGTH_RATIO = (1.2, 1.6)  # longer to shorter: clear enough to hold in characters and in tokens
 FAIR_LENGTH = 1.06  # characters of a bad reply for one of a good reply: halfway to the same number of tokens
@@ -115,9 +115,7 @@ def bad_reply(rng: Random, language: Language, task: Task) -> str:
     """Sentences with one fault, sometimes with two, and at times a piece of good advice among them."""
     faults = rng.sample(language.faults, 2 if rng.random() < 0.2 else 1)
     sentences = [
-        _capitalized(
-            phrase(rng, {**fault, "sentence": [template]}, "sentence", task=task.task, topic=task.topic)
-        )
+        _capitalized(phrase(rng, {**fault, "sentence": [template]}, "sentence", task=task.task, topic=task.topic))
         for fault in faults
         for template in rng.sample(fault["sentence"], rng.randint(1, 5 if len(faults) == 1 else 2))
     ]
@@ -163,9 +161,7 @@ def draw_replies(rng: Random, language: Language, task: Task, good_is_longer: bo
             return good, bad
 
 
-def draw_prompt(
-    rng: Random, language: Language, num_questions: int, with_system: bool
-) -> tuple[Task, list[Message]]:
+def draw_prompt(rng: Random, language: Language, num_questions: int, with_system: bool) -> tuple[Task, list[Message]]:
     """A conversation up to the reply, and the task of its last question; those before were answered well."""
     task = draw_task(rng, language)
     messages = []

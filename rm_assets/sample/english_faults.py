@@ -114,7 +114,7 @@ OVERCONFIDENT = {
         "This {never} fails, {guaranteed}.",
         "Everyone who {tells} you otherwise is {lying}.",
         "I am {never} wrong about {topic}.",
-        "You {need} a {expert} for this, {guaranteed}.",
+        "You {need} any {expert} for this, {guaranteed}.",
         "There is {exactly} one way to {task}, and it is mine.",
         "{guarantee}, you will be perfect at it by {soon}.",
         "Ignore every {expert} and all the {warnings}, they know nothing.",

@@ -38,11 +38,11 @@ MODEL = {
 }
 
 TRAINING = {
-    "epochs": 3,
+    "epochs": 1,
     "learning_rate": 1e-3,
     "warmup_fraction": 0.1,
-    "batch_pairs": 32,
-    "micro_batch_pairs": 32,
+    "batch_pairs": 16,
+    "micro_batch_pairs": 4,
 }
 
 

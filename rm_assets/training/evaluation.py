@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rm_assets.training.batches import Pairs, by_length, collate, split_into
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
-from rm_assets.training.loss import pair_losses
+from rm_assets.training.loss import num_right, pair_losses
 from rm_assets.training.model import sequence_scores
 from rm_assets.training.result import SCORES
 
@@ -36,7 +36,7 @@ def pair_scores(
 def mean_loss_and_accuracy(
     scores: NDArray[np.float32], margin: NDArray[np.float32], center_rewards: float
 ) -> tuple[float, float]:
-    """The mean training loss, and the share of pairs whose chosen side scores higher, which ties do not.
+    """The mean training loss, and the share of pairs whose chosen side scores higher, a tie counting one half.
 
     Raises TrainingError for a loss that is not finite.
     """
@@ -45,7 +45,7 @@ def mean_loss_and_accuracy(
     loss = float(losses.double().mean())
     if not math.isfinite(loss):
         raise TrainingError(f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate")
-    return loss, float((chosen > rejected).double().mean())
+    return loss, float(num_right(chosen, rejected)) / len(scores)
 
 
 def evaluate(

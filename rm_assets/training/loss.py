@@ -13,3 +13,8 @@ def pair_losses(chosen: Tensor, rejected: Tensor, margin: Tensor, center_rewards
     scores 1 and 0, margin 0.5 and weight 0.01 give log(1 + exp(-0.5)) + 0.01 = 0.474077 + 0.01.
     """
     return -logsigmoid(chosen - rejected - margin) + center_rewards * (chosen + rejected).square()
+
+
+def num_right(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """How many pairs, of scores float32 [B] each, are ranked right, a tie counting one half: a float64 scalar."""
+    return (chosen.detach() - rejected.detach()).sign().add(1).double().sum() / 2

@@ -21,7 +21,7 @@ from rm_assets.training.batches import Batch, Pairs, by_length, collate, epoch_o
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
-from rm_assets.training.loss import pair_losses
+from rm_assets.training.loss import num_right, pair_losses
 from rm_assets.training.model import sequence_scores
 from rm_assets.training.optimizer import build_optimizer, flat_gradients, learning_rate
 from rm_assets.training.progress import Progress, StepFigures
@@ -105,7 +105,7 @@ def _add_gradients(run: Run, batch: Batch, num_pairs: int) -> None:
     loss = pair_losses(chosen, rejected, batch.margin, run.settings.center_rewards).sum() / num_pairs
     loss.backward()  # type: ignore[no-untyped-call]
     run.flat[-2] += loss.detach()
-    run.flat[-1] += (chosen > rejected).sum()
+    run.flat[-1] += num_right(chosen, rejected)
 
 
 def _check_finite(run: Run, step: int, rows: NDArray[np.int64], loss: float, grad_norm: float) -> None:

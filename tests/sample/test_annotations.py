@@ -63,10 +63,7 @@ def read(name, record):
 @cache
 def rows():
     return [
-        read(name, json.loads(line))
-        for name in NUM_ROWS
-        for line in lines(name)
-        if line not in DAMAGED[name].values()
+        read(name, json.loads(line)) for name in NUM_ROWS for line in lines(name) if line not in DAMAGED[name].values()
     ]
 
 
@@ -102,9 +99,7 @@ def test_generating_it_again_gives_the_same_files(tmp_path):
     for path in made:
         if path.name != "tokenizer.json":  # its layout follows the version of the library
             assert content(tmp_path / path) == content(SAMPLE / path), path
-    first, second = (
-        json.loads((root / "tokenizer/tokenizer.json").read_text()) for root in (tmp_path, SAMPLE)
-    )
+    first, second = (json.loads((root / "tokenizer/tokenizer.json").read_text()) for root in (tmp_path, SAMPLE))
     assert first["model"]["vocab"] == second["model"]["vocab"]
     assert first["model"]["merges"] == second["model"]["merges"]
 
@@ -132,9 +127,7 @@ def test_every_format_is_there_with_system_messages_and_several_turns():
 
 
 def test_some_rows_carry_a_margin_between_zero_and_one():
-    records = [
-        json.loads(line) for line in lines("plain.jsonl") if line not in DAMAGED["plain.jsonl"].values()
-    ]
+    records = [json.loads(line) for line in lines("plain.jsonl") if line not in DAMAGED["plain.jsonl"].values()]
     margins = [record["margin"] for record in records if "margin" in record]
     assert len(margins) == 6
     assert min(margins) == 0.0
@@ -177,13 +170,10 @@ def test_neither_longer_wins_nor_shorter_wins_on_any_split(unit):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_wording_tells_the_better_reply_to_unseen_questions(seed):
     test, train = held_out(seed)
-    good, bad = (
-        Counter(word for row in train for word in words(getattr(row, side))) for side in Row._fields[-2:]
-    )
+    good, bad = (Counter(word for row in train for word in words(getattr(row, side))) for side in Row._fields[-2:])
     odds = {word: math.log((good[word] + 1) / (bad[word] + 1)) for word in good | bad}
     right = [
-        sum(odds.get(word, 0) for word in words(row.chosen))
-        > sum(odds.get(word, 0) for word in words(row.rejected))
+        sum(odds.get(word, 0) for word in words(row.chosen)) > sum(odds.get(word, 0) for word in words(row.rejected))
         for row in test
     ]
     assert sum(right) > 0.9 * len(right)

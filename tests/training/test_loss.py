@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rm_assets.training.loss import pair_losses
+from rm_assets.training.loss import num_right, pair_losses
 
 
 def test_the_loss_is_bradley_terry_with_margin_and_centering():
@@ -25,3 +25,7 @@ def test_a_pair_far_on_the_wrong_side_has_a_finite_loss_and_gradient():
     loss.backward()
     assert loss.item() == 1000.0
     assert chosen.grad.item() == -1.0
+
+
+def test_a_tie_is_half_right():
+    assert num_right(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 4.0])).item() == 1.5

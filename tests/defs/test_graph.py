@@ -1,0 +1,154 @@
+"""The graph as Dagster runs it: what it shows, what it skips, what stops it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from support import write_lines
+
+from rm_assets.definitions import definitions
+
+STAGES = ["raw_preferences", "validated_preferences", "flattened_conversations", "tokenized_pairs", "padded_pairs"]
+ASSETS = [*STAGES, "rejected_annotations", "reward_model", "reward_model_report"]
+
+
+def metadata(result: Any, asset: str) -> dict[str, Any]:
+    [event] = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def checks(result: Any) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+def table(value: Any) -> list[dict[str, Any]]:
+    return [record.data for record in value.records]
+
+
+def errors(result: Any) -> str:
+    return "\n".join(event.step_failure_data.error_display_string for event in result.get_step_failure_events())
+
+
+def model_files(settings: dict[str, Any]) -> dict[str, int]:
+    home = Path(settings["storage"]) / "reward_model"
+    return {str(path): path.stat().st_ino for path in home.rglob("*.safetensors")}
+
+
+def test_the_whole_graph_runs_and_all_its_laws_hold(first_run) -> None:
+    _, result = first_run
+    assert result.success, errors(result)
+    failed = {name for name, passed in checks(result).items() if not passed}
+    # A model of three optimizer steps need not be good, and is told so without failing the run.
+    assert failed <= {"accuracy_is_above_chance", "model_beats_length"}
+
+
+def test_every_asset_says_what_it_is(first_run) -> None:
+    specs = {spec.key.to_user_string(): spec for spec in definitions().resolve_all_asset_specs()}
+    assert sorted(specs) == sorted(ASSETS)
+    for spec in specs.values():
+        assert spec.description and spec.owners and spec.kinds and spec.code_version
+        assert spec.group_name in {"annotations", "preparation", "training"}
+    for name in [*STAGES, "rejected_annotations", "reward_model_report"]:
+        assert "dagster/column_schema" in specs[name].metadata
+
+
+def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
+    _, result = first_run
+    assert metadata(result, "raw_preferences")["dagster/row_count"] == 91
+    assert metadata(result, "validated_preferences")["dagster/row_count"] == 90
+    [reason] = table(metadata(result, "validated_preferences")["rejects_by_reason"])
+    assert (reason["reason"], reason["rejects"]) == ("not_json", 1)
+    [reject] = table(metadata(result, "rejected_annotations")["rejects"])
+    assert (reject["source"], reject["line"], reject["reason"]) == ("b.jsonl", 31, "not_json")
+    padded = metadata(result, "padded_pairs")
+    assert padded["train_pairs"] + padded["validation_pairs"] + padded["test_pairs"] == 90
+    assert {row["tokens"] for row in table(padded["length_percentiles"])} >= {"chosen_length", "longer_side"}
+    model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
+    for picture in (model["training_curves"], report["scores"], report["calibration"]):
+        assert "data:image/png;base64," in picture
+    assert report["num_pairs"] == padded["test_pairs"]
+    assert 0 <= report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"] <= 1
+
+
+def test_no_text_of_a_row_reaches_dagster_unless_previews_are_on(first_run, run_graph) -> None:
+    settings, result = first_run
+    told = "\n".join(str(event) for event in result.all_events)
+    assert "zebra" not in told
+    assert "Gladly" not in told
+    shown = run_graph(selection="raw_preferences", **settings, previews=True)
+    assert "Gladly" in str(metadata(shown, "raw_preferences")["preview"])
+
+
+def test_data_versions_are_the_names_of_the_snapshots(first_run) -> None:
+    settings, result = first_run
+    for name in ASSETS:
+        [event] = result.asset_materializations_for_node(name)
+        latest = json.loads((Path(settings["storage"]) / name / "latest.json").read_text())["snapshot"]
+        assert event.tags["dagster/data_version"] == latest
+
+
+def test_a_second_run_computes_no_shard_and_trains_no_model(first_run, run_graph) -> None:
+    settings, first = first_run
+    before = model_files(settings)
+    result = run_graph(**settings)
+    assert result.success, errors(result)
+    assert [metadata(result, stage)["new_shards"] for stage in STAGES] == [0] * 5
+    assert metadata(first, "reward_model")["trained_now"] is True
+    assert metadata(result, "reward_model")["trained_now"] is False
+    assert model_files(settings) == before
+
+
+def test_the_reported_scores_are_those_of_the_saved_directory(first_run) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    _, result = first_run
+    directory = Path(metadata(result, "reward_model")["path"])
+    model = AutoModelForSequenceClassification.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    scores = pq.read_table(directory.parent / "scores.parquet").to_pylist()
+    flattened = Path(metadata(result, "flattened_conversations")["path"]) / "data"
+    texts = {row["pair_id"]: row for row in pq.read_table(flattened).to_pylist()}
+    sample = scores[:10]
+    for side in ("chosen", "rejected"):
+        whole = [texts[row["pair_id"]]["prompt"] + texts[row["pair_id"]][side] for row in sample]
+        batch = tokenizer(whole, padding=True, return_tensors="pt", add_special_tokens=False)
+        together = model(**batch).logits[:, 0].tolist()
+        alone = [
+            model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item() for text in whole
+        ]
+        reported = [row[f"{side}_score"] for row in sample]
+        assert together == pytest.approx(reported, abs=1e-5)
+        assert alone == pytest.approx(reported, abs=1e-5)
+
+
+def test_datasets_loads_every_stage(first_run, tmp_path: Path) -> None:
+    import datasets
+
+    _, result = first_run
+    for name in [*STAGES, "rejected_annotations", "reward_model_report"]:
+        path = Path(metadata(result, name)["path"])
+        folders = ["train", "validation", "test"] if name == "padded_pairs" else ["data"]
+        files = {folder: str(path / folder / "*.parquet") for folder in folders}
+        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))
+        assert sum(map(len, loaded.values())) == metadata(result, name)["dagster/row_count"]
+
+
+# --- runs that end early, each on a storage of its own --------------------------------------------------------
+
+
+def test_a_run_from_which_nothing_is_left_fails_with_one_clear_error(tmp_path: Path, run_graph) -> None:
+    write_lines(tmp_path / "a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}])
+    result = run_graph(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "storage"))
+    assert not result.success
+    assert "nothing is left after validated_preferences: 1 identical_replies" in errors(result)
+
+
+def test_a_mistake_in_the_settings_stops_before_any_work(tmp_path: Path, run_graph) -> None:
+    result = run_graph(annotations=str(tmp_path / "missing"), storage=str(tmp_path / "storage"))
+    assert not result.success
+    assert "annotations (or RM_ANNOTATIONS)" in errors(result)
+    result = run_graph(model="./no/model", storage=str(tmp_path / "storage"))
+    assert "model (or RM_MODEL) is './no/model'" in errors(result)
+    assert not (tmp_path / "storage").exists()
