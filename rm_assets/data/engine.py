@@ -11,17 +11,21 @@ from typing import Any
 
 from rm_assets.data.snapshots import LawFunction, Publication, Shard, StageFunction, stage_shard
 
-_FEW = 2
-"""Up to this many shards are computed in this process: starting others would take longer."""
+_SMALL_BYTES = 16 * 2**20
+"""Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One shard to have: its name, its key, and what the stage's function needs to compute it."""
+    """One shard to have: its name, its key, and what the stage's function needs to compute it.
+
+    `num_bytes` is the size of its input files, by which the work is planned.
+    """
 
     name: str
     source: str
     key: str
+    num_bytes: int
     arguments: Any
 
 
@@ -37,15 +41,16 @@ def compute_shards(
     found: dict[str, Shard | None] = {task.key: publication.find(task.key) for task in tasks}
     missing = [task for task in tasks if found[task.key] is None]
     jobs = [(publication.directory, task, function, laws) for task in missing]
-    for number, shard in enumerate(_mapped(jobs, num_workers or os.cpu_count() or 1), start=1):
+    small = sum(task.num_bytes for task in missing) <= _SMALL_BYTES
+    for number, shard in enumerate(_mapped(jobs, 1 if small else num_workers or os.cpu_count() or 1), start=1):
         found[shard.key] = shard
-        if len(jobs) > _FEW:
+        if not small:
             say(f"{publication.directory.name}: {number} of {len(jobs)} shards")
     return [done for task in tasks if (done := found[task.key]) is not None]
 
 
 def _mapped(jobs: list[Any], num_workers: int) -> Iterator[Shard]:
-    if len(jobs) <= _FEW or num_workers == 1:
+    if len(jobs) <= 1 or num_workers == 1:
         yield from map(_compute, jobs)
         return
     # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.

@@ -172,7 +172,8 @@ def flattened_snapshot(
         path = validated.data_path(shard)
         allow = settings.control_tokens == "allow"
         arguments = FlatteningTask(path=path, tokenizer=tokenizer, allow_control_tokens=allow)
-        return Task(name=shard.name, source=shard.source, key=fingerprint(identity, shard.key), arguments=arguments)
+        key = fingerprint(identity, shard.key)
+        return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
     with publication(Path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]

@@ -14,11 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from rm_assets.data import records
-from rm_assets.data.chat import load_chat_tokenizer
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.flattening import PAIR_COLUMNS, pair_reject
-from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
@@ -118,7 +116,7 @@ class PaddingTask:
 
     path: Path | None
     dropped: tuple[tuple[int, Reason], ...]
-    tokenizer: TokenizerFiles
+    pad_token_id: int
     seed: str
     validation_fraction: float
     test_fraction: float
@@ -126,7 +124,7 @@ class PaddingTask:
 
 def pad_shard(task: PaddingTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """Rows by split, and rejects, of one shard of tokenized pairs."""
-    pad_token_id = load_chat_tokenizer(task.tokenizer).pad_token_id
+    pad_token_id = task.pad_token_id
     table = read_table([task.path] if task.path else [], records.TOKENIZED)
     dropped = dict(task.dropped)
     rows = table.select(["source", "line"]).to_pylist()
@@ -192,14 +190,13 @@ def _padding_figures(table: pa.Table) -> dict[str, int]:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def padded_snapshot(
-    settings: Settings, tokenizer: TokenizerFiles, tokenized: Snapshot, say: Callable[[str], object]
-) -> Snapshot:
+def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Decide which rows go, pad every shard whose key is not found, and publish."""
+    pad_token_id = pad_token_id_of(tokenized)
     identity = fingerprint(
         Stage.PADDED,
         VERSION,
-        tokenizer.identity,
+        pad_token_id,
         settings.split_seed,
         settings.validation_fraction,
         settings.test_fraction,
@@ -210,13 +207,13 @@ def padded_snapshot(
         arguments = PaddingTask(
             path=tokenized.data_path(shard),
             dropped=dropped[shard.name],
-            tokenizer=tokenizer,
+            pad_token_id=pad_token_id,
             seed=settings.split_seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
         )
         key = fingerprint(identity, shard.key, [[row, reason] for row, reason in dropped[shard.name]])
-        return Task(name=shard.name, source=shard.source, key=key, arguments=arguments)
+        return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
     with publication(Path(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in tokenized.manifest.shards]
@@ -226,6 +223,13 @@ def padded_snapshot(
             return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}
 
         return turn.publish(shards, {Stage.TOKENIZED: tokenized.name}, facts)
+
+
+def pad_token_id_of(snapshot: Snapshot) -> int:
+    """The padding token of the tokenizer that a snapshot was made with."""
+    found = {int(shard.stats["pad_token_id"]) for shard in snapshot.manifest.shards}
+    assert len(found) == 1, "one tokenizer has one padding token"
+    return found.pop()
 
 
 def _dropped_by_shard(tokenized: Snapshot) -> dict[str, tuple[tuple[int, Reason], ...]]:

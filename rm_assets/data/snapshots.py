@@ -60,6 +60,11 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ShardFile, ...]
     stats: dict[str, Any]
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.num_bytes for file in self.files)
+
     def num_rows(self, *, rejects: bool = False) -> int:
         """Rows of the data files, or of the rejects."""
         return sum(file.num_rows for file in self.files if (file.folder == REJECTS) == rejects)

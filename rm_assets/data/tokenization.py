@@ -122,7 +122,12 @@ def tokenize_shard(task: TokenizationTask) -> tuple[dict[str, pa.Table], dict[st
         except PreferenceError as error:
             rejects.append(pair_reject(row, Stage.TOKENIZED, error.reason, error.detail))
     tables = {DATA: _table(kept), REJECTS: pa.Table.from_pylist(rejects, schema=records.REJECTS)}
-    stats = {"num_in": len(flattened), "reasons": reason_counts(reject["reason"] for reject in rejects)}
+    # The padding token belongs to the tokenizer; stated here, no later stage has to load one.
+    stats = {
+        "pad_token_id": chat.pad_token_id,
+        "num_in": len(flattened),
+        "reasons": reason_counts(reject["reason"] for reject in rejects),
+    }
     return tables, stats | _exactness(chat, task, kept)
 
 
@@ -233,7 +238,8 @@ def tokenized_snapshot(
             max_length=settings.max_length,
             drop_turns=settings.over_long == "drop_turns",
         )
-        return Task(name=shard.name, source=shard.source, key=fingerprint(identity, shard.key), arguments=arguments)
+        key = fingerprint(identity, shard.key)
+        return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
     with publication(Path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]

@@ -223,7 +223,7 @@ def _task(raw: Snapshot, shard: Shard, held_back: str) -> Task:
     data = raw.data_path(shard)
     key = fingerprint(Stage.VALIDATED, VERSION, shard.key, held_back)
     arguments = ValidationTask(path=data, held_back=held_back)
-    return Task(name=shard.name, source=shard.source, key=key, arguments=arguments)
+    return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
 
 def _malformed_counts(

@@ -93,7 +93,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     """Pairs without duplicates and conflicts, split by prompt, both sides padded to the length of the longer one."""
     ready = project.ready()
     parent = required_snapshot(ready.storage, Stage.TOKENIZED)
-    snapshot = padding.padded_snapshot(ready.settings, ready.tokenizer, parent, context.log.info)
+    snapshot = padding.padded_snapshot(ready.settings, parent, context.log.info)
     return stage_result(Stage.PADDED, snapshot, parent, previews=ready.settings.shows_previews)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.padding import SPLITS
+from rm_assets.data.padding import SPLITS, pad_token_id_of
 from rm_assets.data.snapshots import (
     LATEST,
     MANIFEST,
@@ -124,14 +124,12 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
     """The job's description as JSON text, all paths absolute."""
     from rm_assets.training.job import TrainingJob
 
-    pad_token_ids = {shard.stats["pad_token_id"] for shard in pairs.manifest.shards}
-    assert len(pad_token_ids) == 1, "one tokenizer has one padding token"
     return TrainingJob(
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
         splits={split: [str(path.resolve()) for path in pairs.paths(split)] for split in SPLITS},
-        pad_token_id=pad_token_ids.pop(),
+        pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,
         toy=project.model.toy,
