@@ -7,8 +7,9 @@ worse reply is a good answer to another question), and in a few the annotator er
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from rm_assets.sample import (
@@ -147,11 +148,9 @@ def _framed(rng: Random, language: Language, parts: list[str]) -> str:
 
 def draw_replies(rng: Random, language: Language, task: Task, good_is_longer: bool) -> tuple[str, str]:
     """A good and a bad reply whose lengths differ clearly, in the given direction."""
+    worse = partial(bad_reply, rng, language, task)
     if rng.random() < HARD_FRACTION:
-        other = draw_task(rng, language)
-        worse: Callable[[], str] = lambda: good_reply(rng, language, other)  # noqa: E731
-    else:
-        worse = lambda: bad_reply(rng, language, task)  # noqa: E731
+        worse = partial(good_reply, rng, language, _another(rng, language, task))
     while True:
         good = good_reply(rng, language, task)
         ratio = rng.uniform(*LENGTH_RATIO)
@@ -170,13 +169,13 @@ def draw_prompt(rng: Random, language: Language, num_questions: int, with_system
     messages.append(message("user", phrase(rng, language.asking, "question", task=task.task)))
     for _ in range(num_questions - 1):
         messages.append(message("assistant", good_reply(rng, language, task)))
-        task = _another(rng, language, task)
+        task = _another(rng, language, task, task.topic)
         messages.append(message("user", phrase(rng, language.asking, "follow_up", task=task.task)))
     return task, messages
 
 
-def _another(rng: Random, language: Language, task: Task) -> Task:
-    while (other := draw_task(rng, language, task.topic)).task == task.task:
+def _another(rng: Random, language: Language, task: Task, topic: str | None = None) -> Task:
+    while (other := draw_task(rng, language, topic)).task == task.task:
         pass
     return other
 

@@ -152,3 +152,27 @@ def test_a_mistake_in_the_settings_stops_before_any_work(tmp_path: Path, run_gra
     result = run_graph(model="./no/model", storage=str(tmp_path / "storage"))
     assert "model (or RM_MODEL) is './no/model'" in errors(result)
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("asset", "columns"), [("tokenized_pairs", ["chosen_ids"]), ("flattened_conversations", ["chosen"])]
+)
+def test_trl_takes_a_step_on_what_the_stages_wrote(first_run, tmp_path: Path, asset: str, columns: list[str]) -> None:
+    import datasets
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
+
+    _, result = first_run
+    files = str(Path(metadata(result, asset)["path"]) / "data" / "*.parquet")
+    pairs = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert set(columns) <= set(pairs.column_names)
+    model = Path(metadata(result, "reward_model")["path"])
+    trainer = RewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(model),
+        args=RewardConfig(
+            output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, bf16=False, per_device_train_batch_size=4
+        ),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        train_dataset=pairs,
+    )
+    assert trainer.train().global_step == 1
