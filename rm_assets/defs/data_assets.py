@@ -99,7 +99,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
 
 @dg.asset(
     deps=[raw_preferences, validated_preferences, flattened_conversations, tokenized_pairs, padded_pairs],
-    group_name="annotations",
+    group_name="preparation",
     kinds={"parquet"},
     owners=OWNERS,
     code_version=str(rejects.VERSION),

@@ -1,4 +1,4 @@
-"""From Arrow, pandas and plain dicts to what Dagster shows beside a materialization.
+"""From Arrow and plain dicts to what Dagster shows beside a materialization.
 
 Dagster admits only str, int, float, bool and None in a table, and the same columns in each of its rows. It
 stores metadata as JSON, which has no NaN and no infinity: here NaN becomes None and an infinity the text
@@ -8,17 +8,13 @@ stores metadata as JSON, which has no NaN and no infinity: here NaN becomes None
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 MAX_ROWS = 100
-DECIMALS = 4
 NUM_SHOWN_VALUES = 3
 MESSAGE_CHARACTERS = 60
 CONVERSATION_CHARACTERS = 240
@@ -59,18 +55,6 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
         records=[dg.TableRecord({name: row.get(name) for name in columns}) for row in kept],
         schema=dg.TableSchema.from_name_type_dict(columns),
     )
-
-
-def dataframe_table(frame: "pd.DataFrame") -> dg.TableMetadataValue:
-    """A data frame as a table, without its index; floats rounded to DECIMALS, missing values None."""
-    import pandas as pd
-
-    def cell(value: Any) -> Cell:
-        value = None if pd.isna(value) else _cell(value)
-        return round(value, DECIMALS) if isinstance(value, float) else value
-
-    rows = [dict(zip(frame.columns, map(cell, row), strict=True)) for row in frame.itertuples(index=False, name=None)]
-    return table(rows, _inferred_columns(rows) if rows else dict.fromkeys(frame.columns, "string"))
 
 
 def shortened(text: str, limit: int = 120) -> str:

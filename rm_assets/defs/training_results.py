@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.metadata import dataframe_table, table
+from rm_assets.defs.metadata import table
 from rm_assets.defs.model_snapshots import ASSET as MODEL
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.defs.pictures import calibration_plot, markdown_picture, score_histogram, training_curves
@@ -49,8 +49,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             "training_curves": _picture(training_curves(lines), "loss and accuracy by optimizer step"),
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],
-            "metrics": table([{"metric": name, "value": str(value)} for name, value in metrics.items()]),
-            **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            **_numbers(metrics),
             "versions": dg.MetadataValue.json(model.manifest["versions"]),
             "dagster/uri": directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(directory)),
@@ -85,14 +84,34 @@ def report_result(written: WrittenReport, fail_below_accuracy: float | None) -> 
         metadata={
             "scores": _picture(score_histogram(chosen, rejected), "scores of chosen and rejected replies"),
             "calibration": _picture(calibration_plot(report.calibration), "accuracy by confidence"),
-            "slices": dataframe_table(report.table),
-            **metrics,
+            "slices": table(_slices(report.table)),
+            **_numbers(metrics),
             "dagster/row_count": len(report.table),
             "dagster/uri": written.snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(written.snapshot.directory)),
         },
         check_results=[_accuracy(metrics, fail_below_accuracy), _length(metrics)],
     )
+
+
+def _slices(rows: Any) -> list[dict[str, Any]]:
+    """The report's table in few enough columns for the page; the Parquet file has all of them."""
+    return [
+        {
+            "slice": row["value"] if row["slice"] == "all" else f"{row['slice']}: {row['value']}",
+            "pairs": row["num_pairs"],
+            "accuracy": round(row["accuracy"], 3),
+            "95 % interval": f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}",
+            "longer wins": round(row["longer_wins"], 3),
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, int | float]:
+    """The figures that Dagster plots over time, without the digits that nobody reads."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in numbers.items()}
 
 
 def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResult:

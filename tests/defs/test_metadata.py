@@ -3,7 +3,6 @@ import math
 
 import dagster as dg
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -13,7 +12,6 @@ from rm_assets.data.records import PADDED, VALIDATED
 from rm_assets.defs.metadata import (
     MAX_ROWS,
     column_schema,
-    dataframe_table,
     percentiles,
     preview,
     shortened,
@@ -100,21 +98,6 @@ def test_cells_become_what_dagster_and_json_can_hold():
     assert records(value) == [{"nan": None, "inf": "-inf", "numpy": 3, "flag": True, "other": "(1, 2)"}]
     assert type(records(value)[0]["numpy"]) is int
     strict_json(value)
-
-
-def test_a_data_frame_is_rounded_and_its_gaps_are_none():
-    frame = pd.DataFrame({"name": ["a", None], "share": [0.123456, math.nan], "count": [1, 2]})
-    value = dataframe_table(frame.assign(kind=pd.Categorical(["x", "y"])))
-    assert records(value) == [
-        {"name": "a", "share": 0.1235, "count": 1, "kind": "x"},
-        {"name": None, "share": None, "count": 2, "kind": "y"},
-    ]
-    assert types(value) == {"name": "string", "share": "float", "count": "int", "kind": "string"}
-    strict_json(value)
-
-
-def test_an_empty_data_frame_keeps_its_columns():
-    assert list(types(dataframe_table(pd.DataFrame({"a": [], "b": []})))) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +194,6 @@ def test_dagster_accepts_all_of_it():
             "dagster/column_schema": column_schema(VALIDATED),
             "files": table([{"file": "a", "lines": 1}, {"file": "b", "lines": None}]),
             "preview": preview(rows),
-            "slices": dataframe_table(pd.DataFrame({"accuracy": [0.7]})),
         }
         return dg.MaterializeResult(metadata=metadata | percentiles(np.array([1.0, 2.0])))
 
