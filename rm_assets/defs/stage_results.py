@@ -17,6 +17,7 @@ from rm_assets.defs.metadata import column_schema, percentiles, preview, table
 
 HELD_BACK_CHECK = "no_file_is_held_back"
 NUM_PREVIEWED = 5
+_NOT_FOR_READING = ("_id", "_key", "_mask")
 
 
 class NothingLeftError(RuntimeError):
@@ -130,14 +131,19 @@ def _lengths(snapshot: Snapshot) -> dict[str, Any]:
     longer = np.maximum(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
     named["longer_side"] = percentiles(longer)
     return {
-        "length_percentiles": table([{"tokens": name, **figures} for name, figures in named.items()]),
+        "length_percentiles": table([{"tokens": name, **_rounded(figures)} for name, figures in named.items()]),
         "median_length": float(np.median(longer)) if len(longer) else 0.0,
     }
 
 
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in figures.items()}
+
+
 def _first_rows(snapshot: Snapshot) -> pa.Table:
-    batch = next(pq.ParquetFile(snapshot.paths()[0]).iter_batches(batch_size=NUM_PREVIEWED))
-    return pa.Table.from_batches([batch])
+    file = pq.ParquetFile(snapshot.paths()[0])
+    named = [name for name in file.schema_arrow.names if not name.endswith(_NOT_FOR_READING)]
+    return pa.Table.from_batches([next(file.iter_batches(batch_size=NUM_PREVIEWED, columns=named))])
 
 
 def _check_results(stage: Stage, manifest: Manifest, parent: Manifest | None) -> Iterator[dg.AssetCheckResult]:
@@ -175,10 +181,20 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     rows = read_table(snapshot.paths(), records.REJECTS)
     counts = Counter(zip(*(rows[name].to_pylist() for name in ("source", "stage", "reason")), strict=True))
     by_file = [
-        {"file": source, "stage": stage, "reason": reason, "rejects": count}
+        {"file": source, "reason": reason, "rejects": count, "stage": stage}
         for (source, stage, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-    columns = {"file": "string", "stage": "string", "reason": "string", "rejects": "int"}
+    columns = {"file": "string", "reason": "string", "rejects": "int", "stage": "string"}
+    single = [
+        {
+            "file": row["source"],
+            "line": row["line"],
+            "reason": row["reason"],
+            "detail": row["detail"],
+            "stage": row["stage"],
+        }
+        for row in rows.to_pylist()
+    ]
     num_in = snapshot.manifest.total("num_in")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
@@ -187,7 +203,7 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
             "dagster/uri": snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(snapshot.directory)),
             "rejects_by_file_and_reason": table(by_file, columns),
-            "rejects": table(rows.drop_columns(["line_sha256"]).to_pylist()),
+            "rejects": table(single),
         },
         check_results=[
             dg.AssetCheckResult(

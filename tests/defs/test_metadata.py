@@ -200,5 +200,5 @@ def test_dagster_accepts_all_of_it():
     result = dg.materialize([stage])
     (event,) = result.get_asset_materialization_events()
     metadata = event.materialization.metadata
-    assert {"dagster/column_schema", "files", "preview", "slices", "p90"} <= set(metadata)
+    assert {"dagster/column_schema", "files", "preview", "p90"} <= set(metadata)
     strict_json(metadata["files"])
