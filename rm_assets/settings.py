@@ -22,6 +22,30 @@ SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
 
 
+Column = Literal[
+    "prompt",
+    "system",
+    "chosen",
+    "rejected",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+    "subset",
+    "tools",
+    "response_a",
+    "response_b",
+    "label",
+    "preference_strength",
+    "responses",
+    "scores",
+    "ranks",
+]
+"""The fields of flat files, which may have other names there."""
+
+Label = Literal["first", "second", "tie"]
+"""What a label of a comparison can mean."""
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used. The message names the setting and says what to do."""
 
@@ -63,7 +87,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     annotations: str | None = Field(
-        None, description="File, directory or glob of *.jsonl or *.jsonl.gz; unset: the built-in sample."
+        None, description="File, directory or glob of *.jsonl, *.jsonl.gz or *.jsonl.zst; unset: the built-in sample."
     )
     storage: str = Field("./rm_storage", description="Directory of all snapshots.")
     model: str | None = Field(
@@ -86,11 +110,28 @@ class Settings(BaseModel):
     max_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longer lines, in bytes, are rejects and never held in memory."
     )
+    max_expansion: int = Field(
+        200,
+        ge=1,
+        description="A compressed file that expands to more than 64 MiB and more than this many times its size is "
+        "rejected whole.",
+    )
     max_malformed_fraction: float = Field(
         0.10,
         ge=0,
         le=1,
         description="A file with a larger share of malformed non-blank lines is held back whole.",
+    )
+    columns: dict[Column, str] = Field(
+        {},
+        description='Own names of fields, in JSON: {"prompt": "query", "chosen": "winner"} reads these columns.',
+    )
+    labels: dict[str, Label] = Field(
+        {},
+        description='What own labels of comparisons mean, in JSON: {"0": "first", "1": "second", "2": "tie"}.',
+    )
+    max_pairs_per_prompt: int = Field(
+        10, ge=1, description="Pairs taken of one ranking, drawn by hash; the others are counted."
     )
     control_tokens: Literal["reject", "allow"] = Field(
         "reject",
@@ -99,6 +140,11 @@ class Settings(BaseModel):
     max_length: int = Field(1024, ge=2, description="Longest side of a pair, in tokens.")
     over_long: Literal["reject", "drop_turns"] = Field(
         "reject", description="Over-long pairs: rejects, or shortened by the oldest turns of the prompt."
+    )
+    conflicts: Literal["drop", "majority", "keep"] = Field(
+        "drop",
+        description="Pairs that also stand with the labels the other way round: take none of them, those of the "
+        "majority (none if there are as many of each), or all.",
     )
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the prompts held out to watch training.")
     test_fraction: float = Field(0.10, gt=0, lt=1, description="Share of the prompts held out for the report.")
@@ -118,6 +164,29 @@ class Settings(BaseModel):
         if value + info.data.get("validation_fraction", 0.0) >= 1:
             raise ValueError("validation_fraction and test_fraction together must stay below 1")
         return value
+
+    @field_validator("columns", "labels", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        """The environment gives a mapping as JSON text."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('a JSON object is needed, such as {"name": "value"}') from None
+
+    @field_validator("columns")
+    @classmethod
+    def _names_each_column_once(cls, value: dict[Column, str]) -> dict[Column, str]:
+        if "" in value.values() or len(set(value.values())) < len(value):
+            raise ValueError("each field needs a column of its own")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _as_labels_are_compared(cls, value: dict[str, Label]) -> dict[str, Label]:
+        return {label.strip().lower(): meaning for label, meaning in value.items()}
 
     @property
     def uses_sample_annotations(self) -> bool:

@@ -42,6 +42,19 @@ def test_dagster_config_beats_the_environment_and_the_environment_the_sample() -
         ({}, {"RM_MAX_LENGTH": "long"}, r"max_length \(or RM_MAX_LENGTH\) is 'long'"),
         ({"epochs": 0}, {}, r"epochs \(or RM_EPOCHS\) is 0"),
         ({"test_fraction": 0.97}, {}, "must stay below 1"),
+        (
+            {},
+            {"RM_COLUMNS": "prompt=query"},
+            r"columns \(or RM_COLUMNS\) is 'prompt=query': .* a JSON object is needed",
+        ),
+        (
+            {},
+            {"RM_COLUMNS": '{"promt": "query"}'},
+            r"columns \(or RM_COLUMNS\) is .* Input should be 'prompt', 'system'",
+        ),
+        ({}, {"RM_COLUMNS": '["prompt"]'}, r"columns \(or RM_COLUMNS\) is .* valid dictionary"),
+        ({"columns": {"prompt": "a", "chosen": "a"}}, {}, "each field needs a column of its own"),
+        ({"labels": {"0": "A"}}, {}, r"labels \(or RM_LABELS\) is .* Input should be 'first', 'second' or 'tie'"),
         ({}, {"RM_ENGINE": "slurm"}, r"engine \(or RM_ENGINE\) is 'slurm'"),
     ],
 )
@@ -54,3 +67,11 @@ def test_names_are_unique_and_each_knob_says_what_it_means() -> None:
     names = [name for name, _ in knobs()]
     assert len(names) == len(set(names))
     assert all(field.description and field.description.endswith(".") for _, field in knobs())
+
+
+def test_mappings_come_as_json_from_the_environment_and_as_they_are_from_config() -> None:
+    environment = {"RM_COLUMNS": '{"prompt": "query", "chosen": "winner"}', "RM_LABELS": '{" Left ": "first"}'}
+    settings = load_settings({"labels": {"0": "second"}}, environment)
+    assert settings.columns == {"prompt": "query", "chosen": "winner"}
+    assert settings.labels == {"0": "second"}
+    assert load_settings({}, environment).labels == {"left": "first"}

@@ -1,296 +1,171 @@
-"""The formats of preference files: one typed record each, found row by row, all turned into one `Preference`.
+"""Which format a row of a preference file has, and the preferences that it states.
 
-A format is a msgspec record, whose type is its documentation, and a function from that record to the preferences it
-states. To add one, write both and name them in `FORMATS`.
+A format is a msgspec record, whose type is its documentation, and a function from that record to what it states. Rows
+are told apart by the fields they have, each for itself: several formats may stand in one file. To add a format, write
+both and name them in `FORMATS`.
 """
 
-import re
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from rm_assets.data.comparison_format import ComparisonRecord, from_comparison, with_label
+from rm_assets.data.json_rows import json_object
+from rm_assets.data.messages import is_transcript, parse_transcript
+from rm_assets.data.pair_formats import (
+    ConversationsRecord,
+    MessagesRecord,
+    OpenAIRecord,
+    PlainRecord,
+    ShareGPTRecord,
+    TranscriptRecord,
+    from_conversations,
+    from_messages,
+    from_openai,
+    from_plain,
+    from_sharegpt,
+    from_transcript,
+)
+from rm_assets.data.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.ranking_formats import (
+    RankingRecord,
+    ReplyListsRecord,
+    ScoredListsRecord,
+    from_ranking,
+    from_reply_lists,
+    from_scored_lists,
+)
 from rm_assets.data.records import Reason
+from rm_assets.data.spellings import (
+    CONVERSATIONS,
+    KNOWN,
+    SPELLINGS,
+    Row,
+    is_blank,
+    is_whole,
+    only_value,
+    response_fields,
+    with_one_name,
+    with_own_columns,
+    with_prompt,
+)
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Message",
+    "ParsingRules",
+    "Preference",
+    "PreferenceError",
+    "parse_row",
+    "parse_transcript",
+    "row_format",
+    "stated_by",
+]
+
+FORMATS: dict[Format, tuple[type[Struct], Callable[[Any, ParsingRules], Stated]]] = {
+    Format.PLAIN: (PlainRecord, from_plain),
+    Format.MESSAGES: (MessagesRecord, from_messages),
+    Format.CONVERSATIONS: (ConversationsRecord, from_conversations),
+    Format.TRANSCRIPT: (TranscriptRecord, from_transcript),
+    Format.SHAREGPT: (ShareGPTRecord, from_sharegpt),
+    Format.OPENAI: (OpenAIRecord, from_openai),
+    Format.COMPARISON: (ComparisonRecord, from_comparison),
+    Format.RANKING: (RankingRecord, from_ranking),
+    Format.SCORED_LISTS: (ScoredListsRecord, from_scored_lists),
+    Format.REPLY_LISTS: (ReplyListsRecord, from_reply_lists),
+}
 
 
-class PreferenceError(ValueError):
-    """A row that states no usable preference. The detail never holds the row's own text."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+_DEFAULTS = ParsingRules()
 
 
-class Format(StrEnum):
-    """The formats a row can have."""
-
-    PLAIN = "plain"
-    MESSAGES = "messages"
-    CONVERSATIONS = "conversations"
-    TRANSCRIPT = "transcript"
+def parse_row(text: str, rules: ParsingRules = _DEFAULTS) -> list[Preference]:
+    """The preferences that one line of JSON states; raises PreferenceError where it states none."""
+    return stated_by(text, rules).preferences
 
 
-class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One message of a conversation; `tool_calls` is canonical JSON text. Keys that are None are absent."""
-
-    role: str
-    content: str | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: str | None = None
-    tool_call_id: str | None = None
-
-
-class Preference(Struct, frozen=True, kw_only=True):
-    """One comparison in canonical form: two continuations of one prompt; `tools` is canonical JSON text or empty."""
-
-    prompt: tuple[Message, ...]
-    chosen: tuple[Message, ...]
-    rejected: tuple[Message, ...]
-    tools: str = ""
-    margin: float = 0.0
-    subset: str = ""
-    format: Format
-
-
-# --- the records, as they stand in files ---------------------------------------------------------------------
-
-
-class MessageRecord(Struct, kw_only=True):
-    """A message in OpenAI's form; other keys are not read."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
-    tool_call_id: str | None = None
-
-
-class PlainRecord(Struct, kw_only=True):
-    """`{"prompt": "...", "chosen": "...", "rejected": "..."}`"""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    margin: float | None = None
-    subset: str | None = None
-
-
-class MessagesRecord(Struct, kw_only=True):
-    """`prompt`, `chosen` and `rejected` as lists of messages; a text stands for one message of its side.
-
-    Where the replies are whole conversations that begin with the prompt, the prompt is checked against them.
-    """
-
-    prompt: list[MessageRecord] | str
-    chosen: list[MessageRecord] | str
-    rejected: list[MessageRecord] | str
-    tools: list[Any] | str | None = None
-    margin: float | None = None
-    subset: str | None = None
-
-
-class ConversationsRecord(Struct, kw_only=True):
-    """`chosen` and `rejected` as lists of messages that share their beginning, which is the prompt."""
-
-    chosen: list[MessageRecord]
-    rejected: list[MessageRecord]
-    tools: list[Any] | str | None = None
-    margin: float | None = None
-    subset: str | None = None
-
-
-class TranscriptRecord(Struct, kw_only=True):
-    r"""`\n\nHuman: ...\n\nAssistant: ...` texts; with `prompt`, the replies go on where it stops, or repeat it."""
-
-    chosen: str
-    rejected: str
-    prompt: str = ""
-    margin: float | None = None
-    subset: str | None = None
-
-
-# --- from a record to preferences ----------------------------------------------------------------------------
-
-
-def _from_plain(record: PlainRecord) -> list[Preference]:
-    return [
-        _preference(
-            record,
-            Format.PLAIN,
-            (Message(role="user", content=record.prompt),),
-            (Message(role="assistant", content=record.chosen),),
-            (Message(role="assistant", content=record.rejected),),
-        )
-    ]
-
-
-def _from_messages(record: MessagesRecord) -> list[Preference]:
-    prompt = _messages(record.prompt, "user")
-    chosen, rejected = (_messages(side, "assistant") for side in (record.chosen, record.rejected))
-    if chosen and rejected and chosen[0].role != "assistant" and rejected[0].role != "assistant":
-        shared, chosen, rejected = _split_shared(chosen, rejected)
-        if shared != prompt and not (isinstance(record.prompt, str) and _ends_with(shared, record.prompt)):
-            raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
-        prompt = shared
-    return [_preference(record, Format.MESSAGES, prompt, chosen, rejected)]
-
-
-def _ends_with(messages: tuple[Message, ...], content: str) -> bool:
-    return bool(messages) and messages[-1].content == content
-
-
-def _from_conversations(record: ConversationsRecord) -> list[Preference]:
-    chosen, rejected = (_messages(side, "assistant") for side in (record.chosen, record.rejected))
-    return [_preference(record, Format.CONVERSATIONS, *_split_shared(chosen, rejected))]
-
-
-def _from_transcript(record: TranscriptRecord) -> list[Preference]:
-    sides = (record.chosen, record.rejected)
-    repeated = all(side.startswith(record.prompt) for side in sides)
-    chosen, rejected = (parse_transcript(side if repeated else record.prompt + side) for side in sides)
-    return [_preference(record, Format.TRANSCRIPT, *_split_shared(chosen, rejected))]
-
-
-def _preference(
-    record: Any,
-    format_name: Format,
-    prompt: tuple[Message, ...],
-    chosen: tuple[Message, ...],
-    rejected: tuple[Message, ...],
-) -> Preference:
-    return Preference(
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        tools=_tools(getattr(record, "tools", None)),
-        margin=record.margin or 0.0,
-        subset=record.subset or "",
-        format=format_name,
-    )
-
-
-def _messages(records: list[MessageRecord] | str, role_of_text: str) -> tuple[Message, ...]:
-    if isinstance(records, str):
-        return (Message(role=role_of_text, content=records),)
-    return tuple(
-        Message(
-            role=record.role,
-            content=record.content,
-            name=record.name,
-            reasoning_content=record.reasoning_content,
-            tool_calls=_canonical_json(record.tool_calls) if record.tool_calls else None,
-            tool_call_id=record.tool_call_id,
-        )
-        for record in records
-    )
-
-
-def _tools(tools: list[Any] | str | None) -> str:
-    if not isinstance(tools, str):
-        return _canonical_json(tools) if tools else ""
+def stated_by(text: str, rules: ParsingRules) -> Stated:
+    """What one line of JSON states, with the pairs of a ranking that are no preferences or were left out."""
+    row = json_object(text, KNOWN, rules.columns.values())
+    row = {name: value for name, value in with_own_columns(row, rules.columns).items() if value is not None}
+    row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
+    format_name = row_format(row)
+    record_type, stated = FORMATS[format_name]
     try:
-        parsed = msgspec.json.decode(tools, type=list[Any]) if tools.strip() else []
-    except msgspec.MsgspecError:
-        raise PreferenceError(Reason.WRONG_TYPE, "`tools` is a text that is not a JSON list") from None
-    return _canonical_json(parsed) if parsed else ""
+        record = msgspec.convert(_in_form(row, format_name, rules), record_type)
+    except msgspec.ValidationError as error:
+        raise _wrong_field(error) from None
+    return stated(record, rules)
 
 
-def _canonical_json(value: Any) -> str:
-    return msgspec.json.encode(value, order="sorted").decode()
-
-
-def _split_shared(
-    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
-    """Two conversations cut where they part: the shared beginning and the two rests.
-
-    For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3].
-    """
-    if chosen == rejected:
-        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
-    num_shared = next(
-        (i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
-        min(len(chosen), len(rejected)),
-    )
-    if num_shared == min(len(chosen), len(rejected)):
-        shorter = "chosen" if len(chosen) == num_shared else "rejected"
-        raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is the beginning of the other")
-    if chosen[num_shared].role != "assistant" or rejected[num_shared].role != "assistant":
-        raise PreferenceError(
-            Reason.UNSHARED_PROMPT, f"the conversations part at message {num_shared + 1}, which is no reply"
-        )
-    return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]
-
-
-# A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
-_MARKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-def parse_transcript(text: str) -> tuple[Message, ...]:
-    r"""The messages of a `\n\nHuman: ...\n\nAssistant: ...` text; one space after a marker belongs to the marker."""
-    markers = list(_MARKER.finditer(text))
-    if not markers or markers[0].start() != 0:
-        raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
-    ends = [marker.start() for marker in markers[1:]] + [len(text)]
-    return tuple(
-        Message(role=_ROLES[marker[1]], content=text[marker.end() : end].removeprefix(" "))
-        for marker, end in zip(markers, ends, strict=True)
-    )
+def _in_form(row: Row, format_name: Format, rules: ParsingRules) -> Row:
+    """A row with the names that the record of its format has."""
+    match format_name:
+        case Format.OPENAI:
+            return row
+        case Format.SHAREGPT:
+            given = {name: row[name] for name in CONVERSATIONS if name in row}
+            return row | {"conversations": only_value(given, "prompt")}
+        case Format.COMPARISON:
+            return with_prompt(with_label(row, rules), "response_a", "response_b")
+        case Format.RANKING | Format.SCORED_LISTS:
+            return with_prompt(with_one_name(row, "responses", "scores"))
+        case _:
+            return with_prompt(row, "chosen", "rejected")
 
 
 # --- which format a row has ----------------------------------------------------------------------------------
 
-FORMATS: dict[Format, tuple[type[Struct], Callable[[Any], list[Preference]]]] = {
-    Format.PLAIN: (PlainRecord, _from_plain),
-    Format.MESSAGES: (MessagesRecord, _from_messages),
-    Format.CONVERSATIONS: (ConversationsRecord, _from_conversations),
-    Format.TRANSCRIPT: (TranscriptRecord, _from_transcript),
-}
 
-
-def row_format(row: dict[str, Any]) -> Format:
+def row_format(row: Row) -> Format:
     """The format of a row, by the fields it has and whether they are texts or lists."""
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            known = "chosen" in row or "rejected" in row
-            reason = Reason.MISSING_FIELD if known else Reason.UNKNOWN_FORMAT
-            raise PreferenceError(reason, f"no field `{name}`")
-    prompt, chosen = row.get("prompt"), row["chosen"]
+    if "preferred_output" in row and "non_preferred_output" in row:
+        return Format.OPENAI
+    responses = response_fields(row)
+    if "chosen" in row and "rejected" in row:
+        if responses and sorted(map(repr, map(row.get, responses))) != sorted(map(repr, _sides(row))):
+            problem = "`chosen` and `rejected` are not the two responses; the setting columns says which are meant"
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
+        return _format_of_sides(row)
+    if responses:
+        return Format.COMPARISON
+    lists = [row[name] for name in SPELLINGS["responses"] if isinstance(row.get(name), list)]
+    if lists:
+        return Format.SCORED_LISTS if _are_texts(lists[0]) else Format.RANKING
+    missing = "rejected" if "chosen" in row else "chosen"
+    known = "chosen" in row or "rejected" in row
+    raise PreferenceError(Reason.MISSING_FIELD if known else Reason.UNKNOWN_FORMAT, f"no field `{missing}`")
+
+
+def _format_of_sides(row: Row) -> Format:
+    chosen, rejected = _sides(row)
+    if _are_texts(chosen) or _are_texts(rejected):
+        return Format.REPLY_LISTS
+    prompt = with_prompt(row, "chosen", "rejected").get("prompt")
+    if not is_whole(chosen) and any(isinstance(row.get(name), list) for name in CONVERSATIONS):
+        if not is_blank(prompt):
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, "both a prompt and earlier messages are given")
+        return Format.SHAREGPT
     if isinstance(chosen, list) and prompt is None:
         return Format.CONVERSATIONS
-    if isinstance(chosen, list) or isinstance(prompt, list):
+    if isinstance(chosen, list | dict) or isinstance(prompt, list):
         return Format.MESSAGES
-    if isinstance(chosen, str) and _is_transcript(prompt if isinstance(prompt, str) else chosen):
+    if isinstance(chosen, str) and is_transcript(prompt if isinstance(prompt, str) else chosen):
         return Format.TRANSCRIPT
     if prompt is None:
         raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and `chosen` holds no conversation")
     return Format.PLAIN
 
 
-def _is_transcript(text: str) -> bool:
-    return bool(_MARKER.match(text))
+def _sides(row: Row) -> tuple[Any, Any]:
+    return row["chosen"], row["rejected"]
 
 
-def parse_row(text: str) -> list[Preference]:
-    """The preferences that one line of JSON states; raises PreferenceError where it states none."""
-    try:
-        row = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        raise PreferenceError(Reason.NOT_JSON, "not one JSON value") from None
-    if not isinstance(row, dict):
-        raise PreferenceError(Reason.NOT_AN_OBJECT, "a JSON value, but no object")
-    record_type, preferences = FORMATS[row_format(row)]
-    try:
-        record = msgspec.convert(row, record_type)
-    except msgspec.ValidationError as error:
-        raise _wrong_field(error) from None
-    return preferences(record)
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
 
 
 def _wrong_field(error: msgspec.ValidationError) -> PreferenceError:

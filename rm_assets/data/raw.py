@@ -1,6 +1,12 @@
-"""raw_preferences: one row per non-blank line, cut into shards. No shard of a damaged archive is published."""
+"""raw_preferences: one row per non-blank line, cut into shards. A file is used whole or not at all.
+
+No shard of a file that is damaged, unreadable or never holds still is published: such a file is one reject, at line
+0. A file that changes while it is read is read again; where it only grows, what counts are the lines that were whole
+when it was opened, once two readings agree on them.
+"""
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +17,11 @@ import msgspec
 import pyarrow as pa
 
 from rm_assets.data import records
-from rm_assets.data.annotations import (
-    AnnotationFile,
-    DamagedArchiveError,
-    ShardOfLines,
-    find_annotations,
-    shards_of_lines,
-)
-from rm_assets.data.fingerprint import file_sha256, fingerprint
-from rm_assets.data.records import Reason, Stage
+from rm_assets.data.annotations import AnnotationFile, find_annotations, source_name
+from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_same_file, opened
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.lines import ShardOfLines, shards_of_lines
+from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import (
     DATA,
     REJECTS,
@@ -32,9 +34,11 @@ from rm_assets.data.snapshots import (
 )
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 _YOUNG_SECONDS = 2.0
 """A file stamped this recently may change again without a new stamp: clocks of file systems are coarse."""
+_PAUSES = (0.0, 0.1, 0.5, 2.0)
+"""Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
 
 
@@ -61,64 +65,112 @@ def _read_stamps(turn: Publication) -> dict[str, Any]:
         return {}
 
 
-def _stamp(file: AnnotationFile, identity: str) -> list[Any]:
-    status = file.path.stat()
-    return [str(file.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, identity]
+def _stamp(path: Path, status: os.stat_result, identity: str, settings: Settings) -> list[Any]:
+    place = source_name(path.resolve(), Path("/"))
+    return [place, status.st_size, status.st_mtime_ns, status.st_ino, identity, settings.max_expansion]
 
 
 def _shards_of_file(
     file: AnnotationFile, settings: Settings, identity: str, turn: Publication, stamps: dict[str, Any]
 ) -> list[Shard]:
-    stamp = _stamp(file, identity)
-    known = stamps.get(file.source) or {}
-    if known.get("stamp") == stamp:
+    known = stamps.get(file.source)
+    if known and known["stamp"] == _present_stamp(file, identity, settings):
         found = [turn.find(key) for key in known["keys"]]
         if all(found):
             return [shard for shard in found if shard]
-    settled = time.time() - stamp[2] / 1e9 > _YOUNG_SECONDS
-    shards = _read_file(file, settings, identity, turn)
-    unchanged = _stamp(file, identity) == stamp
-    keys = [shard.key for shard in shards]
-    stamps[file.source] = {"stamp": stamp, "keys": keys} if settled and unchanged else None
+    stamps[file.source] = None
+    try:
+        shards, settled = _steady_reading(file, settings, identity, turn)
+    except RejectedFileError as error:
+        return [_rejected(file, error, identity, turn)]
+    if settled:
+        stamp = _stamp(file.path, settled, identity, settings)
+        stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
     return shards
 
 
-def _read_file(file: AnnotationFile, settings: Settings, identity: str, turn: Publication) -> list[Shard]:
-    lines = shards_of_lines(file.path, shard_bytes=settings.shard_bytes, max_line_bytes=settings.max_line_bytes)
+def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> list[Any] | None:
     try:
+        return _stamp(file.path, file.path.stat(), identity, settings)
+    except OSError:
+        return None
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def _steady_reading(
+    file: AnnotationFile, settings: Settings, identity: str, turn: Publication
+) -> tuple[list[Shard], os.stat_result | None]:
+    """A file's shards, and its status where an equal one will mean that nothing changed.
+
+    Raises RejectedFileError where the file cannot be opened or read, or never holds still.
+    """
+    grown: OpenedFile | None = None
+    seen: list[str] = []
+    for pause in _PAUSES:
+        time.sleep(pause)
+        with opened(file.path) as now:
+            follows = grown is not None and is_same_file(grown.status, now.status)
+            if grown and follows:
+                now.num_bytes = min(grown.num_bytes, now.num_bytes)
+            is_old = time.time() - now.status.st_mtime > _YOUNG_SECONDS
+            shards = _one_reading(now, file, settings, identity, turn, whole_lines=follows)
+            change = now.change()
+        keys = [shard.key for shard in shards]
+        if change is Change.NONE:
+            return shards, now.status if is_old and not follows else None
+        if change is Change.GREW and follows and keys == seen:
+            return shards, None
+        grown, seen = (now, keys) if change is Change.GREW else (None, [])
+    raise RejectedFileError(Reason.CHANGING_FILE, f"changed during {len(_PAUSES)} readings")
+
+
+def _one_reading(
+    now: OpenedFile, file: AnnotationFile, settings: Settings, identity: str, turn: Publication, *, whole_lines: bool
+) -> list[Shard]:
+    try:
+        lines = shards_of_lines(
+            now.stream(settings.max_expansion),
+            shard_bytes=settings.shard_bytes,
+            max_line_bytes=settings.max_line_bytes,
+            whole_lines=whole_lines,
+        )
         return list(_staged(lines, file, identity, turn))
-    except DamagedArchiveError as error:
-        return [_damaged(file, str(error), identity, turn)]
+    except RejectedFileError as error:
+        return [_rejected(file, error, identity, turn, now.sha256(), now.num_bytes)]
 
 
 def _staged(lines: Iterator[ShardOfLines], file: AnnotationFile, identity: str, turn: Publication) -> Iterator[Shard]:
     for index, shard in enumerate(lines):
         key = fingerprint(identity, file.source, shard.first_line, shard.sha256)
-        found = turn.find(key)
-        yield found or stage_shard(
-            turn.directory,
-            shard_name(file.source, index),
-            file.source,
-            key,
-            _tables(shard, file),
-            _stats(shard),
-        )
+        yield turn.find(key) or _stage(shard, index, file, key, turn)
 
 
-def _damaged(file: AnnotationFile, problem: str, identity: str, turn: Publication) -> Shard:
-    """The one shard of a damaged archive: no rows, one reject that names the file, at line 0."""
-    sha256 = file_sha256(file.path)
-    key = fingerprint(identity, file.source, "damaged", sha256)
-    reject = _reject(file, 0, Reason.DAMAGED_ARCHIVE, problem, sha256)
-    tables = {REJECTS: pa.Table.from_pylist([reject], schema=records.REJECTS)}
-    stats = _stats(ShardOfLines(first_line=1)) | {"num_damaged_files": 1}
-    return turn.find(key) or stage_shard(turn.directory, shard_name(file.source, 0), file.source, key, tables, stats)
+def _stage(shard: ShardOfLines, index: int, file: AnnotationFile, key: str, turn: Publication) -> Shard:
+    name = shard_name(file.source, index)
+    return stage_shard(turn.directory, name, file.source, key, _tables(shard, file), _stats(shard))
+
+
+def _rejected(
+    file: AnnotationFile,
+    error: RejectedFileError,
+    identity: str,
+    turn: Publication,
+    sha256: str = hashlib.sha256(b"").hexdigest(),
+    num_bytes: int = 0,
+) -> Shard:
+    """The one shard of a file that is not used: no rows, one reject that names the file, at line 0."""
+    key = fingerprint(identity, file.source, error.reason, error.detail, sha256)
+    shard = ShardOfLines(first_line=1)
+    shard.reject_file(error.reason, error.detail, sha256, num_bytes)
+    return turn.find(key) or _stage(shard, 0, file, key, turn)
 
 
 def shard_name(source: str, index: int) -> str:
     """A file name for a shard: readable, and different for every source and index."""
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", source)[-60:]
-    return f"{readable}-{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}-{index:05d}"
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", source)[-60:].lstrip("._-")  # readers skip files that look hidden
+    return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:8]}-{index:05d}"
 
 
 def _tables(shard: ShardOfLines, file: AnnotationFile) -> dict[str, pa.Table]:
@@ -149,9 +201,9 @@ def _stats(shard: ShardOfLines) -> dict[str, Any]:
         "num_lines": shard.num_lines,
         "num_blank": shard.num_blank,
         "num_bytes": shard.num_bytes,
-        "num_malformed": len(shard.rejects),
+        "num_malformed": sum(reason in MALFORMED for _, reason, _, _ in shard.rejects),
         "bytes_unaccounted": shard.bytes_unaccounted,
-        "lines_unaccounted": shard.num_lines - shard.num_blank - len(shard.texts) - len(shard.rejects),
+        "lines_unaccounted": shard.lines_unaccounted,
         "reasons": reason_counts(reason for _, reason, _, _ in shard.rejects),
     }
 

@@ -1,8 +1,9 @@
 """validated_preferences: one JSON parse a line, the format found, and each preference sound or a reject.
 
 A file with more malformed lines than `max_malformed_fraction` is held back whole: its sound lines become rejects too,
-so that a delivery gone wrong is not half used. The verdict is taken first, from counts alone, and is part of the keys
-of the file's shards.
+so that a delivery gone wrong is not half used. So is a file with any ambiguous label: if `0` beside `output_1` and
+`output_2` is a label, the `1` of the file's other lines may not mean `output_1`. The verdict is taken first, from
+counts alone, and is part of the keys of the file's shards.
 """
 
 import hashlib
@@ -20,13 +21,14 @@ import pyarrow as pa
 from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint, short_hash
-from rm_assets.data.formats import Message, Preference, PreferenceError, parse_row
+from rm_assets.data.formats import stated_by
+from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 
 _FOLLOWERS = {
     "": {"system", "user"},
@@ -124,6 +126,7 @@ class ValidationTask:
 
     path: Path | None
     held_back: str
+    rules: ParsingRules
 
 
 def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
@@ -131,16 +134,18 @@ def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str,
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     raw = read_table([task.path] if task.path else [], records.RAW)
-    num_malformed = num_stated = 0
+    num_malformed = num_stated = num_tied = num_not_taken = 0
     for source, line, text in zip(*(column.to_pylist() for column in raw.columns), strict=True):
         try:
-            stated = parse_row(text)
-            for preference in stated:
+            stated = stated_by(text, task.rules)
+            for preference in stated.preferences:
                 require_sound(preference)
             if task.held_back:
                 raise PreferenceError(Reason.HELD_BACK_FILE, task.held_back)
-            num_stated += len(stated)
-            rows += [_row(source, line, preference) for preference in stated]
+            num_stated += len(stated.preferences)
+            num_tied += stated.num_tied
+            num_not_taken += stated.num_not_taken
+            rows += [_row(source, line, preference) for preference in stated.preferences]
         except PreferenceError as error:
             num_malformed += error.reason in MALFORMED
             rejects.append(_reject(source, line, error, text))
@@ -151,7 +156,10 @@ def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str,
     return tables, {
         "num_in": raw.num_rows,
         "num_malformed": num_malformed,
+        "num_ambiguous_labels": sum(reject["reason"] == Reason.AMBIGUOUS_LABEL for reject in rejects),
         "num_stated": num_stated,
+        "num_tied": num_tied,
+        "num_not_taken": num_not_taken,
         "num_held_back": int(bool(task.held_back)) * raw.num_rows,
         "formats": dict(sorted(Counter(row["format"] for row in rows).items())),
         "reasons": reason_counts(reject["reason"] for reject in rejects),
@@ -209,44 +217,53 @@ def validation_laws(paths: dict[str, Path]) -> dict[str, Any]:
 def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
     with publication(Path(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say) as turn:
-        verdict = f"more than {settings.max_malformed_fraction:.4g} of the file's lines are malformed"
-        sound = [_task(raw, shard, "") for shard in raw.manifest.shards]
-        held = [_task(raw, shard, verdict) for shard in raw.manifest.shards]
-        malformed = _malformed_counts(turn, sound, held, settings, say)
-        held_back = _held_back_files(raw, malformed, settings.max_malformed_fraction)
+        limit, rules = settings.max_malformed_fraction, parsing_rules(settings)
+        verdict = f"more than {limit:.4g} of the file's lines are malformed, or one has an ambiguous label"
+        sound = [_task(raw, shard, "", rules) for shard in raw.manifest.shards]
+        held = [_task(raw, shard, verdict, rules) for shard in raw.manifest.shards]
+        held_back = _held_back_files(raw, _first_looks(turn, sound, held, settings, say), limit)
         tasks = [worse if task.source in held_back else task for task, worse in zip(sound, held, strict=True)]
         shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings.num_workers, say)
         return turn.publish(shards, {Stage.RAW: raw.name}, {"held_back": held_back})
 
 
-def _task(raw: Snapshot, shard: Shard, held_back: str) -> Task:
+def parsing_rules(settings: Settings) -> ParsingRules:
+    """The settings that decide what a row states; they are part of the keys of the shards."""
+    return ParsingRules(
+        columns=settings.columns, labels=settings.labels, max_pairs_per_prompt=settings.max_pairs_per_prompt
+    )
+
+
+def _task(raw: Snapshot, shard: Shard, held_back: str, rules: ParsingRules) -> Task:
     data = raw.data_path(shard)
-    key = fingerprint(Stage.VALIDATED, VERSION, shard.key, held_back)
-    arguments = ValidationTask(path=data, held_back=held_back)
+    key = fingerprint(Stage.VALIDATED, VERSION, msgspec.to_builtins(rules), shard.key, held_back)
+    arguments = ValidationTask(path=data, held_back=held_back, rules=rules)
     return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
 
-def _malformed_counts(
+def _first_looks(
     turn: Publication, sound: list[Task], held: list[Task], settings: Settings, say: Callable[[str], object]
-) -> list[int]:
-    """Malformed lines of each shard, from whichever version of it is known; shards known in neither are computed."""
+) -> list[Shard]:
+    """Each shard in whichever version is known, which count alike; shards known in neither are computed."""
     known = {task.key: turn.find(task.key) or turn.find(worse.key) for task, worse in zip(sound, held, strict=True)}
     missing = [task for task in sound if known[task.key] is None]
     if missing:
         computed = compute_shards(turn, missing, validate_shard, validation_laws, settings.num_workers, say)
         known |= {shard.key: shard for shard in computed}
-    return [shard.stats["num_malformed"] for task in sound if (shard := known[task.key]) is not None]
+    return [shard for task in sound if (shard := known[task.key]) is not None]
 
 
-def _held_back_files(raw: Snapshot, malformed: list[int], limit: float) -> dict[str, dict[str, int]]:
-    """The files with too much damage: their malformed and their non-blank lines, by source."""
+def _held_back_files(raw: Snapshot, validated: list[Shard], limit: float) -> dict[str, dict[str, int]]:
+    """The files with too much damage or an ambiguous label: their malformed and their non-blank lines, by source."""
     num_lines: Counter[str] = Counter()
     num_malformed: Counter[str] = Counter()
-    for shard, count in zip(raw.manifest.shards, malformed, strict=True):
+    num_ambiguous: Counter[str] = Counter()
+    for shard, seen in zip(raw.manifest.shards, validated, strict=True):
         num_lines[shard.source] += shard.stats["num_lines"] - shard.stats["num_blank"]
-        num_malformed[shard.source] += shard.stats["num_malformed"] + count
+        num_malformed[shard.source] += shard.stats["num_malformed"] + seen.stats["num_malformed"]
+        num_ambiguous[shard.source] += seen.stats["num_ambiguous_labels"]
     return {
         source: {"num_malformed": num_malformed[source], "num_lines": total}
         for source, total in sorted(num_lines.items())
-        if num_malformed[source] > limit * total
+        if num_malformed[source] > limit * total or num_ambiguous[source]
     }

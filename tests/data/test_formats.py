@@ -1,14 +1,28 @@
 """Every format states the same preference, and what is none gets a reason without its text."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_assets.data.formats import Format, Message, Preference, PreferenceError, parse_row, parse_transcript
+from rm_assets.data.formats import (
+    FORMATS,
+    Format,
+    Message,
+    ParsingRules,
+    Preference,
+    PreferenceError,
+    parse_row,
+    parse_transcript,
+)
+from rm_assets.data.messages import ContentPart, MessageRecord
+from rm_assets.data.ranking_formats import ResponseRecord
 from rm_assets.data.records import Reason
+from rm_assets.data.spellings import KNOWN
 from rm_assets.data.validation import conversation_key, pair_id, prompt_key, require_sound
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
@@ -75,7 +89,40 @@ def as_transcript_with_prompt(p: Preference) -> dict[str, Any]:
     return {"prompt": transcript(p.prompt) + "\n\nAssistant:", **sides}
 
 
+def sharegpt(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    names = {"user": "human", "assistant": "gpt"}
+    return [{"from": names[message.role], "value": message.content} for message in messages]
+
+
+def as_sharegpt(p: Preference) -> dict[str, Any]:
+    [chosen], [rejected] = sharegpt(p.chosen), sharegpt(p.rejected)
+    return {"conversations": sharegpt(p.prompt), "chosen": chosen, "rejected": rejected}
+
+
+def as_sharegpt_lists(p: Preference) -> dict[str, Any]:
+    return {"conversations": sharegpt(p.prompt), "chosen": sharegpt(p.chosen), "rejected": sharegpt(p.rejected)}
+
+
+def as_parts(messages: tuple[Message, ...], key: str) -> list[dict[str, Any]]:
+    halves = [((m.content or "")[:3], (m.content or "")[3:]) for m in messages]
+    return [
+        {"role": m.role, "content": [{"type": "text", key: half} for half in pair]}
+        for m, pair in zip(messages, halves, strict=True)
+    ]
+
+
+def as_messages_of_parts(p: Preference) -> dict[str, Any]:
+    return {
+        "prompt": as_parts(p.prompt, "text"),
+        "chosen": as_parts(p.chosen, "value"),
+        "rejected": as_parts(p.rejected, "text"),
+    }
+
+
 MULTI_TURN = [
+    (as_sharegpt, Format.SHAREGPT),
+    (as_sharegpt_lists, Format.SHAREGPT),
+    (as_messages_of_parts, Format.MESSAGES),
     (as_messages, Format.MESSAGES),
     (as_messages_with_texts, Format.MESSAGES),
     (as_repeated_conversations, Format.MESSAGES),
@@ -116,6 +163,103 @@ def test_swapping_the_labels_swaps_the_sides(written, format_name: Format, prefe
     [read] = parse_row(json.dumps(row | {"chosen": row["rejected"], "rejected": row["chosen"]}))
     assert (read.chosen, read.rejected) == (preference.rejected, preference.chosen)
     assert pair_id(read) != pair_id(preference)
+
+
+@given(preference=preferences())
+def test_a_pair_comes_back_from_openais_format_and_from_chosen_messages(preference: Preference) -> None:
+    prompt, chosen, rejected = (dicts(part) for part in (preference.prompt, preference.chosen, preference.rejected))
+    openai = {"input": {"messages": prompt}, "preferred_output": chosen, "non_preferred_output": rejected}
+    named = {"chosen_messages": prompt + chosen, "rejected_messages": prompt + rejected}
+    for row, format_name in ((openai, Format.OPENAI), (named, Format.CONVERSATIONS)):
+        [read] = parse_row(json.dumps(row))
+        assert (read.format, pair_id(read)) == (format_name, pair_id(preference))
+    swapped = openai | {"preferred_output": rejected, "non_preferred_output": chosen}
+    [read] = parse_row(json.dumps(swapped))
+    assert (read.chosen, read.rejected) == (preference.rejected, preference.chosen)
+
+
+def test_the_readme_shows_a_line_of_every_format() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = readme[readme.index("| format | a line |") :].split("\n\n")[0]
+    lines = re.findall(r"^\| `(\w+)` \| `(.*)` \|$", table, re.MULTILINE)
+    assert [name for name, _ in lines] == list(Format)
+    for name, line in lines:
+        for read in parse_row(line):
+            require_sound(read)
+            assert read.format == name
+            assert [m.content for m in (*read.prompt, *read.chosen)] == ["2+2?", "4."]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Add.", "input": "2+2"},
+        {"prompt": "Add.\n\n2+2"},
+        {"question": "Add.\n\n2+2", "input": " ", "context": None},
+        {"context": "Add.\n\n2+2", "prompt": "Add.\n\n2+2"},
+    ],
+)
+def test_the_prompt_has_many_names(row: dict[str, Any]) -> None:
+    [read] = parse_row(json.dumps(row | {"chosen": "4", "rejected": "5"}))
+    assert read.format == Format.PLAIN
+    assert read.prompt == (Message(role="user", content="Add.\n\n2+2"),)
+
+
+def test_system_text_and_earlier_turns_stand_before_the_prompt() -> None:
+    row = {"system": "Be brief.", "history": [["2+1?", "3"]], "question": "2+2?", "chosen": "4", "rejected": "5"}
+    [read] = parse_row(json.dumps(row))
+    require_sound(read)
+    assert [(m.role, m.content) for m in read.prompt] == [
+        ("system", "Be brief."),
+        ("user", "2+1?"),
+        ("assistant", "3"),
+        ("user", "2+2?"),
+    ]
+
+
+def test_the_difference_of_scores_is_the_margin_of_a_row_without_one() -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 8.5, "score_rejected": 7}
+    assert parse_row(json.dumps(row))[0].margin == 1.5
+    assert parse_row(json.dumps(row | {"margin": 0.25}))[0].margin == 0.25
+
+
+def test_ultrafeedback_rows_state_the_prompt_of_their_conversations() -> None:
+    conversations = {
+        side: [{"role": "user", "content": "q"}, {"role": "assistant", "content": side}]
+        for side in ("chosen", "rejected")
+    }
+    extra = {"prompt_id": "1", "messages": conversations["chosen"], "score_chosen": 9.0, "score_rejected": 2.0}
+    [read] = parse_row(json.dumps({"prompt": "q"} | conversations | extra))
+    assert (read.format, read.margin) == (Format.MESSAGES, 7.0)
+    assert [m.content for m in (*read.prompt, *read.chosen, *read.rejected)] == ["q", "chosen", "rejected"]
+
+
+def test_sharegpt_tool_turns_become_tool_calls() -> None:
+    turns = [
+        {"from": "human", "value": "1 + 2?"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"b": 2, "a": 1}}'},
+        {"from": "observation", "value": "3"},
+    ]
+    row = {"conversations": turns, "chosen": {"from": "gpt", "value": "3"}, "rejected": {"from": "gpt", "value": "4"}}
+    [read] = parse_row(json.dumps(row | {"tools": '[{"name": "add"}]'}))
+    require_sound(read)
+    assert read.tools == '[{"name":"add"}]'
+    assert json.loads(read.prompt[1].tool_calls or "") == [
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    ]
+
+
+def test_own_columns_go_before_every_other_spelling() -> None:
+    rules = ParsingRules(columns={"prompt": "query", "chosen": "winner", "rejected": "chosen"})
+    row = {"query": "q", "winner": "a", "chosen": "b", "context": "not read"}
+    [read] = parse_row(json.dumps(row), rules)
+    assert [m.content for m in (*read.prompt, *read.chosen, *read.rejected)] == ["q", "a", "b"]
+    [other] = parse_row(json.dumps({"instruction": "q", "chosen": "a", "rejected": "b"}), rules_of("prompt", "query"))
+    assert pair_id(other) == pair_id(read)
+
+
+def rules_of(name: str, column: str) -> ParsingRules:
+    return ParsingRules(columns={name: column})
 
 
 def test_a_marker_counts_only_at_the_start_of_a_paragraph() -> None:
@@ -162,6 +306,33 @@ CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content
         ({"chosen": [{"role": SECRET, "content": "a"}], "rejected": []}, Reason.WRONG_TYPE),
         ({"chosen": [{"content": SECRET}], "rejected": []}, Reason.MISSING_FIELD),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e300}, Reason.MARGIN_NOT_FINITE),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, Reason.WRONG_TYPE),
+        ('{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e999}', Reason.NOT_JSON),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -1}, Reason.SCORES_DISAGREE),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1}, Reason.TIE),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 2},
+            Reason.SCORES_DISAGREE,
+        ),
+        ({"question": SECRET, "context": "c", "chosen": "a", "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
+        ({"prompt": "q", "chosen": "a", "chosen_messages": SECRET, "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
+        (
+            {"system": SECRET, "prompt": [{"role": "system", "content": "s"}], "chosen": "a", "rejected": "b"},
+            Reason.AMBIGUOUS_FIELD,
+        ),
+        ({"prompt": "q", "messages": CONVERSATION, "chosen": "a", "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
+        (
+            {"chosen": [{"role": "user", "content": [{"type": SECRET, "url": SECRET}]}], "rejected": []},
+            Reason.NOT_TEXT,
+        ),
+        ({"chosen": [{"role": "user", "content": [{"type": "text"}]}], "rejected": []}, Reason.MISSING_FIELD),
+        (
+            {"conversations": [{"from": "function_call", "value": SECRET}], "chosen": "a", "rejected": "b"},
+            Reason.WRONG_TYPE,
+        ),
+        ({"prompt": [{"from": SECRET, "value": "q"}], "chosen": "a", "rejected": "b"}, Reason.WRONG_TYPE),
+        (f'{{"prompt": "q", "chosen": "{SECRET}", "rejected": "b", "chosen": "c"}}', Reason.REPEATED_FIELD),
+        ({"text": SECRET}, Reason.UNKNOWN_FORMAT),
         ({"prompt": " ", "chosen": "a", "rejected": SECRET}, Reason.EMPTY_MESSAGE),
         ({"prompt": SECRET, "chosen": "a", "rejected": "\n"}, Reason.EMPTY_REPLY),
         ({"prompt": SECRET, "chosen": "a", "rejected": "a"}, Reason.IDENTICAL_REPLIES),
@@ -210,3 +381,51 @@ def test_equal_conversations_are_found_whatever_their_white_space_and_unicode_fo
     other = (Message(role="user", content="cafe\u0301 au lait"),)
     assert conversation_key(one, "") == conversation_key(other, "")
     assert conversation_key(one, "") != conversation_key((Message(role="assistant", content="café au lait"),), "")
+
+
+# --- whatever a row holds ------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(sorted(KNOWN))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([SECRET, "", "A>B", "1", "tie", f"\n\nHuman: {SECRET}\n\nAssistant: b", "user", "gpt"])
+)
+ROWS = st.dictionaries(
+    NAMES,
+    st.recursive(
+        LEAVES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.just(SECRET), inner, max_size=4),
+        max_leaves=8,
+    ),
+    max_size=7,
+)
+SHAPES = st.sampled_from(
+    [
+        {},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "response_a": "a", "response_b": "b"},
+        {"prompt": "q", "responses": [{"text": "a"}, {"text": "b", "rank": 1}]},
+        {"conversations": CONVERSATION, "chosen": {"from": "gpt"}, "rejected": "b"},
+        {"input": {"messages": CONVERSATION}, "preferred_output": [], "non_preferred_output": CONVERSATION},
+    ]
+)
+
+
+@settings(max_examples=200)
+@given(shape=SHAPES, row=ROWS)
+def test_any_row_is_preferences_or_a_reason_without_its_text(shape: dict[str, Any], row: dict[str, Any]) -> None:
+    try:
+        for preference in parse_row(json.dumps(shape | row)):
+            require_sound(preference)
+            assert len(pair_id(preference)) == 32
+    except PreferenceError as error:
+        assert SECRET not in error.detail
+
+
+def test_no_field_that_a_record_has_may_be_given_twice() -> None:
+    records = [record for record, _ in FORMATS.values()] + [MessageRecord, ContentPart, ResponseRecord]
+    read = {name for record in records for name in record.__struct_encode_fields__}
+    assert read <= KNOWN

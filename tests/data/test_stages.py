@@ -1,42 +1,19 @@
 """The stages from files to padded pairs: conservation, exactness, and a second run that does nothing."""
 
-import gzip
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support import plain_row, run_stages, silent, write_lines
+from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data import records
-from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
-from rm_assets.data.snapshots import REJECTS, Snapshot, latest_snapshot
+from rm_assets.data.snapshots import latest_snapshot
 from rm_assets.settings import SAMPLE, Settings
-
-
-def rows(snapshot: Snapshot, *folders: str) -> list[dict[str, Any]]:
-    return [row for path in snapshot.paths(*folders) for row in pq.read_table(path, partitioning=None).to_pylist()]
-
-
-def rejects(snapshot: Snapshot) -> list[tuple[str, int, str]]:
-    return [(row["source"], row["line"], row["reason"]) for row in rows(snapshot, REJECTS)]
-
-
-def violations(stages: dict[Stage, Snapshot]) -> dict[str, int]:
-    parents = dict(zip(list(Stage)[1:], stages.values(), strict=False))
-    return {
-        f"{stage}: {name}": count
-        for stage, laws in LAWS.items()
-        for law in laws
-        for name, count in law.violations(
-            stages[stage].manifest, parents[stage].manifest if stage in parents else None
-        ).items()
-    }
 
 
 def files_written(storage: Path) -> dict[str, tuple[int, int]]:
@@ -45,12 +22,6 @@ def files_written(storage: Path) -> dict[str, tuple[int, int]]:
         str(path.relative_to(storage)): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in storage.rglob("*.parquet")
     }
-
-
-def age(directory: Path) -> None:
-    """Let the files look old enough for their stamps to be trusted."""
-    for path in directory.rglob("*"):
-        os.utime(path, (1_600_000_000, 1_600_000_000))
 
 
 # --- the laws ------------------------------------------------------------------------------------------------
@@ -148,19 +119,6 @@ def test_a_held_back_file_comes_back_once_it_is_mended(settings: Settings) -> No
     assert len(rows(run_stages(settings)[Stage.VALIDATED])) == 1
     write_lines(path, [plain_row(1), plain_row(3)])
     assert len(rows(run_stages(settings)[Stage.VALIDATED])) == 3
-
-
-def test_a_damaged_archive_is_rejected_whole_and_the_others_go_on(settings: Settings) -> None:
-    directory = Path(settings.annotations_path)
-    write_lines(directory / "good.jsonl", [plain_row(1)])
-    many = write_lines(directory / "many", [plain_row(100 + n) for n in range(500)])
-    (directory / "torn.jsonl.gz").write_bytes(gzip.compress(many.read_bytes())[:-20])
-    many.unlink()
-    settings = settings.model_copy(update={"shard_bytes": 1000})
-    stages = run_stages(settings)
-    assert {row["source"] for row in rows(stages[Stage.RAW])} == {"good.jsonl"}
-    assert rejects(stages[Stage.RAW]) == [("torn.jsonl.gz", 0, "damaged_archive")]
-    assert set(violations(stages).values()) == {0}
 
 
 # --- the second run ------------------------------------------------------------------------------------------

@@ -42,6 +42,13 @@ def test_the_launchpad_reaches_every_setting_and_beats_the_environment(monkeypat
     assert set(schema) == {name for name, _ in knobs()}
 
 
+def test_mappings_are_typed_config_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RM_LABELS", '{"0": "first", "1": "second"}')
+    project = ready_with({"columns": {"prompt": "query"}})
+    assert project.settings.columns == {"prompt": "query"}
+    assert project.settings.labels == {"0": "first", "1": "second"}
+
+
 def test_the_sample_is_a_toy_at_the_vocabulary_of_its_tokenizer() -> None:
     project = ProjectResource().ready()
     assert project.model.toy

@@ -1,0 +1,196 @@
+"""The bytes of one annotation file: as many as it had when it was opened, decompressed within limits.
+
+A file may be written, replaced or removed while it is read. What is read therefore ends where the file ended when it
+was opened, and afterwards the file tells whether it held still meanwhile. Nothing blocks: a FIFO, a socket or a
+device is refused before it is opened.
+"""
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import io
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rm_assets.data.records import Reason
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+EXPANSION_ALLOWANCE = 64 * 2**20
+"""Any compressed file may expand to this many bytes; above it, its size times `max_expansion` is the limit."""
+_ZSTD_WINDOW_LOG = 27  # 128 MiB, what the zstd program allows too; a frame that needs more is refused
+_BUFFER_BYTES = 2**18
+_ARCHIVE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError)
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory that cannot be listed",
+}
+
+
+class RejectedFileError(ValueError):
+    """A file none of whose lines may be used. The detail never holds its path or its content."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Change(StrEnum):
+    """What became of a file while it was read."""
+
+    NONE = "none"
+    GREW = "grew"  # bytes came after those that were read, which may be as they were
+    OTHER = "other"  # written over, cut, replaced or removed
+
+
+@dataclass(kw_only=True)
+class OpenedFile:
+    """A regular file being read; `num_bytes` of it count, by default all that it had when it was opened."""
+
+    path: Path
+    file: io.FileIO
+    status: os.stat_result
+    num_bytes: int
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the name says that the bytes are compressed."""
+        return self.path.suffix in _DECOMPRESSORS
+
+    def stream(self, max_expansion: int) -> io.BufferedReader:
+        """The file's text as bytes, from the start. Raises RejectedFileError, possibly after some of it was read."""
+        self.file.seek(0)
+        stored: io.BufferedReader = io.BufferedReader(_Stored(self.file, self.num_bytes), _BUFFER_BYTES)
+        if not self.is_archive:
+            return stored
+        if not self.num_bytes:
+            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, EOFError.__name__)  # where gzip sees nothing wrong
+        limit = max(EXPANSION_ALLOWANCE, max_expansion * self.num_bytes)
+        archive = _DECOMPRESSORS[self.path.suffix](stored)
+        expanded: io.BufferedReader = io.BufferedReader(_Expanded(archive, limit), _BUFFER_BYTES)
+        return expanded
+
+    def sha256(self) -> str:
+        """The hash of the bytes as they are stored."""
+        self.file.seek(0)
+        with io.BufferedReader(_Stored(self.file, self.num_bytes), _BUFFER_BYTES) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def change(self) -> Change:
+        """What became of the file since it was opened, by its status: of the open file, and of what its path names."""
+        now = os.fstat(self.file.fileno())
+        try:
+            named = self.path.stat()
+        except OSError:
+            return Change.OTHER
+        if not is_same_file(named, self.status):
+            return Change.OTHER
+        if _version(now) == _version(self.status):
+            return Change.NONE
+        grew = now.st_size > self.status.st_size and not self.is_archive
+        return Change.GREW if grew else Change.OTHER
+
+
+def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether two statuses are of one file, whatever it holds."""
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[OpenedFile]:
+    """A regular file, open; raises RejectedFileError where the path names none that can be read."""
+    try:
+        _require_regular(path.stat().st_mode)
+        # O_NONBLOCK: should a FIFO have taken the file's place meanwhile, nobody waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        is_broken_link = error.errno == errno.ENOENT and path.is_symlink()
+        detail = "a link to nothing" if is_broken_link else _kind(error)
+        raise RejectedFileError(Reason.UNREADABLE_FILE, detail) from None
+    with io.FileIO(descriptor) as file:
+        status = os.fstat(descriptor)
+        _require_regular(status.st_mode)
+        yield OpenedFile(path=path, file=file, status=status, num_bytes=status.st_size)
+
+
+def _require_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise RejectedFileError(Reason.UNREADABLE_FILE, _KINDS.get(stat.S_IFMT(mode), "no regular file"))
+
+
+def _kind(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+# --- streams -------------------------------------------------------------------------------------------------
+
+
+class _Stored(io.RawIOBase):
+    """The first bytes of a file, and no more of it, however long it is by now."""
+
+    def __init__(self, file: io.FileIO, num_bytes: int) -> None:
+        self._file = file
+        self._num_left = num_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            num_read = self._file.readinto(memoryview(buffer)[: self._num_left]) or 0
+        except OSError as error:
+            raise RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) from None
+        self._num_left -= num_read
+        return num_read
+
+
+class _Expanded(io.RawIOBase):
+    """What an archive expands to, up to a limit; the archive's own errors become rejects."""
+
+    def __init__(self, archive: BinaryIO, limit: int) -> None:
+        self._archive = archive
+        self._num_left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            piece = self._archive.read(len(buffer))
+        except _ARCHIVE_ERRORS as error:
+            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, type(error).__name__) from None
+        self._num_left -= len(piece)
+        if self._num_left < 0:
+            raise RejectedFileError(Reason.DECOMPRESSION_BOMB, "expands beyond the limit")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _gunzip(stored: io.BufferedReader) -> BinaryIO:
+    return gzip.GzipFile(fileobj=stored)  # type: ignore[return-value]
+
+
+def _unzstd(stored: io.BufferedReader) -> BinaryIO:
+    return zstd.ZstdFile(stored, options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})  # type: ignore[return-value]
+
+
+_DECOMPRESSORS = {".gz": _gunzip, ".zst": _unzstd}

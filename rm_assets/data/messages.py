@@ -1,0 +1,203 @@
+"""Messages as files write them, and two conversations as one prompt with two continuations."""
+
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from rm_assets.data.preferences import Message, PreferenceError
+from rm_assets.data.records import Reason
+
+# --- the records, as they stand in files ---------------------------------------------------------------------
+
+
+class ContentPart(Struct, kw_only=True):
+    """`{"type": "text", "text": "..."}`, or with `value`; a message's parts are joined without a separator."""
+
+    type: str
+    text: str | None = None
+    value: str | None = None
+
+
+class MessageRecord(Struct, kw_only=True):
+    """A message in OpenAI's form (`role`, `content`) or in ShareGPT's (`from`, `value`); other keys are not read."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] | None = None
+    content: str | list[ContentPart] | None = None
+    speaker: (
+        Literal[
+            "system", "human", "user", "gpt", "assistant", "function_call", "observation", "function_response", "tool"
+        ]
+        | None
+    ) = msgspec.field(name="from", default=None)
+    value: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+
+
+class CallRecord(Struct, kw_only=True):
+    """What the `value` of a `function_call` holds as JSON text, alone or in a list."""
+
+    name: str
+    arguments: dict[str, Any] | str
+
+
+Prompt = list[MessageRecord] | str
+Reply = list[MessageRecord] | MessageRecord | str
+
+_ROLES = {
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+# --- from records to messages --------------------------------------------------------------------------------
+
+
+def messages_of(records: Reply, role_of_text: str) -> tuple[Message, ...]:
+    """The messages that a side holds; a text stands for one message."""
+    if isinstance(records, str):
+        return (Message(role=role_of_text, content=records),)
+    return tuple(_message(record) for record in (records if isinstance(records, list) else [records]))
+
+
+def _message(record: MessageRecord) -> Message:
+    if (record.role is None) == (record.speaker is None):
+        known = "no `role`" if record.role is None else "both `role` and `from`"
+        reason = Reason.MISSING_FIELD if record.role is None else Reason.AMBIGUOUS_FIELD
+        raise PreferenceError(reason, f"a message has {known}")
+    if record.speaker == "function_call":
+        return Message(role="assistant", tool_calls=_calls(record.value or ""))
+    spoken = record.role or record.speaker or ""
+    return Message(
+        role=_ROLES.get(spoken, spoken),
+        content=_content(record.content if record.role else record.value),
+        name=record.name,
+        reasoning_content=record.reasoning_content,
+        tool_calls=canonical_json(record.tool_calls) if record.tool_calls else None,
+        tool_call_id=record.tool_call_id,
+    )
+
+
+def _content(content: str | list[ContentPart] | None) -> str | None:
+    return "".join(map(_part, content)) if isinstance(content, list) else content
+
+
+def _part(part: ContentPart) -> str:
+    if part.type not in ("text", "input_text", "output_text"):
+        raise PreferenceError(Reason.NOT_TEXT, "a message has a part whose `type` is not text")
+    if (part.text is None) == (part.value is None):
+        raise PreferenceError(Reason.MISSING_FIELD, "a text part needs either `text` or `value`")
+    return part.text if part.text is not None else part.value or ""
+
+
+def _calls(text: str) -> str:
+    try:
+        calls = msgspec.json.decode(text, type=list[CallRecord] | CallRecord)
+    except (msgspec.MsgspecError, RecursionError):
+        problem = "the value of a `function_call` is not the JSON text of `name` and `arguments`"
+        raise PreferenceError(Reason.WRONG_TYPE, problem) from None
+    listed = calls if isinstance(calls, list) else [calls]
+    return canonical_json([{"type": "function", "function": call} for call in listed])
+
+
+def canonical_tools(tools: list[Any] | str | None) -> str:
+    """Tools as canonical JSON text, or empty; a text must itself be a JSON list."""
+    if not isinstance(tools, str):
+        return canonical_json(tools) if tools else ""
+    try:
+        parsed = msgspec.json.decode(tools, type=list[Any]) if tools.strip() else []
+    except (msgspec.MsgspecError, RecursionError):
+        raise PreferenceError(Reason.WRONG_TYPE, "`tools` is a text that is not a JSON list") from None
+    return canonical_json(parsed) if parsed else ""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is the same for equal values."""
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+# --- two conversations ---------------------------------------------------------------------------------------
+
+Sides = tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]
+"""The prompt and its two continuations."""
+
+
+def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
+    """The prompt and both continuations, from sides that are texts, replies, or whole conversations.
+
+    Replies that begin with a user or system message repeat the prompt; `prompt`, where there is one, is checked
+    against them. Without a prompt it is what both conversations share.
+    """
+    if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
+        if is_transcript(prompt if prompt is not None else chosen):
+            return _split_transcripts(prompt or "", chosen, rejected)
+        if prompt is None:
+            raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies hold no conversation")
+    first, second = (messages_of(side, "assistant") for side in (chosen, rejected))
+    if prompt is None:
+        return _split_shared(first, second)
+    stated = messages_of(prompt, "user")
+    if not (first and second and first[0].role != "assistant" and second[0].role != "assistant"):
+        return stated, first, second
+    shared, first, second = _split_shared(first, second)
+    if shared != stated and not (isinstance(prompt, str) and shared and shared[-1].content == prompt):
+        raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
+    return shared, first, second
+
+
+def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
+    repeated = chosen.startswith(prompt) and rejected.startswith(prompt)
+    return _split_shared(*(parse_transcript(side if repeated else prompt + side) for side in (chosen, rejected)))
+
+
+def _split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
+    """Two conversations cut where they part: the shared beginning and the two rests.
+
+    For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3].
+    """
+    if chosen == rejected:
+        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
+    num_shared = next(
+        (i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
+        min(len(chosen), len(rejected)),
+    )
+    if num_shared == min(len(chosen), len(rejected)):
+        shorter = "chosen" if len(chosen) == num_shared else "rejected"
+        raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is the beginning of the other")
+    if chosen[num_shared].role != "assistant" or rejected[num_shared].role != "assistant":
+        raise PreferenceError(
+            Reason.UNSHARED_PROMPT, f"the conversations part at message {num_shared + 1}, which is no reply"
+        )
+    return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]
+
+
+# --- transcripts ---------------------------------------------------------------------------------------------
+
+# A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
+_MARKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def is_transcript(text: str) -> bool:
+    r"""Whether a text begins with `Human:` or `Assistant:`, as a whole conversation does."""
+    return bool(_MARKER.match(text))
+
+
+def parse_transcript(text: str) -> tuple[Message, ...]:
+    r"""The messages of a `\n\nHuman: ...\n\nAssistant: ...` text; one space after a marker belongs to the marker."""
+    markers = list(_MARKER.finditer(text))
+    if not markers or markers[0].start() != 0:
+        raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
+    ends = [marker.start() for marker in markers[1:]] + [len(text)]
+    return tuple(
+        Message(role=_SPEAKERS[marker[1]], content=text[marker.end() : end].removeprefix(" "))
+        for marker, end in zip(markers, ends, strict=True)
+    )

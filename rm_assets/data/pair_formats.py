@@ -1,0 +1,160 @@
+"""The formats whose rows say which of two replies is the chosen one: a typed record each, and what it states."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from rm_assets.data.messages import MessageRecord, Prompt, Reply, Sides, canonical_tools, compared
+from rm_assets.data.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.records import Reason
+
+# --- the records, as they stand in files ---------------------------------------------------------------------
+
+
+class Common(Struct, kw_only=True):
+    """What a row of any format may have besides; the difference of both scores is the margin of a row without one."""
+
+    system: str | None = None
+    history: list[tuple[str, str]] | None = None
+    tools: list[Any] | str | None = None
+    margin: float | None = None
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+    subset: str | None = None
+
+
+class PlainRecord(Common, kw_only=True):
+    """`{"prompt": "...", "chosen": "...", "rejected": "..."}`"""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class MessagesRecord(Common, kw_only=True):
+    """`prompt`, `chosen` and `rejected` as lists of messages; a text stands for one message of its side.
+
+    Where the replies are whole conversations that begin with the prompt, the prompt is checked against them.
+    """
+
+    prompt: Prompt
+    chosen: Reply
+    rejected: Reply
+
+
+class ConversationsRecord(Common, kw_only=True):
+    """`chosen` and `rejected` as lists of messages that share their beginning, which is the prompt."""
+
+    chosen: list[MessageRecord]
+    rejected: list[MessageRecord]
+
+
+class TranscriptRecord(Common, kw_only=True):
+    r"""`\n\nHuman: ...\n\nAssistant: ...` texts; with `prompt`, the replies go on where it stops, or repeat it."""
+
+    prompt: str | None = None
+    chosen: str
+    rejected: str
+
+
+class ShareGPTRecord(Common, kw_only=True):
+    """`{"conversations": [{"from": "human", "value": "..."}], "chosen": {"from": "gpt", "value": "..."}, ...}`"""
+
+    conversations: list[MessageRecord]
+    chosen: Reply
+    rejected: Reply
+
+
+class OpenAIInput(Struct, kw_only=True):
+    """The request whose two outputs are compared."""
+
+    messages: list[MessageRecord]
+    tools: list[Any] | None = None
+
+
+class OpenAIRecord(Common, kw_only=True):
+    """`{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}`"""
+
+    input: OpenAIInput
+    preferred_output: list[MessageRecord]
+    non_preferred_output: list[MessageRecord]
+
+
+# --- from a record to preferences ----------------------------------------------------------------------------
+
+
+def from_plain(record: PlainRecord, rules: ParsingRules) -> Stated:
+    """The pair of a plain row."""
+    return _stated(record, Format.PLAIN, compared(record.prompt, record.chosen, record.rejected))
+
+
+def from_messages(record: MessagesRecord, rules: ParsingRules) -> Stated:
+    """The pair of a row of messages."""
+    return _stated(record, Format.MESSAGES, compared(record.prompt, record.chosen, record.rejected))
+
+
+def from_conversations(record: ConversationsRecord, rules: ParsingRules) -> Stated:
+    """The pair of two whole conversations."""
+    return _stated(record, Format.CONVERSATIONS, compared(None, record.chosen, record.rejected))
+
+
+def from_transcript(record: TranscriptRecord, rules: ParsingRules) -> Stated:
+    """The pair of two transcripts."""
+    return _stated(record, Format.TRANSCRIPT, compared(record.prompt, record.chosen, record.rejected))
+
+
+def from_sharegpt(record: ShareGPTRecord, rules: ParsingRules) -> Stated:
+    """The pair of a ShareGPT row."""
+    return _stated(record, Format.SHAREGPT, compared(record.conversations, record.chosen, record.rejected))
+
+
+def from_openai(record: OpenAIRecord, rules: ParsingRules) -> Stated:
+    """The pair of a row in OpenAI's preference format."""
+    record = msgspec.structs.replace(record, tools=record.input.tools or record.tools)
+    sides = compared(record.input.messages, record.preferred_output, record.non_preferred_output)
+    return _stated(record, Format.OPENAI, sides)
+
+
+def _stated(record: Common, format_name: Format, sides: Sides) -> Stated:
+    return Stated(preferences=[preference(record, format_name, sides, _margin(record))])
+
+
+def preference(record: Common, format_name: Format, sides: Sides, margin: float) -> Preference:
+    """One preference with what its row says besides; a margin that the row gives goes before any other."""
+    if record.margin is not None and record.margin < 0:
+        raise PreferenceError(Reason.SCORES_DISAGREE, "`margin` is negative")
+    prompt, chosen, rejected = sides
+    return Preference(
+        prompt=_with_opening(record, prompt),
+        chosen=chosen,
+        rejected=rejected,
+        tools=canonical_tools(record.tools),
+        margin=margin if record.margin is None else record.margin,
+        subset=record.subset or "",
+        format=format_name,
+    )
+
+
+def _margin(record: Common) -> float:
+    """The difference of the scores of a row that has both; it must agree with the labels."""
+    if record.score_chosen is None or record.score_rejected is None:
+        return 0.0
+    difference = record.score_chosen - record.score_rejected
+    if difference == 0:
+        raise PreferenceError(Reason.TIE, "`score_chosen` and `score_rejected` are equal")
+    if difference < 0:
+        raise PreferenceError(Reason.SCORES_DISAGREE, "`score_chosen` is below `score_rejected`")
+    return difference
+
+
+def _with_opening(record: Common, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt after the row's system text and earlier turns; a system message it has already must be the same."""
+    system = (Message(role="system", content=record.system),) if (record.system or "").strip() else ()
+    if system and prompt[:1] == system:
+        prompt = prompt[1:]
+    elif system and prompt and prompt[0].role == "system":
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`system` differs from the system message of the prompt")
+    roles = ("user", "assistant")
+    turns = [turn for pair in record.history or [] for turn in zip(roles, pair, strict=True)]
+    return system + tuple(Message(role=role, content=content) for role, content in turns) + prompt

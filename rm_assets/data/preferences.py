@@ -1,0 +1,71 @@
+"""What every format is turned into: a preference between two continuations of one prompt, as messages."""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from rm_assets.data.records import Reason
+from rm_assets.settings import Column, Label
+
+
+class PreferenceError(ValueError):
+    """A row that states no usable preference. The detail never holds the row's own text."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Format(StrEnum):
+    """The formats a row can have."""
+
+    PLAIN = "plain"
+    MESSAGES = "messages"
+    CONVERSATIONS = "conversations"
+    TRANSCRIPT = "transcript"
+    SHAREGPT = "sharegpt"
+    OPENAI = "openai"
+    COMPARISON = "comparison"
+    RANKING = "ranking"
+    SCORED_LISTS = "scored_lists"
+    REPLY_LISTS = "reply_lists"
+
+
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message of a conversation; `tool_calls` is canonical JSON text. Keys that are None are absent."""
+
+    role: str
+    content: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: str | None = None
+    tool_call_id: str | None = None
+
+
+class Preference(Struct, frozen=True, kw_only=True):
+    """One comparison in canonical form: two continuations of one prompt; `tools` is canonical JSON text or empty."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: str = ""
+    margin: float = 0.0
+    subset: str = ""
+    format: Format
+
+
+class Stated(Struct, frozen=True, kw_only=True):
+    """What one row states: its preferences, and how many pairs of a ranking are none or were left out."""
+
+    preferences: list[Preference]
+    num_tied: int = 0
+    num_not_taken: int = 0
+
+
+class ParsingRules(Struct, frozen=True, kw_only=True):
+    """The settings that decide what a row states."""
+
+    columns: dict[Column, str] = {}
+    labels: dict[str, Label] = {}
+    max_pairs_per_prompt: int = 10

@@ -1,0 +1,193 @@
+"""Rankings: one prompt and many responses, of which every pair of different rank is a preference."""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from rm_assets.data.fingerprint import short_hash
+from rm_assets.data.messages import Prompt, Reply, compared
+from rm_assets.data.pair_formats import Common, preference
+from rm_assets.data.preferences import Format, ParsingRules, PreferenceError, Stated
+from rm_assets.data.records import Reason
+
+MAX_RESPONSES = 256
+"""The pairs of a row grow with the square of its responses."""
+
+# --- the records, as they stand in files ---------------------------------------------------------------------
+
+
+class ResponseRecord(Struct, kw_only=True):
+    """A response under one of these names, with `score` or `rating` (higher is better) or `rank` (lower is better)."""
+
+    response: Reply | None = None
+    completion: Reply | None = None
+    answer: Reply | None = None
+    output: Reply | None = None
+    content: Reply | None = None
+    text: Reply | None = None
+    score: float | None = None
+    rating: float | None = None
+    rank: float | None = None
+
+
+class RankingRecord(Common, kw_only=True):
+    """`{"prompt": "...", "responses": [{"response": "...", "score": 2}, ...]}`"""
+
+    prompt: Prompt | None = None
+    responses: list[ResponseRecord]
+
+
+class ScoredListsRecord(Common, kw_only=True):
+    """`{"prompt": "...", "responses": ["...", ...], "scores": [2, ...]}`, or `ranks`, where lower is better."""
+
+    prompt: Prompt | None = None
+    responses: list[str]
+    scores: list[float] | None = None
+    ranks: list[float] | None = None
+
+
+class ReplyListsRecord(Common, kw_only=True):
+    """`{"prompt": "...", "chosen": ["...", ...], "rejected": ["...", ...]}`: each chosen reply beats each rejected."""
+
+    prompt: Prompt
+    chosen: list[str] | str
+    rejected: list[str] | str
+
+
+class Ranked(NamedTuple):
+    """A response; a higher standing is better, and differences of standings are margins where `scored`."""
+
+    reply: Reply
+    standing: float
+    scored: bool
+
+
+# --- from a record to preferences ----------------------------------------------------------------------------
+
+
+def from_ranking(record: RankingRecord, rules: ParsingRules) -> Stated:
+    """The pairs of responses that each bring a score or a rank."""
+    _require_few(len(record.responses))
+    scores = [_only(item.score, item.rating) for item in record.responses]
+    standings = _standings(len(record.responses), scores, [item.rank for item in record.responses])
+    replies = [_reply(item) for item in record.responses]
+    ranked = [Ranked(reply, *standing) for reply, standing in zip(replies, standings, strict=True)]
+    return _stated(record, Format.RANKING, record.prompt, ranked, rules)
+
+
+def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> Stated:
+    """The pairs of responses whose scores or ranks stand in a list of their own."""
+    num_responses = len(record.responses)
+    _require_few(num_responses)
+    for name, values in (("scores", record.scores), ("ranks", record.ranks)):
+        if values is not None and len(values) != num_responses:
+            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` and `responses` are not of one length")
+    unknown = [None] * num_responses
+    standings = _standings(num_responses, record.scores or unknown, record.ranks or unknown)
+    ranked = [Ranked(reply, *standing) for reply, standing in zip(record.responses, standings, strict=True)]
+    return _stated(record, Format.SCORED_LISTS, record.prompt, ranked, rules)
+
+
+def from_reply_lists(record: ReplyListsRecord, rules: ParsingRules) -> Stated:
+    """The pairs of every chosen with every rejected reply."""
+    ranked = [
+        Ranked(reply, standing, scored=False)
+        for replies, standing in ((record.chosen, 1.0), (record.rejected, 0.0))
+        for reply in ([replies] if isinstance(replies, str) else replies)
+    ]
+    _require_few(len(ranked))
+    if not record.chosen or not record.rejected:
+        raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` is an empty list")
+    return _stated(record, Format.REPLY_LISTS, record.prompt, ranked, rules)
+
+
+def _require_few(num_responses: int) -> None:
+    if num_responses > MAX_RESPONSES:
+        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{num_responses} responses; at most {MAX_RESPONSES} are read")
+
+
+def _only(*values: float | None) -> float | None:
+    given = {value for value in values if value is not None}
+    if len(given) > 1:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`score` and `rating` of a response differ")
+    return next(iter(given), None)
+
+
+def _reply(item: ResponseRecord) -> Reply:
+    named = (item.response, item.completion, item.answer, item.output, item.content, item.text)
+    given = [reply for reply in named if reply is not None]
+    if not given:
+        problem = "a response needs `response`, `completion`, `answer`, `output`, `content` or `text`"
+        raise PreferenceError(Reason.MISSING_FIELD, problem)
+    if len(given) > 1:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "a response stands under two names")
+    return given[0]
+
+
+def _standings(
+    num_responses: int, scores: Sequence[float | None], ranks: Sequence[float | None]
+) -> list[tuple[float, bool]]:
+    """Each response's standing, higher is better, and whether it is a score: scores as they are, ranks negated.
+
+    Both may be given if they put no two responses in opposite order.
+    """
+    by_score = [score for score in scores if score is not None]
+    by_rank = [-rank for rank in ranks if rank is not None]
+    if num_responses not in (len(by_score), len(by_rank)):
+        raise PreferenceError(Reason.MISSING_FIELD, "each response needs a score, or each a rank")
+    if len(by_score) < num_responses:
+        return [(standing, False) for standing in by_rank]
+    if len(by_rank) == num_responses:
+        _require_agreement(by_score, by_rank)
+    return [(standing, True) for standing in by_score]
+
+
+def _require_agreement(scores: list[float], ranks: list[float]) -> None:
+    for (score, rank), (other_score, other_rank) in combinations(zip(scores, ranks, strict=True), 2):
+        if (score - other_score) * (rank - other_rank) < 0:
+            raise PreferenceError(Reason.SCORES_DISAGREE, "scores and ranks put two responses in opposite order")
+
+
+def _stated(
+    record: Common, format_name: Format, prompt: Prompt | None, ranked: list[Ranked], rules: ParsingRules
+) -> Stated:
+    """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted."""
+    texts = [_text(response.reply) for response in ranked]
+    _require_distinct(ranked, texts)
+    pairs = [
+        (one, other) if ranked[one].standing > ranked[other].standing else (other, one)
+        for one, other in combinations(range(len(ranked)), 2)
+        if ranked[one].standing != ranked[other].standing
+    ]
+    if not pairs:
+        raise PreferenceError(Reason.TIE, "no two responses of different rank")
+    # The draw does not depend on the order of the responses.
+    drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]
+    preferences = [
+        preference(
+            record,
+            format_name,
+            compared(prompt, ranked[better].reply, ranked[worse].reply),
+            ranked[better].standing - ranked[worse].standing if ranked[better].scored else 0.0,
+        )
+        for better, worse in sorted(drawn)
+    ]
+    num_tied = len(ranked) * (len(ranked) - 1) // 2 - len(pairs)
+    return Stated(preferences=preferences, num_tied=num_tied, num_not_taken=len(pairs) - len(drawn))
+
+
+def _text(reply: Reply) -> str:
+    return reply if isinstance(reply, str) else msgspec.json.encode(reply).decode()
+
+
+def _require_distinct(ranked: list[Ranked], texts: Iterable[str]) -> None:
+    """No response may be empty, or stand twice with different ranks, whether or not its pairs are drawn."""
+    standings: dict[str, float] = {}
+    for number, (response, text) in enumerate(zip(ranked, texts, strict=True), start=1):
+        if not text.strip():
+            raise PreferenceError(Reason.EMPTY_REPLY, f"response {number} is empty")
+        if standings.setdefault(text, response.standing) != response.standing:
+            raise PreferenceError(Reason.IDENTICAL_REPLIES, f"response {number} stands twice, with different ranks")

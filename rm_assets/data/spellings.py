@@ -1,0 +1,155 @@
+"""One name for each field: how files spell them, and the user's own columns.
+
+`{"instruction": "Add.", "input": "2+2", "chosen": ...}` becomes `{"prompt": "Add.\n\n2+2", "chosen": ...}`. Where two
+spellings of one field are given with different values, the row is a reject: the setting `columns` says which is meant.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.records import Reason
+from rm_assets.settings import Column
+
+Row = dict[str, Any]
+
+SPELLINGS = {
+    "chosen": ("chosen", "chosen_messages"),
+    "rejected": ("rejected", "rejected_messages"),
+    "system": ("system", "system_prompt"),
+    "score_chosen": ("score_chosen", "chosen_score"),
+    "score_rejected": ("score_rejected", "rejected_score"),
+    "responses": ("responses", "completions", "answers"),
+    "scores": ("scores", "ratings"),
+    "preference_strength": ("preference_strength", "overall_preference"),
+}
+"""Fields with more than one name."""
+
+PROMPTS = ("prompt", "instruction", "question", "context", "input")
+CONVERSATIONS = ("conversations", "messages")
+LABELS = (
+    "label",
+    "preference",
+    "winner",
+    "preferred",
+    "chosen",
+    "verdict",
+    "choice",
+    "better",
+    "better_response",
+    "better_response_id",
+    "preferred_response",
+)
+
+_STEMS = ("response", "output", "answer", "completion", "conversation", "model_response")
+_SEPARATORS = ("_", "", " ")
+SUFFIXES = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"))
+
+
+def _response_fields(stem: str, separator: str, suffix: str) -> str:
+    """The name of a response: `response_a`, `output1`, `model_a_response`."""
+    return f"model_{suffix}_response" if stem == "model_response" else f"{stem}{separator}{suffix}"
+
+
+RESPONSES = {
+    (_response_fields(stem, separator, first), _response_fields(stem, separator, second)): (first, second)
+    for stem in _STEMS
+    for separator in (_SEPARATORS if stem != "model_response" else ("_",))
+    for first, second in SUFFIXES
+}
+"""The two response fields of a comparison, and what tells them apart."""
+_SECOND = dict(RESPONSES.keys())
+
+KNOWN = frozenset(
+    {name for names in SPELLINGS.values() for name in names}
+    | {*PROMPTS, *CONVERSATIONS, *LABELS, "margin", "subset", "tools", "ranks", "history"}
+    | {"preferred_output", "non_preferred_output", "role", "content", "from", "value", "type", "text", "name"}
+    | {"tool_calls", "tool_call_id", "reasoning_content", "score", "rating", "rank", "response", "completion"}
+    | {"answer", "output"}
+    | {name for pair in RESPONSES for name in pair}
+)
+"""Every field that some format reads: none of them may be given twice in one object."""
+
+
+# --- own columns ---------------------------------------------------------------------------------------------
+
+
+def with_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
+    """The row with the user's columns under the names of this project; other spellings of those fields are not read.
+
+    With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` is `{"prompt": "2+2?"}`. A row without the column
+    is left as it is, so that files with and without it may lie side by side.
+    """
+    given = {name: row[column] for name, column in columns.items() if column in row}
+    hidden = {columns[name] for name in given}.union(*(_spellings(name) for name in given))
+    return {name: value for name, value in row.items() if name not in hidden} | given
+
+
+def _spellings(name: str) -> set[str]:
+    if name in ("response_a", "response_b", "chosen", "rejected"):
+        return {field for pair in RESPONSES for field in pair}.union(SPELLINGS.get(name, ()))
+    if name == "prompt":
+        return {*PROMPTS, *CONVERSATIONS}
+    if name == "label":
+        return {*LABELS, *SPELLINGS["preference_strength"]} - {"chosen"}
+    return set(SPELLINGS.get(name, (name,)))
+
+
+# --- one name for each field ---------------------------------------------------------------------------------
+
+
+def with_one_name(row: Row, *names: str) -> Row:
+    """The row with each of these fields of `SPELLINGS` under its first name."""
+    row = dict(row)
+    for name in names:
+        given = {spelling: row.pop(spelling) for spelling in SPELLINGS[name] if spelling in row}
+        if given:
+            row[name] = only_value(given, name)
+    return row
+
+
+def with_prompt(row: Row, *sides: str) -> Row:
+    """The row with its prompt under `prompt`: an instruction and its input are joined by an empty line.
+
+    Sides that are whole conversations state their prompt themselves: beside them only `prompt` is read.
+    """
+    if sides and all(is_whole(row.get(side)) for side in sides):
+        return row
+    given = {name: row[name] for name in PROMPTS if name in row}
+    stated = {name: value for name, value in given.items() if not is_blank(value)} or dict(list(given.items())[:1])
+    if isinstance(stated.get("instruction"), str) and isinstance(stated.get("input"), str):
+        stated["instruction"] += "\n\n" + stated.pop("input")
+    others = {name: value for name, value in row.items() if name not in PROMPTS}
+    return others | ({"prompt": only_value(stated, "prompt")} if stated else {})
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a prompt says nothing."""
+    return value in (None, []) or (isinstance(value, str) and not value.strip())
+
+
+def is_whole(side: Any) -> bool:
+    """Whether a side is a conversation from its start: one that does not begin with a reply."""
+    if isinstance(side, str):
+        return side.startswith("\n\nHuman:")
+    first = side[0] if isinstance(side, list) and side else None
+    return isinstance(first, dict) and first.get("role", first.get("from")) not in ("assistant", "gpt", "function_call")
+
+
+def only_value(given: Mapping[str, Any], name: str) -> Any:
+    """The one value of several spellings; raises PreferenceError where they differ."""
+    values = list(given.values())
+    if any(value != values[0] for value in values):
+        spelled = " and ".join(f"`{spelling}`" for spelling in given)
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{spelled} differ; the setting columns says which is `{name}`")
+    return values[0]
+
+
+def response_fields(row: Row) -> tuple[str, str] | None:
+    """The two response fields that a row has, or None; raises PreferenceError where it has two such pairs."""
+    found = [(name, _SECOND[name]) for name in row if name in _SECOND and _SECOND[name] in row]
+    if len(found) > 1:
+        raise PreferenceError(
+            Reason.AMBIGUOUS_FIELD, "more than two responses; the setting columns says which are meant"
+        )
+    return found[0] if found else None

@@ -1,0 +1,165 @@
+"""Comparisons: who wins is read from every spelling of the field, and never guessed."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data.formats import Format, ParsingRules, Preference, PreferenceError, parse_row
+from rm_assets.data.records import Reason
+
+PAIRS = [
+    ("response_a", "response_b"),
+    ("output_1", "output_2"),
+    ("response 1", "response 2"),
+    ("response1", "response2"),
+    ("answer_a", "answer_b"),
+    ("completion_A", "completion_B"),
+    ("model_a_response", "model_b_response"),
+    ("response_0", "response_1"),
+]
+TEXTS = st.lists(st.text(min_size=1).filter(str.strip), min_size=3, max_size=3, unique=True)
+
+
+def compare(label: Any, names: tuple[str, str] = PAIRS[0], rules: ParsingRules | None = None) -> Preference:
+    row = {"prompt": "q", names[0]: "one", names[1]: "two"} | (label if isinstance(label, dict) else {"label": label})
+    [read] = parse_row(json.dumps(row), rules or ParsingRules())
+    assert read.format == Format.COMPARISON
+    return read
+
+
+def winner(*arguments: Any) -> str | None:
+    return compare(*arguments).chosen[0].content
+
+
+@given(texts=TEXTS.filter(lambda texts: not any(text.startswith(("Human:", "Assistant:")) for text in texts)))
+@pytest.mark.parametrize("names", PAIRS)
+def test_a_pair_comes_back_from_every_spelling_and_swapping_the_label_swaps_the_sides(
+    names: tuple[str, str], texts: list[str]
+) -> None:
+    prompt, first, second = texts
+    row = {"prompt": prompt, names[0]: first, names[1]: second}
+    [one] = parse_row(json.dumps(row | {"winner": "A>B"}))
+    [other] = parse_row(json.dumps(row | {"winner": "A<B"}))
+    assert [m.content for m in (*one.prompt, *one.chosen, *one.rejected)] == [prompt, first, second]
+    assert (other.chosen, other.rejected) == (one.rejected, one.chosen)
+
+
+@pytest.mark.parametrize("label", ["A", "a", "[[A]]", "A>B", "A >> B", "b<a", "model_a", "response_a", "Response A"])
+def test_labels_for_the_first_response(label: str) -> None:
+    assert winner(label) == "one"
+
+
+@pytest.mark.parametrize("label", ["B", "model_b", "model-b", "A<B", "B>A", "second", "answer b"])
+def test_labels_for_the_second_response(label: str) -> None:
+    assert winner(label) == "two"
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "expected"),
+    [
+        (1, ("output_1", "output_2"), "one"),
+        ("2", ("output_1", "output_2"), "two"),
+        (2.0, ("response 1", "response 2"), "two"),
+        ("output_2", ("output_1", "output_2"), "two"),
+        ("model_1", ("response1", "response2"), "one"),
+        ("2>1", ("response1", "response2"), "two"),
+        (0, ("response_0", "response_1"), "one"),
+        (1, ("response_0", "response_1"), "two"),
+    ],
+)
+def test_a_number_that_names_a_field_is_a_label(label: object, names: tuple[str, str], expected: str) -> None:
+    assert winner(label, names) == expected
+
+
+@pytest.mark.parametrize("label", ["tie", "tie (bothbad)", "both_bad", "A=B", "[[A=B]]", {"overall_preference": 0}])
+def test_a_tie_is_a_reject(label: object) -> None:
+    assert reason_for(label) == Reason.TIE
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        (0, ("output_1", "output_2")),
+        (0, ("response_a", "response_b")),
+        (1, ("response_a", "response_b")),
+        ("2", ("response_a", "response_b")),
+        (2, ("response_0", "response_1")),
+        (True, ("response_a", "response_b")),
+    ],
+)
+def test_a_label_that_may_mean_either_response_names_the_setting_that_says_which(
+    label: object, names: tuple[str, str]
+) -> None:
+    with pytest.raises(PreferenceError, match="the setting labels says which") as error:
+        compare(label, names)
+    assert error.value.reason == Reason.AMBIGUOUS_LABEL
+
+
+def test_the_setting_says_what_labels_mean_and_then_numbers_name_no_field() -> None:
+    index = ParsingRules(labels={"0": "first", "1": "second", "2": "tie", "left": "first"})
+    boolean = ParsingRules(labels={"0": "second", "1": "first", "true": "first"})
+    for names in (("response_a", "response_b"), ("output_1", "output_2")):
+        assert [winner(label, names, index) for label in (0, "1", 1.0, " LEFT ")] == ["one", "two", "two", "one"]
+        assert [winner(label, names, boolean) for label in (0, 1, True)] == ["two", "one", "one"]
+        assert reason_for(2, names, index) == Reason.TIE
+        assert winner(f"{names[1]}", names, index) == "two"
+    assert reason_for(2, ("output_1", "output_2"), boolean) == Reason.AMBIGUOUS_LABEL
+
+
+def reason_for(label: Any, names: tuple[str, str] = PAIRS[0], rules: ParsingRules | None = None) -> Reason:
+    with pytest.raises(PreferenceError) as error:
+        compare(label, names, rules)
+    return error.value.reason
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ({}, Reason.MISSING_FIELD),
+        ({"label": None}, Reason.MISSING_FIELD),
+        ("a novel word", Reason.WRONG_TYPE),
+        (-1, Reason.WRONG_TYPE),
+        ("-1", Reason.WRONG_TYPE),
+        (1.5, Reason.WRONG_TYPE),
+        (["A"], Reason.WRONG_TYPE),
+        ("A>A", Reason.WRONG_TYPE),
+        ({"label": "A", "winner": "B"}, Reason.AMBIGUOUS_FIELD),
+        ({"label": "A", "preference_strength": 2}, Reason.AMBIGUOUS_FIELD),
+        ({"label": "A", "output_1": "three", "output_2": "four"}, Reason.AMBIGUOUS_FIELD),
+        ({"chosen": "response_a", "rejected": "response_b"}, Reason.AMBIGUOUS_FIELD),
+    ],
+)
+def test_what_is_no_verdict_has_a_reason(label: object, reason: Reason) -> None:
+    assert reason_for(label) == reason
+
+
+def test_a_signed_strength_is_verdict_and_margin() -> None:
+    first, second = compare({"preference_strength": -3}), compare({"overall_preference": 1, "winner": "B"})
+    assert (first.chosen[0].content, first.margin) == ("one", 3.0)
+    assert (second.chosen[0].content, second.margin) == ("two", 1.0)
+
+
+def test_helpsteer3_rows_have_their_conversation_as_context() -> None:
+    context = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    row = {"context": context, "response1": "one", "response2": "two", "overall_preference": -2, "domain": "code"}
+    [read] = parse_row(json.dumps(row | {"individual_preference": [{"score": -2, "reasoning": "r"}]}))
+    assert [m.role for m in read.prompt] == ["user", "assistant", "user"]
+    assert (read.chosen[0].content, read.margin) == ("one", 2.0)
+
+
+def test_arena_rows_compare_whole_conversations() -> None:
+    sides = {
+        f"conversation_{side}": [{"role": "user", "content": "q"}, {"role": "assistant", "content": side}]
+        for side in "ab"
+    }
+    [read] = parse_row(json.dumps({"model_a": "x", "model_b": "y", "winner": "model_b"} | sides))
+    assert [m.content for m in (*read.prompt, *read.chosen, *read.rejected)] == ["q", "b", "a"]
+
+
+def test_chosen_and_rejected_go_before_the_responses_they_repeat() -> None:
+    row = {"prompt": "q", "response_a": "one", "response_b": "two", "chosen": "two", "rejected": "one"}
+    [read] = parse_row(json.dumps(row))
+    assert (read.format, read.chosen[0].content) == (Format.PLAIN, "two")

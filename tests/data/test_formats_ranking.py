@@ -1,0 +1,109 @@
+"""Rankings: every pair of different rank, no more than asked for, whatever the order of the responses."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data.formats import Format, ParsingRules, PreferenceError, parse_row, stated_by
+from rm_assets.data.records import Reason
+from rm_assets.data.validation import pair_id
+
+ALL = ParsingRules(max_pairs_per_prompt=1000)
+
+
+def pairs(row: dict[str, Any], rules: ParsingRules = ALL) -> set[tuple[Any, Any, float]]:
+    return {(p.chosen[0].content, p.rejected[0].content, p.margin) for p in parse_row(json.dumps(row), rules)}
+
+
+SCORED = [{"text": "a", "score": 3}, {"response": "b", "score": 1.5}, {"content": "c", "score": 1.5}]
+
+
+def test_scores_give_all_pairs_but_ties_and_their_differences_are_margins() -> None:
+    row = {"prompt": "q", "responses": SCORED}
+    assert pairs(row) == {("a", "b", 1.5), ("a", "c", 1.5)}
+    stated = stated_by(json.dumps(row), ALL)
+    assert (stated.num_tied, stated.num_not_taken) == (1, 0)
+
+
+def test_the_lowest_rank_is_the_best_and_ranks_give_no_margin() -> None:
+    ranked = [{"rank": 1, "completion": "b"}, {"rank": 0, "completion": [{"role": "assistant", "content": "a"}]}]
+    row = {"context": [{"role": "user", "content": "q"}], "completions": ranked}
+    assert pairs(row) == {("a", "b", 0.0)}
+    nectar = {
+        "prompt": "\n\nHuman: q\n\nAssistant: ",
+        "answers": [{"answer": "b", "rank": 2.0}, {"answer": "a", "rank": 1.0}],
+    }
+    assert pairs(nectar) == {("a", "b", 0.0)}
+
+
+def test_parallel_lists_and_reply_lists() -> None:
+    assert pairs({"prompt": "q", "responses": ["b", "a"], "scores": [1, 4]}) == {("a", "b", 3.0)}
+    assert pairs({"prompt": "q", "completions": ["b", "a"], "ranks": [2, 1]}) == {("a", "b", 0.0)}
+    lists = {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c"]}
+    assert pairs(lists) == {("a", "c", 0.0), ("b", "c", 0.0)}
+    assert pairs({"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}) == {("a", "b", 0.0), ("a", "c", 0.0)}
+
+
+TEXTS = st.lists(st.text(min_size=1, max_size=4).filter(str.strip), min_size=2, max_size=7, unique=True)
+
+
+@given(texts=TEXTS, data=st.data())
+def test_a_ranking_states_the_pairs_that_its_scores_order(texts: list[str], data: st.DataObject) -> None:
+    scores = data.draw(
+        st.lists(st.integers(0, 3), min_size=len(texts), max_size=len(texts)).filter(lambda s: set(s) != {s[0]})
+    )
+    scored = list(zip(texts, scores, strict=True))
+    expected = {(a, b, float(i - j)) for a, i in scored for b, j in scored if i > j}
+    as_items = {"prompt": "q", "responses": [{"response": text, "score": score} for text, score in scored]}
+    as_lists = {"prompt": "q", "responses": texts, "scores": scores}
+    assert pairs(as_items) == pairs(as_lists) == expected
+    swapped = pairs(as_lists | {"scores": [-score for score in scores]})
+    assert swapped == {(worse, better, margin) for better, worse, margin in expected}
+    plain = {pair_id(parse_row(json.dumps({"prompt": "q", "chosen": a, "rejected": b}))[0]) for a, b, _ in expected}
+    assert {pair_id(p) for p in parse_row(json.dumps(as_items), ALL)} == plain
+
+
+def test_the_pairs_taken_do_not_depend_on_the_order_of_the_responses_and_the_others_are_counted() -> None:
+    items = [{"text": str(number), "score": number} for number in range(8)]
+    rules = ParsingRules(max_pairs_per_prompt=5)
+    one, other = ({"prompt": "q", "responses": list(order)} for order in (items, reversed(items)))
+    assert pairs(one, rules) == pairs(other, rules)
+    assert len(pairs(one, rules)) == 5
+    assert stated_by(json.dumps(one), rules).num_not_taken == 8 * 7 // 2 - 5
+    assert len(parse_row(json.dumps(one))) == 10
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"responses": []}, Reason.TIE),
+        ({"responses": SCORED[:1]}, Reason.TIE),
+        ({"responses": SCORED[1:]}, Reason.TIE),
+        ({"responses": [*SCORED, {"text": "d"}]}, Reason.MISSING_FIELD),
+        ({"responses": ["a", "b"]}, Reason.MISSING_FIELD),
+        ({"responses": [{"score": 1}, {"score": 2}]}, Reason.MISSING_FIELD),
+        ({"responses": ["a", "b"], "scores": [1]}, Reason.WRONG_TYPE),
+        ({"responses": ["a", "b"], "scores": [1, "2"]}, Reason.WRONG_TYPE),
+        ({"responses": [*SCORED, {"text": "a", "score": 1}]}, Reason.IDENTICAL_REPLIES),
+        ({"responses": [*SCORED, {"text": " ", "score": 1}]}, Reason.EMPTY_REPLY),
+        ({"responses": [*SCORED, {"text": "d", "answer": "e", "score": 1}]}, Reason.AMBIGUOUS_FIELD),
+        ({"responses": [*SCORED, {"text": "d", "rating": 2, "score": 1}]}, Reason.AMBIGUOUS_FIELD),
+        ({"responses": ["a", "b"], "scores": [1, 2], "ranks": [1, 2]}, Reason.SCORES_DISAGREE),
+        ({"responses": ["a"] * 257, "scores": [1] * 257}, Reason.TOO_MANY_RESPONSES),
+        ({"chosen": ["a"], "rejected": []}, Reason.EMPTY_REPLY),
+        ({"chosen": ["a"], "rejected": ["b", "a"]}, Reason.IDENTICAL_REPLIES),
+    ],
+)
+def test_a_ranking_that_is_not_sound_is_a_reject_whole(row: dict[str, Any], reason: Reason) -> None:
+    with pytest.raises(PreferenceError) as error:
+        parse_row(json.dumps({"prompt": "q"} | row))
+    assert error.value.reason == reason
+
+
+def test_scores_and_ranks_may_both_be_given() -> None:
+    row = {"prompt": "q", "responses": ["a", "b"], "scores": [2, 1], "ranks": [1, 2]}
+    [read] = parse_row(json.dumps(row))
+    assert (read.format, read.margin) == (Format.SCORED_LISTS, 1.0)

@@ -1,0 +1,64 @@
+"""Formats at the validated stage: settings are part of the keys, rankings are conserved, ambiguous files held back."""
+
+from pathlib import Path
+
+import pytest
+from support import plain_row, silent, write_lines
+
+from rm_assets.data.laws import LAWS
+from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.validation import validated_snapshot
+from rm_assets.settings import Settings
+
+
+def validated(settings: Settings, **changes: object) -> Snapshot:
+    settings = settings.model_copy(update=changes)
+    raw = raw_snapshot(settings, silent)
+    snapshot = validated_snapshot(settings, raw, silent)
+    laws = [law.violations(snapshot.manifest, raw.manifest) for law in LAWS[Stage.VALIDATED]]
+    assert {count for figures in laws for count in figures.values()} == {0}
+    return snapshot
+
+
+def ranking(number: int) -> dict[str, object]:
+    replies = [{"text": f"reply {reply}", "score": reply // 2} for reply in range(4)]
+    return {"prompt": f"Question {number}?", "responses": replies}
+
+
+def test_pairs_of_a_ranking_are_conserved_and_those_left_out_are_counted(settings: Settings) -> None:
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), ranking(2)])
+    manifest = validated(settings, max_pairs_per_prompt=3).manifest
+    assert manifest.num_rows() == 1 + 3
+    assert (manifest.total("num_stated"), manifest.total("num_tied"), manifest.total("num_not_taken")) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_pairs"),
+    [
+        ({}, 0),
+        ({"labels": {"0": "first", "1": "second"}}, 20),
+        ({"labels": {"0": "tie"}, "columns": {"label": "judge"}}, 0),
+        ({"columns": {"chosen": "output_1", "rejected": "output_2"}}, 20),
+    ],
+)
+def test_a_setting_that_decides_parsing_computes_the_shard_anew(
+    settings: Settings, changes: dict, num_pairs: int
+) -> None:
+    rows = [{"input": f"Question {n}?", "output_1": "a", "output_2": "b", "label": n % 2} for n in range(20)]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", rows)
+    validated(settings)
+    snapshot = validated(settings, **changes)
+    assert snapshot.manifest.num_rows() == num_pairs
+    assert snapshot.num_new_shards == (1 if changes else 0)
+
+
+def test_one_ambiguous_label_holds_its_file_back_since_its_other_labels_may_mean_the_same(settings: Settings) -> None:
+    labels = [1] * 30 + [0]
+    rows = [{"input": f"Question {n}?", "output_1": "a", "output_2": "b", "label": x} for n, x in enumerate(labels)]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", rows)
+    write_lines(Path(settings.annotations_path) / "b.jsonl", rows[:-1])
+    snapshot = validated(settings)
+    assert snapshot.manifest.facts["held_back"] == {"a.jsonl": {"num_malformed": 1, "num_lines": 31}}
+    assert snapshot.manifest.num_rows() == 30

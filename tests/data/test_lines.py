@@ -1,0 +1,173 @@
+"""Bytes cut into lines and shards, nothing lost."""
+
+import hashlib
+import io
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data import lines as lines_module
+from rm_assets.data.lines import ShardOfLines, read_lines, shards_of_lines
+from rm_assets.data.records import Reason
+
+
+def shards(
+    content: bytes, *, shard_bytes: int = 100, max_line_bytes: int = 100, whole_lines: bool = False
+) -> list[ShardOfLines]:
+    stream = io.BufferedReader(io.BytesIO(content))
+    return list(
+        shards_of_lines(stream, shard_bytes=shard_bytes, max_line_bytes=max_line_bytes, whole_lines=whole_lines)
+    )
+
+
+def rejects(shard: ShardOfLines) -> list[tuple[int, Reason, str]]:
+    return [(line, reason, detail) for line, reason, detail, _ in shard.rejects]
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    content = "a\u2028b\rc\x85\x0cd\r\ne".encode()
+    lines = list(read_lines(io.BytesIO(content), 100))
+    assert [line.content for line in lines] == ["a\u2028b\rc\x85\x0cd".encode(), b"e"]
+    assert [line.end_bytes for line in lines] == [2, 0]
+
+
+@pytest.mark.parametrize(("content", "kept"), [(b"12345\n", True), (b"12345\r\n", True), (b"123456\n", False)])
+def test_a_line_of_the_allowed_length_is_kept_and_a_longer_one_is_not(content: bytes, kept: bool) -> None:
+    first, second = read_lines(io.BytesIO(content + b"next"), 5)
+    assert (first.content is not None) == kept
+    assert second.content == b"next"
+
+
+def test_a_line_that_is_too_long_is_a_reject_with_the_hash_of_its_bytes() -> None:
+    long_line = b"x" * 3_000_000
+    [shard] = shards(b"one\n" + long_line + b"\ntwo\n", shard_bytes=10_000_000)
+    assert shard.texts == ["one", "two"]
+    assert shard.numbers == [1, 3]
+    assert shard.rejects == [(2, Reason.LINE_TOO_LONG, "3000000 bytes", hashlib.sha256(long_line).hexdigest())]
+    assert shard.bytes_unaccounted == 0
+
+
+def test_a_line_that_is_too_long_is_never_held_whole() -> None:
+    class Zeros(io.RawIOBase):
+        """A line of 64 MiB that lies nowhere."""
+
+        left = 64 * 2**20
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            count = min(len(buffer), self.left)
+            buffer[:count] = bytes(count)
+            self.left -= count
+            return count
+
+    tracemalloc.start()
+    try:
+        [line] = read_lines(io.BufferedReader(Zeros()), 2**16)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert (line.content, line.num_bytes) == (None, 64 * 2**20)
+
+
+def test_a_line_that_holds_the_hash_of_a_longer_one_is_not_taken_for_it() -> None:
+    digest = hashlib.sha256(b"x" * 101).hexdigest().encode()
+    [text], [skipped] = shards(digest + b"\n"), shards(b"x" * 101 + b"\n")
+    assert text.sha256 != skipped.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"t\xffo", 2),
+        (b"\xed\xa0\xbd\xed\xb8\x80", 1),  # a surrogate pair as CESU-8 writes it
+        (b'"\xed\xa0\xbd"', 2),  # a lone surrogate
+        (b"\xc0\xaf", 1),  # a slash, longer than it need be
+        (b"\xf4\x90\x80\x80", 1),  # above U+10FFFF
+        (b"cut \xe2\x82", 5),
+    ],
+)
+def test_bytes_that_are_no_text_are_a_reject_and_the_lines_around_them_stay(content: bytes, place: int) -> None:
+    [shard] = shards(b"one\n" + content + b"\nthree")
+    assert shard.texts == ["one", "three"]
+    assert rejects(shard) == [(2, Reason.NOT_UTF8, f"byte {place} of the line")]
+
+
+def test_a_null_byte_and_every_other_control_character_are_text() -> None:
+    content = bytes(set(range(32)) - {10}) + b"\x7f"
+    [shard] = shards(content + b"\nnext")
+    assert [text.encode() for text in shard.texts] == [content, b"next"]
+
+
+def test_a_byte_order_mark_is_taken_off_the_first_line_only() -> None:
+    [shard] = shards(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
+    assert shard.texts == ["one", "\ufefftwo"]
+    assert shard.bom_bytes == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_every_line_of_a_file_in_another_encoding_is_rejected_as_such(encoding: str) -> None:
+    found = shards("\ufeffone\ntwo\nthree\n".encode(encoding), shard_bytes=8)
+    reasons = {(reason, detail) for shard in found for _, reason, detail in rejects(shard)}
+    assert reasons == {(Reason.NOT_UTF8, "the file is UTF-16 or UTF-32")}
+    assert sum(len(shard.rejects) for shard in found) >= 3
+    assert all(shard.texts == [] and shard.bytes_unaccounted == 0 for shard in found)
+
+
+def test_blank_lines_are_counted_but_are_no_rows() -> None:
+    [shard] = shards(b"one\n\n  \t\r\ntwo\n")
+    assert (shard.numbers, shard.num_blank, shard.blank_bytes) == ([1, 4], 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "num_lines", "num_blank"), [(b"", 0, 0), (b"\n\r\n \n", 3, 3), (b"\xef\xbb\xbf", 0, 0), (b"a", 1, 0)]
+)
+def test_a_file_without_rows_or_without_a_last_line_end_is_counted_too(
+    content: bytes, num_lines: int, num_blank: int
+) -> None:
+    found = shards(content)
+    assert sum(shard.num_lines for shard in found) == num_lines
+    assert sum(shard.num_blank for shard in found) == num_blank
+    assert sum(shard.num_bytes for shard in found) == len(content)
+    assert all(shard.bytes_unaccounted == shard.lines_unaccounted == 0 for shard in found)
+
+
+def test_a_last_line_that_is_still_being_written_can_be_left_out() -> None:
+    [shard] = shards(b"one\ntwo\nthr", whole_lines=True)
+    assert shard.texts == ["one", "two"]
+    assert shards(b"thr", whole_lines=True) == []
+
+
+def test_a_shard_of_tiny_lines_is_cut_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "MAX_ROWS", 3)
+    found = shards(b"a\n\xff\n\n\nb\nc\nd\n")
+    assert [(shard.first_line, len(shard.texts) + len(shard.rejects)) for shard in found] == [(1, 3), (6, 2)]
+
+
+@given(
+    content=st.lists(
+        st.sampled_from([b"a", b"bb", b"\n", b"\r\n", b"\xff", b" ", b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"c" * 9]),
+        max_size=40,
+    ),
+    shard_bytes=st.integers(1, 30),
+    max_line_bytes=st.integers(1, 12),
+)
+def test_every_byte_of_any_file_is_accounted_for(content: list[bytes], shard_bytes: int, max_line_bytes: int) -> None:
+    found = shards(b"".join(content), shard_bytes=shard_bytes, max_line_bytes=max_line_bytes)
+    assert sum(shard.num_bytes for shard in found) == len(b"".join(content))
+    assert all(shard.bytes_unaccounted == shard.lines_unaccounted == 0 for shard in found)
+    assert all(shard.num_bytes <= shard_bytes or shard.num_lines == 1 or shard.bom_bytes for shard in found)
+    assert [shard.first_line for shard in found[1:]] == [s.first_line + s.num_lines for s in found[:-1]]
+
+
+@given(
+    lines=st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=20),
+    appended=st.binary(min_size=1, max_size=30),
+)
+def test_appending_leaves_all_but_the_last_shard_alone(lines: list[bytes], appended: bytes) -> None:
+    whole = b"".join(line + b"\n" for line in lines)
+    before, after = shards(whole, shard_bytes=20), shards(whole + appended, shard_bytes=20)
+    assert [shard.sha256 for shard in after[: len(before) - 1]] == [shard.sha256 for shard in before[:-1]]
