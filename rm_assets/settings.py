@@ -100,6 +100,11 @@ class Settings(BaseModel):
     over_long: Literal["reject", "drop_turns"] = Field(
         "reject", description="Over-long pairs: rejects, or shortened by the oldest turns of the prompt."
     )
+    conflicts: Literal["drop", "majority", "keep"] = Field(
+        "drop",
+        description="Pairs that also stand with the labels the other way round: take none of them, those of the "
+        "majority (none if there are as many of each), or all.",
+    )
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the prompts held out to watch training.")
     test_fraction: float = Field(0.10, gt=0, lt=1, description="Share of the prompts held out for the report.")
     split_seed: str = Field("rm_assets", description="Key of the hash that assigns prompts to splits.")

@@ -18,6 +18,7 @@ from rm_assets.data.chat import (
     MessageDict,
     TemplateError,
     load_chat_tokenizer,
+    lost_parts,
     message_dict,
     render,
 )
@@ -30,7 +31,7 @@ from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, publication, read_table
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 
 PAIR_COLUMNS = ("source", "line", "pair_id", "prompt_key", "chosen_key", "rejected_key")
 
@@ -51,7 +52,10 @@ def flatten_pair(
     rejected: list[MessageDict],
     tools: str,
 ) -> Flattened:
-    """Render a pair; raises PreferenceError where the template raises or makes both sides equal."""
+    """Render a pair; raises PreferenceError where the template raises, leaves a part out or makes both sides equal."""
+    for side, messages in (("chosen", prompt + chosen), ("rejected", prompt + rejected)):
+        if lost := lost_parts(chat, messages, tools):
+            raise PreferenceError(Reason.MESSAGE_LOST, f"{' and '.join(lost)}, {side} side")
     try:
         opening = render(chat, prompt, tools, add_generation_prompt=True)
         whole = [render(chat, prompt + side, tools) for side in (chosen, rejected)]

@@ -1,7 +1,7 @@
 """padded_pairs: duplicates and conflicts out, split by prompt, both sides of a pair padded to equal length.
 
 Which rows go is decided first, over all files, from hashes alone: of equal pairs the first in the order of source and
-line stays; where the same two replies stand both ways round, nobody knows the label and all of them go.
+line stays; where the same two replies stand both ways round, nobody knows the label, and `conflicts` decides.
 """
 
 import hashlib
@@ -26,28 +26,41 @@ VERSION = 1
 SPLITS = ("train", "validation", "test")
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
+Codes = np.ndarray[Any, np.dtype[np.int64]]
 
 
 # --- decisions over all rows ---------------------------------------------------------------------------------
 
 
-def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> dict[int, Reason]:
+def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> dict[int, Reason]:
     """Which rows go, and why, by index; rows are in the order of source and line.
 
-    For the pairs (a, b), (a, b), (c, d), (d, c), (e, f) it is {1: duplicate, 2: conflict, 3: conflict}.
+    `conflicts` is the policy for pairs that stand both ways round: "drop" takes none of them, "majority" those of the
+    way that more rows take (none if there are as many of each), "keep" both ways. For the pairs
+    (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
+    "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
     """
-    num_rows = len(chosen_keys)
-    codes = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string()).unify_dictionaries()
-    encoded = codes.combine_chunks().dictionary_encode()
-    flat = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)]).astype(np.int64)
-    chosen, rejected = flat[:num_rows], flat[num_rows:]
-    base = int(flat.max(initial=0)) + 1
-    pairs, swapped = chosen * base + rejected, rejected * base + chosen
-    conflict = np.isin(pairs, swapped) & (chosen != rejected)
-    first = np.zeros(num_rows, dtype=bool)
-    first[np.unique(pairs, return_index=True)[1]] = True
-    reasons = {int(row): Reason.DUPLICATE for row in np.flatnonzero(~first & ~conflict)}
-    return reasons | {int(row): Reason.CONFLICT for row in np.flatnonzero(conflict)}
+    chosen, rejected = _codes(chosen_keys, rejected_keys)
+    base = int(max(chosen.max(initial=0), rejected.max(initial=0))) + 1
+    known, first_rows, inverse, counts = np.unique(
+        chosen * base + rejected, return_index=True, return_inverse=True, return_counts=True
+    )
+    swapped = rejected * base + chosen
+    place = np.minimum(np.searchsorted(known, swapped), max(len(known) - 1, 0))
+    num_swapped = np.where(known[place] == swapped, counts[place], 0) if len(known) else counts
+    conflict = (num_swapped > 0) & (chosen != rejected)
+    losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
+    first = np.isin(np.arange(len(chosen)), first_rows)
+    reasons = {int(row): Reason.DUPLICATE for row in np.flatnonzero(~first & ~losing)}
+    return reasons | {int(row): Reason.CONFLICT for row in np.flatnonzero(losing)}
+
+
+def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:
+    """Both columns as small integers, equal where the keys are equal: int64 arrays [rows]."""
+    both = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string())
+    encoded = both.combine_chunks().dictionary_encode()
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)])
+    return tuple(np.split(codes.astype(np.int64), [len(chosen_keys)]))  # type: ignore[return-value]
 
 
 def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
@@ -201,7 +214,7 @@ def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str]
         settings.validation_fraction,
         settings.test_fraction,
     )
-    dropped = _dropped_by_shard(tokenized)
+    dropped = _dropped_by_shard(tokenized, settings.conflicts)
 
     def task(shard: Shard) -> Task:
         arguments = PaddingTask(
@@ -232,9 +245,9 @@ def pad_token_id_of(snapshot: Snapshot) -> int:
     return found.pop()
 
 
-def _dropped_by_shard(tokenized: Snapshot) -> dict[str, tuple[tuple[int, Reason], ...]]:
+def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, tuple[tuple[int, Reason], ...]]:
     keys = read_table(tokenized.paths(DATA), records.TOKENIZED, ["chosen_key", "rejected_key"])
-    dropped = sorted(dropped_rows(keys["chosen_key"], keys["rejected_key"]).items())
+    dropped = sorted(dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts).items())
     rows = np.array([row for row, _ in dropped], dtype=np.int64)
     result, start = {}, 0
     for shard in tokenized.manifest.shards:

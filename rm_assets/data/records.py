@@ -38,6 +38,7 @@ class Reason(StrEnum):
     # rendering and tokenization
     CONTROL_TOKEN = "control_token"
     TEMPLATE_ERROR = "template_error"
+    MESSAGE_LOST = "message_lost"
     IDENTICAL_AFTER_TEMPLATE = "identical_after_template"
     IDENTICAL_AFTER_TOKENIZATION = "identical_after_tokenization"
     TOO_LONG = "too_long"
@@ -64,11 +65,12 @@ MEANINGS = {
     Reason.MARGIN_NOT_FINITE: "The margin is no finite float32.",
     Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge a turn or an end.",
     Reason.TEMPLATE_ERROR: "The chat template refuses the conversation.",
+    Reason.MESSAGE_LOST: "The chat template leaves a whole message, tool list or tool call out.",
     Reason.IDENTICAL_AFTER_TEMPLATE: "The chat template writes both sides alike.",
     Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
     Reason.TOO_LONG: "A side has more tokens than max_length; replies are never cut.",
     Reason.DUPLICATE: "An equal pair stands earlier, up to Unicode form and white space.",
-    Reason.CONFLICT: "The same two replies also stand with the labels the other way round; none of them is used.",
+    Reason.CONFLICT: "The same two replies also stand with the labels the other way round; `conflicts` decides against it.",
 }
 """What each reason says, in one sentence."""
 

@@ -1,7 +1,8 @@
 """Publishing: whole or not at all, found again after a crash, old ones removed, one writer at a time."""
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -108,26 +109,28 @@ def test_a_missing_snapshot_says_what_to_materialize(tmp_path: Path) -> None:
         required_snapshot(tmp_path, "raw_preferences")
 
 
-def _hold(path: Path, taken: "multiprocessing.synchronize.Event") -> None:
-    with held_lock(path, "the first", silent):
-        taken.set()
-        time.sleep(60)
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rm_assets.data.snapshots import held_lock
+with held_lock(Path(sys.argv[1]), "the first", print):
+    print("taken", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_second_writer_waits_says_for_whom_and_goes_on_when_the_first_dies(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    taken, said = context.Event(), []
-    holder = context.Process(target=_hold, args=(tmp_path / "lock", taken))
-    holder.start()
-    assert taken.wait(60)
+    said = []
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "lock")], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"taken\n"
 
-    def say(text: str) -> None:
-        said.append(text)
-        holder.kill()
+        def say(text: str) -> None:
+            said.append(text)
+            holder.kill()
 
-    with held_lock(tmp_path / "lock", "the second", say):
-        pass
-    holder.join()
+        with held_lock(tmp_path / "lock", "the second", say):
+            pass
     assert said == [said[0]]
     assert said[0].startswith(f"waiting for lock, held by the first, process {holder.pid} on ")
 
