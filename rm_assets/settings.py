@@ -7,6 +7,7 @@ are unique over both classes, so that `RM_EPOCHS` needs no prefix of its group.
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,11 @@ class Settings(BaseModel):
         description="Pairs that also stand with the labels the other way round: take none of them, those of the "
         "majority (none if there are as many of each), or all.",
     )
+    evaluation_files: dict[str, str] = Field(
+        {},
+        description="Named sets of pairs that are scored and never trained on, name to path, directory or glob (in the "
+        "environment as JSON); training prompts that overlap them are rejects.",
+    )
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the prompts held out to watch training.")
     test_fraction: float = Field(0.10, gt=0, lt=1, description="Share of the prompts held out for the report.")
     split_seed: str = Field("rm_assets", description="Key of the hash that assigns prompts to splits.")
@@ -116,6 +122,19 @@ class Settings(BaseModel):
         None, ge=0, le=1, description="Held-out accuracy below this fails the run; unset: it only warns."
     )
     training: TrainingSettings = TrainingSettings()
+
+    @field_validator("evaluation_files", mode="before")
+    @classmethod
+    def _json_of_the_environment(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("evaluation_files")
+    @classmethod
+    def _names_that_can_be_folders(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"the name {name!r} must be of letters, digits, '.', '_' and '-'")
+        return value
 
     @field_validator("test_fraction")
     @classmethod

@@ -45,33 +45,33 @@ class Annotations:
     ignored: tuple[str, ...]
 
 
-def find_annotations(setting: str) -> Annotations:
+def find_annotations(setting: str, name: str = "annotations (or RM_ANNOTATIONS)") -> Annotations:
     """The annotation files of a path, a directory (searched in all depths) or a glob.
 
     Raises SettingsError where there is none, or where one cannot be read.
     """
-    base, found = _candidates(setting)
+    base, found = _candidates(setting, name)
     wanted = [path for path in found if path.name.endswith(SUFFIXES)]
     ignored = [path.relative_to(base).as_posix() for path in found if path not in set(wanted)]
     if not wanted:
         raise SettingsError(
-            f"annotations (or RM_ANNOTATIONS) is {setting!r}: no file ending in {' or '.join(SUFFIXES)} there"
+            f"{name} is {setting!r}: no file ending in {' or '.join(SUFFIXES)} there"
             + (f", but {ignored[0]!r}; one JSON object a line is what is read" if ignored else "")
         )
     for path in wanted:
-        _require_readable(path, setting)
+        _require_readable(path, setting, name)
     files = [AnnotationFile(path=path, source=path.relative_to(base).as_posix()) for path in wanted]
     return Annotations(files=tuple(sorted(files, key=lambda file: file.source)), ignored=tuple(sorted(ignored)))
 
 
-def _candidates(setting: str) -> tuple[Path, list[Path]]:
+def _candidates(setting: str, name: str) -> tuple[Path, list[Path]]:
     path = Path(setting).expanduser()
     if path.is_dir():
         return path, [found for found in path.rglob("*") if not found.is_dir() and not _is_hidden(found, path)]
     if path.exists() or path.is_symlink():
         return path.parent, [path]
     if not _MAGIC.search(setting):
-        raise SettingsError(f"annotations (or RM_ANNOTATIONS) is {setting!r}: there is no such file or directory")
+        raise SettingsError(f"{name} is {setting!r}: there is no such file or directory")
     first_magic = next(i for i, part in enumerate(path.parts) if _MAGIC.search(part))
     base = Path(*path.parts[:first_magic])
     pattern = "/".join(path.parts[first_magic:])
@@ -82,16 +82,14 @@ def _is_hidden(path: Path, base: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(base).parts)
 
 
-def _require_readable(path: Path, setting: str) -> None:
+def _require_readable(path: Path, setting: str, name: str) -> None:
     try:
         mode = path.stat().st_mode
         readable = stat.S_ISREG(mode) and os.access(path, os.R_OK)
     except OSError:
         readable = False
     if not readable:
-        raise SettingsError(
-            f"annotations (or RM_ANNOTATIONS) is {setting!r}: {path.name!r} is not a regular file that may be read"
-        )
+        raise SettingsError(f"{name} is {setting!r}: {path.name!r} is not a regular file that may be read")
 
 
 # --- lines ---------------------------------------------------------------------------------------------------

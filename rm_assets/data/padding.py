@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
+from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.flattening import PAIR_COLUMNS, pair_reject
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
+from rm_assets.data.snapshots import REJECTS, Publication, Shard, Snapshot, publication, read_table
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "validation", "test")
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
@@ -125,9 +126,16 @@ def _lists(values: Ids, widths: Ids, dtype: pa.DataType) -> pa.ListArray:
 
 @dataclass(frozen=True, kw_only=True)
 class PaddingTask:
-    """A shard of tokenized pairs, its rows that go, and how the others are split and padded."""
+    """A shard of tokenized pairs, its rows that go, and how the others are split and padded.
+
+    `folder` is that of an evaluation set, whose rows are neither dropped nor split; empty for annotations, whose
+    prompts in `validated` must not overlap the sets in `grams`.
+    """
 
     path: Path | None
+    validated: Path | None
+    folder: str
+    grams: dict[str, Grams]
     dropped: tuple[tuple[int, Reason], ...]
     pad_token_id: int
     seed: str
@@ -136,26 +144,34 @@ class PaddingTask:
 
 
 def pad_shard(task: PaddingTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """Rows by split, and rejects, of one shard of tokenized pairs."""
-    pad_token_id = task.pad_token_id
+    """Rows by folder, and rejects, of one shard of tokenized pairs."""
     table = read_table([task.path] if task.path else [], records.TOKENIZED)
-    dropped = dict(task.dropped)
-    rows = table.select(["source", "line"]).to_pylist()
-    rejects = [pair_reject(rows[index], Stage.PADDED, reason, _DETAILS[reason]) for index, reason in task.dropped]
-    splits = np.array(
-        [
-            "" if index in dropped else split_of(key, task.seed, task.validation_fraction, task.test_fraction)
-            for index, key in enumerate(table["prompt_key"].to_pylist())
-        ]
-    )
-    tables = {split: padded_table(table.filter(pa.array(splits == split)), pad_token_id) for split in SPLITS}
+    rows = table.select(["source", "line", "pair_id", "prompt_key"]).to_pylist()
+    dropped = {row: (reason, _DETAILS[reason]) for row, reason in task.dropped} | _overlapping(task, rows)
+    folders = np.array(["" if row in dropped else _folder(task, rows[row]["prompt_key"]) for row in range(len(rows))])
+    tables = {
+        folder: padded_table(table.filter(pa.array(folders == folder)), task.pad_token_id)
+        for folder in ([task.folder] if task.folder else SPLITS)
+    }
+    rejects = [pair_reject(rows[row], Stage.PADDED, *why) for row, why in sorted(dropped.items())]
     tables[REJECTS] = pa.Table.from_pylist(rejects, schema=records.REJECTS)
     return tables, {
         "num_in": table.num_rows,
-        "pad_token_id": pad_token_id,
-        "num_ending_in_padding": _num_ending_in(table, pad_token_id),
-        "reasons": reason_counts(task.dropped[i][1] for i in range(len(task.dropped))),
+        "pad_token_id": task.pad_token_id,
+        "num_ending_in_padding": _num_ending_in(table, task.pad_token_id),
+        "reasons": reason_counts(reason for reason, _ in dropped.values()),
     }
+
+
+def _overlapping(task: PaddingTask, rows: list[dict[str, Any]]) -> dict[int, tuple[Reason, str]]:
+    """The rows whose prompt overlaps an evaluation set, and which."""
+    found = overlapping_rows([task.validated] if task.validated else [], task.grams)
+    names = {row: found.get((key["line"], key["pair_id"])) for row, key in enumerate(rows)}
+    return {row: (Reason.OVERLAPS_EVALUATION, f"evaluation set {name!r}") for row, name in names.items() if name}
+
+
+def _folder(task: PaddingTask, prompt_key: str) -> str:
+    return task.folder or split_of(prompt_key, task.seed, task.validation_fraction, task.test_fraction)
 
 
 _DETAILS = {
@@ -170,15 +186,17 @@ def _num_ending_in(table: pa.Table, token_id: int) -> int:
 
 
 def padding_laws(paths: dict[str, Path]) -> dict[str, Any]:
-    """Figures of the written shard: rows by split, sides of unequal length, masks that are not the lengths."""
-    splits = {s: read_table([paths[s]] if s in paths else [], records.PADDED).combine_chunks() for s in SPLITS}
+    """Figures of the written shard: rows by folder, sides of unequal length, masks that are not the lengths."""
+    tables = {folder: read_table([path], records.PADDED) for folder, path in paths.items() if folder != REJECTS}
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    broken = [_padding_figures(table) for table in splits.values()]
+    figures = [_padding_figures(table.combine_chunks()) for table in (*tables.values(), records.PADDED.empty_table())]
+    num_rows = {folder: table.num_rows for folder, table in tables.items()}
     return {
-        "num_out": sum(table.num_rows for table in splits.values()),
+        "num_out": sum(num_rows.values()),
         "num_rejects": rejects.num_rows,
-        **{f"num_{split}": table.num_rows for split, table in splits.items()},
-        **{name: sum(figures[name] for figures in broken) for name in broken[0]},
+        **{f"num_{split}": num_rows.get(split, 0) for split in SPLITS},
+        "num_evaluation": sum(count for folder, count in num_rows.items() if folder not in SPLITS),
+        **{name: sum(figure[name] for figure in figures) for name in figures[0]},
     }
 
 
@@ -203,7 +221,9 @@ def _padding_figures(table: pa.Table) -> dict[str, int]:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str], object]) -> Snapshot:
+def padded_snapshot(
+    settings: Settings, validated: Snapshot, tokenized: Snapshot, say: Callable[[str], object]
+) -> Snapshot:
     """Decide which rows go, pad every shard whose key is not found, and publish."""
     pad_token_id = pad_token_id_of(tokenized)
     identity = fingerprint(
@@ -215,17 +235,24 @@ def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str]
         settings.test_fraction,
     )
     dropped = _dropped_by_shard(tokenized, settings.conflicts)
+    grams, grams_identity = evaluation_grams(validated)
+    messages = {shard.name: shard for shard in validated.manifest.shards}
 
     def task(shard: Shard) -> Task:
+        folder = evaluation_folder(shard.source)
         arguments = PaddingTask(
             path=tokenized.data_path(shard),
-            dropped=dropped[shard.name],
+            validated=validated.data_path(messages[shard.name]),
+            folder=folder,
+            grams={} if folder else grams,
+            dropped=dropped.get(shard.name, ()),
             pad_token_id=pad_token_id,
             seed=settings.split_seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
         )
-        key = fingerprint(identity, shard.key, [[row, reason] for row, reason in dropped[shard.name]])
+        decisions = [[row, reason] for row, reason in arguments.dropped]
+        key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
     with publication(Path(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
@@ -246,11 +273,14 @@ def pad_token_id_of(snapshot: Snapshot) -> int:
 
 
 def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, tuple[tuple[int, Reason], ...]]:
-    keys = read_table(tokenized.paths(DATA), records.TOKENIZED, ["chosen_key", "rejected_key"])
+    """The rows that go, by shard and place in it; evaluation sets take no part and lose none."""
+    shards = [shard for shard in tokenized.manifest.shards if not evaluation_folder(shard.source)]
+    paths = [path for shard in shards if (path := tokenized.data_path(shard))]
+    keys = read_table(paths, records.TOKENIZED, ["chosen_key", "rejected_key"])
     dropped = sorted(dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts).items())
     rows = np.array([row for row, _ in dropped], dtype=np.int64)
     result, start = {}, 0
-    for shard in tokenized.manifest.shards:
+    for shard in shards:
         first, last = np.searchsorted(rows, [start, start + shard.num_rows()])
         result[shard.name] = tuple((row - start, reason) for row, reason in dropped[first:last])
         start += shard.num_rows()

@@ -18,6 +18,7 @@ from rm_assets.data.annotations import (
     find_annotations,
     shards_of_lines,
 )
+from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.fingerprint import file_sha256, fingerprint
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import (
@@ -41,13 +42,14 @@ _STAMPS = "stamps.json"
 def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
     annotations = find_annotations(settings.annotations_path)
+    files = [*annotations.files, *find_evaluation_files(settings.evaluation_files)]
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes)
     with publication(Path(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
-        for file in annotations.files:
+        for file in files:
             shards += _shards_of_file(file, settings, identity, turn, stamps)
-        write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in annotations.files})
+        write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
         return turn.publish(shards, {}, {"ignored_files": list(annotations.ignored)})
 
 

@@ -47,8 +47,8 @@ class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> str:
-        """The file's folder in the snapshot: `data`, `rejects`, or the name of a split."""
-        return self.path.split("/", 1)[0]
+        """The file's folder in the snapshot: `data`, `rejects`, a split, or `evaluation/<name>`."""
+        return self.path.rsplit("/", 1)[0]
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,15 +159,16 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_parquet(path: Path, table: pa.Table) -> ShardFile:
-    """Write and fsync one Parquet file; `path`'s last two parts become the file's path in the snapshot."""
+def write_parquet(directory: Path, name: str, table: pa.Table) -> ShardFile:
+    """Write and fsync one Parquet file; `name` is its path in the directory, and later in the snapshot."""
+    path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as stream:
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         stream.flush()
         os.fsync(stream.fileno())
     return ShardFile(
-        path=f"{path.parent.name}/{path.name}",
+        path=name,
         sha256=file_sha256(path),
         num_rows=table.num_rows,
         num_bytes=path.stat().st_size,
@@ -201,9 +202,9 @@ def stage_shard(
     staging = asset_directory / _STAGING
     temporary = staging / f"tmp-{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
-    paths = {folder: temporary / folder / f"{name}.parquet" for folder, table in tables.items() if table.num_rows}
-    files = tuple(write_parquet(path, tables[folder]) for folder, path in paths.items())
-    measured = laws(paths) if laws else {}
+    names = {folder: f"{folder}/{name}.parquet" for folder, table in tables.items() if table.num_rows}
+    files = tuple(write_parquet(temporary, path, tables[folder]) for folder, path in names.items())
+    measured = laws({folder: temporary / path for folder, path in names.items()}) if laws else {}
     shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
     write_json(temporary / "shard.json", shard)
     with contextlib.suppress(OSError):  # the same shard, finished by a run that was cut short
@@ -280,7 +281,7 @@ class Publication:
                 _place(self._home(shard) / file.path, directory / file.path, file.sha256)
         known = facts() if callable(facts) else facts
         manifest = Manifest(asset=self._asset, snapshot=name, inputs=inputs, facts=known, shards=tuple(shards))
-        for folder in {directory, *(path for path in directory.iterdir() if path.is_dir())}:
+        for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
             _sync_directory(folder)
         write_json(directory / MANIFEST, manifest)
         write_json(self.directory / LATEST, {"snapshot": name})
@@ -291,8 +292,8 @@ class Publication:
     def _remove_what_nothing_names(self, manifest: Manifest) -> None:
         assert self.previous is not None
         named = {file.path for shard in manifest.shards for file in shard.files}
-        for path in self.previous.directory.glob("*/*.parquet"):
-            if f"{path.parent.name}/{path.name}" not in named:
+        for path in self.previous.directory.rglob("*.parquet"):
+            if path.relative_to(self.previous.directory).as_posix() not in named:
                 path.unlink()
         for snapshot in self._snapshots()[self._keep_snapshots :]:
             remove_directory(snapshot.directory)

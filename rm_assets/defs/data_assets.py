@@ -81,7 +81,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
 
 
 @dg.asset(
-    deps=[tokenized_pairs],
+    deps=[validated_preferences, tokenized_pairs],
     group_name="preparation",
     kinds={"parquet"},
     owners=OWNERS,
@@ -92,8 +92,9 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
 def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Pairs without duplicates and conflicts, split by prompt, both sides padded to the length of the longer one."""
     ready = project.ready()
+    messages = required_snapshot(ready.storage, Stage.VALIDATED)
     parent = required_snapshot(ready.storage, Stage.TOKENIZED)
-    snapshot = padding.padded_snapshot(ready.settings, parent, context.log.info)
+    snapshot = padding.padded_snapshot(ready.settings, messages, parent, context.log.info)
     return stage_result(Stage.PADDED, snapshot, parent, previews=ready.settings.shows_previews)
 
 

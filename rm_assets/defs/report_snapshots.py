@@ -1,6 +1,6 @@
 """The report of a model as a snapshot: one Parquet of slices, its figures in the manifest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rm_assets.data.snapshots import DATA, Snapshot, publication, read_snapshot,
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 ASSET = "reward_model_report"
 _SLICES = ["source", "line", "pair_id", "format", "num_turns", "subset"]
 _PARENTS = {Stage.PADDED: Stage.TOKENIZED, Stage.TOKENIZED: Stage.FLATTENED, Stage.FLATTENED: Stage.VALIDATED}
@@ -26,12 +26,15 @@ class WrittenReport:
     """A published report, with what its pictures are drawn from."""
 
     snapshot: Snapshot
-    report: Any  # rm_assets.training.report.Report
+    report: Any  # rm_assets.training.report.Report, on the test split
+    table: Any  # data frame with the schema records.REPORT, evaluation sets included
     scores: Any  # data frame of the test pairs
 
 
 def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str], object]) -> WrittenReport:
     """Evaluate the model's held-out scores and publish the result."""
+    import pandas as pd
+
     from rm_assets.training.report import reward_model_report
     from rm_assets.training.result import SCORES_FILE
 
@@ -40,13 +43,26 @@ def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str]
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     slices = read_table(validated.paths(), records.VALIDATED, _SLICES).to_pandas()
     report = reward_model_report(scores, slices)
+    rows = [report.table, *_evaluation_rows(scores, slices)]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name)
-    table = pa.Table.from_pandas(report.table, schema=records.REPORT, preserve_index=False)
+    table = pa.Table.from_pandas(pd.concat(rows), schema=records.REPORT, preserve_index=False)
     with publication(storage, ASSET, settings.keep_snapshots, say) as turn:
         shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, {DATA: table}, dict(report.metrics))
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
         snapshot = turn.publish([shard], inputs, {})
-    return WrittenReport(snapshot=snapshot, report=report, scores=scores[scores["split"] == "test"])
+    rows = read_table(snapshot.paths(), records.REPORT).to_pandas()
+    return WrittenReport(snapshot=snapshot, report=report, table=rows, scores=scores[scores["split"] == "test"])
+
+
+def _evaluation_rows(scores: Any, slices: Any) -> Iterator[Any]:
+    """The report's rows of each evaluation set: all its pairs, and by subset."""
+    from rm_assets.training.job import EVALUATION
+    from rm_assets.training.report import reward_model_report
+
+    for split in sorted(set(scores["split"])):
+        if split.startswith(EVALUATION):
+            rows = reward_model_report(scores, slices, split).table
+            yield rows[rows["slice"].isin(["all", "subset"])].assign(slice=split)
 
 
 def scored_preferences(storage: Path, padded: str) -> Snapshot:

@@ -88,6 +88,7 @@ _TOTALS = {
         "train_pairs": "num_train",
         "validation_pairs": "num_validation",
         "test_pairs": "num_test",
+        "evaluation_pairs": "num_evaluation",
         "tokens": "num_tokens",
         "padding_tokens": "num_padding",
     },

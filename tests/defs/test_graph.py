@@ -56,19 +56,21 @@ def test_every_asset_says_what_it_is(first_run) -> None:
 
 def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     _, result = first_run
-    assert metadata(result, "raw_preferences")["dagster/row_count"] == 91
-    assert metadata(result, "validated_preferences")["dagster/row_count"] == 90
+    assert metadata(result, "raw_preferences")["dagster/row_count"] == 97
+    assert metadata(result, "validated_preferences")["dagster/row_count"] == 96
     [reason] = table(metadata(result, "validated_preferences")["rejects_by_reason"])
     assert (reason["reason"], reason["rejects"]) == ("not_json", 1)
     [reject] = table(metadata(result, "rejected_annotations")["rejects"])
     assert (reject["file"], reject["line"], reject["reason"]) == ("b.jsonl", 31, "not_json")
     padded = metadata(result, "padded_pairs")
     assert padded["train_pairs"] + padded["validation_pairs"] + padded["test_pairs"] == 90
+    assert padded["evaluation_pairs"] == 6
     assert {row["tokens"] for row in table(padded["length_percentiles"])} >= {"chosen_length", "longer_side"}
     model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
     for picture in (model["training_curves"], report["scores"], report["calibration"]):
         assert "data:image/png;base64," in picture
     assert report["num_pairs"] == padded["test_pairs"]
+    assert [row["pairs"] for row in table(report["slices"]) if row["slice"] == "evaluation/held: all"] == [6]
     assert 0 <= report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"] <= 1
 
 
@@ -129,8 +131,8 @@ def test_datasets_loads_every_stage(first_run, tmp_path: Path) -> None:
     _, result = first_run
     for name in [*STAGES, "rejected_annotations", "reward_model_report"]:
         path = Path(metadata(result, name)["path"])
-        folders = ["train", "validation", "test"] if name == "padded_pairs" else ["data"]
-        files = {folder: str(path / folder / "*.parquet") for folder in folders}
+        folders = ["train", "validation", "test", "evaluation/held"] if name == "padded_pairs" else ["data"]
+        files = {folder.replace("/", "."): str(path / folder / "*.parquet") for folder in folders}
         loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))
         assert sum(map(len, loaded.values())) == metadata(result, name)["dagster/row_count"]
 
