@@ -1,7 +1,7 @@
 """Every knob of the project, declared once with its unit and meaning.
 
 A setting comes from the first of: Dagster config, the environment variable `RM_<NAME>`, the sample's own training
-settings (only while both the annotations and the model are the built-in ones), the default written here. Names
+settings (only while annotations, model and tokenizer are the built-in ones), the default written here. Names
 are unique over both classes, so that `RM_EPOCHS` needs no prefix of its group.
 """
 
@@ -135,6 +135,11 @@ class Settings(BaseModel):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"the name {name!r} must be of letters, digits, '.', '_' and '-'")
         return value
+
+    @field_validator("storage")
+    @classmethod
+    def _home_of_the_user(cls, value: str) -> str:
+        return str(Path(value).expanduser())
 
     @field_validator("test_fraction")
     @classmethod

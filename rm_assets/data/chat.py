@@ -94,10 +94,12 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
     contents = ("\ue000first\ue001", "\ue000reply\ue001", "\ue000second\ue001", "\ue000last\ue001")
     roles = ("user", "assistant", "user", "assistant")
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    problem = ""
     for conversation in (messages, messages[:2]):  # a template may hold a single turn only
         try:
             text = render(chat, conversation, "")
-        except TemplateError:
+        except TemplateError as error:
+            problem = f": {error}"
             continue
         before, first, rest = text.partition(conversation[0]["content"])
         after = rest.partition(conversation[1]["content"])[0]
@@ -105,6 +107,7 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
             return before, after if conversation is messages else "", int(encode(chat, [text])[0][-1])
     raise SettingsError(
         "chat_template (or RM_CHAT_TEMPLATE): the template renders no conversation of a user's message and a reply"
+        + problem
     )
 
 

@@ -18,9 +18,10 @@ from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.flattening import PAIR_COLUMNS, pair_reject
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import REJECTS, Publication, Shard, Snapshot, publication, read_table
+from rm_assets.data.snapshots import REJECTS, Publication, Shard, Snapshot, SnapshotError, publication, read_table
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -158,7 +159,6 @@ def pad_shard(task: PaddingTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     return tables, {
         "num_in": table.num_rows,
         "pad_token_id": task.pad_token_id,
-        "num_ending_in_padding": _num_ending_in(table, task.pad_token_id),
         "reasons": reason_counts(reason for reason, _ in dropped.values()),
     }
 
@@ -180,16 +180,12 @@ _DETAILS = {
 }
 
 
-def _num_ending_in(table: pa.Table, token_id: int) -> int:
-    last = [_flat(table[f"{side}_ids"]) for side in ("chosen", "rejected")]
-    return int(sum(np.sum(values[np.cumsum(lengths) - 1] == token_id) for values, lengths in last if len(values)))
-
-
-def padding_laws(paths: dict[str, Path]) -> dict[str, Any]:
+def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> dict[str, Any]:
     """Figures of the written shard: rows by folder, sides of unequal length, masks that are not the lengths."""
     tables = {folder: read_table([path], records.PADDED) for folder, path in paths.items() if folder != REJECTS}
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    figures = [_padding_figures(table.combine_chunks()) for table in (*tables.values(), records.PADDED.empty_table())]
+    every = [table.combine_chunks() for table in (*tables.values(), records.PADDED.empty_table())]
+    figures = [_padding_figures(table, task.pad_token_id) for table in every]
     num_rows = {folder: table.num_rows for folder, table in tables.items()}
     return {
         "num_out": sum(num_rows.values()),
@@ -200,19 +196,21 @@ def padding_laws(paths: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def _padding_figures(table: pa.Table) -> dict[str, int]:
-    widths, num_wrong_masks, num_real = [], 0, 0
+def _padding_figures(table: pa.Table, pad_token_id: int) -> dict[str, int]:
+    widths, num_wrong_masks, num_real, num_ending = [], 0, 0, 0
     for side in ("chosen", "rejected"):
-        _, width = _flat(table[f"{side}_input_ids"])
+        ids, width = _flat(table[f"{side}_input_ids"])
         mask, mask_width = _flat(table[f"{side}_attention_mask"])
         length = table[f"{side}_length"].to_numpy()
         expected = padded(np.ones(int(length.sum()), dtype=np.int8), length, width, 0)
         num_wrong_masks += int(not np.array_equal(mask, expected)) + int(not np.array_equal(mask_width, width))
+        num_ending += int(np.sum(ids[np.cumsum(width) - width + length - 1] == pad_token_id))
         widths.append(width)
         num_real += int(length.sum())
     return {
         "num_unequal": int(np.sum(widths[0] != widths[1])),
         "num_wrong_masks": num_wrong_masks,
+        "num_ending_in_padding": num_ending,
         "num_tokens": num_real,
         "num_padding": int(sum(width.sum() for width in widths)) - num_real,
     }
@@ -262,12 +260,15 @@ def padded_snapshot(
         def facts() -> dict[str, int]:
             return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}
 
-        return turn.publish(shards, {Stage.TOKENIZED: tokenized.name}, facts)
+        made_with = stage_identity(Stage.PADDED, settings, tokenized.manifest.identity)
+        return turn.publish(shards, {Stage.TOKENIZED: tokenized.name}, facts, made_with)
 
 
 def pad_token_id_of(snapshot: Snapshot) -> int:
     """The padding token of the tokenizer that a snapshot was made with."""
     found = {int(shard.stats["pad_token_id"]) for shard in snapshot.manifest.shards}
+    if not found:
+        raise SnapshotError(f"{snapshot.manifest.asset} has no rows: there are no annotations")
     assert len(found) == 1, "one tokenizer has one padding token"
     return found.pop()
 

@@ -20,6 +20,7 @@ from rm_assets.data.annotations import (
 )
 from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.fingerprint import file_sha256, fingerprint
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import (
     DATA,
@@ -50,7 +51,9 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
         for file in files:
             shards += _shards_of_file(file, settings, identity, turn, stamps)
         write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
-        return turn.publish(shards, {}, {"ignored_files": list(annotations.ignored)})
+        return turn.publish(
+            shards, {}, {"ignored_files": list(annotations.ignored)}, stage_identity(Stage.RAW, settings, "")
+        )
 
 
 # --- stamps: they only spare the reading, content decides -----------------------------------------------------

@@ -21,6 +21,7 @@ from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.formats import Message, Preference, PreferenceError, parse_row
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
@@ -188,7 +189,7 @@ def _reject(source: str, line: int, error: PreferenceError, text: str) -> dict[s
     }
 
 
-def validation_laws(paths: dict[str, Path]) -> dict[str, Any]:
+def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> dict[str, Any]:
     """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal."""
     table = read_table([paths[DATA]] if DATA in paths else [], records.VALIDATED)
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
@@ -216,7 +217,12 @@ def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], o
         held_back = _held_back_files(raw, malformed, settings.max_malformed_fraction)
         tasks = [worse if task.source in held_back else task for task, worse in zip(sound, held, strict=True)]
         shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings.num_workers, say)
-        return turn.publish(shards, {Stage.RAW: raw.name}, {"held_back": held_back})
+        return turn.publish(
+            shards,
+            {Stage.RAW: raw.name},
+            {"held_back": held_back},
+            stage_identity(Stage.VALIDATED, settings, raw.manifest.identity),
+        )
 
 
 def _task(raw: Snapshot, shard: Shard, held_back: str) -> Task:

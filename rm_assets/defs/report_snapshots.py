@@ -11,14 +11,22 @@ import pyarrow.parquet as pq
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, Snapshot, publication, read_snapshot, read_table, stage_shard
+from rm_assets.data.snapshots import (
+    DATA,
+    Snapshot,
+    SnapshotError,
+    parent_snapshot,
+    publication,
+    read_snapshot,
+    read_table,
+    stage_shard,
+)
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
 VERSION = 2
 ASSET = "reward_model_report"
 _SLICES = ["source", "line", "pair_id", "format", "num_turns", "subset"]
-_PARENTS = {Stage.PADDED: Stage.TOKENIZED, Stage.TOKENIZED: Stage.FLATTENED, Stage.FLATTENED: Stage.VALIDATED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +75,10 @@ def _evaluation_rows(scores: Any, slices: Any) -> Iterator[Any]:
 
 def scored_preferences(storage: Path, padded: str) -> Snapshot:
     """The validated snapshot that a padded one came from, by the inputs that each manifest names."""
-    stage, name = Stage.PADDED, padded
-    while stage in _PARENTS:
-        parent = _PARENTS[stage]
-        name = read_snapshot(storage / stage / name).manifest.inputs[parent]
-        stage = parent
-    return read_snapshot(storage / stage / name)
+    try:
+        snapshot = read_snapshot(storage / Stage.PADDED / padded)
+    except FileNotFoundError:
+        raise SnapshotError(f"padded_pairs {padded!r}, which the model was trained on, is gone: train anew") from None
+    for stage in (Stage.TOKENIZED, Stage.FLATTENED, Stage.VALIDATED):
+        snapshot = parent_snapshot(storage, snapshot, stage)
+    return snapshot

@@ -147,6 +147,19 @@ def test_a_run_from_which_nothing_is_left_fails_with_one_clear_error(tmp_path: P
     assert "nothing is left after validated_preferences: 1 identical_replies" in errors(result)
 
 
+def test_annotations_without_text_fail_with_one_clear_error(tmp_path: Path, run_graph) -> None:
+    (tmp_path / "a.jsonl").write_text("\n \n")
+    result = run_graph(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "storage"))
+    assert "nothing is left after raw_preferences: its input was empty" in errors(result)
+
+
+def test_a_stage_does_not_take_what_other_settings_made(first_run, run_graph) -> None:
+    settings, _ = first_run
+    result = run_graph(selection="padded_pairs", **{**settings, "max_length": 333})
+    assert "tokenized_pairs in" in errors(result)
+    assert "was made with other settings: materialize tokenized_pairs first" in errors(result)
+
+
 def test_a_mistake_in_the_settings_stops_before_any_work(tmp_path: Path, run_graph) -> None:
     result = run_graph(annotations=str(tmp_path / "missing"), storage=str(tmp_path / "storage"))
     assert not result.success
