@@ -1,12 +1,13 @@
 """Every knob of the project, declared once with its unit and meaning.
 
 A setting comes from the first of: Dagster config, the environment variable `RM_<NAME>`, the sample's own training
-settings (only while both the annotations and the model are the built-in ones), the default written here. Names
+settings (only while annotations, model and tokenizer are the built-in ones), the default written here. Names
 are unique over both classes, so that `RM_EPOCHS` needs no prefix of its group.
 """
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -146,6 +147,11 @@ class Settings(BaseModel):
         description="Pairs that also stand with the labels the other way round: take none of them, those of the "
         "majority (none if there are as many of each), or all.",
     )
+    evaluation_files: dict[str, str] = Field(
+        {},
+        description="Named sets of pairs that are scored and never trained on, name to path, directory or glob, in "
+        "JSON; training prompts that overlap them are rejects.",
+    )
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="Share of the prompts held out to watch training.")
     test_fraction: float = Field(0.10, gt=0, lt=1, description="Share of the prompts held out for the report.")
     split_seed: str = Field("rm_assets", description="Key of the hash that assigns prompts to splits.")
@@ -158,6 +164,19 @@ class Settings(BaseModel):
     )
     training: TrainingSettings = TrainingSettings()
 
+    @field_validator("evaluation_files")
+    @classmethod
+    def _names_that_can_be_folders(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"the name {name!r} must be of letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _home_of_the_user(cls, value: str) -> str:
+        return str(Path(value).expanduser())
+
     @field_validator("test_fraction")
     @classmethod
     def _leaves_pairs_to_train_on(cls, value: float, info: Any) -> float:
@@ -165,7 +184,7 @@ class Settings(BaseModel):
             raise ValueError("validation_fraction and test_fraction together must stay below 1")
         return value
 
-    @field_validator("columns", "labels", mode="before")
+    @field_validator("columns", "labels", "evaluation_files", mode="before")
     @classmethod
     def _from_json(cls, value: Any) -> Any:
         """The environment gives a mapping as JSON text."""

@@ -33,7 +33,7 @@ def run_stages(settings: Settings, tokenizer: TokenizerFiles | None = None) -> d
     validated = validated_snapshot(settings, raw, silent)
     flattened = flattened_snapshot(settings, tokenizer, validated, silent)
     tokenized = tokenized_snapshot(settings, tokenizer, validated, flattened, silent)
-    padded = padded_snapshot(settings, tokenized, silent)
+    padded = padded_snapshot(settings, validated, tokenized, silent)
     return dict(zip(Stage, (raw, validated, flattened, tokenized, padded), strict=True))
 
 

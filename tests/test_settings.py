@@ -1,6 +1,7 @@
 """Where a setting comes from, and what is said of one that cannot be used."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,10 @@ def test_without_anything_given_the_sample_brings_its_own_training_settings() ->
     assert settings.uses_sample_annotations
     assert settings.shows_previews
     assert settings.training == TrainingSettings(**own)
+
+
+def test_a_storage_in_the_users_home_is_found_there() -> None:
+    assert load_settings({"storage": "~/pairs"}, {"HOME": "/ignored"}).storage == str(Path.home() / "pairs")
 
 
 @pytest.mark.parametrize("name", ["RM_ANNOTATIONS", "RM_MODEL", "RM_TOKENIZER"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from rm_assets.data.file_bytes import RejectedFileError, opened
 from rm_assets.settings import SettingsError
 
+SETTING = "annotations (or RM_ANNOTATIONS)"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _MAGIC = re.compile(r"[*?\[]")
 # What cannot stand in a table or a log line: control characters, line separators, bytes that are no UTF-8. `%` is
@@ -80,7 +81,7 @@ def source_name(path: Path, base: Path) -> str:
 
 
 def _error(setting: str, problem: str) -> SettingsError:
-    return SettingsError(f"annotations (or RM_ANNOTATIONS) is {setting!r}: {problem}")
+    return SettingsError(f"{SETTING} is {setting!r}: {problem}")
 
 
 def _find(setting: str) -> _Found:

@@ -7,7 +7,7 @@ message; text that contains one could forge a turn, an end or padding.
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
+_STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 class TemplateError(ValueError):
@@ -30,9 +31,9 @@ class ChatTokenizer:
 
     reference: Any
     template: str
-    date: str
     control_tokens: tuple[str, ...]
     pad_token_id: int
+    lost_by_shape: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)  # a cache of `lost_parts`
 
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str]:
@@ -55,19 +56,34 @@ def _load(files: TokenizerFiles) -> ChatTokenizer:
         raise SettingsError(f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: it does not load: {error}") from error
     if files.chat_template is not None:
         reference.chat_template = files.chat_template
-    template = reference.get_chat_template()
-    chat = ChatTokenizer(
-        reference=reference, template=template, date=files.template_date, control_tokens=(), pad_token_id=-1
-    )
+    template = with_frozen_date(reference.get_chat_template(), files.template_date)
+    chat = ChatTokenizer(reference=reference, template=template, control_tokens=(), pad_token_id=-1)
     before, after, last = _borders(chat)
     control = tuple(sorted(_special_tokens(reference) | _added_tokens_in(reference, before + after)))
     return ChatTokenizer(
         reference=reference,
         template=template,
-        date=files.template_date,
         control_tokens=control,
         pad_token_id=_pad_token_id(reference, last),
     )
+
+
+def with_frozen_date(template: str, date: str) -> str:
+    """A template whose `strftime_now` tells always this date (ISO 8601), by a macro of that name before it.
+
+    transformers passes no functions to a template, so the answers to the formats it asks for are written out.
+    """
+    formats = {found[2] for found in _STRFTIME.finditer(template)}
+    if template.count("strftime_now(") != len(_STRFTIME.findall(template)):
+        raise SettingsError(
+            "chat_template (or RM_CHAT_TEMPLATE): the template asks strftime_now for a format that is no literal"
+        )
+    if not formats:
+        return template
+    day = datetime.fromisoformat(date)
+    answers = "".join(f"{{%- if format == {f!r} -%}}{day.strftime(f)}{{%- endif -%}}" for f in sorted(formats))
+    # The empty expression keeps a line feed at the template's start: after a block, Jinja would trim it.
+    return f"{{%- macro strftime_now(format) -%}}{answers}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
 
 def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
@@ -78,10 +94,12 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
     contents = ("\ue000first\ue001", "\ue000reply\ue001", "\ue000second\ue001", "\ue000last\ue001")
     roles = ("user", "assistant", "user", "assistant")
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    problem = ""
     for conversation in (messages, messages[:2]):  # a template may hold a single turn only
         try:
             text = render(chat, conversation, "")
-        except TemplateError:
+        except TemplateError as error:
+            problem = f": {error}"
             continue
         before, first, rest = text.partition(conversation[0]["content"])
         after = rest.partition(conversation[1]["content"])[0]
@@ -89,6 +107,7 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
             return before, after if conversation is messages else "", int(encode(chat, [text])[0][-1])
     raise SettingsError(
         "chat_template (or RM_CHAT_TEMPLATE): the template renders no conversation of a user's message and a reply"
+        + problem
     )
 
 
@@ -132,19 +151,66 @@ def reference_ids(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: s
 
 
 def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **options: Any) -> Any:
-    def strftime_now(pattern: str) -> str:
-        return datetime.fromisoformat(chat.date).strftime(pattern)
-
     try:
         return chat.reference.apply_chat_template(
             list(messages),
             tools=msgspec.json.decode(tools) if tools else None,
-            strftime_now=strftime_now,
+            chat_template=chat.template,
             **options,
         )
     except Exception as error:  # whatever a template's Jinja raises: the row's fault or the template's, never ours
         message = str(error)
         raise TemplateError(message if message and message in chat.template else type(error).__name__) from None
+
+
+def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
+    """What of such a conversation the template leaves out altogether: messages, tool calls or the tools.
+
+    It is told from marked contents in a conversation of the same shape (roles, which fields, tools or none), rendered
+    once per shape. Earlier thinking is no part: templates cut it by design, and its message still leaves its answer.
+    """
+    shape = (bool(tools), *((m["role"], bool(m.get("content")), len(m.get("tool_calls") or ())) for m in messages))
+    if shape not in chat.lost_by_shape:
+        chat.lost_by_shape[shape] = _lost_of_shape(chat, messages, tools)
+    return chat.lost_by_shape[shape]
+
+
+def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
+    marked, marks = [], {}
+    for number, message in enumerate(messages, start=1):
+        copy = dict(message)
+        if message.get("content"):
+            copy["content"] = marks[f"message {number}"] = f"zq{number}qz"
+        if message.get("tool_calls"):
+            copy["tool_calls"] = [
+                _marked_call(call, f"zq{number}c{n}qz") for n, call in enumerate(message["tool_calls"])
+            ]
+            marks |= {
+                f"tool call {n + 1} of message {number}": f"zq{number}c{n}qz" for n in range(len(copy["tool_calls"]))
+            }
+        marked.append(copy)
+    if tools:
+        marks["the tools"] = "zqtoolqz"
+        tools = msgspec.json.encode([_marked_tool("zqtoolqz")]).decode()
+    try:
+        rendered = render(chat, marked, tools)
+    except TemplateError:
+        return ()  # a template that looks into contents says nothing here; the real ones are rendered next
+    return tuple(part for part, mark in marks.items() if mark not in rendered)
+
+
+def _marked_call(call: Any, mark: str) -> Any:
+    """A tool call of the same form, OpenAI's or the bare one, to a function of this name."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return call | {"function": call["function"] | {"name": mark}}
+    return call | {"name": mark}
+
+
+def _marked_tool(mark: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {}}
+    return {"type": "function", "function": {"name": mark, "description": mark, "parameters": parameters}}
 
 
 def encode(chat: ChatTokenizer, texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int32]]]:

@@ -1,5 +1,6 @@
 """Where shards are computed: in this process for a few, over processes of this machine for many."""
 
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def compute_shards(
     publication: Publication,
     tasks: list[Task],
     function: StageFunction,
-    laws: LawFunction | None,
+    laws: LawFunction,
     num_workers: int,
     say: Callable[[str], object],
 ) -> list[Shard]:
@@ -65,7 +66,8 @@ def _mapped(jobs: list[Any], num_workers: int) -> Iterator[Shard]:
             ) from None
 
 
-def _compute(job: tuple[Path, Task, StageFunction, LawFunction | None]) -> Shard:
+def _compute(job: tuple[Path, Task, StageFunction, LawFunction]) -> Shard:
     directory, task, function, laws = job
     tables, stats = function(task.arguments)
-    return stage_shard(directory, task.name, task.source, task.key, tables, stats, laws)
+    measure = functools.partial(laws, task.arguments)
+    return stage_shard(directory, task.name, task.source, task.key, tables, stats, measure)

@@ -18,19 +18,21 @@ from rm_assets.data.chat import (
     MessageDict,
     TemplateError,
     load_chat_tokenizer,
+    lost_parts,
     message_dict,
     render,
 )
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats import PreferenceError
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, publication, read_table
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 
 PAIR_COLUMNS = ("source", "line", "pair_id", "prompt_key", "chosen_key", "rejected_key")
 
@@ -51,7 +53,10 @@ def flatten_pair(
     rejected: list[MessageDict],
     tools: str,
 ) -> Flattened:
-    """Render a pair; raises PreferenceError where the template raises or makes both sides equal."""
+    """Render a pair; raises PreferenceError where the template raises, leaves a part out or makes both sides equal."""
+    for side, messages in (("chosen", prompt + chosen), ("rejected", prompt + rejected)):
+        if lost := lost_parts(chat, messages, tools):
+            raise PreferenceError(Reason.MESSAGE_LOST, f"{' and '.join(lost)}, {side} side")
     try:
         opening = render(chat, prompt, tools, add_generation_prompt=True)
         whole = [render(chat, prompt + side, tools) for side in (chosen, rejected)]
@@ -143,7 +148,7 @@ def pair_reject(row: dict[str, Any], stage: Stage, reason: Reason, detail: str) 
     }
 
 
-def flattening_laws(paths: dict[str, Path]) -> dict[str, Any]:
+def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> dict[str, Any]:
     """Figures of the written shard: pairs out, rejects, and pairs whose two texts are equal."""
     table = read_table([paths[DATA]] if DATA in paths else [], records.FLATTENED)
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
@@ -178,4 +183,5 @@ def flattened_snapshot(
     with publication(Path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
         shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings.num_workers, say)
-        return turn.publish(shards, {Stage.VALIDATED: validated.name}, {})
+        made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)
+        return turn.publish(shards, {Stage.VALIDATED: validated.name}, {}, made_with)

@@ -17,9 +17,10 @@ class Law:
 
 
 def _bytes(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
+    lines, rejects = manifest.total("num_lines") - manifest.total("num_blank"), manifest.total("num_rejects")
     return {
-        "bytes unaccounted": manifest.total("bytes_unaccounted"),
-        "lines unaccounted": manifest.total("lines_unaccounted"),
+        "bytes unaccounted": manifest.total("num_bytes") - manifest.total("text_bytes") - manifest.total("other_bytes"),
+        "lines unaccounted": lines - manifest.total("num_out") - (rejects - manifest.total("num_rejected_files")),
     }
 
 

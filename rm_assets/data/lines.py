@@ -113,17 +113,6 @@ class ShardOfLines:
         """The rejects that are lines; the other kind is a whole file."""
         return sum(line > 0 for line, *_ in self.rejects)
 
-    @property
-    def lines_unaccounted(self) -> int:
-        """Zero by conservation: lines = texts + blank lines + rejects."""
-        return self.num_lines - self.num_blank - len(self.texts) - self.num_rejected_lines
-
-    @property
-    def bytes_unaccounted(self) -> int:
-        """Zero by conservation: bytes = texts + line ends + BOM + blank lines + rejects."""
-        parts = self.text_bytes + self.end_bytes + self.bom_bytes + self.blank_bytes + self.reject_bytes
-        return self.num_bytes - parts
-
     def has_room(self, line: Line, shard_bytes: int) -> bool:
         """Whether the line still belongs to this shard."""
         if not self.num_lines:

@@ -73,6 +73,8 @@ def find_tokenizer(settings: Settings) -> TokenizerFiles:
     is_model = settings.tokenizer is None and settings.model is not None
     directory = _directory(name, setting, ["config.json", *_TOKENIZER_FILES], is_model=is_model)
     files = [directory / file for file in _TOKENIZER_FILES if (directory / file).is_file()]
+    # AutoTokenizer reads the model's type in config.json, too, to choose the tokenizer's class.
+    files += [directory / "config.json"] if files and (directory / "config.json").is_file() else []
     if not files:
         raise SettingsError(f"{setting} is {name!r}: no tokenizer there; set tokenizer (or RM_TOKENIZER)")
     template = _chat_template(settings)

@@ -1,7 +1,7 @@
 """padded_pairs: duplicates and conflicts out, split by prompt, both sides of a pair padded to equal length.
 
 Which rows go is decided first, over all files, from hashes alone: of equal pairs the first in the order of source and
-line stays; where the same two replies stand both ways round, nobody knows the label and all of them go.
+line stays; where the same two replies stand both ways round, nobody knows the label, and `conflicts` decides.
 """
 
 import hashlib
@@ -15,39 +15,54 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
+from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.flattening import PAIR_COLUMNS, pair_reject
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
+from rm_assets.data.snapshots import REJECTS, Publication, Shard, Snapshot, SnapshotError, publication, read_table
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "validation", "test")
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
+Codes = np.ndarray[Any, np.dtype[np.int64]]
 
 
 # --- decisions over all rows ---------------------------------------------------------------------------------
 
 
-def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> dict[int, Reason]:
+def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> dict[int, Reason]:
     """Which rows go, and why, by index; rows are in the order of source and line.
 
-    For the pairs (a, b), (a, b), (c, d), (d, c), (e, f) it is {1: duplicate, 2: conflict, 3: conflict}.
+    `conflicts` is the policy for pairs that stand both ways round: "drop" takes none of them, "majority" those of the
+    way that more rows take (none if there are as many of each), "keep" both ways. For the pairs
+    (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
+    "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
     """
-    num_rows = len(chosen_keys)
-    codes = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string()).unify_dictionaries()
-    encoded = codes.combine_chunks().dictionary_encode()
-    flat = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)]).astype(np.int64)
-    chosen, rejected = flat[:num_rows], flat[num_rows:]
-    base = int(flat.max(initial=0)) + 1
-    pairs, swapped = chosen * base + rejected, rejected * base + chosen
-    conflict = np.isin(pairs, swapped) & (chosen != rejected)
-    first = np.zeros(num_rows, dtype=bool)
-    first[np.unique(pairs, return_index=True)[1]] = True
-    reasons = {int(row): Reason.DUPLICATE for row in np.flatnonzero(~first & ~conflict)}
-    return reasons | {int(row): Reason.CONFLICT for row in np.flatnonzero(conflict)}
+    chosen, rejected = _codes(chosen_keys, rejected_keys)
+    base = int(max(chosen.max(initial=0), rejected.max(initial=0))) + 1
+    known, first_rows, inverse, counts = np.unique(
+        chosen * base + rejected, return_index=True, return_inverse=True, return_counts=True
+    )
+    swapped = rejected * base + chosen
+    place = np.minimum(np.searchsorted(known, swapped), max(len(known) - 1, 0))
+    num_swapped = np.where(known[place] == swapped, counts[place], 0) if len(known) else counts
+    conflict = (num_swapped > 0) & (chosen != rejected)
+    losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
+    first = np.isin(np.arange(len(chosen)), first_rows)
+    reasons = {int(row): Reason.DUPLICATE for row in np.flatnonzero(~first & ~losing)}
+    return reasons | {int(row): Reason.CONFLICT for row in np.flatnonzero(losing)}
+
+
+def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:
+    """Both columns as small integers, equal where the keys are equal: int64 arrays [rows]."""
+    both = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string())
+    encoded = both.combine_chunks().dictionary_encode()
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)])
+    return tuple(np.split(codes.astype(np.int64), [len(chosen_keys)]))  # type: ignore[return-value]
 
 
 def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
@@ -112,9 +127,16 @@ def _lists(values: Ids, widths: Ids, dtype: pa.DataType) -> pa.ListArray:
 
 @dataclass(frozen=True, kw_only=True)
 class PaddingTask:
-    """A shard of tokenized pairs, its rows that go, and how the others are split and padded."""
+    """A shard of tokenized pairs, its rows that go, and how the others are split and padded.
+
+    `folder` is that of an evaluation set, whose rows are neither dropped nor split; empty for annotations, whose
+    prompts in `validated` must not overlap the sets in `grams`.
+    """
 
     path: Path | None
+    validated: Path | None
+    folder: str
+    grams: dict[str, Grams]
     dropped: tuple[tuple[int, Reason], ...]
     pad_token_id: int
     seed: str
@@ -123,26 +145,33 @@ class PaddingTask:
 
 
 def pad_shard(task: PaddingTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """Rows by split, and rejects, of one shard of tokenized pairs."""
-    pad_token_id = task.pad_token_id
+    """Rows by folder, and rejects, of one shard of tokenized pairs."""
     table = read_table([task.path] if task.path else [], records.TOKENIZED)
-    dropped = dict(task.dropped)
-    rows = table.select(["source", "line"]).to_pylist()
-    rejects = [pair_reject(rows[index], Stage.PADDED, reason, _DETAILS[reason]) for index, reason in task.dropped]
-    splits = np.array(
-        [
-            "" if index in dropped else split_of(key, task.seed, task.validation_fraction, task.test_fraction)
-            for index, key in enumerate(table["prompt_key"].to_pylist())
-        ]
-    )
-    tables = {split: padded_table(table.filter(pa.array(splits == split)), pad_token_id) for split in SPLITS}
+    rows = table.select(["source", "line", "pair_id", "prompt_key"]).to_pylist()
+    dropped = {row: (reason, _DETAILS[reason]) for row, reason in task.dropped} | _overlapping(task, rows)
+    folders = np.array(["" if row in dropped else _folder(task, rows[row]["prompt_key"]) for row in range(len(rows))])
+    tables = {
+        folder: padded_table(table.filter(pa.array(folders == folder)), task.pad_token_id)
+        for folder in ([task.folder] if task.folder else SPLITS)
+    }
+    rejects = [pair_reject(rows[row], Stage.PADDED, *why) for row, why in sorted(dropped.items())]
     tables[REJECTS] = pa.Table.from_pylist(rejects, schema=records.REJECTS)
     return tables, {
         "num_in": table.num_rows,
-        "pad_token_id": pad_token_id,
-        "num_ending_in_padding": _num_ending_in(table, pad_token_id),
-        "reasons": reason_counts(task.dropped[i][1] for i in range(len(task.dropped))),
+        "pad_token_id": task.pad_token_id,
+        "reasons": reason_counts(reason for reason, _ in dropped.values()),
     }
+
+
+def _overlapping(task: PaddingTask, rows: list[dict[str, Any]]) -> dict[int, tuple[Reason, str]]:
+    """The rows whose prompt overlaps an evaluation set, and which."""
+    found = overlapping_rows([task.validated] if task.validated else [], task.grams)
+    names = {row: found.get((key["line"], key["pair_id"])) for row, key in enumerate(rows)}
+    return {row: (Reason.OVERLAPS_EVALUATION, f"evaluation set {name!r}") for row, name in names.items() if name}
+
+
+def _folder(task: PaddingTask, prompt_key: str) -> str:
+    return task.folder or split_of(prompt_key, task.seed, task.validation_fraction, task.test_fraction)
 
 
 _DETAILS = {
@@ -151,37 +180,37 @@ _DETAILS = {
 }
 
 
-def _num_ending_in(table: pa.Table, token_id: int) -> int:
-    last = [_flat(table[f"{side}_ids"]) for side in ("chosen", "rejected")]
-    return int(sum(np.sum(values[np.cumsum(lengths) - 1] == token_id) for values, lengths in last if len(values)))
-
-
-def padding_laws(paths: dict[str, Path]) -> dict[str, Any]:
-    """Figures of the written shard: rows by split, sides of unequal length, masks that are not the lengths."""
-    splits = {s: read_table([paths[s]] if s in paths else [], records.PADDED).combine_chunks() for s in SPLITS}
+def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> dict[str, Any]:
+    """Figures of the written shard: rows by folder, sides of unequal length, masks that are not the lengths."""
+    tables = {folder: read_table([path], records.PADDED) for folder, path in paths.items() if folder != REJECTS}
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    broken = [_padding_figures(table) for table in splits.values()]
+    every = [table.combine_chunks() for table in (*tables.values(), records.PADDED.empty_table())]
+    figures = [_padding_figures(table, task.pad_token_id) for table in every]
+    num_rows = {folder: table.num_rows for folder, table in tables.items()}
     return {
-        "num_out": sum(table.num_rows for table in splits.values()),
+        "num_out": sum(num_rows.values()),
         "num_rejects": rejects.num_rows,
-        **{f"num_{split}": table.num_rows for split, table in splits.items()},
-        **{name: sum(figures[name] for figures in broken) for name in broken[0]},
+        **{f"num_{split}": num_rows.get(split, 0) for split in SPLITS},
+        "num_evaluation": sum(count for folder, count in num_rows.items() if folder not in SPLITS),
+        **{name: sum(figure[name] for figure in figures) for name in figures[0]},
     }
 
 
-def _padding_figures(table: pa.Table) -> dict[str, int]:
-    widths, num_wrong_masks, num_real = [], 0, 0
+def _padding_figures(table: pa.Table, pad_token_id: int) -> dict[str, int]:
+    widths, num_wrong_masks, num_real, num_ending = [], 0, 0, 0
     for side in ("chosen", "rejected"):
-        _, width = _flat(table[f"{side}_input_ids"])
+        ids, width = _flat(table[f"{side}_input_ids"])
         mask, mask_width = _flat(table[f"{side}_attention_mask"])
         length = table[f"{side}_length"].to_numpy()
         expected = padded(np.ones(int(length.sum()), dtype=np.int8), length, width, 0)
         num_wrong_masks += int(not np.array_equal(mask, expected)) + int(not np.array_equal(mask_width, width))
+        num_ending += int(np.sum(ids[np.cumsum(width) - width + length - 1] == pad_token_id))
         widths.append(width)
         num_real += int(length.sum())
     return {
         "num_unequal": int(np.sum(widths[0] != widths[1])),
         "num_wrong_masks": num_wrong_masks,
+        "num_ending_in_padding": num_ending,
         "num_tokens": num_real,
         "num_padding": int(sum(width.sum() for width in widths)) - num_real,
     }
@@ -190,7 +219,9 @@ def _padding_figures(table: pa.Table) -> dict[str, int]:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str], object]) -> Snapshot:
+def padded_snapshot(
+    settings: Settings, validated: Snapshot, tokenized: Snapshot, say: Callable[[str], object]
+) -> Snapshot:
     """Decide which rows go, pad every shard whose key is not found, and publish."""
     pad_token_id = pad_token_id_of(tokenized)
     identity = fingerprint(
@@ -201,18 +232,25 @@ def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str]
         settings.validation_fraction,
         settings.test_fraction,
     )
-    dropped = _dropped_by_shard(tokenized)
+    dropped = _dropped_by_shard(tokenized, settings.conflicts)
+    grams, grams_identity = evaluation_grams(validated)
+    messages = {shard.name: shard for shard in validated.manifest.shards}
 
     def task(shard: Shard) -> Task:
+        folder = evaluation_folder(shard.source)
         arguments = PaddingTask(
             path=tokenized.data_path(shard),
-            dropped=dropped[shard.name],
+            validated=validated.data_path(messages[shard.name]),
+            folder=folder,
+            grams={} if folder else grams,
+            dropped=dropped.get(shard.name, ()),
             pad_token_id=pad_token_id,
             seed=settings.split_seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
         )
-        key = fingerprint(identity, shard.key, [[row, reason] for row, reason in dropped[shard.name]])
+        decisions = [[row, reason] for row, reason in arguments.dropped]
+        key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
     with publication(Path(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
@@ -222,22 +260,28 @@ def padded_snapshot(settings: Settings, tokenized: Snapshot, say: Callable[[str]
         def facts() -> dict[str, int]:
             return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}
 
-        return turn.publish(shards, {Stage.TOKENIZED: tokenized.name}, facts)
+        made_with = stage_identity(Stage.PADDED, settings, tokenized.manifest.identity)
+        return turn.publish(shards, {Stage.TOKENIZED: tokenized.name}, facts, made_with)
 
 
 def pad_token_id_of(snapshot: Snapshot) -> int:
     """The padding token of the tokenizer that a snapshot was made with."""
     found = {int(shard.stats["pad_token_id"]) for shard in snapshot.manifest.shards}
+    if not found:
+        raise SnapshotError(f"{snapshot.manifest.asset} has no rows: there are no annotations")
     assert len(found) == 1, "one tokenizer has one padding token"
     return found.pop()
 
 
-def _dropped_by_shard(tokenized: Snapshot) -> dict[str, tuple[tuple[int, Reason], ...]]:
-    keys = read_table(tokenized.paths(DATA), records.TOKENIZED, ["chosen_key", "rejected_key"])
-    dropped = sorted(dropped_rows(keys["chosen_key"], keys["rejected_key"]).items())
+def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, tuple[tuple[int, Reason], ...]]:
+    """The rows that go, by shard and place in it; evaluation sets take no part and lose none."""
+    shards = [shard for shard in tokenized.manifest.shards if not evaluation_folder(shard.source)]
+    paths = [path for shard in shards if (path := tokenized.data_path(shard))]
+    keys = read_table(paths, records.TOKENIZED, ["chosen_key", "rejected_key"])
+    dropped = sorted(dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts).items())
     rows = np.array([row for row, _ in dropped], dtype=np.int64)
     result, start = {}, 0
-    for shard in tokenized.manifest.shards:
+    for shard in shards:
         first, last = np.searchsorted(rows, [start, start + shard.num_rows()])
         result[shard.name] = tuple((row - start, reason) for row, reason in dropped[first:last])
         start += shard.num_rows()

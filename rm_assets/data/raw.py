@@ -15,11 +15,14 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rm_assets.data import records
 from rm_assets.data.annotations import AnnotationFile, find_annotations, source_name
+from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_same_file, opened
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import ShardOfLines, shards_of_lines
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import (
@@ -29,6 +32,7 @@ from rm_assets.data.snapshots import (
     Shard,
     Snapshot,
     publication,
+    read_table,
     stage_shard,
     write_json,
 )
@@ -45,14 +49,17 @@ _STAMPS = "stamps.json"
 def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
     annotations = find_annotations(settings.annotations_path)
+    files = [*annotations.files, *find_evaluation_files(settings.evaluation_files)]
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes)
     with publication(Path(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
-        for file in annotations.files:
+        for file in files:
             shards += _shards_of_file(file, settings, identity, turn, stamps)
-        write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in annotations.files})
-        return turn.publish(shards, {}, {"ignored_files": list(annotations.ignored)})
+        write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
+        return turn.publish(
+            shards, {}, {"ignored_files": list(annotations.ignored)}, stage_identity(Stage.RAW, settings, "")
+        )
 
 
 # --- stamps: they only spare the reading, content decides -----------------------------------------------------
@@ -67,7 +74,8 @@ def _read_stamps(turn: Publication) -> dict[str, Any]:
 
 def _stamp(path: Path, status: os.stat_result, identity: str, settings: Settings) -> list[Any]:
     place = source_name(path.resolve(), Path("/"))
-    return [place, status.st_size, status.st_mtime_ns, status.st_ino, identity, settings.max_expansion]
+    changed = status.st_ctime_ns  # moves also where someone puts the old time of change back
+    return [place, status.st_size, status.st_mtime_ns, changed, status.st_ino, identity, settings.max_expansion]
 
 
 def _shards_of_file(
@@ -149,7 +157,7 @@ def _staged(lines: Iterator[ShardOfLines], file: AnnotationFile, identity: str, 
 
 def _stage(shard: ShardOfLines, index: int, file: AnnotationFile, key: str, turn: Publication) -> Shard:
     name = shard_name(file.source, index)
-    return stage_shard(turn.directory, name, file.source, key, _tables(shard, file), _stats(shard))
+    return stage_shard(turn.directory, name, file.source, key, _tables(shard, file), _stats(shard), raw_laws)
 
 
 def _rejected(
@@ -202,9 +210,20 @@ def _stats(shard: ShardOfLines) -> dict[str, Any]:
         "num_blank": shard.num_blank,
         "num_bytes": shard.num_bytes,
         "num_malformed": sum(reason in MALFORMED for _, reason, _, _ in shard.rejects),
-        "bytes_unaccounted": shard.bytes_unaccounted,
-        "lines_unaccounted": shard.lines_unaccounted,
+        "num_rejected_files": len(shard.rejects) - shard.num_rejected_lines,
+        "other_bytes": shard.end_bytes + shard.bom_bytes + shard.blank_bytes + shard.reject_bytes,
         "reasons": reason_counts(reason for _, reason, _, _ in shard.rejects),
+    }
+
+
+def raw_laws(paths: dict[str, Path]) -> dict[str, Any]:
+    """Figures of the written shard: rows, the bytes of their texts in UTF-8, and rejects."""
+    texts = read_table([paths[DATA]] if DATA in paths else [], records.RAW, ["text"])["text"]
+    rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
+    return {
+        "num_out": len(texts),
+        "text_bytes": pc.sum(pc.binary_length(texts)).as_py() or 0,
+        "num_rejects": rejects.num_rows,
     }
 
 

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     # all pairs together
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
+    OVERLAPS_EVALUATION = "overlaps_evaluation"
 
 
 MEANINGS = {
@@ -91,7 +92,8 @@ MEANINGS = {
     Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
     Reason.TOO_LONG: "A side has more tokens than max_length; replies are never cut.",
     Reason.DUPLICATE: "An equal pair stands earlier, up to Unicode form and white space.",
-    Reason.CONFLICT: "The same two replies also stand with the labels the other way round, and `conflicts` decides against it.",
+    Reason.CONFLICT: "The same replies also stand with the labels the other way round, and `conflicts` is against it.",
+    Reason.OVERLAPS_EVALUATION: "The prompt shares a run of 13 words with a prompt of an evaluation file.",
 }
 """What each reason says, in one sentence."""
 

@@ -27,7 +27,7 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
             for file in shard.files
             if file.folder == REJECTS
         ]
-        key = fingerprint(ASSET, VERSION, files)
+        key = fingerprint(ASSET, VERSION, files, stages[Stage.RAW].name)
         shard = turn.find(key)
         if shard is None:
             table = gathered_rejects(stages)

@@ -47,8 +47,8 @@ class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> str:
-        """The file's folder in the snapshot: `data`, `rejects`, or the name of a split."""
-        return self.path.split("/", 1)[0]
+        """The file's folder in the snapshot: `data`, `rejects`, a split, or `evaluation/<name>`."""
+        return self.path.rsplit("/", 1)[0]
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,10 +71,14 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of contents of a snapshot; `facts` are the stage's figures about all shards together."""
+    """The table of contents of a snapshot; `facts` are the stage's figures about all shards together.
+
+    `identity` hashes the settings that this stage and those before it were run with, see `rm_assets.data.identities`.
+    """
 
     asset: str
     snapshot: str
+    identity: str
     inputs: dict[str, str]
     facts: dict[str, Any]
     shards: tuple[Shard, ...]
@@ -124,17 +128,39 @@ def latest_snapshot(storage: Path, asset: str) -> Snapshot | None:
         return None
 
 
-def required_snapshot(storage: Path, asset: str) -> Snapshot:
-    """The newest snapshot of an asset that must be there; raises SnapshotError with what to run."""
+def required_snapshot(storage: Path, asset: str, identity: str) -> Snapshot:
+    """The newest snapshot of an asset, made with the settings of this identity.
+
+    Raises SnapshotError with what to run where there is none, or where another run has put its own in its place.
+    """
     snapshot = latest_snapshot(storage, asset)
     if snapshot is None:
         raise SnapshotError(f"{asset} has no snapshot in {str(storage)!r}: materialize {asset} first")
+    if snapshot.manifest.identity != identity:
+        raise SnapshotError(
+            f"{asset} in {str(storage)!r} was made with other settings: materialize {asset} first, and give runs with "
+            "different settings a storage each"
+        )
     return snapshot
+
+
+def parent_snapshot(storage: Path, child: Snapshot, asset: str) -> Snapshot:
+    """The snapshot that a snapshot was made from; raises SnapshotError if it is gone."""
+    name = child.manifest.inputs[asset]
+    try:
+        return read_snapshot(storage / asset / name)
+    except FileNotFoundError:
+        raise SnapshotError(
+            f"{asset} {name!r}, of which {child.manifest.asset} was made, is gone: materialize both again"
+        ) from None
 
 
 def read_snapshot(directory: Path) -> Snapshot:
     """The snapshot in a directory; raises FileNotFoundError where there is no manifest."""
-    return Snapshot(directory, msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest))
+    try:
+        return Snapshot(directory, msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest))
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(f"{str(directory / MANIFEST)!r} cannot be read: remove that directory ({error})") from None
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -159,15 +185,16 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_parquet(path: Path, table: pa.Table) -> ShardFile:
-    """Write and fsync one Parquet file; `path`'s last two parts become the file's path in the snapshot."""
+def write_parquet(directory: Path, name: str, table: pa.Table) -> ShardFile:
+    """Write and fsync one Parquet file; `name` is its path in the directory, and later in the snapshot."""
+    path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as stream:
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         stream.flush()
         os.fsync(stream.fileno())
     return ShardFile(
-        path=f"{path.parent.name}/{path.name}",
+        path=name,
         sha256=file_sha256(path),
         num_rows=table.num_rows,
         num_bytes=path.stat().st_size,
@@ -184,8 +211,8 @@ def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | No
 StageFunction = Callable[[Any], tuple[dict[str, pa.Table], dict[str, Any]]]
 """From a task's arguments to tables by folder, and figures."""
 
-LawFunction = Callable[[dict[str, Path]], dict[str, Any]]
-"""From the files just written, by folder, to the figures of the laws that hold for one shard."""
+LawFunction = Callable[[Any, dict[str, Path]], dict[str, Any]]
+"""From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
 
 
 def stage_shard(
@@ -195,21 +222,23 @@ def stage_shard(
     key: str,
     tables: dict[str, pa.Table],
     stats: dict[str, Any],
-    laws: LawFunction | None = None,
+    laws: Callable[[dict[str, Path]], dict[str, Any]] = lambda _: {},
 ) -> Shard:
     """Write a shard under its key; the rename at the end makes it exist. Laws read what was written, not `tables`."""
     staging = asset_directory / _STAGING
     temporary = staging / f"tmp-{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
-    paths = {folder: temporary / folder / f"{name}.parquet" for folder, table in tables.items() if table.num_rows}
-    files = tuple(write_parquet(path, tables[folder]) for folder, path in paths.items())
-    measured = laws(paths) if laws else {}
+    names = {folder: f"{folder}/{name}.parquet" for folder, table in tables.items() if table.num_rows}
+    files = tuple(write_parquet(temporary, path, tables[folder]) for folder, path in names.items())
+    measured = laws({folder: temporary / path for folder, path in names.items()})
     shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
     write_json(temporary / "shard.json", shard)
-    with contextlib.suppress(OSError):  # the same shard, finished by a run that was cut short
+    try:
         temporary.rename(staging / key)
-        return shard
-    shutil.rmtree(temporary)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(temporary)  # the same shard was finished meanwhile
     return shard
 
 
@@ -218,6 +247,7 @@ class Publication:
 
     def __init__(self, storage: Path, asset: str, keep_snapshots: int) -> None:
         self.directory = storage / asset
+        self._storage = storage
         self._asset = asset
         self._keep_snapshots = keep_snapshots
         self.previous = latest_snapshot(storage, asset)
@@ -235,7 +265,7 @@ class Publication:
 
     def find(self, key: str) -> Shard | None:
         """The finished shard of this key, from a published snapshot or from a run that was cut short."""
-        if key in self._published:
+        if key in self._published and _is_whole(*self._published[key]):
             return self._published[key][1]
         try:
             staged = (self.directory / _STAGING / key / "shard.json").read_bytes()
@@ -252,53 +282,85 @@ class Publication:
 
     def _home(self, shard: Shard) -> Path:
         staged = self.directory / _STAGING / shard.key
-        return self._published[shard.key][0] if shard.key in self._published else staged
+        return staged if staged.exists() else self._published[shard.key][0]
 
     def publish(
         self,
         shards: list[Shard],
         inputs: dict[str, str],
         facts: Callable[[], dict[str, Any]] | dict[str, Any],
+        identity: str = "",
     ) -> Snapshot:
         """Make these shards the newest snapshot, in their order. Unchanged shards are linked, not written.
 
         `facts` may be a function: it is called only if the snapshot is not the one already published.
         """
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
-        before = self.previous
-        if (
-            before
-            and before.name == name
-            and before.manifest.inputs == inputs
-            and before.manifest.shards == tuple(shards)
-        ):
-            self._remove_what_nothing_names(before.manifest)
+        before, num_new = self.previous, sum(self._is_new(shard) for shard in shards)
+        known = facts if isinstance(facts, dict) else before.manifest.facts if before else {}
+        manifest = Manifest(
+            asset=self._asset, snapshot=name, identity=identity, inputs=inputs, facts=known, shards=tuple(shards)
+        )
+        if before and before.manifest == manifest and not num_new:
+            self._remove_what_nothing_names(manifest)
             return before
         directory = self.directory / name
+        directory.mkdir(parents=True, exist_ok=True)
         for shard in shards:
             for file in shard.files:
                 _place(self._home(shard) / file.path, directory / file.path, file.sha256)
-        known = facts() if callable(facts) else facts
-        manifest = Manifest(asset=self._asset, snapshot=name, inputs=inputs, facts=known, shards=tuple(shards))
-        for folder in {directory, *(path for path in directory.iterdir() if path.is_dir())}:
+        if callable(facts):
+            manifest = msgspec.structs.replace(manifest, facts=facts())
+        for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
             _sync_directory(folder)
         write_json(directory / MANIFEST, manifest)
         write_json(self.directory / LATEST, {"snapshot": name})
-        self.previous = Snapshot(directory, manifest, sum(shard.key not in self._published for shard in shards))
+        self.previous = Snapshot(directory, manifest, num_new)
         self._remove_what_nothing_names(manifest)
         return self.previous
+
+    def _is_new(self, shard: Shard) -> bool:
+        return (self.directory / _STAGING / shard.key).exists()
 
     def _remove_what_nothing_names(self, manifest: Manifest) -> None:
         assert self.previous is not None
         named = {file.path for shard in manifest.shards for file in shard.files}
-        for path in self.previous.directory.glob("*/*.parquet"):
-            if f"{path.parent.name}/{path.name}" not in named:
+        for path in self.previous.directory.rglob("*.parquet"):
+            if path.relative_to(self.previous.directory).as_posix() not in named:
                 path.unlink()
+        pinned = pinned_snapshots(self._storage)
         for snapshot in self._snapshots()[self._keep_snapshots :]:
-            remove_directory(snapshot.directory)
+            if (self._asset, snapshot.name) not in pinned:
+                remove_directory(snapshot.directory)
         for directory in self.directory.iterdir():
             if directory.is_dir() and not (directory / MANIFEST).exists():  # staging, or a publication cut short
                 shutil.rmtree(directory)
+
+
+def _is_whole(directory: Path, shard: Shard) -> bool:
+    """Whether a published shard's files are there in their sizes: someone may have removed or cut one."""
+    try:
+        return all((directory / file.path).stat().st_size == file.num_bytes for file in shard.files)
+    except OSError:
+        return False
+
+
+def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
+    """The (asset, snapshot) that some manifest of the storage names as what it was made from."""
+    pinned: set[tuple[str, str]] = set()
+    for path in storage.glob(f"*/*/{MANIFEST}"):
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            found = msgspec.json.decode(path.read_bytes(), type=_Inputs)
+            pinned.update(found.inputs.items())
+            pinned.add(("padded_pairs", found.data_snapshot))
+    return pinned
+
+
+class _Inputs(msgspec.Struct):
+    """What a manifest was made from; a model's names its data otherwise."""
+
+    inputs: dict[str, str] = {}
+    data_snapshot: str = ""
 
 
 def remove_directory(directory: Path) -> None:
@@ -309,7 +371,7 @@ def remove_directory(directory: Path) -> None:
 
 def _place(origin: Path, target: Path, sha256: str) -> None:
     """Hard-link a file, or copy it where the file system has no links. An equal file that is there stays."""
-    if origin == target or (target.exists() and file_sha256(target) == sha256):
+    if target.exists() and (origin == target or file_sha256(target) == sha256):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")

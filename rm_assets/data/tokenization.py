@@ -4,6 +4,7 @@ Over-long pairs are rejects, or, with `over_long: drop_turns`, lose the same old
 never cut. Every written shard has a sample of its rows encoded anew from the messages by transformers itself.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.flattening import PAIR_COLUMNS, flatten_pair, pair_messages, pair_reject
 from rm_assets.data.formats import PreferenceError
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
@@ -29,6 +31,7 @@ NUM_SAMPLED = 64
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
+Messages = Callable[[], dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +115,12 @@ def tokenize_shard(task: TokenizationTask) -> tuple[dict[str, pa.Table], dict[st
     """Rows and rejects of one shard of rendered pairs."""
     chat = load_chat_tokenizer(task.tokenizer)
     flattened = read_table([task.path] if task.path else [], records.FLATTENED).to_pylist()
+    messages = functools.cache(lambda: _validated_rows(task))  # read at most once, and only for an over-long pair
     kept: list[tuple[dict[str, Any], TokenizedPair]] = []
     rejects: list[dict[str, Any]] = []
     for row, pair in zip(flattened, _encoded_pairs(chat, flattened), strict=True):
         try:
-            pair = _fitted(chat, task, row, pair)
+            pair = _fitted(chat, task, messages, row, pair)
             require_usable(pair, task.max_length)
             kept.append((row, pair))
         except PreferenceError as error:
@@ -128,7 +132,7 @@ def tokenize_shard(task: TokenizationTask) -> tuple[dict[str, pa.Table], dict[st
         "num_in": len(flattened),
         "reasons": reason_counts(reject["reason"] for reject in rejects),
     }
-    return tables, stats | _exactness(chat, task, kept)
+    return tables, stats
 
 
 def _encoded_pairs(chat: ChatTokenizer, rows: list[dict[str, Any]]) -> Iterator[TokenizedPair]:
@@ -138,10 +142,12 @@ def _encoded_pairs(chat: ChatTokenizer, rows: list[dict[str, Any]]) -> Iterator[
         yield TokenizedPair(chosen=one, rejected=other)
 
 
-def _fitted(chat: ChatTokenizer, task: TokenizationTask, row: dict[str, Any], pair: TokenizedPair) -> TokenizedPair:
+def _fitted(
+    chat: ChatTokenizer, task: TokenizationTask, messages: Messages, row: dict[str, Any], pair: TokenizedPair
+) -> TokenizedPair:
     if pair.longest <= task.max_length or not task.drop_turns:
         return pair
-    validated = _validated_rows(task)[row["pair_id"]]
+    validated = messages()[row["pair_id"]]
     return shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length) or pair
 
 
@@ -151,23 +157,23 @@ def _validated_rows(task: TokenizationTask) -> dict[str, dict[str, Any]]:
     return {row["pair_id"]: row for row in table.to_pylist()}
 
 
-def _exactness(
-    chat: ChatTokenizer, task: TokenizationTask, kept: list[tuple[dict[str, Any], TokenizedPair]]
-) -> dict[str, int]:
-    sampled = sorted(kept, key=lambda item: str(item[0]["pair_id"]))[:NUM_SAMPLED]
-    if not sampled:
+def _exactness(task: TokenizationTask, table: pa.Table) -> dict[str, int]:
+    """How many sampled rows there are, and how many have other ids than transformers gives for their messages."""
+    order = np.argsort(np.array(table["pair_id"].to_pylist()), kind="stable")[:NUM_SAMPLED]
+    if not len(order):
         return {"num_sampled": 0, "num_inexact": 0}
-    validated = _validated_rows(task)
-    num_inexact = sum(not _is_exact(chat, validated[row["pair_id"]], pair) for row, pair in sampled)
+    chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task)
+    sampled = table.take(pa.array(order)).to_pylist()
+    num_inexact = sum(not _is_exact(chat, validated[row["pair_id"]], row) for row in sampled)
     return {"num_sampled": len(sampled), "num_inexact": num_inexact}
 
 
-def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], pair: TokenizedPair) -> bool:
+def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], row: dict[str, Any]) -> bool:
     sides = pair_messages(validated)
-    prompt = without_oldest_turns(sides["prompt"], pair.num_dropped_turns) or sides["prompt"]
+    prompt = without_oldest_turns(sides["prompt"], row["num_dropped_turns"]) or sides["prompt"]
     return all(
-        reference_ids(chat, prompt + sides[side], validated["tools"]) == ids.tolist()
-        for side, ids in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        reference_ids(chat, prompt + sides[side], validated["tools"]) == row[f"{side}_ids"]
+        for side in ("chosen", "rejected")
     )
 
 
@@ -193,7 +199,7 @@ def id_lists(rows: list[Ids]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32()), type=list_type)
 
 
-def tokenization_laws(paths: dict[str, Path]) -> dict[str, Any]:
+def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> dict[str, Any]:
     """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
     table = read_table([paths[DATA]] if DATA in paths else [], records.TOKENIZED)
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
@@ -204,6 +210,7 @@ def tokenization_laws(paths: dict[str, Path]) -> dict[str, Any]:
         "num_identical": sum(
             one.equals(other) for one, other in zip(table["chosen_ids"], table["rejected_ids"], strict=True)
         ),
+        **_exactness(task, table),
         "num_tokens": int(sum(length.sum() for length in lengths.values())),
         "num_shared_tokens": int(np.sum(table["prefix_length"].to_numpy())),
         "max_length": int(max((length.max() for length in lengths.values() if len(length)), default=0)),
@@ -244,4 +251,5 @@ def tokenized_snapshot(
     with publication(Path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
         shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings.num_workers, say)
-        return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {})
+        made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)
+        return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {}, made_with)

@@ -7,6 +7,7 @@ counts alone, and is part of the keys of the file's shards.
 """
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.formats import stated_by
+from rm_assets.data.identities import stage_identity
 from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import MALFORMED, Reason, Stage
@@ -30,6 +32,7 @@ from rm_assets.settings import Settings
 
 VERSION = 2
 
+_INDENTATION = re.compile(r"\s*")
 _FOLLOWERS = {
     "": {"system", "user"},
     "system": {"user"},
@@ -89,15 +92,24 @@ def pair_id(preference: Preference) -> str:
 
 
 def prompt_key(preference: Preference) -> str:
-    """What decides the split: a hash of the system message and the first user turn."""
+    """What decides the split: a hash of the system message and the first user turn, in their normal form."""
     opening = [m.content or "" for m in preference.prompt if m.role == "system"][:1] or [""]
     first = next((m.content or "" for m in preference.prompt if m.role == "user"), "")
-    return short_hash(*opening, first)
+    return short_hash(*map(normal_form, (*opening, first)))
 
 
 def conversation_key(messages: tuple[Message, ...], tools: str) -> str:
-    """A hash of one side in a normal form (Unicode NFC, runs of white space as one space): what counts as equal."""
-    return short_hash(*(" ".join(unicodedata.normalize("NFC", text).split()) for text in _texts(messages)), tools)
+    """A hash of one side's texts in their normal form: what counts as equal."""
+    return short_hash(*map(normal_form, _texts(messages)), tools)
+
+
+def normal_form(text: str) -> str:
+    """A text in Unicode NFC, white space inside a line as one space, none at the ends of lines and of the text.
+
+    Indentation stays: two programs that differ in it are two programs.
+    """
+    lines = unicodedata.normalize("NFC", text).strip().splitlines()
+    return "\n".join(_INDENTATION.match(line)[0] + " ".join(line.split()) for line in lines)  # type: ignore[index]
 
 
 def _texts(messages: tuple[Message, ...]) -> list[str]:
@@ -196,7 +208,7 @@ def _reject(source: str, line: int, error: PreferenceError, text: str) -> dict[s
     }
 
 
-def validation_laws(paths: dict[str, Path]) -> dict[str, Any]:
+def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> dict[str, Any]:
     """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal."""
     table = read_table([paths[DATA]] if DATA in paths else [], records.VALIDATED)
     rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
@@ -224,7 +236,12 @@ def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], o
         held_back = _held_back_files(raw, _first_looks(turn, sound, held, settings, say), limit)
         tasks = [worse if task.source in held_back else task for task, worse in zip(sound, held, strict=True)]
         shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings.num_workers, say)
-        return turn.publish(shards, {Stage.RAW: raw.name}, {"held_back": held_back})
+        return turn.publish(
+            shards,
+            {Stage.RAW: raw.name},
+            {"held_back": held_back},
+            stage_identity(Stage.VALIDATED, settings, raw.manifest.identity),
+        )
 
 
 def parsing_rules(settings: Settings) -> ParsingRules:

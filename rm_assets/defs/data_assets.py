@@ -1,10 +1,11 @@
 """The data assets: each reads its parent's newest snapshot, calls its stage, and shows what came of it."""
 
+import itertools
+
 import dagster as dg
 
 from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import required_snapshot
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
 
@@ -40,7 +41,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
 def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Sound preferences as prompt, chosen and rejected messages, whatever format their line had."""
     ready = project.ready()
-    parent = required_snapshot(ready.storage, Stage.RAW)
+    parent = ready.snapshot(Stage.RAW)
     snapshot = validation.validated_snapshot(ready.settings, parent, context.log.info)
     return stage_result(Stage.VALIDATED, snapshot, parent, previews=ready.settings.shows_previews)
 
@@ -57,7 +58,7 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
 def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Each pair as text by the model's chat template: prompt + chosen and prompt + rejected are whole conversations."""
     ready = project.ready()
-    parent = required_snapshot(ready.storage, Stage.VALIDATED)
+    parent = ready.snapshot(Stage.VALIDATED)
     snapshot = flattening.flattened_snapshot(ready.settings, ready.tokenizer, parent, context.log.info)
     return stage_result(Stage.FLATTENED, snapshot, parent, previews=ready.settings.shows_previews)
 
@@ -74,14 +75,14 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
 def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Both sides of each pair as token ids, equal to what transformers' apply_chat_template gives."""
     ready = project.ready()
-    messages = required_snapshot(ready.storage, Stage.VALIDATED)
-    parent = required_snapshot(ready.storage, Stage.FLATTENED)
+    parent = ready.snapshot(Stage.FLATTENED)
+    messages = ready.parent(parent, Stage.VALIDATED)
     snapshot = tokenization.tokenized_snapshot(ready.settings, ready.tokenizer, messages, parent, context.log.info)
     return stage_result(Stage.TOKENIZED, snapshot, parent, previews=ready.settings.shows_previews)
 
 
 @dg.asset(
-    deps=[tokenized_pairs],
+    deps=[validated_preferences, tokenized_pairs],
     group_name="preparation",
     kinds={"parquet"},
     owners=OWNERS,
@@ -92,8 +93,9 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
 def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Pairs without duplicates and conflicts, split by prompt, both sides padded to the length of the longer one."""
     ready = project.ready()
-    parent = required_snapshot(ready.storage, Stage.TOKENIZED)
-    snapshot = padding.padded_snapshot(ready.settings, parent, context.log.info)
+    parent = ready.snapshot(Stage.TOKENIZED)
+    messages = ready.parent(ready.parent(parent, Stage.FLATTENED), Stage.VALIDATED)
+    snapshot = padding.padded_snapshot(ready.settings, messages, parent, context.log.info)
     return stage_result(Stage.PADDED, snapshot, parent, previews=ready.settings.shows_previews)
 
 
@@ -116,6 +118,8 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
 def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Every reject of every stage in one place: file, line, stage and reason, without the row's text."""
     ready = project.ready()
-    stages = {stage: required_snapshot(ready.storage, stage) for stage in Stage}
+    stages = {Stage.PADDED: ready.snapshot(Stage.PADDED)}
+    for child, stage in itertools.pairwise(reversed(Stage)):
+        stages[stage] = ready.parent(stages[child], stage)
     snapshot = rejects.rejects_snapshot(ready.settings, stages, context.log.info)
     return rejects_result(snapshot)

@@ -18,6 +18,7 @@ from rm_assets.data.padding import SPLITS, pad_token_id_of
 from rm_assets.data.snapshots import (
     LATEST,
     MANIFEST,
+    REJECTS,
     Snapshot,
     SnapshotError,
     held_lock,
@@ -69,9 +70,18 @@ def trained_model(
 
 def model_key(project: Project, pairs: Snapshot) -> str:
     """A hash of everything that goes into a model: the pairs by split, model, tokenizer, settings and this version."""
-    files = {split: [f.sha256 for s in pairs.manifest.shards for f in s.files if f.folder == split] for split in SPLITS}
+    files = {
+        split: [f.sha256 for s in pairs.manifest.shards for f in s.files if f.folder == split]
+        for split in _splits(pairs)
+    }
     training = project.settings.training.model_dump()
     return fingerprint(ASSET, VERSION, files, project.model.identity, project.tokenizer.identity, training)
+
+
+def _splits(pairs: Snapshot) -> list[str]:
+    """The three splits, and the folder of each evaluation set."""
+    folders = {file.folder for shard in pairs.manifest.shards for file in shard.files} - {REJECTS, *SPLITS}
+    return [*SPLITS, *sorted(folders)]
 
 
 def required_model(storage: Path) -> ModelSnapshot:
@@ -128,7 +138,7 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
-        splits={split: [str(path.resolve()) for path in pairs.paths(split)] for split in SPLITS},
+        splits={split: [str(path.resolve()) for path in pairs.paths(split)] for split in _splits(pairs)},
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,

@@ -9,8 +9,11 @@ from typing import Any, Literal, get_args, get_origin
 import dagster as dg
 from pydantic import Field, create_model
 
+from rm_assets.data.identities import stage_identities
 from rm_assets.data.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
-from rm_assets.settings import PREFIX, Settings, is_optional, knobs, load_settings
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot, parent_snapshot, required_snapshot
+from rm_assets.settings import PREFIX, Settings, SettingsError, is_optional, knobs, load_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,14 @@ class Project:
         """Where all snapshots lie."""
         return Path(self.settings.storage)
 
+    def snapshot(self, stage: Stage) -> Snapshot:
+        """A stage's newest snapshot; raises SnapshotError unless it was made with these settings."""
+        return required_snapshot(self.storage, stage, stage_identities(self.settings, self.tokenizer)[stage])
+
+    def parent(self, child: Snapshot, stage: Stage) -> Snapshot:
+        """The snapshot of a stage that another snapshot was made from."""
+        return parent_snapshot(self.storage, child, stage)
+
 
 class _ProjectResource(dg.ConfigurableResource):
     def ready(self) -> Project:
@@ -33,7 +44,18 @@ class _ProjectResource(dg.ConfigurableResource):
         overrides = {name: value for name, value in self.model_dump().items() if value is not None}
         settings = load_settings(overrides, os.environ)
         tokenizer = find_tokenizer(settings)
-        return Project(settings=settings, tokenizer=tokenizer, model=find_model(settings, tokenizer))
+        model = find_model(settings, tokenizer)
+        _require_writable(Path(settings.storage))
+        return Project(settings=settings, tokenizer=tokenizer, model=model)
+
+
+def _require_writable(storage: Path) -> None:
+    """Raise SettingsError unless the storage is a directory that can be written, or can be made."""
+    existing = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"storage (or RM_STORAGE) is {str(storage)!r}: {str(existing)!r} is no directory to write in"
+        )
 
 
 def _config_type(annotation: Any) -> Any:

@@ -13,7 +13,7 @@ from rm_assets.data import records
 from rm_assets.data.laws import LAWS
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest, Snapshot, read_table
-from rm_assets.defs.metadata import column_schema, percentiles, preview, table
+from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
 
 HELD_BACK_CHECK = "no_file_is_held_back"
 NUM_PREVIEWED = 5
@@ -81,13 +81,18 @@ def _figures(snapshot: Snapshot) -> dict[str, Any]:
 
 _TOTALS = {
     Stage.RAW: {"lines": "num_lines", "blank_lines": "num_blank", "bytes_read": "num_bytes"},
-    Stage.VALIDATED: {"held_back_lines": "num_held_back"},
+    Stage.VALIDATED: {
+        "held_back_lines": "num_held_back",
+        "tied_pairs": "num_tied",
+        "pairs_over_the_cap": "num_not_taken",
+    },
     Stage.FLATTENED: {"characters": "num_characters"},
     Stage.TOKENIZED: {"tokens": "num_tokens", "shared_prefix_tokens": "num_shared_tokens"},
     Stage.PADDED: {
         "train_pairs": "num_train",
         "validation_pairs": "num_validation",
         "test_pairs": "num_test",
+        "evaluation_pairs": "num_evaluation",
         "tokens": "num_tokens",
         "padding_tokens": "num_padding",
     },
@@ -169,7 +174,7 @@ def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
         check_name=HELD_BACK_CHECK,
         passed=not held_back,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(held_back)} files are held back: mend them, or raise max_malformed_fraction."
+        description=f"{len(held_back)} files are held back: mend them, raise max_malformed_fraction, or set labels."
         if held_back
         else "No file is held back.",
         metadata={"held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"})},
@@ -179,22 +184,17 @@ def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
 def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     """The materialization of all rejects: tables by file and reason, and of the single rows."""
     rows = read_table(snapshot.paths(), records.REJECTS)
-    counts = Counter(zip(*(rows[name].to_pylist() for name in ("source", "stage", "reason")), strict=True))
+    grouped = rows.group_by(["source", "reason", "stage"]).aggregate([([], "count_all")]).to_pylist()
     by_file = [
-        {"file": source, "reason": reason, "rejects": count, "stage": stage}
-        for (source, stage, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        {"file": row["source"], "reason": row["reason"], "rejects": row["count_all"], "stage": row["stage"]}
+        for row in sorted(grouped, key=lambda row: (-row["count_all"], row["source"], row["reason"]))
     ]
-    columns = {"file": "string", "reason": "string", "rejects": "int", "stage": "string"}
     single = [
-        {
-            "file": row["source"],
-            "line": row["line"],
-            "reason": row["reason"],
-            "detail": row["detail"],
-            "stage": row["stage"],
-        }
-        for row in rows.to_pylist()
+        {"file": row["source"], **{name: row[name] for name in ("line", "reason", "detail", "stage")}}
+        for row in rows.slice(0, MAX_ROWS - 1).to_pylist()  # one row is left to tell of the others
     ]
+    if rows.num_rows > len(single):
+        single.append({"file": f"… {rows.num_rows - len(single):,} more rows, in the Parquet file"})
     num_in = snapshot.manifest.total("num_in")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
@@ -202,8 +202,12 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
             "dagster/row_count": rows.num_rows,
             "dagster/uri": snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(snapshot.directory)),
-            "rejects_by_file_and_reason": table(by_file, columns),
-            "rejects": table(single),
+            "rejects_by_file_and_reason": table(
+                by_file, {"file": "string", "reason": "string", "rejects": "int", "stage": "string"}
+            ),
+            "rejects": table(
+                single, dict.fromkeys(("file", "line", "reason", "detail", "stage"), "string") | {"line": "int"}
+            ),
         },
         check_results=[
             dg.AssetCheckResult(

@@ -4,7 +4,6 @@ import dagster as dg
 
 from rm_assets.data import records
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import required_snapshot
 from rm_assets.defs import model_snapshots, report_snapshots, training_results
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launcher import TrainingLauncher
@@ -25,7 +24,7 @@ def reward_model(
 ) -> dg.MaterializeResult:
     """A Bradley-Terry reward model in Hugging Face's format, trained by a job of its own on padded_pairs."""
     ready = project.ready()
-    pairs = required_snapshot(ready.storage, Stage.PADDED)
+    pairs = ready.snapshot(Stage.PADDED)
     model = model_snapshots.trained_model(ready, pairs, context, launcher)
     return training_results.model_result(model)
 

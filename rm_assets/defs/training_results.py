@@ -84,9 +84,9 @@ def report_result(written: WrittenReport, fail_below_accuracy: float | None) -> 
         metadata={
             "scores": _picture(score_histogram(chosen, rejected), "scores of chosen and rejected replies"),
             "calibration": _picture(calibration_plot(report.calibration), "accuracy by confidence"),
-            "slices": table(_slices(report.table)),
+            "slices": table(_slices(written.table)),
             **_numbers(metrics),
-            "dagster/row_count": len(report.table),
+            "dagster/row_count": len(written.table),
             "dagster/uri": written.snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(written.snapshot.directory)),
         },

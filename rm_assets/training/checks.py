@@ -5,15 +5,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from rm_assets.training.batches import SIDES, Pairs, Sequences, read_pairs
-from rm_assets.training.job import SPLITS, TrainingError, TrainingJob
+from rm_assets.training.job import EVALUATION, SPLITS, TrainingError, TrainingJob
 
 
 def read_splits(job: TrainingJob) -> dict[str, Pairs]:
     """The pairs of every split; validation and test may be empty. Raises TrainingError where train is."""
-    unknown = sorted(set(job.splits) - set(SPLITS))
+    further = sorted(set(job.splits) - set(SPLITS))
+    unknown = [name for name in further if not name.startswith(EVALUATION)]
     if unknown:
-        raise TrainingError(f"unknown split {unknown[0]!r}: known are {', '.join(SPLITS)}")
-    splits = {name: read_pairs(job.splits.get(name, [])) for name in SPLITS}
+        raise TrainingError(f"unknown split {unknown[0]!r}: known are {', '.join(SPLITS)} and {EVALUATION}<name>")
+    splits = {name: read_pairs(job.splits.get(name, [])) for name in (*SPLITS, *further)}
     if not len(splits["train"]):
         raise TrainingError("no pairs to train on: the train split is empty; add annotations")
     return splits

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict
 from rm_assets.settings import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
+EVALUATION = "evaluation/"
+"""What the names of further splits begin with, which are scored and never trained on."""
 
 
 class TrainingError(RuntimeError):
@@ -16,7 +18,8 @@ class TrainingError(RuntimeError):
 class TrainingJob(BaseModel):
     """Written as JSON by the launcher, read by `python -m rm_assets.training JOB.json`.
 
-    `splits` maps "train", "validation" and "test" to Parquet files with the schema `records.PADDED`. `model`
+    `splits` maps "train", "validation", "test" and any "evaluation/<name>" to Parquet files with the schema
+    `records.PADDED`. `model`
     is a directory or Hub name with weights (`model_revision` pins a Hub commit); where `toy` is true it is a
     directory that holds only a `config.json`, whose model is built with random weights at `vocab_size`.
     `chat_template` is the template's text, or None for the tokenizer's own. The job writes into

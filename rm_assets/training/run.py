@@ -26,8 +26,6 @@ from rm_assets.training.progress import Progress
 from rm_assets.training.result import ERROR, MANIFEST, METRICS, MODEL, SCORES_FILE, write_manifest
 from rm_assets.training.trainer import train
 
-HELD_OUT = ("validation", "test")
-
 
 def run_job(job: TrainingJob, group: Group, progress: Progress) -> None:
     """Train, save, score the held-out pairs with what was saved, and publish the result.
@@ -85,7 +83,7 @@ def _metrics(
 def _evaluate(job: TrainingJob, splits: dict[str, Pairs], group: Group) -> dict[str, float | int | None]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
-    held_out = {name: splits[name] for name in HELD_OUT}
+    held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
     scores = evaluate(saved, held_out, group, job.settings.micro_batch_pairs)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)

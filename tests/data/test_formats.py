@@ -380,6 +380,8 @@ def test_equal_conversations_are_found_whatever_their_white_space_and_unicode_fo
     one = (Message(role="user", content="caf\u00e9  au lait\n"),)
     other = (Message(role="user", content="cafe\u0301 au lait"),)
     assert conversation_key(one, "") == conversation_key(other, "")
+    code = [(Message(role="assistant", content=f"if a:\n  b\n{indent}c"),) for indent in ("", "  ")]
+    assert conversation_key(code[0], "") != conversation_key(code[1], "")
     assert conversation_key(one, "") != conversation_key((Message(role="assistant", content="café au lait"),), "")
 
 

@@ -21,29 +21,42 @@ def keys(pairs: list[tuple[str, str]]) -> tuple[pa.ChunkedArray, pa.ChunkedArray
     )
 
 
-def test_of_equal_pairs_the_first_stays_and_of_flipped_ones_none() -> None:
-    pairs = [("a", "b"), ("a", "b"), ("c", "d"), ("d", "c"), ("e", "f"), ("c", "d")]
-    assert dropped_rows(*keys(pairs)) == {
-        1: Reason.DUPLICATE,
-        2: Reason.CONFLICT,
-        3: Reason.CONFLICT,
-        5: Reason.CONFLICT,
-    }
+PAIRS = [("a", "b"), ("a", "b"), ("c", "d"), ("d", "c"), ("d", "c"), ("e", "f"), ("g", "g")]
+DUPLICATE, CONFLICT = Reason.DUPLICATE, Reason.CONFLICT
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("drop", {1: DUPLICATE, 2: CONFLICT, 3: CONFLICT, 4: CONFLICT}),
+        ("majority", {1: DUPLICATE, 2: CONFLICT, 4: DUPLICATE}),
+        ("keep", {1: DUPLICATE, 4: DUPLICATE}),
+    ],
+)
+def test_of_equal_pairs_the_first_stays_and_a_policy_decides_on_flipped_ones(
+    policy: str, expected: dict[int, Reason]
+) -> None:
+    assert dropped_rows(*keys(PAIRS), policy) == expected
 
 
 def test_no_rows_drop_nothing() -> None:
-    assert dropped_rows(*keys([])) == {}
+    assert dropped_rows(*keys([]), "majority") == {}
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=30))
-def test_dropped_rows_are_those_of_the_plain_definition(pairs: list[tuple[str, str]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=30),
+    st.sampled_from(["drop", "majority", "keep"]),
+)
+def test_dropped_rows_are_those_of_the_plain_definition(pairs: list[tuple[str, str]], policy: str) -> None:
     expected: dict[int, Reason] = {}
-    for row, (chosen, rejected) in enumerate(pairs):
-        if chosen != rejected and (rejected, chosen) in pairs:
-            expected[row] = Reason.CONFLICT
-        elif (chosen, rejected) in pairs[:row]:
-            expected[row] = Reason.DUPLICATE
-    assert dropped_rows(*keys(pairs)) == expected
+    for row, pair in enumerate(pairs):
+        against = pairs.count(pair[::-1]) if pair[0] != pair[1] else 0
+        wins = policy == "keep" or (policy == "majority" and pairs.count(pair) > against)
+        if against and not wins:
+            expected[row] = CONFLICT
+        elif pair in pairs[:row]:
+            expected[row] = DUPLICATE
+    assert dropped_rows(*keys(pairs), policy) == expected
 
 
 def test_splits_have_about_the_shares_that_were_asked_for_and_depend_on_the_prompt_alone() -> None:

@@ -1,7 +1,8 @@
 """Publishing: whole or not at all, found again after a crash, old ones removed, one writer at a time."""
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from rm_assets.data.snapshots import (
     SnapshotError,
     held_lock,
     latest_snapshot,
+    parent_snapshot,
     publication,
+    read_snapshot,
+    remove_directory,
     required_snapshot,
     stage_shard,
 )
@@ -59,7 +63,7 @@ def test_shards_finished_before_a_crash_are_found_again(tmp_path: Path) -> None:
         assert turn.find(before.key) == before
         turn.publish([before], {}, {})
     assert not (tmp_path / "asset" / ".staging").exists()
-    assert required_snapshot(tmp_path, "asset").paths()[0].is_file()
+    assert required_snapshot(tmp_path, "asset", "").paths()[0].is_file()
 
 
 def test_what_has_no_manifest_does_not_exist_and_is_swept_away(tmp_path: Path) -> None:
@@ -105,29 +109,78 @@ def test_changed_rejects_replace_those_of_the_same_snapshot(tmp_path: Path) -> N
 
 def test_a_missing_snapshot_says_what_to_materialize(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="materialize raw_preferences first"):
-        required_snapshot(tmp_path, "raw_preferences")
+        required_snapshot(tmp_path, "raw_preferences", "")
 
 
-def _hold(path: Path, taken: "multiprocessing.synchronize.Event") -> None:
-    with held_lock(path, "the first", silent):
-        taken.set()
-        time.sleep(60)
+def test_a_snapshot_made_with_other_settings_is_refused(tmp_path: Path) -> None:
+    published(tmp_path, 1)
+    with pytest.raises(SnapshotError, match="was made with other settings: materialize asset first"):
+        required_snapshot(tmp_path, "asset", "another identity")
+
+
+def test_a_snapshot_of_no_rows_is_one_too(tmp_path: Path) -> None:
+    snapshot = published(tmp_path)
+    assert latest_snapshot(tmp_path, "asset") == snapshot
+    assert snapshot.paths() == []
+
+
+def test_changed_facts_alone_are_published(tmp_path: Path) -> None:
+    for fact in (1, 2):
+        with publication(tmp_path, "asset", 3, silent) as turn:
+            turn.publish([], {}, {"fact": fact})
+    assert latest_snapshot(tmp_path, "asset").manifest.facts == {"fact": 2}
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_shard_whose_file_is_gone_or_cut_is_computed_again(tmp_path: Path, damage) -> None:
+    first = published(tmp_path, 1, 2)
+    damage(first.paths()[0])
+    again = published(tmp_path, 1, 2)
+    assert (again.name, again.num_new_shards) == (first.name, 1)
+    assert all(path.stat().st_size for path in again.paths())
+
+
+def test_what_another_snapshot_was_made_of_is_not_removed(tmp_path: Path) -> None:
+    first = published(tmp_path, 0, keep=1)
+    with publication(tmp_path, "child", 3, silent) as turn:
+        child = turn.publish([], {"asset": first.name}, {})
+    second, third = (published(tmp_path, value, keep=1) for value in (1, 2))
+    assert parent_snapshot(tmp_path, child, "asset") == read_snapshot(first.directory)
+    assert (second.directory.exists(), third.directory.exists()) == (False, True)
+    remove_directory(first.directory)
+    with pytest.raises(SnapshotError, match="of which child was made, is gone"):
+        parent_snapshot(tmp_path, child, "asset")
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    snapshot = published(tmp_path, 1)
+    (snapshot.directory / MANIFEST).write_text("{}")
+    with pytest.raises(SnapshotError, match=r"manifest\.json' cannot be read: remove that directory"):
+        latest_snapshot(tmp_path, "asset")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rm_assets.data.snapshots import held_lock
+with held_lock(Path(sys.argv[1]), "the first", print):
+    print("taken", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_second_writer_waits_says_for_whom_and_goes_on_when_the_first_dies(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    taken, said = context.Event(), []
-    holder = context.Process(target=_hold, args=(tmp_path / "lock", taken))
-    holder.start()
-    assert taken.wait(60)
+    said = []
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "lock")], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"taken\n"
 
-    def say(text: str) -> None:
-        said.append(text)
-        holder.kill()
+        def say(text: str) -> None:
+            said.append(text)
+            holder.kill()
 
-    with held_lock(tmp_path / "lock", "the second", say):
-        pass
-    holder.join()
+        with held_lock(tmp_path / "lock", "the second", say):
+            pass
     assert said == [said[0]]
     assert said[0].startswith(f"waiting for lock, held by the first, process {holder.pid} on ")
 

@@ -1,5 +1,6 @@
 """The stages from files to padded pairs: conservation, exactness, and a second run that does nothing."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def test_a_rejected_line_is_found_by_file_line_and_reason(settings: Settings) ->
         ("b.jsonl", 23, "raw_preferences", "not_utf8"),
     ]
     assert all(len(row["line_sha256"]) == 64 for row in gathered)
+
+
+def test_annotations_without_a_single_reject_have_an_empty_table_of_rejects(settings: Settings) -> None:
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), plain_row(2)])
+    assert rows(rejects_snapshot(settings, run_stages(settings), silent)) == []
+
+
+def test_the_hash_of_a_rejected_line_follows_the_line(settings: Settings) -> None:
+    path = Path(settings.annotations_path) / "a.jsonl"
+    hashes = []
+    for spaces in (" ", "  "):
+        repeated = {name: text.replace(" ", spaces) for name, text in plain_row(1).items()}
+        write_lines(path, [plain_row(1), repeated])
+        [reject] = rows(rejects_snapshot(settings, run_stages(settings), silent))
+        assert reject["line_sha256"] == hashlib.sha256(path.read_bytes().splitlines()[1]).hexdigest()
+        hashes.append(reject["line_sha256"])
+    assert hashes[0] != hashes[1]
 
 
 def test_over_long_pairs_are_rejects_or_lose_the_same_oldest_turns(settings: Settings) -> None:

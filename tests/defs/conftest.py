@@ -35,5 +35,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, run_graph: RunGraph) -> 
     directory = tmp_path_factory.mktemp("graph")
     write_lines(directory / "annotations" / "a.jsonl", polite_rows(60))
     write_lines(directory / "annotations" / "b.jsonl", [*polite_rows(90)[60:], b'{"prompt": "a secret zebra'])
+    write_lines(directory / "held.jsonl", polite_rows(206)[200:])
     settings = {"annotations": str(directory / "annotations"), "storage": str(directory / "storage"), **QUICK}
+    settings["evaluation_files"] = {"held": str(directory / "held.jsonl")}
     return settings, run_graph(**settings)

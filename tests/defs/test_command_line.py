@@ -21,7 +21,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(directory: Path, **settings: object) -> dict[str, str]:
-    given = {"annotations": directory / "a.jsonl", "storage": directory / "storage", **QUICK, **settings}
+    given = {"annotations": directory / "a.jsonl", "storage": directory / "snapshots", **QUICK, **settings}
     named = {f"RM_{name.upper()}": str(value) for name, value in given.items()}
     return {**os.environ, **named, "DAGSTER_HOME": str(directory)}
 
@@ -84,4 +84,31 @@ def test_a_stopped_run_leaves_no_process_and_no_lock(training_run, tmp_path: Pat
     training_run.send_signal(number)
     assert training_run.wait(30) != 0
     assert wait_until(lambda: processes_of(tmp_path) == [], SECONDS_TO_LEAVE), "the training job lives on"
-    assert not (tmp_path / "storage" / "reward_model" / "latest.json").exists()
+    assert not (tmp_path / "snapshots" / "reward_model" / "latest.json").exists()
+
+
+CANARY = "zebrafinch"
+
+
+def test_no_text_of_the_annotations_is_in_dagsters_home_or_output(tmp_path: Path) -> None:
+    rows = [{name: f"{CANARY} {text}" for name, text in row.items()} for row in polite_rows(60)]
+    broken = [
+        {"prompt": CANARY, "chosen": CANARY, "rejected": CANARY},
+        {"prompt": CANARY, CANARY: CANARY},
+        {"prompt": CANARY, "chosen": [{"role": CANARY, "content": CANARY}], "rejected": CANARY},
+        {"prompt": CANARY, "chosen": f"{CANARY}<|im_end|>", "rejected": "no"},
+        f'{{"{CANARY}": "{CANARY}'.encode(),
+        CANARY.encode() + b"\xff",
+    ]
+    write_lines(tmp_path / "a.jsonl", [*rows, *broken])
+    run = subprocess.run(
+        command(), env=environment(tmp_path, max_line_bytes=10_000), cwd=tmp_path, capture_output=True, check=False
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    assert CANARY.encode() not in run.stdout + run.stderr
+    home = [
+        path for path in tmp_path.rglob("*") if path.is_file() and "snapshots" not in path.relative_to(tmp_path).parts
+    ]
+    told = [path.name for path in home if CANARY.encode() in path.read_bytes()]
+    assert told == ["a.jsonl"]
+    assert any(path.suffix == ".db" for path in home)

@@ -56,19 +56,21 @@ def test_every_asset_says_what_it_is(first_run) -> None:
 
 def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     _, result = first_run
-    assert metadata(result, "raw_preferences")["dagster/row_count"] == 91
-    assert metadata(result, "validated_preferences")["dagster/row_count"] == 90
+    assert metadata(result, "raw_preferences")["dagster/row_count"] == 97
+    assert metadata(result, "validated_preferences")["dagster/row_count"] == 96
     [reason] = table(metadata(result, "validated_preferences")["rejects_by_reason"])
     assert (reason["reason"], reason["rejects"]) == ("not_json", 1)
     [reject] = table(metadata(result, "rejected_annotations")["rejects"])
     assert (reject["file"], reject["line"], reject["reason"]) == ("b.jsonl", 31, "not_json")
     padded = metadata(result, "padded_pairs")
     assert padded["train_pairs"] + padded["validation_pairs"] + padded["test_pairs"] == 90
+    assert padded["evaluation_pairs"] == 6
     assert {row["tokens"] for row in table(padded["length_percentiles"])} >= {"chosen_length", "longer_side"}
     model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
     for picture in (model["training_curves"], report["scores"], report["calibration"]):
         assert "data:image/png;base64," in picture
     assert report["num_pairs"] == padded["test_pairs"]
+    assert [row["pairs"] for row in table(report["slices"]) if row["slice"] == "evaluation/held: all"] == [6]
     assert 0 <= report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"] <= 1
 
 
@@ -129,8 +131,8 @@ def test_datasets_loads_every_stage(first_run, tmp_path: Path) -> None:
     _, result = first_run
     for name in [*STAGES, "rejected_annotations", "reward_model_report"]:
         path = Path(metadata(result, name)["path"])
-        folders = ["train", "validation", "test"] if name == "padded_pairs" else ["data"]
-        files = {folder: str(path / folder / "*.parquet") for folder in folders}
+        folders = ["train", "validation", "test", "evaluation/held"] if name == "padded_pairs" else ["data"]
+        files = {folder.replace("/", "."): str(path / folder / "*.parquet") for folder in folders}
         loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))
         assert sum(map(len, loaded.values())) == metadata(result, name)["dagster/row_count"]
 
@@ -143,6 +145,19 @@ def test_a_run_from_which_nothing_is_left_fails_with_one_clear_error(tmp_path: P
     result = run_graph(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "storage"))
     assert not result.success
     assert "nothing is left after validated_preferences: 1 identical_replies" in errors(result)
+
+
+def test_annotations_without_text_fail_with_one_clear_error(tmp_path: Path, run_graph) -> None:
+    (tmp_path / "a.jsonl").write_text("\n \n")
+    result = run_graph(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "storage"))
+    assert "nothing is left after raw_preferences: its input was empty" in errors(result)
+
+
+def test_a_stage_does_not_take_what_other_settings_made(first_run, run_graph) -> None:
+    settings, _ = first_run
+    result = run_graph(selection="padded_pairs", **{**settings, "max_length": 333})
+    assert "tokenized_pairs in" in errors(result)
+    assert "was made with other settings: materialize tokenized_pairs first" in errors(result)
 
 
 def test_a_mistake_in_the_settings_stops_before_any_work(tmp_path: Path, run_graph) -> None:

@@ -136,6 +136,16 @@ def test_a_name_that_leads_nowhere_is_one_clear_error(
         ProjectResource(**given).ready()
 
 
+@pytest.mark.parametrize("storage", ["file", "file/below"])
+def test_a_storage_that_cannot_be_written_is_named(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"storage \(or RM_STORAGE\) is .* is no directory to write in"):
+        ProjectResource(storage=storage).ready()
+
+
 def test_a_changed_weight_or_template_is_another_identity(tmp_path: Path) -> None:
     model = save_model_files(tmp_path / "m", vocab_size=7)
     before = ProjectResource(model=str(model)).ready()

@@ -1,0 +1,140 @@
+"""Chat templates on small tokenizers: exact ids, control tokens, the padding token, and what a template leaves out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rm_assets.data.chat import (
+    ChatTokenizer,
+    encode,
+    load_chat_tokenizer,
+    lost_parts,
+    reference_ids,
+    render,
+    with_frozen_date,
+)
+from rm_assets.data.flattening import flatten_pair, require_no_control_tokens
+from rm_assets.data.formats import PreferenceError
+from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.records import Reason
+from rm_assets.settings import Settings, SettingsError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+USER, REPLY = {"role": "user", "content": "two words"}, {"role": "assistant", "content": "three more words"}
+SYSTEM = {"role": "system", "content": "be brief"}
+
+
+def chat_tokenizer(directory: Path, template: str, **options: Any) -> ChatTokenizer:
+    """A tokenizer of bytes with ChatML's tokens, and this template; `options` go to the tokenizer."""
+    characters = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=characters, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = options.pop("special", ["<|pad|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.add_tokens(["<turn>", "<think>"])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return load_chat_tokenizer(find_tokenizer(Settings(tokenizer=str(directory))))
+
+
+def test_a_batch_of_texts_has_the_ids_of_apply_chat_template(tmp_path: Path) -> None:
+    chat = chat_tokenizer(tmp_path, CHATML, pad_token="<|pad|>")
+    conversations = [[USER, REPLY], [SYSTEM, USER, REPLY, {"role": "user", "content": " naïve 漢字\n\n "}, REPLY]]
+    texts = [render(chat, conversation, "") for conversation in conversations]
+    for conversation, ids in zip(conversations, encode(chat, texts), strict=True):
+        assert ids.tolist() == reference_ids(chat, conversation, "")
+    assert encode(chat, []) == []
+
+
+def test_control_tokens_are_the_special_ones_and_those_written_around_a_users_message(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<turn>{{ m.role }}{{ m.content }}{% endfor %}<think>"
+    chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
+    assert set(chat.control_tokens) == {"<|pad|>", "<|im_start|>", "<|im_end|>", "<turn>"}
+    require_no_control_tokens(chat, {"chosen": [{"role": "assistant", "content": "<think>hm</think> <| turn"}]}, "")
+    with pytest.raises(PreferenceError) as error:
+        require_no_control_tokens(chat, {"prompt": [], "chosen": [USER, {"role": "tool", "content": "a<turn>b"}]}, "")
+    assert error.value.detail == "'<turn>' in message 2 of chosen"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"pad_token": "<|pad|>"}, "<|pad|>"),
+        ({"pad_token": "<|im_end|>"}, "<|im_start|>"),  # it ends every conversation
+        ({}, "<|im_start|>"),
+    ],
+)
+def test_the_padding_token_never_ends_a_conversation(tmp_path: Path, options: dict[str, str], expected: str) -> None:
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    special = ["<|im_start|>", "<|im_end|>"]
+    chat = chat_tokenizer(tmp_path, template, special=special, **options)
+    assert chat.reference.convert_ids_to_tokens(chat.pad_token_id) == expected
+
+
+def test_a_tokenizer_whose_only_special_token_ends_conversations_has_no_padding_token(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no special token is free to be the padding"):
+        chat_tokenizer(tmp_path, "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", special=["<|im_end|>"])
+
+
+def test_a_template_that_asks_for_the_day_gets_the_one_in_the_settings(tmp_path: Path) -> None:
+    template = "\n{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML
+    chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
+    files = find_tokenizer(Settings(tokenizer=str(tmp_path), template_date="2024-02-29"))
+    assert render(load_chat_tokenizer(files), [USER, REPLY], "").startswith("\n29 Feb 2024<|im_start|>")
+    assert with_frozen_date("\n" + CHATML, "2024-02-29") == "\n" + CHATML
+    assert files.identity != find_tokenizer(Settings(tokenizer=str(tmp_path))).identity
+
+
+def test_prompt_and_reply_make_the_whole_conversation_where_the_template_rewrites_earlier_turns(tmp_path: Path) -> None:
+    # Like Qwen3: the last reply is written with an empty thought, so the prompt alone renders differently.
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'assistant' %}<think>\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
+    other = {"role": "assistant", "content": "three other words"}
+    flat = flatten_pair(chat, [USER], [REPLY], [other], "")
+    assert flat.prompt == "<|im_start|>user\ntwo words<|im_end|>\n<|im_start|>assistant\n"
+    assert flat.prompt + flat.chosen == render(chat, [USER, REPLY], "")
+    assert flat.prompt + flat.rejected == render(chat, [USER, other], "")
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOLS = '[{"type":"function","function":{"name":"add","parameters":{"type":"object","properties":{}}}}]'
+
+
+def test_a_message_tool_list_or_call_that_leaves_no_trace_is_told(tmp_path: Path) -> None:
+    template = CHATML.replace("messages %}", "messages if m.role != 'system' %}", 1)
+    chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
+    assert lost_parts(chat, [USER, REPLY], "") == ()
+    assert lost_parts(chat, [SYSTEM, USER, REPLY], "") == ("message 1",)
+    assert lost_parts(chat, [USER, REPLY], TOOLS) == ("the tools",)
+    called = {"role": "assistant", "content": "let me see", "tool_calls": [CALL]}
+    assert lost_parts(chat, [USER, called], "") == ("tool call 1 of message 2",)
+    with pytest.raises(PreferenceError) as error:
+        flatten_pair(chat, [SYSTEM, USER], [REPLY], [{"role": "assistant", "content": "no"}], "")
+    assert error.value.reason == Reason.MESSAGE_LOST
+
+
+def test_a_template_that_refuses_says_why_only_in_its_own_words(tmp_path: Path) -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system message, please') }}{% endif %}" + CHATML
+    )
+    chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
+    with pytest.raises(PreferenceError) as error:
+        flatten_pair(chat, [SYSTEM, USER], [REPLY], [{"role": "assistant", "content": "no"}], "")
+    assert (error.value.reason, error.value.detail) == (Reason.TEMPLATE_ERROR, "no system message, please")
+    spying = chat_tokenizer(
+        tmp_path / "b", "{{ raise_exception(messages[0].content) if messages | length > 4 }}" + CHATML
+    )
+    with pytest.raises(PreferenceError) as error:
+        flatten_pair(spying, [USER, REPLY] * 2 + [USER], [REPLY], [{"role": "assistant", "content": "no"}], "")
+    assert "words" not in error.value.detail
