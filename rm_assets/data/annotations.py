@@ -1,8 +1,9 @@
 """Which annotation files a path, a directory or a glob names, and the source by which each is known.
 
 One bad entry of a directory or glob (a FIFO, a broken link, a file or directory without permission) stays in the
-list, where reading rejects it; a path given by itself must be readable. Links to files are followed; links to
-directories are not, so that no loop is, and stand among the entries that are ignored.
+list, where reading rejects it; a path given by itself must be readable. A glob does not see what lies in directories
+that it may not search. Links to files are followed; links to directories are not, so that there is no loop, and stand
+among the entries that are ignored.
 """
 
 import os
