@@ -147,6 +147,10 @@ class Settings(BaseModel):
         description="Pairs that also stand with the labels the other way round: take none of them, those of the "
         "majority (none if there are as many of each), or all.",
     )
+    two_line_files: bool = Field(
+        False,
+        description="Read all files as NeMo-Aligner's: one text a line, the chosen and the rejected side in turns.",
+    )
     evaluation_files: dict[str, str] = Field(
         {},
         description="Named sets of pairs that are scored and never trained on, name to path, directory or glob, in "

@@ -61,11 +61,9 @@ def find_annotations(setting: str) -> Annotations:
     ignored = [source_name(path, found.base) for path in found.files if path not in wanted]
     ignored += [source_name(path, found.base) + "/" for path in found.unsearched]
     if not wanted:
-        raise _error(
-            setting,
-            f"no file ending in {' or '.join(SUFFIXES)} there"
-            + (f", but {min(ignored)!r}; one JSON object a line is what is read" if ignored else ""),
-        )
+        other = min(ignored, default="")
+        hint = f", but {other!r}; one JSON object a line is what is read{_conversion(other)}" if other else ""
+        raise _error(setting, f"no file ending in {' or '.join(SUFFIXES)} there{hint}")
     files = [AnnotationFile(path=path, source=source) for path, source in wanted.items()]
     return Annotations(files=tuple(sorted(files, key=lambda file: file.source)), ignored=tuple(sorted(ignored)))
 
@@ -83,6 +81,19 @@ def source_name(path: Path, base: Path) -> str:
 
 def _error(setting: str, problem: str) -> SettingsError:
     return SettingsError(f"{SETTING} is {setting!r}: {problem}")
+
+
+_READERS = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".json": "read_json"}
+
+
+def _conversion(name: str) -> str:
+    """How to make lines of JSON of a table, or of a JSON array; empty for other files."""
+    path = Path(name)
+    if path.suffix.lower() not in _READERS:
+        return ""
+    read, target = _READERS[path.suffix.lower()], path.with_suffix(".jsonl").name
+    code = f"import pandas; pandas.{read}({path.name!r}).to_json({target!r}, orient='records', lines=True)"
+    return f'. To convert it: python -c "{code}"'
 
 
 def _find(setting: str) -> _Found:

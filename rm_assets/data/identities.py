@@ -12,7 +12,14 @@ from rm_assets.settings import Settings
 
 # The settings that each stage reads, by name.
 STAGE_SETTINGS: dict[Stage, tuple[str, ...]] = {
-    Stage.RAW: ("annotations_path", "evaluation_files", "shard_bytes", "max_line_bytes", "max_expansion"),
+    Stage.RAW: (
+        "annotations_path",
+        "evaluation_files",
+        "shard_bytes",
+        "max_line_bytes",
+        "max_expansion",
+        "two_line_files",
+    ),
     Stage.VALIDATED: ("max_malformed_fraction", "columns", "labels", "max_pairs_per_prompt"),
     Stage.FLATTENED: ("control_tokens",),
     Stage.TOKENIZED: ("max_length", "over_long"),

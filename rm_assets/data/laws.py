@@ -29,7 +29,7 @@ def _lines(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
     with_pairs, rejects = manifest.total("num_lines_with_pairs"), manifest.total("num_rejects")
     return {
         "lines not read": parent.num_rows() - manifest.total("num_in"),
-        "lines unaccounted": manifest.total("num_in") - with_pairs - rejects,
+        "lines unaccounted": manifest.total("num_in") - manifest.total("num_second_lines") - with_pairs - rejects,
         "pairs unaccounted": manifest.total("num_stated") - manifest.total("num_out"),
     }
 

@@ -122,11 +122,17 @@ class ShardOfLines:
 
 
 def shards_of_lines(
-    stream: io.BufferedReader, *, shard_bytes: int, max_line_bytes: int, whole_lines: bool = False
+    stream: io.BufferedReader,
+    *,
+    shard_bytes: int,
+    max_line_bytes: int,
+    whole_lines: bool = False,
+    in_twos: bool = False,
 ) -> Iterator[ShardOfLines]:
     """A file's lines in shards of at most `shard_bytes` (a longer line is a shard of its own) and `MAX_ROWS`.
 
-    With `whole_lines`, a last line without a line feed is left out: somebody is still writing it.
+    With `whole_lines`, a last line without a line feed is left out: somebody is still writing it. With `in_twos`, no
+    shard ends between the two lines of a pair.
     """
     is_utf8 = not stream.peek(4).startswith(_OTHER_BOMS)
     bom = stream.read(len(_BOM)) if stream.peek(len(_BOM)).startswith(_BOM) else b""
@@ -134,7 +140,8 @@ def shards_of_lines(
     for line in read_lines(stream, max_line_bytes):
         if whole_lines and not line.end_bytes:
             break
-        if not shard.has_room(line, shard_bytes):
+        is_between = in_twos and (shard.num_lines - shard.num_blank) % 2 == 1
+        if not is_between and not shard.has_room(line, shard_bytes):
             shard.sha256 = digest.hexdigest()
             yield shard
             shard, digest = _new_shard(shard.first_line + shard.num_lines, is_utf8)

@@ -143,11 +143,11 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
             raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies hold no conversation")
     first, second = (messages_of(side, "assistant") for side in (chosen, rejected))
     if prompt is None:
-        return _split_shared(first, second)
+        return split_shared(first, second)
     stated = messages_of(prompt, "user")
     if not (first and second and first[0].role != "assistant" and second[0].role != "assistant"):
         return stated, first, second
-    shared, first, second = _split_shared(first, second)
+    shared, first, second = split_shared(first, second)
     if shared != stated and not (isinstance(prompt, str) and shared and shared[-1].content == prompt):
         raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
     return shared, first, second
@@ -155,10 +155,10 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
 
 def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
     repeated = chosen.startswith(prompt) and rejected.startswith(prompt)
-    return _split_shared(*(parse_transcript(side if repeated else prompt + side) for side in (chosen, rejected)))
+    return split_shared(*(parse_transcript(side if repeated else prompt + side) for side in (chosen, rejected)))
 
 
-def _split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
+def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
     """Two conversations cut where they part: the shared beginning and the two rests.
 
     For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3].

@@ -30,6 +30,7 @@ class Format(StrEnum):
     RANKING = "ranking"
     SCORED_LISTS = "scored_lists"
     REPLY_LISTS = "reply_lists"
+    TWO_LINES = "two_lines"
 
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -69,3 +70,4 @@ class ParsingRules(Struct, frozen=True, kw_only=True):
     columns: dict[Column, str] = {}
     labels: dict[str, Label] = {}
     max_pairs_per_prompt: int = 10
+    two_line_files: bool = False

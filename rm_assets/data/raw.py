@@ -50,7 +50,9 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
     annotations = find_annotations(settings.annotations_path)
     files = [*annotations.files, *find_evaluation_files(settings.evaluation_files)]
-    identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes)
+    if ignored := annotations.ignored:
+        say(f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
+    identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
     with publication(Path(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
@@ -143,6 +145,7 @@ def _one_reading(
             shard_bytes=settings.shard_bytes,
             max_line_bytes=settings.max_line_bytes,
             whole_lines=whole_lines,
+            in_twos=settings.two_line_files,
         )
         return list(_staged(lines, file, identity, turn))
     except RejectedFileError as error:

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     AMBIGUOUS_LABEL = "ambiguous_label"
     HELD_BACK_FILE = "held_back_file"
     # the preference it states
+    INCOMPLETE_PAIR = "incomplete_pair"
     EMPTY_MESSAGE = "empty_message"
     EMPTY_REPLY = "empty_reply"
     IDENTICAL_REPLIES = "identical_replies"
@@ -75,6 +76,7 @@ MEANINGS = {
     Reason.AMBIGUOUS_FIELD: "Two fields say the same thing differently; the setting columns says which one is meant.",
     Reason.AMBIGUOUS_LABEL: "The label of a comparison may mean either response; the setting labels says which.",
     Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for its other lines.",
+    Reason.INCOMPLETE_PAIR: "The other line of a pair in two-line files is missing or a reject.",
     Reason.EMPTY_MESSAGE: "The prompt, or a message of it, is empty.",
     Reason.EMPTY_REPLY: "A reply is empty.",
     Reason.IDENTICAL_REPLIES: "Both replies are equal.",

@@ -6,11 +6,12 @@ so that a delivery gone wrong is not half used. So is a file with any ambiguous 
 counts alone, and is part of the keys of the file's shards.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.formats import stated_by
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError
+from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
+from rm_assets.data.two_line_format import NumberedLine, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -134,9 +136,10 @@ def _message_texts(message: Message) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationTask:
-    """A shard of raw lines; `held_back` says why its file is held back, or is empty."""
+    """A shard of raw lines with its rejects; `held_back` says why its file is held back, or is empty."""
 
     path: Path | None
+    rejected: Path | None
     held_back: str
     rules: ParsingRules
 
@@ -146,10 +149,10 @@ def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str,
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     raw = read_table([task.path] if task.path else [], records.RAW)
-    num_malformed = num_stated = num_tied = num_not_taken = 0
-    for source, line, text in zip(*(column.to_pylist() for column in raw.columns), strict=True):
+    num_malformed = num_stated = num_tied = num_not_taken = num_second_lines = 0
+    for source, lines, stated_by_lines in _statements(task, raw):
         try:
-            stated = stated_by(text, task.rules)
+            stated = stated_by_lines()
             for preference in stated.preferences:
                 require_sound(preference)
             if task.held_back:
@@ -157,10 +160,12 @@ def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str,
             num_stated += len(stated.preferences)
             num_tied += stated.num_tied
             num_not_taken += stated.num_not_taken
-            rows += [_row(source, line, preference) for preference in stated.preferences]
+            num_second_lines += len(lines) - 1
+            rows += [_row(source, lines[0][0], preference) for preference in stated.preferences]
         except PreferenceError as error:
-            num_malformed += error.reason in MALFORMED
-            rejects.append(_reject(source, line, error, text))
+            told = [_reject(source, line, error, text) for line, text in lines if text is not None]
+            num_malformed += len(told) * (error.reason in MALFORMED)
+            rejects += told
     tables = {
         DATA: pa.Table.from_pylist(rows, schema=records.VALIDATED),
         REJECTS: pa.Table.from_pylist(rejects, schema=records.REJECTS),
@@ -172,10 +177,25 @@ def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str,
         "num_stated": num_stated,
         "num_tied": num_tied,
         "num_not_taken": num_not_taken,
+        "num_second_lines": num_second_lines,
         "num_held_back": int(bool(task.held_back)) * raw.num_rows,
         "formats": dict(sorted(Counter(row["format"] for row in rows).items())),
         "reasons": reason_counts(reject["reason"] for reject in rejects),
     }
+
+
+def _statements(task: ValidationTask, raw: pa.Table) -> Iterator[tuple[str, list[NumberedLine], Callable[[], Stated]]]:
+    """What to read together: a source, its line or two lines, and how to know what they state."""
+    rows = zip(*(column.to_pylist() for column in raw.columns), strict=True)
+    if not task.rules.two_line_files:
+        for source, line, text in rows:
+            yield source, [(line, text)], functools.partial(stated_by, text, task.rules)
+        return
+    rejected = read_table([task.rejected] if task.rejected else [], records.REJECTS)
+    places = rejected.select(["source", "line"]).to_pylist()
+    found = [*rows, *((place["source"], place["line"], None) for place in places if place["line"])]
+    for first, second in pairs_of_lines([(line, text) for _, line, text in found]):
+        yield found[0][0], [first, *([second] if second else [])], functools.partial(stated_by_two_lines, first, second)
 
 
 def _row(source: str, line: int, preference: Preference) -> dict[str, Any]:
@@ -247,14 +267,18 @@ def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], o
 def parsing_rules(settings: Settings) -> ParsingRules:
     """The settings that decide what a row states; they are part of the keys of the shards."""
     return ParsingRules(
-        columns=settings.columns, labels=settings.labels, max_pairs_per_prompt=settings.max_pairs_per_prompt
+        columns=settings.columns,
+        labels=settings.labels,
+        max_pairs_per_prompt=settings.max_pairs_per_prompt,
+        two_line_files=settings.two_line_files,
     )
 
 
 def _task(raw: Snapshot, shard: Shard, held_back: str, rules: ParsingRules) -> Task:
     data = raw.data_path(shard)
     key = fingerprint(Stage.VALIDATED, VERSION, msgspec.to_builtins(rules), shard.key, held_back)
-    arguments = ValidationTask(path=data, held_back=held_back, rules=rules)
+    rejected = next((raw.directory / file.path for file in shard.files if file.folder == REJECTS), None)
+    arguments = ValidationTask(path=data, rejected=rejected, held_back=held_back, rules=rules)
     return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
 

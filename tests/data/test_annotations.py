@@ -117,7 +117,7 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
         ("missing.jsonl", "no such file"),
         ("empty", "no file ending in .jsonl"),
         ("*.jsonl", "no file ending in .jsonl"),
-        ("table.csv", "'table.csv'"),
+        ("table.csv", "pandas.read_csv('table.csv').to_json('table.jsonl', orient='records', lines=True)"),
         ("broken/b.jsonl", "'b.jsonl' cannot be read: a link to nothing"),
         ("fifo/f.jsonl", "'f.jsonl' cannot be read: a FIFO"),
         ("loop/l.jsonl", "'l.jsonl' cannot be read: Too many levels of symbolic links"),

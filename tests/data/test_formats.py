@@ -23,6 +23,7 @@ from rm_assets.data.messages import ContentPart, MessageRecord
 from rm_assets.data.ranking_formats import ResponseRecord
 from rm_assets.data.records import Reason
 from rm_assets.data.spellings import KNOWN
+from rm_assets.data.two_line_format import stated_by_two_lines
 from rm_assets.data.validation import conversation_key, pair_id, prompt_key, require_sound
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
@@ -184,7 +185,8 @@ def test_the_readme_shows_a_line_of_every_format() -> None:
     lines = re.findall(r"^\| `(\w+)` \| `(.*)` \|$", table, re.MULTILINE)
     assert [name for name, _ in lines] == list(Format)
     for name, line in lines:
-        for read in parse_row(line):
+        two = (1, line), (2, line.replace("4.", "5."))
+        for read in stated_by_two_lines(*two).preferences if name == "two_lines" else parse_row(line):
             require_sound(read)
             assert read.format == name
             assert [m.content for m in (*read.prompt, *read.chosen)] == ["2+2?", "4."]

@@ -1,0 +1,72 @@
+r"""NeMo-Aligner's files of two lines a pair: `{"text": "<prompt, chosen>"}`, then `{"text": "<prompt, rejected>"}`.
+
+Read by the setting `two_line_files` only: nothing in a line says which of the two it is, and a lost line would turn all
+pairs after it round or apart. So a pair is made of the 1st and 2nd, the 3rd and 4th non-blank line of a file, rejected
+ones included, and two texts that do not share their prompt are rejects, never matched with others. A text is a
+transcript (`\n\nHuman:`) or NeMo's chat (`<extra_id_0>System\n...\n<extra_id_1>User\n...\n<extra_id_1>Assistant\n`).
+"""
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from rm_assets.data.json_rows import json_object
+from rm_assets.data.messages import is_transcript, parse_transcript, split_shared
+from rm_assets.data.preferences import Format, Message, Preference, PreferenceError, Stated
+from rm_assets.data.records import Reason
+
+NumberedLine = tuple[int, str | None]
+"""A line's number and its text; None where it was rejected before."""
+
+_TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
+_ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
+
+
+class TwoLineRecord(Struct, kw_only=True):
+    """One side of a pair: its whole conversation."""
+
+    text: str
+
+
+def pairs_of_lines(lines: list[NumberedLine]) -> Iterator[tuple[NumberedLine, NumberedLine | None]]:
+    """Non-blank lines two by two, in the order of their numbers; None where an odd last line has no partner."""
+    ordered = sorted(lines, key=lambda line: line[0])
+    for place in range(0, len(ordered), 2):
+        yield ordered[place], ordered[place + 1] if place + 1 < len(ordered) else None
+
+
+def stated_by_two_lines(first: NumberedLine, second: NumberedLine | None) -> Stated:
+    """What two lines state together; raises PreferenceError for both where one of them is missing or unsound."""
+    if second is None:
+        raise PreferenceError(Reason.INCOMPLETE_PAIR, "the file has an odd number of lines")
+    if first[1] is None or second[1] is None:
+        raise PreferenceError(Reason.INCOMPLETE_PAIR, "the other line of the pair is a reject")
+    prompt, chosen, rejected = split_shared(_conversation(first[1]), _conversation(second[1]))
+    pair = Preference(prompt=prompt, chosen=chosen, rejected=rejected, format=Format.TWO_LINES)
+    return Stated(preferences=[pair])
+
+
+def _conversation(line: str) -> tuple[Message, ...]:
+    row = json_object(line, {"text"})
+    if "text" not in row:
+        raise PreferenceError(Reason.MISSING_FIELD, "no field `text`, which each line of two-line files has")
+    try:
+        text = msgspec.convert(row, TwoLineRecord).text
+    except msgspec.ValidationError:
+        raise PreferenceError(Reason.WRONG_TYPE, "`text` is no text") from None
+    return parse_transcript(text) if is_transcript(text) else _nemo_chat(text)
+
+
+def _nemo_chat(text: str) -> tuple[Message, ...]:
+    r"""The messages of NeMo's chat; one line feed before a turn, and a last empty turn's mark, belong to the marks."""
+    turns = list(_TURN.finditer(text))
+    if not turns or turns[0].start() != 0 or "<extra_id_2>" in text:
+        raise PreferenceError(Reason.UNKNOWN_FORMAT, "neither a transcript nor NeMo's chat")
+    ends = [turn.start() for turn in turns[1:]] + [len(text)]
+    messages = [
+        Message(role=_ROLES[turn[1]], content=text[turn.end() : end].removesuffix("<extra_id_1>").removesuffix("\n"))
+        for turn, end in zip(turns, ends, strict=True)
+    ]
+    return tuple(message for message in messages if message.role != "system" or message.content)

@@ -1,0 +1,101 @@
+"""Files of two lines a pair: by setting only, and a lost line never shifts the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import rejects, rows, run_stages, violations, write_lines
+
+from rm_assets.data.preferences import Message
+from rm_assets.data.records import Stage
+from rm_assets.data.two_line_format import pairs_of_lines, stated_by_two_lines
+from rm_assets.settings import Settings
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=20).filter(
+    lambda text: text.strip() == text and "\n" not in text
+)
+
+
+def sides(number: int) -> list[object]:
+    """The two lines of one pair, as transcripts."""
+    return [{"text": f"\n\nHuman: {number}?\n\nAssistant: {reply} {number}."} for reply in ("Yes", "No")]
+
+
+def nemo(system: str, user: str, reply: str, end: str = "") -> str:
+    turns = f"<extra_id_0>System\n{system}\n<extra_id_1>User\n{user}\n<extra_id_1>Assistant\n{reply}\n{end}"
+    return json.dumps({"text": turns})
+
+
+@given(system=st.just("") | TEXT, user=TEXT, chosen=TEXT, rejected=TEXT, end=st.sampled_from(["", "<extra_id_1>"]))
+def test_nemos_chat_comes_back_as_messages(system: str, user: str, chosen: str, rejected: str, end: str) -> None:
+    rejected = rejected if rejected != chosen else chosen + "!"
+    [pair] = stated_by_two_lines(
+        (1, nemo(system, user, chosen, end)), (2, nemo(system, user, rejected, end))
+    ).preferences
+    opening = (Message(role="system", content=system),) if system else ()
+    assert pair.prompt == (*opening, Message(role="user", content=user))
+    assert pair.chosen == (Message(role="assistant", content=chosen),)
+    assert pair.rejected == (Message(role="assistant", content=rejected),)
+    lines = (1, nemo(system, user, rejected, end)), (2, nemo(system, user, chosen, end))
+    [swapped] = stated_by_two_lines(*lines).preferences
+    assert (swapped.chosen, swapped.rejected) == (pair.rejected, pair.chosen)
+
+
+def test_lines_are_paired_by_their_order_in_the_file() -> None:
+    assert list(pairs_of_lines([(4, "d"), (1, "a"), (3, None), (9, "e")])) == [
+        ((1, "a"), (3, None)),
+        ((4, "d"), (9, "e")),
+    ]
+    assert list(pairs_of_lines([(1, "a")])) == [((1, "a"), None)]
+
+
+@pytest.fixture
+def two_lines(settings: Settings) -> Settings:
+    return settings.model_copy(update={"two_line_files": True, "max_malformed_fraction": 1.0, "shard_bytes": 150})
+
+
+def written(settings: Settings, lines: list[Any]) -> None:
+    write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
+
+
+def test_pairs_are_read_whatever_the_shards_and_blank_lines(two_lines: Settings) -> None:
+    lines = [line for number in range(20) for line in (*sides(number), b"")]
+    written(two_lines, lines)
+    stages = run_stages(two_lines)
+    assert len(stages[Stage.RAW].manifest.shards) > 5
+    found = rows(stages[Stage.VALIDATED])
+    assert [row["chosen"][0]["content"] for row in found] == [f"Yes {number}." for number in range(20)]
+    assert [row["line"] for row in found] == [3 * number + 1 for number in range(20)]
+    assert set(violations(stages).values()) == {0}
+
+
+def test_without_the_setting_such_lines_are_no_known_format(settings: Settings) -> None:
+    lines = [*sides(1), {"prompt": "q", "chosen": "a", "rejected": "b"}]
+    written(settings, lines)
+    stages = run_stages(settings.model_copy(update={"max_malformed_fraction": 1.0}))
+    assert [reject[2] for reject in rejects(stages[Stage.VALIDATED])] == ["unknown_format"] * 2
+
+
+def test_a_line_that_is_no_text_costs_its_pair_and_no_other(two_lines: Settings) -> None:
+    written(two_lines, [*sides(1), sides(2)[0], b"\xff", *sides(3), {"txt": 1}, sides(4)[1], *sides(5)])
+    stages = run_stages(two_lines)
+    assert [row["line"] for row in rows(stages[Stage.VALIDATED])] == [1, 5, 9]
+    assert rejects(stages[Stage.VALIDATED]) == [
+        ("a.jsonl", 3, "incomplete_pair"),
+        ("a.jsonl", 7, "missing_field"),
+        ("a.jsonl", 8, "missing_field"),
+    ]
+    assert set(violations(stages).values()) == {0}
+
+
+def test_a_missing_line_makes_rejects_of_what_follows_and_never_a_wrong_pair(two_lines: Settings) -> None:
+    lines = [line for number in range(10) for line in sides(number)]
+    written(two_lines, lines[:5] + lines[6:])
+    stages = run_stages(two_lines)
+    assert [row["line"] for row in rows(stages[Stage.VALIDATED])] == [1, 3]
+    reasons = [reject[2] for reject in rejects(stages[Stage.VALIDATED])]
+    assert reasons == ["unshared_prompt"] * 14 + ["incomplete_pair"]
+    assert set(violations(stages).values()) == {0}
