@@ -68,6 +68,15 @@ def flatten_pair(
     return Flattened(prompt=shared, chosen=whole[0][len(shared) :], rejected=whole[1][len(shared) :])
 
 
+def is_rewritten(flat: Flattened, sides: dict[str, list[MessageDict]]) -> bool:
+    """Whether the template wrote some content other than verbatim: stripped, or without its earlier thinking."""
+    return any(
+        message.get("content") and message["content"] not in flat.prompt + text
+        for side, text in (("chosen", flat.chosen), ("rejected", flat.rejected))
+        for message in sides["prompt"] + sides[side]
+    )
+
+
 def require_no_control_tokens(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str) -> None:
     """Raise PreferenceError if text of the pair contains a control token: it could forge a turn or an end."""
     for side, messages in sides.items():
@@ -113,6 +122,7 @@ def flatten_shard(task: FlatteningTask) -> tuple[dict[str, pa.Table], dict[str, 
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     validated = read_table([task.path] if task.path else [], records.VALIDATED).to_pylist()
+    num_rewritten = 0
     for row in validated:
         sides = pair_messages(row)
         try:
@@ -122,6 +132,7 @@ def flatten_shard(task: FlatteningTask) -> tuple[dict[str, pa.Table], dict[str, 
         except PreferenceError as error:
             rejects.append(pair_reject(row, Stage.FLATTENED, error.reason, error.detail))
             continue
+        num_rewritten += is_rewritten(flat, sides)
         rows.append(
             {name: row[name] for name in (*PAIR_COLUMNS, "margin")}
             | {"prompt": flat.prompt, "chosen": flat.chosen, "rejected": flat.rejected}
@@ -132,6 +143,7 @@ def flatten_shard(task: FlatteningTask) -> tuple[dict[str, pa.Table], dict[str, 
     }
     return tables, {
         "num_in": len(validated),
+        "num_rewritten": num_rewritten,
         "reasons": reason_counts(reject["reason"] for reject in rejects),
     }
 

@@ -86,7 +86,7 @@ _TOTALS = {
         "tied_pairs": "num_tied",
         "pairs_over_the_cap": "num_not_taken",
     },
-    Stage.FLATTENED: {"characters": "num_characters"},
+    Stage.FLATTENED: {"characters": "num_characters", "pairs_rewritten_by_the_template": "num_rewritten"},
     Stage.TOKENIZED: {"tokens": "num_tokens", "shared_prefix_tokens": "num_shared_tokens"},
     Stage.PADDED: {
         "train_pairs": "num_train",

@@ -89,6 +89,16 @@ def test_the_hash_of_a_rejected_line_follows_the_line(settings: Settings) -> Non
     assert hashes[0] != hashes[1]
 
 
+def test_pairs_that_the_template_writes_other_than_verbatim_are_kept_and_counted(settings: Settings) -> None:
+    template = Path(settings.storage).parent / "strips.jinja"
+    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content | trim }}<|im_end|>{% endfor %}")
+    lines = [plain_row(1), plain_row(2, chosen=" It is 3.\n")]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
+    stages = run_stages(settings.model_copy(update={"chat_template": str(template)}))
+    assert stages[Stage.FLATTENED].manifest.num_rows() == 2
+    assert stages[Stage.FLATTENED].manifest.total("num_rewritten") == 1
+
+
 def test_over_long_pairs_are_rejects_or_lose_the_same_oldest_turns(settings: Settings) -> None:
     turns = [
         {"role": role, "content": f"{role} says number {number} " * 8}
