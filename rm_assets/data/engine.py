@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.snapshots import LawFunction, Publication, Shard, StageFunction, stage_shard
+from rm_assets.data.publication import LawFunction, Publication, StageFunction, stage_shard
+from rm_assets.data.snapshots import Shard
 
 _SMALL_BYTES = 16 * 2**20
 """Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""

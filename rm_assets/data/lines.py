@@ -66,7 +66,6 @@ class ShardOfLines:
     num_lines: int = 0
     num_blank: int = 0
     num_bytes: int = 0
-    text_bytes: int = 0
     end_bytes: int = 0
     bom_bytes: int = 0
     blank_bytes: int = 0
@@ -102,7 +101,6 @@ class ShardOfLines:
         else:
             self.texts.append(text)
             self.numbers.append(number)
-            self.text_bytes += len(content)
 
     def _reject(self, number: int, reason: Reason, detail: str, sha256: str, num_bytes: int) -> None:
         self.rejects.append((number, reason, detail, sha256))

@@ -24,18 +24,9 @@ from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import ShardOfLines, shards_of_lines
+from rm_assets.data.publication import Publication, publication, stage_shard, write_json
 from rm_assets.data.records import MALFORMED, Reason, Stage
-from rm_assets.data.snapshots import (
-    DATA,
-    REJECTS,
-    Publication,
-    Shard,
-    Snapshot,
-    publication,
-    read_table,
-    stage_shard,
-    write_json,
-)
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
 from rm_assets.settings import Settings
 
 VERSION = 2

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.publication import publication, stage_shard
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Snapshot, publication, read_table, stage_shard
+from rm_assets.data.snapshots import DATA, REJECTS, Snapshot, read_table
 from rm_assets.settings import Settings
 
 VERSION = 1

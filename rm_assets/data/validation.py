@@ -26,9 +26,10 @@ from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.formats import stated_by
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.publication import Publication, publication
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import MALFORMED, Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Publication, Shard, Snapshot, publication, read_table
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
 from rm_assets.data.two_line_format import NumberedLine, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 

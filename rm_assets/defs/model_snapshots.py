@@ -15,16 +15,8 @@ import dagster as dg
 
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.padding import SPLITS, pad_token_id_of
-from rm_assets.data.snapshots import (
-    LATEST,
-    MANIFEST,
-    REJECTS,
-    Snapshot,
-    SnapshotError,
-    held_lock,
-    remove_directory,
-    write_json,
-)
+from rm_assets.data.publication import held_lock, remove_directory, write_json
+from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import Project
 

@@ -10,17 +10,9 @@ import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.publication import publication, stage_shard
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import (
-    DATA,
-    Snapshot,
-    SnapshotError,
-    parent_snapshot,
-    publication,
-    read_snapshot,
-    read_table,
-    stage_shard,
-)
+from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot, read_table
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 

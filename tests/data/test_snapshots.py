@@ -11,22 +11,18 @@ import pytest
 from support import silent
 
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.publication import Publication, held_lock, publication, remove_directory, stage_shard
 from rm_assets.data.snapshots import (
     DATA,
     MANIFEST,
     REJECTS,
-    Publication,
     Shard,
     Snapshot,
     SnapshotError,
-    held_lock,
     latest_snapshot,
     parent_snapshot,
-    publication,
     read_snapshot,
-    remove_directory,
     required_snapshot,
-    stage_shard,
 )
 
 
@@ -162,7 +158,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.snapshots import held_lock
+from rm_assets.data.publication import held_lock
 with held_lock(Path(sys.argv[1]), "the first", print):
     print("taken", flush=True)
     time.sleep(60)
