@@ -1,22 +1,13 @@
-"""What a chat template does with contents, learnt by running it on symbols instead of texts.
+"""Symbols that stand for the contents of messages while a chat template runs.
 
-A symbol stands for the content of one message. It is no string, so whatever it does not understand fails instead of
-losing track. What it does understand is written down: methods that make a new text of it become part of an expression,
-and every question about it (`in`, `startswith`, truth, ...) becomes a guard with the answer that the content at hand
-gives. Contents that answer all guards alike are rendered alike, so the text is the written literals and expressions.
-This is symbolic execution along the path of an example (K. Sen, D. Marinov, G. Agha, "CUTE", 2005).
+A symbol is no string, so whatever it does not understand fails instead of losing track. What it does understand is
+written down: methods that make a new text of it become part of an expression, and every question about it (`in`,
+`startswith`, truth, ...) becomes a guard with the answer that the example at hand gives.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from jinja2 import Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-_TEXT_METHODS = ("strip", "lstrip", "rstrip", "replace", "removeprefix", "removesuffix", "lower", "upper")
-_QUESTIONS = ("startswith", "endswith")
 
 
 class NotUnderstoodError(Exception):
@@ -83,14 +74,9 @@ def column(expression: Expression, contents: Sequence[Sequence[str]]) -> list[st
         case Applied(of, method, arguments, item):
             return [_apply(text, method, arguments, item) for text in column(of, contents)]
         case Joined(parts):
-            columns = [
-                _repeated(part, len(contents[0])) if isinstance(part, str) else column(part, contents) for part in parts
-            ]
+            num_rows = len(contents[0])
+            columns = [[part] * num_rows if isinstance(part, str) else column(part, contents) for part in parts]
             return list(map("".join, zip(*columns, strict=True)))
-
-
-def _repeated(text: str, count: int) -> list[str]:
-    return [text] * count
 
 
 def failures(guard: Guard, contents: Sequence[Sequence[str]]) -> list[int]:
@@ -129,16 +115,18 @@ class Symbol:
         return Symbol(Applied(self._expression, method, arguments, item), text, self._guards)
 
     def __add__(self, other: Any) -> Any:
-        return _joined([self, other])
+        return joined([self, other])
 
     def __radd__(self, other: Any) -> Any:
-        return _joined([other, self])
+        return joined([other, self])
 
     def __contains__(self, part: Any) -> bool:
         return self.asked("__contains__", part)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Symbol):
+            if self._expression == other._expression:
+                return True
             raise NotUnderstoodError("a comparison of two contents")
         return isinstance(other, str) and self.asked("__eq__", other)
 
@@ -152,8 +140,35 @@ class Symbol:
     __hash__ = __iter__ = __reversed__ = __str__ = __repr__ = __format__ = _not_understood
 
 
+class Length:
+    """The length of a symbol. Whether it is 0 is understood, its number is not."""
+
+    __slots__ = ("_symbol",)
+
+    def __init__(self, symbol: Symbol) -> None:
+        self._symbol = symbol
+
+    def __bool__(self) -> bool:
+        return bool(self._symbol)
+
+    def __gt__(self, other: object) -> bool:
+        return bool(self._symbol) if _is_zero(other) else self._not_understood()
+
+    def __eq__(self, other: object) -> bool:
+        return not self._symbol if _is_zero(other) else self._not_understood()
+
+    def _not_understood(self, *_: Any) -> Any:
+        raise NotUnderstoodError("the length of a content")
+
+    __hash__ = __str__ = __repr__ = __format__ = _not_understood
+
+
+def _is_zero(value: object) -> bool:
+    return type(value) is int and value == 0
+
+
 class Parts:
-    """What `split` makes of a symbol. Its first and last part are symbols; everything else is not understood."""
+    """What `split` makes of a symbol: its first and last part are symbols, and so is the whole where nothing splits."""
 
     __slots__ = ("_arguments", "_symbol")
 
@@ -168,10 +183,15 @@ class Parts:
             raise NotUnderstoodError("a part of a split content other than the first and the last")
         return self._symbol.made("split", self._arguments, index)
 
+    def __iter__(self) -> Iterator[Symbol]:
+        if self._symbol.asked("__contains__", self._arguments[0]):
+            raise NotUnderstoodError("a loop over a content that is split")
+        return iter([self._symbol])
+
     def _not_understood(self, *_: Any) -> Any:
         raise NotUnderstoodError("a split content as a list")
 
-    __eq__ = __hash__ = __iter__ = __reversed__ = __contains__ = __bool__ = _not_understood
+    __eq__ = __hash__ = __reversed__ = __contains__ = __bool__ = _not_understood
     __str__ = __repr__ = __format__ = _not_understood
 
 
@@ -183,7 +203,7 @@ def _require_plain(arguments: Iterable[Any]) -> None:
             raise NotUnderstoodError(f"a {type(argument).__name__} as an argument")
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def joined(parts: Sequence[Any]) -> Any:
     """Texts and symbols, joined: a symbol if there is one among them."""
     symbols = [part for part in parts if isinstance(part, Symbol)]
     if not symbols:
@@ -200,123 +220,13 @@ def _joined(parts: Sequence[Any]) -> Any:
     return Symbol(Joined(tuple(flat)), text, symbols[0]._guards)
 
 
-# --- a template that runs on symbols -------------------------------------------------------------------------
-
-_ANSWERED_TESTS = dict.fromkeys(("defined", "string", "iterable", "sequence"), True) | dict.fromkeys(
-    ("undefined", "none", "mapping", "boolean", "true", "false", "number", "integer", "float", "callable"), False
-)
-_TRACED_TESTS = ("==", "eq", "equalto", "!=", "ne", "in")
+def interleaved(texts: list[Any], separator: str = "") -> Any:
+    """Texts and symbols, joined with a separator between them."""
+    _require_plain([separator])
+    return joined([part for text in texts for part in (separator, text)][1:])
 
 
-class SymbolEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, told what a symbol's attributes are, and to join symbols where it joins texts."""
-
-    @staticmethod
-    def concat(parts: Iterable[Any]) -> Any:
-        """What a block or the whole template has written."""
-        return _joined(list(parts))
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """An attribute, as `content.strip`."""
-        return _attribute(self, obj, attribute) if isinstance(obj, (Symbol, Parts)) else super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        """An item, as `content.split("x")[0]`, or an attribute, as `content["strip"]`."""
-        if isinstance(argument, (Symbol, Parts)):
-            raise NotUnderstoodError("a content as a key")
-        if isinstance(obj, Parts):
-            return obj.item(argument)
-        if isinstance(obj, Symbol) and not isinstance(argument, str):
-            raise NotUnderstoodError("a part of a content")
-        return _attribute(self, obj, argument) if isinstance(obj, Symbol) else super().getitem(obj, argument)
-
-
-def _attribute(environment: SymbolEnvironment, value: Symbol | Parts, name: str) -> Any:
-    if isinstance(value, Symbol):
-        if name in _TEXT_METHODS:
-            return lambda *arguments: value.made(name, arguments)
-        if name in _QUESTIONS:
-            return lambda *arguments: value.asked(name, *arguments)
-        if name == "split":
-            return lambda *arguments: Parts(value, *arguments)
-        if not hasattr(str, name):
-            return environment.undefined(obj="", name=name)
-    raise NotUnderstoodError(f"{name!r} of a content")
-
-
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, (Symbol, Parts))
-
-
-def _test(name: str, function: Any) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def test(*arguments: Any) -> Any:
-        if not any(map(_is_traced, arguments)) or name in _TRACED_TESTS:
-            return function(*arguments)
-        if isinstance(arguments[0], Symbol) and name in _ANSWERED_TESTS:
-            return _ANSWERED_TESTS[name]
-        raise NotUnderstoodError(f"the test {name!r} of a content")
-
-    return test
-
-
-def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def on_symbols(*arguments: Any, **options: Any) -> Any:
-        if not any(map(_is_traced, (*arguments, *options.values()))):
-            return function(*arguments, **options)
-        match name, [argument for argument in arguments if _is_traced(argument)], options:
-            case "trim", [Symbol() as symbol], {}:
-                return symbol.made("strip", arguments[1:])
-            case "string", [Symbol() as symbol], {}:
-                return symbol
-            case (("default" | "d"), [Symbol()], _) if isinstance(arguments[0], Symbol):
-                return function(*arguments, **options)
-            case "first", [Parts() as parts], {}:
-                return parts.item(0)
-            case "last", [Parts() as parts], {}:
-                return parts.item(-1)
-        raise NotUnderstoodError(f"the filter {name!r} of a content")
-
-    return on_symbols
-
-
-def on_symbols(template: Template, source: str) -> Template:
-    """The same template, compiled to run on symbols."""
-    own = template.environment
-    environment = SymbolEnvironment(
-        trim_blocks=own.trim_blocks,
-        lstrip_blocks=own.lstrip_blocks,
-        keep_trailing_newline=own.keep_trailing_newline,
-        extensions=[type(extension) for extension in own.extensions.values()],
-    )
-    environment.globals.update(own.globals)
-    environment.filters.update({name: _filter(name, function) for name, function in own.filters.items()})
-    environment.tests.update({name: _test(name, function) for name, function in own.tests.items()})
-    compiled = environment.from_string(source)
-    # Compiled templates pass what they write through `str`, and what `~` joins through `str_join`.
-    names = compiled.root_render_func.__globals__
-    names["str"] = _written
-    names["str_join"] = names["markup_join"] = lambda values: _joined([_written(value) for value in values])
-    return compiled
-
-
-def _written(value: Any) -> Any:
-    return value if isinstance(value, Symbol) else str(value)
-
-
-def traced(
-    template: Template, roles: Sequence[str], contents: Sequence[str], **variables: Any
-) -> tuple[Joined, tuple[Guard, ...]]:
-    """What a template on symbols writes for these contents, and for which others it does so.
-
-    Raises NotUnderstoodError, or what Jinja raises, where that cannot be told.
-    """
-    guards: dict[Guard, None] = {}
-    symbols = [Symbol(Content(index), text, guards) for index, text in enumerate(contents)]
-    messages = [{"role": role, "content": symbol} for role, symbol in zip(roles, symbols, strict=True)]
-    written: Any = template.render(messages=messages, **variables)
-    if not isinstance(written, Symbol):
-        return Joined((written,)), tuple(guards)
-    expression = written._expression
-    return expression if isinstance(expression, Joined) else Joined((expression,)), tuple(guards)
+def expression_of(value: Symbol | str) -> Joined:
+    """What was written, as literals and expressions."""
+    parts = value._expression if isinstance(value, Symbol) else value
+    return parts if isinstance(parts, Joined) else Joined((parts,))

@@ -1,7 +1,7 @@
 """Conversations rendered without Jinja in the loop, equal to transformers' own rendering.
 
 For a shape of conversation (its roles, with or without a generation prompt) the template is run once on symbols
-(`rm_assets.data.template_symbols`): what it writes is a row of literals and contents, what it asks of the contents are
+(`rm_assets.data.template_tracing`): what it writes is a row of literals and contents, what it asks of the contents are
 guards. Conversations of that shape whose contents pass the guards are then joined from these pieces. All others go to
 transformers, as does every shape that is not understood, and any message that has more than a role and a content.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rm_assets.data.chat import ChatTokenizer, MessageDict, lost_parts, render
-from rm_assets.data.template_symbols import Content, Expression, Guard, column, failures, on_symbols, traced
+from rm_assets.data.template_symbols import Content, Expression, Guard, column, failures
+from rm_assets.data.template_tracing import on_symbols, traced
 
 Roles = tuple[str, ...]
 Row = tuple[str, ...]
@@ -21,6 +22,9 @@ _LEARN_AFTER = 4
 """Conversations of a shape before its pieces are learnt: rare shapes are rendered sooner than learnt."""
 _MAX_ATTEMPTS = 8
 """Ways to render one shape, which differ in what contents answer; further contents go to transformers."""
+
+_MAX_SHAPES = 10_000
+"""Shapes that are remembered; one more, and all are learnt anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,8 @@ class TemplateRenderer:
     def render_many(self, roles: Roles, rows: Sequence[Row], add_generation_prompt: bool = False) -> list[str | None]:
         """The renderings of conversations of one shape; None for those to be rendered by transformers instead."""
         texts: list[str | None] = [None] * len(rows)
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
         shape = self._shapes.setdefault((roles, add_generation_prompt), _Shape())
         shape.num_seen += len(rows)
         if rows and roles and not self.reason and shape.num_seen >= _LEARN_AFTER:
