@@ -100,6 +100,14 @@ class ShardWriter:
             num_bytes=path.stat().st_size,
         )
 
+    def restart(self) -> None:
+        """Throw away what was written so far."""
+        self.abandon()
+        for folder in self._open:
+            self.path(folder).unlink()
+        self._open.clear()
+        self._num_rows.clear()
+
     def abandon(self) -> None:
         """Close the files, whatever is in them."""
         for stream, writer in self._open.values():
@@ -130,7 +138,7 @@ def stage_shard(
     fill: Callable[[ShardWriter], Stats],
     laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
 ) -> Shard:
-    """Write a shard under its key; the rename at the end makes it exist. Laws read what was written, not what was meant.
+    """Write a shard under its key; the rename at the end makes it exist. Laws read what was written.
 
     `fill` writes the tables and returns figures. Where it raises, nothing is left.
     """

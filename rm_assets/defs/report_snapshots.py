@@ -48,7 +48,9 @@ def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name)
     table = pa.Table.from_pandas(pd.concat(rows), schema=records.REPORT, preserve_index=False)
     with publication(storage, ASSET, settings.keep_snapshots, say) as turn:
-        shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, dict(report.metrics)))
+        shard = turn.find(key) or stage_shard(
+            turn.directory, ASSET, "", key, tables_writer({DATA: table}, dict(report.metrics))
+        )
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
         snapshot = turn.publish([shard], inputs, {})
     rows = read_table(snapshot.paths(), records.REPORT).to_pandas()
