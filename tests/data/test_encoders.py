@@ -240,6 +240,17 @@ def test_a_text_that_the_reference_cannot_encode_is_named_by_its_row(reference: 
         assert error.value.row == 700
 
 
+def test_a_text_that_only_the_fast_backend_encodes_is_named_where_it_is_sampled(reference: Any) -> None:
+    class Lenient(Double):
+        def encode_batch_flat(self, inputs: list[str], *arguments: Any, **options: Any) -> Result:
+            return super().encode_batch_flat([text.replace("\ud800", "?") for text in inputs], *arguments, **options)
+
+    encoder = Encoder(reference, Lenient(reference), "", NO_CONTROL)
+    with pytest.raises(EncodingError) as error:
+        encode_shard(encoder, [*texts_of(20), "a \ud800 surrogate alone"])
+    assert error.value.row == 20
+
+
 # --- the outcome of the self-test, kept ----------------------------------------------------------------------
 
 
