@@ -217,9 +217,10 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
 # --- one shard -----------------------------------------------------------------------------------------------
 
 
-def encode_shard(encoder: Encoder, texts: list[str], num_sampled_ids: int = NUM_SAMPLED_IDS) -> EncodedTexts:
-    """Ids of a shard's texts: what the fast backend gives is kept only if texts of about so many ids agree.
+def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int | None = None) -> EncodedTexts:
+    """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
+    Without a number, as many texts are sampled as have about `NUM_SAMPLED_IDS` ids.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
     """
@@ -230,7 +231,8 @@ def encode_shard(encoder: Encoder, texts: list[str], num_sampled_ids: int = NUM_
     except BaseException as error:
         _reraise_unless_of_the_tokenizer(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
-    num_sampled = 1 + len(texts) * num_sampled_ids // max(len(ids), 1)
+    if num_sampled is None:
+        num_sampled = 1 + len(texts) * NUM_SAMPLED_IDS // max(len(ids), 1)
     if difference := sample_difference(encoder, texts, ids, offsets, sample_rows(len(texts), num_sampled)):
         encoder.turn_off(f"fastokens differed from the reference: {difference}")
         return _by_reference(encoder, texts, encoder.reason)
