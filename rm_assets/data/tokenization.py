@@ -112,10 +112,10 @@ def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
     """Rows and rejects of one shard of rendered pairs; encoded anew by the reference where a sample differs."""
     encoder = load_encoder(task.tokenizer, task.self_tests)
     try:
-        return _tokenize(task, encoder, writer, is_first=True) | {"encoder_fell_back": ""}
+        return _tokenize(task, encoder, writer, is_first=True)
     except _EncodedOtherwiseError as error:
         writer.restart()
-        return _tokenize(task, encoder, writer, is_first=False) | {"encoder_fell_back": str(error)}
+        return _tokenize(task, encoder, writer, is_first=False) | {"encoder_reason": str(error)}
 
 
 def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, is_first: bool) -> Stats:
@@ -141,6 +141,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         "pad_token_id": chat.pad_token_id,
         "num_in": num_in,
         "encoder": encoder.backend,
+        "encoder_reason": encoder.reason,
         "reasons": reason_counts(reasons),
     }
 
@@ -299,5 +300,7 @@ def tokenized_snapshot(
     with publication(Path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
         shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings.num_workers, say)
+        for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):
+            say(f"{Stage.TOKENIZED}: encoded by transformers' own tokenizer, several times slower: {reason}")
         made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)
         return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {}, made_with)
