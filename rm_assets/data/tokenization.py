@@ -35,8 +35,6 @@ from rm_assets.settings import Settings
 VERSION = 2
 NUM_SAMPLED = 64
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
-NUM_VERIFIED = 32
-"""Conversations of each row group that the reference encodes while the others are still at hand."""
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
 
@@ -152,7 +150,7 @@ def _encoded(encoder: Encoder, rows: pa.Table) -> tuple[EncodedTexts, dict[int, 
     failed: dict[int, Refusal] = {}
     while True:
         try:
-            return encode_shard(encoder, texts, NUM_VERIFIED), failed
+            return encode_shard(encoder, texts), failed
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
