@@ -1,4 +1,4 @@
-"""Where shards are computed: in this process for a few, over processes of this machine for many."""
+"""Where shards are computed: in this process for a few, over processes of this machine for many, or on Ray."""
 
 import functools
 import multiprocessing
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.publication import LawFunction, Publication, StageFunction, stage_shard
+from rm_assets.data.publication import STAGING, LawFunction, Publication, StageFunction, stage_shard
+from rm_assets.data.ray_engine import computed_on_ray
 from rm_assets.data.snapshots import Shard
+from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20
 """Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""
@@ -36,15 +38,19 @@ def compute_shards(
     tasks: list[Task],
     function: StageFunction,
     laws: LawFunction,
-    num_workers: int,
+    settings: Settings,
     say: Callable[[str], object],
 ) -> list[Shard]:
     """The shards of all tasks, in order; only those whose key is not found are computed."""
     found: dict[str, Shard | None] = {task.key: publication.find(task.key) for task in tasks}
     missing = [task for task in tasks if found[task.key] is None]
     jobs = [(publication.directory, task, function, laws) for task in missing]
-    small = sum(task.num_bytes for task in missing) <= _SMALL_BYTES
-    for number, shard in enumerate(_mapped(jobs, 1 if small else num_workers or os.cpu_count() or 1), start=1):
+    small = settings.engine == "local" and sum(task.num_bytes for task in missing) <= _SMALL_BYTES
+    if settings.engine == "ray":
+        shards = computed_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
+    else:
+        shards = _mapped(jobs, 1 if small else settings.num_workers or os.cpu_count() or 1)
+    for number, shard in enumerate(shards, start=1):
         found[shard.key] = shard
         if not small:
             say(f"{publication.directory.name}: {number} of {len(jobs)} shards")

@@ -31,6 +31,7 @@ from rm_assets.data.publication import publication
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -193,8 +194,8 @@ def flattened_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(Path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
-        shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings, say)
         made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)
         return turn.publish(shards, {Stage.VALIDATED: validated.name}, {}, made_with)

@@ -23,6 +23,7 @@ from rm_assets.data.publication import Publication, publication
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError, read_table
+from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -254,9 +255,9 @@ def padded_snapshot(
         key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(Path(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in tokenized.manifest.shards]
-        shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings, say)
 
         def facts() -> dict[str, int]:
             return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}

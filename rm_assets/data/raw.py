@@ -24,9 +24,10 @@ from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import ShardOfLines, shards_of_lines
-from rm_assets.data.publication import Publication, publication, stage_shard, write_json
+from rm_assets.data.publication import Publication, publication, stage_shard
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.storage import place, write_json
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -44,7 +45,7 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     if ignored := annotations.ignored:
         say(f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
-    with publication(Path(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
         for file in files:

@@ -25,6 +25,7 @@ from rm_assets.data.publication import publication
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 1
@@ -249,8 +250,8 @@ def tokenized_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(Path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
-        shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings, say)
         made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)
         return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {}, made_with)

@@ -15,8 +15,9 @@ import dagster as dg
 
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.padding import SPLITS, pad_token_id_of
-from rm_assets.data.publication import held_lock, remove_directory, write_json
+from rm_assets.data.publication import remove_directory
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError
+from rm_assets.data.storage import held_lock, write_json
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import Project
 

@@ -13,6 +13,7 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.publication import publication, stage_shard
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot, read_table
+from rm_assets.data.storage import place
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
@@ -38,7 +39,7 @@ def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str]
     from rm_assets.training.report import reward_model_report
     from rm_assets.training.result import SCORES_FILE
 
-    storage = Path(settings.storage)
+    storage = place(settings.storage)
     scores = pq.read_table(model.directory / SCORES_FILE).to_pandas()
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     slices = read_table(validated.paths(), records.VALIDATED, _SLICES).to_pandas()

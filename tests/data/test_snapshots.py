@@ -11,7 +11,7 @@ import pytest
 from support import silent
 
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.publication import Publication, held_lock, publication, remove_directory, stage_shard
+from rm_assets.data.publication import Publication, publication, remove_directory, stage_shard
 from rm_assets.data.snapshots import (
     DATA,
     MANIFEST,
@@ -24,6 +24,7 @@ from rm_assets.data.snapshots import (
     read_snapshot,
     required_snapshot,
 )
+from rm_assets.data.storage import held_lock
 
 
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
@@ -158,7 +159,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.publication import held_lock
+from rm_assets.data.storage import held_lock
 with held_lock(Path(sys.argv[1]), "the first", print):
     print("taken", flush=True)
     time.sleep(60)
