@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import held_lock
 from rm_assets.data.snapshots import (
     LATEST,
     MANIFEST,
@@ -31,12 +32,12 @@ from rm_assets.data.snapshots import (
 )
 from rm_assets.data.storage import (
     file_sizes,
-    held_lock,
     is_abandoned,
     make_directory,
     new_file,
     place_files,
-    remove_file,
+    read_file,
+    remove_files,
     remove_tree,
     subdirectories,
     sync_directory,
@@ -44,6 +45,7 @@ from rm_assets.data.storage import (
 )
 
 STAGING = ".staging"
+_ATTEMPTS = 3
 
 
 def write_parquet(directory: Path, name: str, table: pa.Table) -> ShardFile:
@@ -104,13 +106,17 @@ class Publication:
         self._asset = asset
         self._keep_snapshots = keep_snapshots
         self.previous = latest_snapshot(storage, asset)
+        self._look()
+        self._remove_unfinished_shards()
+
+    def _look(self) -> None:
+        """Take in what is published."""
         self._published: dict[str, tuple[Path, Shard]] = {}
         self._homes: dict[str, Path] = {}  # where the files of each shard lie, by key
         self._sizes: dict[Path, dict[str, int]] = {}  # of the published snapshots' files
         for snapshot in self._snapshots():
             for shard in snapshot.manifest.shards:
                 self._published.setdefault(shard.key, (snapshot.directory, shard))
-        self._remove_unfinished_shards()
 
     def _snapshots(self) -> list[Snapshot]:
         """The snapshots on disk, newest first, `latest` before all."""
@@ -139,7 +145,7 @@ class Publication:
 
     def _staged(self, name: str) -> _Staged | None:
         try:
-            return msgspec.json.decode((self._staging / name).read_bytes(), type=_Staged)
+            return msgspec.json.decode(read_file(self._staging / name), type=_Staged)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
 
@@ -179,8 +185,7 @@ class Publication:
             return before
         directory = self.directory / name
         make_directory(directory)
-        origins = {(directory / file.path): self._home(shard) / file.path for shard in shards for file in shard.files}
-        place_files({target: origin for target, origin in origins.items() if target != origin})
+        self._place(shards, directory)
         if callable(facts):
             manifest = msgspec.structs.replace(manifest, facts=facts())
         sync_directory(directory, recursive=True)
@@ -190,19 +195,28 @@ class Publication:
         self._remove_what_nothing_names(self.previous, new)
         return self.previous
 
+    def _place(self, shards: list[Shard], directory: Path) -> None:
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            origins = {directory / file.path: self._home(shard) / file.path for shard in shards for file in shard.files}
+            try:
+                place_files({target: origin for target, origin in origins.items() if target != origin})
+                return
+            except FileNotFoundError:  # another machine published or removed meanwhile what was found here
+                if not attempts_left:
+                    raise
+                self._look()
+
     def _remove_what_nothing_names(self, current: Snapshot, published: list[Shard]) -> None:
         """Files left in the snapshot, snapshots beyond those to keep, and what runs that were cut short left."""
         named = {file.path for shard in current.manifest.shards for file in shard.files} | {MANIFEST}
-        for name in file_sizes(current.directory).keys() - named:
-            remove_file(current.directory / name)
+        remove_files([current.directory / name for name in file_sizes(current.directory).keys() - named])
         older = self._snapshots()[self._keep_snapshots :]
         pinned = pinned_snapshots(self._storage) if older else set()
         for snapshot in older:
             if (self._asset, snapshot.name) not in pinned:
                 remove_directory(snapshot.directory)
-        for shard in published:
-            remove_file(self._staging / f"{shard.key}.json")
-            remove_tree(self._homes[shard.key])
+        remove_files([self._staging / f"{shard.key}.json" for shard in published])
+        remove_files([self._homes[shard.key] / file.path for shard in published for file in shard.files])
         for name in subdirectories(self.directory):
             directory = self.directory / name
             if not (directory / MANIFEST).exists() and is_abandoned(directory):
@@ -231,7 +245,7 @@ def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
     for asset in subdirectories(storage):
         for name in subdirectories(storage / asset):
             with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found = msgspec.json.decode((storage / asset / name / MANIFEST).read_bytes(), type=_Inputs)
+                found = msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Inputs)
                 pinned.update(found.inputs.items())
                 pinned.add(("padded_pairs", found.data_snapshot))
     return pinned
@@ -246,7 +260,7 @@ class _Inputs(msgspec.Struct):
 
 def remove_directory(directory: Path) -> None:
     """Remove a snapshot, its manifest first, so that what is half removed does not exist."""
-    remove_file(directory / MANIFEST)
+    remove_files([directory / MANIFEST])
     remove_tree(directory)
 
 

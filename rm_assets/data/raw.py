@@ -6,7 +6,6 @@ when it was opened, once two readings agree on them.
 """
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,16 +17,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data import records
-from rm_assets.data.annotations import AnnotationFile, find_annotations, source_name
+from rm_assets.data.annotations import AnnotationFile, find_annotations
 from rm_assets.data.evaluation import find_evaluation_files
-from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_same_file, opened
+from rm_assets.data.file_bytes import (
+    Change,
+    OpenedFile,
+    RejectedFileError,
+    Status,
+    file_stamp,
+    file_status,
+    is_same_file,
+    opened,
+)
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import ShardOfLines, shards_of_lines
 from rm_assets.data.publication import Publication, publication, stage_shard
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
-from rm_assets.data.storage import place, write_json
+from rm_assets.data.storage import place, read_file, write_json
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -61,15 +69,13 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
 
 def _read_stamps(turn: Publication) -> dict[str, Any]:
     try:
-        return dict(msgspec.json.decode((turn.directory / _STAMPS).read_bytes()))
+        return dict(msgspec.json.decode(read_file(turn.directory / _STAMPS)))
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
 
 
-def _stamp(path: Path, status: os.stat_result, identity: str, settings: Settings) -> list[Any]:
-    place = source_name(path.resolve(), Path("/"))
-    changed = status.st_ctime_ns  # moves also where someone puts the old time of change back
-    return [place, status.st_size, status.st_mtime_ns, changed, status.st_ino, identity, settings.max_expansion]
+def _stamp(path: Path, status: Status, identity: str, settings: Settings) -> list[Any]:
+    return [*file_stamp(path, status), identity, settings.max_expansion]
 
 
 def _shards_of_file(
@@ -93,7 +99,7 @@ def _shards_of_file(
 
 def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> list[Any] | None:
     try:
-        return _stamp(file.path, file.path.stat(), identity, settings)
+        return _stamp(file.path, file_status(file.path), identity, settings)
     except OSError:
         return None
 
@@ -103,7 +109,7 @@ def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> l
 
 def _steady_reading(
     file: AnnotationFile, settings: Settings, identity: str, turn: Publication
-) -> tuple[list[Shard], os.stat_result | None]:
+) -> tuple[list[Shard], Status | None]:
     """A file's shards, and its status where an equal one will mean that nothing changed.
 
     Raises RejectedFileError where the file cannot be opened or read, or never holds still.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.storage import StorageError, remove_file, write_json
+from rm_assets.data.storage import StorageError, remove_files, write_json
 
 MAX_RETRIES = 3
 """How often a task is started anew when its worker or node is lost; an error of its own ends it at once."""
@@ -48,12 +48,15 @@ def computed_on_ray(function: Callable[[Any], Any], jobs: list[Any], staging: Pa
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        remove_file(token)
+        remove_files([token])
 
 
 def _connected() -> Any:
     """The module `ray`, connected to its cluster."""
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # so named, it has Ray listen on loopback alone
     try:
         import ray
     except ImportError:
@@ -62,12 +65,11 @@ def _connected() -> Any:
         ) from None
     if ray.is_initialized():
         return ray
-    address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address)
         else:
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+            ray.init(address="local", include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         told = str(error).splitlines()[0]
         raise EngineError(f"engine (or RM_ENGINE) is 'ray', RAY_ADDRESS is {address!r}: {told}") from None

@@ -16,15 +16,13 @@ Written and then visible:
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
 import shutil
-import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -69,16 +67,10 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
-def _remote(path: Path) -> tuple[Any, str]:
+def on_its_system(path: Path) -> tuple[Any, str]:
     """A remote place as fsspec knows it: the file system, and the path there."""
     found = cast(Any, path)
     return found.fs, found.path
-
-
-def local_directory(path: Path) -> Path:
-    """Where this machine keeps what belongs to a remote place and must be a real file, such as a lock."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "rm_assets" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 def reason_of(error: Exception) -> str:
@@ -99,6 +91,17 @@ def _writing(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and not is_remote(path):
             raise  # the libraries of remote file systems have errors of their own, those of the kernel are OSErrors
         raise StorageError(f"{str(path)!r} cannot be written: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def reaching(path: Path) -> Iterator[None]:
+    """Errors of the way to a remote file as StorageErrors; that it is not there or closed to us stays an OSError."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # of whatever library reaches this file system
+        raise StorageError(f"{str(path)!r} cannot be reached: {reason_of(error)}") from None
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -153,6 +156,7 @@ def new_file(path: Path) -> Iterator[NewFile]:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically: readers see the old bytes or the new ones, also after a power cut."""
     content = msgspec.json.format(msgspec.json.encode(value), indent=1)
+    make_directory(path.parent)
     with _writing(path):
         if is_remote(path):
             path.write_bytes(content)
@@ -200,8 +204,10 @@ def place_files(files: dict[Path, Path]) -> None:
     first = next(iter(files))
     with _writing(first):
         if is_remote(first):
-            system, _ = _remote(first)
-            system.copy([_remote(origin)[1] for origin in files.values()], [_remote(target)[1] for target in files])
+            system, _ = on_its_system(first)
+            system.copy(
+                [on_its_system(origin)[1] for origin in files.values()], [on_its_system(target)[1] for target in files]
+            )
             return
         for target, origin in files.items():
             _link(origin, target)
@@ -243,15 +249,13 @@ def download(origin: Path, target: Path) -> None:
 # --- what is there -------------------------------------------------------------------------------------------
 
 
-def require_reachable(directory: Path) -> None:
-    """Raise StorageError unless a remote place can be listed: its host answers, the bucket is there, we may read."""
-    system, path = _remote(directory)
-    bucket = path.strip("/").split("/", 1)[0]
-    try:
-        if not system.exists(path):
-            system.ls(bucket)
-    except Exception as error:  # of whatever library reaches this file system
-        raise StorageError(f"{str(directory)!r} cannot be reached: {reason_of(error)}") from None
+def read_file(path: Path) -> bytes:
+    """All bytes of a small file, in one request; raises FileNotFoundError."""
+    if not is_remote(path):
+        return path.read_bytes()
+    system, name = on_its_system(path)
+    with reaching(path):
+        return bytes(system.cat_file(name))
 
 
 def subdirectories(directory: Path) -> list[str]:
@@ -259,7 +263,7 @@ def subdirectories(directory: Path) -> list[str]:
     try:
         if not is_remote(directory):
             return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
-        system, path = _remote(directory)
+        system, path = on_its_system(directory)
         entries = system.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -269,7 +273,7 @@ def subdirectories(directory: Path) -> list[str]:
 def file_sizes(directory: Path) -> dict[str, int]:
     """All files of a directory and below, with their sizes in bytes, by their path relative to it."""
     if is_remote(directory):
-        system, path = _remote(directory)
+        system, path = on_its_system(directory)
         found = system.find(path, detail=True)
         return {name.removeprefix(path).lstrip("/"): int(entry["size"]) for name, entry in found.items()}
     sizes = {}
@@ -285,7 +289,7 @@ def is_abandoned(directory: Path) -> bool:
     """Whether nobody writes in a directory of unpublished files: its lock held, locally; by its age, elsewhere."""
     if not is_remote(directory):
         return True
-    system, path = _remote(directory)
+    system, path = on_its_system(directory)
     entries = system.find(path, detail=True).values()
     newest = max((modified_seconds(entry) or time.time() for entry in entries), default=0.0)
     return time.time() - newest > _ABANDONED_SECONDS
@@ -299,47 +303,22 @@ def modified_seconds(entry: dict[str, Any]) -> float | None:
     return float(told) if isinstance(told, int | float) else None
 
 
-def remove_file(path: Path) -> None:
-    """Remove a file, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+def remove_files(paths: list[Path]) -> None:
+    """Remove files, those that are there; directories stay."""
+    if paths and is_remote(paths[0]):
+        system, _ = on_its_system(paths[0])
+        with contextlib.suppress(FileNotFoundError):
+            system.rm([on_its_system(path)[1] for path in paths])
+        return
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def remove_tree(directory: Path) -> None:
     """Remove a directory and all in it, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         if is_remote(directory):
-            system, path = _remote(directory)
+            system, path = on_its_system(directory)
             system.rm(path, recursive=True)
         else:
             shutil.rmtree(directory)
-
-
-# --- turns ---------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold a file's `flock` meanwhile. Where another process holds it, `say` for whom this one waits, and wait.
-
-    The kernel frees the lock when its holder dies, however it dies. The lock of a remote file is one of this machine,
-    and says nothing to others.
-    """
-    if is_remote(path):
-        path = local_directory(path.parent) / path.name
-    make_directory(path.parent)
-    with path.open("a+b", buffering=0) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().decode(errors="replace").strip() or "a process that gave no name"
-            say(f"waiting for {path.name}, held by {holder}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        with contextlib.suppress(OSError):  # on a full disk it holds without its holder's name
-            stream.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
-        try:
-            yield
-        finally:
-            stream.truncate(0)

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.publication import publication, stage_shard
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot, read_table
+from rm_assets.data.snapshots import (
+    DATA,
+    Snapshot,
+    SnapshotError,
+    parent_snapshot,
+    parquet_file,
+    read_snapshot,
+    read_table,
+)
 from rm_assets.data.storage import place
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
@@ -40,7 +47,8 @@ def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str]
     from rm_assets.training.result import SCORES_FILE
 
     storage = place(settings.storage)
-    scores = pq.read_table(model.directory / SCORES_FILE).to_pandas()
+    with parquet_file(model.directory / SCORES_FILE) as file:
+        scores = file.read().to_pandas()
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     slices = read_table(validated.paths(), records.VALIDATED, _SLICES).to_pandas()
     report = reward_model_report(scores, slices)

@@ -11,6 +11,7 @@ import pytest
 from support import silent
 
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import held_lock
 from rm_assets.data.publication import Publication, publication, remove_directory, stage_shard
 from rm_assets.data.snapshots import (
     DATA,
@@ -24,7 +25,6 @@ from rm_assets.data.snapshots import (
     read_snapshot,
     required_snapshot,
 )
-from rm_assets.data.storage import held_lock
 
 
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
@@ -159,7 +159,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.storage import held_lock
+from rm_assets.data.locks import held_lock
 with held_lock(Path(sys.argv[1]), "the first", print):
     print("taken", flush=True)
     time.sleep(60)
