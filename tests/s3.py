@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import tempfile
+import urllib.request
 from collections.abc import Iterator
 
 BUCKET = "bucket"
@@ -25,8 +27,11 @@ def s3_server() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     before = dict(os.environ)
-    os.environ.update(_ENVIRONMENT, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    cache = tempfile.TemporaryDirectory()  # with the locks of this machine
+    os.environ.update(_ENVIRONMENT, AWS_ENDPOINT_URL=f"http://{host}:{port}", XDG_CACHE_HOME=cache.name)
     try:
+        reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()  # moto's buckets outlive its servers
         bucket = UPath(f"s3://{BUCKET}")
         type(bucket.fs).clear_instance_cache()  # of a server before this one
         UPath(f"s3://{BUCKET}").fs.mkdir(BUCKET)
@@ -35,3 +40,4 @@ def s3_server() -> Iterator[str]:
         os.environ.clear()
         os.environ.update(before)
         server.stop()
+        cache.cleanup()

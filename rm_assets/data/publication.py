@@ -41,6 +41,7 @@ from rm_assets.data.storage import (
     remove_tree,
     subdirectories,
     sync_directory,
+    unfinished_files,
     write_json,
 )
 
@@ -210,6 +211,7 @@ class Publication:
         """Files left in the snapshot, snapshots beyond those to keep, and what runs that were cut short left."""
         named = {file.path for shard in current.manifest.shards for file in shard.files} | {MANIFEST}
         remove_files([current.directory / name for name in file_sizes(current.directory).keys() - named])
+        remove_files(unfinished_files(self.directory))
         older = self._snapshots()[self._keep_snapshots :]
         pinned = pinned_snapshots(self._storage) if older else set()
         for snapshot in older:

@@ -303,6 +303,13 @@ def modified_seconds(entry: dict[str, Any]) -> float | None:
     return float(told) if isinstance(told, int | float) else None
 
 
+def unfinished_files(directory: Path) -> list[Path]:
+    """What `write_json` left beside its targets when its process was killed; nothing at remote places."""
+    if is_remote(directory):
+        return []
+    return [path for path in directory.glob(".*") if path.is_file()]
+
+
 def remove_files(paths: list[Path]) -> None:
     """Remove files, those that are there; directories stay."""
     if paths and is_remote(paths[0]):
