@@ -91,7 +91,6 @@ ODD = (
     "d/ü.jsonl",
     "back\\slash.jsonl",
     "x//y.jsonl",
-    "p/../q.jsonl",
 )
 
 
