@@ -111,7 +111,9 @@ class Settings(BaseModel):
         "local", description="Where shards are computed: processes of this machine, or the Ray cluster of RAY_ADDRESS."
     )
     num_workers: int = Field(0, ge=0, description="Processes that compute shards; 0: one per core.")
-    shard_bytes: int = Field(8 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file.")
+    shard_bytes: int = Field(
+        32 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file."
+    )
     max_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longer lines, in bytes, are rejects and never held in memory."
     )

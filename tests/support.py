@@ -9,9 +9,10 @@ from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.padding import padded_snapshot
+from rm_assets.data.parquet import parquet_file
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import REJECTS, Snapshot, parquet_file
+from rm_assets.data.snapshots import REJECTS, Snapshot
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

@@ -75,6 +75,5 @@ def _mapped(jobs: list[Any], num_workers: int) -> Iterator[Shard]:
 
 def _compute(job: tuple[Path, Task, StageFunction, LawFunction]) -> Shard:
     directory, task, function, laws = job
-    tables, stats = function(task.arguments)
-    measure = functools.partial(laws, task.arguments)
-    return stage_shard(directory, task.name, task.source, task.key, tables, stats, measure)
+    fill, measure = (functools.partial(step, task.arguments) for step in (function, laws))
+    return stage_shard(directory, task.name, task.source, task.key, fill, measure)

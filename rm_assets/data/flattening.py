@@ -27,10 +27,11 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats import PreferenceError
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
+from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import publication
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 

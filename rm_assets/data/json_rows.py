@@ -16,15 +16,16 @@ MAX_DEPTH = 64
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
-def json_object(text: str, *known_fields: Iterable[str]) -> dict[str, Any]:
-    """The object that a line holds; raises PreferenceError where it holds none.
+def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, Any]:
+    """The object that a line (text, or its UTF-8) holds; raises PreferenceError where it holds none.
 
-    Of a field given twice a parser keeps the last one, silently; here a known field given twice is a reject. Outside
-    strings a JSON text has one colon per field, so that one count tells whether any field of any object was lost:
-    `{"a": 1, "a": [{"b": ":"}]}` has three colons, and parsed two fields.
+    Of a field given twice a parser keeps the last one, silently; here a known field given twice is a reject. A JSON
+    text has one colon per field, besides those inside strings, so that one count tells whether any field of any object
+    was lost: `{"a": "b:", "a": [{"c": ":"}]}` has five colons, and what is parsed of it accounts for three.
     """
-    marks = _STRING.sub("", text)
-    if _is_too_deep(marks):
+    is_text = isinstance(text, str)
+    brackets = text.count("[") + text.count("{") if is_text else text.count(b"[") + text.count(b"{")  # type: ignore[arg-type]
+    if brackets > MAX_DEPTH and _is_too_deep(_without_strings(text)):
         raise PreferenceError(Reason.NOT_JSON, f"nested more than {MAX_DEPTH} deep")
     try:
         row = msgspec.json.decode(text)
@@ -32,9 +33,14 @@ def json_object(text: str, *known_fields: Iterable[str]) -> dict[str, Any]:
         raise PreferenceError(Reason.NOT_JSON, "not one JSON value") from None
     if not isinstance(row, dict):
         raise PreferenceError(Reason.NOT_AN_OBJECT, "a JSON value, but no object")
-    if marks.count(":") != _num_fields(row):
+    num_colons, escaped = (text.count(":"), "\\u003" in text) if is_text else (text.count(b":"), b"\\u003" in text)  # type: ignore[arg-type,operator]
+    if (num_colons != _num_colons(row) or escaped) and _without_strings(text).count(":") != _num_fields(row):
         _require_single(text, set().union(*known_fields))
     return row
+
+
+def _without_strings(text: str | bytes) -> str:
+    return _STRING.sub("", text if isinstance(text, str) else text.decode())
 
 
 def _is_too_deep(marks: str) -> bool:
@@ -44,13 +50,22 @@ def _is_too_deep(marks: str) -> bool:
     return any(depth > MAX_DEPTH for depth in accumulate(steps))
 
 
+def _num_colons(value: Any) -> int:
+    """The colons that a text of this value has, if none of them is escaped: one a field, and those in its strings."""
+    if isinstance(value, str):
+        return value.count(":")
+    if isinstance(value, dict):
+        return len(value) + sum([name.count(":") + _num_colons(field) for name, field in value.items()])
+    return sum(map(_num_colons, value)) if isinstance(value, list) else 0
+
+
 def _num_fields(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_num_fields, value.values()))
     return sum(map(_num_fields, value)) if isinstance(value, list) else 0
 
 
-def _require_single(text: str, known_fields: set[str]) -> None:
+def _require_single(text: str | bytes, known_fields: set[str]) -> None:
     def require(fields: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in fields]
         for name in known_fields.intersection(names):

@@ -1,6 +1,5 @@
 """Messages as files write them, and two conversations as one prompt with two continuations."""
 
-import re
 from typing import Any, Literal
 
 import msgspec
@@ -155,7 +154,7 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
 
 def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
     repeated = chosen.startswith(prompt) and rejected.startswith(prompt)
-    return split_shared(*(parse_transcript(side if repeated else prompt + side) for side in (chosen, rejected)))
+    return split_shared(*_parse_two(*(side if repeated else prompt + side for side in (chosen, rejected))))
 
 
 def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
@@ -182,22 +181,58 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
 # --- transcripts ---------------------------------------------------------------------------------------------
 
 # A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
-_MARKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_AT_START = (_HUMAN, _ASSISTANT, _HUMAN.lstrip(), _ASSISTANT.lstrip())
 
 
 def is_transcript(text: str) -> bool:
     r"""Whether a text begins with `Human:` or `Assistant:`, as a whole conversation does."""
-    return bool(_MARKER.match(text))
+    return text.startswith(_AT_START)
 
 
 def parse_transcript(text: str) -> tuple[Message, ...]:
     r"""The messages of a `\n\nHuman: ...\n\nAssistant: ...` text; one space after a marker belongs to the marker."""
-    markers = list(_MARKER.finditer(text))
-    if not markers or markers[0].start() != 0:
+    return _messages_at(text, _turns(text))
+
+
+def _parse_two(one: str, other: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Both transcripts; what they share before the last turn of the first one is read once."""
+    turns = _turns(one)
+    messages = _messages_at(one, turns)
+    last, content, _ = turns[-1]
+    if other.startswith(one[:content]):
+        return messages, messages[:-1] + parse_transcript(other[last:])
+    return messages, parse_transcript(other)
+
+
+Turn = tuple[int, int, str]
+"""Where a marker begins, where the content after it begins, and the role."""
+
+
+def _turns(text: str) -> list[Turn]:
+    """The turns of a transcript, in order; raises PreferenceError where it does not begin with one."""
+    turns: list[Turn] = []
+    if text.startswith(_AT_START[2:]):
+        turns.append((0, text.index(":") + 1, "user" if text[0] == "H" else "assistant"))
+    human, assistant = text.find(_HUMAN), text.find(_ASSISTANT)
+    while human >= 0 or assistant >= 0:
+        if assistant < 0 or 0 <= human < assistant:
+            turns.append((human, human + len(_HUMAN), "user"))
+            human = text.find(_HUMAN, human + len(_HUMAN))
+        else:
+            turns.append((assistant, assistant + len(_ASSISTANT), "assistant"))
+            assistant = text.find(_ASSISTANT, assistant + len(_ASSISTANT))
+    if not turns or turns[0][0] != 0:
         raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
-    ends = [marker.start() for marker in markers[1:]] + [len(text)]
+    return turns
+
+
+def _messages_at(text: str, turns: list[Turn]) -> tuple[Message, ...]:
+    ends = [turn[0] for turn in turns[1:]]
+    ends.append(len(text))
     return tuple(
-        Message(role=_SPEAKERS[marker[1]], content=text[marker.end() : end].removeprefix(" "))
-        for marker, end in zip(markers, ends, strict=True)
+        [
+            Message(role=role, content=text[start + (text[start : start + 1] == " ") : end])
+            for (_, start, role), end in zip(turns, ends, strict=True)
+        ]
     )

@@ -19,10 +19,11 @@ from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.flattening import PAIR_COLUMNS, pair_reject
 from rm_assets.data.identities import stage_identity
+from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import Publication, publication
 from rm_assets.data.raw import reason_counts
 from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError, read_table
+from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 

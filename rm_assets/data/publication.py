@@ -8,6 +8,7 @@ and the rejects of the same snapshot are replaced, and the data stay as they are
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock
+from rm_assets.data.parquet import parquet_writer
 from rm_assets.data.snapshots import (
     LATEST,
     MANIFEST,
@@ -31,6 +33,7 @@ from rm_assets.data.snapshots import (
     read_snapshot,
 )
 from rm_assets.data.storage import (
+    NewFile,
     file_sizes,
     is_abandoned,
     make_directory,
@@ -49,17 +52,64 @@ STAGING = ".staging"
 _ATTEMPTS = 3
 
 
-def write_parquet(directory: Path, name: str, table: pa.Table) -> ShardFile:
-    """Write one Parquet file, durably; `name` is its path in the directory, and later in the snapshot."""
-    with new_file(directory / name) as stream:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-    return ShardFile(path=name, sha256=stream.sha256, num_rows=table.num_rows, num_bytes=stream.num_bytes)
+class ShardWriter:
+    """A shard's files while they are written: a Parquet file per folder, a row group per table that is not empty."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = name
+        self._files = contextlib.ExitStack()
+        self._open: dict[str, tuple[NewFile, pq.ParquetWriter]] = {}
+        self._num_rows: Counter[str] = Counter()
+
+    def write(self, folder: str, table: pa.Table) -> None:
+        """Add rows to the shard's file of a folder, which is made with the first of them."""
+        if not table.num_rows:
+            return
+        if folder not in self._open:
+            stream = self._files.enter_context(new_file(self.path(folder)))
+            self._open[folder] = stream, parquet_writer(stream, table.schema)
+        self._open[folder][1].write_table(table)
+        self._num_rows[folder] += table.num_rows
+
+    def path(self, folder: str) -> Path:
+        """Where the file of a folder lies, or would lie."""
+        return self._directory / _file_name(folder, self._name)
+
+    def finish(self) -> tuple[ShardFile, ...]:
+        """Close the files, which then are durable."""
+        for _, writer in self._open.values():
+            writer.close()
+        self._files.close()
+        return tuple(
+            ShardFile(
+                path=_file_name(folder, self._name),
+                sha256=stream.sha256,
+                num_rows=self._num_rows[folder],
+                num_bytes=stream.num_bytes,
+            )
+            for folder, (stream, _) in self._open.items()
+        )
+
+    def abandon(self) -> None:
+        """Close the files, whatever is in them."""
+        for _, writer in self._open.values():
+            with contextlib.suppress(Exception):  # there is an error under way, and this one says the same
+                writer.close()
+        with contextlib.suppress(Exception):
+            self._files.close()
 
 
-StageFunction = Callable[[Any], tuple[dict[str, pa.Table], dict[str, Any]]]
-"""From a task's arguments to tables by folder, and figures."""
+def _file_name(folder: str, name: str) -> str:
+    return f"{folder}/{name}.parquet"
 
-LawFunction = Callable[[Any, dict[str, Path]], dict[str, Any]]
+
+Stats = dict[str, Any]
+
+StageFunction = Callable[[Any, ShardWriter], Stats]
+"""From a task's arguments to a shard's files, and to figures about them."""
+
+LawFunction = Callable[[Any, dict[str, Path]], Stats]
 """From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
 
 
@@ -75,26 +125,42 @@ def stage_shard(
     name: str,
     source: str,
     key: str,
-    tables: dict[str, pa.Table],
-    stats: dict[str, Any],
-    laws: Callable[[dict[str, Path]], dict[str, Any]] = lambda _: {},
+    fill: Callable[[ShardWriter], Stats],
+    laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
 ) -> Shard:
-    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written, not `tables`."""
+    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written, not what was
+    meant.
+
+    `fill` writes the tables and returns figures. Where it raises, nothing is left.
+    """
     staging = asset_directory / STAGING
     directory = staging / uuid.uuid4().hex
-    names = {folder: f"{folder}/{name}.parquet" for folder, table in tables.items() if table.num_rows}
+    writer = ShardWriter(directory, name)
     try:
-        files = tuple(write_parquet(directory, path, tables[folder]) for folder, path in names.items())
-        measured = laws({folder: directory / path for folder, path in names.items()})
+        stats = fill(writer)
+        files = writer.finish()
+        measured = laws({file.folder: directory / file.path for file in files})
         shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
         make_directory(directory)
         sync_directory(directory, recursive=True)
         write_json(staging / f"{key}.json", _Staged(directory=directory.name, shard=shard))
     except BaseException:
+        writer.abandon()
         with contextlib.suppress(Exception):  # room for others, should the disk be full
             remove_tree(directory)
         raise
     return shard
+
+
+def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardWriter], Stats]:
+    """A `fill` for `stage_shard`, of tables that are at hand."""
+
+    def fill(writer: ShardWriter) -> Stats:
+        for folder, table in tables.items():
+            writer.write(folder, table)
+        return stats
+
+    return fill
 
 
 class Publication:

@@ -5,18 +5,14 @@
 hashes the data files alone; `rm_assets.data.publication` writes them.
 """
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rm_assets.data.storage import is_remote, read_file
+from rm_assets.data.storage import read_file
 
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
@@ -152,39 +148,3 @@ def read_snapshot(directory: Path) -> Snapshot:
         return Snapshot(directory, msgspec.json.decode(read_file(directory / MANIFEST), type=Manifest))
     except msgspec.MsgspecError as error:
         raise SnapshotError(f"{str(directory / MANIFEST)!r} cannot be read: remove that directory ({error})") from None
-
-
-def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Rows of Parquet files with one schema, in order; an empty table where there is no file."""
-    wanted = _wanted(schema, columns)
-    tables = []
-    for path in paths:
-        with parquet_file(path) as file:
-            tables.append(file.read(wanted.names).select(wanted.names).cast(wanted))
-    return pa.concat_tables(tables) if tables else wanted.empty_table()
-
-
-def read_batches(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Rows of one Parquet file with this schema, in order, a row group in memory at a time."""
-    wanted = _wanted(schema, columns)
-    with parquet_file(path) as file:
-        for number in range(file.num_row_groups):
-            yield from file.read_row_group(number, wanted.names).select(wanted.names).cast(wanted).to_batches()
-
-
-def _wanted(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
-    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
-
-
-@contextlib.contextmanager
-def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of any storage, open; raises SnapshotError where its pages are not as they were written."""
-    try:
-        with contextlib.ExitStack() as stack:
-            source = stack.enter_context(path.open("rb")) if is_remote(path) else path
-            yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the file system, and it says what
-        told = " ".join(str(error).split())
-        raise SnapshotError(f"{str(path)!r} is damaged: remove its snapshot and materialize anew ({told})") from None

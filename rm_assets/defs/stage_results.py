@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.laws import LAWS
+from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import Manifest, Snapshot, parquet_file, read_table
+from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
 
 HELD_BACK_CHECK = "no_file_is_held_back"

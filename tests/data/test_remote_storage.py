@@ -16,9 +16,10 @@ from upath import UPath
 
 from rm_assets.data.annotations import find_annotations
 from rm_assets.data.file_bytes import Change, RejectedFileError, opened
-from rm_assets.data.publication import STAGING, publication, stage_shard
+from rm_assets.data.parquet import read_batches, read_table
+from rm_assets.data.publication import STAGING, publication, stage_shard, tables_writer
 from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot, read_batches, read_table
+from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.storage import StorageError, file_sizes, place
 from rm_assets.settings import Settings, SettingsError
 
@@ -172,14 +173,17 @@ def published(storage: Path, *values: int, keep: int = 3) -> object:
         for value in values:
             tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
             shards.append(
-                turn.find(f"key-{value}") or stage_shard(turn.directory, f"s{value}", "", f"key-{value}", tables, {})
+                turn.find(f"key-{value}")
+                or stage_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
             )
         return turn.publish(shards, {}, {})
 
 
 def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None:
     with publication(home, "asset", 3, silent) as turn:
-        shard = stage_shard(turn.directory, "s1", "", "key-1", {DATA: pa.table({"value": [1]}, SCHEMA)}, {})
+        shard = stage_shard(
+            turn.directory, "s1", "", "key-1", tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
+        )
         assert latest_snapshot(home, "asset") is None
     with publication(home, "asset", 3, silent) as turn:  # the run before was cut short
         assert turn.find("key-1") == shard

@@ -1,0 +1,269 @@
+"""Texts to token ids at the speed of memory, equal to transformers' own tokenizer token for token.
+
+The fast backend is `fastokens` (https://github.com/crusoecloud/fastokens), built from the loaded tokenizer's own
+definition; where it does not load, or differed once, the reference itself encodes. It is trusted in three steps: it
+loads, it passes a self-test (`rm_assets.data.encoder_self_test`), and a sample of every shard is encoded again by the
+reference. One difference turns it off for the process, and the shard is encoded anew.
+"""
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rm_assets.data import encoder_self_test
+from rm_assets.data.chat import load_chat_tokenizer
+from rm_assets.data.encoder_self_test import self_test_texts, self_tested
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.model_files import TokenizerFiles
+
+FAST, REFERENCE = "fastokens", "tokenizers"
+NUM_SAMPLED = 64
+"""Texts of each shard that the reference encodes again, evenly spaced: a choice that a second run repeats."""
+
+_THREADS = "FASTOKENS_BPE_THREADS"
+"""The fast backend's threads, from the environment; 1 where nothing is set, as shards already take a core each."""
+_CHUNK = 512
+"""Texts that the reference holds as Python lists at a time."""
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+Offsets = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class EncodingError(ValueError):
+    """The reference itself cannot encode a text; `row` is its place among the texts."""
+
+    def __init__(self, row: int, detail: str) -> None:
+        super().__init__(f"the tokenizer fails on text {row} of the shard: {detail}")
+        self.row = row
+
+
+class FastTokenizer(Protocol):
+    """What is asked of a fast backend: little-endian uint32 ids of all texts, and their uint64 offsets."""
+
+    def encode_batch_flat(
+        self, inputs: list[str], add_special_tokens: bool = False, split_special_tokens: bool = False
+    ) -> tuple[bytes, bytes]:
+        """Flat ids and offsets of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedTexts:
+    """Ids of all texts of a shard: text i has `ids[offsets[i]:offsets[i + 1]]`.
+
+    `fell_back` says that the fast backend was tried and its work thrown away; `detail` says why.
+    """
+
+    ids: Ids
+    offsets: Offsets
+    backend: str
+    fell_back: bool = False
+    detail: str = ""
+
+
+class Encoder:
+    """A tokenizer's two ways to ids: `backend` is the one in force, `reason` says why it is not the fast one."""
+
+    def __init__(self, reference: Any, fast: FastTokenizer | None, reason: str, is_control: Any) -> None:
+        self.reference = reference
+        self.is_control: np.ndarray[Any, np.dtype[np.bool_]] = is_control
+        self.reason = reason
+        self._fast = fast
+
+    @property
+    def backend(self) -> str:
+        """The backend in force, `fastokens` or `tokenizers`."""
+        return REFERENCE if self._fast is None else FAST
+
+    def turn_off(self, reason: str) -> None:
+        """Let the reference encode from now on, in this process."""
+        self._fast, self.reason = None, reason
+
+    def encode_batch(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        """Ids of all texts, int32 [tokens], and their offsets, int64 [texts + 1]; nothing is added, cut or padded."""
+        if self._fast is None:
+            return self.reference_encode(texts)
+        split = bool(getattr(self.reference, "split_special_tokens", False))
+        ids, offsets = self._fast.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=split)
+        return np.frombuffer(ids, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64)
+
+    def reference_encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        """The same by transformers' own tokenizer; raises EncodingError where that fails."""
+        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+        parts = [np.empty(0, dtype=np.int32)]
+        for start in range(0, len(texts), _CHUNK):
+            rows = self._reference_rows(texts[start : start + _CHUNK], start)
+            lengths = [len(row) for row in rows]
+            offsets[start + 1 : start + 1 + len(rows)] = lengths
+            parts.append(np.fromiter(itertools.chain.from_iterable(rows), np.int32, sum(lengths)))
+        return np.concatenate(parts), np.cumsum(offsets)
+
+    def _reference_rows(self, texts: list[str], first: int) -> list[list[int]]:
+        try:
+            return self._reference_call(texts)
+        except BaseException as error:
+            _reraise_unless_of_the_tokenizer(error)
+        for number, text in enumerate(texts):
+            try:
+                self._reference_call([text])
+            except BaseException as error:
+                _reraise_unless_of_the_tokenizer(error)
+                raise EncodingError(first + number, type(error).__name__) from None
+        raise EncodingError(first, "a batch fails whose texts alone do not")
+
+    def _reference_call(self, texts: list[str]) -> list[list[int]]:
+        encoding = self.reference(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        rows: list[list[int]] = encoding["input_ids"]
+        return rows
+
+
+def _reraise_unless_of_the_tokenizer(error: BaseException) -> None:
+    """Let interrupts pass: a panic of Rust code is no `Exception`, but neither is what stops a run."""
+    if isinstance(error, MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        raise error
+
+
+# --- loading -------------------------------------------------------------------------------------------------
+
+
+def load_encoder(files: TokenizerFiles, cache_directory: Path | None = None) -> Encoder:
+    """The encoder of these files, loaded once per process.
+
+    The outcome of the self-test, which takes a second or two, is kept in `cache_directory` by the hash of the
+    tokenizer and the versions of the libraries; with None it is run again in every process.
+    """
+    return _load(files, cache_directory)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(files: TokenizerFiles, cache_directory: Path | None) -> Encoder:
+    chat = load_chat_tokenizer(files)
+    control = [chat.reference.convert_tokens_to_ids(token) for token in chat.control_tokens]
+    is_control = np.zeros(max([files.num_tokens, *(number + 1 for number in control)]), dtype=np.bool_)
+    is_control[control] = True
+    return new_encoder(chat.reference, is_control, fastokens_tokenizer, cache_directory)
+
+
+def new_encoder(
+    reference: Any, is_control: Any, build: Callable[[str], FastTokenizer], cache_directory: Path | None
+) -> Encoder:
+    """An encoder whose fast backend is built from the tokenizer's definition and has passed the self-test."""
+    if not getattr(reference, "is_fast", False):
+        return Encoder(reference, None, "the tokenizer is written in Python and has no definition to load", is_control)
+    definition = tokenizer_definition(reference)
+    try:
+        encoder = Encoder(reference, build(definition), "", is_control)
+    except ImportError as error:
+        return Encoder(reference, None, f"fastokens is not installed ({error})", is_control)
+    except BaseException as error:
+        _reraise_unless_of_the_tokenizer(error)
+        return Encoder(reference, None, f"fastokens does not load this tokenizer: {error}", is_control)
+    versions = [version(name) for name in ("fastokens", "tokenizers", "transformers")]
+    split = bool(getattr(reference, "split_special_tokens", False))
+    key = fingerprint(encoder_self_test.VERSION, definition, split, versions)
+    difference = self_tested(key, cache_directory, lambda: self_test_difference(encoder))
+    if difference:
+        encoder.turn_off(f"fastokens failed the self-test: {difference}")
+    return encoder
+
+
+def self_test_difference(encoder: Encoder) -> str:
+    """The first text of the self-test that both ways encode differently, in words; empty if there is none."""
+    texts = list(self_test_texts(encoder.reference))
+    try:
+        ids, offsets = encoder.encode_batch(texts)
+    except BaseException as error:
+        _reraise_unless_of_the_tokenizer(error)
+        return f"it fails with {type(error).__name__}"
+    return sample_difference(encoder, texts, ids, offsets, range(len(texts)))
+
+
+def tokenizer_definition(reference: Any) -> str:
+    """The loaded tokenizer as `tokenizer.json` would hold it, neither cutting nor padding.
+
+    It is what transformers made of the files, which may differ from the files.
+    """
+    backend = reference.backend_tokenizer
+    definition: str = backend.to_str()
+    if backend.truncation is None and backend.padding is None:
+        return definition
+    return json.dumps(json.loads(definition) | {"truncation": None, "padding": None}, ensure_ascii=False)
+
+
+def fastokens_tokenizer(definition: str) -> FastTokenizer:
+    """The fast backend; raises ImportError or ValueError where there is none for this tokenizer."""
+    os.environ.setdefault(_THREADS, "1")  # read when the library is loaded
+    import fastokens
+
+    tokenizer: FastTokenizer = fastokens.Tokenizer.from_json_str(definition)
+    return tokenizer
+
+
+# --- one shard -----------------------------------------------------------------------------------------------
+
+
+def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int = NUM_SAMPLED) -> EncodedTexts:
+    """Ids of a shard's texts, exact: what the fast backend gives is kept only if the sampled texts agree.
+
+    After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
+    the reference. Raises EncodingError for a text that the reference cannot encode either.
+    """
+    if encoder.backend == REFERENCE:
+        return _by_reference(encoder, texts, "")
+    try:
+        ids, offsets = encoder.encode_batch(texts)
+    except BaseException as error:
+        _reraise_unless_of_the_tokenizer(error)
+        return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
+    if difference := sample_difference(encoder, texts, ids, offsets, sample_rows(len(texts), num_sampled)):
+        encoder.turn_off(f"fastokens differed from the reference: {difference}")
+        return _by_reference(encoder, texts, encoder.reason)
+    return EncodedTexts(ids=ids, offsets=offsets, backend=FAST)
+
+
+def _by_reference(encoder: Encoder, texts: list[str], detail: str) -> EncodedTexts:
+    ids, offsets = encoder.reference_encode(texts)
+    return EncodedTexts(ids=ids, offsets=offsets, backend=REFERENCE, fell_back=bool(detail), detail=detail)
+
+
+def sample_rows(num_texts: int, num_sampled: int) -> list[int]:
+    """Evenly spaced rows, all if there are no more; of 10 texts and 4 they are 0, 2, 5 and 7."""
+    return sorted({number * num_texts // num_sampled for number in range(num_sampled)}) if num_texts else []
+
+
+def sample_difference(encoder: Encoder, texts: list[str], ids: Ids, offsets: Offsets, rows: Iterable[int]) -> str:
+    """The first sampled text whose ids are not the reference's, in words without the text; empty if all agree."""
+    if len(offsets) != len(texts) + 1 or (len(offsets) and offsets[-1] != len(ids)):
+        return f"{len(texts)} texts have {len(offsets) - 1} rows of ids"
+    chosen = list(rows)
+    expected, expected_offsets = encoder.reference_encode([texts[row] for row in chosen])
+    for number, row in enumerate(chosen):
+        own = ids[offsets[row] : offsets[row + 1]]
+        theirs = expected[expected_offsets[number] : expected_offsets[number + 1]]
+        if not np.array_equal(own, theirs):
+            return f"text {row} of {len(texts)} has {len(own)} ids, the reference gives {len(theirs)} or other ones"
+    return ""
+
+
+def control_counts(encoder: Encoder, ids: Ids, offsets: Offsets) -> Offsets:
+    """How many control tokens each text holds, int64 [texts].
+
+    More than the template writes for a conversation of that shape means that a content forged one.
+    """
+    places = np.flatnonzero(encoder.is_control[ids])
+    return np.diff(np.searchsorted(places, offsets))
