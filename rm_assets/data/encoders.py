@@ -25,8 +25,8 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.model_files import TokenizerFiles
 
 FAST, REFERENCE = "fastokens", "tokenizers"
-NUM_SAMPLED = 64
-"""Texts of each shard that the reference encodes again, evenly spaced: a choice that a second run repeats."""
+NUM_SAMPLED_IDS = 8_192
+"""Ids of each shard that the reference gives again: one wrong in a thousand is missed in one shard of 3,600."""
 
 _THREADS = "FASTOKENS_BPE_THREADS"
 """The fast backend's threads, from the environment; 1 where nothing is set, as shards already take a core each."""
@@ -42,7 +42,7 @@ class EncodingError(ValueError):
 
     def __init__(self, row: int, detail: str) -> None:
         super().__init__(f"the tokenizer fails on text {row} of the shard: {detail}")
-        self.row = row
+        self.row, self.detail = row, detail
 
 
 class FastTokenizer(Protocol):
@@ -217,9 +217,10 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
 # --- one shard -----------------------------------------------------------------------------------------------
 
 
-def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int = NUM_SAMPLED) -> EncodedTexts:
-    """Ids of a shard's texts, exact: what the fast backend gives is kept only if the sampled texts agree.
+def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int | None = None) -> EncodedTexts:
+    """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
+    Without a number, as many texts are sampled as have about `NUM_SAMPLED_IDS` ids.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
     """
@@ -230,6 +231,8 @@ def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int = NUM_SAMP
     except BaseException as error:
         _reraise_unless_of_the_tokenizer(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
+    if num_sampled is None:
+        num_sampled = 1 + len(texts) * NUM_SAMPLED_IDS // max(len(ids), 1)
     if difference := sample_difference(encoder, texts, ids, offsets, sample_rows(len(texts), num_sampled)):
         encoder.turn_off(f"fastokens differed from the reference: {difference}")
         return _by_reference(encoder, texts, encoder.reason)
@@ -243,7 +246,8 @@ def _by_reference(encoder: Encoder, texts: list[str], detail: str) -> EncodedTex
 
 def sample_rows(num_texts: int, num_sampled: int) -> list[int]:
     """Evenly spaced rows, all if there are no more; of 10 texts and 4 they are 0, 2, 5 and 7."""
-    return sorted({number * num_texts // num_sampled for number in range(num_sampled)}) if num_texts else []
+    num_rows = min(num_texts, num_sampled)
+    return [number * num_texts // num_rows for number in range(num_rows)]
 
 
 def sample_difference(encoder: Encoder, texts: list[str], ids: Ids, offsets: Offsets, rows: Iterable[int]) -> str:
@@ -251,7 +255,10 @@ def sample_difference(encoder: Encoder, texts: list[str], ids: Ids, offsets: Off
     if len(offsets) != len(texts) + 1 or (len(offsets) and offsets[-1] != len(ids)):
         return f"{len(texts)} texts have {len(offsets) - 1} rows of ids"
     chosen = list(rows)
-    expected, expected_offsets = encoder.reference_encode([texts[row] for row in chosen])
+    try:
+        expected, expected_offsets = encoder.reference_encode([texts[row] for row in chosen])
+    except EncodingError as error:
+        raise EncodingError(chosen[error.row], error.detail) from None
     for number, row in enumerate(chosen):
         own = ids[offsets[row] : offsets[row + 1]]
         theirs = expected[expected_offsets[number] : expected_offsets[number + 1]]

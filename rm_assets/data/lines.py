@@ -142,8 +142,9 @@ def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
             yield (bytes(memoryview(buffer)[:end]),)
             rest = buffer[end:num_bytes]
         else:
-            piece, rest = _long_line(stream, bytes(memoryview(buffer)[:num_bytes]), max_line_bytes)
+            piece, after = _long_line(stream, bytes(memoryview(buffer)[:num_bytes]), max_line_bytes)
             yield (piece,)
+            rest = bytearray(after)
         buffer[: len(rest)] = rest  # after a long line it may be more than the buffer held
         num_bytes, limit = len(rest), block_bytes
 
@@ -215,8 +216,9 @@ def _cut_in_twos(
 def _joined(lines: list[Piece]) -> tuple[Piece, ...]:
     """Neighbouring lines as one piece of bytes."""
     pieces: list[Piece] = []
-    for kind, run in itertools.groupby(lines, type):
-        pieces += [b"".join(run)] if kind is bytes else list(run)  # type: ignore[arg-type]
+    for _, group in itertools.groupby(lines, type):
+        run = list(group)
+        pieces += [b"".join(run)] if isinstance(run[0], bytes) else run  # type: ignore[arg-type]
     return tuple(pieces)
 
 
@@ -242,12 +244,16 @@ def read_block(block: Block, *, max_line_bytes: int, part_bytes: int) -> Iterato
     number = block.first_line
     for piece in block.pieces:
         for part in [piece] if isinstance(piece, SkippedLine) else _parts(piece, part_bytes):
-            lines = _skipped(part, number) if isinstance(part, SkippedLine) else None
-            if lines is None and block.is_utf8:
-                lines = _sound_lines(part, number, max_line_bytes)
-            lines = lines or _lines_one_by_one(part, number, max_line_bytes, is_utf8=block.is_utf8)
+            lines = _read(part, number, max_line_bytes, is_utf8=block.is_utf8)
             yield lines
             number += lines.num_lines
+
+
+def _read(part: Piece, number: int, max_line_bytes: int, *, is_utf8: bool) -> Lines:
+    if isinstance(part, SkippedLine):
+        return _skipped(part, number)
+    lines = _sound_lines(part, number, max_line_bytes) if is_utf8 else None
+    return lines or _lines_one_by_one(part, number, max_line_bytes, is_utf8=is_utf8)
 
 
 def _parts(content: bytes, part_bytes: int) -> Iterator[bytes]:

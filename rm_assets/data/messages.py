@@ -1,5 +1,6 @@
 """Messages as files write them, and two conversations as one prompt with two continuations."""
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -164,10 +165,11 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
     """
     if chosen == rejected:
         raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
-    num_shared = next(
-        (i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
-        min(len(chosen), len(rejected)),
-    )
+    num_shared = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one is not other and one != other:
+            break
+        num_shared += 1
     if num_shared == min(len(chosen), len(rejected)):
         shorter = "chosen" if len(chosen) == num_shared else "rejected"
         raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is the beginning of the other")
@@ -181,8 +183,9 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
 # --- transcripts ---------------------------------------------------------------------------------------------
 
 # A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-_AT_START = (_HUMAN, _ASSISTANT, _HUMAN.lstrip(), _ASSISTANT.lstrip())
+_MARKER = re.compile(r"\n\n(Human|Assistant):")
+_AT_START = ("\n\nHuman:", "\n\nAssistant:", "Human:", "Assistant:")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
@@ -192,47 +195,31 @@ def is_transcript(text: str) -> bool:
 
 def parse_transcript(text: str) -> tuple[Message, ...]:
     r"""The messages of a `\n\nHuman: ...\n\nAssistant: ...` text; one space after a marker belongs to the marker."""
-    return _messages_at(text, _turns(text))
+    return _messages_between(_split_at_markers(text))
 
 
 def _parse_two(one: str, other: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """Both transcripts; what they share before the last turn of the first one is read once."""
-    turns = _turns(one)
-    messages = _messages_at(one, turns)
-    last, content, _ = turns[-1]
-    if other.startswith(one[:content]):
-        return messages, messages[:-1] + parse_transcript(other[last:])
+    parts = _split_at_markers(one)
+    messages = _messages_between(parts)
+    start = len(one) - len(parts[-1])
+    if len(messages) > 1 and other.startswith(one[:start]):
+        return messages, messages[:-1] + parse_transcript(f"{parts[-2]}:{other[start:]}")
     return messages, parse_transcript(other)
 
 
-Turn = tuple[int, int, str]
-"""Where a marker begins, where the content after it begins, and the role."""
-
-
-def _turns(text: str) -> list[Turn]:
-    """The turns of a transcript, in order; raises PreferenceError where it does not begin with one."""
-    turns: list[Turn] = []
-    if text.startswith(_AT_START[2:]):
-        turns.append((0, text.index(":") + 1, "user" if text[0] == "H" else "assistant"))
-    human, assistant = text.find(_HUMAN), text.find(_ASSISTANT)
-    while human >= 0 or assistant >= 0:
-        if assistant < 0 or 0 <= human < assistant:
-            turns.append((human, human + len(_HUMAN), "user"))
-            human = text.find(_HUMAN, human + len(_HUMAN))
-        else:
-            turns.append((assistant, assistant + len(_ASSISTANT), "assistant"))
-            assistant = text.find(_ASSISTANT, assistant + len(_ASSISTANT))
-    if not turns or turns[0][0] != 0:
+def _split_at_markers(text: str) -> list[str]:
+    """For "Human: Hi" it is ["", "Human", " Hi"]; raises PreferenceError for a text that begins otherwise."""
+    if not is_transcript(text):
         raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
-    return turns
+    return _MARKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
 
 
-def _messages_at(text: str, turns: list[Turn]) -> tuple[Message, ...]:
-    ends = [turn[0] for turn in turns[1:]]
-    ends.append(len(text))
+def _messages_between(parts: list[str]) -> tuple[Message, ...]:
+    speakers, contents = parts[1::2], parts[2::2]
     return tuple(
         [
-            Message(role=role, content=text[start + (text[start : start + 1] == " ") : end])
-            for (_, start, role), end in zip(turns, ends, strict=True)
+            Message(role=_SPEAKERS[speaker], content=content.removeprefix(" "))
+            for speaker, content in zip(speakers, contents, strict=True)
         ]
     )

@@ -31,11 +31,11 @@ class PairRows:
     def table(self, source: str) -> pa.Table:
         """The rows, with the schema `records.VALIDATED`."""
         pairs = self._preferences
-        keys = list(map(equality_keys, pairs))
+        keys = equality_keys(pairs)
         columns: dict[str, Any] = {
             "source": pa.repeat(source, len(pairs)),
             "line": self._lines,
-            "pair_id": map(pair_id, pairs),
+            "pair_id": [pair_id(pair) for pair in pairs],
             "prompt_key": [key.prompt for key in keys],
             "chosen_key": [key.chosen for key in keys],
             "rejected_key": [key.rejected for key in keys],
@@ -48,11 +48,7 @@ class PairRows:
             "num_turns": [_num_turns(pair.prompt) for pair in pairs],
             "subset": [pair.subset for pair in pairs],
         }
-        arrays = [
-            column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
-            for field in records.VALIDATED
-        ]
-        return pa.Table.from_arrays(arrays, schema=records.VALIDATED)
+        return records.table(columns, records.VALIDATED)
 
 
 def _num_turns(prompt: tuple[Message, ...]) -> int:

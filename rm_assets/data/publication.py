@@ -91,6 +91,13 @@ class ShardWriter:
             for folder, (stream, _) in self._open.items()
         )
 
+    def restart(self) -> None:
+        """Throw away what was written so far."""
+        self.abandon()
+        remove_files([self.path(folder) for folder in self._open])
+        self._open.clear()
+        self._num_rows.clear()
+
     def abandon(self) -> None:
         """Close the files, whatever is in them."""
         for _, writer in self._open.values():
@@ -128,8 +135,7 @@ def stage_shard(
     fill: Callable[[ShardWriter], Stats],
     laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
 ) -> Shard:
-    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written, not what was
-    meant.
+    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written.
 
     `fill` writes the tables and returns figures. Where it raises, nothing is left.
     """

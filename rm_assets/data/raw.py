@@ -36,6 +36,7 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import Block, Lines, blocks_of_lines, read_block
 from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches
+from rm_assets.data.progress import Progress
 from rm_assets.data.publication import (
     Publication,
     ShardWriter,
@@ -71,13 +72,24 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            reading = _Reading(settings=settings, identity=identity, turn=turn, threads=threads)
+            progress = Progress(Stage.RAW, _total_bytes(files), say)
+            reading = _Reading(settings=settings, identity=identity, turn=turn, threads=threads, progress=progress)
             for file in files:
                 shards += _shards_of_file(file, reading, stamps)
         write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
         return turn.publish(
             shards, {}, {"ignored_files": list(annotations.ignored)}, stage_identity(Stage.RAW, settings, "")
         )
+
+
+def _total_bytes(files: list[AnnotationFile]) -> int | None:
+    """Bytes of all files; None where some are compressed, or gone."""
+    if any(file.path.suffix != ".jsonl" for file in files):
+        return None
+    try:
+        return sum(file.path.stat().st_size for file in files)
+    except OSError:
+        return None
 
 
 # --- stamps: they only spare the reading, content decides -----------------------------------------------------
@@ -102,6 +114,7 @@ class _Reading:
     identity: str
     turn: Publication
     threads: ThreadPoolExecutor
+    progress: Progress
 
 
 def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, Any]) -> list[Shard]:
@@ -179,6 +192,7 @@ def _shards(blocks: Iterator[Block], file: AnnotationFile, reading: _Reading) ->
             key = fingerprint(reading.identity, file.source, block.first_line, block.sha256)
             found = reading.turn.find(key)
             waiting.append(found or reading.threads.submit(_stage, block, index, file, key, reading))
+            reading.progress.add(block.num_lines, block.num_bytes)
             while len(waiting) > _NUM_THREADS:
                 yield _shard(waiting.popleft())
         while waiting:
@@ -240,16 +254,10 @@ def _table(lines: Lines, file: AnnotationFile) -> pa.Table:
 
 
 def _rejects(file: AnnotationFile, rejects: list[tuple[int, Reason, str, str]]) -> pa.Table:
+    names = records.REJECTS.names
     return reject_table(
-        {
-            "source": file.source,
-            "line": line,
-            "stage": Stage.RAW,
-            "reason": reason,
-            "detail": detail,
-            "line_sha256": sha,
-        }
-        for line, reason, detail, sha in rejects
+        dict(zip(names, (file.source, line, Stage.RAW, reason, detail, sha256), strict=True))
+        for line, reason, detail, sha256 in rejects
     )
 
 

@@ -30,6 +30,17 @@ def pair_reject(row: Mapping[str, Any], stage: Stage, reason: Reason, detail: st
     }
 
 
+Refusal = tuple[Reason, str]
+"""A reason and its detail."""
+
+
+def refused_rows(rows: pa.Table, stage: Stage, refused: Mapping[int, Refusal]) -> pa.Table:
+    """The rejects of a stage, from rows with `source` and `line` and, by their place, why some go no further."""
+    places = sorted(refused)
+    keys = rows.select(["source", "line"]).take(pa.array(places, pa.int64())).to_pylist()
+    return reject_table(pair_reject(key, stage, *refused[place]) for key, place in zip(keys, places, strict=True))
+
+
 def reason_counts(reasons: Counter[Reason]) -> dict[str, int]:
     """How often each reason occurs, in alphabetical order."""
     return {str(reason): count for reason, count in sorted(reasons.items())}

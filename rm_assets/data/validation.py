@@ -54,11 +54,10 @@ _FOLLOWERS = {
 def require_sound(preference: Preference) -> None:
     """Raise PreferenceError unless the conversation is in order and states a preference between two replies."""
     _require_order(preference)
-    for number, message in enumerate(preference.prompt, start=1):
-        if not _has_content(message):
-            raise PreferenceError(Reason.EMPTY_MESSAGE, f"message {number} of the prompt is empty")
+    if number := _first_blank(preference.prompt):
+        raise PreferenceError(Reason.EMPTY_MESSAGE, f"message {number} of the prompt is empty")
     for name, reply in (("chosen", preference.chosen), ("rejected", preference.rejected)):
-        if not all(map(_has_content, reply)):
+        if _first_blank(reply):
             raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply is empty")
     if preference.chosen == preference.rejected:
         raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are equal")
@@ -66,9 +65,13 @@ def require_sound(preference: Preference) -> None:
         raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is no finite float32")
 
 
-def _has_content(message: Message) -> bool:
-    content = message.content
-    return bool((content and not content.isspace()) or message.tool_calls)
+def _first_blank(messages: tuple[Message, ...]) -> int:
+    """The number of the first message without a text or a tool call; 0 if there is none."""
+    for number, message in enumerate(messages, start=1):
+        content = message.content
+        if (not content or content.isspace()) and not message.tool_calls:
+            return number
+    return 0
 
 
 def _require_order(preference: Preference) -> None:
@@ -166,7 +169,7 @@ def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int
         for lines, texts in batches:
             yield _single_lines(lines, texts, task.rules), len(lines)
         return
-    found: list[NumberedLine] = [(line, text.decode()) for batch in batches for line, text in zip(*batch, strict=True)]
+    found: list[NumberedLine] = [(line, text) for batch in batches for line, text in zip(*batch, strict=True)]
     num_lines = len(found)
     for rejects in read_batches(task.rejected, records.REJECTS, ["line"]):
         found += [(line, None) for line in rejects["line"].to_pylist() if line]

@@ -12,7 +12,13 @@ from support import silent
 
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock
-from rm_assets.data.publication import Publication, publication, remove_directory, stage_shard, tables_writer
+from rm_assets.data.publication import (
+    Publication,
+    publication,
+    remove_directory,
+    stage_shard,
+    tables_writer,
+)
 from rm_assets.data.snapshots import (
     DATA,
     MANIFEST,

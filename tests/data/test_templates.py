@@ -57,7 +57,7 @@ FRAGMENTS = (
     *("hello", " world ", "\n", "\n\n", "", " ", "é", "猫", "\x00", "\ue000", "x", "X", "none", "False", "0", "17"),
     *("<think>", "</think>", "<think>\nhm\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>"),
     *("<|im_end|>", "<|im_start|>", "[INST]", "<|channel>", "<channel|>", "</s>", "system", "user", "/no_think"),
-    *("%s", "%", "%%", "{}", "{0}", "{{ x }}", "{% if %}", "\\n", "'", '"', "two words", "three more words"),
+    *("%s", "%", "%%", "index", "{}", "{0}", "{{ x }}", "{% if %}", "\\n", "'", '"', "two words", "three more words"),
 )
 
 
@@ -118,6 +118,8 @@ TREATED = {
     ),
     "leaves empty messages out": "{% for m in messages %}{% if m.content | trim | length > 0 %}{{ m.content }}|"
     "{% endif %}{% endfor %}",
+    "says which messages are empty": "{% for m in messages %}{% if m.content | length == 0 %}nothing{% endif %}"
+    "{{ m.content }}|{% endfor %}",
     "writes contents twice and backwards": "{% for m in messages | reverse %}{{ m.content }}%{% endfor %}"
     "{{ messages | map(attribute='content') | list | join('%s') }}",
     "asks for equality": "{% for m in messages %}{{ 'none!' if m.content == 'none' else m.content }}{% endfor %}",
@@ -133,6 +135,7 @@ HIDDEN_QUESTIONS = {
     "a key of a dictionary": "{{ {'x': 'found'}[m.content] }}",
     "a key in a dictionary": "{{ 1 if m.content in {'x': 1} else 2 }}",
     "a key through get": "{{ {'x': 'found'}.get(m.content, 'lost') }}",
+    "an item of a list": "{{ 1 if messages[m.content] is defined else 2 }}",
     "a part of a literal": "{{ 1 if m.content in 'a hello world' else 2 }}",
     "an element of a list": "{{ 1 if m.content in ['x', 'hello'] else 2 }}",
     "the beginning of a literal": "{{ 1 if 'hello'.startswith(m.content) else 2 }}",
@@ -152,7 +155,7 @@ HIDDEN_QUESTIONS = {
     "the text of a list": "{{ [m.content] | string }}",
     "a number": "{{ m.content | int + 1 }}",
     "a count of parts": "{{ m.content.split('x') | length }}",
-    "a middle part": "{{ m.content.split('x')[1] }}",
+    "a middle part": "{{ m.content.split(' ')[1] }}",
     "words": "{{ m.content.split() | first }}",
     "a loop over parts": "{% for p in m.content.split('x') %}{{ loop.index }}{{ p }}{% endfor %}",
     "case": "{{ 1 if m.content | upper == 'X' else 2 }}",
@@ -273,8 +276,8 @@ def test_a_difference_in_the_sample_turns_the_fast_way_off() -> None:
 def test_facts_of_a_shape_hold_for_all_its_conversations() -> None:
     verbatim, stripped = learnt(CHATML), learnt(TREATED["strips"])
     assert verbatim.num_control(PAIR) == 4  # a start and an end per message
-    assert (verbatim.writes_verbatim(PAIR), stripped.writes_verbatim(PAIR)) == (True, False)
-    assert (verbatim.num_control(("user",)), verbatim.writes_verbatim(("user",))) == (None, False)
+    assert (verbatim.treated(PAIR), stripped.treated(PAIR)) == ([], [0, 1])
+    assert (verbatim.num_control(("user",)), verbatim.treated(("user",))) == (None, [])
     assert verbatim.lost_parts(PAIR, ("a", "b")) == ()
     without_system = learnt(CHATML.replace("in messages %}", "in messages if m.role != 'system' %}", 1))
     for _ in range(2):

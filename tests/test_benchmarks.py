@@ -1,0 +1,36 @@
+"""The benchmarks run, and their pairs are what they say."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def test_every_copy_of_a_pair_has_a_number_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    pairs = importlib.import_module("pairs")
+    base = [
+        {
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+            "chosen": [{"role": "assistant", "content": "c"}],
+            "rejected": [{"role": "assistant", "content": "r"}],
+        }
+    ]
+    pairs.write_copies(base, 2, tmp_path / "pairs.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    contents = [[message["content"] for side in row.values() for message in side] for row in rows]
+    assert contents == [["s (0)", "u", "c (0)", "r (0)"], ["s (1)", "u", "c (1)", "r (1)"]]
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_the_data_stages_compares_equal_ids() -> None:
+    pytest.importorskip("trl")
+    command = [sys.executable, str(BENCHMARKS / "data.py"), "--repeat-to", "60", "--trl-pairs", "40", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "All ids of 40 pairs are equal to TRL's." in done.stdout
+    assert "| padded_pairs |" in done.stdout
