@@ -88,9 +88,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     annotations: str | None = Field(
-        None, description="File, directory or glob of *.jsonl, *.jsonl.gz or *.jsonl.zst; unset: the built-in sample."
+        None,
+        description="File, directory or glob of *.jsonl, *.jsonl.gz or *.jsonl.zst, also at a URI such as "
+        "s3://bucket/prefix; unset: the built-in sample.",
     )
-    storage: str = Field("./rm_storage", description="Directory of all snapshots.")
+    storage: str = Field("./rm_storage", description="Directory of all snapshots, or a URI such as s3://bucket/prefix.")
     model: str | None = Field(
         None,
         description="Model directory or Hub name, with its own tokenizer; unset: a tiny one with random weights.",
@@ -105,7 +107,9 @@ class Settings(BaseModel):
         date(2025, 1, 1),
         description="What strftime_now tells a chat template, so that a rendering never depends on the day.",
     )
-    engine: Literal["local"] = Field("local", description="Where shards are computed: processes of this machine.")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where shards are computed: processes of this machine, or the Ray cluster of RAY_ADDRESS."
+    )
     num_workers: int = Field(0, ge=0, description="Processes that compute shards; 0: one per core.")
     shard_bytes: int = Field(
         32 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file."
@@ -186,7 +190,7 @@ class Settings(BaseModel):
     @field_validator("storage")
     @classmethod
     def _home_of_the_user(cls, value: str) -> str:
-        return str(Path(value).expanduser())
+        return value if "://" in value else str(Path(value).expanduser())
 
     @field_validator("test_fraction")
     @classmethod

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.padding import padded_snapshot
+from rm_assets.data.parquet import parquet_file
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS, Snapshot
@@ -64,7 +63,11 @@ def polite_rows(num_pairs: int) -> list[object]:
 
 def rows(snapshot: Snapshot, *folders: str) -> list[dict[str, Any]]:
     """The rows of a snapshot's data, or of these folders."""
-    return [row for path in snapshot.paths(*folders) for row in pq.read_table(path, partitioning=None).to_pylist()]
+    found = []
+    for path in snapshot.paths(*folders):
+        with parquet_file(path) as file:
+            found += file.read().to_pylist()
+    return found
 
 
 def rejects(snapshot: Snapshot) -> list[tuple[str, int, str]]:

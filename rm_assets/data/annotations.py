@@ -4,6 +4,8 @@ One bad entry of a directory or glob (a FIFO, a broken link, a file or directory
 list, where reading rejects it; a path given by itself must be readable. A glob does not see what lies in directories
 that it may not search. Links to files are followed; links to directories are not, so that there is no loop, and stand
 among the entries that are ignored.
+
+A URI such as `s3://bucket/prefix` is searched in the same way, on its own file system.
 """
 
 import os
@@ -13,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rm_assets.data.file_bytes import RejectedFileError, opened
+from rm_assets.data.remote_files import remote_files, remote_kind, remote_matches
+from rm_assets.data.storage import is_remote, place
 from rm_assets.settings import SettingsError
 
 SETTING = "annotations (or RM_ANNOTATIONS)"
@@ -98,6 +102,9 @@ def _conversion(name: str) -> str:
 
 def _find(setting: str) -> _Found:
     try:
+        if "://" in setting:
+            path = place(setting)
+            return _at_uri(setting, path) if is_remote(path) else _find(str(path))
         path = Path(setting).expanduser()
         if path.is_dir():
             return _in_directory(path)
@@ -107,10 +114,28 @@ def _find(setting: str) -> _Found:
             return _in_glob(path)
     except RejectedFileError as error:
         raise _error(setting, f"{Path(setting).name!r} cannot be read: {error.detail}") from None
+    except SettingsError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # no permission, too long, no pattern, no such user
         problem = error.strerror if isinstance(error, OSError) else str(error)
         raise _error(setting, f"cannot be searched: {problem}") from None
     raise _error(setting, "there is no such file or directory")
+
+
+def _at_uri(setting: str, path: Path) -> _Found:
+    kind = remote_kind(path)
+    if kind == "file":
+        return _by_itself(path)
+    if kind == "directory":
+        names = [name for name in remote_files(path) if not any(part.startswith(".") for part in name.split("/"))]
+        return _Found(base=path, files=[path / name for name in names])
+    if not _MAGIC.search(setting):
+        raise _error(setting, "there is no such file or directory")
+    fixed = _MAGIC.split(setting, maxsplit=1)[0].rsplit("/", 1)[0]
+    found = _Found(base=place(fixed))
+    for match, is_directory in remote_matches(setting):
+        (found.unsearched if is_directory else found.files).append(match)
+    return found
 
 
 def _by_itself(path: Path) -> _Found:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.publication import write_json
+from rm_assets.data.storage import write_json
 
 VERSION = 1
 _NUM_FUZZED = 6_000

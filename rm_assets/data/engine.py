@@ -1,4 +1,4 @@
-"""Where shards are computed: in this process for a few, over processes of this machine for many."""
+"""Where shards are computed: in this process for a few, over processes of this machine for many, or on Ray."""
 
 import functools
 import os
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.data.progress import Progress
-from rm_assets.data.publication import LawFunction, Publication, StageFunction, stage_shard
+from rm_assets.data.publication import STAGING, LawFunction, Publication, StageFunction, stage_shard
+from rm_assets.data.ray_engine import computed_on_ray
 from rm_assets.data.snapshots import Shard
 from rm_assets.data.workers import collection_paused, mapped
+from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20
 """Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""
@@ -36,7 +38,7 @@ def compute_shards(
     tasks: list[Task],
     function: StageFunction,
     laws: LawFunction,
-    num_workers: int,
+    settings: Settings,
     say: Callable[[str], object],
 ) -> list[Shard]:
     """The shards of all tasks, in order; only those whose key is not found are computed."""
@@ -45,8 +47,11 @@ def compute_shards(
     jobs = [(publication.directory, task, function, laws) for task in missing]
     num_bytes = sum(task.num_bytes for task in missing)
     progress = Progress(publication.directory.name, num_bytes, say)
-    num_processes = 1 if num_bytes <= _SMALL_BYTES else num_workers or os.cpu_count() or 1
-    for task, shard in zip(missing, _computed(jobs, num_processes), strict=True):
+    if settings.engine == "ray":
+        computed = computed_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
+    else:
+        computed = _computed(jobs, 1 if num_bytes <= _SMALL_BYTES else settings.num_workers or os.cpu_count() or 1)
+    for task, shard in zip(missing, computed, strict=True):
         found[shard.key] = shard
         progress.add(shard.num_rows(), task.num_bytes)
     return [done for task in tasks if (done := found[task.key]) is not None]

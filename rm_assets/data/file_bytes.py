@@ -2,7 +2,8 @@
 
 A file may be written, replaced or removed while it is read. What is read therefore ends where the file ended when it
 was opened, and afterwards the file tells whether it held still meanwhile. Nothing blocks: a FIFO, a socket or a
-device is refused before it is opened.
+device is refused before it is opened. A remote file that is not there, or may not be read, is refused like one of this
+machine; where the network fails, the run does (StorageError), as nobody knows what the file holds.
 """
 
 import contextlib
@@ -19,8 +20,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote_from_bytes
 
 from rm_assets.data.records import Reason
+from rm_assets.data.remote_files import RemoteStatus, open_remote, remote_status
+from rm_assets.data.storage import StorageError, is_remote, reason_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -58,13 +62,31 @@ class Change(StrEnum):
     OTHER = "other"  # written over, cut, replaced or removed
 
 
+Status = os.stat_result | RemoteStatus
+"""What a file system tells of a file."""
+
+
+def file_status(path: Path) -> Status:
+    """The status of what a path names now; raises OSError."""
+    return remote_status(path) if is_remote(path) else path.stat()
+
+
+def file_stamp(path: Path, status: Status) -> list[Any]:
+    """What is equal as long as nothing about a file changed, as plain values."""
+    if isinstance(status, RemoteStatus):
+        return [str(path), status.st_size, status.version]
+    place = quote_from_bytes(os.fsencode(path.resolve()))
+    # the time of the last change of the status moves also where someone puts the old time of writing back
+    return [place, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
 @dataclass(kw_only=True)
 class OpenedFile:
     """A regular file being read; `num_bytes` of it count, by default all that it had when it was opened."""
 
     path: Path
-    file: io.FileIO
-    status: os.stat_result
+    file: BinaryIO
+    status: Status
     num_bytes: int
 
     @property
@@ -75,7 +97,7 @@ class OpenedFile:
     def stream(self, max_expansion: int) -> io.BufferedReader:
         """The file's text as bytes, from the start. Raises RejectedFileError, possibly after some of it was read."""
         self.file.seek(0)
-        stored: io.BufferedReader = io.BufferedReader(_Stored(self.file, self.num_bytes), _BUFFER_BYTES)
+        stored: io.BufferedReader = io.BufferedReader(_Stored(self), _BUFFER_BYTES)
         if not self.is_archive:
             return stored
         if not self.num_bytes:
@@ -88,26 +110,30 @@ class OpenedFile:
     def sha256(self) -> str:
         """The hash of the bytes as they are stored."""
         self.file.seek(0)
-        with io.BufferedReader(_Stored(self.file, self.num_bytes), _BUFFER_BYTES) as stream:
+        with io.BufferedReader(_Stored(self), _BUFFER_BYTES) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def change(self) -> Change:
         """What became of the file since it was opened, by its status: of the open file, and of what its path names."""
-        now = os.fstat(self.file.fileno())
         try:
-            named = self.path.stat()
+            named = file_status(self.path)
         except OSError:
             return Change.OTHER
+        if isinstance(named, RemoteStatus) or isinstance(self.status, RemoteStatus):  # written whole, never appended to
+            return Change.NONE if named == self.status else Change.OTHER
         if not is_same_file(named, self.status):
             return Change.OTHER
+        now = os.fstat(self.file.fileno())
         if _version(now) == _version(self.status):
             return Change.NONE
         grew = now.st_size > self.status.st_size and not self.is_archive
         return Change.GREW if grew else Change.OTHER
 
 
-def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+def is_same_file(one: Status, other: Status) -> bool:
     """Whether two statuses are of one file, whatever it holds."""
+    if isinstance(one, RemoteStatus) or isinstance(other, RemoteStatus):
+        return one == other
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
@@ -118,6 +144,10 @@ def _version(status: os.stat_result) -> tuple[int, int, int]:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[OpenedFile]:
     """A regular file, open; raises RejectedFileError where the path names none that can be read."""
+    if is_remote(path):
+        with _opened_remote(path) as file:
+            yield file
+        return
     try:
         _require_regular(path.stat().st_mode)
         # O_NONBLOCK: should a FIFO have taken the file's place meanwhile, nobody waits for its writer.
@@ -130,6 +160,17 @@ def opened(path: Path) -> Iterator[OpenedFile]:
         status = os.fstat(descriptor)
         _require_regular(status.st_mode)
         yield OpenedFile(path=path, file=file, status=status, num_bytes=status.st_size)
+
+
+@contextlib.contextmanager
+def _opened_remote(path: Path) -> Iterator[OpenedFile]:
+    try:
+        status = remote_status(path)
+        stream = open_remote(path)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) from None
+    with stream:
+        yield OpenedFile(path=path, file=stream, status=status, num_bytes=status.st_size)
 
 
 def _require_regular(mode: int) -> None:
@@ -147,20 +188,27 @@ def _kind(error: OSError) -> str:
 class _Stored(io.RawIOBase):
     """The first bytes of a file, and no more of it, however long it is by now."""
 
-    def __init__(self, file: io.FileIO, num_bytes: int) -> None:
-        self._file = file
-        self._num_left = num_bytes
+    def __init__(self, opened_file: OpenedFile) -> None:
+        self._opened = opened_file
+        self._num_left = opened_file.num_bytes
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         try:
-            num_read = self._file.readinto(memoryview(buffer)[: self._num_left]) or 0
-        except OSError as error:
-            raise RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) from None
+            num_read = self._opened.file.readinto(memoryview(buffer)[: self._num_left]) or 0  # type: ignore[attr-defined]
+        except Exception as error:  # of whatever library reaches a remote file
+            raise self._problem(error) from None
         self._num_left -= num_read
         return num_read
+
+    def _problem(self, error: Exception) -> Exception:
+        """What a failed reading means: the file is to blame, or the way to it."""
+        path = self._opened.path
+        if is_remote(path) and self._opened.change() is Change.NONE:
+            return StorageError(f"{str(path)!r} cannot be read: {reason_of(error)}")
+        return RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) if isinstance(error, OSError) else error
 
 
 class _Expanded(io.RawIOBase):

@@ -38,6 +38,7 @@ from rm_assets.data.rendering import (
     verify_plain,
 )
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.storage import place
 from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
@@ -176,9 +177,9 @@ def flattened_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(Path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
-        shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings, say)
         for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):
             say(f"{Stage.FLATTENED}: rendered by transformers one by one, many times slower: {reason}")
         made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)

@@ -28,6 +28,7 @@ from rm_assets.data.publication import Publication, ShardWriter, Stats, publicat
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
+from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 3
@@ -84,8 +85,8 @@ def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
         text = np.frombuffer(chunk.buffers()[2], np.uint8) if len(chunk) else np.empty(0, np.uint8)
         starts = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk)]
         digest = np.zeros(len(chunk), np.uint64)
-        for place in range(16):
-            digit = text[starts + place]
+        for offset in range(16):
+            digit = text[starts + offset]
             value = (digit & 15) + 9 * (digit >> 6)  # "0" to "9" are 48 to 57, "a" to "f" 97 to 102
             digest = (digest << np.uint64(4)) | value.astype(np.uint64)
         digests.append(digest)
@@ -295,9 +296,9 @@ def padded_snapshot(
         key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(Path(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in tokenized.manifest.shards]
-        shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings, say)
 
         def facts() -> dict[str, int]:
             return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}

@@ -5,12 +5,16 @@ Measured on token ids, texts and hashes: zstd at its first level everywhere; tok
 columns of few values, since Parquet would build one for every column of distinct texts and throw it away.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rm_assets.data.snapshots import SnapshotError
+from rm_assets.data.storage import is_remote
 
 ROW_GROUP_BYTES = 8 * 2**20
 """About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""
@@ -64,6 +68,20 @@ def read_batches(path: Path | None, schema: pa.Schema, columns: list[str] | None
     if path is None:
         return
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+    with parquet_file(path) as file:
         for index in range(file.num_row_groups):
             yield file.read_row_group(index, columns=wanted.names).cast(wanted).combine_chunks()
+
+
+@contextlib.contextmanager
+def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of any storage, open; raises SnapshotError where its pages are not as they were written."""
+    try:
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(path.open("rb")) if is_remote(path) else path
+            yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system, and it says what
+        told = " ".join(str(error).split())
+        raise SnapshotError(f"{str(path)!r} is damaged: remove its snapshot and materialize anew ({told})") from None

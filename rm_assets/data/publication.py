@@ -1,27 +1,24 @@
 """Publishing a snapshot: one writer's turn at an asset, which finds what is done and writes the rest.
 
-Shards being computed lie in `<storage>/<asset>/.staging/<key>/`, so that a run that was cut short leaves its finished
-ones to the next. Everything is written beside, synced and renamed, the manifest last. Where rejects change and data do
-not, the manifest and the rejects of the same snapshot are replaced, and the data stay as they are.
+Finished shards of an unfinished run lie in `<storage>/<asset>/.staging/`: `<key>.json`, written last, tells which
+directory there holds the shard's files, so that a run that was cut short leaves them to the next. Then every file is
+linked or copied to where it belongs, and the manifest written last. Where rejects change and data do not, the manifest
+and the rejects of the same snapshot are replaced, and the data stay as they are.
 """
 
 import contextlib
-import errno
-import fcntl
-import os
-import shutil
-import socket
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rm_assets.data.fingerprint import file_sha256, fingerprint
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import held_lock
 from rm_assets.data.parquet import parquet_writer
 from rm_assets.data.snapshots import (
     LATEST,
@@ -31,30 +28,28 @@ from rm_assets.data.snapshots import (
     Shard,
     ShardFile,
     Snapshot,
+    SnapshotError,
     latest_snapshot,
     read_snapshot,
 )
+from rm_assets.data.storage import (
+    NewFile,
+    file_sizes,
+    is_abandoned,
+    make_directory,
+    new_file,
+    place_files,
+    read_file,
+    remove_files,
+    remove_tree,
+    subdirectories,
+    sync_directory,
+    unfinished_files,
+    write_json,
+)
 
-_STAGING = ".staging"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically: readers see the old bytes or the new ones, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with temporary.open("wb") as stream:
-        stream.write(msgspec.json.format(msgspec.json.encode(value), indent=1))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+STAGING = ".staging"
+_ATTEMPTS = 3
 
 
 class ShardWriter:
@@ -63,7 +58,8 @@ class ShardWriter:
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
         self._name = name
-        self._open: dict[str, tuple[BinaryIO, pq.ParquetWriter]] = {}
+        self._files = contextlib.ExitStack()
+        self._open: dict[str, tuple[NewFile, pq.ParquetWriter]] = {}
         self._num_rows: Counter[str] = Counter()
 
     def write(self, folder: str, table: pa.Table) -> None:
@@ -71,9 +67,7 @@ class ShardWriter:
         if not table.num_rows:
             return
         if folder not in self._open:
-            path = self.path(folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("wb")
+            stream = self._files.enter_context(new_file(self.path(folder)))
             self._open[folder] = stream, parquet_writer(stream, table.schema)
         self._open[folder][1].write_table(table)
         self._num_rows[folder] += table.num_rows
@@ -83,38 +77,34 @@ class ShardWriter:
         return self._directory / _file_name(folder, self._name)
 
     def finish(self) -> tuple[ShardFile, ...]:
-        """Close, sync and hash the files."""
-        for stream, writer in self._open.values():
+        """Close the files, which then are durable."""
+        for _, writer in self._open.values():
             writer.close()
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
-        return tuple(self._finished(folder) for folder in self._open)
-
-    def _finished(self, folder: str) -> ShardFile:
-        path = self.path(folder)
-        return ShardFile(
-            path=_file_name(folder, self._name),
-            sha256=file_sha256(path),
-            num_rows=self._num_rows[folder],
-            num_bytes=path.stat().st_size,
+        self._files.close()
+        return tuple(
+            ShardFile(
+                path=_file_name(folder, self._name),
+                sha256=stream.sha256,
+                num_rows=self._num_rows[folder],
+                num_bytes=stream.num_bytes,
+            )
+            for folder, (stream, _) in self._open.items()
         )
 
     def restart(self) -> None:
         """Throw away what was written so far."""
         self.abandon()
-        for folder in self._open:
-            self.path(folder).unlink()
+        remove_files([self.path(folder) for folder in self._open])
         self._open.clear()
         self._num_rows.clear()
 
     def abandon(self) -> None:
         """Close the files, whatever is in them."""
-        for stream, writer in self._open.values():
-            with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+        for _, writer in self._open.values():
+            with contextlib.suppress(Exception):  # there is an error under way, and this one says the same
                 writer.close()
-            with contextlib.suppress(OSError):
-                stream.close()
+        with contextlib.suppress(Exception):
+            self._files.close()
 
 
 def _file_name(folder: str, name: str) -> str:
@@ -130,6 +120,13 @@ LawFunction = Callable[[Any, dict[str, Path]], Stats]
 """From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
 
 
+class _Staged(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished shard that is not published yet, and the directory in staging that holds its files."""
+
+    directory: str
+    shard: Shard
+
+
 def stage_shard(
     asset_directory: Path,
     name: str,
@@ -138,30 +135,26 @@ def stage_shard(
     fill: Callable[[ShardWriter], Stats],
     laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
 ) -> Shard:
-    """Write a shard under its key; the rename at the end makes it exist. Laws read what was written.
+    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written.
 
     `fill` writes the tables and returns figures. Where it raises, nothing is left.
     """
-    staging = asset_directory / _STAGING
-    temporary = staging / f"tmp-{uuid.uuid4().hex}"
-    temporary.mkdir(parents=True)
-    writer = ShardWriter(temporary, name)
+    staging = asset_directory / STAGING
+    directory = staging / uuid.uuid4().hex
+    writer = ShardWriter(directory, name)
     try:
         stats = fill(writer)
         files = writer.finish()
-        measured = laws({file.folder: temporary / file.path for file in files})
+        measured = laws({file.folder: directory / file.path for file in files})
         shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
-        write_json(temporary / "shard.json", shard)
+        make_directory(directory)
+        sync_directory(directory, recursive=True)
+        write_json(staging / f"{key}.json", _Staged(directory=directory.name, shard=shard))
     except BaseException:
         writer.abandon()
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(Exception):  # room for others, should the disk be full
+            remove_tree(directory)
         raise
-    try:
-        temporary.rename(staging / key)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        shutil.rmtree(temporary)  # the same shard was finished meanwhile
     return shard
 
 
@@ -182,30 +175,52 @@ class Publication:
     def __init__(self, storage: Path, asset: str, keep_snapshots: int) -> None:
         self.directory = storage / asset
         self._storage = storage
+        self._staging = self.directory / STAGING
         self._asset = asset
         self._keep_snapshots = keep_snapshots
         self.previous = latest_snapshot(storage, asset)
+        self._look()
+        self._remove_unfinished_shards()
+
+    def _look(self) -> None:
+        """Take in what is published."""
         self._published: dict[str, tuple[Path, Shard]] = {}
+        self._homes: dict[str, Path] = {}  # where the files of each shard lie, by key
+        self._sizes: dict[Path, dict[str, int]] = {}  # of the published snapshots' files
         for snapshot in self._snapshots():
             for shard in snapshot.manifest.shards:
                 self._published.setdefault(shard.key, (snapshot.directory, shard))
 
     def _snapshots(self) -> list[Snapshot]:
         """The snapshots on disk, newest first, `latest` before all."""
+        written: dict[Path, float] = {}
+        for name in subdirectories(self.directory):
+            with contextlib.suppress(FileNotFoundError):
+                written[self.directory / name] = (self.directory / name / MANIFEST).stat().st_mtime
         newest = [self.previous] if self.previous else []
-        others = [m for m in self.directory.glob(f"*/{MANIFEST}") if not newest or m.parent != newest[0].directory]
-        others.sort(key=lambda manifest: manifest.stat().st_mtime_ns, reverse=True)
-        return newest + [read_snapshot(manifest.parent) for manifest in others]
+        others = [directory for directory in written if not newest or directory != newest[0].directory]
+        return newest + [read_snapshot(path) for path in sorted(others, key=written.__getitem__, reverse=True)]
 
     def find(self, key: str) -> Shard | None:
         """The finished shard of this key, from a published snapshot or from a run that was cut short."""
-        if key in self._published and _is_whole(*self._published[key]):
-            return self._published[key][1]
-        try:
-            staged = (self.directory / _STAGING / key / "shard.json").read_bytes()
-        except FileNotFoundError:
+        if key in self._published:
+            directory, shard = self._published[key]
+            if directory not in self._sizes:
+                self._sizes[directory] = file_sizes(directory)
+            if _is_whole(shard, self._sizes[directory]):
+                self._homes[key] = directory
+                return shard
+        staged = self._staged(f"{key}.json")
+        if staged is None or not _is_whole(staged.shard, file_sizes(self._staging / staged.directory)):
             return None
-        return msgspec.json.decode(staged, type=Shard)
+        self._homes[key] = self._staging / staged.directory
+        return staged.shard
+
+    def _staged(self, name: str) -> _Staged | None:
+        try:
+            return msgspec.json.decode(read_file(self._staging / name), type=_Staged)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
 
     def path(self, shard: Shard, folder: str) -> Path | None:
         """Where a found shard's file of a folder lies now; None if it is empty."""
@@ -215,8 +230,11 @@ class Publication:
         return None
 
     def _home(self, shard: Shard) -> Path:
-        staged = self.directory / _STAGING / shard.key
-        return staged if staged.exists() else self._published[shard.key][0]
+        if shard.key not in self._homes and self.find(shard.key) is None:
+            raise SnapshotError(
+                f"{self._asset}: a shard of {shard.source!r} is gone before it was published: run again"
+            )
+        return self._homes[shard.key]
 
     def publish(
         self,
@@ -230,63 +248,80 @@ class Publication:
         `facts` may be a function: it is called only if the snapshot is not the one already published.
         """
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
-        before, num_new = self.previous, sum(self._is_new(shard) for shard in shards)
+        before, new = self.previous, [shard for shard in shards if self._home(shard).parent == self._staging]
         known = facts if isinstance(facts, dict) else before.manifest.facts if before else {}
         manifest = Manifest(
             asset=self._asset, snapshot=name, identity=identity, inputs=inputs, facts=known, shards=tuple(shards)
         )
-        if before and before.manifest == manifest and not num_new:
-            self._remove_what_nothing_names(manifest)
+        if before and before.manifest == manifest and not new:
+            self._remove_what_nothing_names(before, new)
             return before
         directory = self.directory / name
-        directory.mkdir(parents=True, exist_ok=True)
-        for shard in shards:
-            for file in shard.files:
-                _place(self._home(shard) / file.path, directory / file.path, file.sha256)
+        make_directory(directory)
+        self._place(shards, directory)
         if callable(facts):
             manifest = msgspec.structs.replace(manifest, facts=facts())
-        for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
-            _sync_directory(folder)
+        sync_directory(directory, recursive=True)
         write_json(directory / MANIFEST, manifest)
         write_json(self.directory / LATEST, {"snapshot": name})
-        self.previous = Snapshot(directory, manifest, num_new)
-        self._remove_what_nothing_names(manifest)
+        self.previous = Snapshot(directory, manifest, len(new))
+        self._remove_what_nothing_names(self.previous, new)
         return self.previous
 
-    def _is_new(self, shard: Shard) -> bool:
-        return (self.directory / _STAGING / shard.key).exists()
+    def _place(self, shards: list[Shard], directory: Path) -> None:
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            origins = {directory / file.path: self._home(shard) / file.path for shard in shards for file in shard.files}
+            try:
+                place_files({target: origin for target, origin in origins.items() if target != origin})
+                return
+            except FileNotFoundError:  # another machine published or removed meanwhile what was found here
+                if not attempts_left:
+                    raise
+                self._look()
 
-    def _remove_what_nothing_names(self, manifest: Manifest) -> None:
-        assert self.previous is not None
-        named = {file.path for shard in manifest.shards for file in shard.files}
-        for path in self.previous.directory.rglob("*.parquet"):
-            if path.relative_to(self.previous.directory).as_posix() not in named:
-                path.unlink()
-        pinned = pinned_snapshots(self._storage)
-        for snapshot in self._snapshots()[self._keep_snapshots :]:
+    def _remove_what_nothing_names(self, current: Snapshot, published: list[Shard]) -> None:
+        """Files left in the snapshot, snapshots beyond those to keep, and what runs that were cut short left."""
+        named = {file.path for shard in current.manifest.shards for file in shard.files} | {MANIFEST}
+        remove_files([current.directory / name for name in file_sizes(current.directory).keys() - named])
+        remove_files(unfinished_files(self.directory))
+        older = self._snapshots()[self._keep_snapshots :]
+        pinned = pinned_snapshots(self._storage) if older else set()
+        for snapshot in older:
             if (self._asset, snapshot.name) not in pinned:
                 remove_directory(snapshot.directory)
-        for directory in self.directory.iterdir():
-            if directory.is_dir() and not (directory / MANIFEST).exists():  # staging, or a publication cut short
-                shutil.rmtree(directory)
+        remove_files([self._staging / f"{shard.key}.json" for shard in published])
+        remove_files([self._homes[shard.key] / file.path for shard in published for file in shard.files])
+        for name in subdirectories(self.directory):
+            directory = self.directory / name
+            if not (directory / MANIFEST).exists() and is_abandoned(directory):
+                remove_tree(directory)
+
+    def _remove_unfinished_shards(self) -> None:
+        """Remove directories in staging that no finished shard names; they would fill the disk run by run."""
+        directories = subdirectories(self._staging)
+        if not directories:
+            return
+        records = [name for name in file_sizes(self._staging) if "/" not in name and name.endswith(".json")]
+        named = {staged.directory for name in records if (staged := self._staged(name))}
+        for name in directories:
+            if name not in named and is_abandoned(self._staging / name):
+                remove_tree(self._staging / name)
 
 
-def _is_whole(directory: Path, shard: Shard) -> bool:
-    """Whether a published shard's files are there in their sizes: someone may have removed or cut one."""
-    try:
-        return all((directory / file.path).stat().st_size == file.num_bytes for file in shard.files)
-    except OSError:
-        return False
+def _is_whole(shard: Shard, sizes: dict[str, int]) -> bool:
+    """Whether a shard's files are there in their sizes: someone may have removed or cut one."""
+    return all(sizes.get(file.path) == file.num_bytes for file in shard.files)
 
 
 def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
     """The (asset, snapshot) that some manifest of the storage names as what it was made from."""
     pinned: set[tuple[str, str]] = set()
-    for path in storage.glob(f"*/*/{MANIFEST}"):
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            found = msgspec.json.decode(path.read_bytes(), type=_Inputs)
-            pinned.update(found.inputs.items())
-            pinned.add(("padded_pairs", found.data_snapshot))
+    for asset in subdirectories(storage):
+        for name in subdirectories(storage / asset):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found = msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Inputs)
+                pinned.update(found.inputs.items())
+                pinned.add(("padded_pairs", found.data_snapshot))
     return pinned
 
 
@@ -299,52 +334,12 @@ class _Inputs(msgspec.Struct):
 
 def remove_directory(directory: Path) -> None:
     """Remove a snapshot, its manifest first, so that what is half removed does not exist."""
-    (directory / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(directory)
-
-
-def _place(origin: Path, target: Path, sha256: str) -> None:
-    """Hard-link a file, or copy it where the file system has no links. An equal file that is there stays."""
-    if target.exists() and (origin == target or file_sha256(target) == sha256):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
-    try:
-        os.link(origin, temporary)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        shutil.copyfile(origin, temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-    temporary.replace(target)
-
-
-@contextlib.contextmanager
-def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold a file's `flock` meanwhile. Where another process holds it, `say` for whom this one waits, and wait.
-
-    The kernel frees the lock when its holder dies, however it dies.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            say(f"waiting for {path.name}, held by {stream.read().strip() or 'a process that gave no name'}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        try:
-            yield
-        finally:
-            stream.truncate(0)
+    remove_files([directory / MANIFEST])
+    remove_tree(directory)
 
 
 @contextlib.contextmanager
 def publication(storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object]) -> Iterator[Publication]:
-    """The one writer's turn at an asset of a storage; a second one waits."""
+    """The one writer's turn at an asset of a storage; a second one on this machine waits."""
     with held_lock(storage / asset / "writer.lock", asset, say):
         yield Publication(storage, asset, keep_snapshots)

@@ -6,7 +6,6 @@ when it was opened, once two readings agree on them.
 """
 
 import hashlib
-import os
 import re
 import time
 from collections import Counter, deque
@@ -21,9 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data import records
-from rm_assets.data.annotations import AnnotationFile, find_annotations, source_name
+from rm_assets.data.annotations import AnnotationFile, find_annotations
 from rm_assets.data.evaluation import find_evaluation_files
-from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_same_file, opened
+from rm_assets.data.file_bytes import (
+    Change,
+    OpenedFile,
+    RejectedFileError,
+    Status,
+    file_stamp,
+    file_status,
+    is_same_file,
+    opened,
+)
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import Block, Lines, blocks_of_lines, read_block
@@ -36,11 +44,11 @@ from rm_assets.data.publication import (
     publication,
     stage_shard,
     tables_writer,
-    write_json,
 )
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.storage import place, read_file, write_json
 from rm_assets.settings import Settings
 
 VERSION = 3
@@ -60,7 +68,7 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     if ignored := annotations.ignored:
         say(f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
-    with publication(Path(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -89,15 +97,13 @@ def _total_bytes(files: list[AnnotationFile]) -> int | None:
 
 def _read_stamps(turn: Publication) -> dict[str, Any]:
     try:
-        return dict(msgspec.json.decode((turn.directory / _STAMPS).read_bytes()))
+        return dict(msgspec.json.decode(read_file(turn.directory / _STAMPS)))
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
 
 
-def _stamp(path: Path, status: os.stat_result, identity: str, settings: Settings) -> list[Any]:
-    place = source_name(path.resolve(), Path("/"))
-    changed = status.st_ctime_ns  # moves also where someone puts the old time of change back
-    return [place, status.st_size, status.st_mtime_ns, changed, status.st_ino, identity, settings.max_expansion]
+def _stamp(path: Path, status: Status, identity: str, settings: Settings) -> list[Any]:
+    return [*file_stamp(path, status), identity, settings.max_expansion]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +136,7 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
 
 def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> list[Any] | None:
     try:
-        return _stamp(file.path, file.path.stat(), identity, settings)
+        return _stamp(file.path, file_status(file.path), identity, settings)
     except OSError:
         return None
 
@@ -138,7 +144,7 @@ def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> l
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def _steady_reading(file: AnnotationFile, reading: _Reading) -> tuple[list[Shard], os.stat_result | None]:
+def _steady_reading(file: AnnotationFile, reading: _Reading) -> tuple[list[Shard], Status | None]:
     """A file's shards, and its status where an equal one will mean that nothing changed.
 
     Raises RejectedFileError where the file cannot be opened or read, or never holds still.

@@ -13,6 +13,7 @@ from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Snapshot
+from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 1
@@ -21,7 +22,7 @@ ASSET = "rejected_annotations"
 
 def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Callable[[str], object]) -> Snapshot:
     """Gather the rejects of these snapshots into one Parquet file, ordered by source, line and stage."""
-    with publication(Path(settings.storage), ASSET, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), ASSET, settings.keep_snapshots, say) as turn:
         files = [
             [stage, file.sha256]
             for stage, snapshot in stages.items()

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from rm_assets.data.storage import read_file
+
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
 DATA = "data"
@@ -107,7 +109,7 @@ class Snapshot:
 def latest_snapshot(storage: Path, asset: str) -> Snapshot | None:
     """The newest published snapshot of an asset, or None."""
     try:
-        name = json.loads((storage / asset / LATEST).read_bytes())["snapshot"]
+        name = json.loads(read_file(storage / asset / LATEST))["snapshot"]
         return read_snapshot(storage / asset / name)
     except FileNotFoundError:
         return None
@@ -143,6 +145,6 @@ def parent_snapshot(storage: Path, child: Snapshot, asset: str) -> Snapshot:
 def read_snapshot(directory: Path) -> Snapshot:
     """The snapshot in a directory; raises FileNotFoundError where there is no manifest."""
     try:
-        return Snapshot(directory, msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest))
+        return Snapshot(directory, msgspec.json.decode(read_file(directory / MANIFEST), type=Manifest))
     except msgspec.MsgspecError as error:
         raise SnapshotError(f"{str(directory / MANIFEST)!r} cannot be read: remove that directory ({error})") from None

@@ -30,6 +30,7 @@ from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.rendering import SIDES, flatten_pair, pair_messages
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -295,9 +296,9 @@ def tokenized_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(Path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
-        shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings, say)
         for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):
             say(f"{Stage.TOKENIZED}: encoded by transformers' own tokenizer, several times slower: {reason}")
         made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)

@@ -32,6 +32,7 @@ from rm_assets.data.publication import Publication, ShardWriter, Stats, publicat
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.storage import place
 from rm_assets.data.two_line_format import NumberedLine, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
@@ -220,14 +221,14 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 
 def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
-    with publication(Path(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say) as turn:
         limit, rules = settings.max_malformed_fraction, parsing_rules(settings)
         verdict = f"more than {limit:.4g} of the file's lines are malformed, or one has an ambiguous label"
         sound = [_task(raw, shard, "", rules) for shard in raw.manifest.shards]
         held = [_task(raw, shard, verdict, rules) for shard in raw.manifest.shards]
         held_back = _held_back_files(raw, _first_looks(turn, sound, held, settings, say), limit)
         tasks = [worse if task.source in held_back else task for task, worse in zip(sound, held, strict=True)]
-        shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings.num_workers, say)
+        shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings, say)
         return turn.publish(
             shards,
             {Stage.RAW: raw.name},
@@ -261,7 +262,7 @@ def _first_looks(
     known = {task.key: turn.find(task.key) or turn.find(worse.key) for task, worse in zip(sound, held, strict=True)}
     missing = [task for task in sound if known[task.key] is None]
     if missing:
-        computed = compute_shards(turn, missing, validate_shard, validation_laws, settings.num_workers, say)
+        computed = compute_shards(turn, missing, validate_shard, validation_laws, settings, say)
         known |= {shard.key: shard for shard in computed}
     return [shard for task in sound if (shard := known[task.key]) is not None]
 

@@ -15,7 +15,7 @@ import dagster as dg
 from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
 from pydantic import Field
 
-from rm_assets.data.publication import held_lock
+from rm_assets.data.locks import held_lock
 
 LOCK = "training.lock"
 

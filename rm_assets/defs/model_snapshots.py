@@ -2,6 +2,9 @@
 
 `<storage>/reward_model/<snapshot>/` holds `model/`, `scores.parquet`, `metrics.jsonl` and `manifest.json`. The
 snapshot is named by what went into the model, not by its weights: on a GPU no two trainings give the same ones.
+
+The job works on real files. Where the storage is a remote one, it reads copies of the pairs and writes into a directory
+of this machine, which is then uploaded, the manifest last.
 """
 
 import contextlib
@@ -14,9 +17,19 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import held_lock, local_directory
 from rm_assets.data.padding import SPLITS, pad_token_id_of
-from rm_assets.data.publication import held_lock, remove_directory, write_json
+from rm_assets.data.publication import remove_directory
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError
+from rm_assets.data.storage import (
+    download,
+    is_remote,
+    read_file,
+    remove_tree,
+    subdirectories,
+    upload,
+    write_json,
+)
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import Project
 
@@ -79,8 +92,8 @@ def _splits(pairs: Snapshot) -> list[str]:
 def required_model(storage: Path) -> ModelSnapshot:
     """The newest model; raises SnapshotError where there is none."""
     try:
-        name = json.loads((storage / ASSET / LATEST).read_bytes())["snapshot"]
-        manifest = json.loads((storage / ASSET / name / MANIFEST).read_bytes())
+        name = json.loads(read_file(storage / ASSET / LATEST))["snapshot"]
+        manifest = json.loads(read_file(storage / ASSET / name / MANIFEST))
     except FileNotFoundError:
         raise SnapshotError(f"{ASSET} has no snapshot in {str(storage)!r}: materialize {ASSET} first") from None
     return ModelSnapshot(directory=storage / ASSET / name, manifest=manifest, trained_now=False)
@@ -95,7 +108,7 @@ def _verified(directory: Path, key: str, context: dg.AssetExecutionContext) -> M
         return ModelSnapshot(directory=directory, manifest=read_result(directory, key), trained_now=False)
     except TrainingResultError as error:
         context.log.warning(f"a damaged model is trained anew: {error}")
-        shutil.rmtree(directory)
+        remove_tree(directory)
         return None
 
 
@@ -111,14 +124,18 @@ def _train(
     from rm_assets.training.result import read_result
 
     home = project.storage / ASSET
-    working = home / _TRAINING / key[:16]
-    job_path = home / _TRAINING / f"{key[:16]}.json"
+    training = (local_directory(home) if is_remote(home) else home) / _TRAINING
+    working = training / key[:16]
+    job_path = training / f"{key[:16]}.json"
     working.mkdir(parents=True, exist_ok=True)
     job_path.write_text(training_job(project, pairs, key, working))
     launcher.run(context, job_path, project.storage)
     manifest = read_result(working, key)
-    working.rename(home / key[:16])
-    shutil.rmtree(home / _TRAINING)
+    if is_remote(home):
+        upload(working, home / key[:16])
+    else:
+        working.rename(home / key[:16])
+    shutil.rmtree(training)
     return ModelSnapshot(directory=home / key[:16], manifest=manifest, trained_now=True)
 
 
@@ -130,7 +147,7 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
-        splits={split: [str(path.resolve()) for path in pairs.paths(split)] for split in _splits(pairs)},
+        splits={split: _local_files(pairs, split, output_directory.parent) for split in _splits(pairs)},
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,
@@ -142,9 +159,22 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
     ).model_dump_json(indent=1)
 
 
+def _local_files(pairs: Snapshot, split: str, directory: Path) -> list[str]:
+    """The files of a split as absolute paths of this machine, copied there if they are remote."""
+    paths = pairs.paths(split)
+    if not is_remote(pairs.directory):
+        return [str(path.resolve()) for path in paths]
+    copies = [directory / pairs.name / split / path.name for path in paths]
+    for path, copy in zip(paths, copies, strict=True):
+        download(path, copy)
+    return [str(copy.resolve()) for copy in copies]
+
+
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
-    others = [manifest for manifest in home.glob(f"*/{MANIFEST}") if manifest.parent != current]
-    newest_first = sorted(others, key=lambda manifest: manifest.stat().st_mtime_ns, reverse=True)
-    for manifest in newest_first[keep_snapshots - 1 :]:
+    written: dict[Path, float] = {}
+    for name in subdirectories(home):
         with contextlib.suppress(FileNotFoundError):
-            remove_directory(manifest.parent)
+            written[home / name] = (home / name / MANIFEST).stat().st_mtime
+    others = sorted(written.keys() - {current}, key=written.__getitem__, reverse=True)
+    for directory in others[keep_snapshots - 1 :]:
+        remove_directory(directory)

@@ -12,7 +12,9 @@ from pydantic import Field, create_model
 from rm_assets.data.identities import stage_identities
 from rm_assets.data.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
 from rm_assets.data.records import Stage
+from rm_assets.data.remote_files import require_reachable
 from rm_assets.data.snapshots import Snapshot, parent_snapshot, required_snapshot
+from rm_assets.data.storage import StorageError, is_remote, place
 from rm_assets.settings import PREFIX, Settings, SettingsError, is_optional, knobs, load_settings
 
 
@@ -27,7 +29,7 @@ class Project:
     @property
     def storage(self) -> Path:
         """Where all snapshots lie."""
-        return Path(self.settings.storage)
+        return place(self.settings.storage)
 
     def snapshot(self, stage: Stage) -> Snapshot:
         """A stage's newest snapshot; raises SnapshotError unless it was made with these settings."""
@@ -45,12 +47,19 @@ class _ProjectResource(dg.ConfigurableResource):
         settings = load_settings(overrides, os.environ)
         tokenizer = find_tokenizer(settings)
         model = find_model(settings, tokenizer)
-        _require_writable(Path(settings.storage))
+        _require_usable(settings.storage)
         return Project(settings=settings, tokenizer=tokenizer, model=model)
 
 
-def _require_writable(storage: Path) -> None:
-    """Raise SettingsError unless the storage is a directory that can be written, or can be made."""
+def _require_usable(setting: str) -> None:
+    """Raise SettingsError unless the storage is a directory that can be written, or can be made, or can be reached."""
+    try:
+        storage = place(setting)
+        if is_remote(storage):
+            require_reachable(storage)
+            return
+    except StorageError as error:
+        raise SettingsError(f"storage (or RM_STORAGE): {error}") from None
     existing = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise SettingsError(

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.parquet import read_table
+from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot
+from rm_assets.data.storage import place
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
@@ -39,8 +39,9 @@ def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str]
     from rm_assets.training.report import reward_model_report
     from rm_assets.training.result import SCORES_FILE
 
-    storage = Path(settings.storage)
-    scores = pq.read_table(model.directory / SCORES_FILE).to_pandas()
+    storage = place(settings.storage)
+    with parquet_file(model.directory / SCORES_FILE) as file:
+        scores = file.read().to_pandas()
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     slices = read_table(validated.paths(), records.VALIDATED, _SLICES).to_pandas()
     report = reward_model_report(scores, slices)

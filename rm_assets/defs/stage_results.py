@@ -7,11 +7,10 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.laws import LAWS
-from rm_assets.data.parquet import read_table
+from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
@@ -164,9 +163,9 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 
 def _first_rows(snapshot: Snapshot) -> pa.Table:
-    file = pq.ParquetFile(snapshot.paths()[0])
-    named = [name for name in file.schema_arrow.names if not name.endswith(_NOT_FOR_READING)]
-    return pa.Table.from_batches([next(file.iter_batches(batch_size=NUM_PREVIEWED, columns=named))])
+    with parquet_file(snapshot.paths()[0]) as file:
+        named = [name for name in file.schema_arrow.names if not name.endswith(_NOT_FOR_READING)]
+        return pa.Table.from_batches([next(file.iter_batches(batch_size=NUM_PREVIEWED, columns=named))])
 
 
 def _check_results(stage: Stage, manifest: Manifest, parent: Manifest | None) -> Iterator[dg.AssetCheckResult]:

@@ -11,9 +11,9 @@ import pytest
 from support import silent
 
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import held_lock
 from rm_assets.data.publication import (
     Publication,
-    held_lock,
     publication,
     remove_directory,
     stage_shard,
@@ -165,7 +165,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.publication import held_lock
+from rm_assets.data.locks import held_lock
 with held_lock(Path(sys.argv[1]), "the first", print):
     print("taken", flush=True)
     time.sleep(60)

@@ -1,0 +1,94 @@
+"""Remote files as they are found and read: what an address names, and in which version.
+
+Nothing here is specific to one protocol: fsspec's file systems tell of each file what they know, by names of their own.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from upath import UPath
+
+from rm_assets.data.storage import StorageError, modified_seconds, on_its_system, place, reaching, reason_of
+
+_VERSIONS = ("ETag", "etag", "VersionId", "generation", "md5Hash", "content_md5")
+_BLOCK_BYTES = 8 * 2**20
+
+
+def require_reachable(directory: Path) -> None:
+    """Raise StorageError unless a remote place can be listed: its host answers, the bucket is there, we may read."""
+    system, path = on_its_system(directory)
+    try:
+        with reaching(directory):
+            if not system.exists(path):
+                system.ls(path.strip("/").split("/", 1)[0])
+    except OSError as error:
+        raise StorageError(f"{str(directory)!r} cannot be reached: {reason_of(error)}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteStatus:
+    """What a remote file system tells of a file; `version` changes with its content: the ETag, where it has one.
+
+    The names are those of `os.stat_result`; `st_mtime` is the present where nobody tells.
+    """
+
+    st_size: int
+    st_mtime: float = field(compare=False)
+    version: str
+
+
+def remote_status(path: Path) -> RemoteStatus:
+    """The status of a remote file; raises OSError where there is none, StorageError where it cannot be asked for."""
+    system, name = on_its_system(path)
+    with reaching(path):
+        entry = system.info(name)
+        if entry["type"] != "file":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    written = modified_seconds(entry)
+    version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(written))
+    return RemoteStatus(
+        st_size=int(entry["size"]), st_mtime=time.time() if written is None else written, version=version
+    )
+
+
+def open_remote(path: Path) -> BinaryIO:
+    """A remote file to read, some MiB in memory at a time."""
+    system, name = on_its_system(path)
+    with reaching(path):
+        return cast(BinaryIO, system.open(name, "rb", block_size=_BLOCK_BYTES))
+
+
+def remote_files(directory: Path) -> Iterator[str]:
+    """The files of a remote directory, in all depths, by their path relative to it; none if it is not there."""
+    system, path = on_its_system(directory)
+    with reaching(directory):
+        found = system.find(path, detail=True)
+    prefix = path.rstrip("/") + "/"
+    yield from (name.removeprefix(prefix) for name, entry in found.items() if not name.endswith("/"))
+
+
+def remote_matches(pattern: str) -> Iterator[tuple[Path, bool]]:
+    """What a URI with `*`, `?`, `[...]` or `**` names, and whether it is a directory."""
+    path = place(pattern)
+    system, name = on_its_system(path)
+    with reaching(path):
+        found = system.glob(name, detail=True)
+    yield from (
+        (
+            cast(Path, UPath(system.unstrip_protocol(match), **cast(Any, path).storage_options)),
+            entry["type"] == "directory",
+        )
+        for match, entry in found.items()
+    )
+
+
+def remote_kind(path: Path) -> str:
+    """Whether a remote path names a "file", a "directory", or nothing: ""."""
+    system, name = on_its_system(path)
+    with reaching(path):
+        return "file" if system.isfile(name) else "directory" if system.isdir(name) else ""

@@ -1,0 +1,331 @@
+"""Files of a storage, on this machine's file systems or on a remote one such as `s3://bucket/prefix`.
+
+Local places are `Path`s. Remote ones are `UPath`s over fsspec: no `Path` to `isinstance`, but with those of its methods
+that this project uses, so that annotations say `Path` for both. Here stands what differs between the two.
+
+Written and then visible:
+- Locally a file is written beside, synced and renamed; readers see the old bytes or the new ones, also after a power
+  cut. Writers take turns by a lock.
+- An object store has no rename, and needs none: an object appears whole or not at all. Its other writers may be on
+  other machines, where no lock of this one holds. Two of them are safe because names follow from content: whatever they
+  write under one name is the same, every manifest comes after all that it names, and what has no manifest is left alone
+  for a day, as someone may be writing it. What is not promised: that `latest.json` names the snapshot of the one that
+  started last; and that an old snapshot which one machine removes is still there for another's unfinished run, which
+  then fails, and heals when it is run again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import msgspec
+from upath import UPath
+
+_ABANDONED_SECONDS = 24 * 3600.0
+"""Remote files that no manifest names are left alone this long: a writer on another machine may need them."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+
+
+class StorageError(RuntimeError):
+    """A file of a storage that could not be written or reached. One line that says what to do."""
+
+
+def place(setting: str) -> Path:
+    """The place that a setting names: a path of this machine, or a URI such as `s3://bucket/prefix`.
+
+    Raises StorageError where the protocol is not known, or its library is not installed.
+    """
+    protocol, separator, rest = setting.partition("://")
+    if not separator:
+        return Path(setting).expanduser()
+    if protocol in ("file", "local"):
+        return Path(rest)
+    try:
+        found = UPath(setting, use_listings_cache=False)
+        _ = found.fs
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(protocol)
+        advice = f"pip install 'rm_assets[{extra}]'" if extra else str(error)
+        raise StorageError(f"{setting!r} cannot be reached: {advice}") from None
+    return cast(Path, found)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a place lies on a file system that only fsspec reaches."""
+    return not isinstance(path, Path)
+
+
+def on_its_system(path: Path) -> tuple[Any, str]:
+    """A remote place as fsspec knows it: the file system, and the path there."""
+    found = cast(Any, path)
+    return found.fs, found.path
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be written or read, in one line."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"{os.strerror(error.errno or 0)}: make room and run again, what is finished is kept"
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((told or type(error).__name__).split())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # what was to be copied is gone, which is no matter of writing
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_remote(path):
+            raise  # the libraries of remote file systems have errors of their own, those of the kernel are OSErrors
+        raise StorageError(f"{str(path)!r} cannot be written: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def reaching(path: Path) -> Iterator[None]:
+    """Errors of the way to a remote file as StorageErrors; that it is not there or closed to us stays an OSError."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # of whatever library reaches this file system
+        raise StorageError(f"{str(path)!r} cannot be reached: {reason_of(error)}") from None
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+class NewFile(io.RawIOBase):
+    """A file being written, which knows the size and the sha256 of what it was given."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self._path = path
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with _writing(self._path):
+            self._stream.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(memoryview(data).cast("B"))
+        return len(data)
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all bytes so far, as 64 hexadecimal digits."""
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[NewFile]:
+    """A file to write, durable afterwards; its directory is made. Nobody may read it before, so it needs no rename."""
+    make_directory(path.parent)
+    with _writing(path):
+        stream = cast(BinaryIO, path.open("wb"))
+    try:
+        yield NewFile(path, stream)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the error that is under way is the one to tell
+            stream.close()
+        raise
+    with _writing(path), stream:
+        stream.flush()
+        if not is_remote(path):
+            os.fsync(stream.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically: readers see the old bytes or the new ones, also after a power cut."""
+    content = msgspec.json.format(msgspec.json.encode(value), indent=1)
+    make_directory(path.parent)
+    with _writing(path):
+        if is_remote(path):
+            path.write_bytes(content)
+            return
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it; remote ones need none."""
+    if not is_remote(directory):
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+def sync_directory(directory: Path, *, recursive: bool = False) -> None:
+    """Make a local directory's entries durable; remote ones are."""
+    if is_remote(directory):
+        return
+    below = [path for path in directory.rglob("*") if path.is_dir()] if recursive else []
+    for folder in (directory, *below):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with _writing(folder):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def place_files(files: dict[Path, Path]) -> None:
+    """Have the same bytes at each target: {target: origin}. Linked, or copied where there are no links.
+
+    On a remote file system they are copied there, and do not pass through this machine.
+    """
+    if not files:
+        return
+    first = next(iter(files))
+    with _writing(first):
+        if is_remote(first):
+            system, _ = on_its_system(first)
+            system.copy(
+                [on_its_system(origin)[1] for origin in files.values()], [on_its_system(target)[1] for target in files]
+            )
+            return
+        for target, origin in files.items():
+            _link(origin, target)
+
+
+def _link(origin: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
+    try:
+        os.link(origin, temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(origin, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+    temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # renaming a link onto another link of the same file leaves both
+
+
+def upload(origin: Path, target: Path) -> None:
+    """Copy a directory of this machine to a place, `manifest.json` (if there is one) last."""
+    files = sorted(path for path in origin.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == "manifest.json" and path.parent == origin):
+        with path.open("rb") as source, new_file(target / path.relative_to(origin).as_posix()) as stream:
+            shutil.copyfileobj(source, stream, 2**20)
+
+
+def download(origin: Path, target: Path) -> None:
+    """Copy a file of a place to a file of this machine, if it is not there in its size."""
+    if target.is_file() and target.stat().st_size == origin.stat().st_size:
+        return
+    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
+    with origin.open("rb") as source, new_file(temporary) as stream:
+        shutil.copyfileobj(source, stream, 2**20)
+    temporary.replace(target)
+
+
+# --- what is there -------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path) -> bytes:
+    """All bytes of a small file, in one request; raises FileNotFoundError."""
+    if not is_remote(path):
+        return path.read_bytes()
+    system, name = on_its_system(path)
+    with reaching(path):
+        return bytes(system.cat_file(name))
+
+
+def subdirectories(directory: Path) -> list[str]:
+    """The names of the directories in a directory, hidden ones too; none if it is not there."""
+    try:
+        if not is_remote(directory):
+            return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+        system, path = on_its_system(directory)
+        entries = system.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """All files of a directory and below, with their sizes in bytes, by their path relative to it."""
+    if is_remote(directory):
+        system, path = on_its_system(directory)
+        found = system.find(path, detail=True)
+        return {name.removeprefix(path).lstrip("/"): int(entry["size"]) for name, entry in found.items()}
+    sizes = {}
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            file = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                sizes[file.relative_to(directory).as_posix()] = file.stat().st_size
+    return sizes
+
+
+def is_abandoned(directory: Path) -> bool:
+    """Whether nobody writes in a directory of unpublished files: its lock held, locally; by its age, elsewhere."""
+    if not is_remote(directory):
+        return True
+    system, path = on_its_system(directory)
+    entries = system.find(path, detail=True).values()
+    newest = max((modified_seconds(entry) or time.time() for entry in entries), default=0.0)
+    return time.time() - newest > _ABANDONED_SECONDS
+
+
+def modified_seconds(entry: dict[str, Any]) -> float | None:
+    """When a remote file was written, in seconds since 1970, by what its file system tells; None if it does not."""
+    told = next((entry[name] for name in _TIMES if entry.get(name) is not None), None)
+    if isinstance(told, datetime):
+        return told.timestamp()
+    return float(told) if isinstance(told, int | float) else None
+
+
+def unfinished_files(directory: Path) -> list[Path]:
+    """What `write_json` left beside its targets when its process was killed; nothing at remote places."""
+    if is_remote(directory):
+        return []
+    return [path for path in directory.glob(".*") if path.is_file()]
+
+
+def remove_files(paths: list[Path]) -> None:
+    """Remove files, those that are there; directories stay."""
+    if paths and is_remote(paths[0]):
+        system, _ = on_its_system(paths[0])
+        with contextlib.suppress(FileNotFoundError):
+            system.rm([on_its_system(path)[1] for path in paths])
+        return
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory and all in it, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        if is_remote(directory):
+            system, path = on_its_system(directory)
+            system.rm(path, recursive=True)
+        else:
+            shutil.rmtree(directory)

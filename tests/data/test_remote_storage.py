@@ -1,0 +1,237 @@
+"""Annotations and snapshots on S3: the same names, the same laws, and nothing visible before it is whole."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import msgspec
+import pyarrow as pa
+import pytest
+from s3 import BUCKET, s3_server
+from support import plain_row, rejects, run_stages, silent, violations, write_lines
+from upath import UPath
+
+from rm_assets.data.annotations import find_annotations
+from rm_assets.data.file_bytes import Change, RejectedFileError, opened
+from rm_assets.data.parquet import read_batches, read_table
+from rm_assets.data.publication import STAGING, publication, stage_shard, tables_writer
+from rm_assets.data.records import Reason, Stage
+from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot
+from rm_assets.data.storage import StorageError, file_sizes, place
+from rm_assets.settings import Settings, SettingsError
+
+SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as uri:
+        yield uri
+
+
+@pytest.fixture
+def home(bucket: str, request: pytest.FixtureRequest) -> Path:
+    """A prefix of the test's own."""
+    return place(f"{bucket}/{request.node.name}")
+
+
+def objects(directory: Path) -> dict[str, str]:
+    """Everything below a prefix, with what changes when it is written again."""
+    cast = UPath(directory)
+    return {name: f"{e['ETag']} {e['LastModified']}" for name, e in cast.fs.find(cast.path, detail=True).items()}
+
+
+def test_the_stages_give_the_same_snapshots_on_s3_and_run_for_nothing_again(home: Path, tmp_path: Path) -> None:
+    rows = [plain_row(number) for number in range(40)]
+    local, remote = tmp_path / "annotations", home / "annotations"
+    for name in ("a.jsonl", "deep/ü #%41?.jsonl"):
+        content = write_lines(local / name, [*rows, b"{broken"]).read_bytes()
+        (remote / name).write_bytes(content)
+        rows = [plain_row(number) for number in range(100, 140)]
+    places = {str(local): str(tmp_path / "storage"), str(remote): str(home / "storage")}
+    here, there = (
+        run_stages(Settings(annotations=annotations, storage=storage, shard_bytes=5000))
+        for annotations, storage in places.items()
+    )
+    assert {stage: snapshot.name for stage, snapshot in here.items()} == {s: found.name for s, found in there.items()}
+    assert rejects(there[Stage.VALIDATED]) == rejects(here[Stage.VALIDATED])
+    assert [place[:2] for place in rejects(here[Stage.VALIDATED])] == [("a.jsonl", 41), ("deep/ü #%2541?.jsonl", 41)]
+    assert not any(violations(there).values())
+    before = objects(home / "storage")
+    assert not [name for name in before if STAGING in name]
+    again = run_stages(Settings(annotations=str(remote), storage=str(home / "storage"), shard_bytes=5000))
+    assert sum(snapshot.num_new_shards for snapshot in again.values()) == 0
+    written = {
+        name.rsplit("/", 1)[-1] for name, stamp in objects(home / "storage").items() if before.get(name) != stamp
+    }
+    assert written <= {"stamps.json"}
+
+
+def test_appending_to_a_remote_file_computes_the_last_shards_alone(home: Path) -> None:
+    lines = [msgspec.json.encode(plain_row(number)) + b"\n" for number in range(60)]
+    settings = Settings(annotations=str(home / "a.jsonl"), storage=str(home / "storage"), shard_bytes=3000)
+    (home / "a.jsonl").write_bytes(b"".join(lines[:59]))
+    first = run_stages(settings)
+    (home / "a.jsonl").write_bytes(b"".join(lines))
+    second = run_stages(settings)
+    assert len(first[Stage.RAW].manifest.shards) > 1
+    assert [snapshot.num_new_shards for snapshot in second.values()] == [1] * 5
+    assert second[Stage.PADDED].manifest.num_rows() == first[Stage.PADDED].manifest.num_rows() + 1
+
+
+# --- annotations ---------------------------------------------------------------------------------------------
+
+ODD = (
+    "a b.jsonl",
+    "a?b#c.jsonl",
+    "50%41.jsonl",
+    "a*[1].jsonl",
+    "d/ü.jsonl",
+    "back\\slash.jsonl",
+    "x//y.jsonl",
+)
+
+
+def test_remote_files_are_found_by_directory_glob_or_name(home: Path) -> None:
+    for name in ("a/x.jsonl", "a/b/y.jsonl.gz", "a/notes.txt", "a/.h.jsonl", "a/.hidden/z.jsonl"):
+        (home / name).write_bytes(b"")
+
+    def sources(setting: str) -> list[str]:
+        return [file.source for file in find_annotations(setting).files]
+
+    assert sources(f"{home}/a") == sources(f"{home}/a/") == ["b/y.jsonl.gz", "x.jsonl"]
+    assert find_annotations(f"{home}/a").ignored == ("notes.txt",)
+    assert sources(f"{home}/*/x.jsonl") == ["a/x.jsonl"]
+    assert sources(f"{home}/**/*.gz") == ["a/b/y.jsonl.gz"]
+    assert sources(f"{home}/a/x.jsonl") == ["x.jsonl"]
+    assert find_annotations(f"{home}/a/*").ignored == (".hidden/", "b/", "notes.txt")
+
+
+def test_remote_files_of_odd_names_are_read_and_tell_them_apart(home: Path) -> None:
+    for name in ODD:
+        key = f"{UPath(home).path}/{name}".removeprefix(f"{BUCKET}/")
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=name.encode())
+    found = find_annotations(str(home)).files
+    assert sorted(file.source for file in found) == sorted(name.replace("%", "%25") for name in ODD)
+    for file in found:
+        with opened(file.path) as stream:
+            assert stream.stream(200).read().decode().replace("%", "%25") == file.source
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("s3://bucket/nowhere", "there is no such file or directory"),
+        ("s3://no-such-bucket/a.jsonl", "there is no such file or directory"),
+        ("s3://bucket/nowhere/*.jsonl", "no file ending in .jsonl"),
+        ("nosuchprotocol://a/b", "cannot be searched: 'nosuchprotocol://a/b' cannot be reached: "),
+    ],
+)
+def test_remote_annotations_that_are_not_there_are_one_clear_error(bucket: str, setting: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        find_annotations(setting)
+    assert f"annotations (or RM_ANNOTATIONS) is {setting!r}: {problem}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_host_that_does_not_answer_stops_the_run_and_rejects_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "a.jsonl").write_bytes(b"{}\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    type(UPath(home).fs).clear_instance_cache()
+    closed = place(str(home / "a.jsonl"))
+    with pytest.raises(StorageError, match="cannot be reached"), opened(closed):
+        pass
+    type(UPath(home).fs).clear_instance_cache()
+
+
+def test_a_remote_file_that_is_replaced_while_it_is_read_says_so(home: Path) -> None:
+    path = home / "a.jsonl"
+    path.write_bytes(b"one\n")
+    with opened(path) as file:
+        assert file.stream(200).read() == b"one\n"
+        assert file.change() is Change.NONE
+        path.write_bytes(b"one\ntwo\n")
+        assert file.change() is Change.OTHER
+    path.unlink()
+    with pytest.raises(RejectedFileError) as error, opened(path):
+        pass
+    assert error.value.reason is Reason.UNREADABLE_FILE
+
+
+# --- publishing ----------------------------------------------------------------------------------------------
+
+
+def published(storage: Path, *values: int, keep: int = 3) -> object:
+    with publication(storage, "asset", keep, silent) as turn:
+        shards = []
+        for value in values:
+            tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
+            shards.append(
+                turn.find(f"key-{value}")
+                or stage_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
+            )
+        return turn.publish(shards, {}, {})
+
+
+def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None:
+    with publication(home, "asset", 3, silent) as turn:
+        shard = stage_shard(
+            turn.directory, "s1", "", "key-1", tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
+        )
+        assert latest_snapshot(home, "asset") is None
+    with publication(home, "asset", 3, silent) as turn:  # the run before was cut short
+        assert turn.find("key-1") == shard
+        turn.publish([shard], {}, {})
+    snapshot = latest_snapshot(home, "asset")
+    assert read_table(snapshot.paths(), SCHEMA)["value"].to_pylist() == [1]
+    assert [batch.to_pydict() for batch in read_batches(snapshot.paths()[0], SCHEMA)] == [{"value": [1]}]
+    (snapshot.directory / MANIFEST).unlink()
+    assert latest_snapshot(home, "asset") is None
+
+
+def test_older_remote_snapshots_and_own_leftovers_are_removed_and_those_of_other_writers_kept(home: Path) -> None:
+    for value in range(3):
+        published(home, value, keep=2)
+        time.sleep(1.1)  # S3 tells times in seconds
+    theirs = home / "asset" / STAGING / "0" / "data" / "x.parquet"
+    theirs.write_bytes(b"somebody on another machine is writing this")
+    last = published(home, 3, keep=2)
+    left = {name.split("/")[0] for name in file_sizes(home / "asset")}
+    assert (len(left - {STAGING, "latest.json"}), last.name in left) == (2, True)
+    assert file_sizes(home / "asset" / STAGING) == {"0/data/x.parquet": 43}
+
+
+def test_a_remote_shard_that_is_gone_or_cut_is_computed_again(home: Path) -> None:
+    first = published(home, 1, 2)
+    first.paths()[0].write_bytes(b"")
+    again = published(home, 1, 2)
+    assert (again.name, again.num_new_shards) == (first.name, 1)
+    assert read_table(again.paths(), SCHEMA)["value"].to_pylist() == [1, 2]
+
+
+def test_writers_on_two_machines_leave_whole_snapshots(home: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [
+        context.Process(target=_elsewhere, args=(str(tmp_path / str(number)), str(home), number)) for number in (7, 8)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    names = {published(home, 1, value).name for value in (7, 8)}
+    snapshots = {name.split("/")[0] for name in file_sizes(home / "asset") if name.endswith(MANIFEST)}
+    assert snapshots == names
+    assert read_table(latest_snapshot(home, "asset").paths(), SCHEMA)["value"].to_pylist() == [1, 8]
+
+
+def _elsewhere(cache: str, storage: str, value: int) -> None:
+    os.environ["XDG_CACHE_HOME"] = cache  # no lock is shared, as on two machines
+    for _ in range(5):
+        published(place(storage), 1, value)

@@ -1,0 +1,69 @@
+"""The whole graph by the command line with annotations and storage on S3, and a second run that is free."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3 import s3_server
+from support import QUICK, polite_rows, write_lines
+from upath import UPath
+
+from rm_assets.data.storage import file_sizes, place
+from rm_assets.defs.model_snapshots import required_model
+from rm_assets.defs.project import ProjectResource
+from rm_assets.settings import SettingsError
+from rm_assets.training.result import TrainingResultError, read_result
+
+COMMAND = ["from dagster._cli import main; main()", "asset", "materialize", "-m", "rm_assets.definitions", "--select"]
+
+
+def materialize(directory: Path, settings: dict[str, Any], selection: str = "*") -> subprocess.CompletedProcess[str]:
+    named = {f"RM_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = {**os.environ, **named, "DAGSTER_HOME": str(directory)}
+    command = [sys.executable, "-c", *COMMAND, selection]
+    return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, check=False)
+
+
+def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(tmp_path: Path, run_graph) -> None:
+    with s3_server() as bucket:
+        content = write_lines(tmp_path / "a.jsonl", polite_rows(60)).read_bytes()
+        place(f"{bucket}/annotations/a.jsonl").write_bytes(content)
+        settings = {"annotations": f"{bucket}/annotations", "storage": f"{bucket}/team/storage", **QUICK}
+        run = materialize(tmp_path, settings)
+        assert run.returncode == 0, run.stderr
+        assert not (tmp_path / "s3:").exists()
+        storage = place(settings["storage"])
+        model = required_model(storage)
+        assert read_result(model.directory, model.key) == model.manifest
+        assert {"model/model.safetensors", "scores.parquet", "metrics.jsonl"} <= set(model.manifest["files"])
+        before = written(storage)
+        assert run_graph(**settings).success
+        changed = {name for name, stamp in written(storage).items() if before.get(name) != stamp}
+        assert {name.rsplit("/", 1)[-1] for name in changed} <= {"stamps.json", "latest.json"}
+
+        weights = model.directory / "model" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+        with pytest.raises(TrainingResultError, match="has the sha256"):
+            read_result(model.directory, model.key)
+        assert not any(".training" in name for name in file_sizes(storage))
+
+
+def written(storage: Path) -> dict[str, str]:
+    """Every object, with what changes when it is written again."""
+    remote = UPath(storage)
+    found = remote.fs.find(remote.path, detail=True)
+    return {name: f"{entry['ETag']} {entry['LastModified']}" for name, entry in found.items()}
+
+
+def test_a_remote_storage_that_cannot_be_used_is_named() -> None:
+    with s3_server():
+        with pytest.raises(
+            SettingsError, match=r"storage \(or RM_STORAGE\): 's3://missing/x' cannot be reached: "
+        ) as error:
+            ProjectResource(storage="s3://missing/x").ready()
+        assert "\n" not in str(error.value)
+        with pytest.raises(SettingsError, match=r"storage \(or RM_STORAGE\): 'nope://x' cannot be reached: "):
+            ProjectResource(storage="nope://x").ready()
