@@ -1,6 +1,7 @@
 """A training job from its description to its manifest."""
 
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 import transformers
 
-from rm_assets.training.batches import Pairs
 from rm_assets.training.card import model_card
 from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
@@ -22,9 +22,13 @@ from rm_assets.training.model import (
     num_embeddings,
     save_model,
 )
+from rm_assets.training.planning import Packing
+from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import ERROR, MANIFEST, METRICS, MODEL, SCORES_FILE, write_manifest
-from rm_assets.training.trainer import train
+from rm_assets.training.scoring import Scorer
+from rm_assets.training.store import Pairs
+from rm_assets.training.trainer import ROW_TOKENS, train
 
 
 def run_job(job: TrainingJob, group: Group, progress: Progress) -> None:
@@ -32,13 +36,21 @@ def run_job(job: TrainingJob, group: Group, progress: Progress) -> None:
 
     Every process of the group calls this; the first one writes. Raises TrainingError.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        _run(job, group, progress, Path(scratch))
+
+
+def _run(job: TrainingJob, group: Group, progress: Progress, scratch: Path) -> None:
     started = time.perf_counter()
-    splits = read_splits(job)
+    splits = read_splits(job, scratch)
     tokenizer = load_tokenizer(job)
     model = build_model(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     progress.message(_opening(job, splits, model, group))
-    figures = train(model.to(group.device), splits, job.settings, group, progress)
+    model = model.to(group.device)
+    choice = choose_packing(model, splits["train"], group.device)
+    progress.message(choice.reason)
+    figures = train(model, splits, choice, job.settings, group, progress)
     figures["seconds"] = time.perf_counter() - progress.started
     directory = Path(job.output_directory)
     if group.is_first:
@@ -84,7 +96,7 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], group: Group) -> dict[
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
-    scores = evaluate(saved, held_out, group, job.settings.micro_batch_pairs)
+    scores = evaluate(Scorer(saved), held_out, group, Packing.PADDED, ROW_TOKENS)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
     return split_metrics(held_out, scores, job.settings.center_rewards)

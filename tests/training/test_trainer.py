@@ -10,7 +10,10 @@ from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
 from rm_assets.training.model import build_model
+from rm_assets.training.planning import Packing
+from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
+from rm_assets.training.scoring import Scorer
 from rm_assets.training.trainer import planned_steps, train, validation_steps
 
 from .conftest import learnable_pairs
@@ -19,12 +22,13 @@ from .conftest import learnable_pairs
 def train_job(job, tmp_path, model=None):
     """The trained model, the splits, and what train() returned."""
     model = model or build_model(job)
-    splits = read_splits(job)
+    splits = read_splits(job, tmp_path / "scratch")
+    choice = choose_packing(model, splits["train"], ALONE.device)
     (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
     return (
         model,
         splits,
-        train(model, splits, job.settings, ALONE, Progress(tmp_path / "metrics.jsonl", print)),
+        train(model, splits, choice, job.settings, ALONE, Progress(tmp_path / "metrics.jsonl", print)),
     )
 
 
@@ -40,7 +44,7 @@ def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
     pairs = [tuple(generator.integers(3, 40, size=length).tolist() for length in (5, 6)) for _ in range(16)]
     job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16, "micro_batch_pairs": 16})
     model, splits, figures = train_job(job, tmp_path)
-    scores = pair_scores(model, splits["train"], np.arange(16), ALONE, 16, bfloat16=False)
+    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, Packing.PADDED, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
     assert figures["train_loss"] < 0.2 < 0.5 < step_lines(tmp_path)[0]["loss"]
 
@@ -60,17 +64,6 @@ def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tm
     [line] = step_lines(tmp_path)
     assert line["loss"] == pytest.approx(total.item() / 5, rel=1e-5)
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
-
-
-def test_the_size_of_a_micro_batch_changes_no_loss(make_job, tmp_path):
-    losses = []
-    for size in (1, 3, 8):
-        settings = {"batch_pairs": 8, "micro_batch_pairs": size, "epochs": 2, "learning_rate": 1e-3}
-        train_job(make_job(splits={"train": learnable_pairs(12)}, settings=settings), tmp_path)
-        losses.append([line["loss"] for line in step_lines(tmp_path)])
-    assert len(losses[0]) == 4  # a step of 8 and one of 4 in each epoch
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
-    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
 
 
 def test_a_gradient_above_the_limit_is_scaled_down_to_it(make_job, tmp_path):
@@ -106,9 +99,10 @@ def test_weights_that_are_infinite_stop_the_training(make_job, tmp_path):
         train_job(job, tmp_path, model)
 
 
-def test_every_epoch_has_all_pairs_in_another_order(make_job):
-    settings = make_job(settings={"epochs": 2, "batch_pairs": 5}).settings
-    steps = [(epoch, rows.tolist()) for epoch, rows in planned_steps(settings, 12)]
+def test_every_epoch_has_all_pairs_in_another_order(make_job, tmp_path):
+    job = make_job(settings={"epochs": 2, "batch_pairs": 5})
+    pairs = read_splits(job, tmp_path)["train"]
+    steps = [(epoch, rows.tolist()) for epoch, rows in planned_steps(job.settings, pairs)]
     assert [(epoch, len(rows)) for epoch, rows in steps] == [(1, 5), (1, 5), (1, 2), (2, 5), (2, 5), (2, 2)]
     first, second = ([row for of, rows in steps if of == epoch for row in rows] for epoch in (1, 2))
     assert sorted(first) == sorted(second) == list(range(12))
@@ -119,14 +113,6 @@ def test_held_out_pairs_are_looked_at_ten_times_in_one_epoch_or_after_each():
     assert validation_steps(1, 40) == {4, 8, 12, 16, 20, 24, 28, 32, 36, 40}
     assert validation_steps(1, 3) == {1, 2, 3}
     assert validation_steps(3, 7) == {7, 14, 21}
-
-
-def test_held_out_scores_do_not_depend_on_the_micro_batch(make_job):
-    job = make_job()
-    model, pairs = build_model(job), read_splits(job)["validation"]
-    one, five = (pair_scores(model, pairs, np.arange(5), ALONE, size, bfloat16=False) for size in (1, 5))
-    assert one == pytest.approx(five, abs=1e-6)
-    assert pair_scores(model, pairs, np.array([3, 1]), ALONE, 5, bfloat16=False) == pytest.approx(one[[3, 1]], abs=1e-6)
 
 
 def test_the_mean_loss_and_the_accuracy_of_scores():
