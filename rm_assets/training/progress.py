@@ -37,9 +37,13 @@ class Progress:
         if self.metrics_file is not None:
             self.say(text[:MAX_MESSAGE_CHARACTERS])
 
-    def start_clock(self) -> None:
-        """Begin the time that speeds are measured in."""
-        self.started = time.perf_counter()
+    def start_clock(self, seconds_before: float = 0.0) -> None:
+        """Begin the time that speeds are measured in, after what earlier runs of the same training took."""
+        self.started = time.perf_counter() - seconds_before
+
+    def seconds(self) -> float:
+        """Seconds of training until now, those of earlier runs included."""
+        return time.perf_counter() - self.started
 
     def step(self, figures: StepFigures, num_steps: int, num_pairs_done: int) -> None:
         """Note a finished step: up to MAX_FILE_LINES times in the file; aloud first, last and in between."""

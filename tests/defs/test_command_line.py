@@ -60,7 +60,7 @@ def training_run(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as stream:
         run = subprocess.Popen(
             command(),
-            env=environment(tmp_path, epochs=1_000_000, micro_batch_pairs=2),
+            env=environment(tmp_path, epochs=1_000_000, micro_batch_tokens=200),
             cwd=tmp_path,
             stdout=stream,
             stderr=stream,

@@ -99,7 +99,7 @@ def start(path, job, **options):
 def test_two_processes_give_the_losses_of_one_without_dagster(write_job, tmp_path, metrics_of):
     # steps of 3, 3 and 1 pairs: shares of 2 + 1, 2 + 1 and 1 + 0
     changes = {"splits": {"train": learnable_pairs(7), "validation": learnable_pairs(3, first=50)}}
-    settings = {"batch_pairs": 3, "micro_batch_pairs": 1, "epochs": 2, "learning_rate": 1e-3}
+    settings = {"batch_pairs": 3, "micro_batch_tokens": 20, "epochs": 2, "learning_rate": 1e-3}
     one_path, one = write_job("one", settings=settings, **changes)
     two_path, two = write_job("two", settings=settings | {"num_processes": 2}, **changes)
     alone = run([sys.executable, "-c", NO_DAGSTER], one_path)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from rm_assets.settings import TrainingSettings
 from rm_assets.training.checks import read_splits
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.group import ALONE
@@ -42,7 +43,7 @@ def step_lines(tmp_path):
 def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
     generator = np.random.default_rng(0)
     pairs = [tuple(generator.integers(3, 40, size=length).tolist() for length in (5, 6)) for _ in range(16)]
-    job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16, "micro_batch_pairs": 16})
+    job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16})
     model, splits, figures = train_job(job, tmp_path)
     scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, Packing.PADDED, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
@@ -51,7 +52,7 @@ def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
 
 def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tmp_path):
     triples = [(chosen, rejected, 0.25 * number) for number, (chosen, rejected) in enumerate(learnable_pairs(5))]
-    settings = {"batch_pairs": 5, "micro_batch_pairs": 2, "center_rewards": 0.1}
+    settings = {"batch_pairs": 5, "micro_batch_tokens": 20, "center_rewards": 0.1}
     job = make_job(splits={"train": triples}, settings=settings)
     plain = build_model(job)
     total = 0.0
@@ -67,7 +68,7 @@ def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tm
 
 
 def test_a_gradient_above_the_limit_is_scaled_down_to_it(make_job, tmp_path):
-    job = make_job(settings={"max_grad_norm": 1e-3, "epochs": 1, "batch_pairs": 12, "micro_batch_pairs": 12})
+    job = make_job(settings={"max_grad_norm": 1e-3, "epochs": 1, "batch_pairs": 12})
     model, _, _ = train_job(job, tmp_path)
     [line] = step_lines(tmp_path)
     left = math.sqrt(sum(float(weight.grad.square().sum()) for weight in model.parameters()))
@@ -117,7 +118,9 @@ def test_held_out_pairs_are_looked_at_ten_times_in_one_epoch_or_after_each():
 
 def test_the_mean_loss_and_the_accuracy_of_scores():
     scores = np.array([[1, 0], [0, 0], [0, 2], [5, -5]], np.float32)
-    loss, accuracy = mean_loss_and_accuracy(scores, np.array([0.5, 0, 0, 10], np.float32), center_rewards=0.01)
+    loss, accuracy = mean_loss_and_accuracy(
+        scores, np.array([0.5, 0, 0, 10], np.float32), TrainingSettings(center_rewards=0.01)
+    )
     # 0.474077 + 0.01, log 2, 2.126928 + 0.04, log 2; equal scores are half right
     assert loss == pytest.approx((0.484077 + 0.693147 + 2.166928 + 0.693147) / 4, abs=1e-6)
     assert accuracy == 2.5 / 4
@@ -125,4 +128,4 @@ def test_the_mean_loss_and_the_accuracy_of_scores():
 
 def test_scores_that_are_no_numbers_are_an_error_not_a_metric():
     with pytest.raises(TrainingError, match="loss of held-out pairs is nan: the weights are spoilt"):
-        mean_loss_and_accuracy(np.full((1, 2), np.nan, np.float32), np.zeros(1, np.float32), 0.0)
+        mean_loss_and_accuracy(np.full((1, 2), np.nan, np.float32), np.zeros(1, np.float32), TrainingSettings())
