@@ -7,6 +7,7 @@ and SIGINT, and hears from the outer process alone, once, by a signal that nobod
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ WORKERS_STOP_SIGNAL = signal.SIGUSR1
 
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_STOP = 10.0
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def is_worker() -> bool:
@@ -116,8 +118,14 @@ def _kill_group_at_end_of_file(descriptor: int) -> None:
 
 
 def die_with_torchrun() -> None:
-    """In a worker: end when torchrun is gone, even where it was killed and could tell nobody."""
-    _in_background(lambda: _kill_self_when_orphaned(os.getppid()))
+    """In a worker: end when torchrun is gone, even where it was killed and could tell nobody.
+
+    Linux sees to it also for a worker that hangs or is stopped; a thread looks wherever that cannot be had.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _in_background(lambda: _kill_self_when_orphaned(parent))
 
 
 def _kill_self_when_orphaned(parent: int) -> None:
@@ -133,7 +141,8 @@ def _in_background(work: Callable[[], object]) -> None:
 def run_workers(job_path: Path, num_processes: int) -> int:
     """Run `python -m rm_assets.training` in `num_processes` workers under torchrun; returns the exit code.
 
-    SIGTERM and SIGINT are passed on, and give 143 and 130 once the workers are gone.
+    SIGTERM and SIGINT are passed on, and give 143 and 130 once the workers are gone; a second one ends torchrun at
+    once, and the workers with it.
     """
     received: list[int] = []
     workers: list[subprocess.Popen[bytes]] = []
@@ -141,7 +150,7 @@ def run_workers(job_path: Path, num_processes: int) -> int:
     def pass_on(number: int, _: FrameType | None) -> None:
         received.append(number)
         for process in workers:
-            process.send_signal(WORKERS_STOP_SIGNAL)
+            process.send_signal(WORKERS_STOP_SIGNAL if len(received) == 1 else signal.SIGKILL)
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)

@@ -168,8 +168,8 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     # a thread of numpy's or arrow's may receive the signal, and the main thread is deep in a call of a minute
     work = """if True:
         import hashlib, pyarrow
-        from rm_assets.training.processes import leave_on_signals
-        leave_on_signals()
+        from rm_assets.training.processes import Stop, listen_for_signals
+        listen_for_signals(Stop())
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
     """
@@ -180,12 +180,30 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     assert process.stderr.read().decode() == f"stopped by {number.name}\n"
 
 
-def test_a_signal_ends_a_job_of_two_processes_and_leaves_none(write_job):
+@pytest.mark.parametrize("to_group", [True, False])
+def test_a_signal_saves_and_ends_a_job_of_two_processes_and_leaves_none(write_job, to_group):
     path, job = write_job("stopped-two", settings=FOR_EVER | {"num_processes": 2})
     process = start(path, job)
     assert len(processes_with(str(path))) == 4  # this module, torchrun, two workers
+    os.killpg(process.pid, signal.SIGINT) if to_group else process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == (130 if to_group else 143)
+    wait_until(lambda: not processes_with(str(path)), 3)
+    [saved] = (Path(job.output_directory) / "checkpoints").glob("step-*")
+    names = ["manifest.json", "metrics.jsonl", "process-0.safetensors", "process-1.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == names
+
+
+def test_a_second_signal_ends_a_job_of_two_processes_that_does_not_answer(write_job):
+    path, job = write_job("deaf", settings=FOR_EVER | {"num_processes": 2})
+    process = start(path, job)
+    workers = sorted(processes_with(str(path)))[2:]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
+    assert process.wait(timeout=5) == 130
     wait_until(lambda: not processes_with(str(path)), 3)
 
 
