@@ -1,25 +1,30 @@
 """One attention function for every architecture whose layers pass their keyword arguments on.
 
 It is registered with transformers' public AttentionInterface and reads where sequences lie from the keyword
-`row_layout`. An attention that does not get one refuses to compute: it would see across sequences.
+`row_layout`. Where it would be wrong it refuses: without a layout it would see across sequences.
 
 Letters: Q heads of queries, K heads of keys, T tokens of a row, D width of a head.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rm_assets.training.layout import Layout, Segment
+from rm_assets.training.layout import Kernel, Layout, Segment
 
 ATTENTION = "rm_assets_rows"
+_SINKS = ("s_aux", "sinks")
+_HALF = (torch.float16, torch.bfloat16)
+_HAS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # a later torch's
 
 
-class UnsupportedAttention(RuntimeError):  # noqa: N818
-    """An attention that this function would compute wrongly."""
+class UnsupportedModelError(RuntimeError):
+    """A model that would be wrong in a packed row; the message says what of it and why."""
 
 
 def row_attention(
@@ -35,44 +40,144 @@ def row_attention(
     row_layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of a packed row: query [1, Q, T, D], key and value [1, K, T, D] to [1, T, Q, D]."""
-    if row_layout is None:
-        raise UnsupportedAttention(f"{type(module).__name__} does not pass on the layout of a row")
-    if others.get("s_aux") is not None:
-        raise UnsupportedAttention(f"{type(module).__name__} has attention sinks")
-    outputs = [
-        _segment(query, key, value, segment, scaling, sliding_window, softcap, row_layout)
-        for segment in row_layout.segments
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    """The attention of a packed row: query [1, Q, T, D], key and value [1, K, T, D] to [1, T, Q, D].
+
+    A token sees its segment's prefix and its segment's own tokens up to itself, of these the last `sliding_window`.
+    On a GPU in half precision the kernels for sequences of varying length compute it, elsewhere, and with `softcap`,
+    one call per segment. Raises UnsupportedModelError for what neither computes.
+    """
+    reason = _refusal(module, query, attention_mask, dropout, row_layout, others)
+    if reason:
+        raise UnsupportedModelError(f"{type(module).__name__} {reason}")
+    assert row_layout is not None
+    if row_layout.kernel is not None and softcap is None:
+        if torch.is_autocast_enabled(query.device.type):  # norms of queries and keys leave half precision
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if query.dtype in _HALF:
+            return _varlen(query, key, value, row_layout.kernel, scaling, sliding_window), None
+    output: Tensor = _uncompiled_by_segment(query, key, value, row_layout, scaling, sliding_window, softcap)
+    return output, None
 
 
-def _segment(
+def _refusal(
+    module: nn.Module,
+    query: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    layout: Layout | None,
+    others: dict[str, Any],
+) -> str:
+    if layout is None:
+        return "gets no layout of the row: the model's layers drop keyword arguments"
+    # a compiled layer would be compiled anew for every number of tokens that is looked at
+    if not torch.compiler.is_compiling() and (query.shape[0] != 1 or query.shape[2] != layout.num_tokens):
+        return f"attends over {tuple(query.shape)} where the row has {layout.num_tokens} tokens"
+    if attention_mask is not None:
+        return "has a mask of its own"
+    if dropout:
+        return f"has a dropout of {dropout!r}"
+    if any(others.get(name) is not None for name in _SINKS):
+        return "has attention sinks"
+    if not others.get("is_causal", getattr(module, "is_causal", True)):
+        return "is not causal"
+    return ""
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, scaling: float | None, window: int | None
+) -> Tensor:
+    """All segments in one call of torch's varlen attention; with fewer queries than keys it is causal from the end."""
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))  # [T, heads, D]
+    if kernel.key_index is not None:
+        keys, values = keys.index_select(0, kernel.key_index), values.index_select(0, kernel.key_index)
+    groups: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1]:
+        if _HAS_GROUPS:
+            groups["enable_gqa"] = True
+        else:
+            keys, values = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (keys, values))
+    output: Any = varlen_attn(
+        queries.contiguous(),
+        keys.contiguous(),
+        values.contiguous(),
+        kernel.query_ends,
+        kernel.key_ends,
+        kernel.max_queries,
+        kernel.max_keys,
+        scale=scaling,
+        window_size=(-1, 0) if window is None else (window - 1, 0),
+        **groups,
+    )
+    attended: Tensor = output[None]
+    return attended
+
+
+def _by_segment(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    segment: Segment,
+    layout: Layout,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
-    layout: Layout,
 ) -> Tensor:
-    own, prefix = slice(segment.start, segment.end), slice(segment.prefix_start, segment.prefix_end)
-    queries, keys, values = query[:, :, own], key[:, :, own], value[:, :, own]
-    if segment.prefix_end > segment.prefix_start:
-        keys = torch.cat([key[:, :, prefix], keys], dim=2)
-        values = torch.cat([value[:, :, prefix], values], dim=2)
+    """One call per segment, without a mask wherever the kernel's own causal order serves."""
     group = query.shape[1] // key.shape[1]
     if group > 1:
-        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    sizes = [segment.num_queries for segment in layout.segments]
+    # split, not slices: its backward is one concatenation
+    parts = {
+        segment.start: (segment, *tensors)
+        for segment, *tensors in zip(
+            layout.segments, *(tensor.split_with_sizes(sizes, dim=2) for tensor in (query, key, value)), strict=True
+        )
+    }
+    outputs = []
+    for segment, queries, keys, values in parts.values():
+        if segment.prefix:
+            _, *first = parts[segment.prefix_start]
+            prefix_queries, prefix_keys, prefix_values = (part[:, :, : segment.prefix] for part in first)
+            keys, values = torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
+            if _is_square_cheaper(segment, window, softcap):
+                queries = torch.cat([prefix_queries, queries], dim=2)
+        output = _attention(queries, keys, values, layout, scaling, window, softcap)
+        outputs.append(output[:, :, output.shape[2] - segment.num_queries :])
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+_uncompiled: Any = torch.compiler.disable  # which has no types
+_uncompiled_by_segment: Any = _uncompiled(_by_segment)  # its loop would be compiled anew for every layout
+
+
+def _is_square_cheaper(segment: Segment, window: int | None, softcap: float | None) -> bool:
+    """Whether to compute a short prefix again, so that the kernel skips what lies above the diagonal."""
+    return segment.prefix < segment.num_queries and softcap is None and (window or segment.num_keys) >= segment.num_keys
+
+
+def _attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     num_queries, num_keys = queries.shape[2], keys.shape[2]
-    position = torch.arange(num_keys - num_queries, num_keys, device=query.device)[:, None]
-    distance = position - torch.arange(num_keys, device=query.device)
-    mask = (distance >= 0) & (distance < (window or num_keys))
+    if window is not None and window >= num_keys:
+        window = None
     if softcap is not None:
-        logits = torch.matmul(queries, keys.transpose(2, 3)) * scaling
-        logits = (softcap * torch.tanh(logits / softcap)).masked_fill(~mask, -torch.inf)
-        return torch.softmax(logits, -1, dtype=torch.float32).to(values.dtype) @ values
+        scale = queries.shape[3] ** -0.5 if scaling is None else scaling
+        logits = softcap * torch.tanh(torch.matmul(queries, keys.transpose(2, 3)) * (scale / softcap))
+        logits = logits + layout.mask(num_queries, num_keys, window, logits)
+        return torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype) @ values
+    if num_queries == num_keys and window is None:
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)
+    if num_queries == 1 and window is None:
+        return scaled_dot_product_attention(queries, keys, values, scale=scaling)
+    mask = layout.mask(num_queries, num_keys, window, queries)
     return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
 
 

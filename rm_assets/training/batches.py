@@ -81,11 +81,11 @@ def _packed(pairs: Pairs, plan: MicroPlan) -> tuple[Rows, Rows, Rows, list[Segme
             own = pairs.sequences[number][prefix:]
             ids.append(own)
             positions.append(np.arange(prefix, prefix + len(own)))
-            segments.append(Segment(end, end + len(own), start, start + prefix))
+            segments.append(Segment(end, end + len(own), start, prefix))
             end += len(own)
             last.append(end - 1)
             prefix = branches.prefix
     if not ids:
-        return np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64), np.zeros(1, np.int64), [Segment(0, 1, 0, 0)]
+        return np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64), np.zeros(1, np.int64), [Segment(0, 1)]
     row = np.concatenate(ids).astype(np.int64)[None]
     return row, np.concatenate(positions)[None], np.array(last, np.int64), segments

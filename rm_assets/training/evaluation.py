@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rm_assets.settings import TrainingSettings
 from rm_assets.training.batches import collate
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
@@ -36,14 +37,14 @@ def pair_scores(
 
 
 def mean_loss_and_accuracy(
-    scores: NDArray[np.float32], margin: NDArray[np.float32], center_rewards: float
+    scores: NDArray[np.float32], margin: NDArray[np.float32], settings: TrainingSettings
 ) -> tuple[float, float]:
     """The mean training loss, and the share of pairs whose chosen side scores higher, a tie counting one half.
 
     Raises TrainingError for a loss that is not finite.
     """
     chosen, rejected = torch.from_numpy(scores).unbind(1)
-    losses = pair_losses(chosen, rejected, torch.tensor(margin), center_rewards)
+    losses = pair_losses(chosen, rejected, torch.tensor(margin), settings)
     loss = float(losses.double().mean())
     if not math.isfinite(loss):
         raise TrainingError(f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate")
@@ -61,13 +62,13 @@ def evaluate(
 
 
 def split_metrics(
-    splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]], center_rewards: float
+    splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]], settings: TrainingSettings
 ) -> dict[str, float | int | None]:
     """`<split>_loss`, `<split>_accuracy` (None where it has no pairs) and `<split>_pairs` for each split."""
     metrics: dict[str, float | int | None] = {}
     for name, found in scores.items():
         pairs = splits[name]
-        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin, center_rewards) if len(pairs) else (None, None)
+        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin, settings) if len(pairs) else (None, None)
         metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy, f"{name}_pairs": len(pairs)}
     return metrics
 

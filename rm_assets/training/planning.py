@@ -144,7 +144,7 @@ def _padded_plans(pairs: Pairs, rows: Rows, row_tokens: int, num_processes: int)
         pairs.sequences.lengths_of(pairs.chosen[rows]), pairs.sequences.lengths_of(pairs.rejected[rows])
     )
     order = np.argsort(-longest, kind="stable")
-    limit = min(row_tokens, -(-2 * int(longest.sum()) // num_processes))
+    limit = row_tokens if num_processes == 1 else min(row_tokens, -(-2 * int(longest.sum()) // num_processes))
     plans: list[MicroPlan] = []
     start = 0
     for end in range(1, len(rows) + 1):

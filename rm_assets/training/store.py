@@ -28,7 +28,7 @@ SIDES = ("chosen", "rejected")
 MANIFEST = "manifest.json"
 VERSION = 1
 _COLUMNS = [*KEYS, *(f"{side}_{what}" for side in SIDES for what in ("input_ids", "length")), "margin"]
-_KEYS_SCHEMA = pa.schema([records.PADDED.field(name) for name in KEYS])
+KEYS_SCHEMA = pa.schema([records.PADDED.field(name) for name in KEYS])
 _KEYS_FILE = "keys.arrow"
 _ROWS_PER_READ = 4096  # bounds the padded ids held at once
 _ARRAYS: dict[str, Any] = {
@@ -161,7 +161,7 @@ def _write_split(directory: Path, paths: Sequence[str]) -> None:
     columns = {name: _Column.create(directory / f"{name}.npy", dtype) for name, dtype in _ARRAYS.items()}
     columns["offsets"].append([0])
     decoder = _Decoder()
-    with pa.OSFile(str(directory / _KEYS_FILE), "wb") as sink, pa.ipc.new_file(sink, _KEYS_SCHEMA) as keys:
+    with pa.OSFile(str(directory / _KEYS_FILE), "wb") as sink, pa.ipc.new_file(sink, KEYS_SCHEMA) as keys:
         for path in paths:
             for batch in _batches(path):
                 keys.write_batch(batch.select(list(KEYS)))

@@ -45,7 +45,7 @@ def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
     pairs = [tuple(generator.integers(3, 40, size=length).tolist() for length in (5, 6)) for _ in range(16)]
     job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16})
     model, splits, figures = train_job(job, tmp_path)
-    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, Packing.PADDED, 8192)
+    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, Packing.SHARED, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
     assert figures["train_loss"] < 0.2 < 0.5 < step_lines(tmp_path)[0]["loss"]
 

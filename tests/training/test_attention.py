@@ -1,0 +1,163 @@
+"""Shared and packed rows against each sequence alone, through stock transformers: rewards and gradients, float32."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from rm_assets.training.attention import ATTENTION, UnsupportedModelError, row_attention
+from rm_assets.training.layout import Kernel, Layout, Segment
+from rm_assets.training.planning import Packing
+
+from . import architectures
+from .architectures import CPU, alone, build, edge_cases, gradients, in_rows
+
+
+@pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PACKED])
+@pytest.mark.parametrize("name", architectures.SHARED)
+def test_rewards_and_gradients_in_rows_are_those_of_each_sequence_alone(name, packing):
+    model, rankings = build(name), edge_cases()
+    expected = alone(model, rankings)
+    expected_gradients = gradients(model, expected)
+    model.set_attn_implementation(ATTENTION)
+    found = in_rows(model, rankings, packing)
+    assert expected.std() > 0.01
+    assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+    found_gradients = gradients(model, found)
+    assert found_gradients.keys() == expected_gradients.keys()
+    everything = torch.stack([gradient.norm() for gradient in expected_gradients.values()]).norm()
+    for weight, gradient in expected_gradients.items():
+        assert (found_gradients[weight] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6 * everything, weight
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_the_size_of_a_row_changes_no_score(packing):
+    model, rankings = build("qwen3"), edge_cases()
+    expected = alone(model, rankings)
+    if packing is not Packing.PADDED:
+        model.set_attn_implementation(ATTENTION)
+    for row_tokens in (1, 60, 130):
+        assert torch.allclose(in_rows(model, rankings, packing, row_tokens), expected, atol=1e-6)
+
+
+def test_layers_that_are_computed_again_in_the_backward_pass_give_the_same_gradients():
+    model, rankings = build("qwen3"), edge_cases()
+    model.set_attn_implementation(ATTENTION)
+    expected = gradients(model, in_rows(model, rankings, Packing.SHARED))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    scores = in_rows(model, rankings, Packing.SHARED)
+    weights = torch.linspace(-1, 2, len(scores))
+    (weights * scores).sum().backward()  # checkpoints do not work with torch.autograd.grad
+    assert all(torch.equal(dict(model.named_parameters())[name].grad, found) for name, found in expected.items())
+
+
+def test_an_adapter_of_peft_is_computed_in_rows_too():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    configuration = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", init_lora_weights=False)
+    model, rankings = peft.get_peft_model(build("llama"), configuration).eval(), edge_cases()
+    expected = alone(model, rankings)
+    expected_gradients = gradients_of_trained(model, expected)
+    model.get_base_model().set_attn_implementation(ATTENTION)
+    found = in_rows(model, rankings, Packing.SHARED)
+    assert torch.allclose(found, expected, atol=1e-6)
+    found_gradients = gradients_of_trained(model, found)
+    assert any("lora_A" in name for name in found_gradients)
+    assert any("score" in name for name in found_gradients)
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(found_gradients[name], gradient, atol=1e-5), name
+
+
+def gradients_of_trained(model, scores):
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return dict(zip(trained, torch.autograd.grad(scores.square().sum(), list(trained.values())), strict=True))
+
+
+# --- refusals ------------------------------------------------------------------------------------------------
+
+TENSORS = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
+LAYOUT = Layout.of([Segment(0, 3)], CPU)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"row_layout": None}, "Identity gets no layout of the row: the model's layers drop keyword arguments"),
+        ({"row_layout": Layout.of([Segment(0, 2)], CPU)}, r"attends over \(1, 4, 3, 8\) where the row has 2 tokens"),
+        ({"attention_mask": torch.ones(1, 1, 3, 3)}, "has a mask of its own"),
+        ({"dropout": 0.1}, "has a dropout of 0.1"),
+        ({"s_aux": torch.zeros(4)}, "has attention sinks"),
+        ({"is_causal": False}, "is not causal"),
+    ],
+)
+def test_what_would_be_wrong_in_a_row_is_refused(arguments, message):
+    given = {"attention_mask": None, "row_layout": LAYOUT} | arguments
+    with pytest.raises(UnsupportedModelError, match=message):
+        row_attention(torch.nn.Identity(), *TENSORS, **given)
+
+
+# --- what a GPU's kernel reads -------------------------------------------------------------------------------
+
+
+def varlen_by_hand(queries, keys, values, kernel, scaling, window):
+    """What torch documents of varlen attention: each segment by itself, causal as counted from its last key."""
+    outputs = []
+    for segment in range(len(kernel.query_ends) - 1):
+        q0, q1 = kernel.query_ends[segment : segment + 2].tolist()
+        k0, k1 = kernel.key_ends[segment : segment + 2].tolist()
+        assert q1 - q0 <= kernel.max_queries
+        assert k1 - k0 <= kernel.max_keys
+        query, key, value = (
+            part.transpose(0, 1) for part in (queries[q0:q1], keys[k0:k1], values[k0:k1])
+        )  # [heads, tokens, width]
+        distance = torch.arange(k1 - k0 - (q1 - q0), k1 - k0)[:, None] - torch.arange(k1 - k0)
+        seen = (distance >= 0) & (distance < (window or k1))
+        output = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=True)
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_kernels_view_of_a_row_gives_the_same_attention(window):
+    segments = [Segment(0, 9), Segment(9, 12, 0, 6), Segment(12, 22, 0, 6), Segment(22, 25), Segment(25, 26, 22, 1)]
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 26, 8, generator=generator) for heads in (4, 2, 2))
+    expected, _ = row_attention(
+        torch.nn.Identity(),
+        query,
+        key,
+        value,
+        None,
+        scaling=0.3,
+        sliding_window=window,
+        row_layout=Layout.of(segments, CPU),
+    )
+    kernel = Kernel.of(segments, CPU)
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    found = varlen_by_hand(queries, keys[kernel.key_index], values[kernel.key_index], kernel, 0.3, window)
+    assert torch.allclose(found, expected[0], atol=1e-6)
+
+
+def test_the_kernels_view_by_hand():
+    kernel = Kernel.of([Segment(0, 5), Segment(5, 7, 0, 2)], CPU)
+    assert kernel.query_ends.tolist() == [0, 5, 7]
+    assert kernel.key_ends.tolist() == [0, 5, 9]
+    assert kernel.key_index.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
+    assert (kernel.max_queries, kernel.max_keys) == (8, 8)
+    assert Kernel.of([Segment(0, 5), Segment(5, 7)], CPU).key_index is None
+
+
+def test_compiled_layers_give_the_same_scores_and_are_not_compiled_for_every_row():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model, rankings = build("llama"), edge_cases()
+    expected = alone(model, rankings).detach()
+    model.set_attn_implementation(ATTENTION)
+    counter = CompileCounterWithBackend("aot_eager")
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend=counter)
+    counts = []
+    for row_tokens in (10_000, 60, 90, 130):
+        assert torch.allclose(in_rows(model, rankings, Packing.SHARED, row_tokens), expected, atol=1e-6)
+        counts.append(counter.frame_count)
+    assert 0 < counts[1] == counts[-1]
