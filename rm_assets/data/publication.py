@@ -33,6 +33,9 @@ from rm_assets.data.snapshots import (
     read_snapshot,
 )
 
+TRAINING = ".training"
+"""Where the unfinished trainings of an asset lie, each with a JSON file that names its `data_snapshot`."""
+
 _STAGING = ".staging"
 
 
@@ -209,9 +212,9 @@ def _is_whole(directory: Path, shard: Shard) -> bool:
 
 
 def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
-    """The (asset, snapshot) that some manifest of the storage names as what it was made from."""
+    """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from."""
     pinned: set[tuple[str, str]] = set()
-    for path in storage.glob(f"*/*/{MANIFEST}"):
+    for path in (*storage.glob(f"*/*/{MANIFEST}"), *storage.glob(f"*/{TRAINING}/*.json")):
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             found = msgspec.json.decode(path.read_bytes(), type=_Inputs)
             pinned.update(found.inputs.items())
