@@ -65,6 +65,7 @@ def _run(job: TrainingJob, pipes: Any, stop: processes.Stop | None) -> int:
 
     from rm_assets.training.group import join_group, leave_group
     from rm_assets.training.run import clear_output, run_job
+    from rm_assets.training.tracking import open_tracker
     from rm_assets.training.trainer import TrainingStoppedError
 
     transformers.logging.set_verbosity_error()
@@ -73,7 +74,9 @@ def _run(job: TrainingJob, pipes: Any, stop: processes.Stop | None) -> int:
     progress = Progress()
     if group.is_first:
         clear_output(Path(job.output_directory))
-        progress = Progress(Path(job.output_directory) / METRICS, lambda text: _say(text, pipes))
+        output = Path(job.output_directory)
+        track = open_tracker(job.settings, output, job.key[:16], job.settings.decisive())
+        progress = Progress(output / METRICS, lambda text: _say(text, pipes), track)
     try:
         run_job(job, group, progress, stop)
     except TrainingStoppedError as stopped:

@@ -36,7 +36,7 @@ class Position:
     num_pairs: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
-    tally: dict[str, int] = field(default_factory=dict)  # of rm_assets.training.tally.Tally
+    tally: dict[str, float] = field(default_factory=dict)  # of rm_assets.training.tally.Tally
 
 
 @dataclass

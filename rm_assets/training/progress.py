@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,11 @@ class StepFigures:
 
 @dataclass
 class Progress:
-    """Where the figures of a run go: the file, and `say` for people. Without a file, nowhere."""
+    """Where the figures of a run go: the file, `say` for people, `track` for a tracker. Without a file, nowhere."""
 
     metrics_file: Path | None = None
     say: Callable[[str], object] = print
+    track: Callable[[Mapping[str, float]], object] = lambda line: None
     started: float = field(default_factory=time.perf_counter)
     last_line: float = -SECONDS_BETWEEN_LINES
 
@@ -72,6 +73,7 @@ class Progress:
         if self.metrics_file is not None:
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            self.track(line)
 
 
 def progress_line(figures: StepFigures, num_steps: int, speed: float, seconds_left: float) -> str:

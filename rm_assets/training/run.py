@@ -5,8 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from rm_assets.training.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.card import base_name, model_card
@@ -25,9 +28,10 @@ from rm_assets.training.model import (
     save_model,
 )
 from rm_assets.training.planning import Packing
-from rm_assets.training.probe import choose_packing
+from rm_assets.training.probe import choose_packing, use_packing
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress
+from rm_assets.training.report import bootstrap_interval
 from rm_assets.training.result import (
     ADAPTER,
     ERROR,
@@ -67,7 +71,7 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     checkpoints = Checkpoints(directory, job.key, group, progress.message)
     figures = train(model, splits, choice, job.settings, group, progress, checkpoints, stop)
     _save(job, model, tokenizer, group)
-    evaluated = _evaluate(job, splits, group)
+    evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
         **figures,
         "num_parameters": num_parameters,
@@ -123,14 +127,27 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     group.wait()
 
 
-def _evaluate(job: TrainingJob, splits: dict[str, Pairs], group: Group) -> dict[str, float | int | None]:
+def _evaluate(
+    job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group
+) -> dict[str, float | int | None]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
+    use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
-    scores = evaluate(Scorer(saved), held_out, group, Packing.PADDED, job.settings.micro_batch_tokens)
+    scores = evaluate(Scorer(saved), held_out, group, packing, job.settings.micro_batch_tokens)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
-    return split_metrics(held_out, scores, job.settings)
+    intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
+    return split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
+
+
+def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tuple[str, float]]:
+    """The 95 % interval of a split's accuracy, as `<split>_accuracy_low` and `_high`; nothing without pairs."""
+    if not len(pairs):
+        return []
+    right = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
+    low, high = bootstrap_interval(pd.Series(right), pairs.keys.column("prompt_key").to_pandas())
+    return [(f"{split}_accuracy_low", low), (f"{split}_accuracy_high", high)]
 
 
 def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:

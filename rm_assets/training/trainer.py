@@ -25,6 +25,7 @@ from rm_assets.training.adapter import base_of
 from rm_assets.training.batches import MicroBatch, collate
 from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
+from rm_assets.training.flops import peak_flops, step_flops
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
 from rm_assets.training.layers import decoder_layers, prepare_layers
@@ -100,7 +101,7 @@ def train(
         "seconds": position.seconds,
         "train_loss": position.loss_sum / len(run.pairs),
         "peak_learning_rate": run.peak_rate,
-        **Tally(**position.tally).figures(position.seconds),
+        **_tally(position).figures(position.seconds, _peak_flops(group)),
     }
 
 
@@ -147,7 +148,8 @@ def _loop(
         plans = plan_rows(run.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens, run.group.size)
         wanted = Requests(bool(stop.number), checkpoints is not None and _is_due(run, step, saved))
         figures, agreed = train_step(run, step, epoch, rows, plans[run.group.rank], wanted)
-        position = _advanced(run, position, figures, len(rows), tally_of(run.pairs, rows, plans), progress)
+        tally = tally_of(run.pairs, rows, plans, _operations(run, plans))
+        position = _advanced(run, position, figures, len(rows), tally, progress)
         progress.step(figures, run.num_steps, position.num_pairs)
         if checkpoints and (agreed.save or agreed.stop or step == run.num_steps):
             checkpoints.write(position, captured(run.scorer, run.optimizer))
@@ -158,6 +160,20 @@ def _loop(
         if step in looks:
             _look(run, splits["validation"], step, progress)
     return position
+
+
+def _operations(run: Run, plans: list[list[MicroPlan]]) -> float:
+    """Floating-point operations of a step, which only a GPU's peak gives a meaning."""
+    if run.group.device.type != "cuda":
+        return 0.0
+    return sum(step_flops(run.scorer, run.pairs, of_process) for of_process in plans)
+
+
+def _peak_flops(group: Group) -> float | None:
+    if group.device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(group.device))
+    return peak and peak * group.size
 
 
 def _is_due(run: Run, step: int, saved: float) -> bool:
@@ -175,8 +191,12 @@ def _advanced(
         num_pairs=position.num_pairs + num_pairs,
         loss_sum=position.loss_sum + figures.loss * num_pairs * is_last_epoch,
         seconds=progress.seconds(),
-        tally=asdict(Tally(**position.tally) + tally),
+        tally=asdict(_tally(position) + tally),
     )
+
+
+def _tally(position: Position) -> Tally:
+    return Tally(**position.tally)  # type: ignore[arg-type]  # JSON knows numbers alone
 
 
 def planned_steps(settings: TrainingSettings, pairs: Pairs) -> Iterator[tuple[int, NDArray[np.int64]]]:
