@@ -78,16 +78,24 @@ def trained(job: TrainingJob) -> str:
     return hashlib.sha256((output / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def kill_inside_a_save(job: TrainingJob, seconds: float) -> bool:
-    """Start the job and SIGKILL it some seconds after a save began; whether the save was cut short."""
-    unfinished = Path(job.output_directory) / CHECKPOINTS / ".unfinished"
+def kill_inside_a_save(job: TrainingJob, seconds: float, first: int = 1) -> bool:
+    """Start the job and SIGKILL it some seconds after its save number `first` began; whether the save was cut short."""
+    checkpoints = Path(job.output_directory) / CHECKPOINTS
+    unfinished = checkpoints / ".unfinished"
+    before = _newest_step(checkpoints)
     process = start_job(job)
+    while _newest_step(checkpoints) < before + first - 1 and process.is_alive():
+        time.sleep(0.0002)
     while not unfinished.exists() and process.is_alive():
         time.sleep(0.0002)
     time.sleep(seconds)
     process.kill()
     process.join()
     return unfinished.exists() and process.exitcode == -signal.SIGKILL
+
+
+def _newest_step(checkpoints: Path) -> int:
+    return max((int(path.name[5:13]) for path in checkpoints.glob("step-*")), default=0)
 
 
 def said(job: TrainingJob) -> str:

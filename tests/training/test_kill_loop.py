@@ -1,0 +1,64 @@
+"""The long kill loops: `pytest -m soak`. Each has a short one of its kind in test_resume.py.
+
+The seed is drawn and printed; SOAK_SEED repeats one.
+"""
+
+import os
+import random
+import secrets
+import signal
+from pathlib import Path
+
+import pytest
+from training_jobs import finish, kill_inside_a_save, start_job
+
+from .conftest import learnable_pairs
+from .test_resume import FORTY_STEPS, exact_metrics
+
+pytestmark = pytest.mark.soak
+KILLS_INSIDE_SAVES = 50
+KILLS_PER_JOB = 5
+
+
+@pytest.fixture
+def generator(capfd):
+    seed = int(os.environ.get("SOAK_SEED", secrets.randbelow(2**32)))
+    with capfd.disabled():
+        print(f"\nSOAK_SEED={seed}", flush=True)
+    return random.Random(seed)
+
+
+@pytest.fixture
+def forty_steps(make_job):
+    def make(name, **settings):
+        splits = {"train": learnable_pairs(38), "validation": learnable_pairs(5, first=50)}
+        return make_job(name, splits=splits, settings=FORTY_STEPS | settings)
+
+    return make
+
+
+def test_a_kill_at_every_step_of_forty_changes_no_bit(forty_steps):
+    whole = forty_steps("whole")
+    expected = finish(whole), exact_metrics(whole)
+    for step in range(1, 41):
+        job = forty_steps(f"killed-{step}", checkpoint_every_steps=1 + step % 4)
+        process = start_job(job, kill_after=step)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert (finish(job), exact_metrics(job)) == expected, f"killed after step {step}"
+
+
+def test_kills_at_random_moments_inside_a_save_change_no_bit(forty_steps, generator, capfd):
+    whole = forty_steps("whole")
+    expected = finish(whole), exact_metrics(whole)
+    hits = attempts = 0
+    while hits < KILLS_INSIDE_SAVES:
+        job = forty_steps(f"killed-{attempts}", checkpoint_every_steps=1)
+        own = 0
+        while own < KILLS_PER_JOB and not (Path(job.output_directory) / "manifest.json").exists():
+            attempts += 1
+            own += kill_inside_a_save(job, generator.uniform(0, 0.01), first=generator.randrange(1, 6))
+        hits += own
+        assert (finish(job), exact_metrics(job)) == expected
+    with capfd.disabled():
+        print(f"{hits} kills inside a save, in {attempts} attempts", flush=True)
