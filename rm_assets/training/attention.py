@@ -15,7 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rm_assets.training.layout import Kernel, Layout, Segment
+from rm_assets.training.layout import Kernel, Layout
 
 ATTENTION = "rm_assets_rows"
 _SINKS = ("s_aux", "sinks")
@@ -44,7 +44,7 @@ def row_attention(
 
     A token sees its segment's prefix and its segment's own tokens up to itself, of these the last `sliding_window`.
     On a GPU in half precision the kernels for sequences of varying length compute it, elsewhere, and with `softcap`,
-    one call per segment. Raises UnsupportedModelError for what neither computes.
+    pieces of at most PIECE queries. Raises UnsupportedModelError for what neither computes.
     """
     reason = _refusal(module, query, attention_mask, dropout, row_layout, others)
     if reason:
@@ -56,7 +56,7 @@ def row_attention(
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         if query.dtype in _HALF:
             return _varlen(query, key, value, row_layout.kernel, scaling, sliding_window), None
-    output: Tensor = _uncompiled_by_segment(query, key, value, row_layout, scaling, sliding_window, softcap)
+    output: Tensor = _uncompiled_by_piece(query, key, value, row_layout, scaling, sliding_window, softcap)
     return output, None
 
 
@@ -113,7 +113,7 @@ def _varlen(
     return attended
 
 
-def _by_segment(
+def _by_piece(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -122,38 +122,46 @@ def _by_segment(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """One call per segment, without a mask wherever the kernel's own causal order serves."""
+    """One call for each piece of a segment."""
     group = query.shape[1] // key.shape[1]
     if group > 1:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    sizes = [segment.num_queries for segment in layout.segments]
-    # split, not slices: its backward is one concatenation
-    parts = {
-        segment.start: (segment, *tensors)
-        for segment, *tensors in zip(
-            layout.segments, *(tensor.split_with_sizes(sizes, dim=2) for tensor in (query, key, value)), strict=True
-        )
-    }
-    outputs = []
-    for segment, queries, keys, values in parts.values():
-        if segment.prefix:
-            _, *first = parts[segment.prefix_start]
-            prefix_queries, prefix_keys, prefix_values = (part[:, :, : segment.prefix] for part in first)
-            keys, values = torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
-            if _is_square_cheaper(segment, window, softcap):
-                queries = torch.cat([prefix_queries, queries], dim=2)
-        output = _attention(queries, keys, values, layout, scaling, window, softcap)
-        outputs.append(output[:, :, output.shape[2] - segment.num_queries :])
+    pieces = layout.pieces(window)
+    queries = query.split_with_sizes([piece.end - piece.start for piece in pieces], dim=2)
+    ranges = tuple(piece.keys for piece in pieces)
+    gathered: Any = _Gathered.apply
+    keys, values = gathered(key, ranges), gathered(value, ranges)
+    outputs = [
+        _attention(*tensors, layout, scaling, window, softcap) for tensors in zip(queries, keys, values, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
+class _Gathered(torch.autograd.Function):
+    """Ranges of a row's tokens: from [1, heads, T, D] a tensor for each tuple of ranges, joined.
+
+    What slices and concatenations would give, but their backward writes a whole row for every slice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, ranges: tuple[tuple[tuple[int, int], ...], ...]) -> tuple[Tensor, ...]:
+        ctx.ranges, ctx.shape = ranges, row.shape
+        return tuple(torch.cat([row[:, :, start:end] for start, end in parts], dim=2) for parts in ranges)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        batch, heads, tokens, width = ctx.shape
+        row = gradients[0].new_zeros(batch, tokens, heads, width).transpose(1, 2)  # as the model lays it out
+        for gradient, parts in zip(gradients, ctx.ranges, strict=True):
+            offset = 0
+            for start, end in parts:
+                row[:, :, start:end] += gradient[:, :, offset : offset + end - start]
+                offset += end - start
+        return row, None
+
+
 _uncompiled: Any = torch.compiler.disable  # which has no types
-_uncompiled_by_segment: Any = _uncompiled(_by_segment)  # its loop would be compiled anew for every layout
-
-
-def _is_square_cheaper(segment: Segment, window: int | None, softcap: float | None) -> bool:
-    """Whether to compute a short prefix again, so that the kernel skips what lies above the diagonal."""
-    return segment.prefix < segment.num_queries and softcap is None and (window or segment.num_keys) >= segment.num_keys
+_uncompiled_by_piece: Any = _uncompiled(_by_piece)  # its loop would be compiled anew for every layout
 
 
 def _attention(

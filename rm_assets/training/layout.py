@@ -1,11 +1,14 @@
 """Where the sequences of a packed row lie, as attention needs to know it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+PIECE = 192
+"""Queries that are computed at once where there is no kernel for whole rows: on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,28 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Queries [start, end) of a row and the tokens that they see, in order, as one or two ranges of the row."""
+
+    start: int
+    end: int
+    keys: tuple[tuple[int, int], ...]
+
+    @property
+    def num_keys(self) -> int:
+        """Tokens that the last query may see."""
+        return sum(end - start for start, end in self.keys)
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """The segments of a row in order, together all its tokens; `kernel` on a GPU only."""
 
     segments: tuple[Segment, ...]
     kernel: Kernel | None = None
-    masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
-    """Masks that the layers of one forward and backward pass share; see `mask`."""
+    _pieces: dict[int | None, tuple[Piece, ...]] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "Layout":
@@ -96,16 +113,43 @@ class Layout:
         """Tokens of the row."""
         return self.segments[-1].end
 
+    def pieces(self, window: int | None) -> tuple[Piece, ...]:
+        """The segments in pieces of at most PIECE queries, with no more keys than their `window` reaches.
+
+        A kernel computes all keys of its queries, also those that come later: short pieces have few of these.
+        """
+        if window not in self._pieces:
+            self._pieces[window] = tuple(piece for segment in self.segments for piece in _cut(segment, window))
+        return self._pieces[window]
+
     def mask(self, num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:
         """What is added to the logits [num_queries, num_keys] of the last `num_queries` of `num_keys` tokens.
 
-        Zero where a token sees another: itself, and what comes before it, at most `window` - 1 tokens back.
+        Zero where a token sees another: itself, and what comes before it, at most `window` - 1 tokens back. All masks
+        of a row are the lower right corner of one.
         """
-        key = (num_queries, num_keys, window)
-        if key not in self.masks:
-            query = torch.arange(num_keys - num_queries, num_keys, device=like.device)[:, None]
-            distance = query - torch.arange(num_keys, device=like.device)
-            seen = (distance >= 0) & (distance < (window or num_keys))
-            mask = torch.zeros(num_queries, num_keys, device=like.device, dtype=like.dtype)
-            self.masks[key] = mask.masked_fill_(~seen, -torch.inf)
-        return self.masks[key]
+        if (window, like.dtype) not in self._masks:
+            width = max(segment.num_keys for segment in self.segments)
+            query = torch.arange(width - PIECE, width, device=like.device)[:, None]
+            distance = query - torch.arange(width, device=like.device)
+            seen = (distance >= 0) & (distance < (window or width))
+            full = torch.zeros(PIECE, width, device=like.device, dtype=like.dtype)
+            self._masks[window, like.dtype] = full.masked_fill_(~seen, -torch.inf)
+        mask = self._masks[window, like.dtype]
+        return mask[PIECE - num_queries :, mask.shape[1] - num_keys :]
+
+
+def _cut(segment: Segment, window: int | None) -> Iterator[Piece]:
+    """Pieces of like size.
+
+    For tokens 10 to 14 after a prefix of 4, with PIECE 3 and a window of 3: queries 10 to 12 see the last two tokens of
+    the prefix and 10 to 12, queries 13 and 14 see 11 to 14.
+    """
+    size = -(-segment.num_queries // -(-segment.num_queries // PIECE))
+    for first in range(0, segment.num_queries, size):
+        last = min(segment.num_queries, first + size)
+        begin = max(0, segment.prefix + first - window + 1) if window else 0  # position of the first key
+        prefix = (segment.prefix_start + begin, segment.prefix_start + segment.prefix)
+        own = (segment.start + max(0, begin - segment.prefix), segment.start + last)
+        keys = (prefix, own) if prefix[0] < prefix[1] else (own,)
+        yield Piece(segment.start + first, segment.start + last, keys)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from rm_assets.training import layout
 from rm_assets.training.attention import ATTENTION, UnsupportedModelError, row_attention
-from rm_assets.training.layout import Kernel, Layout, Segment
+from rm_assets.training.layout import Kernel, Layout, Piece, Segment
 from rm_assets.training.planning import Packing
 
 from . import architectures
@@ -27,6 +28,12 @@ def test_rewards_and_gradients_in_rows_are_those_of_each_sequence_alone(name, pa
     everything = torch.stack([gradient.norm() for gradient in expected_gradients.values()]).norm()
     for weight, gradient in expected_gradients.items():
         assert (found_gradients[weight] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6 * everything, weight
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gemma3_text"])
+def test_segments_of_many_pieces_give_the_same(monkeypatch, name):
+    monkeypatch.setattr(layout, "PIECE", 7)
+    test_rewards_and_gradients_in_rows_are_those_of_each_sequence_alone(name, Packing.SHARED)
 
 
 @pytest.mark.parametrize("packing", list(Packing))
@@ -94,6 +101,36 @@ def test_what_would_be_wrong_in_a_row_is_refused(arguments, message):
     given = {"attention_mask": None, "row_layout": LAYOUT} | arguments
     with pytest.raises(UnsupportedModelError, match=message):
         row_attention(torch.nn.Identity(), *TENSORS, **given)
+
+
+# --- pieces --------------------------------------------------------------------------------------------------
+
+
+def test_pieces_by_hand(monkeypatch):
+    monkeypatch.setattr(layout, "PIECE", 3)
+    row = Layout.of([Segment(0, 10), Segment(10, 15, 2, 4)], CPU)
+    assert row.pieces(None) == (
+        Piece(0, 3, ((0, 3),)),
+        Piece(3, 6, ((0, 6),)),
+        Piece(6, 9, ((0, 9),)),
+        Piece(9, 10, ((0, 10),)),
+        Piece(10, 13, ((2, 6), (10, 13))),
+        Piece(13, 15, ((2, 6), (10, 15))),
+    )
+    assert row.pieces(3)[2:] == (
+        Piece(6, 9, ((4, 9),)),
+        Piece(9, 10, ((7, 10),)),
+        Piece(10, 13, ((4, 6), (10, 13))),
+        Piece(13, 15, ((11, 15),)),
+    )
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_mask_shows_a_token_itself_and_what_is_before_it(window):
+    row = Layout.of([Segment(0, 9)], CPU)
+    seen = row.mask(2, 5, window, torch.zeros(1)) == 0
+    expected = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]] if window is None else [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert seen.int().tolist() == expected
 
 
 # --- what a GPU's kernel reads -------------------------------------------------------------------------------
