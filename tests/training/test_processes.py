@@ -180,6 +180,28 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     assert process.stderr.read().decode() == f"stopped by {number.name}\n"
 
 
+def test_where_a_loop_will_save_the_first_signal_waits_for_it_and_a_second_one_does_not():
+    work = """if True:
+        import hashlib
+        from rm_assets.training.processes import Stop, listen_for_signals
+        stop = Stop()
+        listen_for_signals(stop)
+        with stop.awaited():
+            print("ready", flush=True)
+            while not stop.number:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 10**4)
+            print("saved after", stop.number, flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
+    """
+    process = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == b"saved after 2\n"
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=3) == 143
+
+
 @pytest.mark.parametrize("to_group", [True, False])
 def test_a_signal_saves_and_ends_a_job_of_two_processes_and_leaves_none(write_job, to_group):
     path, job = write_job("stopped-two", settings=FOR_EVER | {"num_processes": 2})
