@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from rm_assets.training.store import Pairs
 Rows = NDArray[np.int64]
 """Numbers of pairs in a split, int64 [n]."""
 
+GROWTH = 16  # rows are added by a sixteenth where a step does not fit, so that planning many pairs stays quick
 MAX_WASTE = 0.25  # of a padded row's tokens on its shortest pair, compared with its longest one
 
 
@@ -110,7 +112,7 @@ def _packed_plans(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int, n
             heapq.heapreplace(loads, (load + item[0], number))
         if all(len(row) < 2 or sum(cost for cost, _, _ in row) <= row_tokens for row in bins):
             break
-        num_rows += num_processes
+        num_rows += num_processes * max(1, num_rows // (GROWTH * num_processes))
     bins.sort(key=lambda row: -sum(cost for cost, _, _ in row))
     return [
         MicroPlan(np.concatenate([part for _, part, _ in row]), tuple(branches for _, _, branches in row), packing)
@@ -121,20 +123,31 @@ def _packed_plans(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int, n
 
 def _items(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int) -> Iterator[tuple[int, Rows, Branches]]:
     """The pairs of each ranking with what they cost together, cut where a ranking alone would overfill a row."""
-    edges = np.flatnonzero(np.diff(pairs.ranking[rows])) + 1
-    for part in np.split(rows, edges) if len(rows) else []:
-        prefix = int(pairs.prefix[pairs.ranking[part[0]]]) if packing is Packing.SHARED else 0
-        start = 0
-        for end in range(1, len(part) + 1):
-            if end == len(part) or _cost_of(pairs, part[start : end + 1], prefix)[0] > row_tokens:
-                cost, branches = _cost_of(pairs, part[start:end], prefix)
-                yield cost, part[start:end], branches
-                start = end
+    sides = np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1)
+    prefixes = pairs.prefix[pairs.ranking[rows]] * (packing is Packing.SHARED)
+    costs = pairs.sequences.lengths_of(sides).sum(axis=1) - prefixes
+    starts = np.flatnonzero(np.diff(pairs.ranking[rows], prepend=-1))
+    for start, end in pairwise([*starts.tolist(), len(rows)]):
+        prefix = int(prefixes[start])
+        if end - start == 1 and sides[start, 0] != sides[start, 1]:  # the common case, and quick
+            yield int(costs[start]), rows[start:end], Branches(prefix, sides[start])
+        else:
+            yield from _parts(pairs, rows[start:end], sides[start:end], prefix, row_tokens)
 
 
-def _cost_of(pairs: Pairs, rows: Rows, prefix: int) -> tuple[int, Branches]:
-    both = np.concatenate([pairs.chosen[rows], pairs.rejected[rows]])
-    sequences = np.unique(both) if len(rows) > 1 else both
+def _parts(
+    pairs: Pairs, rows: Rows, sides: NDArray[np.int64], prefix: int, row_tokens: int
+) -> Iterator[tuple[int, Rows, Branches]]:
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or _cost_of(pairs, sides[start : end + 1], prefix)[0] > row_tokens:
+            cost, branches = _cost_of(pairs, sides[start:end], prefix)
+            yield cost, rows[start:end], branches
+            start = end
+
+
+def _cost_of(pairs: Pairs, sides: NDArray[np.int64], prefix: int) -> tuple[int, Branches]:
+    sequences = np.unique(sides)
     return _cost(pairs.sequences.lengths_of(sequences), prefix), Branches(prefix, sequences)
 
 
