@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -113,7 +114,10 @@ class Checkpoints:
             manifest, problem = self._checked(directory)
             if self._total(int(bool(problem))) == 0:
                 return self._taken(directory, manifest)
-            self.say(f"checkpoint {directory.name} is damaged and not used: {problem or 'see the other processes'}")
+            if problem or self.group.is_first:
+                self.say(
+                    f"checkpoint {directory.name} is damaged and not used: {problem or 'another process says how'}"
+                )
         return None
 
     def _taken(self, directory: Path, manifest: dict[str, Any]) -> tuple[Position, dict[str, Tensor]]:
@@ -164,7 +168,8 @@ class Checkpoints:
 
 def environment(group: Group) -> dict[str, str | int]:
     """What a training's rounding depends on besides its job."""
-    return {"torch": torch.__version__, "device": group.device.type, "threads": torch.get_num_threads()}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {**versions, "device": group.device.type, "threads": torch.get_num_threads()}
 
 
 def _file_of(rank: int) -> str:

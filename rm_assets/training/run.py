@@ -68,7 +68,7 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     num_parameters = int(model.num_parameters())
     progress.message(_opening(job, splits, num_parameters, group))
     progress.message(choice.reason)
-    checkpoints = Checkpoints(directory, job.key, group, progress.message)
+    checkpoints = Checkpoints(directory, job.key, group, progress.message if group.is_first else print)
     figures = train(model, splits, choice, job.settings, group, progress, checkpoints, stop)
     _save(job, model, tokenizer, group)
     evaluated = _evaluate(job, splits, choice.packing, group)
