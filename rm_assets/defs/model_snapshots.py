@@ -66,7 +66,7 @@ def trained_model(
             context.log.info(f"nothing that goes into the model changed: {found.directory.name} stands, no training")
         write_json(home / LATEST, {"snapshot": found.directory.name})
         _remove_old_models(home, found.directory, project.settings.keep_snapshots)
-        _remove_old_trainings(home, project.settings.keep_snapshots, context.log.warning)
+        remove_old_trainings(home, project.settings.keep_snapshots, context.log.warning)
     return found
 
 
@@ -212,7 +212,7 @@ def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
             remove_directory(manifest.parent)
 
 
-def _remove_old_trainings(home: Path, keep: int, say: Callable[[str], object]) -> None:
+def remove_old_trainings(home: Path, keep: int, say: Callable[[str], object]) -> None:
     """Remove unfinished trainings of other settings or pairs: those without a checkpoint, all but the newest `keep`."""
     kept = [path.stem for path in _descriptions(home) if _has_checkpoint(home, path.stem)][:keep]
     for name in sorted({path.stem for path in (home / TRAINING).glob("*")} - set(kept)):

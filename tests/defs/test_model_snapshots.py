@@ -11,7 +11,7 @@ import pytest
 
 from rm_assets.definitions import definitions
 from rm_assets.defs.launcher import TrainingLauncher
-from rm_assets.defs.model_snapshots import _remove_old_trainings
+from rm_assets.defs.model_snapshots import remove_old_trainings
 
 
 class LyingLauncher(TrainingLauncher):
@@ -79,7 +79,7 @@ def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_amon
         os.utime(description, (2_000_000_000 - age, 2_000_000_000 - age))
     (tmp_path / ".training" / "without-description").mkdir()
     said: list[str] = []
-    _remove_old_trainings(tmp_path, 2, said.append)
+    remove_old_trainings(tmp_path, 2, said.append)
     left = sorted(path.name for path in (tmp_path / ".training").iterdir())
     assert left == ["new", "new.json", "older", "older.json"]
     assert said == ["the unfinished training oldest is removed: 2 newer ones stand"]
