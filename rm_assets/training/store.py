@@ -30,7 +30,8 @@ VERSION = 1
 _COLUMNS = [*KEYS, *(f"{side}_{what}" for side in SIDES for what in ("input_ids", "length")), "margin"]
 KEYS_SCHEMA = pa.schema([records.PADDED.field(name) for name in KEYS])
 _KEYS_FILE = "keys.arrow"
-_ROWS_PER_READ = 4096  # bounds the padded ids held at once
+_ROWS_PER_READ = 256  # bounds the padded ids held at once: 64 MiB where sequences have 32 thousand tokens
+_BYTES_PER_READ = 2**20
 _ARRAYS: dict[str, Any] = {
     "ids": np.int32,
     "offsets": np.int64,
@@ -174,13 +175,13 @@ def _write_split(directory: Path, paths: Sequence[str]) -> None:
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, buffer_size=_BYTES_PER_READ) as file:
         missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
         if missing:
             raise TrainingError(f"{path!r} has no column {missing[0]!r}: give files of padded_pairs")
-        for batch in file.iter_batches(_ROWS_PER_READ, columns=_COLUMNS):
-            if batch.num_rows:
-                yield batch
+        for group in range(file.num_row_groups):  # one after the other: read at once, all of them stay in memory
+            batches = file.iter_batches(_ROWS_PER_READ, row_groups=[group], columns=_COLUMNS, use_threads=False)
+            yield from (batch for batch in batches if batch.num_rows)
 
 
 @dataclass
