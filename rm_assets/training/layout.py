@@ -1,7 +1,7 @@
 """Where the sequences of a packed row lie, as attention needs to know it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -94,14 +94,17 @@ class Piece:
         return sum(end - start for start, end in self.keys)
 
 
-@dataclass(frozen=True, eq=False)
 class Layout:
-    """The segments of a row in order, together all its tokens; `kernel` on a GPU only."""
+    """The segments of a row in order, together all its tokens; `kernel` on a GPU only.
 
-    segments: tuple[Segment, ...]
-    kernel: Kernel | None = None
-    _pieces: dict[int | None, tuple[Piece, ...]] = field(default_factory=dict)
-    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    No dataclass: FSDP copies those field by field for every layer, and with them what the layers share here.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], kernel: Kernel | None = None) -> None:
+        self.segments = segments
+        self.kernel = kernel
+        self._pieces: dict[int | None, tuple[Piece, ...]] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "Layout":

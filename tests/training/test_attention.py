@@ -1,5 +1,7 @@
 """Shared and packed rows against each sequence alone, through stock transformers: rewards and gradients, float32."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -101,6 +103,10 @@ def test_what_would_be_wrong_in_a_row_is_refused(arguments, message):
     given = {"attention_mask": None, "row_layout": LAYOUT} | arguments
     with pytest.raises(UnsupportedModelError, match=message):
         row_attention(torch.nn.Identity(), *TENSORS, **given)
+
+
+def test_a_layout_is_handed_to_every_layer_as_it_is():
+    assert not dataclasses.is_dataclass(LAYOUT)  # FSDP would copy it for each of them
 
 
 # --- pieces --------------------------------------------------------------------------------------------------
