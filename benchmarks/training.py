@@ -48,7 +48,7 @@ from rm_assets.training.planning import Packing, Rows, epoch_steps, plan_rows
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.store import Pairs, open_store
 from rm_assets.training.tally import Tally, tally_of
-from rm_assets.training.trainer import Requests, Run, prepared_run, train_step
+from rm_assets.training.trainer import Run, prepared_run, train_step
 
 SHAPES = {
     "llama-17m": LlamaConfig(
@@ -86,7 +86,7 @@ class Case:
         """The loss and the tally of our step `number`, counted from 0."""
         rows = self.steps[number]
         plans = plan_rows(self.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens)
-        figures, _ = train_step(run, number + 1, 1, rows, plans[0], Requests(stop=False, save=False))
+        figures, _ = train_step(run, number + 1, 1, rows, plans[0])
         return figures.loss, tally_of(self.pairs, rows, plans)
 
     def trainer(self, directory: str, callback: "Turns | None" = None) -> "RecordingTrainer":

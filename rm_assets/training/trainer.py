@@ -7,10 +7,11 @@ Between two steps the loop saves a checkpoint where one is due, and leaves where
 pairs follows the checkpoint of its step, so that a training which goes on from that looks again.
 """
 
+import functools
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,8 +72,8 @@ class Run:
 class Requests:
     """What a process wants between two steps; after the sum over all, what all of them do."""
 
-    stop: bool
-    save: bool
+    stop: bool = False
+    save: bool = False
 
 
 def train(
@@ -146,7 +147,7 @@ def _loop(
         if step <= position.step:
             continue
         plans = plan_rows(run.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens, run.group.size)
-        wanted = Requests(bool(stop.number), checkpoints is not None and _is_due(run, step, saved))
+        wanted = functools.partial(_wanted, stop, checkpoints is not None and _is_due(run, step, saved))
         figures, agreed = train_step(run, step, epoch, rows, plans[run.group.rank], wanted)
         tally = tally_of(run.pairs, rows, plans, _operations(run, plans))
         position = _advanced(run, position, figures, len(rows), tally, progress)
@@ -160,6 +161,10 @@ def _loop(
         if step in looks:
             _look(run, splits["validation"], step, progress)
     return position
+
+
+def _wanted(stop: Stop, save: bool) -> Requests:
+    return Requests(bool(stop.number), save)
 
 
 def _operations(run: Run, plans: list[list[MicroPlan]]) -> float:
@@ -214,15 +219,24 @@ def validation_steps(epochs: int, steps_per_epoch: int) -> set[int]:
 
 
 def train_step(
-    run: Run, step: int, epoch: int, rows: NDArray[np.int64], plans: list[MicroPlan], wanted: Requests
+    run: Run,
+    step: int,
+    epoch: int,
+    rows: NDArray[np.int64],
+    plans: list[MicroPlan],
+    wanted: Callable[[], Requests] = Requests,
 ) -> tuple[StepFigures, Requests]:
-    """One update from the pairs `rows`, of which this process computes its plans, and what all processes do next."""
+    """One update from the pairs `rows`, of which this process computes its plans, and what all processes do next.
+
+    This one is asked what it wants after its gradients, so that a step which takes long is the last one.
+    """
     run.optimizer.zero_grad()
     sums = torch.zeros(4, dtype=torch.float64, device=run.group.device)
     for number, plan in enumerate(plans, start=1):
         sum_gradients_at(run.scorer, last=number == len(plans))
         sums[:2] += _add_gradients(run, collate(run.pairs, plan, run.group.device), len(rows))
-    sums[2:] += torch.tensor([wanted.stop, wanted.save], device=run.group.device)
+    asked = wanted()
+    sums[2:] += torch.tensor([asked.stop, asked.save], device=run.group.device)
     run.group.add_up(sums)
     weights = [weight for weight in run.scorer.parameters() if weight.grad is not None]
     norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
