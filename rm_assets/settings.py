@@ -107,7 +107,14 @@ class Settings(BaseModel):
     )
     engine: Literal["local"] = Field("local", description="Where shards are computed: processes of this machine.")
     num_workers: int = Field(0, ge=0, description="Processes that compute shards; 0: one per core.")
-    shard_bytes: int = Field(8 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file.")
+    shard_bytes: int = Field(
+        32 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file."
+    )
+    verify: Literal["stamps", "full"] = Field(
+        "stamps",
+        description="What tells that an annotation file is unchanged: its size, times and inode, or its content, read "
+        "anew.",
+    )
     max_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longer lines, in bytes, are rejects and never held in memory."
     )

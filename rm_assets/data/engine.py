@@ -1,17 +1,17 @@
 """Where shards are computed: in this process for a few, over processes of this machine for many."""
 
 import functools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rm_assets.data.progress import Progress
 from rm_assets.data.publication import LawFunction, Publication, StageFunction, stage_shard
 from rm_assets.data.snapshots import Shard
+from rm_assets.data.workers import collection_paused, mapped
 
 _SMALL_BYTES = 16 * 2**20
 """Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""
@@ -43,32 +43,30 @@ def compute_shards(
     found: dict[str, Shard | None] = {task.key: publication.find(task.key) for task in tasks}
     missing = [task for task in tasks if found[task.key] is None]
     jobs = [(publication.directory, task, function, laws) for task in missing]
-    small = sum(task.num_bytes for task in missing) <= _SMALL_BYTES
-    for number, shard in enumerate(_mapped(jobs, 1 if small else num_workers or os.cpu_count() or 1), start=1):
+    num_bytes = sum(task.num_bytes for task in missing)
+    progress = Progress(publication.directory.name, num_bytes, say)
+    num_processes = 1 if num_bytes <= _SMALL_BYTES else num_workers or os.cpu_count() or 1
+    for task, shard in zip(missing, _computed(jobs, num_processes), strict=True):
         found[shard.key] = shard
-        if not small:
-            say(f"{publication.directory.name}: {number} of {len(jobs)} shards")
+        progress.add(shard.num_rows(), task.num_bytes)
     return [done for task in tasks if (done := found[task.key]) is not None]
 
 
-def _mapped(jobs: list[Any], num_workers: int) -> Iterator[Shard]:
-    if len(jobs) <= 1 or num_workers == 1:
+def _computed(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
+    if len(jobs) <= 1 or num_processes == 1:
         yield from map(_compute, jobs)
         return
-    # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
-        try:
-            yield from pool.map(_compute, jobs)
-        except BrokenProcessPool:
-            raise MemoryError(
-                "a process that computed shards was killed, most likely for want of memory: "
-                "lower num_workers or shard_bytes"
-            ) from None
+    try:
+        yield from mapped(_compute, jobs, num_processes)
+    except BrokenProcessPool:
+        raise MemoryError(
+            "a process that computed shards was killed, most likely for want of memory: "
+            "lower num_workers or shard_bytes"
+        ) from None
 
 
 def _compute(job: tuple[Path, Task, StageFunction, LawFunction]) -> Shard:
     directory, task, function, laws = job
-    tables, stats = function(task.arguments)
-    measure = functools.partial(laws, task.arguments)
-    return stage_shard(directory, task.name, task.source, task.key, tables, stats, measure)
+    fill, measure = (functools.partial(step, task.arguments) for step in (function, laws))
+    with collection_paused():
+        return stage_shard(directory, task.name, task.source, task.key, fill, measure)

@@ -16,7 +16,8 @@ import numpy as np
 from rm_assets.data import records
 from rm_assets.data.annotations import SETTING, AnnotationFile, Annotations, find_annotations
 from rm_assets.data.fingerprint import fingerprint, short_hash
-from rm_assets.data.snapshots import Snapshot, read_table
+from rm_assets.data.parquet import read_table
+from rm_assets.data.snapshots import Snapshot
 from rm_assets.settings import SettingsError
 
 GRAM_WORDS = 13

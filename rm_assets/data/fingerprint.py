@@ -34,11 +34,11 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
     return fingerprint([[path.name, file_sha256(path)] for path in sorted(paths)])
 
 
-def short_hash(*parts: str) -> str:
-    """A 32-digit hash of texts; `("ab", "c")` and `("a", "bc")` differ."""
+def short_hash(*parts: str | bytes | memoryview) -> str:
+    """A 32-digit hash of texts, or of their UTF-8; `("ab", "c")` and `("a", "bc")` differ."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        encoded = part.encode("utf-8")
+        encoded = part.encode("utf-8") if isinstance(part, str) else part
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
     return digest.hexdigest()

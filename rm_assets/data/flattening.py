@@ -4,103 +4,46 @@
 template's generation prompt does, or earlier, where the renderings already part.
 """
 
-import os.path
+import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rm_assets.data import records
-from rm_assets.data.chat import (
-    ChatTokenizer,
-    MessageDict,
-    TemplateError,
-    load_chat_tokenizer,
-    lost_parts,
-    message_dict,
-    render,
-)
+from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
+from rm_assets.data.encoders import sample_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.formats import PreferenceError
 from rm_assets.data.identities import stage_identity
+from rm_assets.data.message_columns import plain_conversations
 from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.publication import publication
-from rm_assets.data.raw import reason_counts
-from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.parquet import read_batches
+from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.publication import ShardWriter, Stats, publication
+from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
+from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
+from rm_assets.data.rendering import (
+    SIDES,
+    Flattened,
+    PlainPair,
+    flatten_pair,
+    flatten_plain,
+    pair_messages,
+    require_no_control_tokens,
+    verify_plain,
+)
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
-VERSION = 2
-
-PAIR_COLUMNS = ("source", "line", "pair_id", "prompt_key", "chosen_key", "rejected_key")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flattened:
-    """One pair as text: `prompt + chosen` and `prompt + rejected` are the two rendered conversations."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-
-
-def flatten_pair(
-    chat: ChatTokenizer,
-    prompt: list[MessageDict],
-    chosen: list[MessageDict],
-    rejected: list[MessageDict],
-    tools: str,
-) -> Flattened:
-    """Render a pair; raises PreferenceError where the template raises, leaves a part out or makes both sides equal."""
-    for side, messages in (("chosen", prompt + chosen), ("rejected", prompt + rejected)):
-        if lost := lost_parts(chat, messages, tools):
-            raise PreferenceError(Reason.MESSAGE_LOST, f"{' and '.join(lost)}, {side} side")
-    try:
-        opening = render(chat, prompt, tools, add_generation_prompt=True)
-        whole = [render(chat, prompt + side, tools) for side in (chosen, rejected)]
-    except TemplateError as error:
-        raise PreferenceError(Reason.TEMPLATE_ERROR, str(error)) from None
-    if whole[0] == whole[1]:
-        raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template writes both sides alike")
-    shared = os.path.commonprefix([opening, *whole])  # noqa: RUF071 - characters are what is meant
-    return Flattened(prompt=shared, chosen=whole[0][len(shared) :], rejected=whole[1][len(shared) :])
-
-
-def is_rewritten(flat: Flattened, sides: dict[str, list[MessageDict]]) -> bool:
-    """Whether the template wrote some content other than verbatim: stripped, or without its earlier thinking."""
-    return any(
-        message.get("content") and message["content"] not in flat.prompt + text
-        for side, text in (("chosen", flat.chosen), ("rejected", flat.rejected))
-        for message in sides["prompt"] + sides[side]
-    )
-
-
-def require_no_control_tokens(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str) -> None:
-    """Raise PreferenceError if text of the pair contains a control token: it could forge a turn or an end."""
-    for side, messages in sides.items():
-        for number, message in enumerate(messages, start=1):
-            if found := chat.control_pattern.search("\n".join(_strings(message))):
-                where = f"{found[0]!r} in message {number} of {side}"
-                raise PreferenceError(Reason.CONTROL_TOKEN, where)
-    if found := chat.control_pattern.search(tools):
-        raise PreferenceError(Reason.CONTROL_TOKEN, f"{found[0]!r} in the tools")
-
-
-def _strings(value: Any) -> list[str]:
-    """All strings inside a JSON value, keys included."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for pair in value.items() for part in pair for text in _strings(part)]
-    if isinstance(value, list):
-        return [text for part in value for text in _strings(part)]
-    return []
-
-
-# --- one shard -----------------------------------------------------------------------------------------------
+VERSION = 3
+NUM_VERIFIED = 16
+"""Pairs of each row group that transformers renders again, evenly spaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,69 +55,109 @@ class FlatteningTask:
     allow_control_tokens: bool
 
 
-def pair_messages(row: dict[str, Any]) -> dict[str, list[MessageDict]]:
-    """The messages of a validated row by side, as a template wants them."""
-    return {side: [message_dict(message) for message in row[side]] for side in ("prompt", "chosen", "rejected")}
+class _RenderedOtherwiseError(RuntimeError):
+    """The fast path is found out: what it rendered of this shard is not to be kept."""
 
 
-def flatten_shard(task: FlatteningTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """Rows and rejects of one shard of validated pairs."""
-    chat = load_chat_tokenizer(task.tokenizer)
-    rows: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
-    validated = read_table([task.path] if task.path else [], records.VALIDATED).to_pylist()
-    num_rewritten = 0
-    for row in validated:
-        sides = pair_messages(row)
+@functools.lru_cache(maxsize=4)
+def template_renderer(files: TokenizerFiles) -> TemplateRenderer:
+    """The renderer of these files' chat template, one per process."""
+    return TemplateRenderer(load_chat_tokenizer(files))
+
+
+def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
+    """Rows and rejects of one shard of validated pairs; rendered anew by transformers where a sample differs."""
+    renderer = template_renderer(task.tokenizer)
+    try:
+        stats = _flatten(task, renderer, writer)
+    except _RenderedOtherwiseError:
+        writer.restart()
+        stats = _flatten(task, renderer, writer)
+    return stats | {"renderer": "jinja" if renderer.reason else "pieces", "renderer_reason": renderer.reason}
+
+
+def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWriter) -> Stats:
+    counts: Counter[str] = Counter(num_in=0, num_rewritten=0, num_one_by_one=0)
+    reasons: Counter[Reason] = Counter()
+    for rows in read_batches(task.path, records.VALIDATED):
+        flattened, rejects, num_one_by_one = _flattened_rows(task, renderer, rows)
+        kept = [flat for flat in flattened if flat is not None]
+        writer.write(DATA, _table(rows, flattened, kept))
+        writer.write(REJECTS, reject_table(rejects))
+        counts.update(num_in=rows.num_rows, num_one_by_one=num_one_by_one)
+        counts.update(num_rewritten=sum(flat.is_rewritten for flat in kept))
+        reasons.update(reject["reason"] for reject in rejects)
+    return {**counts, "reasons": reason_counts(reasons)}
+
+
+def _flattened_rows(
+    task: FlatteningTask, renderer: TemplateRenderer, rows: pa.Table
+) -> tuple[list[Flattened | None], list[dict[str, Any]], int]:
+    """Each row as text, or None where it is among the rejects; and how many were not rendered by the fast path."""
+    flattened: list[Flattened | None] = [None] * rows.num_rows
+    plain = _plain_pairs(rows)
+    if not task.allow_control_tokens:
+        search = renderer.chat.control_pattern.search
+        plain = {row: pair for row, pair in plain.items() if not search("\n".join(_contents(pair)))}
+    pairs = list(plain.values())
+    for row, flat in zip(plain, flatten_plain(renderer, pairs), strict=True):
+        flattened[row] = flat
+    places = list(plain)
+    sample = {places[number]: pairs[number] for number in sample_rows(len(pairs), NUM_VERIFIED)}
+    if verify_plain(renderer, list(sample.values()), [flattened[row] for row in sample]):
+        raise _RenderedOtherwiseError
+    others = [row for row, flat in enumerate(flattened) if flat is None]
+    rejects = []
+    for row, values in zip(others, rows.take(pa.array(others, pa.int64())).to_pylist(), strict=True):
         try:
-            if not task.allow_control_tokens:
-                require_no_control_tokens(chat, sides, row["tools"])
-            flat = flatten_pair(chat, sides["prompt"], sides["chosen"], sides["rejected"], row["tools"])
+            flattened[row] = _flattened_row(task, renderer.chat, values)
         except PreferenceError as error:
-            rejects.append(pair_reject(row, Stage.FLATTENED, error.reason, error.detail))
-            continue
-        num_rewritten += is_rewritten(flat, sides)
-        rows.append(
-            {name: row[name] for name in (*PAIR_COLUMNS, "margin")}
-            | {"prompt": flat.prompt, "chosen": flat.chosen, "rejected": flat.rejected}
-        )
-    tables = {
-        DATA: pa.Table.from_pylist(rows, schema=records.FLATTENED),
-        REJECTS: pa.Table.from_pylist(rejects, schema=records.REJECTS),
-    }
-    return tables, {
-        "num_in": len(validated),
-        "num_rewritten": num_rewritten,
-        "reasons": reason_counts(reject["reason"] for reject in rejects),
-    }
+            rejects.append(pair_reject(values, Stage.FLATTENED, error.reason, error.detail))
+    return flattened, rejects, len(others)
 
 
-def pair_reject(row: dict[str, Any], stage: Stage, reason: Reason, detail: str) -> dict[str, Any]:
-    """A reject after validation, where a row is known by its pair: `line_sha256` is left empty."""
+def _plain_pairs(rows: pa.Table) -> dict[int, PlainPair]:
+    """The pairs that have roles and contents alone, by row."""
+    columns = [plain_conversations(rows[side]) for side in ("prompt", "chosen", "rejected")]
     return {
-        "source": row["source"],
-        "line": row["line"],
-        "stage": stage,
-        "reason": reason,
-        "detail": detail,
-        "line_sha256": "",
+        row: (prompt, chosen, rejected)
+        for row, (prompt, chosen, rejected, tools) in enumerate(zip(*columns, rows["tools"].to_pylist(), strict=True))
+        if prompt and chosen and rejected and not tools
     }
 
 
-def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> dict[str, Any]:
+def _contents(pair: PlainPair) -> list[str]:
+    (_, prompt), (_, chosen), (_, rejected) = pair
+    return [*prompt, *chosen, *rejected]
+
+
+def _flattened_row(task: FlatteningTask, chat: ChatTokenizer, row: dict[str, Any]) -> Flattened:
+    sides = pair_messages(row)
+    if not task.allow_control_tokens:
+        require_no_control_tokens(chat, sides, row["tools"])
+    return flatten_pair(chat, sides, row["tools"])
+
+
+def _table(rows: pa.Table, flattened: list[Flattened | None], kept: list[Flattened]) -> pa.Table:
+    if len(kept) < rows.num_rows:
+        rows = rows.filter(pa.array([flat is not None for flat in flattened], pa.bool_()))
+    prompts, chosen, rejected, counts, _ = zip(*kept, strict=True) if kept else ((),) * 5
+    columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
+    columns |= {"prompt": prompts, "chosen": chosen, "rejected": rejected}
+    columns |= {f"{side}_control_tokens": [pair[number] for pair in counts] for number, side in enumerate(SIDES)}
+    return records.table(columns, records.FLATTENED)
+
+
+def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, and pairs whose two texts are equal."""
-    table = read_table([paths[DATA]] if DATA in paths else [], records.FLATTENED)
-    rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    num_characters = [len(text) for side in ("prompt", "chosen", "rejected") for text in table[side].to_pylist()]
-    return {
-        "num_out": table.num_rows,
-        "num_rejects": rejects.num_rows,
-        "num_identical": sum(
-            chosen == rejected
-            for chosen, rejected in zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)
-        ),
-        "num_characters": sum(num_characters),
-    }
+    figures: Counter[str] = Counter(num_out=0, num_identical=0, num_characters=0)
+    for rows in read_batches(paths.get(DATA), records.FLATTENED, ["prompt", "chosen", "rejected"]):
+        figures.update(
+            num_out=rows.num_rows,
+            num_identical=pc.sum(pc.equal(rows["chosen"], rows["rejected"])).as_py(),
+            num_characters=sum(pc.sum(pc.utf8_length(column)).as_py() for column in rows.columns),
+        )
+    return {**figures, "num_rejects": num_rejects(paths)}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -196,5 +179,7 @@ def flattened_snapshot(
     with publication(Path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
         shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings.num_workers, say)
+        for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):
+            say(f"{Stage.FLATTENED}: rendered by transformers one by one, many times slower: {reason}")
         made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)
         return turn.publish(shards, {Stage.VALIDATED: validated.name}, {}, made_with)

@@ -87,10 +87,12 @@ def parse_row(text: str, rules: ParsingRules = _DEFAULTS) -> list[Preference]:
     return stated_by(text, rules).preferences
 
 
-def stated_by(text: str, rules: ParsingRules) -> Stated:
+def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     """What one line of JSON states, with the pairs of a ranking that are no preferences or were left out."""
     row = json_object(text, KNOWN, rules.columns.values())
-    row = {name: value for name, value in with_own_columns(row, rules.columns).items() if value is not None}
+    if rules.columns:
+        row = with_own_columns(row, rules.columns)
+    row = {name: value for name, value in row.items() if value is not None}
     row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
     format_name = row_format(row)
     record_type, stated = FORMATS[format_name]

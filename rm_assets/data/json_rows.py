@@ -1,9 +1,8 @@
-"""One line of JSON to one object: bounded in depth before it is parsed, and no known field given twice in it."""
+"""One line of JSON to one object: bounded in depth, and no known field given twice in it."""
 
 import json
 import re
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -13,35 +12,41 @@ from rm_assets.data.records import Reason
 
 MAX_DEPTH = 64
 # Possessive, and the end quote optional: linear in the length of any text, also one whose strings never end.
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
-def json_object(text: str, *known_fields: Iterable[str]) -> dict[str, Any]:
-    """The object that a line holds; raises PreferenceError where it holds none.
+def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, Any]:
+    """The object that a line (text, or its UTF-8) holds; raises PreferenceError where it holds none.
 
-    Of a field given twice a parser keeps the last one, silently; here a known field given twice is a reject. Outside
-    strings a JSON text has one colon per field, so that one count tells whether any field of any object was lost:
-    `{"a": 1, "a": [{"b": ":"}]}` has three colons, and parsed two fields.
+    Of a field given twice a parser keeps the last one, silently; here a known field given twice is a reject. A JSON
+    text has one colon per field, besides those inside strings, so that one count tells whether any field of any object
+    was lost: `{"a": "b:", "a": [{"c": ":"}]}` has five colons, and what is parsed of it accounts for three.
     """
-    marks = _STRING.sub("", text)
-    if _is_too_deep(marks):
-        raise PreferenceError(Reason.NOT_JSON, f"nested more than {MAX_DEPTH} deep")
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     try:
-        row = msgspec.json.decode(text)
+        row = msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError):
         raise PreferenceError(Reason.NOT_JSON, "not one JSON value") from None
+    num_colons = _num_colons(row, 1)
     if not isinstance(row, dict):
         raise PreferenceError(Reason.NOT_AN_OBJECT, "a JSON value, but no object")
-    if marks.count(":") != _num_fields(row):
-        _require_single(text, set().union(*known_fields))
+    is_plain = content.count(b":") == num_colons and b"\\u003" not in content  # which is how to escape a colon
+    if not is_plain and _STRING.sub(b"", content).count(b":") != _num_fields(row):
+        _require_single(content, set().union(*known_fields))
     return row
 
 
-def _is_too_deep(marks: str) -> bool:
-    if marks.count("[") + marks.count("{") <= MAX_DEPTH:
-        return False
-    steps = (1 if mark in "[{" else -1 for mark in marks if mark in "[{]}")
-    return any(depth > MAX_DEPTH for depth in accumulate(steps))
+def _num_colons(value: Any, depth: int) -> int:
+    """The colons that a text of this value has, if none of them is escaped: one a field, and those in its strings."""
+    if isinstance(value, str):
+        return value.count(":")
+    if not isinstance(value, dict | list):
+        return 0
+    if depth > MAX_DEPTH:
+        raise PreferenceError(Reason.NOT_JSON, f"nested more than {MAX_DEPTH} deep")
+    if isinstance(value, list):
+        return sum([_num_colons(item, depth + 1) for item in value])
+    return len(value) + sum([str(name).count(":") + _num_colons(item, depth + 1) for name, item in value.items()])
 
 
 def _num_fields(value: Any) -> int:
@@ -50,7 +55,7 @@ def _num_fields(value: Any) -> int:
     return sum(map(_num_fields, value)) if isinstance(value, list) else 0
 
 
-def _require_single(text: str, known_fields: set[str]) -> None:
+def _require_single(content: bytes, known_fields: set[str]) -> None:
     def require(fields: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in fields]
         for name in known_fields.intersection(names):
@@ -58,4 +63,4 @@ def _require_single(text: str, known_fields: set[str]) -> None:
                 raise PreferenceError(Reason.REPEATED_FIELD, f"an object gives `{name}` {names.count(name)} times")
 
     # Numbers do not matter here, and Python's own refuses very long ones.
-    json.loads(text, object_pairs_hook=require, parse_int=len, parse_float=len)
+    json.loads(content, object_pairs_hook=require, parse_int=len, parse_float=len)

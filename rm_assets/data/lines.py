@@ -1,48 +1,186 @@
-"""A stream of bytes cut into lines, and the lines into shards.
+"""A stream of bytes cut into blocks of whole lines, and a block read line by line.
 
 A line ends at a line feed, and at nothing else: U+2028 or a lone carriage return inside a string is data. One carriage
-return before the line feed belongs to the line end. Lines are cut into shards greedily, so that a shard's place
-depends only on the bytes before it and appending to a file leaves its earlier shards alone.
+return before the line feed belongs to the line end. Blocks are cut greedily, so that a block's place depends only on
+the bytes before it and appending to a file leaves its earlier blocks alone. Cutting and hashing look for one line end
+a block; only a block that is new is read line by line.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from rm_assets.data.records import Reason
 
-MAX_ROWS = 100_000
-"""Rows and rejects of one shard: bounds memory where lines are a few bytes long, which no preference is."""
+MAX_LINES = 100_000
+"""Lines of one block: bounds memory where lines are a few bytes long, which no preference is."""
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # of UTF-16 and UTF-32
 _SKIP_BYTES = 2**20
+_LINE_FEED = 10
+_WHITE_SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line without its end; `content` is None where it was longer than allowed and not kept."""
+@dataclass(frozen=True, kw_only=True)
+class SkippedLine:
+    """A line that was longer than allowed, and hashed in passing; its content is not kept."""
 
-    content: bytes | None
     num_bytes: int  # of the content
-    end_bytes: int  # of the line end: 0, 1 or 2
-    sha256: str = ""  # of a content that was not kept
+    end_bytes: int
+    sha256: str  # of the content
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a line feed ends it."""
+        return self.end_bytes > 0
 
 
-def read_lines(stream: BinaryIO, max_line_bytes: int) -> Iterator[Line]:
-    """The lines of a stream of bytes; a longer line is hashed in passing and never held whole."""
-    while piece := stream.readline(max_line_bytes + 2):
-        if piece.endswith(b"\n") or len(piece) <= max_line_bytes:
-            content = piece.removesuffix(b"\n")
-            content = content.removesuffix(b"\r") if len(content) < len(piece) else content
-            if len(content) <= max_line_bytes:
-                yield Line(content, len(content), len(piece) - len(content))
-                continue
-        yield _skipped_line(stream, piece)
+Piece = bytes | SkippedLine
 
 
-def _skipped_line(stream: BinaryIO, piece: bytes) -> Line:
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Consecutive whole lines of a file: as bytes, or skipped; in all but odd cases it is one piece of bytes."""
+
+    first_line: int
+    pieces: tuple[Piece, ...]
+    bom_bytes: int = 0
+    is_utf8: bool = True  # False where the file begins with the mark of another encoding
+
+    @functools.cached_property
+    def num_lines(self) -> int:
+        """Lines, blank ones too."""
+        return sum(1 if isinstance(piece, SkippedLine) else _num_lines(piece) for piece in self.pieces)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the file that the block stands for."""
+        return self.bom_bytes + sum(map(_num_bytes, self.pieces))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """A hash of everything that decides what is read from the block."""
+        digest = hashlib.sha256(f"{self.bom_bytes} {self.is_utf8}".encode())
+        for piece in self.pieces:
+            if isinstance(piece, SkippedLine):
+                digest.update(f"\nskipped {piece.num_bytes} {piece.end_bytes} {piece.sha256}".encode())
+            else:
+                digest.update(f"\nbytes {len(piece)}\n".encode())
+                digest.update(piece)
+        return digest.hexdigest()
+
+
+def _num_lines(content: bytes) -> int:
+    return content.count(b"\n") + (not content.endswith(b"\n"))
+
+
+def _num_bytes(piece: Piece) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.num_bytes + piece.end_bytes
+
+
+# --- cutting -------------------------------------------------------------------------------------------------
+
+
+def blocks_of_lines(
+    stream: io.BufferedReader,
+    *,
+    block_bytes: int,
+    max_line_bytes: int,
+    whole_lines: bool = False,
+    in_twos: bool = False,
+) -> Iterator[Block]:
+    """A file's lines in blocks of at most `block_bytes` (a longer line is a block of its own) and `MAX_LINES`.
+
+    With `whole_lines`, a last line without a line feed is left out: somebody is still writing it. With `in_twos`, no
+    block ends between the two lines of a pair.
+    """
+    is_utf8 = not stream.peek(4).startswith(_OTHER_BOMS)
+    bom = stream.read(len(_BOM)) if stream.peek(len(_BOM)).startswith(_BOM) else b""
+    cut = _cut_in_twos if in_twos else _cut
+    first_line, bom_bytes = 1, len(bom)
+    for pieces in cut(stream, block_bytes, max_line_bytes, bom_bytes):
+        if whole_lines and not _ends_whole(pieces[-1]):
+            pieces = _without_last_line(pieces)
+        if pieces:
+            block = Block(first_line=first_line, pieces=pieces, bom_bytes=bom_bytes, is_utf8=is_utf8)
+            yield block
+            first_line, bom_bytes = first_line + block.num_lines, 0
+    if bom_bytes:
+        yield Block(first_line=1, pieces=(), bom_bytes=bom_bytes)
+
+
+def _ends_whole(piece: Piece) -> bool:
+    return piece.endswith(b"\n") if isinstance(piece, bytes) else piece.is_whole
+
+
+def _without_last_line(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    last = pieces[-1]
+    kept = last[: last.rfind(b"\n") + 1] if isinstance(last, bytes) else b""
+    return (*pieces[:-1], kept) if kept else pieces[:-1]
+
+
+def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    """Pieces that end at the last line end within the limit; the byte order mark counts in the first."""
+    limit = max(block_bytes - bom_bytes, 1)
+    buffer = bytearray(block_bytes + 1)  # one byte more than a piece may have: it tells whether anything follows
+    num_bytes = 0
+    while True:
+        num_bytes += _read_into(stream, memoryview(buffer)[num_bytes : limit + 1])
+        if not num_bytes:
+            return
+        end = num_bytes if num_bytes <= limit else buffer.rfind(b"\n", 0, limit) + 1
+        if end:
+            end = _end_of_lines(buffer, end, MAX_LINES)
+            yield (bytes(memoryview(buffer)[:end]),)
+            rest = buffer[end:num_bytes]
+        else:
+            piece, after = _long_line(stream, bytes(memoryview(buffer)[:num_bytes]), max_line_bytes)
+            yield (piece,)
+            rest = bytearray(after)
+        buffer[: len(rest)] = rest  # after a long line it may be more than the buffer held
+        num_bytes, limit = len(rest), block_bytes
+
+
+def _read_into(stream: BinaryIO, view: memoryview) -> int:
+    """Fill the view as far as the stream goes; returns the number of bytes."""
+    num_bytes = 0
+    while num_bytes < len(view) and (num_read := stream.readinto(view[num_bytes:])):  # type: ignore[attr-defined]
+        num_bytes += num_read
+    return num_bytes
+
+
+def _end_of_lines(buffer: bytearray, end: int, num_lines: int) -> int:
+    """Where so many lines of buffer[:end] end, or `end` if there are fewer."""
+    if buffer.count(b"\n", 0, end) < num_lines:
+        return end
+    return int(np.flatnonzero(np.frombuffer(buffer, np.uint8, end) == _LINE_FEED)[num_lines - 1]) + 1
+
+
+def _long_line(stream: BinaryIO, buffer: bytes, max_line_bytes: int) -> tuple[Piece, bytes]:
+    """The line that `buffer` begins with, which is longer than a block, and what was read after it."""
+    pieces = [buffer]
+    num_bytes, end = len(buffer), buffer.find(b"\n") + 1
+    while not end and num_bytes < max_line_bytes + 2 and (more := stream.read(_SKIP_BYTES)):
+        pieces.append(more)
+        end = num_bytes + found if (found := more.find(b"\n") + 1) else 0
+        num_bytes += len(more)
+    buffer = b"".join(pieces)
+    if end or num_bytes < max_line_bytes + 2:
+        end = end or num_bytes
+        return buffer[:end], buffer[end:]
+    return _skipped_line(stream, buffer), b""
+
+
+def _skipped_line(stream: BinaryIO, piece: bytes) -> SkippedLine:
+    """The rest of a line, hashed and forgotten; the stream stands at the next line afterwards."""
     digest, num_bytes = hashlib.sha256(), 0
     while not piece.endswith(b"\n") and (following := stream.readline(_SKIP_BYTES)):
         digest.update(piece)
@@ -50,108 +188,154 @@ def _skipped_line(stream: BinaryIO, piece: bytes) -> Line:
         piece = following
     content = piece.removesuffix(b"\n")
     digest.update(content)
-    return Line(None, num_bytes + len(content), len(piece) - len(content), digest.hexdigest())
+    return SkippedLine(
+        num_bytes=num_bytes + len(content), end_bytes=len(piece) - len(content), sha256=digest.hexdigest()
+    )
 
 
-@dataclass
-class ShardOfLines:
-    """Consecutive lines of one file: sound ones with their text, and rejects; with the count of all their bytes."""
+def _cut_in_twos(
+    stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
+) -> Iterator[tuple[Piece, ...]]:
+    """As `_cut`, line by line: a block ends only where an even number of lines that are not blank lies before."""
+    pieces: list[Piece] = []
+    num_bytes, num_texts = bom_bytes, 0
+    while line := stream.readline(max_line_bytes + 2):
+        is_kept = line.endswith(b"\n") or len(line) < max_line_bytes + 2
+        piece = line if is_kept else _skipped_line(stream, line)
+        is_full = num_bytes + _num_bytes(piece) > block_bytes or len(pieces) >= MAX_LINES
+        if pieces and is_full and num_texts % 2 == 0:
+            yield _joined(pieces)
+            pieces, num_bytes = [], 0
+        pieces.append(piece)
+        num_bytes += _num_bytes(piece)
+        num_texts += bool(line.strip())
+    if pieces:
+        yield _joined(pieces)
 
-    first_line: int
-    is_utf8: bool = True  # False where the file begins with the mark of another encoding
-    sha256: str = ""
-    numbers: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+
+def _joined(lines: list[Piece]) -> tuple[Piece, ...]:
+    """Neighbouring lines as one piece of bytes."""
+    pieces: list[Piece] = []
+    for _, group in itertools.groupby(lines, type):
+        run = list(group)
+        pieces += [b"".join(run)] if isinstance(run[0], bytes) else run  # type: ignore[arg-type]
+    return tuple(pieces)
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Lines:
+    """Some lines of a block: the sound ones with their numbers and texts, rejects, and where all their bytes went."""
+
+    numbers: NDArray[np.int64]
+    texts: pa.Array
     rejects: list[tuple[int, Reason, str, str]] = field(default_factory=list)  # line, reason, detail, sha256
     num_lines: int = 0
     num_blank: int = 0
-    num_bytes: int = 0
     end_bytes: int = 0
-    bom_bytes: int = 0
     blank_bytes: int = 0
     reject_bytes: int = 0
 
-    def add(self, line: Line) -> None:
-        """Take the next line of the file."""
-        number = self.first_line + self.num_lines
-        self.num_lines += 1
-        self.num_bytes += line.num_bytes + line.end_bytes
-        self.end_bytes += line.end_bytes
-        if line.content is None:
-            self._reject(number, Reason.LINE_TOO_LONG, f"{line.num_bytes} bytes", line.sha256, line.num_bytes)
-        elif not line.content.strip():
-            self.num_blank += 1
-            self.blank_bytes += line.num_bytes
-        else:
-            self._add_text(number, line.content)
 
-    def reject_file(self, reason: Reason, detail: str, sha256: str, num_bytes: int) -> None:
-        """Reject the whole file, at line 0; its bytes are those that were read of it as it is stored."""
-        self.num_bytes += num_bytes
-        self._reject(0, reason, detail, sha256, num_bytes)
-
-    def _add_text(self, number: int, content: bytes) -> None:
-        problem = "" if self.is_utf8 else "the file is UTF-16 or UTF-32"
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problem = problem or f"byte {error.start + 1} of the line"
-        if problem:
-            self._reject(number, Reason.NOT_UTF8, problem, hashlib.sha256(content).hexdigest(), len(content))
-        else:
-            self.texts.append(text)
-            self.numbers.append(number)
-
-    def _reject(self, number: int, reason: Reason, detail: str, sha256: str, num_bytes: int) -> None:
-        self.rejects.append((number, reason, detail, sha256))
-        self.reject_bytes += num_bytes
-
-    @property
-    def num_rejected_lines(self) -> int:
-        """The rejects that are lines; the other kind is a whole file."""
-        return sum(line > 0 for line, *_ in self.rejects)
-
-    def has_room(self, line: Line, shard_bytes: int) -> bool:
-        """Whether the line still belongs to this shard."""
-        if not self.num_lines:
-            return True
-        fits = self.num_bytes + line.num_bytes + line.end_bytes <= shard_bytes
-        return fits and len(self.texts) + len(self.rejects) < MAX_ROWS
+def read_block(block: Block, *, max_line_bytes: int, part_bytes: int) -> Iterator[Lines]:
+    """A block's lines in parts of about `part_bytes`."""
+    number = block.first_line
+    for piece in block.pieces:
+        for part in [piece] if isinstance(piece, SkippedLine) else _parts(piece, part_bytes):
+            lines = _read(part, number, max_line_bytes, is_utf8=block.is_utf8)
+            yield lines
+            number += lines.num_lines
 
 
-def shards_of_lines(
-    stream: io.BufferedReader,
-    *,
-    shard_bytes: int,
-    max_line_bytes: int,
-    whole_lines: bool = False,
-    in_twos: bool = False,
-) -> Iterator[ShardOfLines]:
-    """A file's lines in shards of at most `shard_bytes` (a longer line is a shard of its own) and `MAX_ROWS`.
+def _read(part: Piece, number: int, max_line_bytes: int, *, is_utf8: bool) -> Lines:
+    if isinstance(part, SkippedLine):
+        return _skipped(part, number)
+    lines = _sound_lines(part, number, max_line_bytes) if is_utf8 else None
+    return lines or _lines_one_by_one(part, number, max_line_bytes, is_utf8=is_utf8)
 
-    With `whole_lines`, a last line without a line feed is left out: somebody is still writing it. With `in_twos`, no
-    shard ends between the two lines of a pair.
+
+def _parts(content: bytes, part_bytes: int) -> Iterator[bytes]:
+    start = 0
+    while start < len(content):
+        end = len(content)
+        if end - start > part_bytes:
+            end = content.rfind(b"\n", start, start + part_bytes) + 1 or content.find(b"\n", start) + 1 or end
+        yield content[start:end] if end - start < len(content) else content
+        start = end
+
+
+def _skipped(line: SkippedLine, number: int) -> Lines:
+    reject = (number, Reason.LINE_TOO_LONG, f"{line.num_bytes} bytes", line.sha256)
+    return Lines(
+        numbers=np.empty(0, np.int64),
+        texts=pa.array([], pa.string()),
+        rejects=[reject],
+        num_lines=1,
+        end_bytes=line.end_bytes,
+        reject_bytes=line.num_bytes,
+    )
+
+
+def _sound_lines(content: bytes, first: int, max_line_bytes: int) -> Lines | None:
+    """The lines where each is a text, which is nearly always; None where one is blank, too long or no UTF-8.
+
+    Without a Python object per line: what lies between the line feeds is the texts' buffer as it is.
     """
-    is_utf8 = not stream.peek(4).startswith(_OTHER_BOMS)
-    bom = stream.read(len(_BOM)) if stream.peek(len(_BOM)).startswith(_BOM) else b""
-    shard, digest = _new_shard(1, is_utf8, bom)
-    for line in read_lines(stream, max_line_bytes):
-        if whole_lines and not line.end_bytes:
-            break
-        is_between = in_twos and (shard.num_lines - shard.num_blank) % 2 == 1
-        if not is_between and not shard.has_room(line, shard_bytes):
-            shard.sha256 = digest.hexdigest()
-            yield shard
-            shard, digest = _new_shard(shard.first_line + shard.num_lines, is_utf8)
-        shard.add(line)
-        # A line feed can begin no content, so that a kept line never hashes like one that was not kept.
-        digest.update(f"\n{line.num_bytes} {line.sha256}".encode() if line.content is None else line.content)
-        digest.update(b"\r\n"[2 - line.end_bytes :])
-    if shard.num_bytes:
-        shard.sha256 = digest.hexdigest()
-        yield shard
+    num_bytes = len(content)
+    content = content.replace(b"\r\n", b"\n") if b"\r\n" in content else content
+    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _LINE_FEED)
+    values = content.replace(b"\n", b"")
+    offsets = np.empty(_num_lines(content) + 1, np.int32)
+    offsets[0], offsets[-1] = 0, len(values)
+    offsets[1 : len(ends) + 1] = ends - np.arange(len(ends))
+    lengths = np.diff(offsets)
+    if not lengths.all() or lengths.max() > max_line_bytes or _begins_blank(values, offsets[:-1]):
+        return None
+    try:
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+        texts = pa.BinaryArray.from_buffers(pa.binary(), len(lengths), buffers).cast(pa.string())
+    except pa.ArrowInvalid:
+        return None
+    numbers = np.arange(first, first + len(lengths), dtype=np.int64)
+    return Lines(numbers=numbers, texts=texts, num_lines=len(lengths), end_bytes=num_bytes - len(values))
 
 
-def _new_shard(first_line: int, is_utf8: bool, bom: bytes = b"") -> tuple[ShardOfLines, "hashlib._Hash"]:
-    shard = ShardOfLines(first_line=first_line, is_utf8=is_utf8, num_bytes=len(bom), bom_bytes=len(bom))
-    return shard, hashlib.sha256(bom if is_utf8 else b"\nnot UTF-8\n")
+def _begins_blank(values: bytes, starts: NDArray[np.int32]) -> bool:
+    """Whether some line begins with white space, so that all of it may be blank; no row of a sound file does."""
+    return bool(_WHITE_SPACE[np.frombuffer(values, np.uint8)[starts]].any())
+
+
+def _lines_one_by_one(content: bytes, first: int, max_line_bytes: int, *, is_utf8: bool) -> Lines:
+    numbers, texts = [], []
+    lines = Lines(numbers=np.empty(0, np.int64), texts=None)
+    for number, whole in enumerate(io.BytesIO(content), start=first):
+        line = whole.removesuffix(b"\n")
+        line = line.removesuffix(b"\r") if len(line) < len(whole) else line
+        lines.num_lines += 1
+        lines.end_bytes += len(whole) - len(line)
+        if len(line) <= max_line_bytes and not line.strip():
+            lines.num_blank += 1
+            lines.blank_bytes += len(line)
+        elif problem := _problem(line, max_line_bytes, is_utf8=is_utf8):
+            lines.rejects.append((number, *problem, hashlib.sha256(line).hexdigest()))
+            lines.reject_bytes += len(line)
+        else:
+            numbers.append(number)
+            texts.append(line)
+    lines.numbers = np.array(numbers, dtype=np.int64)
+    lines.texts = pa.array(texts, pa.binary()).cast(pa.string())
+    return lines
+
+
+def _problem(line: bytes, max_line_bytes: int, *, is_utf8: bool) -> tuple[Reason, str] | None:
+    if len(line) > max_line_bytes:
+        return Reason.LINE_TOO_LONG, f"{len(line)} bytes"
+    if not is_utf8:
+        return Reason.NOT_UTF8, "the file is UTF-16 or UTF-32"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Reason.NOT_UTF8, f"byte {error.start + 1} of the line"
+    return None

@@ -155,7 +155,7 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
 
 def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
     repeated = chosen.startswith(prompt) and rejected.startswith(prompt)
-    return split_shared(*(parse_transcript(side if repeated else prompt + side) for side in (chosen, rejected)))
+    return split_shared(*_parse_two(*(side if repeated else prompt + side for side in (chosen, rejected))))
 
 
 def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
@@ -165,10 +165,11 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
     """
     if chosen == rejected:
         raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
-    num_shared = next(
-        (i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
-        min(len(chosen), len(rejected)),
-    )
+    num_shared = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one is not other and one != other:
+            break
+        num_shared += 1
     if num_shared == min(len(chosen), len(rejected)):
         shorter = "chosen" if len(chosen) == num_shared else "rejected"
         raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is the beginning of the other")
@@ -182,22 +183,43 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
 # --- transcripts ---------------------------------------------------------------------------------------------
 
 # A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
-_MARKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_MARKER = re.compile(r"\n\n(Human|Assistant):")
+_AT_START = ("\n\nHuman:", "\n\nAssistant:", "Human:", "Assistant:")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
     r"""Whether a text begins with `Human:` or `Assistant:`, as a whole conversation does."""
-    return bool(_MARKER.match(text))
+    return text.startswith(_AT_START)
 
 
 def parse_transcript(text: str) -> tuple[Message, ...]:
     r"""The messages of a `\n\nHuman: ...\n\nAssistant: ...` text; one space after a marker belongs to the marker."""
-    markers = list(_MARKER.finditer(text))
-    if not markers or markers[0].start() != 0:
+    return _messages_between(_split_at_markers(text))
+
+
+def _parse_two(one: str, other: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Both transcripts; what they share before the last turn of the first one is read once."""
+    parts = _split_at_markers(one)
+    messages = _messages_between(parts)
+    start = len(one) - len(parts[-1])
+    if len(messages) > 1 and other.startswith(one[:start]):
+        return messages, messages[:-1] + parse_transcript(f"{parts[-2]}:{other[start:]}")
+    return messages, parse_transcript(other)
+
+
+def _split_at_markers(text: str) -> list[str]:
+    """For "Human: Hi" it is ["", "Human", " Hi"]; raises PreferenceError for a text that begins otherwise."""
+    if not is_transcript(text):
         raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
-    ends = [marker.start() for marker in markers[1:]] + [len(text)]
+    return _MARKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
+
+
+def _messages_between(parts: list[str]) -> tuple[Message, ...]:
+    speakers, contents = parts[1::2], parts[2::2]
     return tuple(
-        Message(role=_SPEAKERS[marker[1]], content=text[marker.end() : end].removeprefix(" "))
-        for marker, end in zip(markers, ends, strict=True)
+        [
+            Message(role=_SPEAKERS[speaker], content=content.removeprefix(" "))
+            for speaker, content in zip(speakers, contents, strict=True)
+        ]
     )

@@ -4,7 +4,10 @@ Which rows go is decided first, over all files, from hashes alone: of equal pair
 line stays; where the same two replies stand both ways round, nobody knows the label, and `conflicts` decides.
 """
 
+import functools
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +15,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.flattening import PAIR_COLUMNS, pair_reject
+from rm_assets.data.id_lists import IdLists, lists_of, offsets_of
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.publication import Publication, publication
-from rm_assets.data.raw import reason_counts
-from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError, read_table
+from rm_assets.data.parquet import read_batches, read_table
+from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
+from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
+from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.settings import Settings
 
-VERSION = 2
+VERSION = 3
 SPLITS = ("train", "validation", "test")
 
-Ids = np.ndarray[Any, np.dtype[np.int32]]
-Codes = np.ndarray[Any, np.dtype[np.int64]]
+Codes = NDArray[np.int64]
+Lengths = NDArray[np.int64]
 
 
 # --- decisions over all rows ---------------------------------------------------------------------------------
@@ -43,7 +48,8 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
     "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
     """
-    chosen, rejected = _codes(chosen_keys, rejected_keys)
+    suspects = _suspects(chosen_keys, rejected_keys)
+    chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
     base = int(max(chosen.max(initial=0), rejected.max(initial=0))) + 1
     known, first_rows, inverse, counts = np.unique(
         chosen * base + rejected, return_index=True, return_inverse=True, return_counts=True
@@ -54,8 +60,36 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     conflict = (num_swapped > 0) & (chosen != rejected)
     losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
     first = np.isin(np.arange(len(chosen)), first_rows)
-    reasons = {int(row): Reason.DUPLICATE for row in np.flatnonzero(~first & ~losing)}
-    return reasons | {int(row): Reason.CONFLICT for row in np.flatnonzero(losing)}
+    reasons = {int(row): Reason.DUPLICATE for row in suspects[np.flatnonzero(~first & ~losing)]}
+    return reasons | {int(row): Reason.CONFLICT for row in suspects[np.flatnonzero(losing)]}
+
+
+def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> Codes:
+    """The rows whose two keys, in either order, may stand in another row, too: usually few of all.
+
+    It compares 64-bit digests of the keys, so that all rows need few bytes; equal keys have equal digests.
+    """
+    digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum, which has no order
+    order = np.argsort(digests, kind="stable")
+    repeated = digests[order][1:] == digests[order][:-1]
+    is_suspect = np.zeros(len(digests), np.bool_)
+    is_suspect[order[1:][repeated]] = is_suspect[order[:-1][repeated]] = True
+    return np.flatnonzero(is_suspect)
+
+
+def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """The first 16 hexadecimal digits of each key as a number, without a Python object per key."""
+    digests = [np.empty(0, np.uint64)]
+    for chunk in keys.chunks:
+        text = np.frombuffer(chunk.buffers()[2], np.uint8) if len(chunk) else np.empty(0, np.uint8)
+        starts = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk)]
+        digest = np.zeros(len(chunk), np.uint64)
+        for place in range(16):
+            digit = text[starts + place]
+            value = (digit & 15) + 9 * (digit >> 6)  # "0" to "9" are 48 to 57, "a" to "f" 97 to 102
+            digest = (digest << np.uint64(4)) | value.astype(np.uint64)
+        digests.append(digest)
+    return np.concatenate(digests)
 
 
 def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:
@@ -75,18 +109,24 @@ def split_of(prompt_key: str, seed: str, validation_fraction: float, test_fracti
 
     It depends on nothing but the prompt, so no prompt changes its split as data arrive.
     """
-    key = hashlib.blake2b(seed.encode(), digest_size=32).digest()
-    digest = hashlib.blake2b(prompt_key.encode(), key=key, digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    digest = _keyed_hash(seed).copy()
+    digest.update(prompt_key.encode())
+    place = int.from_bytes(digest.digest(), "big") / 2**64
     if place < test_fraction:
         return "test"
     return "validation" if place < test_fraction + validation_fraction else "train"
 
 
+@functools.lru_cache(maxsize=8)
+def _keyed_hash(seed: str) -> "hashlib.blake2b":
+    key = hashlib.blake2b(seed.encode(), digest_size=32).digest()
+    return hashlib.blake2b(key=key, digest_size=8)
+
+
 # --- padding -------------------------------------------------------------------------------------------------
 
 
-def padded(values: Ids, lengths: Ids, widths: Ids, fill: int) -> Ids:
+def padded(values: NDArray[Any], lengths: Lengths, widths: Lengths, fill: int) -> NDArray[Any]:
     """Concatenated rows, each padded at its end: flat in, flat out.
 
     For values [1, 2, 3], lengths [2, 1], widths [3, 1] and fill 0 it is [1, 2, 0, 3].
@@ -99,28 +139,23 @@ def padded(values: Ids, lengths: Ids, widths: Ids, fill: int) -> Ids:
 
 def padded_table(table: pa.Table, pad_token_id: int) -> pa.Table:
     """Tokenized rows as padded ones; masks come from lengths, never from which ids are padding."""
-    table = table.combine_chunks()
-    flats = {side: _flat(table[f"{side}_ids"]) for side in ("chosen", "rejected")}
-    widths = np.maximum(flats["chosen"][1], flats["rejected"][1])
+    sides = {side: lists_of(table[f"{side}_ids"]) for side in ("chosen", "rejected")}
+    widths = np.maximum(sides["chosen"].lengths, sides["rejected"].lengths)
+    offsets = offsets_of(widths)
     columns: dict[str, Any] = {name: table[name] for name in (*PAIR_COLUMNS, "prefix_length", "margin")}
-    for side, (values, lengths) in flats.items():
-        mask = padded(np.ones(len(values), dtype=np.int8), lengths, widths, 0)
-        columns[f"{side}_input_ids"] = _lists(padded(values, lengths, widths, pad_token_id), widths, pa.int32())
-        columns[f"{side}_attention_mask"] = _lists(mask, widths, pa.int8())
-        columns[f"{side}_length"] = pa.array(lengths, pa.int32())
-    return pa.Table.from_arrays([columns[name] for name in records.PADDED.names], schema=records.PADDED)
+    for side, lists in sides.items():
+        ids = IdLists(padded(lists.ids, lists.lengths, widths, pad_token_id), offsets)
+        mask = IdLists(mask_of(lists.lengths, widths), offsets)
+        columns[f"{side}_input_ids"] = ids.array(records.PADDED.field(f"{side}_input_ids").type)
+        columns[f"{side}_attention_mask"] = mask.array(records.PADDED.field(f"{side}_attention_mask").type)
+        columns[f"{side}_length"] = lists.lengths.astype(np.int32)
+    return records.table(columns, records.PADDED)
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[Ids, Ids]:
-    """All ids of a list column in a row, and the length of each list."""
-    lists = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    return np.asarray(lists.flatten()), np.diff(np.asarray(lists.offsets)).astype(np.int32)
-
-
-def _lists(values: Ids, widths: Ids, dtype: pa.DataType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(widths)]).astype(np.int32)
-    list_type = pa.list_(pa.field("element", dtype, nullable=False))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, dtype), type=list_type)
+def mask_of(lengths: Lengths, widths: Lengths) -> NDArray[np.int8]:
+    """1 at the tokens of each row and 0 at its padding, flat: lengths [2, 1] and widths [3, 1] give [1, 1, 0, 1]."""
+    runs = np.stack([lengths, widths - lengths], axis=1).ravel()
+    return np.repeat(np.tile(np.array([1, 0], np.int8), len(lengths)), runs)
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -145,34 +180,43 @@ class PaddingTask:
     test_fraction: float
 
 
-def pad_shard(task: PaddingTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
     """Rows by folder, and rejects, of one shard of tokenized pairs."""
-    table = read_table([task.path] if task.path else [], records.TOKENIZED)
-    rows = table.select(["source", "line", "pair_id", "prompt_key"]).to_pylist()
-    dropped = {row: (reason, _DETAILS[reason]) for row, reason in task.dropped} | _overlapping(task, rows)
-    folders = np.array(["" if row in dropped else _folder(task, rows[row]["prompt_key"]) for row in range(len(rows))])
-    tables = {
-        folder: padded_table(table.filter(pa.array(folders == folder)), task.pad_token_id)
-        for folder in ([task.folder] if task.folder else SPLITS)
-    }
-    rejects = [pair_reject(rows[row], Stage.PADDED, *why) for row, why in sorted(dropped.items())]
-    tables[REJECTS] = pa.Table.from_pylist(rejects, schema=records.REJECTS)
-    return tables, {
-        "num_in": table.num_rows,
-        "pad_token_id": task.pad_token_id,
-        "reasons": reason_counts(reason for reason, _ in dropped.values()),
-    }
+    num_in, reasons = 0, Counter[Reason]()
+    overlapping = overlapping_rows([task.validated] if task.validated else [], task.grams)
+    dropped = dict(task.dropped)
+    for rows in read_batches(task.path, records.TOKENIZED):
+        places = range(num_in, num_in + rows.num_rows)
+        refused = {row - num_in: (dropped[row], _DETAILS[dropped[row]]) for row in places if row in dropped}
+        refused |= _overlapping(rows, overlapping)
+        folders = _folders(task, rows, refused)
+        for folder in [task.folder] if task.folder else SPLITS:
+            writer.write(folder, padded_table(rows.filter(pa.array(folders == folder)), task.pad_token_id))
+        writer.write(REJECTS, refused_rows(rows, Stage.PADDED, refused))
+        num_in += rows.num_rows
+        reasons.update(reason for reason, _ in refused.values())
+    return {"num_in": num_in, "pad_token_id": task.pad_token_id, "reasons": reason_counts(reasons)}
 
 
-def _overlapping(task: PaddingTask, rows: list[dict[str, Any]]) -> dict[int, tuple[Reason, str]]:
+def _overlapping(rows: pa.Table, found: dict[tuple[int, str], str]) -> dict[int, Refusal]:
     """The rows whose prompt overlaps an evaluation set, and which."""
-    found = overlapping_rows([task.validated] if task.validated else [], task.grams)
-    names = {row: found.get((key["line"], key["pair_id"])) for row, key in enumerate(rows)}
+    if not found:
+        return {}
+    keys = zip(rows["line"].to_pylist(), rows["pair_id"].to_pylist(), strict=True)
+    names = {row: found.get(key) for row, key in enumerate(keys)}
     return {row: (Reason.OVERLAPS_EVALUATION, f"evaluation set {name!r}") for row, name in names.items() if name}
 
 
-def _folder(task: PaddingTask, prompt_key: str) -> str:
-    return task.folder or split_of(prompt_key, task.seed, task.validation_fraction, task.test_fraction)
+def _folders(task: PaddingTask, rows: pa.Table, refused: dict[int, Refusal]) -> NDArray[np.str_]:
+    """The folder of each row; empty for those that are refused."""
+    if task.folder:
+        folders = [task.folder] * rows.num_rows
+    else:
+        fractions = task.validation_fraction, task.test_fraction
+        folders = [split_of(key, task.seed, *fractions) for key in rows["prompt_key"].to_pylist()]
+    for row in refused:
+        folders[row] = ""
+    return np.array(folders)
 
 
 _DETAILS = {
@@ -181,40 +225,37 @@ _DETAILS = {
 }
 
 
-def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> dict[str, Any]:
+def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: rows by folder, sides of unequal length, masks that are not the lengths."""
-    tables = {folder: read_table([path], records.PADDED) for folder, path in paths.items() if folder != REJECTS}
-    rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    every = [table.combine_chunks() for table in (*tables.values(), records.PADDED.empty_table())]
-    figures = [_padding_figures(table, task.pad_token_id) for table in every]
-    num_rows = {folder: table.num_rows for folder, table in tables.items()}
-    return {
-        "num_out": sum(num_rows.values()),
-        "num_rejects": rejects.num_rows,
-        **{f"num_{split}": num_rows.get(split, 0) for split in SPLITS},
-        "num_evaluation": sum(count for folder, count in num_rows.items() if folder not in SPLITS),
-        **{name: sum(figure[name] for figure in figures) for name in figures[0]},
-    }
+    figures: Counter[str] = Counter(dict.fromkeys(_FIGURES, 0))
+    for folder in paths.keys() - {REJECTS}:
+        kind = folder if folder in SPLITS else "evaluation"
+        for rows in read_batches(paths[folder], records.PADDED, _MEASURED):
+            figures.update({"num_out": rows.num_rows, f"num_{kind}": rows.num_rows})
+            figures.update(_padding_figures(rows, task.pad_token_id))
+    return {**figures, "num_rejects": num_rejects(paths)}
 
 
-def _padding_figures(table: pa.Table, pad_token_id: int) -> dict[str, int]:
-    widths, num_wrong_masks, num_real, num_ending = [], 0, 0, 0
-    for side in ("chosen", "rejected"):
-        ids, width = _flat(table[f"{side}_input_ids"])
-        mask, mask_width = _flat(table[f"{side}_attention_mask"])
-        length = table[f"{side}_length"].to_numpy()
-        expected = padded(np.ones(int(length.sum()), dtype=np.int8), length, width, 0)
-        num_wrong_masks += int(not np.array_equal(mask, expected)) + int(not np.array_equal(mask_width, width))
-        num_ending += int(np.sum(ids[np.cumsum(width) - width + length - 1] == pad_token_id))
-        widths.append(width)
-        num_real += int(length.sum())
-    return {
-        "num_unequal": int(np.sum(widths[0] != widths[1])),
-        "num_wrong_masks": num_wrong_masks,
-        "num_ending_in_padding": num_ending,
-        "num_tokens": num_real,
-        "num_padding": int(sum(width.sum() for width in widths)) - num_real,
-    }
+_MEASURED = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("input_ids", "attention_mask", "length")]
+_FIGURES = (
+    *("num_out", "num_train", "num_validation", "num_test", "num_evaluation"),
+    *("num_unequal", "num_wrong_masks", "num_ending_in_padding", "num_tokens", "num_padding"),
+)
+
+
+def _padding_figures(rows: pa.Table, pad_token_id: int) -> dict[str, int]:
+    sides = {side: lists_of(rows[f"{side}_input_ids"]) for side in ("chosen", "rejected")}
+    figures = dict.fromkeys(("num_wrong_masks", "num_ending_in_padding", "num_tokens", "num_padding"), 0)
+    for side, lists in sides.items():
+        mask = lists_of(rows[f"{side}_attention_mask"])
+        lengths, widths = rows[f"{side}_length"].to_numpy().astype(np.int64), lists.lengths
+        is_right = np.array_equal(mask.lengths, widths) and np.array_equal(mask.ids, mask_of(lengths, widths))
+        figures["num_wrong_masks"] += int(not is_right)
+        figures["num_ending_in_padding"] += int(np.sum(lists.ids[lists.offsets[:-1] + lengths - 1] == pad_token_id))
+        figures["num_tokens"] += int(lengths.sum())
+        figures["num_padding"] += int((widths - lengths).sum())
+    num_unequal = int(np.sum(sides["chosen"].lengths != sides["rejected"].lengths))
+    return figures | {"num_unequal": num_unequal}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -290,9 +331,21 @@ def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, tuple[tu
 
 
 def _num_prompts_in_two_splits(turn: Publication, shards: list[Shard]) -> int:
-    """How many prompts stand in more than one split of the written files; zero by law."""
-    prompts = []
+    """How many prompts stand in more than one split of the written files; zero by law.
+
+    Only those whose 64-bit digests do are compared whole.
+    """
+    tables = []
     for split in SPLITS:
         paths = [path for shard in shards if (path := turn.path(shard, split))]
-        prompts.append(set(read_table(paths, records.PADDED, ["prompt_key"])["prompt_key"].to_pylist()))
-    return sum(len(one & other) for i, one in enumerate(prompts) for other in prompts[i + 1 :])
+        keys = read_table(paths, records.PADDED, ["prompt_key"])["prompt_key"]
+        tables.append((keys, key_digests(keys)))
+    total = 0
+    for (keys, digests), (other_keys, other_digests) in itertools.combinations(tables, 2):
+        shared = np.intersect1d(digests, other_digests)
+        total += len(_where(keys, digests, shared) & _where(other_keys, other_digests, shared))
+    return total
+
+
+def _where(keys: pa.ChunkedArray, digests: NDArray[np.uint64], shared: NDArray[np.uint64]) -> set[str]:
+    return set(keys.take(np.flatnonzero(np.isin(digests, shared))).to_pylist()) if len(shared) else set()

@@ -12,15 +12,17 @@ import os
 import shutil
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rm_assets.data.fingerprint import file_sha256, fingerprint
+from rm_assets.data.parquet import parquet_writer
 from rm_assets.data.snapshots import (
     LATEST,
     MANIFEST,
@@ -55,26 +57,76 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_parquet(directory: Path, name: str, table: pa.Table) -> ShardFile:
-    """Write and fsync one Parquet file; `name` is its path in the directory, and later in the snapshot."""
-    path = directory / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return ShardFile(
-        path=name,
-        sha256=file_sha256(path),
-        num_rows=table.num_rows,
-        num_bytes=path.stat().st_size,
-    )
+class ShardWriter:
+    """A shard's files while they are written: a Parquet file per folder, a row group per table that is not empty."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = name
+        self._open: dict[str, tuple[BinaryIO, pq.ParquetWriter]] = {}
+        self._num_rows: Counter[str] = Counter()
+
+    def write(self, folder: str, table: pa.Table) -> None:
+        """Add rows to the shard's file of a folder, which is made with the first of them."""
+        if not table.num_rows:
+            return
+        if folder not in self._open:
+            path = self.path(folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("wb")
+            self._open[folder] = stream, parquet_writer(stream, table.schema)
+        self._open[folder][1].write_table(table)
+        self._num_rows[folder] += table.num_rows
+
+    def path(self, folder: str) -> Path:
+        """Where the file of a folder lies, or would lie."""
+        return self._directory / _file_name(folder, self._name)
+
+    def finish(self) -> tuple[ShardFile, ...]:
+        """Close, sync and hash the files."""
+        for stream, writer in self._open.values():
+            writer.close()
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+        return tuple(self._finished(folder) for folder in self._open)
+
+    def _finished(self, folder: str) -> ShardFile:
+        path = self.path(folder)
+        return ShardFile(
+            path=_file_name(folder, self._name),
+            sha256=file_sha256(path),
+            num_rows=self._num_rows[folder],
+            num_bytes=path.stat().st_size,
+        )
+
+    def restart(self) -> None:
+        """Throw away what was written so far."""
+        self.abandon()
+        for folder in self._open:
+            self.path(folder).unlink()
+        self._open.clear()
+        self._num_rows.clear()
+
+    def abandon(self) -> None:
+        """Close the files, whatever is in them."""
+        for stream, writer in self._open.values():
+            with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+                writer.close()
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
-StageFunction = Callable[[Any], tuple[dict[str, pa.Table], dict[str, Any]]]
-"""From a task's arguments to tables by folder, and figures."""
+def _file_name(folder: str, name: str) -> str:
+    return f"{folder}/{name}.parquet"
 
-LawFunction = Callable[[Any, dict[str, Path]], dict[str, Any]]
+
+Stats = dict[str, Any]
+
+StageFunction = Callable[[Any, ShardWriter], Stats]
+"""From a task's arguments to a shard's files, and to figures about them."""
+
+LawFunction = Callable[[Any, dict[str, Path]], Stats]
 """From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
 
 
@@ -83,19 +135,27 @@ def stage_shard(
     name: str,
     source: str,
     key: str,
-    tables: dict[str, pa.Table],
-    stats: dict[str, Any],
-    laws: Callable[[dict[str, Path]], dict[str, Any]] = lambda _: {},
+    fill: Callable[[ShardWriter], Stats],
+    laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
 ) -> Shard:
-    """Write a shard under its key; the rename at the end makes it exist. Laws read what was written, not `tables`."""
+    """Write a shard under its key; the rename at the end makes it exist. Laws read what was written.
+
+    `fill` writes the tables and returns figures. Where it raises, nothing is left.
+    """
     staging = asset_directory / _STAGING
     temporary = staging / f"tmp-{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
-    names = {folder: f"{folder}/{name}.parquet" for folder, table in tables.items() if table.num_rows}
-    files = tuple(write_parquet(temporary, path, tables[folder]) for folder, path in names.items())
-    measured = laws({folder: temporary / path for folder, path in names.items()})
-    shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
-    write_json(temporary / "shard.json", shard)
+    writer = ShardWriter(temporary, name)
+    try:
+        stats = fill(writer)
+        files = writer.finish()
+        measured = laws({file.folder: temporary / file.path for file in files})
+        shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
+        write_json(temporary / "shard.json", shard)
+    except BaseException:
+        writer.abandon()
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     try:
         temporary.rename(staging / key)
     except OSError as error:
@@ -103,6 +163,17 @@ def stage_shard(
             raise
         shutil.rmtree(temporary)  # the same shard was finished meanwhile
     return shard
+
+
+def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardWriter], Stats]:
+    """A `fill` for `stage_shard`, of tables that are at hand."""
+
+    def fill(writer: ShardWriter) -> Stats:
+        for folder, table in tables.items():
+            writer.write(folder, table)
+        return stats
+
+    return fill
 
 
 class Publication:

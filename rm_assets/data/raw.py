@@ -9,7 +9,10 @@ import hashlib
 import os
 import re
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +26,31 @@ from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, is_same_file, opened
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.lines import ShardOfLines, shards_of_lines
-from rm_assets.data.publication import Publication, publication, stage_shard, write_json
+from rm_assets.data.lines import Block, Lines, blocks_of_lines, read_block
+from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches
+from rm_assets.data.progress import Progress
+from rm_assets.data.publication import (
+    Publication,
+    ShardWriter,
+    Stats,
+    publication,
+    stage_shard,
+    tables_writer,
+    write_json,
+)
 from rm_assets.data.records import MALFORMED, Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.settings import Settings
 
-VERSION = 2
+VERSION = 3
 _YOUNG_SECONDS = 2.0
 """A file stamped this recently may change again without a new stamp: clocks of file systems are coarse."""
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
+_NUM_THREADS = 2
+"""Threads that write blocks while the next ones are read; each holds one."""
 
 
 def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
@@ -47,12 +63,25 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     with publication(Path(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
         shards: list[Shard] = []
-        for file in files:
-            shards += _shards_of_file(file, settings, identity, turn, stamps)
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            progress = Progress(Stage.RAW, _total_bytes(files), say)
+            reading = _Reading(settings=settings, identity=identity, turn=turn, threads=threads, progress=progress)
+            for file in files:
+                shards += _shards_of_file(file, reading, stamps)
         write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
         return turn.publish(
             shards, {}, {"ignored_files": list(annotations.ignored)}, stage_identity(Stage.RAW, settings, "")
         )
+
+
+def _total_bytes(files: list[AnnotationFile]) -> int | None:
+    """Bytes of all files; None where some are compressed, or gone."""
+    if any(file.path.suffix != ".jsonl" for file in files):
+        return None
+    try:
+        return sum(file.path.stat().st_size for file in files)
+    except OSError:
+        return None
 
 
 # --- stamps: they only spare the reading, content decides -----------------------------------------------------
@@ -71,21 +100,30 @@ def _stamp(path: Path, status: os.stat_result, identity: str, settings: Settings
     return [place, status.st_size, status.st_mtime_ns, changed, status.st_ino, identity, settings.max_expansion]
 
 
-def _shards_of_file(
-    file: AnnotationFile, settings: Settings, identity: str, turn: Publication, stamps: dict[str, Any]
-) -> list[Shard]:
-    known = stamps.get(file.source)
-    if known and known["stamp"] == _present_stamp(file, identity, settings):
-        found = [turn.find(key) for key in known["keys"]]
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What it takes to read a file: this process cuts and hashes its blocks, threads write them."""
+
+    settings: Settings
+    identity: str
+    turn: Publication
+    threads: ThreadPoolExecutor
+    progress: Progress
+
+
+def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, Any]) -> list[Shard]:
+    known = stamps.get(file.source) if reading.settings.verify == "stamps" else None
+    if known and known["stamp"] == _present_stamp(file, reading.identity, reading.settings):
+        found = [reading.turn.find(key) for key in known["keys"]]
         if all(found):
             return [shard for shard in found if shard]
     stamps[file.source] = None
     try:
-        shards, settled = _steady_reading(file, settings, identity, turn)
+        shards, settled = _steady_reading(file, reading)
     except RejectedFileError as error:
-        return [_rejected(file, error, identity, turn)]
+        return [_rejected(file, error, reading)]
     if settled:
-        stamp = _stamp(file.path, settled, identity, settings)
+        stamp = _stamp(file.path, settled, reading.identity, reading.settings)
         stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
     return shards
 
@@ -100,9 +138,7 @@ def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> l
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def _steady_reading(
-    file: AnnotationFile, settings: Settings, identity: str, turn: Publication
-) -> tuple[list[Shard], os.stat_result | None]:
+def _steady_reading(file: AnnotationFile, reading: _Reading) -> tuple[list[Shard], os.stat_result | None]:
     """A file's shards, and its status where an equal one will mean that nothing changed.
 
     Raises RejectedFileError where the file cannot be opened or read, or never holds still.
@@ -116,7 +152,7 @@ def _steady_reading(
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
             is_old = time.time() - now.status.st_mtime > _YOUNG_SECONDS
-            shards = _one_reading(now, file, settings, identity, turn, whole_lines=follows)
+            shards = _one_reading(now, file, reading, whole_lines=follows)
             change = now.change()
         keys = [shard.key for shard in shards]
         if change is Change.NONE:
@@ -127,46 +163,77 @@ def _steady_reading(
     raise RejectedFileError(Reason.CHANGING_FILE, f"changed during {len(_PAUSES)} readings")
 
 
-def _one_reading(
-    now: OpenedFile, file: AnnotationFile, settings: Settings, identity: str, turn: Publication, *, whole_lines: bool
-) -> list[Shard]:
+def _one_reading(now: OpenedFile, file: AnnotationFile, reading: _Reading, *, whole_lines: bool) -> list[Shard]:
+    settings = reading.settings
     try:
-        lines = shards_of_lines(
+        blocks = blocks_of_lines(
             now.stream(settings.max_expansion),
-            shard_bytes=settings.shard_bytes,
+            block_bytes=settings.shard_bytes,
             max_line_bytes=settings.max_line_bytes,
             whole_lines=whole_lines,
             in_twos=settings.two_line_files,
         )
-        return list(_staged(lines, file, identity, turn))
+        return list(_shards(blocks, file, reading))
     except RejectedFileError as error:
-        return [_rejected(file, error, identity, turn, now.sha256(), now.num_bytes)]
+        return [_rejected(file, error, reading, now.sha256(), now.num_bytes)]
 
 
-def _staged(lines: Iterator[ShardOfLines], file: AnnotationFile, identity: str, turn: Publication) -> Iterator[Shard]:
-    for index, shard in enumerate(lines):
-        key = fingerprint(identity, file.source, shard.first_line, shard.sha256)
-        yield turn.find(key) or _stage(shard, index, file, key, turn)
+def _shards(blocks: Iterator[Block], file: AnnotationFile, reading: _Reading) -> Iterator[Shard]:
+    """The shard of each block, in order; those that are not found are written by threads, a few at a time."""
+    waiting: deque[Shard | Future[Shard]] = deque()
+    try:
+        for index, block in enumerate(blocks):
+            key = fingerprint(reading.identity, file.source, block.first_line, block.sha256)
+            found = reading.turn.find(key)
+            waiting.append(found or reading.threads.submit(_stage, block, index, file, key, reading))
+            reading.progress.add(block.num_lines, block.num_bytes)
+            while len(waiting) > _NUM_THREADS:
+                yield _shard(waiting.popleft())
+        while waiting:
+            yield _shard(waiting.popleft())
+    finally:
+        for future in waiting:
+            if isinstance(future, Future):
+                future.cancel()
 
 
-def _stage(shard: ShardOfLines, index: int, file: AnnotationFile, key: str, turn: Publication) -> Shard:
-    name = shard_name(file.source, index)
-    return stage_shard(turn.directory, name, file.source, key, _tables(shard, file), _stats(shard), raw_laws)
+def _shard(known: "Shard | Future[Shard]") -> Shard:
+    return known.result() if isinstance(known, Future) else known
+
+
+def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
+    def fill(writer: ShardWriter) -> Stats:
+        counts: Counter[str] = Counter(num_bytes=block.num_bytes, other_bytes=block.bom_bytes)
+        reasons: Counter[Reason] = Counter()
+        limit = reading.settings.max_line_bytes
+        for lines in read_block(block, max_line_bytes=limit, part_bytes=ROW_GROUP_BYTES):
+            writer.write(DATA, _table(lines, file))
+            writer.write(REJECTS, _rejects(file, lines.rejects))
+            other_bytes = lines.end_bytes + lines.blank_bytes + lines.reject_bytes
+            counts.update(num_lines=lines.num_lines, num_blank=lines.num_blank, other_bytes=other_bytes)
+            reasons.update(reason for _, reason, _, _ in lines.rejects)
+        return _stats(counts, reasons)
+
+    return stage_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, raw_laws)
 
 
 def _rejected(
     file: AnnotationFile,
     error: RejectedFileError,
-    identity: str,
-    turn: Publication,
+    reading: _Reading,
     sha256: str = hashlib.sha256(b"").hexdigest(),
     num_bytes: int = 0,
 ) -> Shard:
-    """The one shard of a file that is not used: no rows, one reject that names the file, at line 0."""
-    key = fingerprint(identity, file.source, error.reason, error.detail, sha256)
-    shard = ShardOfLines(first_line=1)
-    shard.reject_file(error.reason, error.detail, sha256, num_bytes)
-    return turn.find(key) or _stage(shard, 0, file, key, turn)
+    """The one shard of a file that is not used: no rows, one reject that names the file, at line 0.
+
+    Its bytes are those that were read of it as it is stored.
+    """
+    key = fingerprint(reading.identity, file.source, error.reason, error.detail, sha256)
+    counts = Counter(num_bytes=num_bytes, other_bytes=num_bytes, num_rejected_files=1)
+    tables = {REJECTS: _rejects(file, [(0, error.reason, error.detail, sha256)])}
+    fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
+    name, directory = shard_name(file.source, 0), reading.turn.directory
+    return reading.turn.find(key) or stage_shard(directory, name, file.source, key, fill, raw_laws)
 
 
 def shard_name(source: str, index: int) -> str:
@@ -175,53 +242,30 @@ def shard_name(source: str, index: int) -> str:
     return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:8]}-{index:05d}"
 
 
-def _tables(shard: ShardOfLines, file: AnnotationFile) -> dict[str, pa.Table]:
-    columns = [[file.source] * len(shard.texts), shard.numbers, shard.texts]
-    rejects = [_reject(file, *reject) for reject in shard.rejects]
-    return {
-        DATA: pa.Table.from_arrays(
-            [pa.array(column, field.type) for column, field in zip(columns, records.RAW, strict=True)],
-            schema=records.RAW,
-        ),
-        REJECTS: pa.Table.from_pylist(rejects, schema=records.REJECTS),
+def _table(lines: Lines, file: AnnotationFile) -> pa.Table:
+    columns = [pa.repeat(file.source, len(lines.texts)), pa.array(lines.numbers), lines.texts]
+    return pa.Table.from_arrays(columns, schema=records.RAW)
+
+
+def _rejects(file: AnnotationFile, rejects: list[tuple[int, Reason, str, str]]) -> pa.Table:
+    names = records.REJECTS.names
+    return reject_table(
+        dict(zip(names, (file.source, line, Stage.RAW, reason, detail, sha256), strict=True))
+        for line, reason, detail, sha256 in rejects
+    )
+
+
+def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
+    names = ("num_lines", "num_blank", "num_bytes", "num_rejected_files", "other_bytes")
+    return {name: counts[name] for name in names} | {
+        "num_malformed": sum(count for reason, count in reasons.items() if reason in MALFORMED),
+        "reasons": reason_counts(reasons),
     }
 
 
-def _reject(file: AnnotationFile, line: int, reason: Reason, detail: str, sha256: str) -> dict[str, Any]:
-    return {
-        "source": file.source,
-        "line": line,
-        "stage": Stage.RAW,
-        "reason": reason,
-        "detail": detail,
-        "line_sha256": sha256,
-    }
-
-
-def _stats(shard: ShardOfLines) -> dict[str, Any]:
-    return {
-        "num_lines": shard.num_lines,
-        "num_blank": shard.num_blank,
-        "num_bytes": shard.num_bytes,
-        "num_malformed": sum(reason in MALFORMED for _, reason, _, _ in shard.rejects),
-        "num_rejected_files": len(shard.rejects) - shard.num_rejected_lines,
-        "other_bytes": shard.end_bytes + shard.bom_bytes + shard.blank_bytes + shard.reject_bytes,
-        "reasons": reason_counts(reason for _, reason, _, _ in shard.rejects),
-    }
-
-
-def raw_laws(paths: dict[str, Path]) -> dict[str, Any]:
+def raw_laws(paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: rows, the bytes of their texts in UTF-8, and rejects."""
-    texts = read_table([paths[DATA]] if DATA in paths else [], records.RAW, ["text"])["text"]
-    rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    return {
-        "num_out": len(texts),
-        "text_bytes": pc.sum(pc.binary_length(texts)).as_py() or 0,
-        "num_rejects": rejects.num_rows,
-    }
-
-
-def reason_counts(reasons: Any) -> dict[str, int]:
-    """How often each reason occurs, in alphabetical order."""
-    names = [str(reason) for reason in reasons]
-    return {name: names.count(name) for name in sorted(set(names))}
+    figures: Counter[str] = Counter(num_out=0, text_bytes=0)
+    for rows in read_batches(paths.get(DATA), records.RAW, ["text"]):
+        figures.update(num_out=rows.num_rows, text_bytes=pc.sum(pc.binary_length(rows["text"])).as_py())
+    return {**figures, "num_rejects": num_rejects(paths)}

@@ -1,6 +1,8 @@
 """The vocabulary of the data: Arrow schemas, reasons for a reject, and what a stage says about a shard."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,6 +54,7 @@ class Reason(StrEnum):
     MESSAGE_LOST = "message_lost"
     IDENTICAL_AFTER_TEMPLATE = "identical_after_template"
     IDENTICAL_AFTER_TOKENIZATION = "identical_after_tokenization"
+    TOKENIZER_ERROR = "tokenizer_error"
     TOO_LONG = "too_long"
     # all pairs together
     DUPLICATE = "duplicate"
@@ -92,6 +95,7 @@ MEANINGS = {
     Reason.MESSAGE_LOST: "The chat template leaves a whole message, tool list or tool call out.",
     Reason.IDENTICAL_AFTER_TEMPLATE: "The chat template writes both sides alike.",
     Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
+    Reason.TOKENIZER_ERROR: "The tokenizer itself fails on the conversation, as some do on megabytes of spaces.",
     Reason.TOO_LONG: "A side has more tokens than max_length; replies are never cut.",
     Reason.DUPLICATE: "An equal pair stands earlier, up to Unicode form and white space.",
     Reason.CONFLICT: "The same replies also stand with the labels the other way round, and `conflicts` is against it.",
@@ -138,6 +142,8 @@ MESSAGE = pa.struct(
         pa.field("tool_call_id", pa.string()),
     ]
 )
+PAIR_COLUMNS = tuple(name for name, _ in _PAIR)
+"""What every row has from validation on."""
 _MESSAGES = pa.list_(pa.field("element", MESSAGE, nullable=False))
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _MASK = pa.list_(pa.field("element", pa.int8(), nullable=False))
@@ -158,7 +164,11 @@ VALIDATED = _schema(
 )
 FLATTENED = _schema(
     _PAIR,
-    [("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float32())],
+    [
+        *[("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float32())],
+        # how many control tokens the template writes in each conversation: ids that have more were forged by a text
+        *[("chosen_control_tokens", pa.int32()), ("rejected_control_tokens", pa.int32())],
+    ],
 )
 TOKENIZED = _schema(
     _PAIR,
@@ -195,6 +205,17 @@ SCHEMAS = {
     Stage.TOKENIZED: TOKENIZED,
     Stage.PADDED: PADDED,
 }
+
+
+def table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """A table of these columns, by name: Arrow columns as they are, all others converted."""
+    given = [columns[field.name] for field in schema]
+    arrays = [
+        array if isinstance(array, pa.Array | pa.ChunkedArray) else pa.array(array, field.type)
+        for array, field in zip(given, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
 
 REPORT = _schema(
     [

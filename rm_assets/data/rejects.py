@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.publication import publication, stage_shard
+from rm_assets.data.parquet import read_table
+from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Snapshot, read_table
+from rm_assets.data.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.settings import Settings
 
 VERSION = 1
@@ -33,7 +34,7 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
         if shard is None:
             table = gathered_rejects(stages)
             stats = {"num_in": sum(snapshot.manifest.num_rows(rejects=True) for snapshot in stages.values())}
-            shard = stage_shard(turn.directory, ASSET, "", key, {DATA: table}, stats, _laws)
+            shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, stats), _laws)
         return turn.publish([shard], {stage: snapshot.name for stage, snapshot in stages.items()}, {})
 
 

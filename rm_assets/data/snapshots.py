@@ -6,14 +6,11 @@ hashes the data files alone; `rm_assets.data.publication` writes them.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
@@ -149,10 +146,3 @@ def read_snapshot(directory: Path) -> Snapshot:
         return Snapshot(directory, msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest))
     except msgspec.MsgspecError as error:
         raise SnapshotError(f"{str(directory / MANIFEST)!r} cannot be read: remove that directory ({error})") from None
-
-
-def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Rows of Parquet files with one schema, in order; an empty table where there is no file."""
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = [pq.read_table(path, columns=wanted.names, partitioning=None).cast(wanted) for path in paths]
-    return pa.concat_tables(tables) if tables else wanted.empty_table()

@@ -24,6 +24,7 @@ SPELLINGS = {
     "preference_strength": ("preference_strength", "overall_preference"),
 }
 """Fields with more than one name."""
+_OTHER_NAMES = frozenset(name for names in SPELLINGS.values() for name in names[1:])
 
 PROMPTS = ("prompt", "instruction", "question", "context", "input")
 CONVERSATIONS = ("conversations", "messages")
@@ -100,6 +101,8 @@ def _spellings(name: str) -> set[str]:
 
 def with_one_name(row: Row, *names: str) -> Row:
     """The row with each of these fields of `SPELLINGS` under its first name."""
+    if row.keys().isdisjoint(_OTHER_NAMES):
+        return row
     row = dict(row)
     for name in names:
         given = {spelling: row.pop(spelling) for spelling in SPELLINGS[name] if spelling in row}
@@ -113,7 +116,7 @@ def with_prompt(row: Row, *sides: str) -> Row:
 
     Sides that are whole conversations state their prompt themselves: beside them only `prompt` is read.
     """
-    if sides and all(is_whole(row.get(side)) for side in sides):
+    if row.keys().isdisjoint(PROMPTS) or (sides and all(is_whole(row.get(side)) for side in sides)):
         return row
     given = {name: row[name] for name in PROMPTS if name in row}
     stated = {name: value for name, value in given.items() if not is_blank(value)} or dict(list(given.items())[:1])

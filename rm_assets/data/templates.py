@@ -177,10 +177,10 @@ class TemplateRenderer:
             self._lost[roles] = lost_parts(self.chat, _messages(roles, row), "")
         return self._lost[roles]
 
-    def writes_verbatim(self, roles: Roles, add_generation_prompt: bool = False) -> bool:
-        """Whether every way known so far writes all contents of this shape once, in order and as they are."""
+    def treated(self, roles: Roles, add_generation_prompt: bool = False) -> list[int]:
+        """The messages of this shape whose contents some way known so far writes other than once and as they are."""
         pieces = self._shapes.get((roles, add_generation_prompt), _Shape()).pieces
-        return bool(pieces) and all(one.is_verbatim(len(roles)) for one in pieces)
+        return [n for n in range(len(roles)) if any(one.slots.count(Content(n)) != 1 for one in pieces)]
 
     def num_control(self, roles: Roles, add_generation_prompt: bool = False) -> int | None:
         """How many control tokens the template writes for this shape; None where that is not known to be one number."""

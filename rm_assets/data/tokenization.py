@@ -5,71 +5,59 @@ never cut. Every written shard has a sample of its rows encoded anew from the me
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from rm_assets.data import records
 from rm_assets.data.chat import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
+from rm_assets.data.encoders import EncodedTexts, Encoder, EncodingError, control_counts, encode_shard, load_encoder
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.flattening import PAIR_COLUMNS, flatten_pair, pair_messages, pair_reject
-from rm_assets.data.formats import PreferenceError
+from rm_assets.data.id_lists import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.publication import publication
-from rm_assets.data.raw import reason_counts
-from rm_assets.data.records import Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.parquet import read_batches
+from rm_assets.data.publication import ShardWriter, Stats, publication
+from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
+from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.rendering import SIDES, flatten_pair, pair_messages
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 NUM_SAMPLED = 64
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
+NUM_VERIFIED = 32
+"""Conversations of each row group that the reference encodes while the others are still at hand."""
+SELF_TESTS = "tokenizers"
+"""Where in the storage the outcomes of the encoders' self-tests are kept."""
 
-Ids = np.ndarray[Any, np.dtype[np.int32]]
 Messages = Callable[[], dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizedPair:
-    """Both sides of a pair: int32 arrays [chosen tokens] and [rejected tokens]."""
+class PairIds:
+    """Both sides of pairs as ids, and how many of their oldest turns were dropped, int [pairs]."""
 
-    chosen: Ids
-    rejected: Ids
-    num_dropped_turns: int = 0
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer side."""
-        return max(len(self.chosen), len(self.rejected))
+    chosen: IdLists
+    rejected: IdLists
+    num_dropped_turns: NDArray[np.int32]
 
     @property
-    def prefix_length(self) -> int:
-        """Tokens of the longest common beginning, at most one less than the shorter side.
-
-        For [1, 2, 3, 4] and [1, 2, 9] it is 2; for [1, 2] and [1, 2, 3] it is 1: each side keeps a token of its own.
-        """
-        limit = min(len(self.chosen), len(self.rejected)) - 1
-        differing = np.flatnonzero(self.chosen[:limit] != self.rejected[:limit])
-        return int(differing[0]) if len(differing) else max(limit, 0)
+    def longest(self) -> NDArray[np.int64]:
+        """Tokens of the longer side of each pair."""
+        return np.maximum(self.chosen.lengths, self.rejected.lengths)
 
 
 # --- one pair ------------------------------------------------------------------------------------------------
-
-
-def require_usable(pair: TokenizedPair, max_length: int) -> None:
-    """Raise PreferenceError for equal sides, and for a side of more than `max_length` tokens."""
-    if np.array_equal(pair.chosen, pair.rejected):
-        raise PreferenceError(Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids")
-    if pair.longest > max_length:
-        raise PreferenceError(
-            Reason.TOO_LONG, f"{len(pair.chosen)} and {len(pair.rejected)} tokens, more than {max_length}"
-        )
 
 
 def without_oldest_turns(prompt: list[MessageDict], num_turns: int) -> list[MessageDict] | None:
@@ -85,15 +73,14 @@ def without_oldest_turns(prompt: list[MessageDict], num_turns: int) -> list[Mess
 
 def shortened_pair(
     chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str, max_length: int
-) -> TokenizedPair | None:
-    """The pair with as few of its oldest turns dropped as make it fit; None if no number of them does."""
+) -> tuple[Ids, Ids, int] | None:
+    """Both sides with as few of the oldest turns dropped as make them fit, and their number; None if none fits."""
     num_turns = 1
     while (prompt := without_oldest_turns(sides["prompt"], num_turns)) is not None:
-        flat = flatten_pair(chat, prompt, sides["chosen"], sides["rejected"], tools)
+        flat = flatten_pair(chat, sides | {"prompt": prompt}, tools)
         chosen, rejected = encode(chat, [flat.prompt + flat.chosen, flat.prompt + flat.rejected])
-        pair = TokenizedPair(chosen=chosen, rejected=rejected, num_dropped_turns=num_turns)
-        if pair.longest <= max_length:
-            return pair
+        if max(len(chosen), len(rejected)) <= max_length:
+            return chosen, rejected, num_turns
         num_turns += 1
     return None
 
@@ -103,125 +90,184 @@ def shortened_pair(
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizationTask:
-    """A shard of rendered pairs, the validated shard it came from, and what encodes them."""
+    """A shard of rendered pairs, the validated shard it came from, and what encodes them.
+
+    `self_tests` is where the outcome of the encoder's self-test is kept.
+    """
 
     path: Path | None
     validated: Path | None
     tokenizer: TokenizerFiles
     max_length: int
     drop_turns: bool
+    allow_control_tokens: bool
+    self_tests: Path
 
 
-def tokenize_shard(task: TokenizationTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """Rows and rejects of one shard of rendered pairs."""
+class _EncodedOtherwiseError(RuntimeError):
+    """The fast backend is found out: what it encoded of this shard is not to be kept."""
+
+
+def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
+    """Rows and rejects of one shard of rendered pairs; encoded anew by the reference where a sample differs."""
+    encoder = load_encoder(task.tokenizer, task.self_tests)
+    try:
+        return _tokenize(task, encoder, writer, is_first=True)
+    except _EncodedOtherwiseError as error:
+        writer.restart()
+        return _tokenize(task, encoder, writer, is_first=False) | {"encoder_reason": str(error)}
+
+
+def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, is_first: bool) -> Stats:
     chat = load_chat_tokenizer(task.tokenizer)
-    flattened = read_table([task.path] if task.path else [], records.FLATTENED).to_pylist()
     messages = functools.cache(lambda: _validated_rows(task))  # read at most once, and only for an over-long pair
-    kept: list[tuple[dict[str, Any], TokenizedPair]] = []
-    rejects: list[dict[str, Any]] = []
-    for row, pair in zip(flattened, _encoded_pairs(chat, flattened), strict=True):
-        try:
-            pair = _fitted(chat, task, messages, row, pair)
-            require_usable(pair, task.max_length)
-            kept.append((row, pair))
-        except PreferenceError as error:
-            rejects.append(pair_reject(row, Stage.TOKENIZED, error.reason, error.detail))
-    tables = {DATA: _table(kept), REJECTS: pa.Table.from_pylist(rejects, schema=records.REJECTS)}
+    num_in, reasons = 0, Counter[Reason]()
+    for rows in read_batches(task.path, records.FLATTENED):
+        encoded, failed = _encoded(encoder, rows)
+        if encoded.fell_back and is_first:
+            raise _EncodedOtherwiseError(encoded.detail)
+        is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
+        pairs = _pairs(encoded, rows.num_rows)
+        if task.drop_turns:
+            pairs = _shortened(chat, task, messages, rows, pairs)
+        prefixes = prefix_lengths(pairs.chosen, pairs.rejected)
+        refused = _refused(task, pairs, prefixes, is_forged) | failed
+        writer.write(DATA, _table(rows, pairs, prefixes, refused))
+        writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
+        num_in += rows.num_rows
+        reasons.update(reason for reason, _ in refused.values())
     # The padding token belongs to the tokenizer; stated here, no later stage has to load one.
-    stats = {
+    return {
         "pad_token_id": chat.pad_token_id,
-        "num_in": len(flattened),
-        "reasons": reason_counts(reject["reason"] for reject in rejects),
+        "num_in": num_in,
+        "encoder": encoder.backend,
+        "encoder_reason": encoder.reason,
+        "reasons": reason_counts(reasons),
     }
-    return tables, stats
 
 
-def _encoded_pairs(chat: ChatTokenizer, rows: list[dict[str, Any]]) -> Iterator[TokenizedPair]:
-    chosen = encode(chat, [row["prompt"] + row["chosen"] for row in rows])
-    rejected = encode(chat, [row["prompt"] + row["rejected"] for row in rows])
-    for one, other in zip(chosen, rejected, strict=True):
-        yield TokenizedPair(chosen=one, rejected=other)
+def _encoded(encoder: Encoder, rows: pa.Table) -> tuple[EncodedTexts, dict[int, Refusal]]:
+    """The ids of all chosen sides, then of all rejected ones; rows that the tokenizer itself fails on have none."""
+    texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
+    failed: dict[int, Refusal] = {}
+    while True:
+        try:
+            return encode_shard(encoder, texts, NUM_VERIFIED), failed
+        except EncodingError as error:
+            texts[error.row] = ""
+            failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
 
 
-def _fitted(
-    chat: ChatTokenizer, task: TokenizationTask, messages: Messages, row: dict[str, Any], pair: TokenizedPair
-) -> TokenizedPair:
-    if pair.longest <= task.max_length or not task.drop_turns:
-        return pair
-    validated = messages()[row["pair_id"]]
-    return shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length) or pair
+def _is_forged(encoder: Encoder, encoded: EncodedTexts, rows: pa.Table) -> NDArray[np.bool_]:
+    """Which rows have other numbers of control tokens than the template writes."""
+    written = np.concatenate([rows[f"{side}_control_tokens"].to_numpy() for side in SIDES])
+    differ = control_counts(encoder, encoded.ids, encoded.offsets) != written
+    return np.asarray(differ.reshape(2, -1).any(axis=0))
 
 
-def _validated_rows(task: TokenizationTask) -> dict[str, dict[str, Any]]:
-    """The validated rows of the shard by pair_id: equal ids have equal messages, so any of them will do."""
-    table = read_table([task.validated] if task.validated else [], records.VALIDATED)
-    return {row["pair_id"]: row for row in table.to_pylist()}
+def _pairs(encoded: EncodedTexts, num_pairs: int) -> PairIds:
+    ids, offsets, middle = encoded.ids, encoded.offsets, encoded.offsets[num_pairs]
+    return PairIds(
+        chosen=IdLists(ids[:middle], offsets[: num_pairs + 1]),
+        rejected=IdLists(ids[middle:], offsets[num_pairs:] - middle),
+        num_dropped_turns=np.zeros(num_pairs, np.int32),
+    )
 
 
-def _exactness(task: TokenizationTask, table: pa.Table) -> dict[str, int]:
-    """How many sampled rows there are, and how many have other ids than transformers gives for their messages."""
-    order = np.argsort(np.array(table["pair_id"].to_pylist()), kind="stable")[:NUM_SAMPLED]
-    if not len(order):
-        return {"num_sampled": 0, "num_inexact": 0}
-    chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task)
-    sampled = table.take(pa.array(order)).to_pylist()
-    num_inexact = sum(not _is_exact(chat, validated[row["pair_id"]], row) for row in sampled)
-    return {"num_sampled": len(sampled), "num_inexact": num_inexact}
+def _shortened(
+    chat: ChatTokenizer, task: TokenizationTask, messages: Messages, rows: pa.Table, pairs: PairIds
+) -> PairIds:
+    """The pairs, those that are over-long without their oldest turns where that makes them fit."""
+    long_rows = np.flatnonzero(pairs.longest > task.max_length)
+    if not len(long_rows):
+        return pairs
+    chosen, rejected = ([lists.row(row) for row in range(rows.num_rows)] for lists in (pairs.chosen, pairs.rejected))
+    num_dropped_turns = pairs.num_dropped_turns.copy()
+    for row, pair_id in zip(long_rows, rows["pair_id"].take(long_rows).to_pylist(), strict=True):
+        validated = messages()[pair_id]
+        if found := shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length):
+            chosen[row], rejected[row], num_dropped_turns[row] = found
+    return PairIds(chosen=rows_of(chosen), rejected=rows_of(rejected), num_dropped_turns=num_dropped_turns)
+
+
+def _refused(
+    task: TokenizationTask, pairs: PairIds, prefixes: NDArray[np.int64], is_forged: NDArray[np.bool_]
+) -> dict[int, Refusal]:
+    """Why rows go no further, by row in ascending order; of several reasons the first one."""
+    refused: dict[int, Refusal] = {}
+    for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
+        lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
+        refused[row] = Reason.TOO_LONG, f"{lengths[0]} and {lengths[1]} tokens, more than {task.max_length}"
+    for row in np.flatnonzero(are_equal(pairs.chosen, pairs.rejected, prefixes)).tolist():
+        refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids"
+    for row in np.flatnonzero(is_forged).tolist():
+        refused[row] = Reason.CONTROL_TOKEN, "the ids hold more or fewer control tokens than the template writes"
+    return dict(sorted(refused.items()))
+
+
+def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused: dict[int, Refusal]) -> pa.Table:
+    keep = np.ones(rows.num_rows, np.bool_)
+    keep[list(refused)] = False
+    rows = rows if keep.all() else rows.filter(pa.array(keep))
+    ids_type = records.TOKENIZED.field("chosen_ids").type
+    columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
+    columns["chosen_ids"] = pairs.chosen.where(keep).array(ids_type)
+    columns["rejected_ids"] = pairs.rejected.where(keep).array(ids_type)
+    columns["prefix_length"] = prefixes[keep]
+    columns["num_dropped_turns"] = pairs.num_dropped_turns[keep]
+    return records.table(columns, records.TOKENIZED)
+
+
+# --- the laws of one shard -----------------------------------------------------------------------------------
+
+
+def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
+    """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
+    figures: Counter[str] = Counter(num_out=0, num_identical=0, num_tokens=0, num_shared_tokens=0)
+    longest, sampled = 0, []
+    sample = _sample(paths.get(DATA))
+    for rows in read_batches(paths.get(DATA), records.TOKENIZED):
+        chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
+        prefixes = prefix_lengths(chosen, rejected)
+        figures.update(
+            num_out=rows.num_rows,
+            num_identical=int(are_equal(chosen, rejected, prefixes).sum()),
+            num_tokens=len(chosen.ids) + len(rejected.ids),
+            num_shared_tokens=int(prefixes.sum()),
+        )
+        longest = max(longest, int(chosen.lengths.max()), int(rejected.lengths.max()))
+        sampled += rows.filter(pc.is_in(rows["pair_id"], sample)).to_pylist()
+    chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task, sample)
+    return {
+        **figures,
+        "max_length": longest,
+        "num_rejects": num_rejects(paths),
+        "num_sampled": len(sampled),
+        "num_inexact": sum(not _is_exact(chat, validated[row["pair_id"]], row) for row in sampled),
+    }
+
+
+def _sample(path: Path | None) -> pa.Array:
+    """The smallest pair_ids of a shard: a choice by hash."""
+    ids = [rows["pair_id"].combine_chunks() for rows in read_batches(path, records.TOKENIZED, ["pair_id"])]
+    found = pa.concat_arrays([pa.array([], pa.string()), *ids])
+    return found.take(pc.select_k_unstable(found, NUM_SAMPLED, [("", "ascending")]))
+
+
+def _validated_rows(task: TokenizationTask, pair_ids: pa.Array | None = None) -> dict[str, dict[str, Any]]:
+    """Validated rows of the shard by pair_id, all or those named: equal ids have equal messages, so any will do."""
+    found = {}
+    for rows in read_batches(task.validated, records.VALIDATED):
+        if pair_ids is not None:
+            rows = rows.filter(pc.is_in(rows["pair_id"], pair_ids))
+        found.update({row["pair_id"]: row for row in rows.to_pylist()})
+    return found
 
 
 def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], row: dict[str, Any]) -> bool:
     sides = pair_messages(validated)
     prompt = without_oldest_turns(sides["prompt"], row["num_dropped_turns"]) or sides["prompt"]
-    return all(
-        reference_ids(chat, prompt + sides[side], validated["tools"]) == row[f"{side}_ids"]
-        for side in ("chosen", "rejected")
-    )
-
-
-def _table(kept: list[tuple[dict[str, Any], TokenizedPair]]) -> pa.Table:
-    columns: dict[str, Any] = {name: [row[name] for row, _ in kept] for name in (*PAIR_COLUMNS, "margin")}
-    columns["chosen_ids"] = id_lists([pair.chosen for _, pair in kept])
-    columns["rejected_ids"] = id_lists([pair.rejected for _, pair in kept])
-    columns["prefix_length"] = [pair.prefix_length for _, pair in kept]
-    columns["num_dropped_turns"] = [pair.num_dropped_turns for _, pair in kept]
-    arrays = [
-        column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
-        for field in records.TOKENIZED
-    ]
-    return pa.Table.from_arrays(arrays, schema=records.TOKENIZED)
-
-
-def id_lists(rows: list[Ids]) -> pa.ListArray:
-    """Rows of ids as one Arrow list<int32> array, without an object per token."""
-    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.concatenate(rows) if rows else np.empty(0, dtype=np.int32)
-    list_type = records.TOKENIZED.field("chosen_ids").type
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32()), type=list_type)
-
-
-def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> dict[str, Any]:
-    """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
-    table = read_table([paths[DATA]] if DATA in paths else [], records.TOKENIZED)
-    rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    lengths = {side: np.diff(_offsets(table[f"{side}_ids"])) for side in ("chosen", "rejected")}
-    return {
-        "num_out": table.num_rows,
-        "num_rejects": rejects.num_rows,
-        "num_identical": sum(
-            one.equals(other) for one, other in zip(table["chosen_ids"], table["rejected_ids"], strict=True)
-        ),
-        **_exactness(task, table),
-        "num_tokens": int(sum(length.sum() for length in lengths.values())),
-        "num_shared_tokens": int(np.sum(table["prefix_length"].to_numpy())),
-        "max_length": int(max((length.max() for length in lengths.values() if len(length)), default=0)),
-    }
-
-
-def _offsets(column: pa.ChunkedArray) -> Ids:
-    array = column.combine_chunks()
-    combined = array if isinstance(array, pa.ListArray) else pa.concat_arrays(array.chunks)
-    return np.asarray(combined.offsets, dtype=np.int32)
+    return all(reference_ids(chat, prompt + sides[side], validated["tools"]) == row[f"{side}_ids"] for side in SIDES)
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -245,6 +291,8 @@ def tokenized_snapshot(
             tokenizer=tokenizer,
             max_length=settings.max_length,
             drop_turns=settings.over_long == "drop_turns",
+            allow_control_tokens=settings.control_tokens == "allow",
+            self_tests=Path(settings.storage) / SELF_TESTS,
         )
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
@@ -252,5 +300,7 @@ def tokenized_snapshot(
     with publication(Path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
         shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings.num_workers, say)
+        for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):
+            say(f"{Stage.TOKENIZED}: encoded by transformers' own tokenizer, several times slower: {reason}")
         made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)
         return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {}, made_with)

@@ -17,8 +17,8 @@ from rm_assets.data.messages import is_transcript, parse_transcript, split_share
 from rm_assets.data.preferences import Format, Message, Preference, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
-NumberedLine = tuple[int, str | None]
-"""A line's number and its text; None where it was rejected before."""
+NumberedLine = tuple[int, str | bytes | None]
+"""A line's number and its text, or the text's UTF-8; None where it was rejected before."""
 
 _TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
 _ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
@@ -48,7 +48,7 @@ def stated_by_two_lines(first: NumberedLine, second: NumberedLine | None) -> Sta
     return Stated(preferences=[pair])
 
 
-def _conversation(line: str) -> tuple[Message, ...]:
+def _conversation(line: str | bytes) -> tuple[Message, ...]:
     row = json_object(line, {"text"})
     if "text" not in row:
         raise PreferenceError(Reason.MISSING_FIELD, "no field `text`, which each line of two-line files has")

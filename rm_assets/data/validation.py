@@ -8,10 +8,8 @@ counts alone, and is part of the keys of the file's shards.
 
 import functools
 import hashlib
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +17,26 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
-from rm_assets.data.fingerprint import fingerprint, short_hash
+from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats import stated_by
 from rm_assets.data.identities import stage_identity
+from rm_assets.data.message_columns import num_equal_conversations
+from rm_assets.data.pair_rows import PairRows
+from rm_assets.data.parquet import read_batches
 from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError, Stated
-from rm_assets.data.publication import Publication, publication
-from rm_assets.data.raw import reason_counts
+from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
 from rm_assets.data.records import MALFORMED, Reason, Stage
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot, read_table
+from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
+from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.two_line_format import NumberedLine, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
-VERSION = 2
-
-_INDENTATION = re.compile(r"\s*")
+VERSION = 3
+_COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_lines", "num_held_back")
 _FOLLOWERS = {
     "": {"system", "user"},
     "system": {"user"},
@@ -52,11 +53,10 @@ _FOLLOWERS = {
 def require_sound(preference: Preference) -> None:
     """Raise PreferenceError unless the conversation is in order and states a preference between two replies."""
     _require_order(preference)
-    for number, message in enumerate(preference.prompt, start=1):
-        if not _has_content(message):
-            raise PreferenceError(Reason.EMPTY_MESSAGE, f"message {number} of the prompt is empty")
+    if number := _first_blank(preference.prompt):
+        raise PreferenceError(Reason.EMPTY_MESSAGE, f"message {number} of the prompt is empty")
     for name, reply in (("chosen", preference.chosen), ("rejected", preference.rejected)):
-        if not all(map(_has_content, reply)):
+        if _first_blank(reply):
             raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply is empty")
     if preference.chosen == preference.rejected:
         raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are equal")
@@ -64,72 +64,47 @@ def require_sound(preference: Preference) -> None:
         raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is no finite float32")
 
 
-def _has_content(message: Message) -> bool:
-    return bool(message.tool_calls or (message.content or "").strip())
+def _first_blank(messages: tuple[Message, ...]) -> int:
+    """The number of the first message without a text or a tool call; 0 if there is none."""
+    for number, message in enumerate(messages, start=1):
+        content = message.content
+        if (not content or content.isspace()) and not message.tool_calls:
+            return number
+    return 0
 
 
 def _require_order(preference: Preference) -> None:
     if not preference.prompt:
         raise PreferenceError(Reason.EMPTY_MESSAGE, "the prompt has no message")
+    opening = _signature(preference.prompt)
     for name, reply in (("chosen", preference.chosen), ("rejected", preference.rejected)):
         if not reply:
             raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply has no message")
-        before = Message(role="")
-        for number, message in enumerate(preference.prompt + reply, start=1):
-            if message.role not in _FOLLOWERS[before.role] or (message.role == "tool" and not _calls(before)):
-                problem = f"message {number}, {name} side: {message.role!r} after {before.role or 'the start'!r}"
-                raise PreferenceError(Reason.ROLES_OUT_OF_ORDER, problem)
-            before = message
+        if problem := _out_of_order(opening + _signature(reply)):
+            number, before, role = problem
+            detail = f"message {number}, {name} side: {role!r} after {before or 'the start'!r}"
+            raise PreferenceError(Reason.ROLES_OUT_OF_ORDER, detail)
         if reply[0].role != "assistant" or reply[-1].role != "assistant":
             raise PreferenceError(Reason.ROLES_OUT_OF_ORDER, f"the {name} reply is not the assistant's")
 
 
-def _calls(message: Message) -> bool:
-    return message.role == "tool" or message.tool_calls is not None
+Signature = tuple[tuple[str, bool], ...]
+"""Each message's role, and whether it calls tools."""
 
 
-def pair_id(preference: Preference) -> str:
-    """The identity of a pair: a hash of its messages and tools, whatever file, format or margin it came with."""
-    content = [preference.prompt, preference.chosen, preference.rejected, preference.tools]
-    return short_hash(msgspec.json.encode(content).decode())
+def _signature(messages: tuple[Message, ...]) -> Signature:
+    return tuple([(message.role, message.tool_calls is not None) for message in messages])
 
 
-def prompt_key(preference: Preference) -> str:
-    """What decides the split: a hash of the system message and the first user turn, in their normal form."""
-    opening = [m.content or "" for m in preference.prompt if m.role == "system"][:1] or [""]
-    first = next((m.content or "" for m in preference.prompt if m.role == "user"), "")
-    return short_hash(*map(normal_form, (*opening, first)))
-
-
-def conversation_key(messages: tuple[Message, ...], tools: str) -> str:
-    """A hash of one side's texts in their normal form: what counts as equal."""
-    return short_hash(*map(normal_form, _texts(messages)), tools)
-
-
-def normal_form(text: str) -> str:
-    """A text in Unicode NFC, white space inside a line as one space, none at the ends of lines and of the text.
-
-    Indentation stays: two programs that differ in it are two programs.
-    """
-    lines = unicodedata.normalize("NFC", text).strip().splitlines()
-    return "\n".join(_INDENTATION.match(line)[0] + " ".join(line.split()) for line in lines)  # type: ignore[index]
-
-
-def _texts(messages: tuple[Message, ...]) -> list[str]:
-    return [part for message in messages for part in (message.role, *_message_texts(message))]
-
-
-def _message_texts(message: Message) -> tuple[str, ...]:
-    return tuple(
-        value or ""
-        for value in (
-            message.content,
-            message.name,
-            message.reasoning_content,
-            message.tool_calls,
-            message.tool_call_id,
-        )
-    )
+@functools.lru_cache(maxsize=4096)
+def _out_of_order(signature: Signature) -> tuple[int, str, str] | None:
+    """The first message whose role cannot follow: its number, the role before it and its own. Few shapes occur."""
+    before, calls = "", False
+    for number, (role, calls_tools) in enumerate(signature, start=1):
+        if role not in _FOLLOWERS[before] or (role == "tool" and not (calls or before == "tool")):
+            return number, before, role
+        before, calls = role, calls_tools
+    return None
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -141,107 +116,103 @@ class ValidationTask:
 
     path: Path | None
     rejected: Path | None
+    source: str
     held_back: str
     rules: ParsingRules
 
 
-def validate_shard(task: ValidationTask) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     """Rows and rejects of one shard of raw lines."""
-    rows: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
-    raw = read_table([task.path] if task.path else [], records.RAW)
-    num_malformed = num_stated = num_tied = num_not_taken = num_second_lines = 0
-    for source, lines, stated_by_lines in _statements(task, raw):
-        try:
-            stated = stated_by_lines()
-            for preference in stated.preferences:
-                require_sound(preference)
-            if task.held_back:
-                raise PreferenceError(Reason.HELD_BACK_FILE, task.held_back)
-            num_stated += len(stated.preferences)
-            num_tied += stated.num_tied
-            num_not_taken += stated.num_not_taken
-            num_second_lines += len(lines) - 1
-            rows += [_row(source, lines[0][0], preference) for preference in stated.preferences]
-        except PreferenceError as error:
-            told = [_reject(source, line, error, text) for line, text in lines if text is not None]
-            num_malformed += len(told) * (error.reason in MALFORMED)
-            rejects += told
-    tables = {
-        DATA: pa.Table.from_pylist(rows, schema=records.VALIDATED),
-        REJECTS: pa.Table.from_pylist(rejects, schema=records.REJECTS),
-    }
-    return tables, {
-        "num_in": raw.num_rows,
-        "num_malformed": num_malformed,
-        "num_ambiguous_labels": sum(reject["reason"] == Reason.AMBIGUOUS_LABEL for reject in rejects),
-        "num_stated": num_stated,
-        "num_tied": num_tied,
-        "num_not_taken": num_not_taken,
-        "num_second_lines": num_second_lines,
-        "num_held_back": int(bool(task.held_back)) * raw.num_rows,
-        "formats": dict(sorted(Counter(row["format"] for row in rows).items())),
-        "reasons": reason_counts(reject["reason"] for reject in rejects),
-    }
-
-
-def _statements(task: ValidationTask, raw: pa.Table) -> Iterator[tuple[str, list[NumberedLine], Callable[[], Stated]]]:
-    """What to read together: a source, its line or two lines, and how to know what they state."""
-    rows = zip(*(column.to_pylist() for column in raw.columns), strict=True)
-    if not task.rules.two_line_files:
-        for source, line, text in rows:
-            yield source, [(line, text)], functools.partial(stated_by, text, task.rules)
-        return
-    rejected = read_table([task.rejected] if task.rejected else [], records.REJECTS)
-    places = rejected.select(["source", "line"]).to_pylist()
-    found = [*rows, *((place["source"], place["line"], None) for place in places if place["line"])]
-    for first, second in pairs_of_lines([(line, text) for _, line, text in found]):
-        yield found[0][0], [first, *([second] if second else [])], functools.partial(stated_by_two_lines, first, second)
-
-
-def _row(source: str, line: int, preference: Preference) -> dict[str, Any]:
-    sides = {"chosen": preference.chosen, "rejected": preference.rejected}
-    keys = {f"{n}_key": conversation_key(preference.prompt + m, preference.tools) for n, m in sides.items()}
+    counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
+    formats: Counter[str] = Counter()
+    reasons: Counter[Reason] = Counter()
+    for statements, num_lines in _statements(task):
+        rows, rejects = PairRows(), []
+        counts.update(num_in=num_lines, num_held_back=num_lines * bool(task.held_back))
+        for lines, stated_by_lines in statements:
+            try:
+                stated = stated_by_lines()
+                for preference in stated.preferences:
+                    require_sound(preference)
+                if task.held_back:
+                    raise PreferenceError(Reason.HELD_BACK_FILE, task.held_back)
+                for preference in stated.preferences:
+                    rows.add(lines[0][0], preference)
+                counts["num_stated"] += len(stated.preferences)
+                if stated.num_tied or stated.num_not_taken or len(lines) > 1:
+                    more = {"num_tied": stated.num_tied, "num_not_taken": stated.num_not_taken}
+                    counts.update(more, num_second_lines=len(lines) - 1)
+            except PreferenceError as error:
+                rejects += [_reject(task.source, line, error, text) for line, text in lines if text is not None]
+        writer.write(DATA, rows.table(task.source))
+        writer.write(REJECTS, reject_table(rejects))
+        formats.update(rows.formats)
+        reasons.update(reject["reason"] for reject in rejects)
     return {
-        "source": source,
-        "line": line,
-        "pair_id": pair_id(preference),
-        "prompt_key": prompt_key(preference),
-        **keys,
-        "prompt": msgspec.to_builtins(preference.prompt),
-        **{name: msgspec.to_builtins(messages) for name, messages in sides.items()},
-        "tools": preference.tools,
-        "margin": preference.margin,
-        "format": preference.format,
-        "num_turns": sum(message.role == "user" for message in preference.prompt),
-        "subset": preference.subset,
+        **counts,
+        "num_malformed": sum(count for reason, count in reasons.items() if reason in MALFORMED),
+        "num_ambiguous_labels": reasons[Reason.AMBIGUOUS_LABEL],
+        "formats": dict(sorted(formats.items())),
+        "reasons": reason_counts(reasons),
     }
 
 
-def _reject(source: str, line: int, error: PreferenceError, text: str) -> dict[str, Any]:
+Statement = tuple[list[NumberedLine], Callable[[], Stated]]
+"""What to read together: a line or two, and how to know what they state."""
+
+
+def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int]]:
+    """The statements of each row group, and its number of lines; lines that come in twos are taken together."""
+    batches = ((rows["line"].to_pylist(), _utf8(rows["text"])) for rows in read_batches(task.path, records.RAW))
+    if not task.rules.two_line_files:
+        for lines, texts in batches:
+            yield _single_lines(lines, texts, task.rules), len(lines)
+        return
+    found: list[NumberedLine] = [(line, text) for batch in batches for line, text in zip(*batch, strict=True)]
+    num_lines = len(found)
+    for rejects in read_batches(task.rejected, records.REJECTS, ["line"]):
+        found += [(line, None) for line in rejects["line"].to_pylist() if line]
+    pairs = pairs_of_lines(found)
+    yield (
+        (
+            ([first, *([second] if second else [])], functools.partial(stated_by_two_lines, first, second))
+            for first, second in pairs
+        ),
+        num_lines,
+    )
+
+
+def _single_lines(lines: list[int], texts: list[bytes], rules: ParsingRules) -> Iterator[Statement]:
+    for line, text in zip(lines, texts, strict=True):
+        yield [(line, text)], functools.partial(stated_by, text, rules)
+
+
+def _utf8(texts: pa.ChunkedArray) -> list[bytes]:
+    """Texts as bytes, which is what a JSON parser wants."""
+    return list(texts.cast(pa.binary()).to_pylist())
+
+
+def _reject(source: str, line: int, error: PreferenceError, text: str | bytes) -> dict[str, Any]:
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     return {
         "source": source,
         "line": line,
         "stage": Stage.VALIDATED,
         "reason": error.reason,
         "detail": error.detail,
-        "line_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "line_sha256": hashlib.sha256(content).hexdigest(),
     }
 
 
-def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> dict[str, Any]:
+def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal."""
-    table = read_table([paths[DATA]] if DATA in paths else [], records.VALIDATED)
-    rejects = read_table([paths[REJECTS]] if REJECTS in paths else [], records.REJECTS)
-    return {
-        "num_out": table.num_rows,
-        "num_lines_with_pairs": len(set(zip(table["source"].to_pylist(), table["line"].to_pylist(), strict=True))),
-        "num_rejects": rejects.num_rows,
-        "num_identical": sum(
-            chosen == rejected
-            for chosen, rejected in zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)
-        ),
-    }
+    figures: Counter[str] = Counter(num_out=0, num_identical=0)
+    lines: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    for rows in read_batches(paths.get(DATA), records.VALIDATED, ["line", "chosen", "rejected"]):
+        figures.update(num_out=rows.num_rows, num_identical=num_equal_conversations(rows["chosen"], rows["rejected"]))
+        lines.append(rows["line"].to_numpy())
+    num_lines_with_pairs = len(np.unique(np.concatenate(lines)))
+    return {**figures, "num_lines_with_pairs": num_lines_with_pairs, "num_rejects": num_rejects(paths)}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -279,7 +250,7 @@ def _task(raw: Snapshot, shard: Shard, held_back: str, rules: ParsingRules) -> T
     data = raw.data_path(shard)
     key = fingerprint(Stage.VALIDATED, VERSION, msgspec.to_builtins(rules), shard.key, held_back)
     rejected = next((raw.directory / file.path for file in shard.files if file.folder == REJECTS), None)
-    arguments = ValidationTask(path=data, rejected=rejected, held_back=held_back, rules=rules)
+    arguments = ValidationTask(path=data, rejected=rejected, source=shard.source, held_back=held_back, rules=rules)
     return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
 

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.publication import publication, stage_shard
+from rm_assets.data.parquet import read_table
+from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot, read_table
+from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
@@ -47,7 +48,9 @@ def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name)
     table = pa.Table.from_pandas(pd.concat(rows), schema=records.REPORT, preserve_index=False)
     with publication(storage, ASSET, settings.keep_snapshots, say) as turn:
-        shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, {DATA: table}, dict(report.metrics))
+        shard = turn.find(key) or stage_shard(
+            turn.directory, ASSET, "", key, tables_writer({DATA: table}, dict(report.metrics))
+        )
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
         snapshot = turn.publish([shard], inputs, {})
     rows = read_table(snapshot.paths(), records.REPORT).to_pandas()

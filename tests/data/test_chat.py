@@ -16,10 +16,10 @@ from rm_assets.data.chat import (
     render,
     with_frozen_date,
 )
-from rm_assets.data.flattening import flatten_pair, require_no_control_tokens
 from rm_assets.data.formats import PreferenceError
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.records import Reason
+from rm_assets.data.rendering import flatten_pair, require_no_control_tokens
 from rm_assets.settings import Settings, SettingsError
 
 CHATML = (
@@ -27,6 +27,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 USER, REPLY = {"role": "user", "content": "two words"}, {"role": "assistant", "content": "three more words"}
+NO = {"role": "assistant", "content": "no"}
 SYSTEM = {"role": "system", "content": "be brief"}
 
 
@@ -101,7 +102,7 @@ def test_prompt_and_reply_make_the_whole_conversation_where_the_template_rewrite
     )
     chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
     other = {"role": "assistant", "content": "three other words"}
-    flat = flatten_pair(chat, [USER], [REPLY], [other], "")
+    flat = flatten_pair(chat, {"prompt": [USER], "chosen": [REPLY], "rejected": [other]}, "")
     assert flat.prompt == "<|im_start|>user\ntwo words<|im_end|>\n<|im_start|>assistant\n"
     assert flat.prompt + flat.chosen == render(chat, [USER, REPLY], "")
     assert flat.prompt + flat.rejected == render(chat, [USER, other], "")
@@ -120,7 +121,7 @@ def test_a_message_tool_list_or_call_that_leaves_no_trace_is_told(tmp_path: Path
     called = {"role": "assistant", "content": "let me see", "tool_calls": [CALL]}
     assert lost_parts(chat, [USER, called], "") == ("tool call 1 of message 2",)
     with pytest.raises(PreferenceError) as error:
-        flatten_pair(chat, [SYSTEM, USER], [REPLY], [{"role": "assistant", "content": "no"}], "")
+        flatten_pair(chat, {"prompt": [SYSTEM, USER], "chosen": [REPLY], "rejected": [NO]}, "")
     assert error.value.reason == Reason.MESSAGE_LOST
 
 
@@ -130,11 +131,11 @@ def test_a_template_that_refuses_says_why_only_in_its_own_words(tmp_path: Path) 
     )
     chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
     with pytest.raises(PreferenceError) as error:
-        flatten_pair(chat, [SYSTEM, USER], [REPLY], [{"role": "assistant", "content": "no"}], "")
+        flatten_pair(chat, {"prompt": [SYSTEM, USER], "chosen": [REPLY], "rejected": [NO]}, "")
     assert (error.value.reason, error.value.detail) == (Reason.TEMPLATE_ERROR, "no system message, please")
     spying = chat_tokenizer(
         tmp_path / "b", "{{ raise_exception(messages[0].content) if messages | length > 4 }}" + CHATML
     )
     with pytest.raises(PreferenceError) as error:
-        flatten_pair(spying, [USER, REPLY] * 2 + [USER], [REPLY], [{"role": "assistant", "content": "no"}], "")
+        flatten_pair(spying, {"prompt": [USER, REPLY] * 2 + [USER], "chosen": [REPLY], "rejected": [NO]}, "")
     assert "words" not in error.value.detail

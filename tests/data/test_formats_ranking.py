@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.formats import Format, ParsingRules, PreferenceError, parse_row, stated_by
+from rm_assets.data.pair_keys import pair_id
 from rm_assets.data.records import Reason
-from rm_assets.data.validation import pair_id
 
 ALL = ParsingRules(max_pairs_per_prompt=1000)
 

@@ -9,7 +9,7 @@ import pytest
 from support import plain_row, rows, silent, violations, write_lines
 
 from rm_assets.data.formats import PreferenceError, parse_row
-from rm_assets.data.lines import shards_of_lines
+from rm_assets.data.lines import blocks_of_lines, read_block
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
@@ -24,13 +24,14 @@ REFUSED = {"blank", "not_utf8", "not_json"}
 def verdict(line: bytes) -> str:
     """What becomes of a line that stands second in a file: a reason, `blank`, or `sound`."""
     stream = io.BufferedReader(io.BytesIO(b"{}\n" + line))
-    [shard] = shards_of_lines(stream, shard_bytes=2**30, max_line_bytes=2**20)
-    if shard.num_lines == 1 or shard.num_blank:
+    [block] = blocks_of_lines(stream, block_bytes=2**22, max_line_bytes=2**20)
+    [lines] = read_block(block, max_line_bytes=2**20, part_bytes=2**22)
+    if lines.num_lines == 1 or lines.num_blank:
         return "blank"
-    if shard.rejects:
-        return shard.rejects[0][1]
+    if lines.rejects:
+        return lines.rejects[0][1]
     try:
-        parse_row(shard.texts[1])
+        parse_row(lines.texts[1].as_py())
     except PreferenceError as error:
         return error.reason
     return "sound"

@@ -7,16 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data import records
+from rm_assets.data.fingerprint import short_hash
+from rm_assets.data.id_lists import rows_of
 from rm_assets.data.padding import dropped_rows, padded, padded_table, split_of
 from rm_assets.data.records import Reason
-from rm_assets.data.tokenization import TokenizedPair, id_lists
 
 
 def keys(pairs: list[tuple[str, str]]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     half = len(pairs) // 2
     chunks = [pairs[:half], pairs[half:]]  # rows come in several chunks, one per file
     return tuple(
-        pa.chunked_array([pa.array([pair[side] for pair in chunk], pa.string()) for chunk in chunks], pa.string())
+        pa.chunked_array(
+            [pa.array([short_hash(pair[side]) for pair in chunk], pa.string()) for chunk in chunks], pa.string()
+        )
         for side in (0, 1)
     )
 
@@ -92,7 +95,7 @@ def test_both_sides_have_one_length_and_masks_that_give_the_ids_back(rows: list[
     columns |= {"line": list(range(len(rows))), "margin": [0.0] * len(rows)}
     columns |= {"prefix_length": [0] * len(rows), "num_dropped_turns": [0] * len(rows)}
     arrays = [
-        id_lists(chosen if field.name == "chosen_ids" else rejected)
+        rows_of(chosen if field.name == "chosen_ids" else rejected).array(field.type)
         if field.name.endswith("_ids")
         else pa.array(columns[field.name], field.type)
         for field in records.TOKENIZED
@@ -109,14 +112,3 @@ def test_both_sides_have_one_length_and_masks_that_give_the_ids_back(rows: list[
             assert row[f"{side}_input_ids"][:length] == ids
             width = max(map(len, original))
             assert row[f"{side}_attention_mask"] == [1] * length + [0] * (width - length)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "shared"),
-    [([1, 2, 3, 4], [1, 2, 9], 2), ([1, 2], [1, 2, 3], 1), ([1], [2], 0), ([1], [1, 2], 0), ([5, 6], [5, 7], 1)],
-)
-def test_the_shared_prefix_leaves_each_side_a_token_of_its_own(
-    chosen: list[int], rejected: list[int], shared: int
-) -> None:
-    pair = TokenizedPair(chosen=np.array(chosen, np.int32), rejected=np.array(rejected, np.int32))
-    assert pair.prefix_length == shared

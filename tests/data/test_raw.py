@@ -12,7 +12,7 @@ import pytest
 from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.file_bytes import RejectedFileError, opened, zstd
-from rm_assets.data.lines import ShardOfLines, shards_of_lines
+from rm_assets.data.lines import Block, blocks_of_lines
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
@@ -32,10 +32,10 @@ def whole_and_archived(name: str) -> tuple[bytes, bytes]:
 def test_a_damaged_archive_gives_lines_before_its_damage_shows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(whole_and_archived(name)[1][:-20])
     with opened(tmp_path / name) as file:
-        lines = shards_of_lines(file.stream(200), shard_bytes=100_000, max_line_bytes=100_000)
-        assert next(lines).texts
+        blocks = blocks_of_lines(file.stream(200), block_bytes=100_000, max_line_bytes=100_000)
+        assert next(blocks).num_lines
         with pytest.raises(RejectedFileError, match="damaged_archive"):
-            list(lines)
+            list(blocks)
 
 
 @pytest.mark.parametrize("name", ["torn.jsonl.gz", "torn.jsonl.zst"])
@@ -112,14 +112,14 @@ def during_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int],
     def arrange(happen: Callable[[int], object]) -> list[int]:
         times: list[int] = []
 
-        def hooked(*arguments: Any, **options: Any) -> Iterator[ShardOfLines]:
-            for shard in shards_of_lines(*arguments, **options):
+        def hooked(*arguments: Any, **options: Any) -> Iterator[Block]:
+            for shard in blocks_of_lines(*arguments, **options):
                 yield shard
                 if shard.first_line == 1:
                     times.append(len(times))
                     happen(times[-1])
 
-        monkeypatch.setattr("rm_assets.data.raw.shards_of_lines", hooked)
+        monkeypatch.setattr("rm_assets.data.raw.blocks_of_lines", hooked)
         return times
 
     return arrange

@@ -11,7 +11,14 @@ import pytest
 from support import silent
 
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.publication import Publication, held_lock, publication, remove_directory, stage_shard
+from rm_assets.data.publication import (
+    Publication,
+    held_lock,
+    publication,
+    remove_directory,
+    stage_shard,
+    tables_writer,
+)
 from rm_assets.data.snapshots import (
     DATA,
     MANIFEST,
@@ -29,7 +36,7 @@ from rm_assets.data.snapshots import (
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
     tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
     key = fingerprint(name, value, num_rejects)
-    return turn.find(key) or stage_shard(turn.directory, name, "source", key, tables, {})
+    return turn.find(key) or stage_shard(turn.directory, name, "source", key, tables_writer(tables, {}))
 
 
 def published(storage: Path, *values: int, keep: int = 3, num_rejects: int = 0) -> Snapshot:

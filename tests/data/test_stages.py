@@ -179,7 +179,7 @@ def test_an_unchanged_file_is_not_even_opened(many_shards: Settings, monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a file whose stamp is unchanged was opened")
 
-    monkeypatch.setattr("rm_assets.data.raw.shards_of_lines", refuse)
+    monkeypatch.setattr("rm_assets.data.raw.blocks_of_lines", refuse)
     raw_snapshot(many_shards, silent)
 
 

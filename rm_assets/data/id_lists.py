@@ -1,0 +1,88 @@
+"""Rows of token ids as flat arrays: no Python object per token, no call per row."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rm_assets.data.message_columns import single_chunk
+
+Ids = NDArray[np.int32]
+
+
+class IdLists(NamedTuple):
+    """Row i is ids[offsets[i] : offsets[i + 1]]; int32 [tokens] and integers [rows + 1].
+
+    For [7, 8] and [9]: ids [7, 8, 9], offsets [0, 2, 3].
+    """
+
+    ids: NDArray[Any]
+    offsets: NDArray[Any]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.diff(self.offsets).astype(np.int64)
+
+    def row(self, number: int) -> Ids:
+        """The ids of one row."""
+        return self.ids[self.offsets[number] : self.offsets[number + 1]]
+
+    def where(self, keep: NDArray[np.bool_]) -> "IdLists":
+        """The rows that are kept."""
+        if keep.all():
+            return self
+        return IdLists(self.ids[np.repeat(keep, self.lengths)], offsets_of(self.lengths[keep]))
+
+    def array(self, dtype: pa.DataType) -> pa.ListArray:
+        """As an Arrow column of a list type, the ids uncopied."""
+        return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids), type=dtype)
+
+
+def rows_of(rows: Sequence[Ids]) -> IdLists:
+    """Rows that are arrays of their own, end to end."""
+    return IdLists(np.concatenate([np.empty(0, np.int32), *rows]), offsets_of([len(row) for row in rows]))
+
+
+def lists_of(column: pa.ChunkedArray) -> IdLists:
+    """A list column of a table."""
+    lists = single_chunk(column)
+    offsets = lists.offsets.to_numpy()
+    return IdLists(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def offsets_of(lengths: "NDArray[Any] | list[int]") -> NDArray[np.int64]:
+    """Where rows of these lengths begin and end: [2, 1] gives [0, 2, 3]."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:
+    """Tokens of the longest common beginning of each pair of rows, at most one less than the shorter row has.
+
+    For [1, 2, 3, 4] and [1, 2, 9] it is 2; for [1, 2] and [1, 2, 3] it is 1: each row keeps a token of its own.
+    """
+    limits = np.maximum(np.minimum(one.lengths, other.lengths) - 1, 0)
+    ends = np.cumsum(limits)
+    starts = ends - limits
+    places = np.arange(limits.sum())
+    differ = (
+        one.ids[places + np.repeat(one.offsets[:-1] - starts, limits)]
+        != (other.ids[places + np.repeat(other.offsets[:-1] - starts, limits)])
+    )
+    found = np.flatnonzero(differ)
+    rows, first = np.unique(np.searchsorted(ends, found, side="right"), return_index=True)
+    limits[rows] = found[first] - starts[rows]
+    return np.asarray(limits)
+
+
+def are_equal(one: IdLists, other: IdLists, prefixes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether both rows are the same, given their `prefix_lengths`."""
+    lengths = one.lengths
+    same = (lengths == other.lengths) & (prefixes == np.maximum(lengths - 1, 0))
+    rows = np.flatnonzero(same & (lengths > 0))
+    same[rows] &= one.ids[one.offsets[rows + 1] - 1] == other.ids[other.offsets[rows + 1] - 1]
+    return np.asarray(same)

@@ -1,0 +1,118 @@
+"""Processes of this machine that compute shards, kept from one stage to the next: each loads its tokenizer once."""
+
+import atexit
+import contextlib
+import gc
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from typing import Any
+
+_IDLE_SECONDS = 60.0
+"""After so long without work the processes leave: what follows may need their memory."""
+
+
+class _Workers:
+    """The processes of this one, at most one pool at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+        self._num_workers = 0
+        self._timer: threading.Timer | None = None
+
+    def pool(self, num_workers: int) -> ProcessPoolExecutor:
+        """A pool of so many processes, which are started when there is work."""
+        with self._lock:
+            self._cancel_timer()
+            if self._pool is None or self._num_workers != num_workers:
+                self._shut_down()
+                # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare)
+                self._num_workers = num_workers
+            return self._pool
+
+    def rest(self) -> None:
+        """Nothing to do for now."""
+        with self._lock:
+            self._cancel_timer()
+            self._timer = threading.Timer(_IDLE_SECONDS, self.close)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        """Let the processes leave."""
+        with self._lock:
+            self._cancel_timer()
+            self._shut_down()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _shut_down(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+_workers = _Workers()
+close_workers = _workers.close
+atexit.register(close_workers)
+
+
+def mapped(function: Callable[[Any], Any], arguments: list[Any], num_workers: int) -> Iterator[Any]:
+    """The function's results, in order, computed by so many processes; their errors are raised here."""
+    pool = _workers.pool(num_workers)
+    try:
+        yield from pool.map(function, arguments)
+    except BaseException:
+        _workers.close()  # a process was killed, or the run is being stopped: start afresh next time
+        raise
+    _workers.rest()
+
+
+def warm_up(function: Callable[..., Any], arguments: tuple[Any, ...], num_workers: int) -> None:
+    """Start the processes, and have each call a function, such as one that loads a tokenizer."""
+    pool = _workers.pool(num_workers)
+    calls: list[Future[Any]] = [pool.submit(_called, function, arguments) for _ in range(num_workers)]
+    wait(calls)
+    for call in calls:
+        call.result()
+    _workers.rest()
+
+
+def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    function(*arguments)  # what it gives stays in this process
+
+
+def _prepare() -> None:
+    """One core for each process, and none outlives the one that started it, however that ends."""
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """No search for reference cycles meanwhile: batches of rows make many objects and hardly any cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,53 @@
+"""Rows of ids as flat arrays: shared beginnings, equality, and the rows that are kept."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data.id_lists import IdLists, are_equal, lists_of, prefix_lengths, rows_of
+
+Rows = list[tuple[list[int], list[int]]]
+ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=1, max_size=6)] * 2), max_size=8)
+
+
+def both(rows: Rows) -> tuple[IdLists, IdLists]:
+    chosen, rejected = (rows_of([np.array(row[side], np.int32) for row in rows]) for side in (0, 1))
+    return chosen, rejected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shared"),
+    [([1, 2, 3, 4], [1, 2, 9], 2), ([1, 2], [1, 2, 3], 1), ([1], [2], 0), ([1], [1, 2], 0), ([5, 6], [5, 7], 1)],
+)
+def test_the_shared_prefix_leaves_each_side_a_token_of_its_own(
+    chosen: list[int], rejected: list[int], shared: int
+) -> None:
+    assert prefix_lengths(*both([([7], [8]), (chosen, rejected), ([7], [8])])).tolist() == [0, shared, 0]
+
+
+@given(ROWS)
+def test_prefixes_and_equality_are_those_of_the_rows_one_by_one(rows: Rows) -> None:
+    chosen, rejected = both(rows)
+    prefixes = prefix_lengths(chosen, rejected)
+    for (one, other), prefix in zip(rows, prefixes.tolist(), strict=True):
+        limit = min(len(one), len(other)) - 1
+        assert one[:prefix] == other[:prefix]
+        assert prefix <= limit
+        assert prefix == limit or one[prefix] != other[prefix]
+    assert are_equal(chosen, rejected, prefixes).tolist() == [one == other for one, other in rows]
+
+
+@given(ROWS, st.randoms())
+def test_rows_that_are_kept_are_the_same_rows(rows: Rows, random) -> None:
+    chosen, _ = both(rows)
+    keep = np.array([random.random() < 0.5 for _ in rows], np.bool_)
+    kept = chosen.where(keep).array(pa.list_(pa.int32()))
+    assert kept.to_pylist() == [one for (one, _), is_kept in zip(rows, keep, strict=True) if is_kept]
+
+
+def test_a_column_in_several_pieces_reads_as_one() -> None:
+    pieces = [pa.array([[1, 2], []], pa.list_(pa.int32())), pa.array([[3]], pa.list_(pa.int32()))]
+    lists = lists_of(pa.chunked_array(pieces))
+    assert (lists.ids.tolist(), lists.offsets.tolist()) == ([1, 2, 3], [0, 2, 2, 3])
