@@ -168,12 +168,12 @@ def new_encoder(
     definition = tokenizer_definition(reference)
     try:
         encoder = Encoder(reference, build(definition), "", is_control)
+        versions = [version(name) for name in ("fastokens", "tokenizers", "transformers")]
     except ImportError as error:
         return Encoder(reference, None, f"fastokens is not installed ({error})", is_control)
     except BaseException as error:
         _reraise_unless_of_the_tokenizer(error)
         return Encoder(reference, None, f"fastokens does not load this tokenizer: {error}", is_control)
-    versions = [version(name) for name in ("fastokens", "tokenizers", "transformers")]
     split = bool(getattr(reference, "split_special_tokens", False))
     key = fingerprint(encoder_self_test.VERSION, definition, split, versions)
     difference = self_tested(key, cache_directory, lambda: self_test_difference(encoder))

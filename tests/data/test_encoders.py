@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -96,6 +98,14 @@ def compare_fuzzed_texts(seed: int, count: int) -> None:
     encoder = load_encoder(find_tokenizer(Settings()))
     added = sorted(str(token) for token in encoder.reference.added_tokens_decoder.values())
     texts = list(fuzzed_texts(added, count, seed))
+    for own, theirs in zip(encoder.encode_batch(texts), encoder.reference_encode(texts), strict=True):
+        assert np.array_equal(own, theirs)
+
+
+@given(st.lists(st.text(), max_size=20))
+def test_any_texts_are_encoded_alike(texts: list[str]) -> None:
+    pytest.importorskip("fastokens")
+    encoder = load_encoder(find_tokenizer(Settings()))
     for own, theirs in zip(encoder.encode_batch(texts), encoder.reference_encode(texts), strict=True):
         assert np.array_equal(own, theirs)
 

@@ -1,0 +1,50 @@
+"""Real pairs under real tokenizers: every id by the fast ways is the one that `apply_chat_template` gives."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from support import rows, silent
+
+from rm_assets.data.chat import TemplateError, load_chat_tokenizer, message_dict, reference_ids
+from rm_assets.data.encoders import encode_shard, load_encoder
+from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.templates import TemplateRenderer
+from rm_assets.data.validation import validated_snapshot
+from rm_assets.settings import Settings
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+FILES = sorted((SHARED / "data").glob("*.jsonl"))
+TOKENIZERS = {"qwen3": "fastokens", "gpt2-chatml": "fastokens", "tekken": "fastokens", "minilm-wordpiece": "tokenizers"}
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not FILES, reason="no real pairs beside the checkout")
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settings: Settings, tmp_path: Path) -> None:
+    template = "plain" if name == "minilm-wordpiece" else None  # it has none of its own, and holds single turns only
+    files = find_tokenizer(Settings(tokenizer=str(SHARED / "tokenizers" / name), chat_template=template))
+    chat, encoder = load_chat_tokenizer(files), load_encoder(files)
+    renderer = TemplateRenderer(chat)
+    assert encoder.backend == TOKENIZERS[name], encoder.reason
+    num_texts = 0
+    for path in FILES:
+        own = settings.model_copy(update={"annotations": str(path), "storage": str(tmp_path / path.stem)})
+        texts, expected = [], []
+        for row in rows(validated_snapshot(own, raw_snapshot(own, silent), silent)):
+            for side in ("chosen", "rejected"):
+                messages = [message_dict(message) for message in row["prompt"] + row[side]]
+                try:
+                    expected.append(reference_ids(chat, messages, row["tools"]))
+                except TemplateError:
+                    with pytest.raises(TemplateError):
+                        renderer(messages, row["tools"])
+                    continue
+                texts.append(renderer(messages, row["tools"]))
+        shard = encode_shard(encoder, texts)
+        assert [shard.ids[start:end].tolist() for start, end in itertools.pairwise(shard.offsets)] == expected
+        assert (shard.backend, shard.fell_back) == (TOKENIZERS[name], False)
+        num_texts += len(texts)
+    assert num_texts > 2_000
+    assert renderer.num_fast > num_texts * 0.9
