@@ -125,17 +125,16 @@ def _warm_up(settings: Any, tokenizer: Any) -> None:
     from rm_assets.data.workers import warm_up
 
     _load(settings, tokenizer)  # keeps the outcome of the self-test for the others
-    warm_up(_load, (settings, tokenizer, 1.0), settings.num_workers)
+    warm_up(_load, (settings, tokenizer), settings.num_workers)
 
 
-def _load(settings: Any, tokenizer: Any, seconds: float = 0.0) -> None:
+def _load(settings: Any, tokenizer: Any) -> None:
     from rm_assets.data.encoders import load_encoder
     from rm_assets.data.flattening import template_renderer
     from rm_assets.data.tokenization import SELF_TESTS
 
     load_encoder(tokenizer, Path(settings.storage) / SELF_TESTS)
     template_renderer(tokenizer)
-    time.sleep(seconds)  # no process may take the call of another that is still starting
 
 
 # --- TRL -----------------------------------------------------------------------------------------------------

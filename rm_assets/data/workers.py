@@ -5,6 +5,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -31,7 +32,9 @@ class _Workers:
                 self._shut_down()
                 # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare)
+                self._pool = ProcessPoolExecutor(
+                    num_workers, mp_context=context, initializer=_prepare, initargs=(context.Barrier(num_workers),)
+                )
                 self._num_workers = num_workers
             return self._pool
 
@@ -86,17 +89,27 @@ def warm_up(function: Callable[..., Any], arguments: tuple[Any, ...], num_worker
     _workers.rest()
 
 
+_everyone: list[Any] = []  # in a worker: the barrier at which all workers of its pool meet
+_SECONDS_TO_MEET = 600.0
+
+
 def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     function(*arguments)  # what it gives stays in this process
+    _everyone[0].wait(_SECONDS_TO_MEET)  # so that no process takes the call of another
 
 
-def _prepare() -> None:
+def _prepare(everyone: Any) -> None:
     """One core for each process, and none outlives the one that started it, however that ends."""
+    _everyone.append(everyone)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    # A third of a process's memory, and of the time to start it, would be torch, which transformers imports where it
+    # can, and which no tokenizer needs.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     import pyarrow as pa
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,52 @@
+"""Processes that compute shards: kept between stages, warmed up one by one, and gone with the one that started them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from worker_functions import has_torch, own_number, write_own_number
+
+from rm_assets.data.workers import close_workers, mapped, warm_up
+
+
+def test_each_process_is_warmed_up_once_and_stays_for_the_work(tmp_path: Path) -> None:
+    try:
+        warm_up(write_own_number, (tmp_path,), 2)
+        warmed = {int(path.name) for path in tmp_path.iterdir()}
+        assert len(warmed) == 2
+        assert set(mapped(own_number, list(range(8)), 2)) <= warmed
+        assert list(mapped(has_torch, [0], 2)) == [False]
+    finally:
+        close_workers()
+
+
+STARTER = """
+import os, sys, time
+from rm_assets.data.workers import mapped
+if __name__ == "__main__":
+    list(mapped(os.getpgid, [0], 2))
+    children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read()
+    print(children, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "starter.py").write_text(STARTER)
+    with subprocess.Popen([sys.executable, str(tmp_path / "starter.py")], stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        children = [int(number) for number in starter.stdout.readline().split()]
+        assert children
+        starter.kill()
+    deadline = time.monotonic() + 20
+    while any(_is_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_is_alive(child) for child in children)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
