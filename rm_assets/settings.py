@@ -114,6 +114,11 @@ class Settings(BaseModel):
     shard_bytes: int = Field(
         32 * 2**20, ge=1, description="Largest text of a shard, in bytes of the decompressed file."
     )
+    verify: Literal["stamps", "full"] = Field(
+        "stamps",
+        description="What tells that an annotation file is unchanged: its size, times and inode, or its content, read "
+        "anew.",
+    )
     max_line_bytes: int = Field(
         16 * 2**20, ge=1, description="Longer lines, in bytes, are rejects and never held in memory."
     )

@@ -70,29 +70,31 @@ def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
     """Rows and rejects of one shard of validated pairs; rendered anew by transformers where a sample differs."""
     renderer = template_renderer(task.tokenizer)
     try:
-        return _flatten(task, renderer, writer) | {"renderer_fell_back": ""}
-    except _RenderedOtherwiseError as error:
+        stats = _flatten(task, renderer, writer)
+    except _RenderedOtherwiseError:
         writer.restart()
-        return _flatten(task, renderer, writer) | {"renderer_fell_back": str(error)}
+        stats = _flatten(task, renderer, writer)
+    return stats | {"renderer": "jinja" if renderer.reason else "pieces", "renderer_reason": renderer.reason}
 
 
 def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWriter) -> Stats:
-    counts: Counter[str] = Counter(num_in=0, num_rewritten=0)
+    counts: Counter[str] = Counter(num_in=0, num_rewritten=0, num_one_by_one=0)
     reasons: Counter[Reason] = Counter()
     for rows in read_batches(task.path, records.VALIDATED):
-        flattened, rejects = _flattened_rows(task, renderer, rows)
+        flattened, rejects, num_one_by_one = _flattened_rows(task, renderer, rows)
         kept = [flat for flat in flattened if flat is not None]
         writer.write(DATA, _table(rows, flattened, kept))
         writer.write(REJECTS, reject_table(rejects))
-        counts.update(num_in=rows.num_rows, num_rewritten=sum(flat.is_rewritten for flat in kept))
+        counts.update(num_in=rows.num_rows, num_one_by_one=num_one_by_one)
+        counts.update(num_rewritten=sum(flat.is_rewritten for flat in kept))
         reasons.update(reject["reason"] for reject in rejects)
     return {**counts, "reasons": reason_counts(reasons)}
 
 
 def _flattened_rows(
     task: FlatteningTask, renderer: TemplateRenderer, rows: pa.Table
-) -> tuple[list[Flattened | None], list[dict[str, Any]]]:
-    """Each row as text, or None where it is among the rejects."""
+) -> tuple[list[Flattened | None], list[dict[str, Any]], int]:
+    """Each row as text, or None where it is among the rejects; and how many were not rendered by the fast path."""
     flattened: list[Flattened | None] = [None] * rows.num_rows
     plain = _plain_pairs(rows)
     if not task.allow_control_tokens:
@@ -103,8 +105,8 @@ def _flattened_rows(
         flattened[row] = flat
     places = list(plain)
     sample = {places[number]: pairs[number] for number in sample_rows(len(pairs), NUM_VERIFIED)}
-    if detail := verify_plain(renderer, list(sample.values()), [flattened[row] for row in sample]):
-        raise _RenderedOtherwiseError(detail)
+    if verify_plain(renderer, list(sample.values()), [flattened[row] for row in sample]):
+        raise _RenderedOtherwiseError
     others = [row for row, flat in enumerate(flattened) if flat is None]
     rejects = []
     for row, values in zip(others, rows.take(pa.array(others, pa.int64())).to_pylist(), strict=True):
@@ -112,7 +114,7 @@ def _flattened_rows(
             flattened[row] = _flattened_row(task, renderer.chat, values)
         except PreferenceError as error:
             rejects.append(pair_reject(values, Stage.FLATTENED, error.reason, error.detail))
-    return flattened, rejects
+    return flattened, rejects, len(others)
 
 
 def _plain_pairs(rows: pa.Table) -> dict[int, PlainPair]:
@@ -178,5 +180,7 @@ def flattened_snapshot(
     with publication(place(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
         shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings, say)
+        for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):
+            say(f"{Stage.FLATTENED}: rendered by transformers one by one, many times slower: {reason}")
         made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)
         return turn.publish(shards, {Stage.VALIDATED: validated.name}, {}, made_with)

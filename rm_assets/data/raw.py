@@ -118,7 +118,7 @@ class _Reading:
 
 
 def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, Any]) -> list[Shard]:
-    known = stamps.get(file.source)
+    known = stamps.get(file.source) if reading.settings.verify == "stamps" else None
     if known and known["stamp"] == _present_stamp(file, reading.identity, reading.settings):
         found = [reading.turn.find(key) for key in known["keys"]]
         if all(found):

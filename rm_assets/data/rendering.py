@@ -53,7 +53,7 @@ def flatten_pair(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools
     if one == other:
         raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template writes both sides alike")
     contents = [[m.get("content") or "" for m in prompt + sides[side]] for side in SIDES]
-    counts = tuple(len(chat.control_pattern.findall(text)) for text in (one, other))
+    counts = tuple(_num_written(chat, text, parts) for text, parts in zip((one, other), contents, strict=True))
     rewritten = any(part not in text for parts, text in zip(contents, (one, other), strict=True) for part in parts)
     return _flattened(opening, one, other, counts, rewritten)  # type: ignore[arg-type]
 
@@ -64,6 +64,18 @@ def _flattened(opening: str, one: str, other: str, counts: tuple[int, int], is_r
     else:
         shared = len(os.path.commonprefix([opening, one, other]))  # noqa: RUF071 - characters are what is meant
     return Flattened(one[:shared], one[shared:], other[shared:], counts, is_rewritten)
+
+
+def _num_written(chat: ChatTokenizer, text: str, contents: Sequence[str]) -> int:
+    """How many control tokens of a rendering the template writes: those that no content has a part in."""
+    spans, place = [], 0
+    for content in contents:
+        start = text.find(content, place) if content else -1
+        if start >= 0:
+            place = start + len(content)
+            spans.append((start, place))
+    found = [match.span() for match in chat.control_pattern.finditer(text)]
+    return sum(not any(start < last and first < end for start, end in spans) for first, last in found)
 
 
 def require_no_control_tokens(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str) -> None:
@@ -151,13 +163,9 @@ class _Renderings:
         for row, parts in zip(rows, contents, strict=True):
             text = self.texts[row]
             if text is not None:
-                self.counts[row] = _num_control(renderer, text) if num_control is None else num_control
+                self.counts[row] = num_control if num_control is not None else _num_written(renderer.chat, text, parts)
                 for number in treated:
                     self.rewritten[row] |= parts[number] not in text
-
-
-def _num_control(renderer: TemplateRenderer, text: str) -> int:
-    return len(renderer.chat.control_pattern.findall(text))
 
 
 def verify_plain(renderer: TemplateRenderer, pairs: Sequence[PlainPair], flattened: Sequence[Flattened | None]) -> str:

@@ -36,8 +36,6 @@ from rm_assets.settings import Settings
 VERSION = 2
 NUM_SAMPLED = 64
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
-NUM_VERIFIED = 32
-"""Conversations of each row group that the reference encodes while the others are still at hand."""
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
 
@@ -113,10 +111,10 @@ def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
     """Rows and rejects of one shard of rendered pairs; encoded anew by the reference where a sample differs."""
     encoder = load_encoder(task.tokenizer, task.self_tests)
     try:
-        return _tokenize(task, encoder, writer, is_first=True) | {"encoder_fell_back": ""}
+        return _tokenize(task, encoder, writer, is_first=True)
     except _EncodedOtherwiseError as error:
         writer.restart()
-        return _tokenize(task, encoder, writer, is_first=False) | {"encoder_fell_back": str(error)}
+        return _tokenize(task, encoder, writer, is_first=False) | {"encoder_reason": str(error)}
 
 
 def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, is_first: bool) -> Stats:
@@ -142,6 +140,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         "pad_token_id": chat.pad_token_id,
         "num_in": num_in,
         "encoder": encoder.backend,
+        "encoder_reason": encoder.reason,
         "reasons": reason_counts(reasons),
     }
 
@@ -152,7 +151,7 @@ def _encoded(encoder: Encoder, rows: pa.Table) -> tuple[EncodedTexts, dict[int, 
     failed: dict[int, Refusal] = {}
     while True:
         try:
-            return encode_shard(encoder, texts, NUM_VERIFIED), failed
+            return encode_shard(encoder, texts), failed
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
@@ -300,5 +299,7 @@ def tokenized_snapshot(
     with publication(place(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
         shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings, say)
+        for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):
+            say(f"{Stage.TOKENIZED}: encoded by transformers' own tokenizer, several times slower: {reason}")
         made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)
         return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {}, made_with)

@@ -86,7 +86,11 @@ _TOTALS = {
         "tied_pairs": "num_tied",
         "pairs_over_the_cap": "num_not_taken",
     },
-    Stage.FLATTENED: {"characters": "num_characters", "pairs_rewritten_by_the_template": "num_rewritten"},
+    Stage.FLATTENED: {
+        "characters": "num_characters",
+        "pairs_rewritten_by_the_template": "num_rewritten",
+        "pairs_rendered_one_by_one": "num_one_by_one",
+    },
     Stage.TOKENIZED: {"tokens": "num_tokens", "shared_prefix_tokens": "num_shared_tokens"},
     Stage.PADDED: {
         "train_pairs": "num_train",
@@ -99,6 +103,17 @@ _TOTALS = {
 }
 
 
+_WAYS = {Stage.FLATTENED: ("renderer", "renderer_reason"), Stage.TOKENIZED: ("encoder", "encoder_reason")}
+
+
+def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
+    """Which library did the work of a stage, and why not the fast one where it did not."""
+    used = Counter(shard.stats[name] for shard in manifest.shards)
+    reasons = sorted({shard.stats[reason] for shard in manifest.shards} - {""})
+    shown = {name: ", ".join(f"{way} ({count} shards)" for way, count in sorted(used.items()))}
+    return shown | ({reason: "; ".join(reasons)} if reasons else {})
+
+
 def _tables(stage: Stage, snapshot: Snapshot) -> dict[str, Any]:
     manifest = snapshot.manifest
     reasons = [
@@ -108,6 +123,8 @@ def _tables(stage: Stage, snapshot: Snapshot) -> dict[str, Any]:
     metadata: dict[str, Any] = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
     metadata["files"] = table(_rows_by_file(manifest))
     metadata["rejects_by_reason"] = table(reasons, {"reason": "string", "rejects": "int", "meaning": "string"})
+    if stage in _WAYS:
+        metadata |= _ways(manifest, *_WAYS[stage])
     if stage is Stage.RAW:
         ignored = [{"file": name} for name in manifest.facts["ignored_files"]]
         metadata |= {"ignored_files": table(ignored, {"file": "string"})} if ignored else {}

@@ -1,0 +1,144 @@
+"""Fast paths within their stages: whatever they get wrong is found out, and the shard made anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import plain_row, rejects, rows, run_stages, write_lines
+
+from rm_assets.data import flattening, tokenization
+from rm_assets.data.chat import load_chat_tokenizer
+from rm_assets.data.encoders import Encoder, load_encoder
+from rm_assets.data.flattening import flattened_snapshot
+from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.records import Stage
+from rm_assets.data.templates import TemplateRenderer
+from rm_assets.data.tokenization import tokenized_snapshot
+from rm_assets.data.validation import validated_snapshot
+from rm_assets.settings import Settings
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@pytest.fixture
+def many_rows(settings: Settings) -> Settings:
+    """Enough rows for several row groups in a shard, one of them with a system message and tools."""
+    tools = [{"type": "function", "function": {"name": "add", "description": "sum", "parameters": {}}}]
+    extra = plain_row(5, tools=tools, system="Be brief.")
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [*map(plain_row, range(2_000)), extra])
+    return settings
+
+
+def prepared(settings: Settings, storage: str, said: list[str]) -> dict[Stage, Any]:
+    """The first four stages on a storage of their own."""
+    own = settings.model_copy(update={"storage": str(Path(settings.storage).with_name(storage))})
+    files = find_tokenizer(own)
+    raw = raw_snapshot(own, said.append)
+    validated = validated_snapshot(own, raw, said.append)
+    flattened = flattened_snapshot(own, files, validated, said.append)
+    tokenized = tokenized_snapshot(own, files, validated, flattened, said.append)
+    return dict(zip(Stage, (raw, validated, flattened, tokenized), strict=False))
+
+
+class Spoilt:
+    """A fast backend that is the reference, but for what a test does to its ids."""
+
+    def __init__(self, reference: Any, spoil: Callable[[Ids], None]) -> None:
+        self._reference = Encoder(reference, None, "", np.zeros(1, np.bool_))
+        self._spoil = spoil
+
+    def encode_batch_flat(
+        self, inputs: list[str], add_special_tokens: bool = False, split_special_tokens: bool = False
+    ) -> tuple[bytes, bytes]:
+        ids, offsets = self._reference.reference_encode(inputs)
+        self._spoil(ids)
+        return ids.tobytes(), offsets.tobytes()
+
+
+def one_in_a_thousand(ids: Ids) -> None:
+    ids[500::1000] ^= 1
+
+
+def test_a_backend_with_one_wrong_id_in_a_thousand_is_found_out_and_its_shard_encoded_anew(
+    many_rows: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = prepared(many_rows, "expected", [])
+    honest = load_encoder(find_tokenizer(many_rows))
+    wrong = Encoder(honest.reference, Spoilt(honest.reference, one_in_a_thousand), "", honest.is_control)
+    monkeypatch.setattr(tokenization, "load_encoder", lambda *_: wrong)
+    said: list[str] = []
+    found = prepared(many_rows, "found", said)
+    assert found[Stage.TOKENIZED].name == expected[Stage.TOKENIZED].name
+    [shard] = found[Stage.TOKENIZED].manifest.shards
+    assert shard.stats["encoder"] == "tokenizers"
+    assert "fastokens differed from the reference" in shard.stats["encoder_reason"]
+    assert any("several times slower: fastokens differed" in line for line in said)
+
+
+def test_a_wrong_rendering_is_found_out_and_its_shard_rendered_anew(
+    many_rows: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(TemplateRenderer):
+        """Writes a space too many in one of ten conversations."""
+
+        def render_many(self, *arguments: Any, **options: Any) -> list[str | None]:
+            texts = super().render_many(*arguments, **options)
+            return [text and text + " " * (number % 10 == 0) for number, text in enumerate(texts)]
+
+    expected = prepared(many_rows, "expected", [])
+    renderer = Wrong(load_chat_tokenizer(find_tokenizer(many_rows)))
+    monkeypatch.setattr(flattening, "template_renderer", lambda _: renderer)
+    said: list[str] = []
+    found = prepared(many_rows, "found", said)
+    assert found[Stage.FLATTENED].name == expected[Stage.FLATTENED].name
+    [shard] = found[Stage.FLATTENED].manifest.shards
+    assert (shard.stats["renderer"], shard.stats["num_one_by_one"]) == ("jinja", 2_001)
+    assert any("many times slower" in line for line in said)
+
+
+def test_fast_paths_are_taken_where_they_can_be(many_rows: Settings) -> None:
+    stages = prepared(many_rows, "storage", [])
+    [flattened] = stages[Stage.FLATTENED].manifest.shards
+    [tokenized] = stages[Stage.TOKENIZED].manifest.shards
+    assert (flattened.stats["renderer"], flattened.stats["num_one_by_one"]) == ("pieces", 1)
+    assert (tokenized.stats["encoder"], tokenized.stats["encoder_reason"]) == ("fastokens", "")
+
+
+def test_a_control_token_that_arises_where_message_and_template_meet_is_a_reject(settings: Settings) -> None:
+    template = Path(settings.storage).parent / "open.jinja"
+    template.write_text("{% for m in messages %}<|im_start|>{{ m.content }}m_end|>{% endfor %}<|im_end|>")
+    lines = [plain_row(1), plain_row(2, chosen="Three.<|i"), plain_row(3)]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
+    settings = settings.model_copy(update={"chat_template": str(template)})
+    stages = run_stages(settings)
+    assert rejects(stages[Stage.TOKENIZED]) == [("a.jsonl", 2, "control_token")]
+    assert len(rows(stages[Stage.TOKENIZED])) == 2
+
+
+def test_a_conversation_that_the_tokenizer_fails_on_is_a_reject(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        """What Rust code raises; no `Exception`."""
+
+    class Fails:
+        """A tokenizer that breaks off on one word."""
+
+        def __init__(self, reference: Any) -> None:
+            self._reference = reference
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            if any("42" in text for text in texts):
+                raise PanicException
+            return self._reference(texts, **options)
+
+    honest = load_encoder(find_tokenizer(settings))
+    encoder = Encoder(Fails(honest.reference), None, "", honest.is_control)
+    monkeypatch.setattr(tokenization, "load_encoder", lambda *_: encoder)
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), plain_row(42), plain_row(3)])
+    stages = run_stages(settings)
+    assert rejects(stages[Stage.TOKENIZED]) == [("a.jsonl", 2, "tokenizer_error")]
+    assert len(rows(stages[Stage.TOKENIZED])) == 2
