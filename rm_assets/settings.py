@@ -57,29 +57,62 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1, description="Passes over the training pairs.")
-    learning_rate: float = Field(
-        1e-5,
+    learning_rate: float | None = Field(
+        None,
         gt=0,
-        description="Peak learning rate of AdamW, reached after the warm-up; a cosine takes it to zero.",
+        description="Peak learning rate of AdamW, reached after the warm-up; a cosine takes it to zero. Unset: by the "
+        "model's size, from 1e-4 below 100 million weights to 2e-6 from 5 billion on, and ten times that with LoRA.",
     )
     warmup_fraction: float = Field(
         0.05, ge=0, lt=1, description="Share of the optimizer steps spent on linear warm-up."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay, on matrices only.")
     batch_pairs: int = Field(64, ge=1, description="Pairs per optimizer step, over all processes.")
-    micro_batch_pairs: int = Field(
-        8, ge=1, description="Pairs per forward pass of one process; bounds memory, not results."
+    micro_batch_tokens: int = Field(
+        8192, ge=1, description="Tokens per forward pass of one process; bounds memory, not results."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
+    loss: Literal["margin", "plain", "scaled"] = Field(
+        "margin",
+        description="What a pair's margin does: the scores must differ by more than it, nothing, or the pair's loss is "
+        "multiplied by it (by 1 where the annotation gives none).",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Share of the labels taken to be wrong: this much of each loss is that of the pair turned round.",
+    )
     center_rewards: float = Field(
         0.01,
         ge=0,
         description="Weight of mean((r_chosen + r_rejected)^2), which keeps scores near zero; 0 turns it off.",
     )
+    lora_rank: int = Field(
+        0, ge=0, description="Rank of LoRA adapters on all linear layers, trained with the head; 0 trains all weights."
+    )
+    lora_alpha: int = Field(32, ge=1, description="Adapters are scaled by this over their rank.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute each layer again in the backward pass: less memory, a third more work."
+    )
+    compile: bool = Field(False, description="Compile each layer (torch.compile); pays on a GPU after some minutes.")
+    checkpoint_every_steps: int = Field(
+        0, ge=0, description="Optimizer steps between two checkpoints; 0: by checkpoint_minutes alone."
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Minutes between two checkpoints, from which a stopped training goes on."
+    )
     seed: int = Field(0, ge=0, description="Seed of the head's initial weights and of the order of the pairs.")
     num_processes: int = Field(
         1, ge=1, description="Processes of the training job on this machine (torchrun); one per GPU."
     )
+    tracking: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="Where the curves of a training also go while it runs."
+    )
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that change the trained model, if only by rounding: all but those of saving and showing."""
+        return self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
 
 
 class Settings(BaseModel):

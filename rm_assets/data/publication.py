@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import held_lock
+from rm_assets.data.locks import held_lock, local_directory
 from rm_assets.data.parquet import parquet_writer
 from rm_assets.data.snapshots import (
     LATEST,
@@ -36,6 +36,7 @@ from rm_assets.data.storage import (
     NewFile,
     file_sizes,
     is_abandoned,
+    is_remote,
     make_directory,
     new_file,
     place_files,
@@ -47,6 +48,9 @@ from rm_assets.data.storage import (
     unfinished_files,
     write_json,
 )
+
+TRAINING = ".training"
+"""Where the unfinished trainings of an asset lie, each with a JSON file that names its `data_snapshot`."""
 
 STAGING = ".staging"
 _ATTEMPTS = 3
@@ -313,13 +317,19 @@ def _is_whole(shard: Shard, sizes: dict[str, int]) -> bool:
     return all(sizes.get(file.path) == file.num_bytes for file in shard.files)
 
 
+def unfinished_trainings(home: Path) -> Path:
+    """Where those of an asset lie: on this machine, also where the storage is a remote one."""
+    return (local_directory(home) if is_remote(home) else home) / TRAINING
+
+
 def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
-    """The (asset, snapshot) that some manifest of the storage names as what it was made from."""
+    """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from."""
     pinned: set[tuple[str, str]] = set()
     for asset in subdirectories(storage):
-        for name in subdirectories(storage / asset):
+        manifests = [storage / asset / name / MANIFEST for name in subdirectories(storage / asset)]
+        for path in (*manifests, *unfinished_trainings(storage / asset).glob("*.json")):
             with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found = msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Inputs)
+                found = msgspec.json.decode(read_file(path), type=_Inputs)
                 pinned.update(found.inputs.items())
                 pinned.add(("padded_pairs", found.data_snapshot))
     return pinned

@@ -18,6 +18,7 @@ from pydantic import Field
 from rm_assets.data.locks import held_lock
 
 LOCK = "training.lock"
+SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more
 
 
 class TrainingFailedError(RuntimeError):
@@ -29,7 +30,7 @@ class TrainingLauncher(dg.ConfigurableResource):
 
     grace_seconds: float = Field(
         default=5.0,
-        description="Seconds a cancelled job has to leave after SIGINT, and again after SIGTERM, before SIGKILL.",
+        description="Seconds a cancelled job has after SIGINT to save and leave, before it is made to.",
     )
 
     def run(self, context: dg.AssetExecutionContext, job_path: Path, storage: Path) -> None:
@@ -68,12 +69,12 @@ class TrainingLauncher(dg.ConfigurableResource):
                 self._end_group(process)
 
     def _end_group(self, process: subprocess.Popen[bytes]) -> None:
-        """Ask the job to leave, then make it; a no-op for a group that is gone."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Ask the job to save and leave, then to leave at once, then make it; a no-op for a group that is gone."""
+        for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_TO_LEAVE)):
             if process.poll() is None:
                 _signal_group(process, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(self.grace_seconds)
+                    process.wait(seconds)
         _signal_group(process, signal.SIGKILL)
         process.wait()
 
@@ -92,6 +93,9 @@ def _reason(job_path: Path, code: int) -> str:
     if code < 0:
         told = f"it was ended by {signal.Signals(-code).name}"
         return f"the training job did not finish: {told}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    if code - 128 in (signal.SIGINT, signal.SIGTERM):
+        name = signal.Signals(code - 128).name
+        return f"the training job was stopped by {name}: materialize again, and it goes on from its checkpoint"
     if error.is_file():
         return f"the training job failed: {error.read_text().strip()}"
     return f"the training job failed with exit code {code}; its output stands in the step's compute log"

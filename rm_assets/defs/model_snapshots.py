@@ -3,6 +3,9 @@
 `<storage>/reward_model/<snapshot>/` holds `model/`, `scores.parquet`, `metrics.jsonl` and `manifest.json`. The
 snapshot is named by what went into the model, not by its weights: on a GPU no two trainings give the same ones.
 
+A training in progress lies in `.training/<snapshot>/`, its description beside it, until it is done. One that was
+stopped goes on from its checkpoint, on the pairs that it began with; other settings begin another one.
+
 The job works on real files. Where the storage is a remote one, it reads copies of the pairs and writes into a directory
 of this machine, which is then uploaded, the manifest last.
 """
@@ -10,6 +13,7 @@ of this machine, which is then uploaded, the manifest last.
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,11 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import held_lock, local_directory
+from rm_assets.data.locks import held_lock
 from rm_assets.data.padding import SPLITS, pad_token_id_of
-from rm_assets.data.publication import remove_directory
-from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError
+from rm_assets.data.publication import remove_directory, unfinished_trainings
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.storage import (
     download,
     is_remote,
@@ -30,12 +35,11 @@ from rm_assets.data.storage import (
     upload,
     write_json,
 )
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launcher import TrainingFailedError, TrainingLauncher
 from rm_assets.defs.project import Project
 
-VERSION = 1
+VERSION = 2
 ASSET = "reward_model"
-_TRAINING = ".training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,9 @@ def trained_model(
 ) -> ModelSnapshot:
     """The model of these pairs and settings: the one on disk, or one trained now.
 
-    Raises TrainingFailedError or TrainingResultError where the job leaves no result that proves true.
+    A training of the same settings that was stopped, and whose pairs have changed since, is finished first: what it
+    has done is not lost, however often pairs arrive. Raises TrainingFailedError or TrainingResultError where the job
+    leaves no result that proves true.
     """
     key = model_key(project, pairs)
     home = project.storage / ASSET
@@ -65,11 +71,15 @@ def trained_model(
         found = _verified(home / key[:16], key, context)
         if found is None:
             context.log.info(_announcement(project))
+            older = None if _has_checkpoint(home, key) else _stopped_training(project, home)
+            if older is not None:
+                _finish_older(project, older, context, launcher)
             found = _train(project, pairs, key, context, launcher)
         else:
             context.log.info(f"nothing that goes into the model changed: {found.directory.name} stands, no training")
         write_json(home / LATEST, {"snapshot": found.directory.name})
         _remove_old_models(home, found.directory, project.settings.keep_snapshots)
+        remove_old_trainings(home, project.settings.keep_snapshots, context.log.warning)
     return found
 
 
@@ -79,7 +89,7 @@ def model_key(project: Project, pairs: Snapshot) -> str:
         split: [f.sha256 for s in pairs.manifest.shards for f in s.files if f.folder == split]
         for split in _splits(pairs)
     }
-    training = project.settings.training.model_dump()
+    training = project.settings.training.decisive()
     return fingerprint(ASSET, VERSION, files, project.model.identity, project.tokenizer.identity, training)
 
 
@@ -118,29 +128,81 @@ def _announcement(project: Project) -> str:
     return f"training from {project.model.name!r}"
 
 
+def _has_checkpoint(home: Path, key: str) -> bool:
+    from rm_assets.training.result import CHECKPOINTS
+
+    return any((unfinished_trainings(home) / key[:16] / CHECKPOINTS).glob("step-*"))
+
+
+def _stopped_training(project: Project, home: Path) -> Snapshot | None:
+    """The pairs of the newest training with a checkpoint that differs from one of today in its pairs alone."""
+    for path in _descriptions(home):
+        try:
+            description = json.loads(path.read_bytes())
+            pairs = read_snapshot(project.storage / Stage.PADDED / description["data_snapshot"])
+        except (ValueError, KeyError, OSError, SnapshotError):
+            continue
+        key = model_key(project, pairs)
+        if key == description["key"] and _has_checkpoint(home, key):
+            return pairs
+    return None
+
+
+def _descriptions(home: Path) -> list[Path]:
+    """The trainings that are not finished, the newest first."""
+    return sorted((unfinished_trainings(home)).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _finish_older(
+    project: Project, pairs: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
+) -> None:
+    """Finish a training on pairs that have changed since. Where it fails, it is given up: today's pairs count."""
+    from rm_assets.training.result import TrainingResultError
+
+    key, home = model_key(project, pairs), project.storage / ASSET
+    context.log.warning(f"a training on padded_pairs {pairs.name} was stopped: it is finished before today's pairs")
+    try:
+        found = _train(project, pairs, key, context, launcher)
+        write_json(home / LATEST, {"snapshot": found.directory.name})
+    except (TrainingFailedError, TrainingResultError) as error:
+        context.log.warning(f"the training on padded_pairs {pairs.name} is given up: {error}")
+        _remove_training(home, key[:16])
+
+
 def _train(
     project: Project, pairs: Snapshot, key: str, context: dg.AssetExecutionContext, launcher: TrainingLauncher
 ) -> ModelSnapshot:
-    from rm_assets.training.result import read_result
+    from rm_assets.training.result import read_result, remove_scratch
 
     home = project.storage / ASSET
-    training = (local_directory(home) if is_remote(home) else home) / _TRAINING
-    working = training / key[:16]
-    job_path = training / f"{key[:16]}.json"
+    training = unfinished_trainings(home)
+    working, job_path = training / key[:16], training / f"{key[:16]}.json"
     working.mkdir(parents=True, exist_ok=True)
-    job_path.write_text(training_job(project, pairs, key, working))
-    launcher.run(context, job_path, project.storage)
+    if not _is_finished(working, key):
+        write_json(job_path, training_job(project, pairs, key, working))
+        launcher.run(context, job_path, project.storage)
     manifest = read_result(working, key)
+    remove_scratch(working)
     if is_remote(home):
         upload(working, home / key[:16])
+        shutil.rmtree(working)
     else:
         working.rename(home / key[:16])
-    shutil.rmtree(training)
+    job_path.unlink(missing_ok=True)
     return ModelSnapshot(directory=home / key[:16], manifest=manifest, trained_now=True)
 
 
-def training_job(project: Project, pairs: Snapshot, key: str, output_directory: Path) -> str:
-    """The job's description as JSON text, all paths absolute."""
+def _is_finished(working: Path, key: str) -> bool:
+    """Whether an earlier run was stopped between the job's end and the publication of its result."""
+    from rm_assets.training.result import TrainingResultError, read_result
+
+    with contextlib.suppress(TrainingResultError):
+        return bool(read_result(working, key))
+    return False
+
+
+def training_job(project: Project, pairs: Snapshot, key: str, output_directory: Path) -> dict[str, Any]:
+    """The job's description as JSON, all paths absolute."""
     from rm_assets.training.job import TrainingJob
 
     return TrainingJob(
@@ -156,7 +218,7 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
         tokenizer=project.tokenizer.directory,
         chat_template=project.tokenizer.chat_template,
         settings=project.settings.training,
-    ).model_dump_json(indent=1)
+    ).model_dump(mode="json")
 
 
 def _local_files(pairs: Snapshot, split: str, directory: Path) -> list[str]:
@@ -178,3 +240,18 @@ def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
     others = sorted(written.keys() - {current}, key=written.__getitem__, reverse=True)
     for directory in others[keep_snapshots - 1 :]:
         remove_directory(directory)
+
+
+def remove_old_trainings(home: Path, keep: int, say: Callable[[str], object]) -> None:
+    """Remove unfinished trainings of other settings or pairs: those without a checkpoint, all but the newest `keep`."""
+    kept = [path.stem for path in _descriptions(home) if _has_checkpoint(home, path.stem)][:keep]
+    for name in sorted({path.stem for path in (unfinished_trainings(home)).glob("*")} - set(kept)):
+        if _has_checkpoint(home, name):
+            say(f"the unfinished training {name} is removed: {keep} newer ones stand")
+        _remove_training(home, name)
+
+
+def _remove_training(home: Path, name: str) -> None:
+    """Its directory first: while the description stands, its pairs are kept."""
+    shutil.rmtree(unfinished_trainings(home) / name, ignore_errors=True)
+    (unfinished_trainings(home) / f"{name}.json").unlink(missing_ok=True)

@@ -49,6 +49,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             "training_curves": _picture(training_curves(lines), "loss and accuracy by optimizer step"),
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],
+            "packing": metrics["packing_reason"],
             **_numbers(metrics),
             "versions": dg.MetadataValue.json(model.manifest["versions"]),
             "dagster/uri": directory.resolve().as_uri(),

@@ -42,7 +42,6 @@ TRAINING = {
     "learning_rate": 1e-3,
     "warmup_fraction": 0.1,
     "batch_pairs": 16,
-    "micro_batch_pairs": 4,
 }
 
 

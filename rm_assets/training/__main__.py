@@ -1,7 +1,7 @@
 """The entry: `python -m rm_assets.training JOB.json`, or torchrun with `-m rm_assets.training JOB.json`.
 
 Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no usable
-job file, 143 and 130 stopped by SIGTERM and SIGINT.
+job file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training.
 """
 
 import os
@@ -37,17 +37,18 @@ def main(arguments: list[str]) -> int:
         return 2
     if job.settings.num_processes > 1 and not processes.is_worker():
         return processes.run_workers(path, job.settings.num_processes)
-    processes.leave_on_signals()
+    stop = processes.Stop()
+    processes.listen_for_signals(stop)
     if processes.is_worker():
         processes.die_with_torchrun()
-    return work(job)
+    return work(job, stop)
 
 
-def work(job: TrainingJob) -> int:
+def work(job: TrainingJob, stop: processes.Stop | None = None) -> int:
     """Run the job as the process, or the rank, that this is; returns the exit code."""
     pipes = _open_pipes() if processes.is_first_worker() else None
     try:
-        _run(job, pipes)
+        return _run(job, pipes, stop)
     except TrainingError as error:
         return _failed(job, str(error))
     except Exception as error:
@@ -56,15 +57,16 @@ def work(job: TrainingJob) -> int:
     finally:
         if pipes is not None:
             pipes.close()  # without the error, whose text may be longer than a Pipes message should be
-    return 0
 
 
-def _run(job: TrainingJob, pipes: Any) -> None:
+def _run(job: TrainingJob, pipes: Any, stop: processes.Stop | None) -> int:
     # only here, because torch takes seconds to import and the outer process of several needs none of it
     import transformers
 
     from rm_assets.training.group import join_group, leave_group
     from rm_assets.training.run import clear_output, run_job
+    from rm_assets.training.tracking import open_tracker
+    from rm_assets.training.trainer import TrainingStoppedError
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -72,9 +74,15 @@ def _run(job: TrainingJob, pipes: Any) -> None:
     progress = Progress()
     if group.is_first:
         clear_output(Path(job.output_directory))
-        progress = Progress(Path(job.output_directory) / METRICS, lambda text: _say(text, pipes))
-    run_job(job, group, progress)
+        output = Path(job.output_directory)
+        track = open_tracker(job.settings, output, job.key[:16], job.settings.decisive())
+        progress = Progress(output / METRICS, lambda text: _say(text, pipes), track)
+    try:
+        run_job(job, group, progress, stop)
+    except TrainingStoppedError as stopped:
+        return 128 + stopped.number
     leave_group(group)
+    return 0
 
 
 def _open_pipes() -> Any:

@@ -42,8 +42,8 @@ writes the special tokens, hence `add_special_tokens=False`.{template_note}
 
 {metrics}
 
-An accuracy is the share of pairs whose chosen reply scores higher; losses include the margin and the
-centering term.
+An accuracy is the share of pairs whose chosen reply scores higher, equal scores counting one half, with its 95 %
+interval; a loss is the one that was trained on, with all its terms.
 
 ## Settings
 

@@ -1,20 +1,28 @@
 """What is wrong with the pairs of a job, found before any training: nothing here repairs."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from rm_assets.training.batches import SIDES, Pairs, Sequences, read_pairs
 from rm_assets.training.job import EVALUATION, SPLITS, TrainingError, TrainingJob
+from rm_assets.training.planning import Rows
+from rm_assets.training.store import SIDES, Pairs, open_store
+
+_IDS_AT_ONCE = 2**22  # bounds what is held in memory
 
 
-def read_splits(job: TrainingJob) -> dict[str, Pairs]:
-    """The pairs of every split; validation and test may be empty. Raises TrainingError where train is."""
+def read_splits(job: TrainingJob, scratch: Path) -> dict[str, Pairs]:
+    """The pairs of every split, from a store in `scratch`; validation and test may be empty.
+
+    Raises TrainingError where train is.
+    """
     further = sorted(set(job.splits) - set(SPLITS))
     unknown = [name for name in further if not name.startswith(EVALUATION)]
     if unknown:
         raise TrainingError(f"unknown split {unknown[0]!r}: known are {', '.join(SPLITS)} and {EVALUATION}<name>")
-    splits = {name: read_pairs(job.splits.get(name, [])) for name in (*SPLITS, *further)}
+    files = {name: job.splits.get(name, []) for name in (*SPLITS, *further)}
+    splits = open_store(scratch, job.data_snapshot, files)
     if not len(splits["train"]):
         raise TrainingError("no pairs to train on: the train split is empty; add annotations")
     return splits
@@ -36,10 +44,10 @@ def check_pairs(splits: Mapping[str, Pairs], vocab_size: int, pad_token_id: int,
         _check_margins(pairs, split)
         for side in SIDES:
             where = f"the {side} side of {{}}, split {split!r}"
-            sequences = pairs.chosen if side == "chosen" else pairs.rejected
-            _check_ids(pairs, sequences, vocab_size, where)
-            _check_lengths(pairs, sequences, max_positions, where)
-            _check_ends(pairs, sequences, pad_token_id, where)
+            numbers = pairs.chosen if side == "chosen" else pairs.rejected
+            _check_ids(pairs, numbers, vocab_size, where)
+            _check_lengths(pairs, numbers, max_positions, where)
+            _check_ends(pairs, numbers, pad_token_id, where)
 
 
 def _check_margins(pairs: Pairs, split: str) -> None:
@@ -50,28 +58,33 @@ def _check_margins(pairs: Pairs, split: str) -> None:
         raise TrainingError(f"margin is {margin!r} in {_place(pairs, row)}, split {split!r}: give a finite number")
 
 
-def _check_ids(pairs: Pairs, sequences: Sequences, vocab_size: int, where: str) -> None:
-    wrong = np.flatnonzero((sequences.ids < 0) | (sequences.ids >= vocab_size))
-    if wrong.size:
-        row = int(np.searchsorted(sequences.offsets, wrong[0], side="right")) - 1
-        raise TrainingError(
-            f"token id {int(sequences.ids[wrong[0]])!r} in {where.format(_place(pairs, row))} is outside the "
-            f"model's vocabulary of {vocab_size}: use its own tokenizer (settings model and tokenizer)"
-        )
+def _check_ids(pairs: Pairs, numbers: Rows, vocab_size: int, where: str) -> None:
+    ids, offsets = pairs.sequences.ids, pairs.sequences.offsets
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        part = ids[start : start + _IDS_AT_ONCE]
+        for place in start + np.flatnonzero((part < 0) | (part >= vocab_size)):
+            number = int(np.searchsorted(offsets, place, side="right")) - 1
+            rows = np.flatnonzero(numbers == number)
+            if rows.size:
+                raise TrainingError(
+                    f"token id {int(ids[place])!r} in {where.format(_place(pairs, int(rows[0])))} is outside the "
+                    f"model's vocabulary of {vocab_size}: use its own tokenizer (settings model and tokenizer)"
+                )
 
 
-def _check_lengths(pairs: Pairs, sequences: Sequences, max_positions: int | None, where: str) -> None:
-    wrong = np.flatnonzero(sequences.lengths > (max_positions or np.inf))
+def _check_lengths(pairs: Pairs, numbers: Rows, max_positions: int | None, where: str) -> None:
+    lengths = pairs.sequences.lengths_of(numbers)
+    wrong = np.flatnonzero(lengths > (max_positions or np.inf))
     if wrong.size:
         row = int(wrong[0])
         raise TrainingError(
-            f"{where.format(_place(pairs, row))} has {int(sequences.lengths[row])} tokens but the model only "
+            f"{where.format(_place(pairs, row))} has {int(lengths[row])} tokens but the model only "
             f"{max_positions} positions: lower max_length to that"
         )
 
 
-def _check_ends(pairs: Pairs, sequences: Sequences, pad_token_id: int, where: str) -> None:
-    wrong = np.flatnonzero(sequences.ids[sequences.offsets[1:] - 1] == pad_token_id)
+def _check_ends(pairs: Pairs, numbers: Rows, pad_token_id: int, where: str) -> None:
+    wrong = np.flatnonzero(pairs.sequences.ids[pairs.sequences.offsets[numbers + 1] - 1] == pad_token_id)
     if wrong.size:
         raise TrainingError(
             f"{where.format(_place(pairs, int(wrong[0])))} ends in the pad token {pad_token_id!r}, where "

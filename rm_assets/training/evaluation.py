@@ -3,45 +3,48 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from rm_assets.training.batches import Pairs, by_length, collate, split_into
+from rm_assets.settings import TrainingSettings
+from rm_assets.training.batches import collate
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
 from rm_assets.training.loss import num_right, pair_losses
-from rm_assets.training.model import sequence_scores
+from rm_assets.training.planning import Packing, Rows, plan_rows
 from rm_assets.training.result import SCORES
+from rm_assets.training.scoring import scores as scores_of
+from rm_assets.training.store import Pairs
 
 
 @torch.inference_mode()
 def pair_scores(
-    model: Any, pairs: Pairs, rows: NDArray[np.int64], group: Group, micro_batch_pairs: int, bfloat16: bool
+    scorer: nn.Module, pairs: Pairs, rows: Rows, group: Group, packing: Packing, row_tokens: int
 ) -> NDArray[np.float32]:
     """The scores of the rows, float32 [rows, 2], chosen first; each process computes a share and gets all."""
     found = torch.zeros(len(pairs), 2, device=group.device)
-    for micro_rows in split_into(group.share(by_length(pairs, rows)), micro_batch_pairs):
-        batch = collate(pairs, micro_rows, group.device)
-        scores = sequence_scores(model, batch.ids, batch.lengths, bfloat16)
-        found[torch.from_numpy(micro_rows).to(group.device)] = torch.stack(scores.chunk(2), dim=1)
+    for plan in plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]:
+        batch = collate(pairs, plan, group.device)
+        both = torch.stack(scores_of(scorer, batch), dim=1)
+        found[torch.from_numpy(plan.pairs).to(group.device)] = both
     group.add_up(found)  # zero but for one process, so the sum is exact
     return found.cpu().numpy()[rows]
 
 
 def mean_loss_and_accuracy(
-    scores: NDArray[np.float32], margin: NDArray[np.float32], center_rewards: float
+    scores: NDArray[np.float32], margin: NDArray[np.float32], settings: TrainingSettings
 ) -> tuple[float, float]:
     """The mean training loss, and the share of pairs whose chosen side scores higher, a tie counting one half.
 
     Raises TrainingError for a loss that is not finite.
     """
     chosen, rejected = torch.from_numpy(scores).unbind(1)
-    losses = pair_losses(chosen, rejected, torch.from_numpy(margin), center_rewards)
+    losses = pair_losses(chosen, rejected, torch.tensor(margin), settings)
     loss = float(losses.double().mean())
     if not math.isfinite(loss):
         raise TrainingError(f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate")
@@ -49,23 +52,23 @@ def mean_loss_and_accuracy(
 
 
 def evaluate(
-    model: Any, splits: Mapping[str, Pairs], group: Group, micro_batch_pairs: int
+    scorer: nn.Module, splits: Mapping[str, Pairs], group: Group, packing: Packing, row_tokens: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Scores of every pair of every split in float32, each [pairs, 2], chosen first."""
+    """Scores of every pair of every split, each float32 [pairs, 2], chosen first."""
     return {
-        name: pair_scores(model, pairs, np.arange(len(pairs)), group, micro_batch_pairs, bfloat16=False)
+        name: pair_scores(scorer, pairs, np.arange(len(pairs)), group, packing, row_tokens)
         for name, pairs in splits.items()
     }
 
 
 def split_metrics(
-    splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]], center_rewards: float
+    splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]], settings: TrainingSettings
 ) -> dict[str, float | int | None]:
     """`<split>_loss`, `<split>_accuracy` (None where it has no pairs) and `<split>_pairs` for each split."""
     metrics: dict[str, float | int | None] = {}
     for name, found in scores.items():
         pairs = splits[name]
-        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin, center_rewards) if len(pairs) else (None, None)
+        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin, settings) if len(pairs) else (None, None)
         metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy, f"{name}_pairs": len(pairs)}
     return metrics
 
@@ -81,8 +84,8 @@ def _scores_table(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> pa.T
         "split": pa.array([split] * len(pairs), pa.string()),
         "chosen_score": scores[:, 0],
         "rejected_score": scores[:, 1],
-        "chosen_length": pairs.chosen.lengths.astype(np.int32),
-        "rejected_length": pairs.rejected.lengths.astype(np.int32),
+        "chosen_length": pairs.lengths("chosen").astype(np.int32),
+        "rejected_length": pairs.lengths("rejected").astype(np.int32),
         "margin": pairs.margin,
     }
     return pa.table([columns[name] for name in SCORES.names], schema=SCORES)

@@ -1,12 +1,12 @@
-"""The processes that train together: who this one is, and the one thing they exchange, a sum."""
+"""The processes that train together: who this one is, and the one thing they exchange by themselves, a sum."""
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rm_assets.training.job import TrainingError
@@ -25,10 +25,6 @@ class Group:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's rows: every `size`-th, so that rows sorted by length are shared out evenly."""
-        return rows[self.rank :: self.size]
-
     def add_up(self, tensor: Tensor) -> None:
         """Replace `tensor` by its sum over all processes."""
         if self.size > 1:
@@ -39,6 +35,14 @@ class Group:
         token = torch.zeros(1, device=self.device)
         self.add_up(token)
         token.item()  # on a GPU the sum is only queued until someone reads it
+
+
+def peak_memory(group: Group) -> int:
+    """The most memory that this process ever held, in bytes: of its GPU, or its own where it has none."""
+    if group.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(group.device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))

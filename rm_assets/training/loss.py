@@ -1,18 +1,53 @@
-"""The Bradley-Terry loss."""
+"""The Bradley-Terry loss, and the options that the field has found useful."""
 
+from collections.abc import Mapping
+
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from rm_assets.settings import TrainingSettings
+from rm_assets.training.job import TrainingError
+from rm_assets.training.store import Pairs
 
-def pair_losses(chosen: Tensor, rejected: Tensor, margin: Tensor, center_rewards: float) -> Tensor:
+
+def pair_losses(chosen: Tensor, rejected: Tensor, margin: Tensor, settings: TrainingSettings) -> Tensor:
     """The loss of each pair, float32 [B], from its two scores and its margin, each float32 [B].
 
-    `-log sigmoid(r_chosen - r_rejected - margin)`: Bradley and Terry 1952, with the margin of Llama 2
-    (2307.09288, eq. 2). The likelihood sees only differences; `center_rewards *
-    (r_chosen + r_rejected)^2` pins the free constant near zero (2312.09244, eq. 2). Worked example:
-    scores 1 and 0, margin 0.5 and weight 0.01 give log(1 + exp(-0.5)) + 0.01 = 0.474077 + 0.01.
+    With the difference d = r_chosen - r_rejected, the loss of Bradley and Terry 1952 is `-log sigmoid(d)` ("plain").
+    "margin" takes `d - margin` for d (Llama 2, 2307.09288, eq. 2). "scaled" multiplies the loss by the margin
+    (HelpSteer2-Preference, 2410.01257, "Scaled BT"); a margin of 0, the mark of a pair whose annotation gives none,
+    counts as 1. Label smoothing e gives `-(1 - e) log sigmoid(d) - e log sigmoid(-d)` (2401.06080, eq. 7), which
+    has its least value at sigmoid(d) = 1 - e. The likelihood sees only differences; `center_rewards *
+    (r_chosen + r_rejected)^2` pins the free constant near zero (2312.09244, eq. 2).
+
+    Worked example: scores 1 and 0, margin 0.5 and weight 0.01 give log(1 + exp(-0.5)) + 0.01 = 0.474077 + 0.01;
+    plain, log(1 + exp(-1)) + 0.01 = 0.313262 + 0.01; scaled, half of 0.313262, + 0.01.
     """
-    return -logsigmoid(chosen - rejected - margin) + center_rewards * (chosen + rejected).square()
+    difference = chosen - rejected
+    if settings.loss == "margin":
+        difference = difference - margin
+    losses = -logsigmoid(difference)
+    if settings.label_smoothing:
+        losses = (1 - settings.label_smoothing) * losses - settings.label_smoothing * logsigmoid(-difference)
+    if settings.loss == "scaled":
+        losses = losses * torch.where(margin == 0, torch.ones_like(margin), margin)
+    return losses + settings.center_rewards * (chosen + rejected).square()
+
+
+def check_margins(splits: Mapping[str, Pairs], settings: TrainingSettings) -> None:
+    """Raise TrainingError for a margin that the loss cannot use: a negative one would turn its pair round."""
+    if settings.loss != "scaled":
+        return
+    for split, pairs in splits.items():
+        wrong = np.flatnonzero(pairs.margin < 0)
+        if wrong.size:
+            [pair_id] = pairs.pair_ids(wrong[:1])
+            raise TrainingError(
+                f"margin is {float(pairs.margin[wrong[0]])!r} in pair {pair_id!r}, split {split!r}: the loss 'scaled' "
+                "multiplies by it; give margins that are not negative, or choose another loss"
+            )
 
 
 def num_right(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -2,15 +2,13 @@
 
 It is stock `AutoModelForSequenceClassification` with one label. Dropout is off because the model stays in
 eval mode while it is trained: the modes differ in nothing else that we use, and a reward is not a draw.
-
-Letters: S sequences, T tokens of the longest, H the model's width.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.training.job import TrainingError, TrainingJob
@@ -107,20 +105,6 @@ def num_embeddings(model: Any) -> int:
 def max_positions(model: Any) -> int | None:
     """Longest sequence in tokens, or None where the configuration states none."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def sequence_scores(model: Any, ids: Tensor, lengths: Tensor, bfloat16: bool) -> Tensor:
-    """The score of each sequence, float32 [S], from right-padded int64 ids [S, T] and int64 lengths [S].
-
-    The hidden state at `length - 1`, through the head in float32; the body computes in bfloat16 where asked.
-    """
-    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    body = getattr(model, model.base_model_prefix)
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        hidden = body(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state  # [S, T, H]
-    last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-    scores: Tensor = model.score(last.float()).squeeze(-1)
-    return scores
 
 
 def load_tokenizer(job: TrainingJob) -> Any:

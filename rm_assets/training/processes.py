@@ -1,16 +1,20 @@
-"""Starting the processes of a job, and leaving none behind. No torch here: the outer process runs this too.
+"""Starting and stopping the processes of a job, and leaving none behind. No torch here: the outer process runs this.
 
 `launcher -> python -m rm_assets.training -> torchrun -> one worker per rank`. Torchrun puts each worker into
-a session of its own, where no signal to the outer process group reaches it: each watches its parent instead.
+a session of its own, where no signal to the outer process group reaches it: each watches its parent instead. A signal
+to the group reaches torchrun as often as it is sent, and a second one makes it drop its workers: it is deaf to SIGTERM
+and SIGINT, and hears from the outer process alone, once, by a signal that nobody else sends.
 """
 
+import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,8 +23,12 @@ PARENT_FD = "RM_PARENT_FD"
 """Environment variable: the inherited read end of a pipe, which ends once the launcher is gone."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WORKERS_STOP_SIGNAL = signal.SIGUSR1
+"""What the outer process sends to torchrun, and torchrun to its workers."""
+
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_STOP = 10.0
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def is_worker() -> bool:
@@ -33,21 +41,62 @@ def is_first_worker() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def leave_on_signals() -> None:
-    """From now on SIGTERM and SIGINT end this process at once, with exit code 143 or 130.
+class Stop:
+    """Whether this process was asked to leave: `number` is the first signal that asked, 0 before.
 
-    Python runs a handler only between two steps of the main thread, which may compute for long. What it does
-    at once is to write the signal's number to the wake-up pipe, and a thread waits there.
+    Within `awaited` the loop looks at it between two steps, saves and leaves. Elsewhere there is nothing to save, and a
+    signal ends the process at once, as a second one does everywhere.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._is_awaited = False
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Signals wait meanwhile for the loop inside to see them."""
+        with self._lock:
+            self._is_awaited = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._is_awaited = False
+        if self.number:  # it came after the last step
+            leave(self.number)
+
+    def asked(self, number: int) -> None:
+        """A signal has come."""
+        with self._lock:
+            if self.number or not self._is_awaited:
+                leave(number)
+            self.number = number
+
+
+def listen_for_signals(stop: Stop) -> None:
+    """From now on SIGTERM and SIGINT are told to `stop`, also while the main thread computes for long.
+
+    Python runs a handler only between two steps of the main thread. What it does at once is to write the signal's
+    number to the wake-up pipe, and a thread waits there.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)
-    for number in STOP_SIGNALS:
+    numbers = (*STOP_SIGNALS, WORKERS_STOP_SIGNAL)
+    for number in numbers:
         signal.signal(number, lambda *_: None)
-    _in_background(lambda: _leave(os.read(read_end, 1)[0]))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # a worker inherits torchrun's deafness
+
+    def listen() -> None:
+        while True:
+            stop.asked(os.read(read_end, 1)[0])
+
+    _in_background(listen)
 
 
-def _leave(number: int) -> NoReturn:
+def leave(number: int) -> NoReturn:
+    """End this process at once, as stopped by a signal."""
     print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
@@ -69,8 +118,14 @@ def _kill_group_at_end_of_file(descriptor: int) -> None:
 
 
 def die_with_torchrun() -> None:
-    """In a worker: end when torchrun is gone, even where it was killed and could tell nobody."""
-    _in_background(lambda: _kill_self_when_orphaned(os.getppid()))
+    """In a worker: end when torchrun is gone, even where it was killed and could tell nobody.
+
+    Linux sees to it also for a worker that hangs or is stopped; a thread looks wherever that cannot be had.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _in_background(lambda: _kill_self_when_orphaned(parent))
 
 
 def _kill_self_when_orphaned(parent: int) -> None:
@@ -86,7 +141,8 @@ def _in_background(work: Callable[[], object]) -> None:
 def run_workers(job_path: Path, num_processes: int) -> int:
     """Run `python -m rm_assets.training` in `num_processes` workers under torchrun; returns the exit code.
 
-    SIGTERM and SIGINT are passed on, and give 143 and 130 once the workers are gone.
+    SIGTERM and SIGINT are passed on, and give 143 and 130 once the workers are gone; a second one ends torchrun at
+    once, and the workers with it.
     """
     received: list[int] = []
     workers: list[subprocess.Popen[bytes]] = []
@@ -94,20 +150,24 @@ def run_workers(job_path: Path, num_processes: int) -> int:
     def pass_on(number: int, _: FrameType | None) -> None:
         received.append(number)
         for process in workers:
-            process.send_signal(number)
+            process.send_signal(WORKERS_STOP_SIGNAL if len(received) == 1 else signal.SIGKILL)
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
-    workers.append(subprocess.Popen(torchrun_command(job_path, num_processes), env=_workers_environment(num_processes)))
-    if received:  # a signal between the two lines above
-        workers[0].send_signal(received[0])
-    code = _exit_code(workers[0], received)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # torchrun inherits that
+    process = subprocess.Popen(torchrun_command(job_path, num_processes), env=_workers_environment(num_processes))
+    workers.append(process)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if received:  # a signal that another thread took before torchrun was there
+        process.send_signal(WORKERS_STOP_SIGNAL)
+    code = _exit_code(process, received)
     return 128 + received[0] if received else code
 
 
 def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
     """Torchrun's command line, with a free port on the loopback interface as meeting point."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    torchrun.append(f"--signals-to-handle={WORKERS_STOP_SIGNAL.name}")
     return [*torchrun, f"--nproc-per-node={num_processes}", "-m", __package__ or "", str(job_path)]
 
 

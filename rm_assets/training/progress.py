@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,11 @@ class StepFigures:
 
 @dataclass
 class Progress:
-    """Where the figures of a run go: the file, and `say` for people. Without a file, nowhere."""
+    """Where the figures of a run go: the file, `say` for people, `track` for a tracker. Without a file, nowhere."""
 
     metrics_file: Path | None = None
     say: Callable[[str], object] = print
+    track: Callable[[Mapping[str, float]], object] = lambda line: None
     started: float = field(default_factory=time.perf_counter)
     last_line: float = -SECONDS_BETWEEN_LINES
 
@@ -37,9 +38,13 @@ class Progress:
         if self.metrics_file is not None:
             self.say(text[:MAX_MESSAGE_CHARACTERS])
 
-    def start_clock(self) -> None:
-        """Begin the time that speeds are measured in."""
-        self.started = time.perf_counter()
+    def start_clock(self, seconds_before: float = 0.0) -> None:
+        """Begin the time that speeds are measured in, after what earlier runs of the same training took."""
+        self.started = time.perf_counter() - seconds_before
+
+    def seconds(self) -> float:
+        """Seconds of training until now, those of earlier runs included."""
+        return time.perf_counter() - self.started
 
     def step(self, figures: StepFigures, num_steps: int, num_pairs_done: int) -> None:
         """Note a finished step: up to MAX_FILE_LINES times in the file; aloud first, last and in between."""
@@ -68,6 +73,7 @@ class Progress:
         if self.metrics_file is not None:
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            self.track(line)
 
 
 def progress_line(figures: StepFigures, num_steps: int, speed: float, seconds_left: float) -> str:

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import pyarrow as pa
 
 MANIFEST = "manifest.json"
 MODEL = "model"
+ADAPTER = "adapter"
 SCORES_FILE = "scores.parquet"
 METRICS = "metrics.jsonl"
 ERROR = "error.txt"
+CHECKPOINTS = "checkpoints"
+SCRATCH = "scratch"
 
 SCORES = pa.schema(
     [
@@ -46,8 +50,13 @@ def write_manifest(
     directory: Path, key: str, data_snapshot: str, metrics: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:
     """Hash and sync every file of the result, then publish it by writing the manifest."""
-    paths = [*sorted((directory / MODEL).rglob("*")), directory / SCORES_FILE, directory / METRICS]
-    files = {path.relative_to(directory).as_posix(): _synced_sha256(path) for path in paths if path.is_file()}
+    folders = [directory / name for name in (MODEL, ADAPTER)]
+    paths = [
+        *(path for folder in folders for path in sorted(folder.rglob("*"))),
+        directory / SCORES_FILE,
+        directory / METRICS,
+    ]
+    files = {path.relative_to(directory).as_posix(): synced_sha256(path) for path in paths if path.is_file()}
     manifest = {
         "key": key,
         "data_snapshot": data_snapshot,
@@ -61,8 +70,9 @@ def write_manifest(
         file.flush()
         os.fsync(file.fileno())
     beside.replace(directory / MANIFEST)
-    for folder in (directory / MODEL, directory):
-        _sync_directory(folder)
+    for folder in (*folders, directory):
+        if folder.is_dir():
+            sync_directory(folder)
 
 
 def read_result(directory: Path, key: str) -> dict[str, Any]:
@@ -100,13 +110,21 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
         )
 
 
-def _synced_sha256(path: Path) -> str:
+def remove_scratch(directory: Path) -> None:
+    """Remove what only a training in progress needs: its checkpoints, and the pairs as it read them."""
+    for name in (CHECKPOINTS, SCRATCH):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def synced_sha256(path: Path) -> str:
+    """Sync a file to the disk, and hash it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Sync the names in a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,15 +5,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import transformers
+from numpy.typing import NDArray
 
-from rm_assets.training.batches import Pairs
-from rm_assets.training.card import model_card
+from rm_assets.training.adapter import merged, save_adapter, with_adapter
+from rm_assets.training.card import base_name, model_card
+from rm_assets.training.checkpoint import Checkpoints
 from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
-from rm_assets.training.group import Group
+from rm_assets.training.group import Group, peak_memory
 from rm_assets.training.job import TrainingJob
+from rm_assets.training.loss import check_margins
 from rm_assets.training.model import (
     build_model,
     load_model,
@@ -22,72 +27,127 @@ from rm_assets.training.model import (
     num_embeddings,
     save_model,
 )
+from rm_assets.training.planning import Packing
+from rm_assets.training.probe import choose_packing, use_packing
+from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import ERROR, MANIFEST, METRICS, MODEL, SCORES_FILE, write_manifest
+from rm_assets.training.report import bootstrap_interval
+from rm_assets.training.result import (
+    ADAPTER,
+    ERROR,
+    MANIFEST,
+    METRICS,
+    MODEL,
+    SCORES_FILE,
+    SCRATCH,
+    remove_scratch,
+    write_manifest,
+)
+from rm_assets.training.scoring import Scorer
+from rm_assets.training.sharding import whole_weights
+from rm_assets.training.store import Pairs
 from rm_assets.training.trainer import train
 
 
-def run_job(job: TrainingJob, group: Group, progress: Progress) -> None:
+def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | None = None) -> None:
     """Train, save, score the held-out pairs with what was saved, and publish the result.
 
-    Every process of the group calls this; the first one writes. Raises TrainingError.
+    Goes on from the newest checkpoint in the job's output directory. Every process of the group calls this; the first
+    one writes. Raises TrainingError, and TrainingStoppedError where `stop` asked for it.
     """
     started = time.perf_counter()
-    splits = read_splits(job)
+    directory = Path(job.output_directory)
+    splits = _read_splits(job, group, directory / SCRATCH)
     tokenizer = load_tokenizer(job)
     model = build_model(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
-    progress.message(_opening(job, splits, model, group))
-    figures = train(model.to(group.device), splits, job.settings, group, progress)
-    figures["seconds"] = time.perf_counter() - progress.started
-    directory = Path(job.output_directory)
+    check_margins(splits, job.settings)
+    model = model.to(group.device)
+    choice = choose_packing(model, splits["train"], group.device)
+    model = with_adapter(model, job.settings)
+    num_parameters = int(model.num_parameters())
+    progress.message(_opening(job, splits, num_parameters, group))
+    progress.message(choice.reason)
+    checkpoints = Checkpoints(directory, job.key, group, progress.message if group.is_first else print)
+    figures = train(model, splits, choice, job.settings, group, progress, checkpoints, stop)
+    _save(job, model, tokenizer, group)
+    evaluated = _evaluate(job, splits, choice.packing, group)
+    metrics: dict[str, Any] = {
+        **figures,
+        "num_parameters": num_parameters,
+        "packing": choice.packing,
+        "packing_reason": choice.reason,
+        "train_pairs": len(splits["train"]),
+        "device": group.device.type,
+        "peak_memory_bytes": peak_memory(group),
+        **evaluated,
+        "total_seconds": time.perf_counter() - started,
+    }
     if group.is_first:
-        save_model(model, tokenizer, directory / MODEL)
-    group.wait()
-    metrics = _metrics(job, model, splits, figures) | _evaluate(job, splits, group)
-    if group.is_first:
-        metrics["total_seconds"] = time.perf_counter() - started
         _publish(job, metrics, tokenizer)
     progress.message(f"wrote the model and the scores of {metrics['validation_pairs']} + {metrics['test_pairs']} pairs")
 
 
 def clear_output(directory: Path) -> None:
-    """Make the directory and remove what an earlier attempt left, its manifest first."""
+    """Make the directory and remove what an earlier attempt left, its manifest first; its checkpoints stay."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, f"{MANIFEST}.tmp", ERROR, METRICS, SCORES_FILE):
         (directory / name).unlink(missing_ok=True)
-    if (directory / MODEL).exists():
-        shutil.rmtree(directory / MODEL)
+    for name in (MODEL, ADAPTER):
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
 
 
-def _opening(job: TrainingJob, splits: dict[str, Pairs], model: Any, group: Group) -> str:
+def _read_splits(job: TrainingJob, group: Group, scratch: Path) -> dict[str, Pairs]:
+    """The pairs, from a store that the first process writes, unless an earlier attempt has."""
+    if group.is_first:
+        read_splits(job, scratch)
+    group.wait()
+    return read_splits(job, scratch)
+
+
+def _opening(job: TrainingJob, splits: dict[str, Pairs], num_parameters: int, group: Group) -> str:
     counts = ", ".join(f"{len(pairs)} {name}" for name, pairs in splits.items())
     kind = "a toy with random weights" if job.toy else "a pretrained model"
     where = f"{group.size} processes" if group.size > 1 else "1 process"
-    return f"{kind}, {model.num_parameters():,} parameters · pairs: {counts} · {where} on {group.device.type}"
+    return f"{kind}, {num_parameters:,} parameters · pairs: {counts} · {where} on {group.device.type}"
 
 
-def _metrics(
-    job: TrainingJob, model: Any, splits: dict[str, Pairs], figures: dict[str, float]
-) -> dict[str, float | int | str | None]:
-    trained = len(splits["train"]) * job.settings.epochs
-    return {
-        **figures,
-        "num_parameters": int(model.num_parameters()),
-        "pairs_per_second": trained / figures["seconds"],
-        "train_pairs": len(splits["train"]),
-        "device": model.device.type,
-    }
+def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
+    """Write the trained model as a stock one, and its adapter; spread weights are gathered in a model built anew."""
+    directory = Path(job.output_directory)
+    if group.size > 1:
+        weights = whole_weights(model, group)
+        if group.is_first:
+            model = with_adapter(build_model(job), job.settings)
+            model.load_state_dict(weights)
+    if group.is_first:
+        save_adapter(model, base_name(job), directory)
+        save_model(merged(model), tokenizer, directory / MODEL)
+    group.wait()
 
 
-def _evaluate(job: TrainingJob, splits: dict[str, Pairs], group: Group) -> dict[str, float | int | None]:
+def _evaluate(
+    job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group
+) -> dict[str, float | int | None]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
+    use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
-    scores = evaluate(saved, held_out, group, job.settings.micro_batch_pairs)
+    scores = evaluate(Scorer(saved), held_out, group, packing, job.settings.micro_batch_tokens)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
-    return split_metrics(held_out, scores, job.settings.center_rewards)
+    intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
+    return split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
+
+
+def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tuple[str, float]]:
+    """The 95 % interval of a split's accuracy, as `<split>_accuracy_low` and `_high`; nothing without pairs."""
+    if not len(pairs):
+        return []
+    right = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
+    low, high = bootstrap_interval(pd.Series(right), pairs.keys.column("prompt_key").to_pandas())
+    return [(f"{split}_accuracy_low", low), (f"{split}_accuracy_high", high)]
 
 
 def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
@@ -95,3 +155,4 @@ def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
     (directory / MODEL / "README.md").write_text(model_card(job, metrics, tokenizer))
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(directory, job.key, job.data_snapshot, metrics, versions)
+    remove_scratch(directory)

@@ -3,74 +3,211 @@
 The processes share out the pairs of a step and add up their gradients once. Every pair's loss is divided by
 the step's number of pairs over all processes, so that the sum is the mean, however many pairs each has.
 
-Not here: rows packed with shared prefixes, sharded weights, and resume after a stop.
+Between two steps the loop saves a checkpoint where one is due, and leaves where it is asked to. A look at held-out
+pairs follows the checkpoint of its step, so that a training which goes on from that looks again.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.batches import Batch, Pairs, by_length, collate, epoch_order, split_into
+from rm_assets.training.adapter import base_of
+from rm_assets.training.batches import MicroBatch, collate
+from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
+from rm_assets.training.flops import peak_flops, step_flops
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
+from rm_assets.training.layers import decoder_layers, prepare_layers
 from rm_assets.training.loss import num_right, pair_losses
-from rm_assets.training.model import sequence_scores
-from rm_assets.training.optimizer import build_optimizer, flat_gradients, learning_rate
+from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
+from rm_assets.training.planning import MicroPlan, epoch_steps, plan_rows
+from rm_assets.training.probe import Choice
+from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress, StepFigures
+from rm_assets.training.scoring import Scorer, scores
+from rm_assets.training.sharding import shard, sum_gradients_at, whole
+from rm_assets.training.state import captured, restore
+from rm_assets.training.store import Pairs
+from rm_assets.training.tally import Tally, tally_of
 
 MAX_VALIDATION_PAIRS = 512  # of each look at held-out pairs during training; the final evaluation reads all of them
 NUM_LOOKS = 10  # at held-out pairs, where there is only one epoch
-_SUMS = 2  # at the end of the flat gradients: the mean loss, and the number of pairs ranked right
+
+
+class TrainingStoppedError(Exception):
+    """The training left between two steps because a signal asked it to; `number` is the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a step works on. `flat` holds all gradients, then the step's loss and number ranked right."""
+    """What a step works on."""
 
-    model: Any
+    scorer: nn.Module
+    choice: Choice
     optimizer: torch.optim.AdamW
-    flat: Tensor
     pairs: Pairs
     settings: TrainingSettings
     group: Group
+    peak_rate: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a process wants between two steps; after the sum over all, what all of them do."""
+
+    stop: bool = False
+    save: bool = False
 
 
 def train(
-    model: Any, splits: Mapping[str, Pairs], settings: TrainingSettings, group: Group, progress: Progress
+    model: Any,
+    splits: Mapping[str, Pairs],
+    choice: Choice,
+    settings: TrainingSettings,
+    group: Group,
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, float]:
-    """Train the model in place; returns `num_steps` and `train_loss`, the mean over the last epoch's pairs.
+    """Train the model in place, from its newest checkpoint where there are some.
 
-    Raises TrainingError before the update of a step whose loss or gradient is not finite.
+    Returns `num_steps`, `seconds`, `train_loss` (the mean over the last epoch's pairs), `peak_learning_rate`, and the
+    shares and speeds of `Tally`. Raises TrainingError before the update of a step whose loss or gradient is not finite,
+    and TrainingStoppedError, its checkpoint saved, where `stop` asks for it.
     """
-    pairs = splits["train"]
-    run = Run(model, build_optimizer(model, settings), flat_gradients(model, _SUMS), pairs, settings, group)
-    steps_per_epoch = math.ceil(len(pairs) / settings.batch_pairs)
-    num_steps = settings.epochs * steps_per_epoch
-    looks = validation_steps(settings.epochs, steps_per_epoch)
-    losses, done = 0.0, 0
-    progress.start_clock()
-    for step, (epoch, rows) in enumerate(planned_steps(settings, len(pairs)), start=1):
-        figures = train_step(run, step, epoch, rows, learning_rate(step, num_steps, settings))
-        done += len(rows)
-        losses += figures.loss * len(rows) * (epoch == settings.epochs)
-        progress.step(figures, num_steps, done)
+    run = prepared_run(model, splits["train"], choice, settings, group)
+    stop = stop or Stop()
+    with stop.awaited():
+        position = _resumed(run, checkpoints, progress)
+        position = _loop(run, splits, position, progress, checkpoints, stop)
+    return {
+        "num_steps": run.num_steps,
+        "seconds": position.seconds,
+        "train_loss": position.loss_sum / len(run.pairs),
+        "peak_learning_rate": run.peak_rate,
+        **_tally(position).figures(position.seconds, _peak_flops(group)),
+    }
+
+
+def prepared_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSettings, group: Group) -> Run:
+    """The model spread over the processes, with an optimizer."""
+    num_parameters = int(model.num_parameters())
+    base = base_of(model)
+    prepare_layers(base, settings)
+    shares = group.size > 1
+    scorer = Scorer(model, bfloat16=group.device.type == "cuda" and not shares)
+    shard(scorer, decoder_layers(base), base.score, group)
+    num_steps = settings.epochs * math.ceil(len(pairs) / settings.batch_pairs)
+    peak = peak_learning_rate(num_parameters, settings)
+    return Run(scorer, choice, build_optimizer(scorer, settings), pairs, settings, group, peak, num_steps)
+
+
+def _resumed(run: Run, checkpoints: Checkpoints | None, progress: Progress) -> Position:
+    found = checkpoints.newest() if checkpoints else None
+    if found is None:
+        progress.start_clock()
+        return Position()
+    position, tensors = found
+    restore(run.scorer, run.optimizer, tensors)
+    progress.message(f"goes on after step {position.step}/{run.num_steps}, from its checkpoint")
+    progress.start_clock(position.seconds)
+    return position
+
+
+def _loop(
+    run: Run,
+    splits: Mapping[str, Pairs],
+    position: Position,
+    progress: Progress,
+    checkpoints: Checkpoints | None,
+    stop: Stop,
+) -> Position:
+    looks = validation_steps(run.settings.epochs, run.num_steps // run.settings.epochs)
+    saved, steps = time.monotonic(), enumerate(planned_steps(run.settings, run.pairs), start=1)
+    if position.step in looks:
+        _look(run, splits["validation"], position.step, progress)
+    for step, (epoch, rows) in steps:
+        if step <= position.step:
+            continue
+        plans = plan_rows(run.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens, run.group.size)
+        wanted = functools.partial(_wanted, stop, checkpoints is not None and _is_due(run, step, saved))
+        figures, agreed = train_step(run, step, epoch, rows, plans[run.group.rank], wanted)
+        tally = tally_of(run.pairs, rows, plans, _operations(run, plans))
+        position = _advanced(run, position, figures, len(rows), tally, progress)
+        progress.step(figures, run.num_steps, position.num_pairs)
+        if checkpoints and (agreed.save or agreed.stop or step == run.num_steps):
+            checkpoints.write(position, captured(run.scorer, run.optimizer))
+            saved = time.monotonic()
+        if agreed.stop:
+            progress.message(f"stops after step {step}/{run.num_steps}" + ", which is saved" * bool(checkpoints))
+            raise TrainingStoppedError(stop.number or signal.SIGTERM)  # another process may have heard it alone
         if step in looks:
             _look(run, splits["validation"], step, progress)
-    return {"train_loss": losses / len(pairs), "num_steps": num_steps}
+    return position
 
 
-def planned_steps(settings: TrainingSettings, num_pairs: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _wanted(stop: Stop, save: bool) -> Requests:
+    return Requests(bool(stop.number), save)
+
+
+def _operations(run: Run, plans: list[list[MicroPlan]]) -> float:
+    """Floating-point operations of a step, which only a GPU's peak gives a meaning."""
+    if run.group.device.type != "cuda":
+        return 0.0
+    return sum(step_flops(run.scorer, run.pairs, of_process) for of_process in plans)
+
+
+def _peak_flops(group: Group) -> float | None:
+    if group.device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(group.device))
+    return peak and peak * group.size
+
+
+def _is_due(run: Run, step: int, saved: float) -> bool:
+    """Whether a checkpoint is due; the clock of the first process decides for all."""
+    every, minutes = run.settings.checkpoint_every_steps, run.settings.checkpoint_minutes
+    return bool(every and step % every == 0) or (run.group.is_first and time.monotonic() - saved >= 60 * minutes)
+
+
+def _advanced(
+    run: Run, position: Position, figures: StepFigures, num_pairs: int, tally: Tally, progress: Progress
+) -> Position:
+    is_last_epoch = figures.epoch == run.settings.epochs
+    return Position(
+        step=figures.step,
+        num_pairs=position.num_pairs + num_pairs,
+        loss_sum=position.loss_sum + figures.loss * num_pairs * is_last_epoch,
+        seconds=progress.seconds(),
+        tally=asdict(_tally(position) + tally),
+    )
+
+
+def _tally(position: Position) -> Tally:
+    return Tally(**position.tally)  # type: ignore[arg-type]  # JSON knows numbers alone
+
+
+def planned_steps(settings: TrainingSettings, pairs: Pairs) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """The epoch (from 1) and the rows of every step; a pure function, the same in every process."""
     for epoch in range(1, settings.epochs + 1):
-        for rows in split_into(epoch_order(settings.seed, epoch, num_pairs), settings.batch_pairs):
+        for rows in epoch_steps(pairs, settings.seed, epoch, settings.batch_pairs):
             yield epoch, rows
 
 
@@ -81,31 +218,46 @@ def validation_steps(epochs: int, steps_per_epoch: int) -> set[int]:
     return {math.ceil(look * steps_per_epoch / NUM_LOOKS) for look in range(1, NUM_LOOKS + 1)}
 
 
-def train_step(run: Run, step: int, epoch: int, rows: NDArray[np.int64], rate: float) -> StepFigures:
-    """One update from the pairs `rows`, of which this process computes its share, perhaps none."""
-    run.flat.zero_()
-    shared = run.group.share(by_length(run.pairs, rows))
-    for micro_rows in split_into(shared, run.settings.micro_batch_pairs):
-        _add_gradients(run, collate(run.pairs, micro_rows, run.group.device), len(rows))
-    run.group.add_up(run.flat)
-    gradients, (loss, num_right) = run.flat[:-_SUMS], run.flat[-_SUMS:].tolist()
-    grad_norm = float(torch.linalg.vector_norm(gradients))
+def train_step(
+    run: Run,
+    step: int,
+    epoch: int,
+    rows: NDArray[np.int64],
+    plans: list[MicroPlan],
+    wanted: Callable[[], Requests] = Requests,
+) -> tuple[StepFigures, Requests]:
+    """One update from the pairs `rows`, of which this process computes its plans, and what all processes do next.
+
+    This one is asked what it wants after its gradients, so that a step which takes long is the last one.
+    """
+    run.optimizer.zero_grad()
+    sums = torch.zeros(4, dtype=torch.float64, device=run.group.device)
+    for number, plan in enumerate(plans, start=1):
+        sum_gradients_at(run.scorer, last=number == len(plans))
+        sums[:2] += _add_gradients(run, collate(run.pairs, plan, run.group.device), len(rows))
+    asked = wanted()
+    sums[2:] += torch.tensor([asked.stop, asked.save], device=run.group.device)
+    run.group.add_up(sums)
+    weights = [weight for weight in run.scorer.parameters() if weight.grad is not None]
+    norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+    loss, right, stop, save = sums.tolist()
+    grad_norm = float(norm)
     _check_finite(run, step, rows, loss, grad_norm)
     if grad_norm > run.settings.max_grad_norm:
-        gradients.mul_(run.settings.max_grad_norm / grad_norm)
+        clip_grads_with_norm_(weights, run.settings.max_grad_norm, norm)
+    rate = learning_rate(step, run.num_steps, run.peak_rate, run.settings.warmup_fraction)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
-    return StepFigures(step, epoch, loss, num_right / len(rows), rate, grad_norm)
+    return StepFigures(step, epoch, loss, right / len(rows), rate, grad_norm), Requests(stop > 0, save > 0)
 
 
-def _add_gradients(run: Run, batch: Batch, num_pairs: int) -> None:
-    scores = sequence_scores(run.model, batch.ids, batch.lengths, bfloat16=batch.ids.is_cuda)
-    chosen, rejected = scores.chunk(2)
-    loss = pair_losses(chosen, rejected, batch.margin, run.settings.center_rewards).sum() / num_pairs
-    loss.backward()  # type: ignore[no-untyped-call]
-    run.flat[-2] += loss.detach()
-    run.flat[-1] += num_right(chosen, rejected)
+def _add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> Tensor:
+    """The batch's share of the step's mean loss, and its number of pairs ranked right."""
+    chosen, rejected = scores(run.scorer, batch)
+    loss = pair_losses(chosen, rejected, batch.margin, run.settings).sum() / num_pairs
+    (loss * run.group.size).backward()  # type: ignore[no-untyped-call]  # processes average their gradients
+    return torch.stack([loss.detach().double(), num_right(chosen, rejected)])
 
 
 def _check_finite(run: Run, step: int, rows: NDArray[np.int64], loss: float, grad_norm: float) -> None:
@@ -120,6 +272,7 @@ def _check_finite(run: Run, step: int, rows: NDArray[np.int64], loss: float, gra
 def _look(run: Run, pairs: Pairs, step: int, progress: Progress) -> None:
     rows = np.arange(len(pairs), dtype=np.int64)[:: -(-len(pairs) // MAX_VALIDATION_PAIRS) or 1]
     if len(rows):
-        scores = pair_scores(run.model, pairs, rows, run.group, run.settings.micro_batch_pairs, run.flat.is_cuda)
-        loss, accuracy = mean_loss_and_accuracy(scores, pairs.margin[rows], run.settings.center_rewards)
+        packing, row_tokens = run.choice.packing, run.settings.micro_batch_tokens
+        found = pair_scores(run.scorer, pairs, rows, run.group, packing, row_tokens)
+        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin[rows], run.settings)
         progress.validation(step, loss, accuracy, len(rows))

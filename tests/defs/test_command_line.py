@@ -53,14 +53,14 @@ def test_a_wrong_setting_ends_with_an_exit_code_and_names_the_setting(tmp_path: 
 
 
 @pytest.fixture
-def training_run(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def training_run(tmp_path: Path, num_processes: int) -> Iterator[subprocess.Popen[bytes]]:
     """A run in the middle of a training that would take hours, ended by id at the latest when the test ends."""
     write_lines(tmp_path / "a.jsonl", polite_rows(60))
     log = tmp_path / "log"
     with log.open("wb") as stream:
         run = subprocess.Popen(
             command(),
-            env=environment(tmp_path, epochs=1_000_000, micro_batch_pairs=2),
+            env=environment(tmp_path, epochs=1_000_000, micro_batch_tokens=200, num_processes=num_processes),
             cwd=tmp_path,
             stdout=stream,
             stderr=stream,
@@ -79,12 +79,19 @@ def training_run(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_process_and_no_lock(training_run, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "num_processes"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)]
+)
+def test_a_stopped_run_leaves_no_process_and_a_cancelled_one_saves(
+    training_run, tmp_path: Path, number: signal.Signals
+) -> None:
     training_run.send_signal(number)
     assert training_run.wait(30) != 0
     assert wait_until(lambda: processes_of(tmp_path) == [], SECONDS_TO_LEAVE), "the training job lives on"
-    assert not (tmp_path / "snapshots" / "reward_model" / "latest.json").exists()
+    home = tmp_path / "snapshots" / "reward_model"
+    assert not (home / "latest.json").exists()
+    if number != signal.SIGKILL:
+        assert list((home / ".training").glob("*/checkpoints/step-*/manifest.json"))
 
 
 CANARY = "zebrafinch"

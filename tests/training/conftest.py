@@ -121,7 +121,7 @@ def make_job(tmp_path, write_pairs, tokenizer_directory, toy_directory):
             "tokenizer": str(tokenizer_directory),
             "chat_template": None,
             "settings": TrainingSettings(
-                **({"learning_rate": 1e-2, "batch_pairs": 4, "micro_batch_pairs": 3} | (settings or {}))
+                **({"learning_rate": 1e-2, "batch_pairs": 4, "micro_batch_tokens": 40} | (settings or {}))
             ),
         }
         return TrainingJob(**(values | changes))

@@ -1,118 +1,158 @@
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.training.batches import by_length, collate, epoch_order, read_pairs, split_into
-from rm_assets.training.group import Group
-from rm_assets.training.job import TrainingError
+from rm_assets.training.batches import collate
+from rm_assets.training.layout import Segment
+from rm_assets.training.planning import Packing, epoch_steps, num_tokens, plan_rows
+from rm_assets.training.probe_pairs import pairs_of
 
-from .conftest import padded_row
-
-
-def test_padding_is_found_by_length_whatever_id_it_has(tmp_path, write_pairs):
-    rows = [padded_row(0, [0, 9, 0], [7], 0.5, filler=0), padded_row(1, [4, 5], [6, 7, 8, 9], filler=7)]
-    pairs = read_pairs([write_pairs(tmp_path / "a.parquet", rows)])
-    assert pairs.chosen.ids.tolist() == [0, 9, 0, 4, 5]
-    assert pairs.chosen.offsets.tolist() == [0, 3, 5]
-    assert pairs.rejected.ids.tolist() == [7, 6, 7, 8, 9]
-    assert pairs.rejected.offsets.tolist() == [0, 1, 5]
-    assert pairs.margin.tolist() == [0.5, 0.0]
-    assert pairs.keys.column("line").to_pylist() == [1, 2]
+from .architectures import CPU
 
 
-ids = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+def ids(*values):
+    return np.array(values, np.int32)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    pairs=st.lists(st.tuples(ids, ids, st.floats(-2, 2, width=32)), max_size=9),
-    row_group_size=st.integers(1, 4),
-    cut=st.integers(0, 9),
-)
-def test_what_is_read_is_what_was_written(tmp_path_factory, pairs, row_group_size, cut):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from rm_assets.data.records import PADDED
-
-    directory = tmp_path_factory.mktemp("pairs")
-    paths = []
-    for part in (pairs[:cut], pairs[cut:]):
-        paths.append(str(directory / f"{len(paths)}.parquet"))
-        rows = [padded_row(number, *pair) for number, pair in enumerate(part)]
-        pq.write_table(pa.Table.from_pylist(rows, schema=PADDED), paths[-1], row_group_size=row_group_size)
-    found = read_pairs(paths)
-    assert len(found) == len(pairs)
-    for row, (chosen, rejected, margin) in enumerate(pairs):
-        assert (found.chosen[row].tolist(), found.rejected[row].tolist()) == (chosen, rejected)
-        assert found.margin[row] == np.float32(margin)
+RANKINGS = [[ids(7, 8, 9), ids(7, 8, 5, 6)], [ids(1), ids(2, 3)], [ids(4, 4, n) for n in (1, 2, 3)]]
+PAIRS = pairs_of(RANKINGS)  # rows 0, 1, and 2 to 4 of the ranking of three
 
 
-def test_no_files_are_no_pairs():
-    pairs = read_pairs([])
-    assert len(pairs) == 0
-    assert pairs.keys.column_names == ["source", "line", "pair_id", "prompt_key"]
+def micro(packing, row_tokens=100, rows=None, num_processes=1):
+    rows = np.arange(len(PAIRS)) if rows is None else np.array(rows)
+    return plan_rows(PAIRS, rows, packing, row_tokens, num_processes)
 
 
-@pytest.mark.parametrize("length", [0, 4, -1])
-def test_a_length_that_the_row_does_not_have_is_an_error_with_the_pair(tmp_path, write_pairs, length):
-    path = write_pairs(tmp_path / "a.parquet", [padded_row(0, [4, 5, 6], [7]) | {"chosen_length": length}])
-    with pytest.raises(TrainingError, match=f"chosen_length is {length} in a row of 3 ids, pair 'pair0'"):
-        read_pairs([path])
+# --- which pairs, when ---------------------------------------------------------------------------------------
 
 
-def test_a_file_of_another_stage_is_an_error(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@given(seed=st.integers(0, 2**32), epoch=st.integers(1, 100), batch_pairs=st.integers(1, 6))
+def test_an_epoch_has_every_pair_once_in_an_order_of_its_own(seed, epoch, batch_pairs):
+    steps = epoch_steps(PAIRS, seed, epoch, batch_pairs)
+    assert sorted(np.concatenate(steps).tolist()) == [0, 1, 2, 3, 4]
+    assert [len(rows) for rows in steps[:-1]] == [batch_pairs] * (len(steps) - 1)
+    assert [rows.tolist() for rows in steps] == [rows.tolist() for rows in epoch_steps(PAIRS, seed, epoch, batch_pairs)]
 
-    pq.write_table(pa.table({"source": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(TrainingError, match="has no column 'line'"):
-        read_pairs([str(tmp_path / "a.parquet")])
 
-
-@given(seed=st.integers(0, 2**32), epoch=st.integers(1, 100), num_pairs=st.integers(0, 50))
-def test_the_order_is_a_permutation_and_a_function_of_its_arguments(seed, epoch, num_pairs):
-    order = epoch_order(seed, epoch, num_pairs)
-    assert sorted(order.tolist()) == list(range(num_pairs))
-    assert order.tolist() == epoch_order(seed, epoch, num_pairs).tolist()
+def test_the_pairs_of_a_ranking_come_one_after_the_other():
+    order = np.concatenate(epoch_steps(PAIRS, 0, 1, 2)).tolist()
+    place = order.index(2)
+    assert order[place : place + 3] == [2, 3, 4]
 
 
 def test_the_order_depends_on_seed_and_epoch():
-    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (1, 2)}
+    pairs = pairs_of([[ids(number), ids(number, 1)] for number in range(50)])
+    orders = {tuple(np.concatenate(epoch_steps(pairs, seed, epoch, 8))) for seed in (0, 1) for epoch in (1, 2)}
     assert len(orders) == 4
 
 
-def test_the_last_smaller_batch_is_kept():
-    assert [rows.tolist() for rows in split_into(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert split_into(np.arange(0), 3) == []
+def test_no_pairs_are_no_steps():
+    assert epoch_steps(pairs_of([]), 0, 1, 8) == []
+    assert plan_rows(pairs_of([]), np.arange(0), Packing.SHARED, 8, 2) == [[], []]
 
 
-def test_a_step_is_sorted_by_the_longer_side_and_shared_out_in_turn(tmp_path, write_pairs):
-    lengths = [(2, 3), (9, 1), (1, 1), (4, 5), (1, 9)]
-    pairs = read_pairs([write_pairs(tmp_path / "a.parquet", [([5] * a, [6] * b) for a, b in lengths])])
-    rows = by_length(pairs, np.array([4, 2, 0, 3, 1]))
-    assert rows.tolist() == [4, 1, 3, 0, 2]
-    shares = [Group(rank, 2, torch.device("cpu")).share(rows).tolist() for rank in (0, 1)]
-    assert shares == [[4, 3, 2], [1, 0]]
-    assert [Group(rank, 3, torch.device("cpu")).share(rows[:1]).tolist() for rank in range(3)] == [
-        [4],
-        [],
-        [],
-    ]
+# --- rows ----------------------------------------------------------------------------------------------------
 
 
-def test_a_micro_batch_is_no_wider_than_its_longest_sequence(tmp_path, write_pairs):
-    triples = [([5, 5], [6], 0.25), ([7] * 9, [8]), ([9], [9, 9, 4], 0.75)]
-    pairs = read_pairs([write_pairs(tmp_path / "a.parquet", triples)])
-    batch = collate(pairs, np.array([2, 0]), torch.device("cpu"))
-    assert batch.lengths.tolist() == [1, 2, 3, 1]  # chosen of 2 and 0, then rejected of 2 and 0
-    assert batch.ids.shape == (4, 3)
-    assert [row[:length].tolist() for row, length in zip(batch.ids, batch.lengths, strict=True)] == [
-        [9],
-        [5, 5],
-        [9, 9, 4],
-        [6],
-    ]
-    assert batch.margin.tolist() == [0.75, 0.25]
+def test_a_shared_row_has_the_prefix_once_and_every_sequence_of_a_ranking_once():
+    [[plan]] = micro(Packing.SHARED)
+    assert num_tokens(PAIRS, plan) == (2 + 1 + 2) + (1 + 2) + (2 + 1 + 1 + 1)
+    batch = collate(PAIRS, plan, CPU)
+    # longest first; of equal ones the first
+    assert batch.ids.tolist() == [[7, 8, 9, 5, 6, 4, 4, 1, 2, 3, 1, 2, 3]]
+    assert batch.positions.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2, 2, 2, 0, 0, 1]]
+    assert batch.last.tolist() == [2, 4, 7, 8, 9, 10, 12]
+    assert batch.layout.segments == (
+        Segment(0, 3, 0, 0),
+        Segment(3, 5, 0, 2),
+        Segment(5, 8, 5, 0),
+        Segment(8, 9, 5, 2),
+        Segment(9, 10, 5, 2),
+        Segment(10, 11, 10, 0),
+        Segment(11, 13, 10, 0),
+    )
+    assert batch.rows.tolist() == [0, 2, 3, 4, 1]
+    assert batch.chosen.tolist() == [0, 2, 2, 3, 5]
+    assert batch.rejected.tolist() == [1, 3, 4, 4, 6]
+
+
+def test_a_packed_row_has_every_sequence_whole():
+    [[plan]] = micro(Packing.PACKED)
+    assert num_tokens(PAIRS, plan) == 3 + 4 + 1 + 2 + 3 * 3
+    assert all(segment.prefix == 0 for segment in collate(PAIRS, plan, CPU).layout.segments)
+
+
+def test_padded_rows_hold_pairs_of_like_length():
+    [plans] = micro(Packing.PADDED)
+    # longest sides 4, 2, 3, 3, 3: a side of 2 would waste more than a quarter of a row of 4
+    assert [plan.pairs.tolist() for plan in plans] == [[0, 2, 3, 4], [1]]
+    batch = collate(PAIRS, plans[0], CPU)
+    assert batch.ids.tolist() == [[7, 8, 9, 0], [7, 8, 5, 6], [4, 4, 1, 0], [4, 4, 2, 0], [4, 4, 3, 0]]
+    assert batch.last.tolist() == [2, 7, 10, 14, 18]
+    assert (batch.chosen.tolist(), batch.rejected.tolist()) == ([0, 2, 2, 3], [1, 3, 4, 4])
+    assert batch.layout is None
+
+
+def test_a_step_may_have_a_part_of_a_ranking():
+    [[plan]] = micro(Packing.SHARED, rows=[3])
+    batch = collate(PAIRS, plan, CPU)
+    assert batch.ids.tolist() == [[4, 4, 1, 3]]
+
+
+def test_a_ranking_that_overfills_a_row_is_cut_between_pairs():
+    pairs = pairs_of([[ids(9, 9, 9, n) for n in range(6)]])
+    [plans] = plan_rows(pairs, np.arange(15), Packing.SHARED, 6)
+    assert sorted(row for plan in plans for row in plan.pairs.tolist()) == list(range(15))
+    assert all(num_tokens(pairs, plan) <= 6 for plan in plans)
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_a_process_without_pairs_computes_a_token_that_nobody_reads(packing):
+    plans = micro(packing, rows=[1], num_processes=3)
+    assert [len(of_process) for of_process in plans] == [1, 1, 1]
+    batch = collate(PAIRS, plans[2][0], CPU)
+    assert batch.ids.shape == (1, 1)
+    assert (len(batch.chosen), len(batch.rejected), len(batch.margin)) == (0, 0, 0)
+    assert num_tokens(PAIRS, plans[2][0]) == 1
+
+
+lengths = st.lists(st.integers(1, 12), min_size=2, max_size=4)
+
+
+@given(
+    rankings=st.lists(st.tuples(st.integers(0, 20), lengths), min_size=1, max_size=12),
+    packing=st.sampled_from(list(Packing)),
+    row_tokens=st.integers(1, 80),
+    num_processes=st.integers(1, 4),
+)
+def test_every_pair_is_planned_once_within_the_budget_and_as_often_in_every_process(
+    rankings, packing, row_tokens, num_processes
+):
+    pairs = pairs_of(
+        [
+            [ids(*[1] * prefix, *[2 + number] * length) for number, length in enumerate(of_ranking)]
+            for prefix, of_ranking in rankings
+        ]
+    )
+    rows = np.arange(len(pairs))
+    plans = plan_rows(pairs, rows, packing, row_tokens, num_processes)
+    assert len({len(of_process) for of_process in plans}) == 1
+    every = [plan for of_process in plans for plan in of_process]
+    assert sorted(row for plan in every for row in plan.pairs.tolist()) == rows.tolist()
+    for plan in every:
+        batch = collate(pairs, plan, CPU)
+        assert batch.ids.numel() == num_tokens(pairs, plan)
+        assert len(plan.pairs) <= 1 or batch.ids.numel() <= row_tokens
+        flat = batch.ids.flatten().tolist()
+        for row, chosen, rejected in zip(plan.pairs, batch.chosen.tolist(), batch.rejected.tolist(), strict=True):
+            for side, number in ((pairs.chosen, chosen), (pairs.rejected, rejected)):
+                assert flat[batch.last[number]] == pairs.sequences[side[row]][-1]
+
+
+def test_processes_get_rows_of_like_size():
+    pairs = pairs_of([[ids(*[1] * n), ids(*[2] * n)] for n in range(1, 41)])
+    plans = plan_rows(pairs, np.arange(40), Packing.SHARED, 500, 4)
+    sizes = [sum(num_tokens(pairs, plan) for plan in of_process) for of_process in plans]
+    assert sum(sizes) == 40 * 41
+    assert max(sizes) < 1.05 * min(sizes)

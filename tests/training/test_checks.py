@@ -6,14 +6,14 @@ from rm_assets.training.job import TrainingError
 GOOD = ([7, 5, 1], [7, 6, 1])
 
 
-def check(make_job, pair, vocab_size=40, pad_token_id=0, max_positions=5):
-    splits = read_splits(make_job(splits={"train": [GOOD], "validation": [GOOD, pair]}))
+def check(make_job, tmp_path, pair, vocab_size=40, pad_token_id=0, max_positions=5):
+    splits = read_splits(make_job(splits={"train": [GOOD], "validation": [GOOD, pair]}), tmp_path / "scratch")
     check_pairs(splits, vocab_size, pad_token_id, max_positions)
 
 
-def test_sound_pairs_pass(make_job):
-    check(make_job, ([39, 0, 1, 1, 1], [1]))
-    check(make_job, ([39] * 6, [1]), max_positions=None)
+def test_sound_pairs_pass(make_job, tmp_path):
+    check(make_job, tmp_path, ([39, 0, 1, 1, 1], [1]))
+    check(make_job, tmp_path, ([39] * 6, [1]), max_positions=None)
 
 
 @pytest.mark.parametrize(
@@ -31,23 +31,23 @@ def test_sound_pairs_pass(make_job):
         (([7, 0], [6, 1]), "chosen side of pair 'pair1' .* ends in the pad token 0"),
     ],
 )
-def test_a_pair_that_the_model_cannot_score_is_an_error_with_its_place(make_job, pair, message):
+def test_a_pair_that_the_model_cannot_score_is_an_error_with_its_place(make_job, tmp_path, pair, message):
     with pytest.raises(TrainingError, match=message):
-        check(make_job, pair)
+        check(make_job, tmp_path, pair)
 
 
 @pytest.mark.parametrize("margin", [float("nan"), float("inf")])
-def test_a_margin_that_is_not_finite_is_an_error_with_its_place(make_job, margin):
+def test_a_margin_that_is_not_finite_is_an_error_with_its_place(make_job, tmp_path, margin):
     with pytest.raises(TrainingError, match=rf"margin is {margin} in pair 'pair1' \(a.jsonl, line 2\)"):
-        check(make_job, (*GOOD, margin))
+        check(make_job, tmp_path, (*GOOD, margin))
 
 
 @pytest.mark.parametrize("pad_token_id", [40, -1])
-def test_a_pad_token_outside_the_vocabulary_is_an_error(make_job, pad_token_id):
+def test_a_pad_token_outside_the_vocabulary_is_an_error(make_job, tmp_path, pad_token_id):
     with pytest.raises(TrainingError, match=f"pad_token_id is {pad_token_id} but the model has 40 embeddings"):
-        check(make_job, GOOD, pad_token_id=pad_token_id)
+        check(make_job, tmp_path, GOOD, pad_token_id=pad_token_id)
 
 
-def test_an_unknown_split_is_an_error(make_job):
+def test_an_unknown_split_is_an_error(make_job, tmp_path):
     with pytest.raises(TrainingError, match="unknown split 'dev'"):
-        read_splits(make_job(splits={"train": [GOOD], "dev": [GOOD]}))
+        read_splits(make_job(splits={"train": [GOOD], "dev": [GOOD]}), tmp_path)

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from rm_assets.training.job import TrainingError
-from rm_assets.training.model import build_model, load_tokenizer, sequence_scores
+from rm_assets.training.model import build_model, load_tokenizer
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {
@@ -18,30 +18,6 @@ CONFIGS = {
     "qwen3": Qwen3Config(**TINY, intermediate_size=32, num_key_value_heads=1, head_dim=8),
     "gpt2": GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32),
 }
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_score_in_a_batch_is_the_score_of_the_sequence_alone(make_job, tmp_path, name):
-    CONFIGS[name].save_pretrained(tmp_path / name)
-    model = build_model(make_job(model=str(tmp_path / name)))
-    sequences = [[5, 6, 7], [8], [0, 9, 0, 10, 0, 11, 12], [5, 6, 8]]
-    ids = torch.full((4, 9), 13)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    with torch.no_grad():
-        together = sequence_scores(model, ids, lengths, bfloat16=False).tolist()
-        alone = [model(input_ids=torch.tensor([sequence])).logits.item() for sequence in ([8], [5, 6, 8])]
-    assert [together[1], together[3]] == pytest.approx(alone, abs=1e-6)
-    assert len({round(score, 4) for score in together}) == 4
-
-
-def test_dropout_is_off_while_training(make_job):
-    model = build_model(make_job())  # a configuration with attention_dropout=0.9
-    ids, lengths = torch.arange(3, 11)[None], torch.tensor([8])
-    first, second = (sequence_scores(model, ids, lengths, bfloat16=False) for _ in range(2))
-    assert first.requires_grad
-    assert first.item() == second.item()
 
 
 def test_a_toy_takes_vocabulary_and_pad_token_from_the_job(make_job):

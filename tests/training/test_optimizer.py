@@ -1,22 +1,28 @@
 import pytest
-import torch
 from torch import nn
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.optimizer import build_optimizer, flat_gradients, learning_rate
+from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():
-    settings = TrainingSettings(learning_rate=2.0, warmup_fraction=0.34)
-    rates = [learning_rate(step, 6, settings) for step in range(1, 7)]
+    rates = [learning_rate(step, 6, 2.0, 0.34) for step in range(1, 7)]
     # two steps of warm-up, then 1 + cos of 0, 1/4, 2/4, 3/4 of pi
     assert rates == pytest.approx([1.0, 2.0, 2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])
 
 
 def test_without_warm_up_the_first_step_has_the_peak():
-    settings = TrainingSettings(learning_rate=2.0, warmup_fraction=0.0)
-    assert [learning_rate(step, 2, settings) for step in (1, 2)] == pytest.approx([2.0, 1.0])
-    assert learning_rate(1, 1, settings) == 2.0
+    assert [learning_rate(step, 2, 2.0, 0.0) for step in (1, 2)] == pytest.approx([2.0, 1.0])
+    assert learning_rate(1, 1, 2.0, 0.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("num_parameters", "rate"), [(17e6, 1e-4), (100e6, 1e-5), (596e6, 1e-5), (1.7e9, 4e-6), (4e9, 4e-6), (8e9, 2e-6)]
+)
+def test_a_learning_rate_that_is_unset_comes_from_the_size_of_the_model(num_parameters, rate):
+    assert peak_learning_rate(int(num_parameters), TrainingSettings()) == rate
+    assert peak_learning_rate(int(num_parameters), TrainingSettings(lora_rank=8)) == pytest.approx(10 * rate)
+    assert peak_learning_rate(int(num_parameters), TrainingSettings(lora_rank=8, learning_rate=0.5)) == 0.5
 
 
 def test_weight_decay_touches_matrices_but_no_embedding_norm_or_bias():
@@ -28,13 +34,8 @@ def test_weight_decay_touches_matrices_but_no_embedding_norm_or_bias():
     assert sorted(weight.numel() for weight in plain["params"]) == [3, 3, 3, 20]
 
 
-def test_backward_adds_every_gradient_into_the_flat_vector():
-    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
-    with torch.no_grad():
-        model[0].weight[:] = torch.tensor([[2.0, 3.0]])
-        model[1].weight[:] = 5.0
-    flat = flat_gradients(model, num_sums=1)
-    for _ in range(2):
-        model(torch.tensor([[7.0, 11.0]])).sum().backward()
-    # d/dw1 = 5 * x = 35, 55; d/dw2 = 2 * 7 + 3 * 11 = 47; twice
-    assert flat.tolist() == [70.0, 110.0, 94.0, 0.0]
+def test_frozen_weights_have_no_place_in_the_optimizer():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(model, TrainingSettings())
+    assert [weight.shape for group in optimizer.param_groups for weight in group["params"]] == [(1, 3), (1,)]

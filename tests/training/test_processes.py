@@ -99,7 +99,7 @@ def start(path, job, **options):
 def test_two_processes_give_the_losses_of_one_without_dagster(write_job, tmp_path, metrics_of):
     # steps of 3, 3 and 1 pairs: shares of 2 + 1, 2 + 1 and 1 + 0
     changes = {"splits": {"train": learnable_pairs(7), "validation": learnable_pairs(3, first=50)}}
-    settings = {"batch_pairs": 3, "micro_batch_pairs": 1, "epochs": 2, "learning_rate": 1e-3}
+    settings = {"batch_pairs": 3, "micro_batch_tokens": 20, "epochs": 2, "learning_rate": 1e-3}
     one_path, one = write_job("one", settings=settings, **changes)
     two_path, two = write_job("two", settings=settings | {"num_processes": 2}, **changes)
     alone = run([sys.executable, "-c", NO_DAGSTER], one_path)
@@ -168,8 +168,8 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     # a thread of numpy's or arrow's may receive the signal, and the main thread is deep in a call of a minute
     work = """if True:
         import hashlib, pyarrow
-        from rm_assets.training.processes import leave_on_signals
-        leave_on_signals()
+        from rm_assets.training.processes import Stop, listen_for_signals
+        listen_for_signals(Stop())
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
     """
@@ -180,12 +180,52 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     assert process.stderr.read().decode() == f"stopped by {number.name}\n"
 
 
-def test_a_signal_ends_a_job_of_two_processes_and_leaves_none(write_job):
+def test_where_a_loop_will_save_the_first_signal_waits_for_it_and_a_second_one_does_not():
+    work = """if True:
+        import hashlib
+        from rm_assets.training.processes import Stop, listen_for_signals
+        stop = Stop()
+        listen_for_signals(stop)
+        with stop.awaited():
+            print("ready", flush=True)
+            while not stop.number:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 10**4)
+            print("saved after", stop.number, flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
+    """
+    process = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == b"saved after 2\n"
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=3) == 143
+
+
+@pytest.mark.parametrize("to_group", [True, False])
+def test_a_signal_saves_and_ends_a_job_of_two_processes_and_leaves_none(write_job, to_group):
     path, job = write_job("stopped-two", settings=FOR_EVER | {"num_processes": 2})
     process = start(path, job)
     assert len(processes_with(str(path))) == 4  # this module, torchrun, two workers
+    os.killpg(process.pid, signal.SIGINT) if to_group else process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == (130 if to_group else 143)
+    wait_until(lambda: not processes_with(str(path)), 3)
+    [saved] = (Path(job.output_directory) / "checkpoints").glob("step-*")
+    names = ["manifest.json", "metrics.jsonl", "process-0.safetensors", "process-1.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == names
+
+
+def test_a_second_signal_ends_a_job_of_two_processes_that_does_not_answer(write_job):
+    path, job = write_job("deaf", settings=FOR_EVER | {"num_processes": 2})
+    process = start(path, job)
+    workers = sorted(processes_with(str(path)))[2:]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
+    assert process.wait(timeout=5) == 130
     wait_until(lambda: not processes_with(str(path)), 3)
 
 

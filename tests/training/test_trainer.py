@@ -5,12 +5,16 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from rm_assets.settings import TrainingSettings
 from rm_assets.training.checks import read_splits
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
 from rm_assets.training.model import build_model
+from rm_assets.training.planning import Packing
+from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
+from rm_assets.training.scoring import Scorer
 from rm_assets.training.trainer import planned_steps, train, validation_steps
 
 from .conftest import learnable_pairs
@@ -19,12 +23,13 @@ from .conftest import learnable_pairs
 def train_job(job, tmp_path, model=None):
     """The trained model, the splits, and what train() returned."""
     model = model or build_model(job)
-    splits = read_splits(job)
+    splits = read_splits(job, tmp_path / "scratch")
+    choice = choose_packing(model, splits["train"], ALONE.device)
     (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
     return (
         model,
         splits,
-        train(model, splits, job.settings, ALONE, Progress(tmp_path / "metrics.jsonl", print)),
+        train(model, splits, choice, job.settings, ALONE, Progress(tmp_path / "metrics.jsonl", print)),
     )
 
 
@@ -38,16 +43,16 @@ def step_lines(tmp_path):
 def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
     generator = np.random.default_rng(0)
     pairs = [tuple(generator.integers(3, 40, size=length).tolist() for length in (5, 6)) for _ in range(16)]
-    job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16, "micro_batch_pairs": 16})
+    job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16})
     model, splits, figures = train_job(job, tmp_path)
-    scores = pair_scores(model, splits["train"], np.arange(16), ALONE, 16, bfloat16=False)
+    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, Packing.SHARED, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
     assert figures["train_loss"] < 0.2 < 0.5 < step_lines(tmp_path)[0]["loss"]
 
 
 def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tmp_path):
     triples = [(chosen, rejected, 0.25 * number) for number, (chosen, rejected) in enumerate(learnable_pairs(5))]
-    settings = {"batch_pairs": 5, "micro_batch_pairs": 2, "center_rewards": 0.1}
+    settings = {"batch_pairs": 5, "micro_batch_tokens": 20, "center_rewards": 0.1}
     job = make_job(splits={"train": triples}, settings=settings)
     plain = build_model(job)
     total = 0.0
@@ -62,19 +67,8 @@ def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tm
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_the_size_of_a_micro_batch_changes_no_loss(make_job, tmp_path):
-    losses = []
-    for size in (1, 3, 8):
-        settings = {"batch_pairs": 8, "micro_batch_pairs": size, "epochs": 2, "learning_rate": 1e-3}
-        train_job(make_job(splits={"train": learnable_pairs(12)}, settings=settings), tmp_path)
-        losses.append([line["loss"] for line in step_lines(tmp_path)])
-    assert len(losses[0]) == 4  # a step of 8 and one of 4 in each epoch
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
-    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
-
-
 def test_a_gradient_above_the_limit_is_scaled_down_to_it(make_job, tmp_path):
-    job = make_job(settings={"max_grad_norm": 1e-3, "epochs": 1, "batch_pairs": 12, "micro_batch_pairs": 12})
+    job = make_job(settings={"max_grad_norm": 1e-3, "epochs": 1, "batch_pairs": 12})
     model, _, _ = train_job(job, tmp_path)
     [line] = step_lines(tmp_path)
     left = math.sqrt(sum(float(weight.grad.square().sum()) for weight in model.parameters()))
@@ -106,9 +100,10 @@ def test_weights_that_are_infinite_stop_the_training(make_job, tmp_path):
         train_job(job, tmp_path, model)
 
 
-def test_every_epoch_has_all_pairs_in_another_order(make_job):
-    settings = make_job(settings={"epochs": 2, "batch_pairs": 5}).settings
-    steps = [(epoch, rows.tolist()) for epoch, rows in planned_steps(settings, 12)]
+def test_every_epoch_has_all_pairs_in_another_order(make_job, tmp_path):
+    job = make_job(settings={"epochs": 2, "batch_pairs": 5})
+    pairs = read_splits(job, tmp_path)["train"]
+    steps = [(epoch, rows.tolist()) for epoch, rows in planned_steps(job.settings, pairs)]
     assert [(epoch, len(rows)) for epoch, rows in steps] == [(1, 5), (1, 5), (1, 2), (2, 5), (2, 5), (2, 2)]
     first, second = ([row for of, rows in steps if of == epoch for row in rows] for epoch in (1, 2))
     assert sorted(first) == sorted(second) == list(range(12))
@@ -121,17 +116,11 @@ def test_held_out_pairs_are_looked_at_ten_times_in_one_epoch_or_after_each():
     assert validation_steps(3, 7) == {7, 14, 21}
 
 
-def test_held_out_scores_do_not_depend_on_the_micro_batch(make_job):
-    job = make_job()
-    model, pairs = build_model(job), read_splits(job)["validation"]
-    one, five = (pair_scores(model, pairs, np.arange(5), ALONE, size, bfloat16=False) for size in (1, 5))
-    assert one == pytest.approx(five, abs=1e-6)
-    assert pair_scores(model, pairs, np.array([3, 1]), ALONE, 5, bfloat16=False) == pytest.approx(one[[3, 1]], abs=1e-6)
-
-
 def test_the_mean_loss_and_the_accuracy_of_scores():
     scores = np.array([[1, 0], [0, 0], [0, 2], [5, -5]], np.float32)
-    loss, accuracy = mean_loss_and_accuracy(scores, np.array([0.5, 0, 0, 10], np.float32), center_rewards=0.01)
+    loss, accuracy = mean_loss_and_accuracy(
+        scores, np.array([0.5, 0, 0, 10], np.float32), TrainingSettings(center_rewards=0.01)
+    )
     # 0.474077 + 0.01, log 2, 2.126928 + 0.04, log 2; equal scores are half right
     assert loss == pytest.approx((0.484077 + 0.693147 + 2.166928 + 0.693147) / 4, abs=1e-6)
     assert accuracy == 2.5 / 4
@@ -139,4 +128,4 @@ def test_the_mean_loss_and_the_accuracy_of_scores():
 
 def test_scores_that_are_no_numbers_are_an_error_not_a_metric():
     with pytest.raises(TrainingError, match="loss of held-out pairs is nan: the weights are spoilt"):
-        mean_loss_and_accuracy(np.full((1, 2), np.nan, np.float32), np.zeros(1, np.float32), 0.0)
+        mean_loss_and_accuracy(np.full((1, 2), np.nan, np.float32), np.zeros(1, np.float32), TrainingSettings())

@@ -1,0 +1,52 @@
+"""LoRA (2106.09685): small matrices on every linear layer, trained with the head while the model stays as it is.
+
+What is published is a plain model with the matrices added into its weights; the adapter is kept beside it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rm_assets.settings import TrainingSettings
+from rm_assets.training.job import TrainingError
+from rm_assets.training.result import ADAPTER
+
+
+def with_adapter(model: Any, settings: TrainingSettings) -> Any:
+    """The model with adapters on its linear layers, in place, as peft's wrapper of it; the head is trained whole.
+
+    Without `lora_rank` the model itself. A function of model and settings alone. Raises TrainingError without peft.
+    """
+    if not settings.lora_rank:
+        return model
+    try:
+        import peft
+    except ImportError:
+        raise TrainingError("lora_rank needs peft: pip install 'rm_assets[lora]'") from None
+    torch.manual_seed(settings.seed)
+    configuration = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_CLS,  # peft trains and saves the head of this kind
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    return peft.get_peft_model(model, configuration).eval()
+
+
+def base_of(model: Any) -> Any:
+    """The stock classifier inside, adapters included."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def merged(model: Any) -> Any:
+    """The stock classifier with its adapters added into its weights, in place."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def save_adapter(model: Any, base_name: str, directory: Path) -> None:
+    """Write the adapter and the head as peft reads them; `base_name` is what the adapter belongs to."""
+    if hasattr(model, "merge_and_unload"):
+        model.peft_config["default"].base_model_name_or_path = base_name
+        model.save_pretrained(directory / ADAPTER, safe_serialization=True, save_embedding_layers=False)

@@ -1,0 +1,158 @@
+"""Where the sequences of a packed row lie, as attention needs to know it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+PIECE = 192
+"""Queries that are computed at once where there is no kernel for whole rows: on a CPU."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of a row, which also see the `prefix` tokens from `prefix_start` on.
+
+    The own tokens follow the prefix: the first has the position `prefix`. The prefix lies at the start of an earlier
+    segment, that of the first branch.
+    """
+
+    start: int
+    end: int
+    prefix_start: int = 0
+    prefix: int = 0
+
+    @property
+    def num_queries(self) -> int:
+        """Tokens of the segment's own."""
+        return self.end - self.start
+
+    @property
+    def num_keys(self) -> int:
+        """Tokens that the last token of the segment sees."""
+        return self.prefix + self.end - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A layout as kernels for sequences of varying length read it, on the device where they run.
+
+    Queries of segment i are the tokens from query_ends[i] to query_ends[i + 1] of the row, its keys the tokens
+    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two, so that a compiled
+    layer meets few of them. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7, key_ends 0 5 9,
+    key_index 0 1 2 3 4 0 1 5 6.
+    """
+
+    query_ends: Tensor  # int32 [segments + 1]
+    key_ends: Tensor  # int32 [segments + 1]
+    key_index: Tensor | None  # int64 [keys]; None where the keys are the row's tokens as they lie
+    max_queries: int
+    max_keys: int
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> "Kernel":
+        """The kernels' view of the segments of a row."""
+        num_queries = [segment.num_queries for segment in segments]
+        num_keys = [segment.num_keys for segment in segments]
+        index = None
+        if any(segment.prefix for segment in segments):
+            parts = [
+                torch.arange(start, end)
+                for segment in segments
+                for start, end in (
+                    (segment.prefix_start, segment.prefix_start + segment.prefix),
+                    (segment.start, segment.end),
+                )
+            ]
+            index = torch.cat(parts).to(device)
+        return cls(
+            torch.tensor([0, *accumulate(num_queries)], dtype=torch.int32, device=device),
+            torch.tensor([0, *accumulate(num_keys)], dtype=torch.int32, device=device),
+            index,
+            _power_of_two(max(num_queries)),
+            _power_of_two(max(num_keys)),
+        )
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Queries [start, end) of a row and the tokens that they see, in order, as one or two ranges of the row."""
+
+    start: int
+    end: int
+    keys: tuple[tuple[int, int], ...]
+
+    @property
+    def num_keys(self) -> int:
+        """Tokens that the last query may see."""
+        return sum(end - start for start, end in self.keys)
+
+
+class Layout:
+    """The segments of a row in order, together all its tokens; `kernel` on a GPU only.
+
+    No dataclass: FSDP copies those field by field for every layer, and with them what the layers share here.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], kernel: Kernel | None = None) -> None:
+        self.segments = segments
+        self.kernel = kernel
+        self._pieces: dict[int | None, tuple[Piece, ...]] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> "Layout":
+        """The layout of a row whose tensors are on `device`."""
+        return cls(tuple(segments), Kernel.of(segments, device) if device.type == "cuda" else None)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the row."""
+        return self.segments[-1].end
+
+    def pieces(self, window: int | None) -> tuple[Piece, ...]:
+        """The segments in pieces of at most PIECE queries, with no more keys than their `window` reaches.
+
+        A kernel computes all keys of its queries, also those that come later: short pieces have few of these.
+        """
+        if window not in self._pieces:
+            self._pieces[window] = tuple(piece for segment in self.segments for piece in _cut(segment, window))
+        return self._pieces[window]
+
+    def mask(self, num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:
+        """What is added to the logits [num_queries, num_keys] of the last `num_queries` of `num_keys` tokens.
+
+        Zero where a token sees another: itself, and what comes before it, at most `window` - 1 tokens back. All masks
+        of a row are the lower right corner of one.
+        """
+        if (window, like.dtype) not in self._masks:
+            width = max(segment.num_keys for segment in self.segments)
+            query = torch.arange(width - PIECE, width, device=like.device)[:, None]
+            distance = query - torch.arange(width, device=like.device)
+            seen = (distance >= 0) & (distance < (window or width))
+            full = torch.zeros(PIECE, width, device=like.device, dtype=like.dtype)
+            self._masks[window, like.dtype] = full.masked_fill_(~seen, -torch.inf)
+        mask = self._masks[window, like.dtype]
+        return mask[PIECE - num_queries :, mask.shape[1] - num_keys :]
+
+
+def _cut(segment: Segment, window: int | None) -> Iterator[Piece]:
+    """Pieces of like size.
+
+    For tokens 10 to 14 after a prefix of 4, with PIECE 3 and a window of 3: queries 10 to 12 see the last two tokens of
+    the prefix and 10 to 12, queries 13 and 14 see 11 to 14.
+    """
+    size = -(-segment.num_queries // -(-segment.num_queries // PIECE))
+    for first in range(0, segment.num_queries, size):
+        last = min(segment.num_queries, first + size)
+        begin = max(0, segment.prefix + first - window + 1) if window else 0  # position of the first key
+        prefix = (segment.prefix_start + begin, segment.prefix_start + segment.prefix)
+        own = (segment.start + max(0, begin - segment.prefix), segment.start + last)
+        keys = (prefix, own) if prefix[0] < prefix[1] else (own,)
+        yield Piece(segment.start + first, segment.start + last, keys)

@@ -1,0 +1,60 @@
+"""From a micro-batch to its scores: the one forward pass of training and evaluation.
+
+Letters: S sequences, T tokens of a row, B pairs, H the model's width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rm_assets.training.adapter import base_of
+from rm_assets.training.attention import UnsupportedModelError
+from rm_assets.training.batches import MicroBatch
+from rm_assets.training.model import HEAD
+
+
+class Scorer(nn.Module):
+    """The model behind one forward pass, so that sharding has a root to hook: micro-batch to scores float32 [S].
+
+    `model` is a stock sequence classifier, or a PeftModel around one. Where it has a linear head `score`, the hidden
+    state at `length - 1` goes through it in float32; other classifiers, such as BERT's, score padded rows as they do.
+    The body computes in bfloat16 where asked.
+    """
+
+    def __init__(self, model: Any, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.computes_bfloat16 = bfloat16
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """The score of each sequence, float32 [S]. Raises UnsupportedModelError for a row that it cannot compute."""
+        classifier = base_of(self.model)
+        with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16, enabled=self.computes_bfloat16):
+            if not hasattr(classifier, HEAD):
+                return _stock_scores(classifier, batch)
+            body = getattr(classifier, classifier.base_model_prefix)
+            hidden = body(input_ids=batch.ids, use_cache=False, **_arguments(batch)).last_hidden_state  # [., T, H]
+        last = hidden.flatten(0, 1).index_select(0, batch.last)
+        scores: Tensor = classifier.score(last.float()).squeeze(-1)
+        return scores
+
+
+def scores(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """The scores of the chosen and of the rejected sides, float32 [B] each."""
+    found = scorer(batch)
+    return found.index_select(0, batch.chosen), found.index_select(0, batch.rejected)
+
+
+def _arguments(batch: MicroBatch) -> dict[str, Any]:
+    if batch.layout is not None:
+        return {"position_ids": batch.positions, "row_layout": batch.layout}
+    places = torch.arange(batch.ids.numel(), device=batch.ids.device).view_as(batch.ids)
+    return {"attention_mask": (places <= batch.last[:, None]).long()}
+
+
+def _stock_scores(classifier: Any, batch: MicroBatch) -> Tensor:
+    if batch.layout is not None:
+        raise UnsupportedModelError(f"{type(classifier).__name__} has no head {HEAD!r} that reads a single token")
+    scores: Tensor = classifier(input_ids=batch.ids, **_arguments(batch)).logits[:, 0].float()
+    return scores

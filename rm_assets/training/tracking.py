@@ -1,0 +1,49 @@
+"""Where the curves of a training also go while it runs: TensorBoard or Weights & Biases, if a setting asks for it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rm_assets.settings import TrainingSettings
+from rm_assets.training.job import TrainingError
+
+Tracker = Callable[[Mapping[str, float]], object]
+"""Takes a line of `metrics.jsonl`: a step's number under "step", and figures by name."""
+
+TENSORBOARD = "tensorboard"
+
+
+def open_tracker(settings: TrainingSettings, directory: Path, name: str, configuration: Mapping[str, Any]) -> Tracker:
+    """What takes the lines of a training called `name`, which may go on from an earlier attempt.
+
+    TensorBoard's files lie in `directory`; Weights & Biases finds account and project in its own environment variables.
+    Raises TrainingError where the package is missing.
+    """
+    try:
+        if settings.tracking == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            return _tensorboard(SummaryWriter(str(directory / TENSORBOARD)))
+        if settings.tracking == "wandb":
+            import wandb
+
+            run = wandb.init(id=name, name=name, resume="allow", dir=str(directory), config=dict(configuration))
+            return lambda line: run.log({**_figures(line)}, step=int(line["step"]))
+    except ImportError:
+        raise TrainingError(
+            f"tracking is {settings.tracking!r}, which is not installed: pip install 'rm_assets[{settings.tracking}]'"
+        ) from None
+    return lambda line: None
+
+
+def _tensorboard(writer: Any) -> Tracker:
+    def take(line: Mapping[str, float]) -> None:
+        for name, value in _figures(line).items():
+            writer.add_scalar(name, value, int(line["step"]))
+        writer.flush()
+
+    return take
+
+
+def _figures(line: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name != "step"}

@@ -1,0 +1,85 @@
+"""Which results of a training count, and which unfinished trainings are kept."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from rm_assets.definitions import definitions
+from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.model_snapshots import remove_old_trainings
+
+
+class LyingLauncher(TrainingLauncher):
+    """A job that says it is done: it exits with 0, having left what `lie` says."""
+
+    lie: str
+    model: str
+
+    def run(self, context: dg.AssetExecutionContext, job_path: Path, storage: Path) -> None:
+        job = json.loads(job_path.read_text())
+        output = Path(job["output_directory"])
+        if self.lie == "nothing":
+            return
+        shutil.copytree(self.model, output, dirs_exist_ok=True)
+        manifest = json.loads((output / "manifest.json").read_text())
+        manifest["key"] = job["key"] if self.lie != "the model of another job" else manifest["key"]
+        (output / "manifest.json").write_text(json.dumps(manifest))
+        if self.lie == "a changed weight":
+            weights = output / "model" / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+        if self.lie == "a manifest cut short":
+            (output / "manifest.json").write_text(json.dumps(manifest)[:-9])
+
+
+@pytest.mark.parametrize(
+    ("lie", "complaint"),
+    [
+        ("nothing", "no manifest.json in"),
+        ("the model of another job", "it belongs to another job"),
+        ("a changed weight", "model.safetensors' has the sha256"),
+        ("a manifest cut short", "is damaged"),
+    ],
+)
+def test_exit_code_0_without_a_result_that_proves_true_is_a_failure(
+    first_run: tuple[dict[str, Any], Any], tmp_path: Path, lie: str, complaint: str
+) -> None:
+    settings, _ = first_run
+    storage = tmp_path / "storage"
+    shutil.copytree(settings["storage"], storage)
+    home = storage / "reward_model"
+    model = shutil.move(home / json.loads((home / "latest.json").read_text())["snapshot"], tmp_path / "model")
+    (home / "latest.json").unlink()
+    loaded = definitions()
+    resources = {**loaded.resources, "launcher": LyingLauncher(lie=lie, model=str(model))}
+    result = dg.materialize(
+        list(loaded.assets or []),
+        selection="reward_model",
+        resources=resources,
+        run_config={"resources": {"project": {"config": {**settings, "storage": str(storage), "epochs": 2}}}},
+        raise_on_error=False,
+    )
+    assert not result.success
+    [failure] = result.get_step_failure_events()
+    assert complaint in failure.step_failure_data.error_display_string
+    assert not (home / "latest.json").exists()
+
+
+def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_among_the_newest(tmp_path: Path) -> None:
+    for age, name in enumerate(["new", "older", "oldest", "empty"]):
+        (tmp_path / ".training" / name / "checkpoints").mkdir(parents=True)
+        if name != "empty":
+            (tmp_path / ".training" / name / "checkpoints" / "step-00000001-abc").mkdir()
+        description = tmp_path / ".training" / f"{name}.json"
+        description.write_text("{}")
+        os.utime(description, (2_000_000_000 - age, 2_000_000_000 - age))
+    (tmp_path / ".training" / "without-description").mkdir()
+    said: list[str] = []
+    remove_old_trainings(tmp_path, 2, said.append)
+    left = sorted(path.name for path in (tmp_path / ".training").iterdir())
+    assert left == ["new", "new.json", "older", "older.json"]
+    assert said == ["the unfinished training oldest is removed: 2 newer ones stand"]

@@ -1,0 +1,220 @@
+"""Shared and packed rows against each sequence alone, through stock transformers: rewards and gradients, float32."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from rm_assets.training import attention, layout
+from rm_assets.training.attention import ATTENTION, UnsupportedModelError, row_attention
+from rm_assets.training.layout import Kernel, Layout, Piece, Segment
+from rm_assets.training.planning import Packing
+
+from . import architectures
+from .architectures import CPU, alone, build, edge_cases, gradients, in_rows
+
+
+@pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PACKED])
+@pytest.mark.parametrize("name", architectures.SHARED)
+def test_rewards_and_gradients_in_rows_are_those_of_each_sequence_alone(name, packing):
+    model, rankings = build(name), edge_cases()
+    expected = alone(model, rankings)
+    expected_gradients = gradients(model, expected)
+    model.set_attn_implementation(ATTENTION)
+    found = in_rows(model, rankings, packing)
+    assert expected.std() > 0.01
+    assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+    found_gradients = gradients(model, found)
+    assert found_gradients.keys() == expected_gradients.keys()
+    everything = torch.stack([gradient.norm() for gradient in expected_gradients.values()]).norm()
+    for weight, gradient in expected_gradients.items():
+        assert (found_gradients[weight] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6 * everything, weight
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gemma3_text"])
+def test_segments_of_many_pieces_give_the_same(monkeypatch, name):
+    monkeypatch.setattr(layout, "PIECE", 7)
+    test_rewards_and_gradients_in_rows_are_those_of_each_sequence_alone(name, Packing.SHARED)
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_the_size_of_a_row_changes_no_score(packing):
+    model, rankings = build("qwen3"), edge_cases()
+    expected = alone(model, rankings)
+    if packing is not Packing.PADDED:
+        model.set_attn_implementation(ATTENTION)
+    for row_tokens in (1, 60, 130):
+        assert torch.allclose(in_rows(model, rankings, packing, row_tokens), expected, atol=1e-6)
+
+
+def test_layers_that_are_computed_again_in_the_backward_pass_give_the_same_gradients():
+    model, rankings = build("qwen3"), edge_cases()
+    model.set_attn_implementation(ATTENTION)
+    expected = gradients(model, in_rows(model, rankings, Packing.SHARED))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    scores = in_rows(model, rankings, Packing.SHARED)
+    weights = torch.linspace(-1, 2, len(scores))
+    (weights * scores).sum().backward()  # checkpoints do not work with torch.autograd.grad
+    assert all(torch.equal(dict(model.named_parameters())[name].grad, found) for name, found in expected.items())
+
+
+def test_an_adapter_of_peft_is_computed_in_rows_too():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    configuration = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear", init_lora_weights=False)
+    model, rankings = peft.get_peft_model(build("llama"), configuration).eval(), edge_cases()
+    expected = alone(model, rankings)
+    expected_gradients = gradients_of_trained(model, expected)
+    model.get_base_model().set_attn_implementation(ATTENTION)
+    found = in_rows(model, rankings, Packing.SHARED)
+    assert torch.allclose(found, expected, atol=1e-6)
+    found_gradients = gradients_of_trained(model, found)
+    assert any("lora_A" in name for name in found_gradients)
+    assert any("score" in name for name in found_gradients)
+    for name, gradient in expected_gradients.items():
+        assert torch.allclose(found_gradients[name], gradient, atol=1e-5), name
+
+
+def gradients_of_trained(model, scores):
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return dict(zip(trained, torch.autograd.grad(scores.square().sum(), list(trained.values())), strict=True))
+
+
+# --- refusals ------------------------------------------------------------------------------------------------
+
+TENSORS = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
+LAYOUT = Layout.of([Segment(0, 3)], CPU)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"row_layout": None}, "Identity gets no layout of the row: the model's layers drop keyword arguments"),
+        ({"row_layout": Layout.of([Segment(0, 2)], CPU)}, r"attends over \(1, 4, 3, 8\) where the row has 2 tokens"),
+        ({"attention_mask": torch.ones(1, 1, 3, 3)}, "has a mask of its own"),
+        ({"dropout": 0.1}, "has a dropout of 0.1"),
+        ({"s_aux": torch.zeros(4)}, "has attention sinks"),
+        ({"is_causal": False}, "is not causal"),
+    ],
+)
+def test_what_would_be_wrong_in_a_row_is_refused(arguments, message):
+    given = {"attention_mask": None, "row_layout": LAYOUT} | arguments
+    with pytest.raises(UnsupportedModelError, match=message):
+        row_attention(torch.nn.Identity(), *TENSORS, **given)
+
+
+def test_a_layout_is_handed_to_every_layer_as_it_is():
+    assert not dataclasses.is_dataclass(LAYOUT)  # FSDP would copy it for each of them
+
+
+# --- pieces --------------------------------------------------------------------------------------------------
+
+
+def test_pieces_by_hand(monkeypatch):
+    monkeypatch.setattr(layout, "PIECE", 3)
+    row = Layout.of([Segment(0, 10), Segment(10, 15, 2, 4)], CPU)
+    assert row.pieces(None) == (
+        Piece(0, 3, ((0, 3),)),
+        Piece(3, 6, ((0, 6),)),
+        Piece(6, 9, ((0, 9),)),
+        Piece(9, 10, ((0, 10),)),
+        Piece(10, 13, ((2, 6), (10, 13))),
+        Piece(13, 15, ((2, 6), (10, 15))),
+    )
+    assert row.pieces(3)[2:] == (
+        Piece(6, 9, ((4, 9),)),
+        Piece(9, 10, ((7, 10),)),
+        Piece(10, 13, ((4, 6), (10, 13))),
+        Piece(13, 15, ((11, 15),)),
+    )
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_mask_shows_a_token_itself_and_what_is_before_it(window):
+    row = Layout.of([Segment(0, 9)], CPU)
+    seen = row.mask(2, 5, window, torch.zeros(1)) == 0
+    expected = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]] if window is None else [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert seen.int().tolist() == expected
+
+
+# --- what a GPU's kernel reads -------------------------------------------------------------------------------
+
+
+def varlen_by_hand(
+    queries, keys, values, query_ends, key_ends, max_queries, max_keys, *, scale, window_size, enable_gqa=False
+):
+    """What torch documents of varlen attention: each segment by itself, causal as counted from its last key."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert queries.is_contiguous()
+    assert keys.is_contiguous()
+    assert window_size[1] == 0
+    outputs = []
+    for segment in range(len(query_ends) - 1):
+        q0, q1 = query_ends[segment : segment + 2].tolist()
+        k0, k1 = key_ends[segment : segment + 2].tolist()
+        assert q1 - q0 <= max_queries
+        assert k1 - k0 <= max_keys
+        query, key, value = (part.transpose(0, 1) for part in (queries[q0:q1], keys[k0:k1], values[k0:k1]))
+        distance = torch.arange(k1 - k0 - (q1 - q0), k1 - k0)[:, None] - torch.arange(k1 - k0)
+        seen = (distance >= 0) & ((window_size[0] < 0) | (distance <= window_size[0]))
+        output = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("num_key_heads", [4, 2])
+def test_the_kernels_for_varying_length_are_given_the_same_attention(monkeypatch, window, num_key_heads):
+    # the kernels need a GPU: here stands what their documentation says, for tensors that a GPU would be given
+    monkeypatch.setattr(attention, "varlen_attn", varlen_by_hand)
+    segments = [Segment(0, 9), Segment(9, 12, 0, 6), Segment(12, 22, 0, 6), Segment(22, 25), Segment(25, 26, 22, 1)]
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 26, heads, 8, generator=generator) for heads in (4, num_key_heads, num_key_heads)]
+    tensors = [tensor.bfloat16().transpose(1, 2).requires_grad_() for tensor in tensors]
+    found = {}
+    for name, kernel in (("pieces", None), ("kernel", Kernel.of(segments, CPU))):
+        given = {"scaling": 0.3, "sliding_window": window, "row_layout": Layout(tuple(segments), kernel)}
+        output, _ = row_attention(torch.nn.Identity(), *tensors, None, **given)
+        found[name] = [output, *torch.autograd.grad(output.float().square().sum(), tensors)]
+    for piece, kernel in zip(*found.values(), strict=True):
+        assert piece.shape == kernel.shape
+        assert (piece - kernel).float().norm() < 0.01 * piece.float().norm()
+
+
+def test_what_norms_took_out_of_half_precision_goes_back_to_it_for_the_kernels(monkeypatch):
+    given = []
+    monkeypatch.setattr(attention, "varlen_attn", lambda *tensors, **_: given.append(tensors[:3]) or tensors[0])
+    segments = [Segment(0, 3)]
+    row = Layout(tuple(segments), Kernel.of(segments, CPU))
+    query, key, value = (torch.randn(1, 2, 3, 8) for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        row_attention(torch.nn.Identity(), query, key, value.bfloat16(), None, row_layout=row)
+    row_attention(torch.nn.Identity(), query, key, value, None, row_layout=row)  # float32 goes by pieces
+    assert [[tensor.dtype for tensor in tensors] for tensors in given] == [[torch.bfloat16] * 3]
+
+
+def test_the_kernels_view_by_hand():
+    kernel = Kernel.of([Segment(0, 5), Segment(5, 7, 0, 2)], CPU)
+    assert kernel.query_ends.tolist() == [0, 5, 7]
+    assert kernel.key_ends.tolist() == [0, 5, 9]
+    assert kernel.key_index.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
+    assert (kernel.max_queries, kernel.max_keys) == (8, 8)
+    assert Kernel.of([Segment(0, 5), Segment(5, 7)], CPU).key_index is None
+
+
+def test_compiled_layers_give_the_same_scores_and_are_not_compiled_for_every_row():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model, rankings = build("llama"), edge_cases()
+    expected = alone(model, rankings).detach()
+    model.set_attn_implementation(ATTENTION)
+    counter = CompileCounterWithBackend("aot_eager")
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend=counter)
+    counts = []
+    for row_tokens in (10_000, 60, 90, 130):
+        assert torch.allclose(in_rows(model, rankings, Packing.SHARED, row_tokens), expected, atol=1e-6)
+        counts.append(counter.frame_count)
+    assert 0 < counts[1] == counts[-1]

@@ -1,0 +1,152 @@
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+from rm_assets.training.checkpoint import Checkpoints, Position
+from rm_assets.training.group import ALONE, Group
+from rm_assets.training.job import TrainingError
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1 to 3, of which the newest two are left, and what was said."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    said = []
+    checkpoints = Checkpoints(tmp_path, "key", ALONE, said.append)
+    for step in (1, 2, 3):
+        checkpoints.write(Position(step=step, loss_sum=0.1 * step, tally={"pairs": step}), tensors(step))
+    return tmp_path, said
+
+
+def tensors(step):
+    return {"weight.a": torch.full((2, 3), float(step)), "empty": torch.zeros(0), "random": torch.arange(5)}
+
+
+def newest(directory, said, key="key", group=ALONE):
+    return Checkpoints(directory, key, group, said.append).newest()
+
+
+def directories(directory):
+    return sorted((directory / "checkpoints").iterdir())
+
+
+def test_the_newest_of_two_is_read_back_exactly_and_the_curves_with_it(saved):
+    directory, said = saved
+    (directory / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    position, found = newest(directory, said)
+    assert position == Position(step=3, loss_sum=0.1 * 3, tally={"pairs": 3})
+    assert set(found) == set(tensors(3))
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors(3).items())
+    assert [path.name[:13] for path in directories(directory)] == ["step-00000002", "step-00000003"]
+    assert (directory / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert said == []
+
+
+def test_without_checkpoints_there_is_none(tmp_path):
+    assert newest(tmp_path, []) is None
+
+
+def test_one_flipped_bit_anywhere_is_found_and_the_older_one_used(saved):
+    directory, _ = saved
+    _, damaged = directories(directory)
+    generator = random.Random(0)
+    for path in sorted(damaged.iterdir()):
+        whole = path.read_bytes()
+        bits = generator.sample(range(8 * len(whole)), 40)
+        for bit in bits:
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            said = []
+            position, _ = newest(directory, said)
+            assert position.step == 2, (path.name, bit)
+            assert len(said) == 1
+            assert said[0].startswith(f"checkpoint {damaged.name} is damaged and not used: "), said
+        path.write_bytes(whole)
+    assert newest(directory, [])[0].step == 3
+
+
+def test_a_file_that_was_cut_or_is_gone_is_found_and_the_older_one_used(saved):
+    directory, _ = saved
+    _, damaged = directories(directory)
+    for path in sorted(damaged.iterdir()):
+        whole = path.read_bytes()
+        for length in {0, 1, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            said = []
+            assert newest(directory, said)[0].step == 2
+            assert len(said) == 1
+        path.unlink()
+        assert newest(directory, [])[0].step == 2
+        path.write_bytes(whole)
+
+
+def test_files_of_two_checkpoints_that_were_swapped_are_found(saved):
+    directory, said = saved
+    older, newer = directories(directory)
+    for name in ("process-0.safetensors", "manifest.json"):
+        shutil.copyfile(older / name, newer / name)
+        assert newest(directory, said)[0].step == 2
+
+
+def test_where_no_checkpoint_is_whole_each_is_named_and_none_is_used(saved):
+    directory, said = saved
+    for path in directories(directory):
+        (path / "process-0.safetensors").write_bytes(b"")
+    assert newest(directory, said) is None
+    assert len(said) == 2
+
+
+def test_a_save_that_was_cut_short_does_not_count_and_is_cleared_away(saved):
+    directory, said = saved
+    shutil.copytree(directories(directory)[1], directory / "checkpoints" / ".unfinished")
+    checkpoints = Checkpoints(directory, "key", ALONE, said.append)
+    assert checkpoints.newest()[0].step == 3
+    checkpoints.write(Position(step=4), tensors(4))
+    assert [path.name[:13] for path in directories(directory)] == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(saved):
+    directory, said = saved
+    damaged = directories(directory)[1]
+    (damaged / "manifest.json").write_text("{}")
+    checkpoints = Checkpoints(directory, "key", ALONE, said.append)
+    assert checkpoints.newest()[0].step == 2
+    checkpoints.write(Position(step=3), tensors(3))
+    left = directories(directory)
+    assert [path.name[:13] for path in left] == ["step-00000002", "step-00000003"]
+    assert damaged not in left
+
+
+def test_a_checkpoint_of_another_job_is_not_used(saved):
+    directory, said = saved
+    assert newest(directory, said, key="other") is None
+    assert "it is of the job 'key'" in said[0]
+
+
+def test_another_number_of_processes_is_an_error_that_says_what_to_do(saved):
+    directory, said = saved
+    manifest = json.loads((directories(directory)[1] / "manifest.json").read_text())
+    assert manifest["num_processes"] == 1
+
+    class Pair(Group):  # two processes of which the other one agrees
+        def add_up(self, tensor):
+            pass
+
+    with pytest.raises(TrainingError, match="was written by 1 processes, these are 2: train with as many"):
+        newest(directory, said, group=Pair(0, 2, ALONE.device))
+
+
+def test_another_number_of_threads_is_said_to_round_differently(saved):
+    directory, said = saved
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert newest(directory, said)[0].step == 3
+    finally:
+        torch.set_num_threads(before)
+    [told] = said
+    assert told.startswith(f"this training began elsewhere (threads {before} -> {before + 1}): ")

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from rm_assets.training.flops import num_dense_weights, peak_flops, step_flops
+from rm_assets.training.planning import Packing, plan_rows
+from rm_assets.training.probe_pairs import pairs_of
+from rm_assets.training.scoring import Scorer
+
+
+def test_the_operations_of_a_pair_by_hand():
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_labels=1,
+    )
+    model = LlamaForSequenceClassification(config)
+    # per layer: queries 8 x 8, keys and values 8 x 4 each, output 8 x 8, three of 8 x 12, two norms of 8
+    weights = 3 * (64 + 32 + 32 + 64 + 3 * 96 + 16) + 8 + 8
+    assert num_dense_weights(model) == weights
+    pairs = pairs_of([[np.array([1, 2, 3], np.int32), np.array([1, 2, 4, 5], np.int32)]])
+    [plans] = plan_rows(pairs, np.arange(1), Packing.SHARED, 100)
+    # five tokens: 1, 2 and 3 see 1, 2 and 3 tokens, and the other branch's two see 3 and 4
+    expected = 6 * weights * 5 + 12 * 3 * 2 * 4 * (1 + 2 + 3 + 3 + 4)
+    assert step_flops(Scorer(model), pairs, plans) == expected
+    [plans] = plan_rows(pairs, np.arange(1), Packing.PACKED, 100)
+    assert step_flops(model, pairs, plans) == 6 * weights * 7 + 12 * 3 * 2 * 4 * (6 + 10)
+
+
+def test_a_tied_embedding_counts_no_more_than_one_of_its_own():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3, bias=False), nn.Linear(4, 7, bias=False))
+    model[2].weight = model[0].weight
+    assert num_dense_weights(model) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("Unheard Of", None)]
+)
+def test_a_gpu_that_is_not_known_has_no_peak(name, peak):
+    assert peak_flops(name) == peak

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from rm_assets.settings import TrainingSettings
+from rm_assets.training.adapter import with_adapter
+from rm_assets.training.checks import read_splits
+from rm_assets.training.group import ALONE
+from rm_assets.training.layers import decoder_layers, prepare_layers
+from rm_assets.training.model import build_model
+from rm_assets.training.probe import choose_packing
+from rm_assets.training.progress import Progress
+from rm_assets.training.trainer import train
+
+
+def trained_weights(job, **changes):
+    """The weights after training with these settings changed, by name."""
+    settings = TrainingSettings(**(job.settings.model_dump() | changes))
+    splits = read_splits(job, Path(job.output_directory))
+    model = build_model(job)
+    choice = choose_packing(model, splits["train"], ALONE.device)
+    model = with_adapter(model, settings)
+    train(model, splits, choice, settings, ALONE, Progress())
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_layers_that_are_computed_again_change_nothing_but_memory(make_job, lora_rank):
+    job = make_job()
+    kept = trained_weights(job, lora_rank=lora_rank)
+    again = trained_weights(job, lora_rank=lora_rank, gradient_checkpointing=True)
+    assert kept.keys() == again.keys()
+    assert all(torch.equal(weight, again[name]) for name, weight in kept.items())
+
+
+@pytest.mark.parametrize(("gradient_checkpointing", "num_passes"), [(False, 1), (True, 2)])
+def test_a_layer_is_computed_again_in_the_backward_pass(make_job, gradient_checkpointing, num_passes):
+    model = build_model(make_job())
+    prepare_layers(model, TrainingSettings(gradient_checkpointing=gradient_checkpointing))
+    passes = []
+    for layer in decoder_layers(model):
+        layer.mlp.register_forward_hook(lambda *_: passes.append(1))
+    model(input_ids=torch.tensor([[7, 5, 1]])).logits.sum().backward()
+    assert len(passes) == 2 * num_passes
+
+
+def test_only_the_layers_own_flags_are_set_and_their_own_dropout_is_off(make_job):
+    model = build_model(make_job())
+    layers = decoder_layers(model)
+    assert len(layers) == 2
+    layers[0].dropout = 0.3  # as some architectures have it
+    prepare_layers(model, TrainingSettings(gradient_checkpointing=True))
+    in_training_mode = [module for module in model.modules() if module.training]
+    assert in_training_mode == layers
+    assert all(layer.gradient_checkpointing for layer in layers)
+    assert layers[0].dropout == 0.0
+
+
+@pytest.mark.soak
+def test_compiled_layers_train_alike(make_job):
+    job = make_job(settings={"learning_rate": 1e-3})
+    plain, compiled = trained_weights(job), trained_weights(job, compile=True)
+    assert all(torch.allclose(weight, compiled[name], atol=1e-4) for name, weight in plain.items())

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from rm_assets.training.attention import ATTENTION
+from rm_assets.training.planning import Packing
+from rm_assets.training.probe import choose_packing
+from rm_assets.training.probe_pairs import pairs_of, probe_pairs
+
+from . import architectures
+from .architectures import CPU, alone, build, edge_cases, in_rows
+
+REASONS = {
+    "bloom": "BloomForSequenceClassification takes no attention from outside",
+    "jamba": "rewards differ from those of each sequence alone by",
+    "qwen3_next": "rewards differ from those of each sequence alone by",
+    "stablelm": "StableLmAttention gets no layout of the row",
+    "nemotron": "NemotronAttention gets no layout of the row",
+    "gpt_oss": "GptOssAttention has attention sinks",
+    "bert": "BertForSequenceClassification has no head 'score'",
+}
+
+
+@pytest.mark.parametrize("name", architectures.SHARED)
+def test_architectures_that_share_prompts_exactly_are_found(name):
+    model = build(name)
+    choice = choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert choice.packing is Packing.SHARED
+    assert choice.reason.startswith("packed rows with shared prompts: on ")
+    assert model.config._attn_implementation == ATTENTION
+
+
+@pytest.mark.parametrize("name", architectures.PADDED)
+def test_the_others_fall_back_to_padded_rows_and_say_why(name):
+    model = build(name)
+    stock = model.config._attn_implementation
+    choice = choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert choice.packing is Packing.PADDED
+    assert choice.reason.startswith("padded rows of like length: sharing prompts fails, ")
+    assert REASONS[name] in choice.reason
+    assert "even here" not in choice.reason
+    assert model.config._attn_implementation == stock
+    expected = alone(model, edge_cases())
+    assert torch.allclose(in_rows(model, edge_cases(), Packing.PADDED), expected, atol=1e-5)
+
+
+class Positions(torch.nn.Module):
+    """Embeddings that count tokens through the whole row wherever they are told to restart."""
+
+    def __init__(self, embeddings):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, positions):
+        return self.embeddings(torch.arange(positions.shape[-1])[None] + 0 * positions)
+
+
+def test_positions_that_do_not_restart_are_found_out():
+    model = build("gpt2")
+    model.transformer.wpe = Positions(model.transformer.wpe)
+    choice = choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert choice.packing is Packing.PADDED
+    assert "rewards differ" in choice.reason
+
+
+def test_a_probe_leaves_gradients_random_state_and_weights_as_they_were():
+    model = build("llama")
+    model.score.weight.grad = torch.full_like(model.score.weight, 3.0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state = torch.get_rng_state()
+    choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert model.score.weight.grad.unique().tolist() == [3.0]
+    assert model.get_input_embeddings().weight.grad is None
+
+
+def test_without_any_pairs_of_the_data_the_invented_ones_decide():
+    assert choose_packing(build("qwen2"), pairs_of([]), CPU).packing is Packing.SHARED
+
+
+def test_a_layer_that_gives_no_numbers_is_no_success():
+    model = build("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    choice = choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert choice.packing is Packing.PADDED
+    assert "even here" in choice.reason
+
+
+def test_the_probes_pairs_reach_the_edges():
+    config = build("mistral").config
+    probe = probe_pairs(config, pairs_of(edge_cases()))
+    lengths = np.diff(probe.sequences.offsets)
+    assert len(probe) == 7  # two of the data, two invented ones, and three of a ranking of three
+    assert probe.prefix.tolist()[2:] == [11, 0, architectures.WINDOW + 3]
+    assert lengths.max() > architectures.WINDOW
+    assert probe.sequences.ids.max() < architectures.VOCAB_SIZE
+    config.max_position_embeddings = 24
+    assert np.diff(probe_pairs(config, pairs_of(edge_cases())).sequences.offsets).max() == 24
