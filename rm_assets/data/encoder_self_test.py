@@ -4,6 +4,7 @@ The texts are the same in every run, so that a failure can be repeated: the text
 context, and a fuzz set over all planes of Unicode, white space, contractions, mixed scripts and broken control tokens.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.storage import write_json
+from rm_assets.data.storage import StorageError, read_file, write_json
 
 VERSION = 1
 _NUM_FUZZED = 6_000
@@ -133,15 +134,12 @@ def self_tested(key: str, directory: Path | None, test: Callable[[], str]) -> st
         return test()
     path = directory / f"tokenizer-self-test-{key[:32]}.json"
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=Outcome)
+        kept = msgspec.json.decode(read_file(path), type=Outcome)
         if kept.key == key:
             return kept.difference
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, StorageError, msgspec.MsgspecError):
         pass
     outcome = Outcome(key=key, difference=test())
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, StorageError):
         write_json(path, msgspec.to_builtins(outcome))
-    except OSError:
-        pass
     return outcome.difference

@@ -98,7 +98,7 @@ def reaching(path: Path) -> Iterator[None]:
     """Errors of the way to a remote file as StorageErrors; that it is not there or closed to us stays an OSError."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
         raise
     except Exception as error:  # of whatever library reaches this file system
         raise StorageError(f"{str(path)!r} cannot be reached: {reason_of(error)}") from None
@@ -264,7 +264,8 @@ def subdirectories(directory: Path) -> list[str]:
         if not is_remote(directory):
             return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
         system, path = on_its_system(directory)
-        entries = system.ls(path, detail=True)
+        with reaching(directory):
+            entries = system.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
@@ -274,7 +275,8 @@ def file_sizes(directory: Path) -> dict[str, int]:
     """All files of a directory and below, with their sizes in bytes, by their path relative to it."""
     if is_remote(directory):
         system, path = on_its_system(directory)
-        found = system.find(path, detail=True)
+        with reaching(directory):
+            found = system.find(path, detail=True)
         return {name.removeprefix(path).lstrip("/"): int(entry["size"]) for name, entry in found.items()}
     sizes = {}
     for folder, _, names in os.walk(directory):

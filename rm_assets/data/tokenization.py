@@ -291,7 +291,7 @@ def tokenized_snapshot(
             max_length=settings.max_length,
             drop_turns=settings.over_long == "drop_turns",
             allow_control_tokens=settings.control_tokens == "allow",
-            self_tests=Path(settings.storage) / SELF_TESTS,
+            self_tests=place(settings.storage) / SELF_TESTS,
         )
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)

@@ -233,5 +233,5 @@ def test_writers_on_two_machines_leave_whole_snapshots(home: Path, tmp_path: Pat
 
 def _elsewhere(cache: str, storage: str, value: int) -> None:
     os.environ["XDG_CACHE_HOME"] = cache  # no lock is shared, as on two machines
-    for _ in range(5):
+    for _ in range(3):
         published(place(storage), 1, value)
