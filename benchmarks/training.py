@@ -118,7 +118,7 @@ class Case:
             save_strategy="no",
             disable_tqdm=True,
         )
-        return RecordingTrainer(
+        trainer = RecordingTrainer(
             model=model,
             args=config,
             train_dataset=self._dataset(),
@@ -126,6 +126,8 @@ class Case:
             optimizers=(optimizer, schedule),
             callbacks=[callback] if callback else [],
         )
+        trainer.remove_callback(transformers.PrinterCallback)  # standard output is for the figures
+        return trainer
 
     def _dataset(self) -> datasets.Dataset:
         rows = np.concatenate(self.steps)

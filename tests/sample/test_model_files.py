@@ -96,4 +96,4 @@ def test_the_tokenizer_beside_a_saved_model_is_the_same(tokenizer, tmp_path):
 def test_without_other_data_or_model_the_training_settings_of_the_sample_hold():
     given = json.loads((SAMPLE / "training.json").read_text())
     assert given.items() <= load_settings({}, {}).training.model_dump().items()
-    assert load_settings({"annotations": "mine.jsonl"}, {}).training.learning_rate == 1e-5
+    assert load_settings({"annotations": "mine.jsonl"}, {}).training.learning_rate is None
