@@ -24,8 +24,16 @@ def message_lists(conversations: Sequence[Sequence[Message]]) -> pa.ListArray:
     messages = [message for conversation in conversations for message in conversation]
     offsets = np.zeros(len(conversations) + 1, np.int32)
     np.cumsum([len(conversation) for conversation in conversations], out=offsets[1:])
-    columns = [pa.array([getattr(m, field.name) for m in messages], field.type) for field in records.MESSAGE]
-    values = pa.StructArray.from_arrays(columns, fields=list(records.MESSAGE))
+    columns = {
+        "role": [message.role for message in messages],
+        "content": [message.content for message in messages],
+        "name": [message.name for message in messages],
+        "reasoning_content": [message.reasoning_content for message in messages],
+        "tool_calls": [message.tool_calls for message in messages],
+        "tool_call_id": [message.tool_call_id for message in messages],
+    }
+    arrays = [pa.array(columns[field.name], field.type) for field in records.MESSAGE]
+    values = pa.StructArray.from_arrays(arrays, fields=list(records.MESSAGE))
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=_MESSAGES)
 
 

@@ -44,7 +44,7 @@ class EqualityKeys(NamedTuple):
 
 
 def equality_keys(preferences: Sequence[Preference]) -> list[EqualityKeys]:
-    """The keys of each pair."""
+    """The keys of each pair; all are sound, see `rm_assets.data.validation.require_sound`."""
     fields: list[str] = []
     parts = [0]  # where the fields of each prompt, chosen and rejected side begin
     for pair in preferences:
@@ -99,11 +99,12 @@ def _keys(pair: Preference, joined: _Joined, begin: int, chosen: int, rejected: 
         digest = start.copy()
         digest.update(content[places[first] : places[last]])
         sides.append(digest.hexdigest())
-    opening: dict[str, memoryview] = {}
-    for message in pair.prompt:
-        opening.setdefault(message.role, content[places[begin + 1] : places[begin + 2] - 1])
-        begin += len(_fields(message))
-    return EqualityKeys(short_hash(opening.get("system", b""), opening.get("user", b"")), *sides)
+    system = memoryview(b"")
+    if pair.prompt[0].role == "system":  # which can stand there alone, and a user's turn follows
+        system = content[places[begin + 1] : places[begin + 2] - 1]
+        begin += len(_fields(pair.prompt[0]))
+    user = content[places[begin + 1] : places[begin + 2] - 1]
+    return EqualityKeys(short_hash(system, user), *sides)
 
 
 # --- the normal form -----------------------------------------------------------------------------------------
