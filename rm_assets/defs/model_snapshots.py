@@ -15,12 +15,12 @@ import dagster as dg
 
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.padding import SPLITS, pad_token_id_of
-from rm_assets.data.publication import held_lock, remove_directory, write_json
+from rm_assets.data.publication import held_lock, pinned_snapshots, remove_directory, write_json
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import Project
 
-VERSION = 1
+VERSION = 2
 ASSET = "reward_model"
 _TRAINING = ".training"
 
@@ -80,9 +80,17 @@ def required_model(storage: Path) -> ModelSnapshot:
     """The newest model; raises SnapshotError where there is none."""
     try:
         name = json.loads((storage / ASSET / LATEST).read_bytes())["snapshot"]
-        manifest = json.loads((storage / ASSET / name / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise SnapshotError(f"{ASSET} has no snapshot in {str(storage)!r}: materialize {ASSET} first") from None
+    return model_snapshot(storage, name)
+
+
+def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
+    """The model of this name; raises SnapshotError where there is none."""
+    try:
+        manifest = json.loads((storage / ASSET / name / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise SnapshotError(f"{ASSET} {name!r} is not in {str(storage)!r}: name one that is, or train anew") from None
     return ModelSnapshot(directory=storage / ASSET / name, manifest=manifest, trained_now=False)
 
 
@@ -143,7 +151,12 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
 
 
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
-    others = [manifest for manifest in home.glob(f"*/{MANIFEST}") if manifest.parent != current]
+    pinned = pinned_snapshots(home.parent)  # by reports, and by the promoted model
+    others = [
+        manifest
+        for manifest in home.glob(f"*/{MANIFEST}")
+        if manifest.parent != current and (ASSET, manifest.parent.name) not in pinned
+    ]
     newest_first = sorted(others, key=lambda manifest: manifest.stat().st_mtime_ns, reverse=True)
     for manifest in newest_first[keep_snapshots - 1 :]:
         with contextlib.suppress(FileNotFoundError):

@@ -12,6 +12,7 @@ from rm_assets.training.batches import Pairs
 from rm_assets.training.card import model_card
 from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
+from rm_assets.training.golden import write_golden_scores
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingJob
 from rm_assets.training.model import (
@@ -87,6 +88,7 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], group: Group) -> dict[
     scores = evaluate(saved, held_out, group, job.settings.micro_batch_pairs)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
+        write_golden_scores(directory / MODEL, saved)
     return split_metrics(held_out, scores, job.settings.center_rewards)
 
 

@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_assets.training.report import (
-    TABLE_COLUMNS,
-    above_chance,
-    bootstrap_interval,
-    calibration_bins,
-    reward_model_report,
-    wilson_interval,
-)
+from rm_assets.training.calibration import calibration_bins
+from rm_assets.training.intervals import bootstrap_interval, wilson_interval
+from rm_assets.training.report import TABLE_COLUMNS, above_chance, reward_model_report
 
 LN2, LN5, LN11 = math.log(2), math.log(5), math.log(11)
 
@@ -41,7 +36,7 @@ def scored(chosen, rejected, *, chosen_length=None, rejected_length=None, prompt
 
 def sliced(scores, **columns):
     """Slices of the same pairs: all alike unless said otherwise."""
-    known = {"format": "hh", "num_turns": 1, "subset": ""} | columns
+    known = {"format": "hh", "num_turns": 1, "script": "Latin", "subset": ""} | columns
     return scores[["source", "line", "pair_id"]].assign(**known)
 
 
