@@ -13,12 +13,13 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rm_assets"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ["settings", "data", "training", "defs", "definitions"]
+ROOMS = ["settings", "data", "training", "trace", "defs", "definitions"]
 FORBIDDEN = {
     "settings": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
     "data": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
     "sample": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
     "training": {"dagster", "matplotlib"},
+    "trace": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "matplotlib"},
     "defs": {"torch", "transformers"},
     "definitions": {"torch", "transformers"},
 }

@@ -13,22 +13,25 @@ if TYPE_CHECKING:
 MAX_SLICES = 28
 MAX_VALUE_CHARACTERS = 34
 MAX_POINTS = 1500
+MAX_TICKS = 20
 _ROW_PIXELS, _MARGIN_PIXELS = 19, 110
 
 
 def slices_plot(table: "pd.DataFrame") -> bytes:
     """Accuracy of each slice with its 95 % interval, beside what the better length rule reaches there.
 
-    `table` has the schema records.REPORT. Of more than MAX_SLICES slices the first are shown, which leaves out
-    single files first.
+    `table` has the schema records.REPORT. Of more than MAX_SLICES slices the first are shown, whole evaluation sets
+    before all others, which leaves out single files first.
     """
-    rows = table[table["log_loss"].notna()].head(MAX_SLICES).to_dict("records")
+    rows = _first_slices(table)
     figure = new_figure(height_pixels=_MARGIN_PIXELS + _ROW_PIXELS * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
     accuracy = np.array([row["accuracy"] for row in rows])
     low, high = (np.array([row[f"accuracy_{end}"] for row in rows]) for end in ("low", "high"))
-    rule = np.array([max(row["longer_wins"], row["shorter_wins"]) for row in rows])
+    # Where slices are made by length, a length rule is right or wrong by definition: no mark there.
+    rules = [max(row["longer_wins"], row["shorter_wins"]) for row in rows]
+    rule = np.array([np.nan if row["slice"] == "length_difference" else r for row, r in zip(rows, rules, strict=True)])
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle="--", zorder=1, label="chance")
     axes.scatter(rule, places, color=ORANGE, marker="|", s=70, zorder=2, label="better length rule")
     axes.errorbar(
@@ -41,8 +44,21 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
     axes.set_xlim(min(0.4, float(low.min(initial=1)) - 0.02), 1.02)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
-    legend_above(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return drawn(figure)
+
+
+def _first_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    """All test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets, in this order."""
+    rows = table[table["log_loss"].notna()].to_dict("records")
+    return sorted(rows, key=_rank)[:MAX_SLICES]
+
+
+def _rank(row: Mapping[str, Any]) -> int:
+    if row["slice"].startswith("evaluation/"):
+        return 1 if row["value"] == "all" else 3
+    return 0 if row["slice"] == "all" else 2
 
 
 def _slice_name(row: Mapping[str, Any]) -> str:
@@ -88,12 +104,12 @@ def history_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
         capsize=2, label="model, with 95 % interval",
     )  # fmt: skip
     axes.annotate(
-        f"{accuracy[-1]:.3f}", (number[-1], accuracy[-1]), xytext=(7, 4), textcoords="offset points", fontsize=8
+        f"{accuracy[-1]:.3f}", (number[-1], accuracy[-1]), xytext=(8, -3), textcoords="offset points", fontsize=8
     )
     name_axes(axes, "model, oldest first", "test accuracy (share of pairs)")
     axes.set_xlim(0.5, len(rows) + 0.5)
     axes.set_ylim(min(0.45, float(low.min()) - 0.02), 1.02)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(number[:: -(-len(number) // MAX_TICKS)])
     legend_above(axes)
     return drawn(figure)
 

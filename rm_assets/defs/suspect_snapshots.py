@@ -67,7 +67,7 @@ def _fold_scores(
     context: dg.AssetExecutionContext,
     launcher: TrainingLauncher,
 ) -> Any:
-    """The scores of a fold's pairs by a model trained on the others, from a run that was cut short where it got so far."""
+    """The scores of a fold's pairs by a model trained on the others, which a run that was cut short may have left."""
     from rm_assets.training.result import SCORES_FILE, TrainingResultError, read_result
 
     num_folds = project.settings.suspect_folds
