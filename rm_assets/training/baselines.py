@@ -49,7 +49,7 @@ def other_prompts(prompt_keys: Sequence[str]) -> NDArray[np.int64]:
     [1, 0, 2] or [2, 1, 0] (one of the b keeps its own), for a, b it is [1, 0].
     """
     shuffled = np.random.default_rng(_SEED).permutation(len(prompt_keys))
-    _, prompts = np.unique(np.array(prompt_keys, dtype=str)[shuffled], return_inverse=True)
+    prompts, _ = pd.factorize(np.array(prompt_keys, dtype=object)[shuffled])  # numbered as they come
     ordered = shuffled[np.argsort(prompts, kind="stable")]
     result = np.empty(len(ordered), dtype=np.int64)
     result[ordered] = np.roll(ordered, -int(np.bincount(prompts).max(initial=0)))
@@ -62,7 +62,7 @@ def baseline_results(scored: pd.DataFrame) -> pd.DataFrame:
     `scored` has source, line, pair_id, variant, chosen_score and rejected_score.
     """
     judged = scored.assign(won=wins(scored["chosen_score"] - scored["rejected_score"]))
-    wide = judged.pivot_table(index=_KEY, columns="variant", values="won", dropna=False)
+    wide = judged.set_index([*_KEY, "variant"])["won"].unstack("variant")
     return wide.reindex(columns=list(PROMPT_BASELINES)).reset_index().rename_axis(columns=None)
 
 

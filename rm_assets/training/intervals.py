@@ -8,9 +8,12 @@ import pandas as pd
 
 NUM_RESAMPLES = 1_000
 SEED = 0
+MIN_PROMPTS = 10
+"""With fewer prompts, resamples are too much alike to show how little is known."""
+
 METHOD = (
     f"95 % percentile bootstrap over prompts, {NUM_RESAMPLES} resamples, seed {SEED}; "
-    "Wilson's interval over prompts where all prompts have the same accuracy"
+    f"Wilson's interval over prompts where these are fewer than {MIN_PROMPTS}, or all have the same accuracy"
 )
 """How every accuracy of a report gets its interval, in words for its readers."""
 
@@ -23,12 +26,12 @@ def bootstrap_interval(correct: pd.Series, prompt_keys: pd.Series) -> tuple[floa
     Pairs of one prompt are not independent, so a resample draws whole prompts, with replacement. It matters
     only how many prompts of a kind (sum of `correct`, number of pairs) are drawn: those counts are
     multinomial, which needs no list of drawn prompts. Where every prompt has the same accuracy no resample
-    differs from another, and three right answers of three would pass for certainty: there Wilson's interval
-    over the prompts takes its place.
+    differs from another, and three right answers of three would pass for certainty: there, and with fewer than
+    MIN_PROMPTS prompts, Wilson's interval over the prompts takes its place.
     """
     prompts = correct.groupby(prompt_keys).agg(["sum", "count"]).to_numpy()
     kinds, num_prompts = np.unique(prompts, axis=0, return_counts=True)
-    if len(np.unique(kinds[:, 0] / kinds[:, 1])) == 1:
+    if len(prompts) < MIN_PROMPTS or len(np.unique(kinds[:, 0] / kinds[:, 1])) == 1:
         low, high = wilson_interval(correct.mean(), len(prompts))
         return float(low), float(high)
     generator = np.random.default_rng(SEED)

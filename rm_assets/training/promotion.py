@@ -63,14 +63,14 @@ def compared(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
     change = right - right_before
     by_prompt = change.groupby(pairs["prompt_key"]).sum()
     won, lost = int((by_prompt > 0).sum()), int((by_prompt < 0).sum())
-    low, high = bootstrap_interval(change, pairs["prompt_key"]) if change.nunique() > 1 else (change.iloc[0],) * 2
+    low, high = bootstrap_interval((change + 1) / 2, pairs["prompt_key"])  # as a share, from 0 for lost to 1 for won
     return Comparison(
         num_pairs=len(pairs),
         num_prompts=len(by_prompt),
         champion_accuracy=float(right_before.mean()),
         challenger_accuracy=float(right.mean()),
-        difference_low=float(low),
-        difference_high=float(high),
+        difference_low=2 * low - 1,
+        difference_high=2 * high - 1,
         prompts_won=won,
         prompts_lost=lost,
         p_value=sign_test(won, lost),

@@ -12,7 +12,7 @@ from rm_assets.training.batches import Pairs
 from rm_assets.training.card import model_card
 from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
-from rm_assets.training.golden import write_golden_scores
+from rm_assets.training.golden import read_golden_scores, write_golden_scores
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingJob
 from rm_assets.training.model import (
@@ -94,6 +94,8 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], group: Group) -> dict[
 
 def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
     directory = Path(job.output_directory)
-    (directory / MODEL / "README.md").write_text(model_card(job, metrics, tokenizer))
+    (directory / MODEL / "README.md").write_text(
+        model_card(job, metrics, tokenizer, read_golden_scores(directory / MODEL))
+    )
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(directory, job.key, job.data_snapshot, metrics, versions)

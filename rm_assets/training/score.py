@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import msgspec
 import torch
+import transformers
 
 from rm_assets.data.formats import stated_by
 from rm_assets.data.json_rows import json_object
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
     """Score the file that the arguments name; returns the exit code."""
     given = _parser().parse_args(arguments)
     try:
+        transformers.logging.disable_progress_bar()
         settings = load_settings({}, os.environ)
         rules = _rules(settings)
         scorer = load_scorer(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
@@ -130,17 +132,21 @@ def scored_lines(
     places: list[tuple[dict[str, Any], str]] = []
     sequences: list[list[int]] = []
     for number, line in lines:
-        for pair, item in enumerate(_items(line, rules), start=1):
-            result: dict[str, Any] = {"line": number} | ({"pair": pair} if "chosen_score" in item else {})
+        try:
+            stated = _stated(line, rules)
+        except PreferenceError as error:
+            results.append({"line": number, "problem": str(error)})
+            continue
+        for pair, sides in enumerate(stated, start=1):
+            result: dict[str, Any] = {"line": number} | ({"pair": pair} if len(sides) > 1 else {})
             results.append(result)
             try:
-                found = {name: _ids(scorer, *side) for name, side in _sides(item).items()}
-            except (ConversationError, PreferenceError) as error:
+                ids = [_ids(scorer, *side) for side in sides.values()]
+            except ConversationError as error:
                 result["problem"] = str(error)
                 continue
-            for name, ids in found.items():
-                places.append((result, name))
-                sequences.append(ids)
+            sequences += ids
+            places += [(result, name) for name in sides]
     for (result, name), score in zip(places, sequence_logits(scorer, sequences, batch_size, padding), strict=True):
         result[name] = score
     for result in results:
@@ -149,31 +155,23 @@ def scored_lines(
     return results
 
 
-def _sides(item: _Sides | PreferenceError) -> _Sides:
-    if isinstance(item, PreferenceError):
-        raise item
-    return item
-
-
-def _items(line: str, rules: ParsingRules) -> list[Any]:
-    """What a line holds: sides to score, or the error that says why it holds none."""
-    try:
-        row = json_object(line, CONVERSATIONS)
-        name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
-        if name and "chosen" not in row and not response_fields(row):
+def _stated(line: str, rules: ParsingRules) -> list[_Sides]:
+    """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
+    row = json_object(line, CONVERSATIONS)
+    name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
+    if name and "chosen" not in row and not response_fields(row):
+        try:
             records = msgspec.convert(row[name], list[MessageRecord])
-            return [{"score": (messages_of(records, "user"), canonical_tools(row.get("tools")))}]
-        return [
-            {
-                "chosen_score": (pair.prompt + pair.chosen, pair.tools),
-                "rejected_score": (pair.prompt + pair.rejected, pair.tools),
-            }
-            for pair in stated_by(line, rules).preferences
-        ]
-    except PreferenceError as error:
-        return [error]
-    except msgspec.ValidationError as error:
-        return [PreferenceError(Reason.WRONG_TYPE, str(error).partition(" - at ")[0])]
+        except msgspec.ValidationError:
+            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is no list of messages") from None
+        return [{"score": (messages_of(records, "user"), canonical_tools(row.get("tools")))}]
+    return [
+        {
+            "chosen_score": (pair.prompt + pair.chosen, pair.tools),
+            "rejected_score": (pair.prompt + pair.rejected, pair.tools),
+        }
+        for pair in stated_by(line, rules).preferences
+    ]
 
 
 def _ids(scorer: Scorer, messages: tuple[Message, ...], tools: str) -> list[int]:
