@@ -21,7 +21,7 @@ from rm_assets.training.conversations import (
     sequence_logits,
     text_ids,
 )
-from rm_assets.training.golden_conversations import CONVERSATIONS
+from rm_assets.training.golden_texts import CONVERSATIONS
 from rm_assets.training.job import TrainingError
 
 GOLDEN_FILE = "golden_scores.json"

@@ -25,6 +25,7 @@ class Comparison:
     num_prompts: int
     champion_accuracy: float
     challenger_accuracy: float
+    challenger_accuracy_low: float
     difference_low: float
     difference_high: float
     prompts_won: int
@@ -69,6 +70,7 @@ def compared(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
         num_prompts=len(by_prompt),
         champion_accuracy=float(right_before.mean()),
         challenger_accuracy=float(right.mean()),
+        challenger_accuracy_low=bootstrap_interval(right, pairs["prompt_key"])[0],
         difference_low=2 * low - 1,
         difference_high=2 * high - 1,
         prompts_won=won,
@@ -84,7 +86,11 @@ def sign_test(won: int, lost: int) -> float:
 
 
 def verdict(comparison: Comparison, level: float) -> Verdict:
-    """Promoted unless the challenger is right less often, and so much that chance explains it with p <= level only."""
+    """Promoted unless the challenger is worse, or may be no better than a coin.
+
+    Worse is a model that is right less often, where the chance of so few prompts won is at most `level`. That it is
+    above chance (95 %) is asked besides, since where today's labels are noise, no two models can be told apart.
+    """
     found = (
         f"{comparison.challenger_accuracy:.3f} against the champion's {comparison.champion_accuracy:.3f} on "
         f"{comparison.num_pairs} pairs of {comparison.num_prompts} prompts (won {comparison.prompts_won}, lost "
@@ -92,4 +98,7 @@ def verdict(comparison: Comparison, level: float) -> Verdict:
     )
     if comparison.difference < 0 and comparison.p_value <= level:
         return Verdict(promoted=False, reason=f"the new model is worse: {found}", comparison=comparison)
+    if comparison.challenger_accuracy_low <= 0.5:
+        reason = f"the new model's accuracy is not above chance (at least {comparison.challenger_accuracy_low:.3f})"
+        return Verdict(promoted=False, reason=f"{reason}: {found}", comparison=comparison)
     return Verdict(promoted=True, reason=f"the new model is not worse: {found}", comparison=comparison)

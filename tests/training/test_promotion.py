@@ -34,18 +34,28 @@ def test_a_model_that_loses_five_of_five_changed_prompts_is_worse():
 
 
 def test_a_loss_that_chance_explains_is_no_reason():
-    found = compared(champion([True] * 8), scores([False] * 4 + [True] * 4))
+    found = compared(champion([True] * 30), scores([False] * 4 + [True] * 26))
     assert found.p_value == 1 / 16
     assert verdict(found, 0.05).promoted
     assert not verdict(found, 0.1).promoted
 
 
 def test_an_equal_and_a_better_model_are_promoted_at_any_level():
-    same, better = compared(champion([True, False]), scores([True, False])), compared(champion([False]), scores([True]))
+    answers = [True] * 9 + [False]
+    same, better = compared(champion(answers), scores(answers)), compared(champion([False] * 9), scores([True] * 9))
     assert (same.difference, same.p_value) == (0, 1)
-    assert same.difference_low == -same.difference_high < 0  # two prompts tell little
+    assert same.difference_low == pytest.approx(-same.difference_high)
     assert verdict(same, 1).promoted
     assert verdict(better, 1).promoted
+
+
+def test_where_labels_are_noise_no_new_model_is_promoted():
+    # Both are right on half of the pairs, and win and lose as often: not worse, and yet no better than a coin.
+    found = compared(champion([True, True, False, False] * 10), scores([True, False, True, False] * 10))
+    assert found.difference == 0
+    decided = verdict(found, 0.05)
+    assert not decided.promoted
+    assert "the new model's accuracy is not above chance (at least 0.3" in decided.reason
 
 
 def test_many_pairs_of_one_prompt_are_one_vote():
