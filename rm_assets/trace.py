@@ -83,6 +83,8 @@ def _source(stages: dict[Stage, Snapshot], name: str) -> str:
 
 def _lines_of_pair(stages: dict[Stage, Snapshot], pair_id: str) -> list[Line]:
     """Every line that states the pair: an equal one may stand in several files."""
+    if Stage.VALIDATED not in stages:
+        raise NotFoundError("validated_preferences has no snapshot, so no pair has an id yet: materialize it first")
     rows = _rows(stages[Stage.VALIDATED].paths(), ["source", "line"], pair_id=pair_id)
     found = sorted({(row["source"], row["line"]) for row in rows})
     if not found:
@@ -103,21 +105,17 @@ def _rows(paths: list[Path], columns: list[str], **wanted: Any) -> list[dict[str
 
 
 def _traced_line(storage: Path, stages: dict[Stage, Snapshot], line: Line, pair_id: str) -> Iterator[str]:
-    yield f"{line.source}, line {line.line}"
-    known = False
-    pairs: list[str] = []
-    for stage, snapshot in stages.items():
-        told = list(_at_stage(stage, snapshot, line, pair_id))
-        rejects = list(_rejects(stages, stage, snapshot, line))
-        known = known or bool(told or rejects)
-        for text in [*told, *rejects]:
-            yield f"  {stage:<24} {text}"
-        if stage is Stage.VALIDATED:
-            rows = _rows(snapshot.paths(), ["pair_id"], **vars(line))
-            pairs = list(dict.fromkeys(row["pair_id"] for row in rows if pair_id in ("", row["pair_id"])))
-    if not known:
+    told = [
+        f"  {stage:<24} {text}"
+        for stage, snapshot in stages.items()
+        for text in (*_at_stage(stage, snapshot, line, pair_id), *_rejects(stages, snapshot, line))
+    ]
+    if not told:
         raise NotFoundError(f"{line.source!r} has no line {line.line} in the newest snapshots: blank, or not read yet")
-    for pair in pairs:
+    yield f"{line.source}, line {line.line}"
+    yield from told
+    stated = _rows(stages[Stage.VALIDATED].paths(), ["pair_id"], **vars(line)) if Stage.VALIDATED in stages else []
+    for pair in dict.fromkeys(row["pair_id"] for row in stated if pair_id in ("", row["pair_id"])):
         yield from _in_models(storage, line, pair)
 
 
@@ -175,7 +173,7 @@ def _paths_of_source(snapshot: Snapshot, source: str) -> list[Path]:
     ]
 
 
-def _rejects(stages: dict[Stage, Snapshot], stage: Stage, snapshot: Snapshot, line: Line) -> Iterator[str]:
+def _rejects(stages: dict[Stage, Snapshot], snapshot: Snapshot, line: Line) -> Iterator[str]:
     """The rejects of a line at a stage; of a duplicate also the line that was kept. A file's is at line 0."""
     for number in (line.line, 0):
         for row in _rows(snapshot.paths(REJECTS), ["reason", "detail"], source=line.source, line=number):
