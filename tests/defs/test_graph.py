@@ -70,9 +70,8 @@ def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     assert padded["evaluation_pairs"] == 6
     assert {row["tokens"] for row in table(padded["length_percentiles"])} >= {"chosen_length", "longer_side"}
     model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
-    names = ("accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history")
-    for picture in (model["training_curves"], *(report[name] for name in names)):
-        assert "data:image/png;base64," in picture
+    assert model["training_curves"].count("data:image/png;base64,") == 1
+    assert report["report"].count("data:image/png;base64,") == 6
     assert report["num_pairs"] == padded["test_pairs"]
     assert [row["pairs"] for row in table(report["slices"]) if row["slice"] == "evaluation/held: all"] == [6]
     assert 0 <= report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"] <= 1
