@@ -82,8 +82,13 @@ def test_loading_the_definitions_loads_nothing_heavy() -> None:
 
 
 def test_the_training_job_can_be_described_without_torch() -> None:
-    modules = loaded_by("import rm_assets.training.job, rm_assets.training.result")
+    modules = loaded_by("import rm_assets.training.job, rm_assets.training.result, rm_assets.training.scoring_job")
     assert modules & {"torch", "transformers", "dagster"} == set()
+
+
+@pytest.mark.parametrize("name", ["report", "promotion", "suspects", "slices"])
+def test_what_the_process_of_dagster_calls_needs_no_torch(name: str) -> None:
+    assert loaded_by(f"import rm_assets.training.{name}") & {"torch", "transformers", "dagster"} == set()
 
 
 # --- files at the root ---------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def longer_is_better(num_pairs: int) -> list[object]:
 
 
 def test_a_model_that_learned_length_is_flagged(tmp_path: Path, run_graph) -> None:
-    write_lines(tmp_path / "a.jsonl", longer_is_better(200))
+    write_lines(tmp_path / "a.jsonl", longer_is_better(150))
     paths = {"annotations": str(tmp_path / "a.jsonl"), "storage": str(tmp_path / "storage")}
     result = run_graph(**paths, **QUICK | {"epochs": 4, "batch_pairs": 16, "learning_rate": 3e-3})
     assert result.success

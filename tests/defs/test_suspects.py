@@ -1,7 +1,10 @@
 """Planted wrong labels are found again, by models that never saw them."""
 
+import contextlib
+import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,13 @@ def metadata(result: Any) -> dict[str, Any]:
     return {name: value.value for name, value in event.metadata.items()}
 
 
-def flipped(rows: list[Any], share: float) -> tuple[list[Any], set[str]]:
-    """The rows with the labels of some turned around, and the prompts of those."""
+def flipped(rows: list[Any], share: float) -> tuple[list[Any], set[int]]:
+    """The rows with the labels of some turned around, and the numbers of their lines."""
     generator = random.Random(11)
     chosen = set(generator.sample(range(len(rows)), round(share * len(rows))))
     swapped = {"chosen": "rejected", "rejected": "chosen"}
     turned = [{swapped.get(n, n): v for n, v in row.items()} if i in chosen else row for i, row in enumerate(rows)]
-    return turned, {rows[number]["prompt"] for number in chosen}
+    return turned, {number + 1 for number in chosen}
 
 
 def precision(suspects: list[dict[str, Any]], num_judged: int, planted: set[int], share: float = 0.05) -> float:
@@ -47,8 +50,7 @@ def run_on(rows: list[Any], directory: Path, run_graph, **settings: Any) -> tupl
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, run_graph) -> tuple[Any, ...]:
     """Settings, metadata, and the lines with planted wrong labels of a run over polite rows."""
-    rows, prompts = flipped(polite_rows(120), 0.05)
-    planted = {number for number, row in enumerate(rows, start=1) if row["prompt"] in prompts}
+    rows, planted = flipped(polite_rows(120), 0.05)
     settings = QUICK | {"epochs": 2, "batch_pairs": 16, "learning_rate": 3e-3}
     return *run_on(rows, tmp_path_factory.mktemp("suspects"), run_graph, **settings), planted
 
@@ -94,18 +96,21 @@ def test_one_fold_is_refused() -> None:
 
 @pytest.mark.soak
 def test_planted_wrong_labels_are_found_in_the_sample(tmp_path: Path, run_graph) -> None:
-    lines = (SAMPLE / "annotations" / "plain.jsonl").read_text().splitlines()
-    rows, prompts = flipped([row for row in map(_plain, lines) if row], 0.05)
-    planted = {number for number, row in enumerate(rows, start=1) if row["prompt"] in prompts}
-    training = json.loads((SAMPLE / "training.json").read_text())
-    _, told = run_on(rows, tmp_path, run_graph, **training)
+    rows = [row for path in sorted((SAMPLE / "annotations").iterdir()) for row in _pairs(path)]
+    rows, planted = flipped(rows, 0.05)
+    _, told = run_on(rows, tmp_path, run_graph, **json.loads((SAMPLE / "training.json").read_text()))
     suspects = pq.read_table(Path(told["path"]) / "data").to_pylist()
-    assert precision(suspects, told["judged_pairs"], planted) >= 5 * 0.05
+    found = precision(suspects, told["judged_pairs"], planted)
+    print(f"{found:.3f} of the most suspect 5 % of {told['judged_pairs']} pairs were planted")
+    assert found >= 5 * 0.05
 
 
-def _plain(line: str) -> Any:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if all(isinstance(row.get(name), str) for name in ("prompt", "chosen", "rejected")) else None
+def _pairs(path: Path) -> Iterator[Any]:
+    """The sound rows of a file of the sample, whatever their format."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if row.get("chosen") and row.get("rejected") and row["chosen"] != row["rejected"]:
+                    yield row
