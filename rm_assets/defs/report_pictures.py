@@ -14,6 +14,7 @@ MAX_SLICES = 28
 MAX_VALUE_CHARACTERS = 34
 MAX_POINTS = 1500
 MAX_TICKS = 20
+_FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei")
 _ROW_PIXELS, _MARGIN_PIXELS = 19, 110
 
 
@@ -39,7 +40,7 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
         capsize=2, label="model, with 95 % interval", zorder=3,
     )  # fmt: skip
     name_axes(axes, "accuracy (share of pairs)", "")
-    axes.set_yticks(places, [_slice_name(row) for row in rows], fontsize=8)
+    axes.set_yticks(places, [_slice_name(row) for row in rows], fontsize=8, fontfamily=_families())
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(min(0.4, float(low.min(initial=1)) - 0.02), 1.02)
     axes.grid(axis="y", visible=False)
@@ -59,6 +60,14 @@ def _rank(row: Mapping[str, Any]) -> int:
     if row["slice"].startswith("evaluation/"):
         return 1 if row["value"] == "all" else 3
     return 0 if row["slice"] == "all" else 2
+
+
+def _families() -> list[str]:
+    """Matplotlib's own font, and installed ones for the scripts that it lacks: names of slices are the user's."""
+    from matplotlib.font_manager import get_font_names
+
+    installed = set(get_font_names())
+    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
 
 
 def _slice_name(row: Mapping[str, Any]) -> str:

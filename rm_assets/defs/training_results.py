@@ -21,12 +21,13 @@ MODEL_CHECKS = [
 
 def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
     """The materialization of a model: its metrics, how it was trained as a picture, and where it lies."""
-    from rm_assets.training.result import METRICS
+    from rm_assets.training.result import GOLDEN, METRICS
     from rm_assets.training.result import MODEL as MODEL_DIRECTORY
 
     lines = [json.loads(line) for line in (model.directory / METRICS).read_text().splitlines()]
     curves = markdown_picture(training_curves(lines), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL_DIRECTORY
+    golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(model.directory.name),
         metadata={
@@ -34,6 +35,8 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],
             **numbers(model.manifest["metrics"]),
+            "golden_scores": len(golden["conversations"]),
+            "largest_bfloat16_difference": golden["largest_bfloat16_difference"],
             "versions": dg.MetadataValue.json(model.manifest["versions"]),
             "dagster/uri": directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(directory)),

@@ -23,8 +23,8 @@ from rm_assets.training.conversations import (
 )
 from rm_assets.training.golden_texts import CONVERSATIONS
 from rm_assets.training.job import TrainingError
+from rm_assets.training.result import GOLDEN
 
-GOLDEN_FILE = "golden_scores.json"
 NUM_CONVERSATIONS = 20
 TOLERANCE = 1e-5
 _BATCH_SIZE = 4
@@ -57,7 +57,7 @@ def write_golden_scores(directory: Path, model: Any) -> None:
             for (messages, text), numbers, score, half in zip(rendered, ids, scores, in_bfloat16, strict=True)
         ],
     }
-    (directory / GOLDEN_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (directory / GOLDEN).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def verify_golden_scores(
@@ -95,12 +95,12 @@ def verify_golden_scores(
 def read_golden_scores(directory: Path) -> dict[str, Any]:
     """The file's content; raises GoldenScoresError where it is missing or damaged."""
     try:
-        content = json.loads((directory / GOLDEN_FILE).read_text(encoding="utf-8"))
+        content = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
         _ = content["tolerance"], [(c["messages"], c["text"], c["ids"], c["score"]) for c in content["conversations"]]
     except FileNotFoundError:
-        raise GoldenScoresError(f"no {GOLDEN_FILE} in {str(directory)!r}: nothing says what it should give") from None
+        raise GoldenScoresError(f"no {GOLDEN} in {str(directory)!r}: nothing says what it should give") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise GoldenScoresError(f"{GOLDEN_FILE} in {str(directory)!r} is damaged: {error}") from None
+        raise GoldenScoresError(f"{GOLDEN} in {str(directory)!r} is damaged: {error}") from None
     return dict(content)
 
 

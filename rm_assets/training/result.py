@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 MODEL = "model"
 SCORES_FILE = "scores.parquet"
 METRICS = "metrics.jsonl"
+GOLDEN = "golden_scores.json"  # in MODEL
 ERROR = "error.txt"
 
 SCORES = pa.schema(

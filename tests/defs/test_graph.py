@@ -57,6 +57,11 @@ def test_every_asset_says_what_it_is(first_run) -> None:
         assert "dagster/column_schema" in specs[name].metadata
 
 
+def test_suspect_labels_are_a_job_of_their_own() -> None:
+    job = definitions().resolve_job_def("suspect_labels")
+    assert [key.to_user_string() for key in job.asset_layer.executable_asset_keys] == ["suspect_annotations"]
+
+
 def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     _, result = first_run
     assert metadata(result, "raw_preferences")["dagster/row_count"] == 97
@@ -72,6 +77,8 @@ def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
     assert model["training_curves"].count("data:image/png;base64,") == 1
     assert report["report"].count("data:image/png;base64,") == 6
+    assert model["golden_scores"] == 20
+    assert 0 < model["largest_bfloat16_difference"] < 0.1
     assert report["num_pairs"] == padded["test_pairs"]
     assert [row["pairs"] for row in table(report["slices"]) if row["slice"] == "evaluation/held: all"] == [6]
     assert 0 <= report["accuracy_low"] <= report["accuracy"] <= report["accuracy_high"] <= 1

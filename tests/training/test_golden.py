@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rm_assets.training.conversations import load_scorer, sequence_logits
-from rm_assets.training.golden import GOLDEN_FILE, GoldenScoresError, read_golden_scores, verify_golden_scores
+from rm_assets.training.golden import GoldenScoresError, read_golden_scores, verify_golden_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
 from rm_assets.training.progress import Progress
+from rm_assets.training.result import GOLDEN
 from rm_assets.training.run import clear_output, run_job
 
 
@@ -90,11 +91,11 @@ def test_a_changed_template_is_detected(copy):
 def test_a_template_that_writes_another_text_is_detected_though_its_hash_was_changed_too(copy):
     scorer = load_scorer(copy)
     scorer.tokenizer.chat_template = scorer.tokenizer.chat_template.replace(" <end>", "<end>")
-    golden = json.loads((copy / GOLDEN_FILE).read_text())
+    golden = json.loads((copy / GOLDEN).read_text())
     with pytest.raises(GoldenScoresError, match="chat_template_sha256 is") as raised:
         verify_golden_scores(copy, scorer)
     golden["chat_template_sha256"] = str(raised.value).split("'")[3]
-    (copy / GOLDEN_FILE).write_text(json.dumps(golden))
+    (copy / GOLDEN).write_text(json.dumps(golden))
     with pytest.raises(GoldenScoresError, match="the text of conversation 1 is"):
         verify_golden_scores(copy, scorer)
 
@@ -124,9 +125,9 @@ def test_changed_weights_are_detected(copy):
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"tolerance": 1, "conversations": [{}]}'])
 def test_a_missing_or_damaged_file_is_a_clear_error(copy, content):
-    (copy / GOLDEN_FILE).unlink()
+    (copy / GOLDEN).unlink()
     if content is not None:
-        (copy / GOLDEN_FILE).write_text(content)
+        (copy / GOLDEN).write_text(content)
     with pytest.raises(GoldenScoresError, match=r"no golden_scores|is damaged"):
         verified(copy)
 
