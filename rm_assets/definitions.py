@@ -15,6 +15,7 @@ def definitions() -> dg.Definitions:
     """
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data_assets, training_assets]),
+        jobs=[training_assets.suspect_labels],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},
         executor=dg.in_process_executor,
     )

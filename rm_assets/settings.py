@@ -210,6 +210,34 @@ class Settings(BaseModel):
     fail_below_accuracy: float | None = Field(
         None, ge=0, le=1, description="Held-out accuracy below this fails the run; unset: it only warns."
     )
+    max_length_correlation: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Warn where scores follow length: largest Spearman correlation of their differences within pairs.",
+    )
+    max_rescored_pairs: int = Field(
+        2000,
+        ge=1,
+        description="Pairs of each held-out set, drawn by hash, that are scored anew: for the report's prompt "
+        "baselines, and by the promoted model.",
+    )
+    promotion_level: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="A new model is not promoted where it is right less often than the promoted one on the same pairs, "
+        "with a p-value of the exact paired test of at most this; 1: wherever it is right less often.",
+    )
+    promoted_model: str | None = Field(
+        None, description="Snapshot of reward_model that is promoted by hand, whatever a newer one gives."
+    )
+    suspect_folds: int = Field(
+        0,
+        ge=0,
+        description="Models trained to find suspect labels, each without the prompts that it judges; 0: off, else two "
+        "or more.",
+    )
     training: TrainingSettings = TrainingSettings()
 
     @field_validator("evaluation_files")
@@ -218,6 +246,13 @@ class Settings(BaseModel):
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"the name {name!r} must be of letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("suspect_folds")
+    @classmethod
+    def _none_or_several(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold would leave nothing to train on: 0 is off, else at least 2")
         return value
 
     @field_validator("storage")

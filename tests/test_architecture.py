@@ -13,12 +13,13 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rm_assets"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ["settings", "data", "training", "defs", "definitions"]
+ROOMS = ["settings", "data", "training", "trace", "defs", "definitions"]
 FORBIDDEN = {
     "settings": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
     "data": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
     "sample": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
     "training": {"dagster", "matplotlib"},
+    "trace": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "matplotlib"},
     "defs": {"torch", "transformers"},
     "definitions": {"torch", "transformers"},
 }
@@ -81,8 +82,13 @@ def test_loading_the_definitions_loads_nothing_heavy() -> None:
 
 
 def test_the_training_job_can_be_described_without_torch() -> None:
-    modules = loaded_by("import rm_assets.training.job, rm_assets.training.result")
+    modules = loaded_by("import rm_assets.training.job, rm_assets.training.result, rm_assets.training.scoring_job")
     assert modules & {"torch", "transformers", "dagster"} == set()
+
+
+@pytest.mark.parametrize("name", ["report", "promotion", "suspects", "slices"])
+def test_what_the_process_of_dagster_calls_needs_no_torch(name: str) -> None:
+    assert loaded_by(f"import rm_assets.training.{name}") & {"torch", "transformers", "dagster"} == set()
 
 
 # --- files at the root ---------------------------------------------------------------------------------------

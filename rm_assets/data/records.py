@@ -217,16 +217,44 @@ def table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-REPORT = _schema(
+def _nullable(names: list[str], dtype: pa.DataType) -> list[pa.Field]:
+    return [pa.field(name, dtype) for name in names]
+
+
+# A rule of a benchmark has an accuracy only, and the prompt baselines exist for the pairs that were scored anew.
+REPORT = pa.schema(
     [
-        ("slice", pa.string()),
-        ("value", pa.string()),
-        ("num_pairs", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("accuracy_low", pa.float64()),
-        ("accuracy_high", pa.float64()),
-        ("log_loss", pa.float64()),
-        ("longer_wins", pa.float64()),
-        ("shorter_wins", pa.float64()),
+        *_schema([("slice", pa.string()), ("value", pa.string())]),
+        *_schema([("num_pairs", pa.int64()), ("num_prompts", pa.int64())]),
+        *_schema([(name, pa.float64()) for name in ("accuracy", "accuracy_low", "accuracy_high")]),
+        *_nullable(["log_loss", "expected_calibration_error"], pa.float64()),
+        *_nullable(["mean_chosen_score", "std_chosen_score"], pa.float64()),
+        *_nullable(["mean_rejected_score", "std_rejected_score"], pa.float64()),
+        *_nullable(["longer_wins", "shorter_wins", "without_prompt", "other_prompt"], pa.float64()),
     ]
+)
+REPORT_PAIRS = pa.schema(
+    [
+        *_schema([*_LINE, ("pair_id", pa.string()), ("prompt_key", pa.string()), ("split", pa.string())]),
+        *_schema([("format", pa.string()), ("num_turns", pa.int32()), ("script", pa.string())]),
+        *_schema([("length_difference", pa.string()), ("margin", pa.string()), ("subset", pa.string())]),
+        *_schema([(name, pa.float64()) for name in ("chosen_score", "rejected_score", "difference", "correct")]),
+        *_schema([("chosen_length", pa.int32()), ("rejected_length", pa.int32())]),
+        *_nullable(["without_prompt", "other_prompt"], pa.float64()),
+    ]
+)
+"""The pairs that a report counts: `correct` and the baselines are 1, 0.5 for a tie, or 0."""
+
+CALIBRATION = pa.schema(
+    [
+        *_schema([("bin_low", pa.float64()), ("bin_high", pa.float64()), ("num_pairs", pa.int64())]),
+        *_nullable(["confidence", "frequency", "frequency_low", "frequency_high"], pa.float64()),
+    ]
+)
+PROMOTED = _schema([("model", pa.string()), ("file", pa.string()), ("sha256", pa.string())])
+"""The promoted model's files, relative to `reward_model/<model>`."""
+
+SUSPECTS = _schema(
+    [*_LINE, ("pair_id", pa.string()), ("prompt_key", pa.string()), ("fold", pa.int64())],
+    [(name, pa.float64()) for name in ("chosen_score", "rejected_score", "margin", "suspicion")],
 )

@@ -5,6 +5,7 @@ this process itself be killed, the job notices that its end of a pipe closed and
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -33,19 +34,21 @@ class TrainingLauncher(dg.ConfigurableResource):
         description="Seconds a cancelled job has after SIGINT to save and leave, before it is made to.",
     )
 
-    def run(self, context: dg.AssetExecutionContext, job_path: Path, storage: Path) -> None:
-        """Run `python -m rm_assets.training` to its end; raises TrainingFailedError unless it exits with 0.
+    def run(
+        self, context: dg.AssetExecutionContext, job_path: Path, storage: Path, module: str = "rm_assets.training"
+    ) -> None:
+        """Run `python -m <module> <job>` to its end; raises TrainingFailedError unless it exits with 0.
 
         Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
         manifest that the job writes last.
         """
         # flock, not a Dagster pool: the kernel frees it when its holder is killed.
         with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
-            code = self._run(context, job_path)
+            code = self._run(context, job_path, module)
         if code != 0:
             raise TrainingFailedError(_reason(job_path, code))
 
-    def _run(self, context: dg.AssetExecutionContext, job_path: Path) -> int:
+    def _run(self, context: dg.AssetExecutionContext, job_path: Path, module: str) -> int:
         read_end, write_end = os.pipe()
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, write_end)
@@ -58,7 +61,7 @@ class TrainingLauncher(dg.ConfigurableResource):
                 )
             )
             process = subprocess.Popen(
-                [sys.executable, "-m", "rm_assets.training", str(job_path)],
+                [sys.executable, "-m", module, str(job_path)],
                 start_new_session=True,
                 pass_fds=(read_end,),
                 env=os.environ | session.get_bootstrap_env_vars() | {"RM_PARENT_FD": str(read_end)},
@@ -86,10 +89,9 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 def _reason(job_path: Path, code: int) -> str:
     """Why the job failed: what it wrote about it, else what its exit code tells."""
-    from rm_assets.training.job import TrainingJob
     from rm_assets.training.result import ERROR
 
-    error = Path(TrainingJob.read(job_path).output_directory) / ERROR
+    error = Path(json.loads(job_path.read_text())["output_directory"]) / ERROR
     if code < 0:
         told = f"it was ended by {signal.Signals(-code).name}"
         return f"the training job did not finish: {told}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

@@ -23,7 +23,7 @@ import dagster as dg
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock
 from rm_assets.data.padding import SPLITS, pad_token_id_of
-from rm_assets.data.publication import remove_directory, unfinished_trainings
+from rm_assets.data.publication import pinned_snapshots, remove_directory, unfinished_trainings
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.storage import (
@@ -103,9 +103,17 @@ def required_model(storage: Path) -> ModelSnapshot:
     """The newest model; raises SnapshotError where there is none."""
     try:
         name = json.loads(read_file(storage / ASSET / LATEST))["snapshot"]
-        manifest = json.loads(read_file(storage / ASSET / name / MANIFEST))
     except FileNotFoundError:
         raise SnapshotError(f"{ASSET} has no snapshot in {str(storage)!r}: materialize {ASSET} first") from None
+    return model_snapshot(storage, name)
+
+
+def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
+    """The model of this name; raises SnapshotError where there is none."""
+    try:
+        manifest = json.loads(read_file(storage / ASSET / name / MANIFEST))
+    except FileNotFoundError:
+        raise SnapshotError(f"{ASSET} {name!r} is not in {str(storage)!r}: name one that is, or train anew") from None
     return ModelSnapshot(directory=storage / ASSET / name, manifest=manifest, trained_now=False)
 
 
@@ -233,12 +241,13 @@ def _local_files(pairs: Snapshot, split: str, directory: Path) -> list[str]:
 
 
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
+    pinned = pinned_snapshots(home.parent)  # by reports, and by the promoted model
     written: dict[Path, float] = {}
     for name in subdirectories(home):
         with contextlib.suppress(FileNotFoundError):
             written[home / name] = (home / name / MANIFEST).stat().st_mtime
-    others = sorted(written.keys() - {current}, key=written.__getitem__, reverse=True)
-    for directory in others[keep_snapshots - 1 :]:
+    kept = {current} | {directory for directory in written if (ASSET, directory.name) in pinned}
+    for directory in sorted(written.keys() - kept, key=written.__getitem__, reverse=True)[keep_snapshots - 1 :]:
         remove_directory(directory)
 
 

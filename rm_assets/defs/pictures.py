@@ -27,7 +27,7 @@ def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes:
     validation_accuracy; other keys do not matter. Where a resumed run states a step twice, its later line
     counts.
     """
-    figure = _figure(height_pixels=300)
+    figure = new_figure(height_pixels=300)
     left, right = figure.subplots(1, 2)
     _curve(left, steps, "loss", "loss per pair")
     _curve(right, steps, "accuracy", "accuracy (share of pairs)")
@@ -35,7 +35,7 @@ def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes:
     right.set_ylim(min(0.45, right.get_ylim()[0]), 1.02)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return _png(figure)
+    return drawn(figure)
 
 
 def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
@@ -43,19 +43,19 @@ def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
 
     `chosen` and `rejected` are the scores of the same pairs, (pairs,) each, in the model's unit (log-odds).
     """
-    figure = _figure(height_pixels=300)
+    figure = new_figure(height_pixels=300)
     left, right = figure.subplots(1, 2)
     num_bins = min(max(int(len(chosen) ** 0.5), 10), 40)
     edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=num_bins)
     for scores, color, label in ((rejected, ORANGE, "rejected"), (chosen, BLUE, "chosen")):
         left.hist(scores, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
         left.hist(scores, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
-    _label(left, "score (log-odds)", "pairs")
+    name_axes(left, "score (log-odds)", "pairs")
     _differences(right, np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64), num_bins)
     for axes in (left, right):
         axes.yaxis.get_major_locator().set_params(integer=True)
-        _legend_above(axes)
-    return _png(figure)
+        legend_above(axes)
+    return drawn(figure)
 
 
 def calibration_plot(calibration: "pd.DataFrame") -> bytes:
@@ -63,7 +63,7 @@ def calibration_plot(calibration: "pd.DataFrame") -> bytes:
 
     `calibration` is that of `rm_assets.training.report.calibration_bins`; empty bins are left out.
     """
-    figure = _figure(height_pixels=440)
+    figure = new_figure(height_pixels=440)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bins = calibration[calibration["num_pairs"] > 0]
     spread = [bins["frequency"] - bins["frequency_low"], bins["frequency_high"] - bins["frequency"]]
@@ -74,12 +74,12 @@ def calibration_plot(calibration: "pd.DataFrame") -> bytes:
     )  # fmt: skip
     middle, width = (bins["bin_low"] + bins["bin_high"]) / 2, bins["bin_high"] - bins["bin_low"]
     lower.bar(middle, bins["num_pairs"], width=width, color=BLUE, alpha=0.4, edgecolor="white")
-    _label(upper, "", "accuracy (share of pairs)")
-    _label(lower, "confidence: probability of the preferred side", "pairs")
+    name_axes(upper, "", "accuracy (share of pairs)")
+    name_axes(lower, "confidence: probability of the preferred side", "pairs")
     upper.set_xlim(0.49, 1.01)
     lower.yaxis.get_major_locator().set_params(integer=True)
-    _legend_above(upper)
-    return _png(figure)
+    legend_above(upper)
+    return drawn(figure)
 
 
 def markdown_picture(png: bytes, alt: str) -> str:
@@ -114,7 +114,7 @@ def _curve(axes: Any, steps: Sequence[Mapping[str, Any]], name: str, label: str)
     step, value = _series(steps, f"validation_{name}")
     axes.plot(step, value, color=ORANGE, linewidth=1, marker="o", markersize=4, label="validation")
     axes.margins(x=0.02)
-    _label(axes, "optimizer step", label)
+    name_axes(axes, "optimizer step", label)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -140,22 +140,25 @@ def _differences(axes: Any, difference: np.ndarray, num_bins: int) -> None:
         label=[f"{name} {part.mean():.1%}" if part.any() else "" for name, part in parts.items()],
     )
     axes.axvline(0, color=INK, linewidth=0.8)
-    _label(axes, "chosen score − rejected score (log-odds)", "pairs")
+    name_axes(axes, "chosen score − rejected score (log-odds)", "pairs")
 
 
-def _legend_above(axes: Any) -> None:
+def legend_above(axes: Any) -> None:
+    """A legend in one row above the axes, where it covers no data."""
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
     axes.legend(**place, frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.5)
 
 
-def _figure(height_pixels: int) -> Any:
+def new_figure(height_pixels: int) -> Any:
+    """An empty figure of WIDTH_PIXELS, white, on which nothing overlaps."""
     from matplotlib.figure import Figure
 
     size = (WIDTH_PIXELS / PIXELS_PER_INCH, height_pixels / PIXELS_PER_INCH)
     return Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained", facecolor="white")
 
 
-def _label(axes: Any, x_label: str, y_label: str) -> None:
+def name_axes(axes: Any, x_label: str, y_label: str) -> None:
+    """Labels of both axes, and the frame and grid that all pictures share."""
     axes.set_xlabel(x_label, fontsize=9, color=INK)
     axes.set_ylabel(y_label, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, color=GREY, labelcolor=INK)
@@ -165,7 +168,8 @@ def _label(axes: Any, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _png(figure: Any) -> bytes:
+def drawn(figure: Any) -> bytes:
+    """The figure as PNG bytes; equal figures give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 

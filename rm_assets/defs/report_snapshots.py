@@ -1,10 +1,13 @@
-"""The report of a model as a snapshot: one Parquet of slices, its figures in the manifest."""
+"""The report of a model as a snapshot: Parquet files of slices, pairs and calibration, and the same as JSON and PNG."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 
 from rm_assets.data import records
@@ -12,69 +15,145 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError, parent_snapshot, read_snapshot
-from rm_assets.data.storage import place
+from rm_assets.data.snapshots import DATA, Snapshot
+from rm_assets.data.storage import place, write_json
+from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences
+from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
-VERSION = 2
+VERSION = 3
 ASSET = "reward_model_report"
-_SLICES = ["source", "line", "pair_id", "format", "num_turns", "subset"]
+PAIRS = "pairs"
+CALIBRATION = "calibration"
+HISTORY_FILE = "history.json"
+REPORT_FILE = "report.json"
+_HISTORY_FIGURES = ("num_pairs", "accuracy", "accuracy_low", "accuracy_high", "log_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """A published report, with what its pictures are drawn from."""
+    """A published report: its figures, its tables as data frames, and what its pictures need besides.
+
+    `table`, `pairs` and `calibration` have the schemas records.REPORT, REPORT_PAIRS and CALIBRATION; `history` has a
+    row for each model that was reported on, oldest first; `steps` are the lines of the training's metrics.jsonl.
+    """
 
     snapshot: Snapshot
-    report: Any  # rm_assets.training.report.Report, on the test split
-    table: Any  # data frame with the schema records.REPORT, evaluation sets included
-    scores: Any  # data frame of the test pairs
+    metrics: dict[str, Any]
+    table: Any
+    pairs: Any
+    calibration: Any
+    history: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
 
 
-def written_report(settings: Settings, model: ModelSnapshot, say: Callable[[str], object]) -> WrittenReport:
-    """Evaluate the model's held-out scores and publish the result."""
-    import pandas as pd
+def written_report(
+    settings: Settings, model: ModelSnapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
+) -> WrittenReport:
+    """Evaluate the model's held-out scores, score the prompt baselines, and publish the result."""
+    from rm_assets.training.result import METRICS, SCORES_FILE
 
+    storage = place(settings.storage)
+    validated = scored_preferences(storage, model.manifest["data_snapshot"])
+    limits = [settings.max_rescored_pairs, settings.max_length]
+    key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
+    with publication(storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+        shard = turn.find(key)
+        if shard is None:
+            tables, metrics = _evaluated(settings, model, validated, context, launcher)
+            shard = stage_shard(turn.directory, ASSET, "", key, tables_writer(tables, metrics))
+        inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
+        snapshot = turn.publish([shard], inputs, {})
+        history = _with_this_run(turn.directory / HISTORY_FILE, model, shard.stats)
+    return WrittenReport(
+        snapshot=snapshot,
+        metrics=shard.stats,
+        table=read_table(snapshot.paths(DATA), records.REPORT).to_pandas(),
+        pairs=read_table(snapshot.paths(PAIRS), records.REPORT_PAIRS).to_pandas(),
+        calibration=read_table(snapshot.paths(CALIBRATION), records.CALIBRATION).to_pandas(),
+        history=history,
+        steps=[json.loads(line) for line in (model.directory / METRICS).read_text().splitlines()],
+    )
+
+
+def _evaluated(
+    settings: Settings,
+    model: ModelSnapshot,
+    validated: Snapshot,
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    """The report's tables by folder, and its figures."""
     from rm_assets.training.report import reward_model_report
     from rm_assets.training.result import SCORES_FILE
 
-    storage = place(settings.storage)
     with parquet_file(model.directory / SCORES_FILE) as file:
         scores = file.read().to_pandas()
-    validated = scored_preferences(storage, model.manifest["data_snapshot"])
-    slices = read_table(validated.paths(), records.VALIDATED, _SLICES).to_pandas()
-    report = reward_model_report(scores, slices)
-    rows = [report.table, *_evaluation_rows(scores, slices)]
-    key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name)
-    table = pa.Table.from_pandas(pd.concat(rows), schema=records.REPORT, preserve_index=False)
-    with publication(storage, ASSET, settings.keep_snapshots, say) as turn:
-        shard = turn.find(key) or stage_shard(
-            turn.directory, ASSET, "", key, tables_writer({DATA: table}, dict(report.metrics))
-        )
-        inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
-        snapshot = turn.publish([shard], inputs, {})
-    rows = read_table(snapshot.paths(), records.REPORT).to_pandas()
-    return WrittenReport(snapshot=snapshot, report=report, table=rows, scores=scores[scores["split"] == "test"])
+    held_out = scores[scores["split"] != "validation"]
+    preferences = preferences_of(validated, set(held_out["pair_id"]))
+    baselines = _prompt_baselines(settings, model, held_out, preferences, context, launcher)
+    report = reward_model_report(scores, pair_facts(validated, preferences), baselines)
+    frames = {
+        DATA: (report.table, records.REPORT),
+        PAIRS: (report.pairs, records.REPORT_PAIRS),
+        CALIBRATION: (report.calibration, records.CALIBRATION),
+    }
+    return {
+        folder: pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+        for folder, (frame, schema) in frames.items()
+    }, dict(report.metrics)
 
 
-def _evaluation_rows(scores: Any, slices: Any) -> Iterator[Any]:
-    """The report's rows of each evaluation set: all its pairs, and by subset."""
-    from rm_assets.training.job import EVALUATION
-    from rm_assets.training.report import reward_model_report
+def _prompt_baselines(
+    settings: Settings,
+    model: ModelSnapshot,
+    held_out: Any,
+    preferences: pa.Table,
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+) -> Any:
+    """The baselines of the pairs drawn from each held-out set; prompts are exchanged within a set."""
+    from rm_assets.training.baselines import baseline_results, prompt_variants
+    from rm_assets.training.result import MODEL
 
-    for split in sorted(set(scores["split"])):
-        if split.startswith(EVALUATION):
-            rows = reward_model_report(scores, slices, split).table
-            yield rows[rows["slice"].isin(["all", "subset"])].assign(slice=split)
+    rows = {pair_key(row): row for row in preferences.to_pylist()}
+    variants = []
+    for _, pairs in held_out.groupby("split", sort=True):
+        keys = map(pair_key, drawn(pairs, settings.max_rescored_pairs).to_dict("records"))
+        variants += prompt_variants([rows[key] for key in dict.fromkeys(keys)])
+    context.log.info(f"scoring {len(variants)} pairs with other prompts or none, for the baselines")
+    scored = scored_anew(
+        context,
+        launcher,
+        place(settings.storage),
+        model.directory / MODEL,
+        variants,
+        settings.max_length,
+    )
+    if problems := int((scored["problem"] != "").sum()):
+        context.log.info(f"{problems} of them have no score, such as: {scored['problem'].max()}")
+    return baseline_results(scored)
 
 
-def scored_preferences(storage: Path, padded: str) -> Snapshot:
-    """The validated snapshot that a padded one came from, by the inputs that each manifest names."""
-    try:
-        snapshot = read_snapshot(storage / Stage.PADDED / padded)
-    except FileNotFoundError:
-        raise SnapshotError(f"padded_pairs {padded!r}, which the model was trained on, is gone: train anew") from None
-    for stage in (Stage.TOKENIZED, Stage.FLATTENED, Stage.VALIDATED):
-        snapshot = parent_snapshot(storage, snapshot, stage)
-    return snapshot
+def _with_this_run(path: Path, model: ModelSnapshot, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The history with this model's row at its end, and in the file; a model that is reported on again has one row.
+
+    It is no data of the snapshot, whose name must not depend on what was run before.
+    """
+    rows = json.loads(path.read_bytes()) if path.exists() else []
+    if not rows or rows[-1]["model"] != model.directory.name:
+        row = {"model": model.directory.name, "data_snapshot": model.manifest["data_snapshot"]}
+        row |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+        rows.append(row | {name: metrics[name] for name in _HISTORY_FIGURES})
+        write_json(path, rows)
+    return list(rows)
+
+
+def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], say: Callable[[str], object]) -> None:
+    """Files for people and other programs in the snapshot's directory; they follow from its data, and are no part."""
+    for name, content in files.items():
+        path = snapshot.directory / name
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+            say(f"wrote {path}")

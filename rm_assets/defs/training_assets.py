@@ -1,10 +1,19 @@
-"""reward_model and reward_model_report: the trained model, and what it is worth on pairs it never saw."""
+"""The trained model, what it is worth on pairs it never saw, whether it is the best so far, and suspect labels."""
 
 import dagster as dg
 
 from rm_assets.data import records
 from rm_assets.data.records import Stage
-from rm_assets.defs import model_snapshots, report_snapshots, training_results
+from rm_assets.defs import (
+    model_snapshots,
+    promoted_snapshots,
+    promotion_results,
+    report_results,
+    report_snapshots,
+    suspect_results,
+    suspect_snapshots,
+    training_results,
+)
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
@@ -35,12 +44,63 @@ def reward_model(
     kinds={"pandas", "parquet"},
     owners=OWNERS,
     code_version=str(report_snapshots.VERSION),
-    check_specs=training_results.REPORT_CHECKS,
+    check_specs=report_results.CHECKS,
     metadata=schema_metadata(records.REPORT),
 )
-def reward_model_report(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """Accuracy, calibration and length bias of the newest reward model on the held-out test pairs, by slice."""
+def reward_model_report(
+    context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
+) -> dg.MaterializeResult:
+    """Whether to trust the newest reward model: accuracy, calibration, slices, null baselines, length bias."""
     ready = project.ready()
     model = model_snapshots.required_model(ready.storage)
-    written = report_snapshots.written_report(ready.settings, model, context.log.info)
-    return training_results.report_result(written, ready.settings.fail_below_accuracy)
+    written = report_snapshots.written_report(ready.settings, model, context, launcher)
+    drawn = report_results.pictures(written)
+    report_snapshots.write_beside(written.snapshot, report_results.report_files(written, drawn), context.log.info)
+    return report_results.report_result(written, drawn, ready.settings)
+
+
+@dg.asset(
+    deps=[reward_model, validated_preferences],
+    group_name="training",
+    kinds={"huggingface", "parquet"},
+    owners=OWNERS,
+    code_version=str(promoted_snapshots.VERSION),
+    check_specs=promotion_results.CHECKS,
+    metadata=schema_metadata(records.PROMOTED),
+)
+def promoted_reward_model(
+    context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
+) -> dg.MaterializeResult:
+    """The best reward model so far: a new one takes its place unless it is worse on the same test pairs."""
+    ready = project.ready()
+    newest = model_snapshots.required_model(ready.storage)
+    return promotion_results.promotion_result(promoted_snapshots.promotion(ready.settings, newest, context, launcher))
+
+
+@dg.asset(
+    deps=[padded_pairs, validated_preferences],
+    group_name="training",
+    kinds={"jsonl", "parquet"},
+    owners=OWNERS,
+    code_version=str(suspect_snapshots.VERSION),
+    metadata=schema_metadata(records.SUSPECTS),
+)
+def suspect_annotations(
+    context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
+) -> dg.MaterializeResult:
+    """Annotations that models which never saw them contradict most, to be judged again; off without suspect_folds."""
+    ready = project.ready()
+    if ready.settings.suspect_folds == 0:
+        return suspect_results.off_result()
+    padded = ready.snapshot(Stage.PADDED)
+    snapshot = suspect_snapshots.suspects_snapshot(ready, padded, context, launcher)
+    jsonl = suspect_snapshots.suspects_jsonl(ready.storage, snapshot, padded)
+    report_snapshots.write_beside(snapshot, {suspect_snapshots.JSONL_FILE: jsonl}, context.log.info)
+    return suspect_results.suspects_result(snapshot)
+
+
+suspect_labels = dg.define_asset_job(
+    "suspect_labels",
+    selection=[suspect_annotations],
+    description="Finds suspect labels in the newest padded_pairs; set suspect_folds in the launchpad.",
+)

@@ -25,6 +25,13 @@ nothing; only differences between replies to one prompt do.
 
 ## Use
 
+The chat template already writes the special tokens, hence `add_special_tokens=False` below. The tokenizer pads on
+the right with `{pad_token}`, which ends no conversation. `golden_scores.json` holds {num_golden} conversations with
+their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 they differ
+by up to {bfloat16_difference:.2g}.{template_note}
+
+transformers:
+
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -35,8 +42,27 @@ text = tokenizer.apply_chat_template(conversation, tokenize=False)
 score = model(**tokenizer([text], padding=True, return_tensors="pt", add_special_tokens=False)).logits
 ```
 
-The tokenizer pads on the right with `{pad_token}`, which ends no conversation. The chat template already
-writes the special tokens, hence `add_special_tokens=False`.{template_note}
+TRL, as the reward of a policy that is trained on conversations:
+
+```python
+from trl import GRPOTrainer
+
+trainer = GRPOTrainer(model=policy, reward_funcs=directory, train_dataset=prompts)
+```
+
+vLLM, where `use_activation=False` gives the score itself instead of its sigmoid:
+
+```python
+from vllm import LLM, PoolingParams
+
+llm = LLM(model=directory, runner="pooling")
+ids = tokenizer(text, add_special_tokens=False).input_ids
+[output] = llm.classify([{{"prompt_token_ids": ids}}], pooling_params=PoolingParams(use_activation=False))
+score = output.outputs.probs[0]
+```
+
+`python -m rm_assets.training.score DIRECTORY FILE.jsonl` verifies the golden scores, then scores a file of pairs or
+conversations.
 
 ## Metrics
 
@@ -53,8 +79,8 @@ interval; a loss is the one that was trained on, with all its terms.
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
 
-def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any) -> str:
-    """The card as Markdown with its YAML front matter."""
+def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any]) -> str:
+    """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
     return _CARD.format(
         front_matter=_front_matter(job),
         title=f"Reward model on {base_name(job)}",
@@ -62,6 +88,8 @@ def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any) -> 
         data_snapshot=job.data_snapshot,
         key=job.key,
         pad_token=tokenizer.pad_token,
+        num_golden=len(golden["conversations"]),
+        bfloat16_difference=golden["largest_bfloat16_difference"],
         template_note="" if tokenizer.chat_template else _NO_TEMPLATE,
         metrics=_table(("metric", "value"), metrics),
         settings=_table(("setting", "value"), job.settings.model_dump()),

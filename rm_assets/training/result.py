@@ -18,6 +18,7 @@ MODEL = "model"
 ADAPTER = "adapter"
 SCORES_FILE = "scores.parquet"
 METRICS = "metrics.jsonl"
+GOLDEN = "golden_scores.json"  # in MODEL
 ERROR = "error.txt"
 CHECKPOINTS = "checkpoints"
 SCRATCH = "scratch"

@@ -16,7 +16,9 @@ from rm_assets.training.card import base_name, model_card
 from rm_assets.training.checkpoint import Checkpoints
 from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
+from rm_assets.training.golden import read_golden_scores, write_golden_scores
 from rm_assets.training.group import Group, peak_memory
+from rm_assets.training.intervals import bootstrap_interval
 from rm_assets.training.job import TrainingJob
 from rm_assets.training.loss import check_margins
 from rm_assets.training.model import (
@@ -31,7 +33,6 @@ from rm_assets.training.planning import Packing
 from rm_assets.training.probe import choose_packing, use_packing
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress
-from rm_assets.training.report import bootstrap_interval
 from rm_assets.training.result import (
     ADAPTER,
     ERROR,
@@ -137,6 +138,7 @@ def _evaluate(
     scores = evaluate(Scorer(saved), held_out, group, packing, job.settings.micro_batch_tokens)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
+        write_golden_scores(directory / MODEL, load_model(directory / MODEL).to(group.device))
     intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
     return split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
 
@@ -152,7 +154,9 @@ def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tup
 
 def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
     directory = Path(job.output_directory)
-    (directory / MODEL / "README.md").write_text(model_card(job, metrics, tokenizer))
+    (directory / MODEL / "README.md").write_text(
+        model_card(job, metrics, tokenizer, read_golden_scores(directory / MODEL))
+    )
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(directory, job.key, job.data_snapshot, metrics, versions)
     remove_scratch(directory)

@@ -1,5 +1,6 @@
 """The whole graph, run once on a few pairs, for the tests that look at what came of it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 from support import QUICK, polite_rows, write_lines
 
 from rm_assets.definitions import definitions
+
+# The jobs of a test are small, and on a busy machine threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RunGraph = Callable[..., dg.ExecuteInProcessResult]
 

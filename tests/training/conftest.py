@@ -85,7 +85,7 @@ def toy_directory(tmp_path_factory):
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_pairs():
     """A function that writes rows, or (chosen, rejected[, margin]) triples, as a file of padded_pairs."""
 
@@ -99,10 +99,20 @@ def write_pairs():
 
 
 @pytest.fixture
-def make_job(tmp_path, write_pairs, tokenizer_directory, toy_directory):
+def make_job(tmp_path, job_in):
     """A function that builds a toy job: 12 train, 5 validation and 3 test pairs unless told otherwise."""
 
     def make(name="job", splits=None, settings=None, **changes):
+        return job_in(tmp_path, name, splits, settings, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def job_in(write_pairs, tokenizer_directory, toy_directory):
+    """As `make_job`, in a directory that is given first."""
+
+    def make(tmp_path, name="job", splits=None, settings=None, **changes):
         splits = splits if splits is not None else default_splits()
         files = {
             split: [write_pairs(tmp_path / name / f"{split}.parquet", pairs)] if pairs else []

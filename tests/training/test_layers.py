@@ -40,7 +40,7 @@ def test_a_layer_is_computed_again_in_the_backward_pass(make_job, gradient_check
     prepare_layers(model, TrainingSettings(gradient_checkpointing=gradient_checkpointing))
     passes = []
     for layer in decoder_layers(model):
-        layer.mlp.register_forward_hook(lambda *_: passes.append(1))
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     model(input_ids=torch.tensor([[7, 5, 1]])).logits.sum().backward()
     assert len(passes) == 2 * num_passes
 

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_assets.training.report import (
-    TABLE_COLUMNS,
-    above_chance,
-    bootstrap_interval,
-    calibration_bins,
-    reward_model_report,
-    wilson_interval,
-)
+from rm_assets.training.intervals import wilson_interval
+from rm_assets.training.report import TABLE_COLUMNS, above_chance, reward_model_report
 
 LN2, LN5, LN11 = math.log(2), math.log(5), math.log(11)
 
@@ -41,7 +35,7 @@ def scored(chosen, rejected, *, chosen_length=None, rejected_length=None, prompt
 
 def sliced(scores, **columns):
     """Slices of the same pairs: all alike unless said otherwise."""
-    known = {"format": "hh", "num_turns": 1, "subset": ""} | columns
+    known = {"format": "hh", "num_turns": 1, "script": "Latin", "subset": ""} | columns
     return scores[["source", "line", "pair_id"]].assign(**known)
 
 
@@ -99,30 +93,6 @@ def test_an_undefined_correlation_is_left_out(options):
     assert "score_length_spearman" not in metrics
 
 
-def test_bootstrap_agrees_with_a_loop_that_draws_prompts_one_by_one():
-    generator = np.random.default_rng(7)
-    prompts = [list(generator.integers(0, 3, size=size) / 2) for size in generator.integers(1, 6, size=120)]
-    resampled = []
-    for _ in range(4_000):
-        drawn = [prompts[index] for index in generator.integers(len(prompts), size=len(prompts))]
-        answers = [answer for prompt in drawn for answer in prompt]
-        resampled.append(sum(answers) / len(answers))
-    keys = [f"prompt{index}" for index, prompt in enumerate(prompts) for _ in prompt]
-    correct = pd.Series([answer for prompt in prompts for answer in prompt])
-    low, high = bootstrap_interval(correct, pd.Series(keys))
-    assert low == pytest.approx(np.percentile(resampled, 2.5), abs=0.008)
-    assert high == pytest.approx(np.percentile(resampled, 97.5), abs=0.008)
-
-
-def test_ten_equal_answers_of_one_prompt_are_no_more_evidence_than_one():
-    correct = pd.Series([1.0] * 16 + [0.0] * 4)
-    once = bootstrap_interval(correct, pd.Series(range(20)))
-    tenfold = bootstrap_interval(correct.repeat(10), pd.Series(range(20)).repeat(10))
-    assert tenfold == pytest.approx(once)
-    # Resampled accuracy is Binomial(20, 0.8) / 20, whose 2.5 % and 97.5 % quantiles are 12 and 19 of 20.
-    assert once == pytest.approx((12 / 20, 19 / 20), abs=0.051)
-
-
 def test_three_of_three_is_not_yet_above_chance_but_six_of_six_is():
     # Wilson's lower end of n of n is n / (n + 1.96^2): 0.438 for 3, 0.610 for 6.
     three, six = metrics_of([1] * 3, [0] * 3), metrics_of([1] * 6, [0] * 6)
@@ -137,34 +107,10 @@ def test_an_interval_that_touches_a_half_is_not_above_chance():
     assert above_chance({"accuracy_low": 0.501})
 
 
-def test_wilson_interval_of_eight_of_ten():
-    # z^2 / n = 0.384146: centre (0.8 + 0.192073) / 1.384146 = 0.716740,
-    # reach sqrt(0.16 * 0.384146 + 0.384146^2 / 4) / 1.384146 = 0.313617 / 1.384146 = 0.226578.
-    low, high = wilson_interval(0.8, 10)
-    assert (low, high) == pytest.approx((0.49016, 0.94332), abs=1e-5)
-
-
-def test_wilson_interval_of_none_and_of_all_ends_exactly_there():
-    count = np.arange(1, 2_000)
-    assert (wilson_interval(np.zeros(len(count)), count)[0] == 0).all()
-    assert (wilson_interval(np.ones(len(count)), count)[1] == 1).all()
-
-
 def test_calibration_error_by_hand():
     # Odds 2, one right of two: confidence 2/3, frequency 1/2. Odds 5, three right of three: 5/6 against 1.
     metrics = metrics_of([LN2, 0, LN5, LN5, LN5], [0, LN2, 0, 0, 0])
     assert metrics["expected_calibration_error"] == pytest.approx(2 / 5 * (2 / 3 - 1 / 2) + 3 / 5 * (1 - 5 / 6))
-
-
-def test_calibration_bins_by_hand():
-    bins = calibration_bins(np.array([0.0, LN2, -LN2, LN11, 800.0]))
-    assert list(bins["num_pairs"]) == [1, 0, 0, 2, 0, 0, 0, 0, 1, 1]
-    filled = bins[bins["num_pairs"] > 0]
-    assert list(filled["confidence"]) == pytest.approx([1 / 2, 2 / 3, 11 / 12, 1])
-    assert list(filled["frequency"]) == [0.5, 0.5, 1, 1]
-    assert bins.loc[3, ["bin_low", "bin_high"]].tolist() == pytest.approx([0.65, 0.70])
-    assert bins.loc[3, ["frequency_low", "frequency_high"]].tolist() == pytest.approx(wilson_interval(0.5, 2))
-    assert bins.loc[1, ["confidence", "frequency", "frequency_low", "frequency_high"]].isna().all()
 
 
 def test_counting_each_pair_from_both_sides_gives_the_same_calibration_error():
@@ -191,6 +137,7 @@ def test_the_table_has_a_row_per_slice_in_a_stable_order():
         ("format", "trl", 1),
         ("num_turns", "9", 1),
         ("num_turns", "10", 2),
+        ("script", "Latin", 3),
         ("length_difference", "chosen shorter by 1 to 16", 1),
         ("length_difference", "equal length", 1),
         ("length_difference", "chosen longer by over 64", 1),
@@ -229,8 +176,80 @@ def test_length_differences_fall_into_the_bucket_that_names_them(tokens, bucket)
 def test_the_row_of_all_pairs_agrees_with_the_metrics():
     scores = scored([1, 1, 0, 1], [0, 0, 1, 0], prompt_key=["a", "a", "b", "c"])
     report = reward_model_report(scores, sliced(scores))
-    row = rows_of(report, "all").loc["all"].drop("slice")
-    assert row.to_dict() == pytest.approx({name: report.metrics[name] for name in TABLE_COLUMNS[2:]})
+    row = rows_of(report, "all").loc["all"].drop(["slice", "without_prompt", "other_prompt"])
+    assert row.to_dict() == pytest.approx({name: report.metrics[name] for name in TABLE_COLUMNS[2:-2]})
+
+
+def test_a_slice_has_figures_of_its_own():
+    scores = scored([3, 1, 0], [1, 0, 1], prompt_key=["a", "a", "b"])
+    facts = sliced(scores, script=["Latin", "Latin", "Han"])
+    latin = rows_of(reward_model_report(scores, facts), "script").loc["Latin"]
+    assert (latin["num_pairs"], latin["num_prompts"], latin["accuracy"]) == (2, 1, 1)
+    assert (latin["mean_chosen_score"], latin["std_chosen_score"]) == (2, 1)
+    assert (latin["mean_rejected_score"], latin["std_rejected_score"]) == (0.5, 0.5)
+    # Differences 2 and 1, both right: confidence sigmoid(2) and sigmoid(1) against 1.
+    assert latin["expected_calibration_error"] == pytest.approx(
+        1 - (1 / (1 + math.exp(-2)) + 1 / (1 + math.exp(-1))) / 2
+    )
+
+
+def test_margins_slice_the_pairs_where_annotations_give_any():
+    scores = scored([1, 0, 1], [0, 1, 0]).assign(margin=np.float32([0, 0.5, -1]))
+    report = reward_model_report(scores, sliced(scores))
+    assert list(rows_of(report, "margin")["accuracy"].items()) == [
+        ("below 0", 1),
+        ("0, or none given", 1),
+        ("up to 1", 0),
+    ]
+    without = reward_model_report(scores.assign(margin=np.float32(0)), sliced(scores))
+    assert "margin" not in set(without.table["slice"])
+
+
+def test_baselines_of_the_pairs_that_were_scored_anew_stand_in_every_slice():
+    scores = scored([1, 1, 1], [0, 0, 0])
+    baselines = scores[["source", "line", "pair_id"]].assign(
+        without_prompt=[1.0, 0.0, np.nan], other_prompt=[0.5, np.nan, np.nan]
+    )
+    report = reward_model_report(scores, sliced(scores, script=["Latin", "Latin", "Han"]), baselines)
+    assert (report.metrics["without_prompt"], report.metrics["other_prompt"]) == (0.5, 0.5)
+    scripts = rows_of(report, "script")
+    assert scripts.loc["Latin", "without_prompt"] == 0.5
+    assert np.isnan(scripts.loc["Han", "without_prompt"])
+
+
+def test_evaluation_sets_have_rows_of_their_own_by_subset():
+    test, bench = scored([1], [0]), scored([1, 0, 1, 0], [0, 1, 0.5, 0]).assign(split="evaluation/bench", source="b")
+    scores = pd.concat([test, bench])
+    report = reward_model_report(scores, sliced(scores, subset=["", "x", "x", "y", "y"]))
+    assert report.metrics["num_pairs"] == 1
+    assert report.table[report.table["slice"] == "evaluation/bench"]["value"].tolist() == ["all", "x", "y"]
+    rows = rows_of(report, "evaluation/bench")
+    assert rows["accuracy"].tolist() == [2.5 / 4, 0.5, 0.75]
+    assert report.pairs["split"].value_counts().to_dict() == {"evaluation/bench": 4, "test": 1}
+
+
+def test_the_temperature_comes_from_the_validation_split_and_is_judged_on_the_test_split():
+    # Validation: three of four right at d = 3 ln 3 gives T = 3. Test: one right at the same d.
+    size = 3 * math.log(3)
+    validation = scored([size] * 3 + [0], [0] * 3 + [size]).assign(split="validation", source="v")
+    scores = pd.concat([validation, scored([size], [0])])
+    metrics = reward_model_report(scores, sliced(scores)).metrics
+    assert metrics["temperature"] == pytest.approx(3)
+    assert metrics["log_loss_at_temperature"] == pytest.approx(math.log(4 / 3))
+    assert metrics["calibration_error_at_temperature"] == pytest.approx(1 / 4)
+
+
+def test_without_validation_pairs_no_temperature_is_stated():
+    assert not {name for name in metrics_of([1], [0]) if "temperature" in name}
+
+
+def test_a_model_of_length_alone_correlates_with_it_within_the_pairs():
+    # Prompts of very different lengths blur the correlation over all sides, not that of the differences.
+    generator = np.random.default_rng(0)
+    prompt, chosen, rejected = generator.integers(1, 1_000, 200), *generator.integers(1, 40, (2, 200))
+    metrics = metrics_of(chosen, rejected, chosen_length=list(prompt + chosen), rejected_length=list(prompt + rejected))
+    assert metrics["difference_length_spearman"] > 0.99
+    assert abs(metrics["score_length_spearman"]) < 0.3
 
 
 def test_without_subsets_there_is_no_slice_of_them():

@@ -1,0 +1,127 @@
+"""Held-out pairs as their messages: found in validated_preferences, and scored anew by a process of its own."""
+
+import json
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rm_assets.data import records
+from rm_assets.data.evaluation import evaluation_name
+from rm_assets.data.parquet import read_table
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
+from rm_assets.data.storage import download, file_sizes, is_remote
+from rm_assets.defs.launcher import TrainingLauncher
+
+BATCH_SIZE = 16
+_MODULE = "rm_assets.training.score_pairs"
+_COLUMNS = [
+    "source",
+    "line",
+    "pair_id",
+    "prompt_key",
+    "prompt",
+    "chosen",
+    "rejected",
+    "tools",
+    "format",
+    "num_turns",
+    "subset",
+]
+_RANKING = ["source", "line", "pair_id", "chosen_key", "rejected_key"]
+
+
+def scored_preferences(storage: Path, padded: str) -> Snapshot:
+    """The validated snapshot that a padded one came from, by the inputs that each manifest names."""
+    try:
+        snapshot = read_snapshot(storage / Stage.PADDED / padded)
+    except FileNotFoundError:
+        raise SnapshotError(f"padded_pairs {padded!r}, which the model was trained on, is gone: train anew") from None
+    for stage in (Stage.TOKENIZED, Stage.FLATTENED, Stage.VALIDATED):
+        snapshot = parent_snapshot(storage, snapshot, stage)
+    return snapshot
+
+
+def preferences_of(validated: Snapshot, pair_ids: Collection[str]) -> pa.Table:
+    """The rows of these pairs, a shard at a time: held-out pairs are few, and all messages may be many."""
+    schema = pa.schema([records.VALIDATED.field(name) for name in _COLUMNS])
+    wanted = pa.array(sorted(pair_ids), pa.string())
+    tables = [schema.empty_table()]
+    for path in validated.paths():
+        found = read_table([path], records.VALIDATED, ["pair_id"])["pair_id"]
+        if pc.any(keep := pc.is_in(found, wanted)).as_py():
+            tables.append(read_table([path], records.VALIDATED, _COLUMNS).filter(keep))
+    return pa.concat_tables(tables)
+
+
+def pair_key(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """What a pair is found by in every table. One line may state a pair twice (equal replies): then they are one."""
+    return row["source"], row["line"], row["pair_id"]
+
+
+def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
+    """A data frame of what the report slices these pairs by, and the places of replies in evaluation sets' rankings."""
+    import pandas as pd
+
+    from rm_assets.training.benchmarks import PLACES, with_places
+    from rm_assets.training.slices import KEY
+    from rm_assets.training.slices import pair_facts as facts_of
+
+    shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
+    paths = [path for shard in shards if (path := validated.data_path(shard))]
+    ranked: pd.DataFrame = with_places(read_table(paths, records.VALIDATED, _RANKING).to_pandas())
+    places = ranked[[*KEY, *PLACES]].drop_duplicates(KEY)
+    return facts_of(preferences).drop_duplicates(KEY).merge(places, how="left", on=KEY)
+
+
+def scored_anew(
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+    storage: Path,
+    model: Path,
+    pairs: Sequence[Mapping[str, Any]],
+    max_length: int,
+) -> Any:
+    """A data frame with the schema `scoring_job.SCORED`: what the model in a directory gives for these pairs.
+
+    Raises TrainingFailedError where the process ends without a result.
+    """
+    from rm_assets.training.scoring_job import PAIRS, SCORED_FILE, ScoringJob
+
+    with tempfile.TemporaryDirectory(prefix="rm_assets_scoring_") as name:
+        directory = Path(name)
+        pq.write_table(pa.Table.from_pylist(_with_variant(pairs), schema=PAIRS), directory / "pairs.parquet")
+        job = ScoringJob(
+            output_directory=name,
+            model=str(_on_this_machine(model, directory / "model")),
+            pairs=str(directory / "pairs.parquet"),
+            max_length=max_length,
+            batch_size=BATCH_SIZE,
+        )
+        (directory / "job.json").write_text(json.dumps(job.model_dump(), indent=1))
+        launcher.run(context, directory / "job.json", storage, _MODULE)
+        return pq.read_table(directory / SCORED_FILE).to_pandas()
+
+
+def _on_this_machine(model: Path, directory: Path) -> Path:
+    """The directory of a model, copied to this machine if it lies elsewhere."""
+    if not is_remote(model):
+        return model.resolve()
+    for name in file_sizes(model):
+        download(model / name, directory / name)
+    return directory
+
+
+def _with_variant(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"variant": "", **pair} for pair in pairs]
+
+
+def drawn(pairs: Any, limit: int) -> Any:
+    """At most `limit` rows of a data frame, those with the smallest pair_id: a hash, so by chance, and they stay."""
+    return pairs.sort_values(["pair_id", "source", "line"], kind="stable", ignore_index=True).head(limit)

@@ -1,0 +1,152 @@
+"""The promoted model: which of all models is the best so far, as a snapshot that only a better one replaces.
+
+`<storage>/promoted_reward_model/<snapshot>/` lists the model's files and their hashes, and names it among its
+inputs, so that the model's own directory is never removed; the verdict on the newest model stands in the manifest.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from rm_assets.data import records
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.parquet import parquet_file, read_table
+from rm_assets.data.publication import publication, stage_shard, tables_writer
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import DATA, Snapshot, read_snapshot
+from rm_assets.data.storage import place
+from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences
+from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.model_snapshots import ASSET as MODEL
+from rm_assets.defs.model_snapshots import ModelSnapshot, model_snapshot
+from rm_assets.settings import Settings
+
+VERSION = 1
+ASSET = "promoted_reward_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """The published snapshot, the model it names, and the verdict on the newest model.
+
+    `verdict` has `challenger`, `champion` (before), `promoted`, `reason`, `question` (what was decided, as a hash),
+    and the figures of the comparison where there was one.
+    """
+
+    snapshot: Snapshot
+    model: ModelSnapshot
+    verdict: dict[str, Any]
+
+
+def promotion(
+    settings: Settings, newest: ModelSnapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
+) -> Promotion:
+    """Compare the newest model with the promoted one, and publish the one that is not worse.
+
+    Raises SnapshotError where the setting promoted_model names none.
+    """
+    storage = place(settings.storage)
+    with publication(storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+        before = turn.previous
+        champion = before.manifest.inputs[MODEL] if before else ""
+        question = _question(settings, newest, champion)
+        if before and before.manifest.facts.get("question") == question:
+            verdict = before.manifest.facts
+        else:
+            verdict = _verdict(settings, newest, champion, context, launcher)
+        winner = settings.promoted_model or (newest.directory.name if verdict["promoted"] else champion)
+        model = model_snapshot(storage, winner)
+        # The same question is asked again by the next run, whose champion is today's winner.
+        facts = verdict | {"question": _question(settings, newest, winner)}
+        key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
+        shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
+        snapshot = turn.publish([shard], {MODEL: winner}, facts)
+    return Promotion(snapshot=snapshot, model=model, verdict=facts)
+
+
+def _question(settings: Settings, newest: ModelSnapshot, champion: str) -> str:
+    limits = [settings.promotion_level, settings.max_rescored_pairs, settings.max_length]
+    return fingerprint(VERSION, newest.directory.name, champion, settings.promoted_model, limits)
+
+
+def _files(model: ModelSnapshot) -> pa.Table:
+    rows = [
+        {"model": model.directory.name, "file": name, "sha256": sha256}
+        for name, sha256 in sorted(model.manifest["files"].items())
+    ]
+    return pa.Table.from_pylist(rows, schema=records.PROMOTED)
+
+
+def _verdict(
+    settings: Settings,
+    newest: ModelSnapshot,
+    champion: str,
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+) -> dict[str, Any]:
+    challenger = newest.directory.name
+    found = {"challenger": challenger, "champion": champion}
+    if settings.promoted_model:
+        by_hand = settings.promoted_model == challenger
+        return found | {"promoted": by_hand, "reason": f"promoted_model is set: {settings.promoted_model} by hand"}
+    if not champion:
+        return found | {"promoted": True, "reason": "the first model: there is none to compare it with"}
+    if champion == challenger:
+        return found | {"promoted": True, "reason": "the newest model is the promoted one"}
+    return found | _comparison(settings, newest, champion, context, launcher)
+
+
+def _comparison(
+    settings: Settings,
+    newest: ModelSnapshot,
+    champion: str,
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+) -> dict[str, Any]:
+    """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
+    from rm_assets.training.promotion import compared, verdict
+    from rm_assets.training.result import MODEL as MODEL_DIRECTORY
+    from rm_assets.training.result import SCORES_FILE
+
+    storage = place(settings.storage)
+    with parquet_file(newest.directory / SCORES_FILE) as file:
+        scores = file.read().to_pandas()
+    test = scores[scores["split"] == "test"]
+    seen = _trained_on(storage, model_snapshot(storage, champion), newest)
+    fresh = test[~test["prompt_key"].isin(seen)]
+    today = drawn(fresh, settings.max_rescored_pairs)
+    counts = {"pairs_the_champion_was_trained_on": len(test) - len(fresh)}
+    if today.empty:
+        why = "every test pair's prompt was among the champion's training prompts" if len(test) else "no test pairs"
+        return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
+    validated = scored_preferences(storage, newest.manifest["data_snapshot"])
+    rows = {pair_key(row): row for row in preferences_of(validated, set(today["pair_id"])).to_pylist()}
+    pairs = [rows[pair_key(row)] for row in today.to_dict("records")]
+    context.log.info(f"scoring {len(pairs)} of today's test pairs with the promoted model {champion}")
+    directory = storage / MODEL / champion / MODEL_DIRECTORY
+    again = scored_anew(context, launcher, storage, directory, pairs, settings.max_length)
+    kept = again[again["problem"] == ""].drop(columns=["prompt_key", "variant", "problem"])
+    counts["pairs_the_champion_cannot_score"] = len(again) - len(kept)
+    if kept.empty:
+        why = f"the champion can score none of the {len(again)} test pairs ({again['problem'].max()})"
+        return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
+    decided = verdict(compared(kept, today), settings.promotion_level)
+    assert decided.comparison is not None
+    return counts | {"promoted": decided.promoted, "reason": decided.reason, **decided.comparison.figures()}
+
+
+def _trained_on(storage: Path, champion: ModelSnapshot, newest: ModelSnapshot) -> set[str]:
+    """The prompts of the champion's training pairs, which it may know by heart.
+
+    No prompt changes split as data arrives; but the settings of the split may have changed since.
+    """
+    if champion.manifest["data_snapshot"] == newest.manifest["data_snapshot"]:
+        return set()
+    try:
+        data = read_snapshot(storage / Stage.PADDED / champion.manifest["data_snapshot"])
+    except FileNotFoundError:
+        return set()
+    return set(read_table(data.paths("train"), records.PADDED, ["prompt_key"])["prompt_key"].to_pylist())

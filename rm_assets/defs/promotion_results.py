@@ -1,0 +1,45 @@
+"""What promoted_reward_model shows: which model is promoted, and the verdict on the newest one with its numbers."""
+
+import dagster as dg
+
+from rm_assets.defs.promoted_snapshots import ASSET, Promotion
+from rm_assets.defs.report_results import numbers
+
+CHECKS = [
+    dg.AssetCheckSpec(
+        "newest_model_is_promoted",
+        asset=ASSET,
+        description="The newest model is the promoted one; where it is not, the check gives the reason.",
+    )
+]
+
+
+def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
+    """The materialization of the promoted model; its data version changes with the model alone."""
+    from rm_assets.training.result import MODEL as MODEL_DIRECTORY
+
+    model, verdict = promotion.model, promotion.verdict
+    directory = model.directory / MODEL_DIRECTORY
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(promotion.snapshot.name),
+        metadata={
+            "verdict": "promoted" if verdict["promoted"] else "not promoted",
+            "reason": verdict["reason"],
+            "promoted_model": model.directory.name,
+            "newest_model": verdict["challenger"],
+            "champion_before": verdict["champion"] or "none",
+            **numbers({name: value for name, value in verdict.items() if not isinstance(value, bool)}),
+            "dagster/row_count": promotion.snapshot.manifest.num_rows(),
+            "dagster/uri": directory.resolve().as_uri(),
+            "path": dg.MetadataValue.path(str(directory)),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="newest_model_is_promoted",
+                passed=model.directory.name == verdict["challenger"],
+                severity=dg.AssetCheckSeverity.WARN,
+                description=verdict["reason"],
+                metadata={"newest_model": verdict["challenger"], "promoted_model": model.directory.name},
+            )
+        ],
+    )

@@ -1,0 +1,240 @@
+"""What reward_model_report shows: pictures, tables, figures and checks, on one page and in the snapshot's files."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import numpy as np
+
+from rm_assets.defs.metadata import table
+from rm_assets.defs.pictures import calibration_plot, markdown_picture, score_histogram, training_curves
+from rm_assets.defs.report_pictures import history_plot, length_plot, slices_plot
+from rm_assets.defs.report_snapshots import ASSET, REPORT_FILE, WrittenReport
+from rm_assets.settings import Settings
+
+CHECKS = [
+    dg.AssetCheckSpec(
+        "accuracy_is_above_chance",
+        asset=ASSET,
+        description="The accuracy's 95 % interval lies above 0.5, and the accuracy not below fail_below_accuracy.",
+        blocking=True,  # its severity decides: a warning, unless fail_below_accuracy is set and not reached
+    ),
+    dg.AssetCheckSpec(
+        "model_beats_length",
+        asset=ASSET,
+        description="The accuracy's 95 % interval lies above 'the longer wins' and above 'the shorter wins'.",
+    ),
+    dg.AssetCheckSpec(
+        "model_needs_the_prompt",
+        asset=ASSET,
+        description="The accuracy's 95 % interval lies above what the model reaches without the prompt, and with "
+        "another pair's prompt.",
+    ),
+    dg.AssetCheckSpec(
+        "scores_do_not_follow_length",
+        asset=ASSET,
+        description="Differences of scores and of lengths within pairs correlate (Spearman) by at most "
+        "max_length_correlation.",
+    ),
+]
+_HEADINGS = {
+    "accuracy_by_slice": "Accuracy by slice",
+    "calibration": "Calibration: how often it is right, by how sure it is",
+    "scores": "Scores of chosen and rejected replies",
+    "length_bias": "Length: how scores follow it within pairs",
+    "learning_curve": "Learning curve",
+    "history": "All models so far",
+}
+
+
+def pictures(written: WrittenReport) -> dict[str, bytes]:
+    """All pictures as PNG, by name."""
+    pairs = written.pairs[written.pairs["split"] == "test"]
+    chosen, rejected = (pairs[f"{side}_score"].to_numpy() for side in ("chosen", "rejected"))
+    return {
+        "accuracy_by_slice": slices_plot(written.table),
+        "calibration": calibration_plot(written.calibration),
+        "scores": score_histogram(chosen, rejected),
+        "length_bias": length_plot(pairs, written.metrics.get("difference_length_spearman")),
+        "learning_curve": training_curves(written.steps),
+        "history": history_plot(written.history),
+    }
+
+
+def report_files(written: WrittenReport, drawn: dict[str, bytes]) -> dict[str, bytes]:
+    """The report for other programs, and the pictures: file name -> content."""
+    from rm_assets.training.intervals import METHOD
+
+    content = {
+        "intervals": METHOD,
+        "metrics": written.metrics,
+        "slices": _plain(written.table),
+        "calibration": _plain(written.calibration),
+        "history": written.history,
+    }
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    return {REPORT_FILE: text.encode("utf-8")} | {f"{name}.png": png for name, png in drawn.items()}
+
+
+def _plain(frame: Any) -> list[dict[str, Any]]:
+    """Rows as JSON has them: no NaN."""
+    return list(frame.astype(object).where(frame.notna(), None).to_dict("records"))
+
+
+def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Settings) -> dg.MaterializeResult:
+    """The materialization of a report: pictures, tables, every figure as a number, and checks."""
+    from rm_assets.training.intervals import METHOD
+
+    checks = [
+        _accuracy(written.metrics, settings.fail_below_accuracy),
+        _length(written),
+        _prompt(written),
+        _correlation(written.metrics, settings.max_length_correlation),
+    ]
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(written.snapshot.name),
+        metadata={
+            "verdict": _verdict(checks),
+            "report": dg.MetadataValue.md(_page(checks, drawn)),
+            "evaluation_sets": table(_evaluation_sets(written.table)),
+            "slices": table(list(_slices(written.table))),
+            **numbers(written.metrics),
+            "intervals": METHOD,
+            "dagster/row_count": len(written.table),
+            "dagster/uri": written.snapshot.directory.resolve().as_uri(),
+            "path": dg.MetadataValue.path(str(written.snapshot.directory)),
+        },
+        check_results=checks,
+    )
+
+
+def _verdict(checks: list[dg.AssetCheckResult]) -> str:
+    """One line: the accuracy, and the names of the checks that warn."""
+    warning = [str(check.check_name) for check in checks if not check.passed]
+    return f"{checks[0].description}; " + (f"NOT: {', '.join(warning)}" if warning else "all checks passed")
+
+
+def _page(checks: list[dg.AssetCheckResult], drawn: dict[str, bytes]) -> str:
+    """The report as one Markdown page: what the checks say, then every picture under its heading."""
+    said = [f"- {'yes' if check.passed else '**NO**'}: {check.check_name} ({check.description})" for check in checks]
+    pictured = [f"### {heading}\n\n{markdown_picture(drawn[name], heading)}" for name, heading in _HEADINGS.items()]
+    return "\n\n".join(["\n".join(said), *pictured])
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, int | float]:
+    """The figures that Dagster plots over time, without the digits that nobody reads."""
+    found = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _slices(rows: Any) -> Iterator[dict[str, Any]]:
+    """The report's table in few enough columns for the page; the Parquet file has all of them."""
+    for row in rows.to_dict("records"):
+        yield {
+            "slice": row["value"] if row["slice"] == "all" else f"{row['slice']}: {row['value']}",
+            "pairs": row["num_pairs"],
+            "accuracy": round(row["accuracy"], 3),
+            "95 % interval": f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}",
+            "best baseline": _best_baseline(row),
+        }
+
+
+def _best_baseline(row: dict[str, Any]) -> str:
+    """The null baseline that comes nearest, such as `0.601 shorter wins`; empty where there is none."""
+    from rm_assets.training.baselines import LENGTH_BASELINES, PROMPT_BASELINES
+
+    names = PROMPT_BASELINES if row["slice"] == "length_difference" else (*LENGTH_BASELINES, *PROMPT_BASELINES)
+    known = {name: row[name] for name in names if not np.isnan(row[name])}
+    best = max(known, key=lambda name: known[name], default="")
+    return f"{known[best]:.3f} {best.replace('_', ' ')}" if best else ""
+
+
+def _evaluation_sets(rows: Any) -> list[dict[str, Any]]:
+    """A row for all pairs and for each subset, a column for the test split and for each evaluation set.
+
+    A cell reads `0.548 of 387`, accuracy and number of pairs; the intervals stand in the table of slices.
+    """
+    sets = {"test": ("all", "subset")}
+    sets |= {name: (name,) for name in rows["slice"].unique() if name.startswith("evaluation/")}
+    cells: dict[str, dict[str, str]] = {"all": {}}
+    for name, slices in sets.items():
+        for row in rows[rows["slice"].isin(slices)].to_dict("records"):
+            cell = f"{row['accuracy']:.3f} of {row['num_pairs']:,}"
+            cells.setdefault(row["value"], {})[name.removeprefix("evaluation/")] = cell
+    columns = [name.removeprefix("evaluation/") for name in sets]
+    return [{"subset": value, **{name: row.get(name, "") for name in columns}} for value, row in cells.items()]
+
+
+def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResult:
+    from rm_assets.training.report import above_chance
+
+    too_low = floor is not None and metrics["accuracy"] < floor
+    interval = f"{metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}"
+    return dg.AssetCheckResult(
+        check_name="accuracy_is_above_chance",
+        passed=above_chance(metrics) and not too_low,
+        severity=dg.AssetCheckSeverity.ERROR if too_low else dg.AssetCheckSeverity.WARN,
+        description=f"accuracy {metrics['accuracy']:.3f}, 95 % interval {interval}, on {metrics['num_pairs']} pairs"
+        + (f"; fail_below_accuracy is {floor}" if floor is not None else ""),
+        metadata={name: metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")},
+    )
+
+
+def _length(written: WrittenReport) -> dg.AssetCheckResult:
+    from rm_assets.training.baselines import LENGTH_BASELINES
+
+    metrics = written.metrics
+    best = max(metrics[name] for name in LENGTH_BASELINES)
+    told = f"accuracy at least {metrics['accuracy_low']:.3f}, the better length rule {best:.3f}"
+    return _baselines("model_beats_length", written, LENGTH_BASELINES, told)
+
+
+def _prompt(written: WrittenReport) -> dg.AssetCheckResult:
+    from rm_assets.training.baselines import PROMPT_BASELINES
+
+    metrics = written.metrics
+    without, other = (metrics.get(name) for name in PROMPT_BASELINES)
+    told = f"accuracy at least {metrics['accuracy_low']:.3f}"
+    told += f", without the prompt {without:.3f}" if without is not None else ", never without the prompt"
+    told += f", with another pair's {other:.3f}" if other is not None else ""
+    return _baselines("model_needs_the_prompt", written, PROMPT_BASELINES, told)
+
+
+def _baselines(check: str, written: WrittenReport, names: tuple[str, ...], told: str) -> dg.AssetCheckResult:
+    """Passed where no baseline reaches the interval over all test pairs; slices where one does are shown."""
+    from rm_assets.training.baselines import near_baselines
+
+    metrics = written.metrics
+    near = [
+        {
+            "slice": row["value"] if row["slice"] == "all" else f"{row['slice']}: {row['value']}",
+            "baseline": row["baseline"],
+            "pairs": row["num_pairs"],
+            "reaches": round(row["reaches"], 3),
+            "model": round(row["accuracy"], 3),
+        }
+        for row in near_baselines(written.table, names).to_dict("records")
+    ]
+    types = {"slice": "string", "baseline": "string", "pairs": "int", "reaches": "float", "model": "float"}
+    return dg.AssetCheckResult(
+        check_name=check,
+        passed=not any(metrics.get(name, 0.0) >= metrics["accuracy_low"] for name in names),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=told,
+        metadata={
+            **{name: metrics[name] for name in ("accuracy_low", *names) if name in metrics},
+            "slices_where_a_baseline_comes_near": table(near, types),
+        },
+    )
+
+
+def _correlation(metrics: dict[str, Any], limit: float) -> dg.AssetCheckResult:
+    found = metrics.get("difference_length_spearman", 0.0)
+    return dg.AssetCheckResult(
+        check_name="scores_do_not_follow_length",
+        passed=abs(found) <= limit,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Spearman correlation {found:+.3f} of differences of scores and lengths; the limit is {limit:g}",
+        metadata={"difference_length_spearman": found, "max_length_correlation": limit},
+    )

@@ -1,0 +1,43 @@
+"""What suspect_annotations shows: how many labels are suspect and which files they come from, never their text."""
+
+import dagster as dg
+
+from rm_assets.data import records
+from rm_assets.data.parquet import read_table
+from rm_assets.data.snapshots import DATA, Snapshot
+from rm_assets.defs.metadata import table
+from rm_assets.defs.suspect_snapshots import JSONL_FILE
+
+NUM_SHOWN = 50
+
+
+def off_result() -> dg.MaterializeResult:
+    """What there is to say while nothing is looked for."""
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion("off"),
+        metadata={"status": "off: suspect_folds is 0; set it to 2 or more, and run the job suspect_labels"},
+    )
+
+
+def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
+    """The materialization: where the files are, how many labels are suspect by file, and the most suspect ones."""
+    rows = read_table(snapshot.paths(DATA), records.SUSPECTS)
+    by_file = rows.group_by("source").aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
+    named = ("source", "line", "pair_id", "margin", "suspicion")
+    first = [{name: row[name] for name in named} for row in rows.slice(0, NUM_SHOWN).to_pylist()]
+    shown = [{**row, "margin": round(row["margin"], 3), "suspicion": round(row["suspicion"], 3)} for row in first]
+    files = [{"file": row["source"], "suspects": row["count_all"]} for row in by_file.to_pylist()]
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(snapshot.name),
+        metadata={
+            "status": "on",
+            "judged_pairs": snapshot.manifest.total("num_pairs"),
+            "folds": snapshot.manifest.total("num_folds"),
+            "suspects": table(shown, dict(zip(named, ("string", "int", "string", "float", "float"), strict=True))),
+            "suspects_by_file": table(files, {"file": "string", "suspects": "int"}),
+            "jsonl": dg.MetadataValue.path(str(snapshot.directory / JSONL_FILE)),
+            "dagster/row_count": rows.num_rows,
+            "dagster/uri": snapshot.directory.resolve().as_uri(),
+            "path": dg.MetadataValue.path(str(snapshot.directory)),
+        },
+    )

@@ -1,0 +1,147 @@
+"""Suspect labels as a snapshot: one training per fold, whose model judges the pairs of that fold alone."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rm_assets.data import records
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import local_directory
+from rm_assets.data.padding import SPLITS
+from rm_assets.data.parquet import read_table
+from rm_assets.data.publication import publication, stage_shard, tables_writer
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
+from rm_assets.data.storage import is_remote
+from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
+from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.model_snapshots import training_job
+from rm_assets.defs.project import Project
+
+VERSION = 1
+ASSET = "suspect_annotations"
+JSONL_FILE = "suspects.jsonl"
+_FOLDS = ".folds"
+
+
+def suspects_snapshot(
+    project: Project, padded: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
+) -> Snapshot:
+    """Train a model per fold, rank the pairs that it contradicts, and publish; raises SnapshotError for few prompts."""
+    settings = project.settings
+    files = [[f.folder, f.sha256] for s in padded.manifest.shards for f in s.files if f.folder in SPLITS]
+    identities = [project.model.identity, project.tokenizer.identity, settings.training.decisive()]
+    key = fingerprint(ASSET, VERSION, settings.suspect_folds, files, identities)
+    with publication(project.storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+        shard = turn.find(key)
+        if shard is None:
+            working = _workshop(turn.directory) / _FOLDS / key[:16]
+            table, num_pairs = _ranked(project, padded, working, context, launcher)
+            figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
+            shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
+        return turn.publish([shard], {Stage.PADDED: padded.name}, {})
+
+
+def _workshop(home: Path) -> Path:
+    return local_directory(home) if is_remote(home) else home
+
+
+def _ranked(
+    project: Project, padded: Snapshot, working: Path, context: dg.AssetExecutionContext, launcher: TrainingLauncher
+) -> tuple[pa.Table, int]:
+    """The suspects among all annotations, and how many pairs were judged."""
+    import pandas as pd
+
+    from rm_assets.training.suspects import ranked_suspects
+
+    folds = range(project.settings.suspect_folds)
+    scored = [_fold_scores(project, padded, fold, working / str(fold), context, launcher) for fold in folds]
+    pairs = pd.concat(scored, ignore_index=True)
+    return pa.Table.from_pandas(ranked_suspects(pairs), schema=records.SUSPECTS, preserve_index=False), len(pairs)
+
+
+def _fold_scores(
+    project: Project,
+    padded: Snapshot,
+    fold: int,
+    working: Path,
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+) -> Any:
+    """The scores of a fold's pairs by a model trained on the others, which a run that was cut short may have left."""
+    from rm_assets.training.result import SCORES_FILE, TrainingResultError, read_result
+
+    num_folds = project.settings.suspect_folds
+    key = fingerprint(ASSET, working.parent.name, fold)
+    try:
+        read_result(working, key)
+    except TrainingResultError:
+        context.log.info(f"fold {fold + 1} of {num_folds}: training on the others")
+        _train(project, padded, fold, key, working, context, launcher)
+        read_result(working, key)
+    scores = pq.read_table(working / SCORES_FILE).to_pandas()
+    return scores.assign(fold=fold)
+
+
+def _train(
+    project: Project,
+    padded: Snapshot,
+    fold: int,
+    key: str,
+    working: Path,
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+) -> None:
+    from rm_assets.training.job import TrainingJob
+
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    splits = _written_fold(padded, fold, project.settings.suspect_folds, working)
+    described = training_job(project, padded, key, working) | {"splits": splits}
+    job_path = working.with_suffix(".json")
+    job_path.write_text(TrainingJob.model_validate(described).model_dump_json(indent=1))
+    launcher.run(context, job_path, project.storage)
+
+
+def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, list[str]]:
+    """Files of the pairs to train on and of those to judge, a shard at a time, in splits of a training job."""
+    from rm_assets.training.suspects import folds_of
+
+    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for number, path in enumerate(padded.paths(*SPLITS)):
+        table = read_table([path], records.PADDED)
+        judged = pa.array(folds_of(table["prompt_key"].to_pylist(), num_folds) == fold)
+        for split, rows in (("train", table.filter(pc.invert(judged))), ("test", table.filter(judged))):
+            if rows.num_rows:
+                target = directory / f"{split}-{number}.parquet"
+                pq.write_table(rows, target, compression="zstd")
+                splits[split].append(str(target.resolve()))
+    if not splits["train"] or not splits["test"]:
+        raise SnapshotError(f"fold {fold + 1} of {num_folds} is empty or all there is: lower suspect_folds")
+    return splits
+
+
+def suspects_jsonl(storage: Path, snapshot: Snapshot, padded: Snapshot) -> bytes:
+    """The suspects with their messages, most suspect first, a line of JSON each.
+
+    The replies stand under `labelled_chosen` and `labelled_rejected`, so that no file of suspects passes for
+    annotations before someone has judged it again.
+    """
+    suspects = read_table(snapshot.paths(DATA), records.SUSPECTS).to_pylist()
+    validated = scored_preferences(storage, padded.name)
+    found = preferences_of(validated, {row["pair_id"] for row in suspects}).to_pylist()
+    messages = {pair_key(row): row for row in found}
+    return b"".join(_line(row, messages[pair_key(row)]) for row in suspects)
+
+
+def _line(suspect: dict[str, Any], pair: dict[str, Any]) -> bytes:
+    line = {name: suspect[name] for name in ("source", "line", "pair_id", "margin", "suspicion")}
+    for name, side in (("prompt", "prompt"), ("labelled_chosen", "chosen"), ("labelled_rejected", "rejected")):
+        line[name] = [{k: v for k, v in message.items() if v is not None} for message in pair[side]]
+    return msgspec.json.encode(line) + b"\n"

@@ -1,0 +1,256 @@
+"""Where a pair came from and what became of it: `python -m rm_assets.trace PAIR_ID`, or `... FILE LINE`.
+
+It reads the newest snapshots of RM_STORAGE: the line, its pairs or its reject at each stage, the split, and the scores
+that each model gives. FILE is a source as rows and rejects show it, or the end of one.
+
+Exit codes: 0 found, 1 not found, 2 wrong arguments.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rm_assets.data.records import MEANINGS, Reason, Stage
+from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_snapshot, read_snapshot
+from rm_assets.data.storage import StorageError, is_remote, on_its_system, place
+from rm_assets.settings import SettingsError, load_settings
+
+USAGE = "usage: python -m rm_assets.trace PAIR_ID | FILE LINE"
+_MODEL, _PROMOTED = "reward_model", "promoted_reward_model"
+_PREVIEW_CHARACTERS = 100
+
+
+class NotFoundError(LookupError):
+    """Nothing of that name in the storage. One line that says what was looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of an annotation file, by its source."""
+
+    source: str
+    line: int
+
+
+def main(arguments: list[str]) -> int:
+    """Print the trace of what the arguments name; returns the exit code."""
+    if len(arguments) not in (1, 2) or (len(arguments) == 2 and not arguments[1].isdecimal()):
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        storage = place(load_settings({}, os.environ).storage)
+        for text in traced(storage, *arguments):
+            print(text)
+    except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def traced(storage: Path, name: str, number: str = "") -> Iterator[str]:
+    """The lines of the trace of a pair_id, or of a file and a line; raises NotFoundError where neither is known."""
+    stages = {stage: found for stage in Stage if (found := latest_snapshot(storage, stage))}
+    if not stages:
+        raise NotFoundError(f"no snapshots in {str(storage)!r}: set RM_STORAGE, or materialize the assets first")
+    if number:
+        lines, pair_id = [Line(source=_source(stages, name), line=int(number))], ""
+    else:
+        lines, pair_id = _lines_of_pair(stages, name), name
+    for line in lines:
+        yield from _traced_line(storage, stages, line, pair_id)
+
+
+# --- what is meant -------------------------------------------------------------------------------------------
+
+
+def _source(stages: dict[Stage, Snapshot], name: str) -> str:
+    """The one source that a name is, or is the end of."""
+    known = {shard.source for snapshot in stages.values() for shard in snapshot.manifest.shards}
+    ends = Path(name).as_posix().removeprefix("./")
+    found = {name} & known or {source for source in known if f"/{source}".endswith(f"/{ends}")}
+    found = found or {source for source in known if f"/{ends}".endswith(f"/{source}")}
+    if len(found) == 1:
+        return found.pop()
+    why = f"it may be any of {sorted(found)[:5]!r}" if found else f"known are {sorted(known)[:10]!r}"
+    raise NotFoundError(f"no file {name!r} among the sources of the newest snapshots: {why}")
+
+
+def _lines_of_pair(stages: dict[Stage, Snapshot], pair_id: str) -> list[Line]:
+    """Every line that states the pair: an equal one may stand in several files."""
+    if Stage.VALIDATED not in stages:
+        raise NotFoundError("validated_preferences has no snapshot, so no pair has an id yet: materialize it first")
+    rows = _rows(stages[Stage.VALIDATED].paths(), ["source", "line"], pair_id=pair_id)
+    found = sorted({(row["source"], row["line"]) for row in rows})
+    if not found:
+        raise NotFoundError(f"no pair {pair_id!r} in validated_preferences {stages[Stage.VALIDATED].name!r}")
+    return [Line(source=source, line=line) for source, line in found]
+
+
+def _rows(paths: list[Path], columns: list[str], **wanted: Any) -> list[dict[str, Any]]:
+    """The rows of Parquet files with these values, by row groups: only what may hold them is read."""
+    condition = None
+    for name, value in wanted.items():
+        term = pc.field(name) == value
+        condition = term if condition is None else condition & term
+    tables = [_read(path, columns, condition) for path in paths]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def _read(path: Path, columns: list[str], condition: pc.Expression | None) -> pa.Table:
+    if not is_remote(path):
+        return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
+    system, name = on_its_system(path)
+    return pq.read_table(name, filesystem=system, columns=columns, filters=condition, partitioning=None)
+
+
+# --- the trace -----------------------------------------------------------------------------------------------
+
+
+def _traced_line(storage: Path, stages: dict[Stage, Snapshot], line: Line, pair_id: str) -> Iterator[str]:
+    told = [
+        f"  {stage:<24} {text}"
+        for stage, snapshot in stages.items()
+        for text in (*_at_stage(stage, snapshot, line, pair_id), *_rejects(stages, snapshot, line))
+    ]
+    if not told:
+        raise NotFoundError(f"{line.source!r} has no line {line.line} in the newest snapshots: blank, or not read yet")
+    yield f"{line.source}, line {line.line}"
+    yield from told
+    stated = _rows(stages[Stage.VALIDATED].paths(), ["pair_id"], **vars(line)) if Stage.VALIDATED in stages else []
+    for pair in dict.fromkeys(row["pair_id"] for row in stated if pair_id in ("", row["pair_id"])):
+        yield from _in_models(storage, line, pair)
+
+
+def _at_stage(stage: Stage, snapshot: Snapshot, line: Line, pair_id: str) -> Iterator[str]:
+    """What the stage holds of a line, or of one pair of it."""
+    wanted: dict[str, Any] = dict(vars(line))
+    if stage is not Stage.RAW and pair_id:
+        wanted["pair_id"] = pair_id
+    columns, told = _TOLD[stage]
+    for path in _paths_of_source(snapshot, line.source):
+        folder = path.relative_to(snapshot.directory).parent.as_posix()
+        for row in _rows([path], columns, **wanted):
+            yield f"pair {row['pair_id']}: {told(row, folder)}" if "pair_id" in row else told(row, folder)
+
+
+def _raw(row: dict[str, Any], _: str) -> str:
+    return f"{len(row['text'].encode()):,} bytes: {_shortened(row['text'])}"
+
+
+def _validated(row: dict[str, Any], _: str) -> str:
+    subset = f", subset {row['subset']!r}" if row["subset"] else ""
+    return f"{row['format']}, {row['num_turns']} turns, margin {row['margin']:g}{subset}"
+
+
+def _flattened(row: dict[str, Any], _: str) -> str:
+    return "characters of " + ", ".join(f"{name} {len(row[name]):,}" for name in ("prompt", "chosen", "rejected"))
+
+
+def _tokenized(row: dict[str, Any], _: str) -> str:
+    dropped = f", {row['num_dropped_turns']} turns dropped" if row["num_dropped_turns"] else ""
+    return f"chosen {len(row['chosen_ids']):,} tokens, rejected {len(row['rejected_ids']):,}{dropped}"
+
+
+def _padded(_: dict[str, Any], folder: str) -> str:
+    return f"in {folder}"
+
+
+# What is read of each stage, and how it is told, from a row and its folder.
+_TOLD: dict[Stage, tuple[list[str], Callable[[dict[str, Any], str], str]]] = {
+    Stage.RAW: (["text"], _raw),
+    Stage.VALIDATED: (["pair_id", "format", "num_turns", "margin", "subset"], _validated),
+    Stage.FLATTENED: (["pair_id", "prompt", "chosen", "rejected"], _flattened),
+    Stage.TOKENIZED: (["pair_id", "chosen_ids", "rejected_ids", "num_dropped_turns"], _tokenized),
+    Stage.PADDED: (["pair_id"], _padded),
+}
+
+
+def _paths_of_source(snapshot: Snapshot, source: str) -> list[Path]:
+    return [
+        snapshot.directory / file.path
+        for shard in snapshot.manifest.shards
+        if shard.source == source
+        for file in shard.files
+        if file.folder != REJECTS
+    ]
+
+
+def _rejects(stages: dict[Stage, Snapshot], snapshot: Snapshot, line: Line) -> Iterator[str]:
+    """The rejects of a line at a stage; of a duplicate also the line that was kept. A file's is at line 0."""
+    for number in (line.line, 0):
+        for row in _rows(snapshot.paths(REJECTS), ["reason", "detail"], source=line.source, line=number):
+            reason = Reason(row["reason"])
+            detail = f" ({row['detail']})" if row["detail"] else ""
+            yield f"rejected, {reason}: {MEANINGS[reason]}{detail}{_kept_instead(stages, reason, line)}"
+
+
+def _kept_instead(stages: dict[Stage, Snapshot], reason: Reason, line: Line) -> str:
+    if reason is not Reason.DUPLICATE or Stage.PADDED not in stages:
+        return ""
+    keys = ["pair_id", "chosen_key", "rejected_key"]
+    for row in _rows(stages[Stage.TOKENIZED].paths(), keys, **vars(line)):
+        same = {name: row[name] for name in keys[1:]}
+        for kept in _rows(stages[Stage.PADDED].paths(), ["source", "line"], **same):
+            if (kept["source"], kept["line"]) != (line.source, line.line):
+                return f"; kept is {kept['source']}, line {kept['line']}"
+    return ""
+
+
+def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
+    """What each model made of the pair: its scores where it was held out, or that it was trained on it."""
+    from rm_assets.training.result import SCORES_FILE
+
+    wanted = {**vars(line), "pair_id": pair_id}
+    for directory in _models(storage):
+        name = f"{_MODEL} {directory.name}{_standing(storage, directory.name)}"
+        columns = ["split", "chosen_score", "rejected_score"]
+        rows = _rows([directory / SCORES_FILE], columns, **wanted)
+        for row in rows:
+            right = "right" if row["chosen_score"] > row["rejected_score"] else "not right"
+            told = f"chosen {row['chosen_score']:+.4f}, rejected {row['rejected_score']:+.4f}, {right}"
+            yield f"  {name}  pair {pair_id}: {told} ({row['split']})"
+        if not rows:
+            yield f"  {name}  pair {pair_id}: {_without_scores(storage, directory, wanted)}"
+
+
+def _models(storage: Path) -> list[Path]:
+    """The directories of all models, oldest first."""
+    manifests = (storage / _MODEL).glob(f"*/{MANIFEST}")
+    return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns)]
+
+
+def _standing(storage: Path, model: str) -> str:
+    promoted = latest_snapshot(storage, _PROMOTED)
+    marks = ["promoted"] if promoted and promoted.manifest.inputs[_MODEL] == model else []
+    latest = storage / _MODEL / LATEST
+    if latest.exists() and json.loads(latest.read_bytes())["snapshot"] == model:
+        marks.append("newest")
+    return f" ({', '.join(marks)})" if marks else ""
+
+
+def _without_scores(storage: Path, model: Path, wanted: dict[str, Any]) -> str:
+    padded = json.loads((model / MANIFEST).read_bytes())["data_snapshot"]
+    try:
+        data = read_snapshot(storage / Stage.PADDED / padded)
+    except FileNotFoundError:
+        return f"no scores, and its data {padded} are gone"
+    if _rows(data.paths("train"), ["pair_id"], **wanted):
+        return "trained on it, so no score"
+    return "not among its pairs"
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _PREVIEW_CHARACTERS else f"{line[:_PREVIEW_CHARACTERS]}…"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""Scores of conversations by a saved model directory, through nothing but stock transformers.
+
+What a server gives, this must give: the directory's own tokenizer and chat template, its model as
+`AutoModelForSequenceClassification` loads it, and its pooling, which reads the score at the last token that is not
+padding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rm_assets.data.chat import message_dict
+from rm_assets.training.job import TrainingError
+
+Padding = Literal["right", "left"]
+
+
+class ConversationError(ValueError):
+    """A conversation that the model's template refuses, or that is too long for it."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded model with its tokenizer, in eval mode."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest conversation in tokens, or None where the configuration states none."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> Scorer:
+    """The model and tokenizer of a directory, on CUDA where it is; raises TrainingError where there is no such model.
+
+    No code of the directory is run, and no pickle opened.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(directory, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error
+    if model.config.num_labels != 1:
+        raise TrainingError(f"the model in {str(directory)!r} has {model.config.num_labels} labels, a reward model one")
+    return Scorer(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer)
+
+
+def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
+    """A conversation as the directory's chat template writes it; `tools` is JSON text or empty.
+
+    Raises ConversationError where the template raises.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            [message_dict(dict(message)) for message in messages],
+            tools=msgspec.json.decode(tools) if tools else None,
+            tokenize=False,
+        )
+    except Exception as error:  # whatever a template's Jinja raises
+        raise ConversationError(f"the chat template refuses it ({type(error).__name__})") from None
+    return str(text)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a rendered conversation: the template has written every special token, so none is added."""
+    return [int(number) for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+@torch.inference_mode()
+def sequence_logits(
+    scorer: Scorer,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+    padding: Padding = "right",
+    min_width: int = 0,
+) -> list[float]:
+    """The score of each sequence of ids, in their order, whatever they are batched with.
+
+    Longest first, so that memory peaks at the start. `min_width` pads every batch to at least as many tokens. Padded
+    on the left, sequences need their positions told: from 0 at their first token.
+    """
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    scores = [0.0] * len(sequences)
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        batch = _batch(scorer, [sequences[number] for number in numbers], padding, min_width)
+        for number, score in zip(numbers, scorer.model(**batch).logits[:, 0].float().tolist(), strict=True):
+            scores[number] = score
+    return scores
+
+
+def _batch(scorer: Scorer, sequences: list[Sequence[int]], padding: Padding, min_width: int) -> dict[str, Any]:
+    width = max(min_width, *map(len, sequences))
+    ids = torch.full((len(sequences), width), scorer.model.config.pad_token_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        place = slice(0, len(sequence)) if padding == "right" else slice(width - len(sequence), width)
+        ids[row, place] = torch.tensor(sequence)
+        mask[row, place] = 1
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if padding == "left":
+        batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    return {name: tensor.to(scorer.model.device) for name, tensor in batch.items()}

@@ -1,0 +1,151 @@
+"""golden_scores.json: what this model gives for known conversations, so that any server can be held to it.
+
+A server that gives these texts, these ids and these scores has the same template, the same tokenizer with the same
+special tokens, the same weights and the same pooling. The scores are those of the saved directory in float32.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from rm_assets.training.conversations import (
+    ConversationError,
+    Padding,
+    Scorer,
+    conversation_text,
+    sequence_logits,
+    text_ids,
+)
+from rm_assets.training.golden_texts import CONVERSATIONS
+from rm_assets.training.job import TrainingError
+from rm_assets.training.result import GOLDEN
+
+NUM_CONVERSATIONS = 20
+TOLERANCE = 1e-5
+_BATCH_SIZE = 4
+
+
+class GoldenScoresError(TrainingError):
+    """A model directory that does not give its golden scores. One line that says what differs first."""
+
+
+def write_golden_scores(directory: Path, model: Any) -> None:
+    """Score the conversations with the model as loaded from its directory, and write the file into that.
+
+    It is used up by this: the model is left in bfloat16.
+    """
+    scorer = Scorer(model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+    rendered = list(_rendered(scorer))[:NUM_CONVERSATIONS]
+    ids = [text_ids(scorer.tokenizer, text) for _, text in rendered]
+    scores = sequence_logits(scorer, ids, _BATCH_SIZE)
+    device = scorer.model.device.type
+    scorer.model.to(torch.bfloat16)
+    in_bfloat16 = sequence_logits(scorer, ids, _BATCH_SIZE)
+    content = {
+        "dtype": "float32",
+        "device": device,
+        "tolerance": TOLERANCE,
+        "largest_bfloat16_difference": largest_difference(scores, in_bfloat16),
+        **_policy(scorer.tokenizer, ids),
+        "conversations": [
+            {"messages": messages, "text": text, "ids": numbers, "score": score, "bfloat16_score": half}
+            for (messages, text), numbers, score, half in zip(rendered, ids, scores, in_bfloat16, strict=True)
+        ],
+    }
+    (directory / GOLDEN).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def verify_golden_scores(
+    directory: Path,
+    scorer: Scorer,
+    batch_size: int = _BATCH_SIZE,
+    padding: Padding = "right",
+    tolerance: float | None = None,
+) -> float:
+    """The largest difference of a score from the golden one; raises GoldenScoresError for the first thing that differs.
+
+    Compared are the template, the tokens at the ends, each text, its ids, and its score (within `tolerance`, else the
+    file's own; infinity only reports it).
+    """
+    golden = read_golden_scores(directory)
+    for name, value in _policy(scorer.tokenizer, [item["ids"] for item in golden["conversations"]]).items():
+        if golden.get(name) != value:
+            raise _differs(directory, name, golden.get(name), value)
+    for number, item in enumerate(golden["conversations"], start=1):
+        text = conversation_text(scorer.tokenizer, item["messages"])
+        if text != item["text"]:
+            raise _differs(directory, f"the text of conversation {number}", item["text"], text)
+        ids = text_ids(scorer.tokenizer, text)
+        if ids != item["ids"]:
+            raise _differs(directory, f"the ids of conversation {number}", item["ids"], ids)
+    expected = [item["score"] for item in golden["conversations"]]
+    found = sequence_logits(scorer, [item["ids"] for item in golden["conversations"]], batch_size, padding)
+    allowed = golden["tolerance"] if tolerance is None else tolerance
+    for number, (score, other) in enumerate(zip(expected, found, strict=True), start=1):
+        if not abs(score - other) <= allowed:
+            raise _differs(directory, f"the score of conversation {number}", score, other)
+    return largest_difference(expected, found)
+
+
+def read_golden_scores(directory: Path) -> dict[str, Any]:
+    """The file's content; raises GoldenScoresError where it is missing or damaged."""
+    try:
+        content = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
+        _ = content["tolerance"], [(c["messages"], c["text"], c["ids"], c["score"]) for c in content["conversations"]]
+    except FileNotFoundError:
+        raise GoldenScoresError(f"no {GOLDEN} in {str(directory)!r}: nothing says what it should give") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise GoldenScoresError(f"{GOLDEN} in {str(directory)!r} is damaged: {error}") from None
+    return dict(content)
+
+
+def largest_difference(scores: list[float], others: list[float]) -> float:
+    """The largest distance of two scores of one conversation."""
+    return max((abs(score - other) for score, other in zip(scores, others, strict=True)), default=0.0)
+
+
+def _rendered(scorer: Scorer) -> Iterator[tuple[list[dict[str, Any]], str]]:
+    """The conversations that the template renders and the model is long enough for."""
+    for messages in CONVERSATIONS:
+        try:
+            text = conversation_text(scorer.tokenizer, messages)
+        except ConversationError:
+            continue
+        if len(text_ids(scorer.tokenizer, text)) <= (scorer.max_length or len(text)):
+            yield messages, text
+
+
+def _policy(tokenizer: Any, ids: list[list[int]]) -> dict[str, Any]:
+    """What a server must agree in before any score: the template, and the tokens at both ends of conversations."""
+    template = tokenizer.chat_template or ""
+    return {
+        "chat_template_sha256": hashlib.sha256(template.encode("utf-8")).hexdigest(),
+        "add_special_tokens": False,
+        "bos_token": tokenizer.bos_token,
+        "begins_with_bos": _all_have(ids, 0, tokenizer.bos_token_id),
+        "eos_token": tokenizer.eos_token,
+        "ends_with_eos": _all_have(ids, -1, tokenizer.eos_token_id),
+        "last_tokens": sorted(set(tokenizer.convert_ids_to_tokens([numbers[-1] for numbers in ids]))),
+        "pad_token": tokenizer.pad_token,
+    }
+
+
+def _all_have(ids: list[list[int]], place: int, token_id: int | None) -> bool:
+    return token_id is not None and all(numbers[place] == token_id for numbers in ids)
+
+
+def _differs(directory: Path, what: str, expected: Any, found: Any) -> GoldenScoresError:
+    return GoldenScoresError(
+        f"{str(directory)!r} does not give its golden scores: {what} is {_short(found)}, not {_short(expected)}; "
+        "use the tokenizer, chat template and weights that were saved together"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

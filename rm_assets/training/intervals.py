@@ -1,0 +1,50 @@
+"""95 % intervals of a share: by bootstrap over prompts, and Wilson's for independent trials."""
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+NUM_RESAMPLES = 1_000
+SEED = 0
+MIN_PROMPTS = 10
+"""With fewer prompts, resamples are too much alike to show how little is known."""
+
+METHOD = (
+    f"95 % percentile bootstrap over prompts, {NUM_RESAMPLES} resamples, seed {SEED}; "
+    f"Wilson's interval over prompts where these are fewer than {MIN_PROMPTS}, or all have the same accuracy"
+)
+"""How every accuracy of a report gets its interval, in words for its readers."""
+
+_NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
+
+
+def bootstrap_interval(correct: pd.Series, prompt_keys: pd.Series) -> tuple[float, float]:
+    """The 95 % percentile interval of the accuracy, resampling prompts (Efron and Tibshirani 1993, ch. 13).
+
+    Pairs of one prompt are not independent, so a resample draws whole prompts, with replacement. It matters
+    only how many prompts of a kind (sum of `correct`, number of pairs) are drawn: those counts are
+    multinomial, which needs no list of drawn prompts. Where every prompt has the same accuracy no resample
+    differs from another, and three right answers of three would pass for certainty: there, and with fewer than
+    MIN_PROMPTS prompts, Wilson's interval over the prompts takes its place.
+    """
+    prompts = correct.groupby(prompt_keys).agg(["sum", "count"]).to_numpy()
+    kinds, num_prompts = np.unique(prompts, axis=0, return_counts=True)
+    if len(prompts) < MIN_PROMPTS or len(np.unique(kinds[:, 0] / kinds[:, 1])) == 1:
+        low, high = wilson_interval(correct.mean(), len(prompts))
+        return float(low), float(high)
+    generator = np.random.default_rng(SEED)
+    drawn = generator.multinomial(len(prompts), num_prompts / len(prompts), size=NUM_RESAMPLES)
+    low, high = np.percentile((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson_interval(share: Any, count: Any) -> tuple[Any, Any]:
+    """The 95 % interval of a share of `count` independent trials (Wilson 1927); elementwise on arrays."""
+    weight = _NORMAL_QUANTILE**2 / count
+    centre = (share + weight / 2) / (1 + weight)
+    reach = np.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
+    # At 0 and 1 the interval ends there; rounding must not put that end beside the share itself.
+    low, high = np.minimum(centre - reach, share), np.maximum(centre + reach, share)
+    return np.maximum(low, 0.0), np.minimum(high, 1.0)

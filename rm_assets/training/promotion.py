@@ -1,0 +1,104 @@
+"""Champion and challenger: whether a new model is worse than the promoted one, on the same pairs.
+
+The test is paired and exact, and its units are prompts, since pairs of one prompt are not independent: each prompt
+on which the two models differ votes for the one that is right more often, and the votes are a binomial's. With one
+pair per prompt it is McNemar's test in its exact form (McNemar 1947; Dietterich 1998, section 3.1).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from rm_assets.training.calibration import wins
+from rm_assets.training.intervals import bootstrap_interval
+
+_KEY = ["source", "line", "pair_id"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the same pairs say of two models; `p_value` is that of the challenger being no worse (one-sided)."""
+
+    num_pairs: int
+    num_prompts: int
+    champion_accuracy: float
+    challenger_accuracy: float
+    challenger_accuracy_low: float
+    difference_low: float
+    difference_high: float
+    prompts_won: int
+    prompts_lost: int
+    p_value: float
+
+    @property
+    def difference(self) -> float:
+        """Challenger's accuracy minus champion's."""
+        return self.challenger_accuracy - self.champion_accuracy
+
+    def figures(self) -> dict[str, Any]:
+        """All numbers, by name."""
+        return asdict(self) | {"difference": self.difference}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether the challenger takes the champion's place, and why, in one sentence."""
+
+    promoted: bool
+    reason: str
+    comparison: Comparison | None = None
+
+
+def compared(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
+    """Two models on the pairs that both scored; each frame has _KEY, chosen_score and rejected_score, one prompt_key.
+
+    Raises ValueError where they share no pair.
+    """
+    pairs = challenger.merge(champion, on=_KEY, suffixes=("", "_champion"), validate="one_to_one")
+    if pairs.empty:
+        raise ValueError("the two models have no scored pair in common")
+    right = wins(pairs["chosen_score"] - pairs["rejected_score"])
+    right_before = wins(pairs["chosen_score_champion"] - pairs["rejected_score_champion"])
+    change = right - right_before
+    by_prompt = change.groupby(pairs["prompt_key"]).sum()
+    won, lost = int((by_prompt > 0).sum()), int((by_prompt < 0).sum())
+    low, high = bootstrap_interval((change + 1) / 2, pairs["prompt_key"])  # as a share, from 0 for lost to 1 for won
+    return Comparison(
+        num_pairs=len(pairs),
+        num_prompts=len(by_prompt),
+        champion_accuracy=float(right_before.mean()),
+        challenger_accuracy=float(right.mean()),
+        challenger_accuracy_low=bootstrap_interval(right, pairs["prompt_key"])[0],
+        difference_low=2 * low - 1,
+        difference_high=2 * high - 1,
+        prompts_won=won,
+        prompts_lost=lost,
+        p_value=sign_test(won, lost),
+    )
+
+
+def sign_test(won: int, lost: int) -> float:
+    """The probability of at most `won` heads in `won + lost` throws of a coin. For 1 and 3: (1 + 4) / 16."""
+    throws = won + lost
+    return float(sum(math.comb(throws, heads) for heads in range(won + 1)) / 2**throws)
+
+
+def verdict(comparison: Comparison, level: float) -> Verdict:
+    """Promoted unless the challenger is worse, or may be no better than a coin.
+
+    Worse is a model that is right less often, where the chance of so few prompts won is at most `level`. That it is
+    above chance (95 %) is asked besides, since where today's labels are noise, no two models can be told apart.
+    """
+    found = (
+        f"{comparison.challenger_accuracy:.3f} against the champion's {comparison.champion_accuracy:.3f} on "
+        f"{comparison.num_pairs} pairs of {comparison.num_prompts} prompts (won {comparison.prompts_won}, lost "
+        f"{comparison.prompts_lost}, exact one-sided p = {comparison.p_value:.3g}, level {level:g})"
+    )
+    if comparison.difference < 0 and comparison.p_value <= level:
+        return Verdict(promoted=False, reason=f"the new model is worse: {found}", comparison=comparison)
+    if comparison.challenger_accuracy_low <= 0.5:
+        reason = f"the new model's accuracy is not above chance (at least {comparison.challenger_accuracy_low:.3f})"
+        return Verdict(promoted=False, reason=f"{reason}: {found}", comparison=comparison)
+    return Verdict(promoted=True, reason=f"the new model is not worse: {found}", comparison=comparison)

@@ -1,0 +1,186 @@
+"""Scores a JSONL file with a saved model: `python -m rm_assets.training.score MODEL_DIRECTORY FILE.jsonl`.
+
+First the model must give its golden scores, so that what follows is what its report was about. A line holds a
+preference in any accepted format, or one conversation (`messages`, with `tools` or without). Every line gives lines of
+output or one that says why there is no score. RM_COLUMNS, RM_LABELS and RM_MAX_PAIRS_PER_PROMPT count as they do for
+annotations.
+
+Exit codes: 0 done, 1 no scores (the reason is on stderr), 2 wrong arguments.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import torch
+import transformers
+
+from rm_assets.data.formats import stated_by
+from rm_assets.data.json_rows import json_object
+from rm_assets.data.messages import MessageRecord, canonical_tools, messages_of
+from rm_assets.data.preferences import Message, ParsingRules, PreferenceError
+from rm_assets.data.records import Reason
+from rm_assets.data.spellings import CONVERSATIONS, response_fields
+from rm_assets.settings import Settings, SettingsError, load_settings
+from rm_assets.training.conversations import (
+    ConversationError,
+    Scorer,
+    conversation_text,
+    load_scorer,
+    sequence_logits,
+    text_ids,
+)
+from rm_assets.training.golden import verify_golden_scores
+from rm_assets.training.job import TrainingError
+
+_LINES_PER_TURN = 1000  # of which all sequences are sorted by length together
+_Sides = dict[str, tuple[tuple[Message, ...], str]]
+"""What is scored of a line, under the name of its score: messages, and tools as JSON text."""
+
+
+def main(arguments: list[str]) -> int:
+    """Score the file that the arguments name; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        transformers.logging.disable_progress_bar()
+        settings = load_settings({}, os.environ)
+        rules = _rules(settings)
+        scorer = load_scorer(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
+        tolerance = math.inf if given.bfloat16 else given.tolerance
+        difference = verify_golden_scores(given.model, scorer, given.batch_size, given.padding, tolerance)
+        _tell(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
+        with _opened(given.file, "r", sys.stdin) as source, _opened(given.output, "w", sys.stdout) as target:
+            _tell(_summary(_written(source, target, scorer, rules, given)))
+    except (TrainingError, SettingsError, OSError, UnicodeDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _rules(settings: Settings) -> ParsingRules:
+    return ParsingRules(
+        columns=settings.columns, labels=settings.labels, max_pairs_per_prompt=settings.max_pairs_per_prompt
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rm_assets.training.score",
+        description="Scores preferences or conversations with a saved reward model, after verifying its golden scores.",
+    )
+    parser.add_argument("model", type=Path, help="the model directory")
+    parser.add_argument("file", help="a JSONL file, or - for standard input")
+    parser.add_argument("--output", default="-", help="a JSONL file for the scores; standard output if not given")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences per forward pass; changes no score")
+    parser.add_argument("--padding", choices=["right", "left"], default="right", help="changes no score")
+    parser.add_argument("--tolerance", type=float, help="largest allowed difference of a golden score (default: 1e-5)")
+    parser.add_argument("--bfloat16", action="store_true", help="score in bfloat16; the difference is only reported")
+    return parser
+
+
+def _opened(name: str, mode: str, standard: IO[str]) -> contextlib.AbstractContextManager[IO[str]]:
+    if name == "-":
+        return contextlib.nullcontext(standard)
+    return Path(name).open(mode, encoding="utf-8")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _written(
+    source: Iterable[str], target: IO[str], scorer: Scorer, rules: ParsingRules, given: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Every line of output, once it is written."""
+    numbered = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
+    while lines := list(itertools.islice(numbered, _LINES_PER_TURN)):
+        for result in scored_lines(lines, scorer, rules, given.batch_size, given.padding):
+            target.write(json.dumps(result, ensure_ascii=False) + "\n")
+            yield result
+
+
+def _summary(results: Iterable[dict[str, Any]]) -> str:
+    """Consumes the lines of output: how many there are of each kind, and how often the chosen reply scored higher."""
+    num_conversations = num_pairs = num_problems = 0
+    right = 0.0
+    for result in results:
+        num_problems += "problem" in result
+        num_conversations += "score" in result
+        if "chosen_score" in result:
+            num_pairs += 1
+            right += (1 + math.copysign(1, result["margin"])) / 2 if result["margin"] else 0.5
+    accuracy = f", accuracy {right / num_pairs:.4f}" if num_pairs else ""
+    return f"{num_pairs} pairs{accuracy}; {num_conversations} conversations; {num_problems} without a score"
+
+
+def scored_lines(
+    lines: Iterable[tuple[int, str]], scorer: Scorer, rules: ParsingRules, batch_size: int, padding: Any
+) -> list[dict[str, Any]]:
+    """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
+
+    A ranking has a result per pair, told apart by `pair`. What cannot be scored has `line` and `problem`.
+    """
+    results: list[dict[str, Any]] = []
+    places: list[tuple[dict[str, Any], str]] = []
+    sequences: list[list[int]] = []
+    for number, line in lines:
+        try:
+            stated = _stated(line, rules)
+        except PreferenceError as error:
+            results.append({"line": number, "problem": str(error)})
+            continue
+        for pair, sides in enumerate(stated, start=1):
+            result: dict[str, Any] = {"line": number} | ({"pair": pair} if len(sides) > 1 else {})
+            results.append(result)
+            try:
+                ids = [_ids(scorer, *side) for side in sides.values()]
+            except ConversationError as error:
+                result["problem"] = str(error)
+                continue
+            sequences += ids
+            places += [(result, name) for name in sides]
+    for (result, name), score in zip(places, sequence_logits(scorer, sequences, batch_size, padding), strict=True):
+        result[name] = score
+    for result in results:
+        if "chosen_score" in result:
+            result["margin"] = result["chosen_score"] - result["rejected_score"]
+    return results
+
+
+def _stated(line: str, rules: ParsingRules) -> list[_Sides]:
+    """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
+    row = json_object(line, CONVERSATIONS)
+    name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
+    if name and "chosen" not in row and not response_fields(row):
+        try:
+            records = msgspec.convert(row[name], list[MessageRecord])
+        except msgspec.ValidationError:
+            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is no list of messages") from None
+        return [{"score": (messages_of(records, "user"), canonical_tools(row.get("tools")))}]
+    return [
+        {
+            "chosen_score": (pair.prompt + pair.chosen, pair.tools),
+            "rejected_score": (pair.prompt + pair.rejected, pair.tools),
+        }
+        for pair in stated_by(line, rules).preferences
+    ]
+
+
+def _ids(scorer: Scorer, messages: tuple[Message, ...], tools: str) -> list[int]:
+    text = conversation_text(scorer.tokenizer, [msgspec.to_builtins(message) for message in messages], tools)
+    ids = text_ids(scorer.tokenizer, text)
+    if not ids or len(ids) > (scorer.max_length or len(ids)):
+        raise ConversationError(f"it has {len(ids)} tokens, and the model {scorer.max_length} positions")
+    return ids
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

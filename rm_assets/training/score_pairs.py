@@ -1,0 +1,123 @@
+"""Scores pairs with a saved model, as a process of its own: `python -m rm_assets.training.score_pairs JOB.json`.
+
+Exit codes are those of the training job: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output
+directory), 2 no usable job file, 143 and 130 stopped by SIGTERM and SIGINT.
+"""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from rm_assets.training import processes
+from rm_assets.training.job import TrainingError
+from rm_assets.training.result import ERROR
+from rm_assets.training.scoring_job import SCORED, SCORED_FILE, ScoringJob
+
+try:
+    import dagster_pipes
+except ImportError:  # the process runs where no Dagster is installed
+    dagster_pipes = None  # type: ignore[assignment]
+
+_KEY = ["source", "line", "pair_id", "prompt_key", "variant"]
+_ROWS_PER_READ = 1024
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job described by the one argument; returns the exit code."""
+    processes.die_with_launcher()
+    if len(arguments) != 1:
+        print("usage: python -m rm_assets.training.score_pairs JOB.json", file=sys.stderr)
+        return 2
+    try:
+        job = ScoringJob.read(Path(arguments[0]))
+    except (OSError, ValidationError) as error:
+        print(f"error: cannot read the scoring job {arguments[0]!r}: {error}", file=sys.stderr)
+        return 2
+    processes.listen_for_signals(processes.Stop())
+    told = dagster_pipes is not None and "DAGSTER_PIPES_CONTEXT" in os.environ
+    with dagster_pipes.open_dagster_pipes() if told else contextlib.nullcontext():
+        return work(job)
+
+
+def work(job: ScoringJob) -> int:
+    """Run the job; returns the exit code."""
+    try:
+        run_scoring(job)
+    except TrainingError as error:
+        return _failed(job, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(job, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def run_scoring(job: ScoringJob) -> None:
+    """Score every pair of the job and write the table, beside first; raises TrainingError without a usable model."""
+    # only here, because torch takes seconds to import and a job that cannot be read needs none of it
+    import transformers
+
+    from rm_assets.training.conversations import load_scorer
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    scorer = load_scorer(Path(job.model))
+    with pq.ParquetFile(job.pairs) as file:
+        tables = [
+            scored_pairs(scorer, batch.to_pylist(), job.max_length, job.batch_size)
+            for batch in file.iter_batches(_ROWS_PER_READ)
+        ]
+    beside = Path(job.output_directory) / f"{SCORED_FILE}.tmp"
+    pq.write_table(pa.concat_tables([*tables, SCORED.empty_table()]), beside)
+    beside.replace(beside.with_suffix(""))
+
+
+def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
+    """The scores of rows with the schema `scoring_job.PAIRS`, as a table with the schema SCORED."""
+    from rm_assets.training.conversations import ConversationError, sequence_logits
+
+    results: list[dict[str, Any]] = []
+    sequences: list[list[int]] = []
+    for row in rows:
+        result = {name: row[name] for name in _KEY} | {"problem": ""}
+        try:
+            sequences += _both_sides(scorer, row, max_length)
+        except ConversationError as error:
+            result["problem"] = str(error)
+        results.append(result)
+    scores = iter(sequence_logits(scorer, sequences, batch_size))
+    for result in results:
+        known = not result["problem"]
+        result |= {f"{side}_score": next(scores) if known else None for side in ("chosen", "rejected")}
+    return pa.Table.from_pylist(results, schema=SCORED)
+
+
+def _both_sides(scorer: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
+    from rm_assets.training.conversations import ConversationError, conversation_text, text_ids
+
+    limit = min(max_length, scorer.max_length or max_length)
+    sides = []
+    for side in ("chosen", "rejected"):
+        text = conversation_text(scorer.tokenizer, [*row["prompt"], *row[side]], row["tools"])
+        sides.append(text_ids(scorer.tokenizer, text))
+        if len(sides[-1]) > limit:
+            raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {limit}")
+    return sides
+
+
+def _failed(job: ScoringJob, reason: str) -> int:
+    print(f"error: {reason}", file=sys.stderr)
+    if Path(job.output_directory).is_dir():
+        (Path(job.output_directory) / ERROR).write_text(reason + "\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

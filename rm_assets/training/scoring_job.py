@@ -1,0 +1,54 @@
+"""The file that describes pairs to be scored by a saved model: what it reads, and where it writes. No torch here.
+
+It is for pairs whose ids no training job has: other prompts for the same replies, and today's test pairs for the
+promoted model, which has a tokenizer and a chat template of its own.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from rm_assets.data import records
+
+SCORED_FILE = "scored.parquet"
+
+_KEY = [records.VALIDATED.field(name) for name in ("source", "line", "pair_id", "prompt_key")]
+_VARIANT = pa.field("variant", pa.string(), nullable=False)
+PAIRS = pa.schema(
+    [*_KEY, _VARIANT, *(records.VALIDATED.field(name) for name in ("prompt", "chosen", "rejected", "tools"))]
+)
+"""Pairs as messages, like validated_preferences; `variant` names what was done to them, or is empty."""
+
+SCORED = pa.schema(
+    [
+        *_KEY,
+        _VARIANT,
+        pa.field("chosen_score", pa.float32()),
+        pa.field("rejected_score", pa.float32()),
+        pa.field("problem", pa.string(), nullable=False),
+    ]
+)
+"""A row for each pair, in their order; both scores are null where `problem` says why there are none."""
+
+
+class ScoringJob(BaseModel):
+    """Written as JSON by the launcher, read by `python -m rm_assets.training.score_pairs JOB.json`.
+
+    `model` is a directory as `save_pretrained` writes it, with its tokenizer; `pairs` a Parquet file with the schema
+    PAIRS. Pairs with a side of more than `max_length` tokens are not scored. The job writes SCORED_FILE, with the
+    schema SCORED, into `output_directory`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output_directory: str
+    model: str
+    pairs: str
+    max_length: int
+    batch_size: int
+
+    @classmethod
+    def read(cls, path: Path) -> "ScoringJob":
+        """The job described by a JSON file."""
+        return cls.model_validate_json(path.read_text())

@@ -1,0 +1,96 @@
+"""What the report is sliced by: facts of a pair that are no scores, each as a name that a person reads."""
+
+import functools
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+KEY = ["source", "line", "pair_id"]
+FACTS = ["format", "num_turns", "script", "subset"]
+# `source` comes last: there may be thousands of files, and a table that is cut for display loses its end.
+SLICES = ("format", "num_turns", "script", "length_difference", "margin", "subset", "source")
+# Upper ends of chosen_length - rejected_length, in tokens; no ratio, which a long prompt would blur.
+LENGTH_BUCKETS = {
+    -65: "chosen shorter by over 64",
+    -17: "chosen shorter by 17 to 64",
+    -1: "chosen shorter by 1 to 16",
+    0: "equal length",
+    16: "chosen longer by 1 to 16",
+    64: "chosen longer by 17 to 64",
+    np.inf: "chosen longer by over 64",
+}
+_BELOW_ZERO = -1e-30  # above every negative margin that anyone gives
+NO_MARGIN = "0, or none given"
+# Upper ends of the annotation's margin, in the annotation's own unit.
+MARGIN_BUCKETS = {
+    _BELOW_ZERO: "below 0",
+    0: NO_MARGIN,
+    1: "up to 1",
+    2: "over 1, up to 2",
+    3: "over 2, up to 3",
+    np.inf: "over 3",
+}
+NO_SCRIPT = "none"
+# The first word of a letter's Unicode name, where it is not yet the name of a script.
+_SCRIPTS = {
+    "CJK": "Han",
+    "IDEOGRAPHIC": "Han",
+    "HIRAGANA": "Kana",
+    "KATAKANA": "Kana",
+    "HALFWIDTH": "Kana",
+    "FULLWIDTH": "Latin",
+}
+
+
+def pair_facts(validated: pa.Table) -> pd.DataFrame:
+    """KEY and FACTS of rows of validated_preferences, which need only these columns and the messages."""
+    sides = [validated[name].to_pylist() for name in ("prompt", "chosen", "rejected")]
+    scripts = [dominant_script(_contents(messages)) for messages in zip(*sides, strict=True)]
+    table = validated.select([*KEY, "format", "num_turns", "subset"])
+    return table.to_pandas().assign(script=scripts)
+
+
+def _contents(sides: Iterable[list[Mapping[str, Any]]]) -> list[str]:
+    return [message["content"] or "" for messages in sides for message in messages]
+
+
+def dominant_script(texts: Iterable[str]) -> str:
+    """The script of most letters: `Latin`, `Han`, `Cyrillic`, ...; `none` without letters.
+
+    Japanese mixes Han with kana: a text of which a tenth of the letters are kana is `Kana`.
+    """
+    counts: Counter[str] = Counter()
+    for character, count in Counter("".join(texts)).items():
+        if script := _script(character):
+            counts[script] += count
+    if counts["Kana"] * 10 >= counts.total() > 0:
+        return "Kana"
+    return max(sorted(counts), key=lambda script: counts[script], default=NO_SCRIPT)
+
+
+@functools.lru_cache(maxsize=2**17)
+def _script(character: str) -> str:
+    """A letter's script by its Unicode name; empty for what is no letter."""
+    if not character.isalpha():
+        return ""
+    first = unicodedata.name(character, "UNNAMED").split(maxsplit=1)[0]
+    return _SCRIPTS.get(first, first.split("-")[0].capitalize())
+
+
+def length_bucket(tokens: pd.Series) -> pd.Series:
+    """The bucket of chosen_length - rejected_length, ordered."""
+    return _cut(tokens, LENGTH_BUCKETS)
+
+
+def margin_bucket(margins: pd.Series) -> pd.Series:
+    """The bucket of the annotation's margin, ordered."""
+    return _cut(margins, MARGIN_BUCKETS)
+
+
+def _cut(values: pd.Series, buckets: Mapping[float, str]) -> pd.Series:
+    return pd.cut(values, [-np.inf, *buckets], labels=list(buckets.values()))

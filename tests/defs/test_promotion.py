@@ -1,0 +1,105 @@
+"""Champion and challenger in real runs on one storage: a good model, one of shuffled labels, one pinned by hand."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import QUICK, polite_rows, write_lines
+
+SELECTION = "*promoted_reward_model"
+SETTINGS = QUICK | {"epochs": 4, "batch_pairs": 16, "learning_rate": 3e-3, "keep_snapshots": 1}
+
+
+def metadata(result: Any, asset: str = "promoted_reward_model") -> dict[str, Any]:
+    [event] = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def data_version(result: Any) -> str:
+    [event] = result.asset_materializations_for_node("promoted_reward_model")
+    return event.tags["dagster/data_version"]
+
+
+def check(result: Any) -> Any:
+    return next(c for c in result.get_asset_check_evaluations() if c.check_name == "newest_model_is_promoted")
+
+
+def shuffled(rows: list[object]) -> list[object]:
+    """The same pairs, of which a coin decides the label."""
+    generator = random.Random(1)
+    swapped = {"chosen": "rejected", "rejected": "chosen"}
+    return [{swapped.get(n, n): v for n, v in row.items()} if generator.random() < 0.5 else row for row in rows]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, run_graph) -> tuple[Path, dict[str, Any], Any, Any]:
+    """Storage, settings, and the results of a run on good labels and of one on shuffled labels."""
+    directory = tmp_path_factory.mktemp("promotion")
+    rows = polite_rows(110)
+    settings = {"annotations": str(directory / "a.jsonl"), "storage": str(directory / "storage"), **SETTINGS}
+    write_lines(directory / "a.jsonl", rows)
+    good = run_graph(selection=SELECTION, **settings)
+    write_lines(directory / "a.jsonl", shuffled(rows))
+    return directory / "storage", settings, good, run_graph(selection=SELECTION, **settings)
+
+
+def test_the_first_model_is_promoted(runs) -> None:
+    _, _, good, _ = runs
+    assert good.success
+    told = metadata(good)
+    assert (told["verdict"], told["champion_before"]) == ("promoted", "none")
+    assert told["promoted_model"] == told["newest_model"]
+    assert told["path"] == metadata(good, "reward_model")["path"]
+    assert check(good).passed
+
+
+def test_a_model_of_shuffled_labels_is_not_promoted_and_the_run_succeeds(runs) -> None:
+    _, _, good, bad = runs
+    assert bad.success
+    told = metadata(bad)
+    assert told["verdict"] == "not promoted"
+    assert told["promoted_model"] == metadata(good)["promoted_model"] != told["newest_model"]
+    assert told["path"] == metadata(good)["path"]
+    assert data_version(bad) == data_version(good)
+    assert not check(bad).passed
+    assert check(bad).severity.value == "WARN"
+    assert check(bad).description == told["reason"]
+    assert "on " in told["reason"] and "level 0.05" in told["reason"]
+    assert told["num_pairs"] > 20
+
+
+def test_the_champions_files_stay_however_few_snapshots_are_kept(runs) -> None:
+    storage, _, good, bad = runs
+    for run in (good, bad):
+        directory = Path(metadata(run, "reward_model")["path"])
+        assert (directory / "golden_scores.json").is_file()
+    [manifest] = (storage / "promoted_reward_model").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["inputs"] == {"reward_model": metadata(good)["promoted_model"]}
+
+
+def test_the_same_question_is_not_asked_twice(runs, run_graph) -> None:
+    _, settings, _, bad = runs
+    again = run_graph(selection="promoted_reward_model", **settings)
+    assert metadata(again)["reason"] == metadata(bad)["reason"]
+    assert "scoring" not in "\n".join(str(event) for event in again.all_events)
+
+
+def test_a_model_is_promoted_by_hand(runs, run_graph) -> None:
+    _, settings, good, bad = runs
+    newest = metadata(bad)["newest_model"]
+    pinned = run_graph(selection="promoted_reward_model", **settings, promoted_model=newest)
+    assert metadata(pinned)["promoted_model"] == newest
+    assert "by hand" in metadata(pinned)["reason"]
+    assert data_version(pinned) != data_version(good)
+    back = run_graph(selection="promoted_reward_model", **settings, promoted_model=metadata(good)["promoted_model"])
+    assert data_version(back) == data_version(good)
+    assert not check(back).passed
+
+
+def test_a_model_that_is_not_there_cannot_be_promoted(runs, run_graph) -> None:
+    _, settings, _, _ = runs
+    result = run_graph(selection="promoted_reward_model", **settings, promoted_model="nosuchmodel")
+    errors = "\n".join(event.step_failure_data.error_display_string for event in result.get_step_failure_events())
+    assert "reward_model 'nosuchmodel' is not in" in errors

@@ -1,0 +1,145 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from rm_assets.training.conversations import load_scorer, sequence_logits
+from rm_assets.training.golden import GoldenScoresError, read_golden_scores, verify_golden_scores
+from rm_assets.training.group import ALONE
+from rm_assets.training.job import TrainingError
+from rm_assets.training.progress import Progress
+from rm_assets.training.result import GOLDEN
+from rm_assets.training.run import clear_output, run_job
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, job_in):
+    """The model directory of a finished job."""
+    job = job_in(tmp_path_factory.mktemp("golden"))
+    clear_output(Path(job.output_directory))
+    run_job(job, ALONE, Progress())
+    return Path(job.output_directory) / "model"
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def verified(directory, **options):
+    return verify_golden_scores(directory, load_scorer(directory), **options)
+
+
+def test_twenty_conversations_stand_in_the_file_with_text_ids_and_score(trained):
+    golden = read_golden_scores(trained)
+    assert len(golden["conversations"]) == 20
+    assert len({item["score"] for item in golden["conversations"]}) > 5
+    for item in golden["conversations"]:
+        assert item["text"] == "".join(f"{message['content']} <end>" for message in item["messages"])
+        assert item["ids"][-1] == 1
+    assert (golden["eos_token"], golden["ends_with_eos"], golden["begins_with_bos"]) == ("<end>", True, False)
+    assert (golden["pad_token"], golden["add_special_tokens"], golden["last_tokens"]) == ("<pad>", False, ["<end>"])
+    assert len(golden["chat_template_sha256"]) == 64
+
+
+def test_the_difference_in_bfloat16_is_that_of_its_scores(trained):
+    golden = read_golden_scores(trained)
+    differences = [abs(item["score"] - item["bfloat16_score"]) for item in golden["conversations"]]
+    assert golden["largest_bfloat16_difference"] == max(differences) > 0
+    scorer = load_scorer(trained, torch.bfloat16)
+    found = verify_golden_scores(trained, scorer, tolerance=float("inf"))
+    assert found == pytest.approx(max(differences), rel=0.5)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_another_batch_size_and_padding_side_verify_as_well(trained, batch_size, padding):
+    assert verified(trained, batch_size=batch_size, padding=padding) <= 1e-5
+
+
+# Any ids, the pad token's 0 among them, and the end token, which is no padding.
+SEQUENCES = st.lists(st.integers(0, 39), min_size=1, max_size=30).map(lambda ids: [*ids, 1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sequences=st.lists(
+        st.lists(st.integers(0, 39), min_size=1, max_size=30).map(lambda ids: [*ids, 1]), min_size=1, max_size=6
+    ),
+    batch_size=st.integers(1, 7),
+    padding=st.sampled_from(["right", "left"]),
+    min_width=st.integers(0, 60),
+)
+def test_no_batch_padding_or_length_changes_a_score(trained, sequences, batch_size, padding, min_width):
+    scorer = load_scorer(trained)
+    alone = [sequence_logits(scorer, [ids], 1)[0] for ids in sequences]
+    assert sequence_logits(scorer, sequences, batch_size, padding, min_width) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_changed_template_is_detected(copy):
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(GoldenScoresError, match="does not give its golden scores: chat_template_sha256 is"):
+        verified(copy)
+
+
+def test_a_template_that_writes_another_text_is_detected_though_its_hash_was_changed_too(copy):
+    scorer = load_scorer(copy)
+    scorer.tokenizer.chat_template = scorer.tokenizer.chat_template.replace(" <end>", "<end>")
+    golden = json.loads((copy / GOLDEN).read_text())
+    with pytest.raises(GoldenScoresError, match="chat_template_sha256 is") as raised:
+        verify_golden_scores(copy, scorer)
+    golden["chat_template_sha256"] = str(raised.value).split("'")[3]
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    with pytest.raises(GoldenScoresError, match="the text of conversation 1 is"):
+        verify_golden_scores(copy, scorer)
+
+
+def test_another_vocabulary_is_detected(copy):
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["What"] = 7
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(GoldenScoresError, match=r"the ids of conversation 1 is .* not"):
+        verified(copy)
+
+
+def test_another_pad_token_is_detected(copy):
+    scorer = load_scorer(copy)
+    scorer.tokenizer.pad_token = "<end>"
+    with pytest.raises(GoldenScoresError, match="pad_token is '<end>', not '<pad>'"):
+        verify_golden_scores(copy, scorer)
+
+
+def test_changed_weights_are_detected(copy):
+    weights = load_file(copy / "model.safetensors")
+    weights["score.weight"] += 0.001
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(GoldenScoresError, match="the score of conversation 1 is"):
+        verified(copy)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"tolerance": 1, "conversations": [{}]}'])
+def test_a_missing_or_damaged_file_is_a_clear_error(copy, content):
+    (copy / GOLDEN).unlink()
+    if content is not None:
+        (copy / GOLDEN).write_text(content)
+    with pytest.raises(GoldenScoresError, match=r"no golden_scores|is damaged"):
+        verified(copy)
+
+
+def test_a_directory_without_a_reward_model_is_a_clear_error(tmp_path):
+    with pytest.raises(TrainingError, match="no reward model can be loaded from"):
+        load_scorer(tmp_path)
+
+
+def test_the_card_tells_how_to_load_the_model_and_what_it_was_made_of(trained):
+    card = (trained / "README.md").read_text()
+    for word in ("snapshot-1", "learning_rate", "test_accuracy", "golden_scores.json` holds 20", "bfloat16"):
+        assert word in card
+    for library in ("from transformers import", "from trl import", "from vllm import"):
+        assert library in card

@@ -1,0 +1,127 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rm_assets.training.group import ALONE
+from rm_assets.training.progress import Progress
+from rm_assets.training.run import clear_output, run_job
+from rm_assets.training.score import main
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, job_in):
+    job = job_in(tmp_path_factory.mktemp("score"))
+    clear_output(Path(job.output_directory))
+    run_job(job, ALONE, Progress())
+    return Path(job.output_directory) / "model"
+
+
+@pytest.fixture
+def scored(directory, tmp_path, capsys):
+    """A function that scores rows: the exit code, the lines of output, and what was said."""
+
+    def score(rows, *options, model=directory):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+        code = main([str(model), str(tmp_path / "in.jsonl"), *options])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    return score
+
+
+def stock_score(directory, *contents):
+    """A score by nothing but transformers; contents in turns, the user's first."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForSequenceClassification.from_pretrained(directory)
+    roles = ("user", "assistant") * len(contents)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()
+
+
+ROWS = [
+    {"prompt": "w7 w8", "chosen": "w5", "rejected": "w6 w9"},
+    {"messages": [{"role": "user", "content": "w7"}, {"role": "assistant", "content": "w5 w12"}]},
+    {"prompt": "w9", "responses": [{"response": f"w{number}", "score": number} for number in (5, 6, 4)]},
+    {"conversations": [{"from": "human", "value": "w8"}, {"from": "gpt", "value": "w6"}]},
+]  # fmt: skip
+
+
+def test_pairs_rankings_and_conversations_get_the_scores_that_transformers_gives(scored, directory):
+    code, results, told = scored(ROWS)
+    assert code == 0
+    assert [(result["line"], result.get("pair")) for result in results] == [
+        (1, 1),
+        (2, None),
+        (3, 1),
+        (3, 2),
+        (3, 3),
+        (4, None),
+    ]
+    assert results[0]["chosen_score"] == pytest.approx(stock_score(directory, "w7 w8", "w5"), abs=1e-5)
+    assert results[0]["rejected_score"] == pytest.approx(stock_score(directory, "w7 w8", "w6 w9"), abs=1e-5)
+    assert results[0]["margin"] == results[0]["chosen_score"] - results[0]["rejected_score"]
+    assert results[1]["score"] == pytest.approx(stock_score(directory, "w7", "w5 w12"), abs=1e-5)
+    assert results[5]["score"] == pytest.approx(stock_score(directory, "w8", "w6"), abs=1e-5)
+    assert "golden scores verified" in told
+    assert "4 pairs, accuracy" in told
+    assert "2 conversations; 0 without a score" in told
+
+
+@pytest.mark.parametrize("options", [("--batch-size", "1"), ("--batch-size", "5", "--padding", "left")])
+def test_batch_size_and_padding_change_no_score(scored, options):
+    _, expected, _ = scored(ROWS)
+    _, found, _ = scored(ROWS, *options)
+    for one, other in zip(expected, found, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_line_without_a_score_says_why_and_stops_no_other(scored):
+    too_long = {"prompt": "w7 " * 80, "chosen": "w5", "rejected": "w6"}
+    code, results, told = scored(["{broken", {"x": 1}, {"messages": [1]}, too_long, ROWS[0]])
+    assert code == 0
+    assert [result.get("problem", "").split(":")[0] for result in results] == [
+        "not_json", "unknown_format", "wrong_type", "it has 83 tokens, and the model 64 positions", "",
+    ]  # fmt: skip
+    assert "1 pairs, accuracy" in told
+    assert "4 without a score" in told
+
+
+def test_columns_and_labels_are_read_as_the_annotations_are(scored, monkeypatch):
+    monkeypatch.setenv("RM_COLUMNS", '{"prompt": "query", "chosen": "winner", "rejected": "loser"}')
+    _, results, _ = scored([{"query": "w7 w8", "winner": "w5", "loser": "w6 w9"}])
+    assert "margin" in results[0]
+
+
+def test_the_output_goes_into_a_file_where_one_is_named(scored, tmp_path):
+    code, printed, _ = scored(ROWS, "--output", str(tmp_path / "out.jsonl"))
+    assert (code, printed) == (0, [])
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 6
+
+
+def test_bfloat16_is_scored_with_its_difference_reported(scored):
+    code, results, told = scored(ROWS[:1], "--bfloat16")
+    _, exact, _ = scored(ROWS[:1])
+    assert code == 0
+    assert "in bfloat16" in told
+    assert results[0]["chosen_score"] != exact[0]["chosen_score"]
+    assert results[0]["chosen_score"] == pytest.approx(exact[0]["chosen_score"], abs=0.1)
+
+
+def test_a_model_whose_template_was_changed_scores_nothing(scored, directory, tmp_path):
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %} <end>")
+    code, results, told = scored(ROWS, model=copy)
+    assert (code, results) == (1, [])
+    assert "does not give its golden scores: chat_template_sha256" in told
+
+
+def test_a_missing_file_or_model_is_one_clear_error(directory, tmp_path, capsys):
+    assert main([str(directory), str(tmp_path / "none.jsonl")]) == 1
+    assert "No such file" in capsys.readouterr().err
+    assert main([str(tmp_path), str(tmp_path / "none.jsonl")]) == 1
+    assert "no reward model can be loaded" in capsys.readouterr().err
