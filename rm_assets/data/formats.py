@@ -93,8 +93,8 @@ def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     if rules.columns:
         row = with_own_columns(row, rules.columns)
     row = {name: value for name, value in row.items() if value is not None}
-    row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
-    format_name = row_format(row)
+    row = _with_usual_names(row)
+    format_name = _format_of(row)
     record_type, stated = FORMATS[format_name]
     try:
         record = msgspec.convert(_in_form(row, format_name, rules), record_type)
@@ -116,7 +116,12 @@ def _in_form(row: Row, format_name: Format, rules: ParsingRules) -> Row:
         case Format.RANKING | Format.SCORED_LISTS:
             return with_prompt(with_one_name(row, "responses", "scores"))
         case _:
-            return with_prompt(row, "chosen", "rejected")
+            return row
+
+
+def _with_usual_names(row: Row) -> Row:
+    row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
+    return with_prompt(row, "chosen", "rejected") if "chosen" in row and "rejected" in row else row
 
 
 # --- which format a row has ----------------------------------------------------------------------------------
@@ -124,6 +129,10 @@ def _in_form(row: Row, format_name: Format, rules: ParsingRules) -> Row:
 
 def row_format(row: Row) -> Format:
     """The format of a row, by the fields it has and whether they are texts or lists."""
+    return _format_of(_with_usual_names(row))
+
+
+def _format_of(row: Row) -> Format:
     if "preferred_output" in row and "non_preferred_output" in row:
         return Format.OPENAI
     responses = response_fields(row)
@@ -146,7 +155,7 @@ def _format_of_sides(row: Row) -> Format:
     chosen, rejected = _sides(row)
     if _are_texts(chosen) or _are_texts(rejected):
         return Format.REPLY_LISTS
-    prompt = with_prompt(row, "chosen", "rejected").get("prompt")
+    prompt = row.get("prompt")
     if not is_whole(chosen) and any(isinstance(row.get(name), list) for name in CONVERSATIONS):
         if not is_blank(prompt):
             raise PreferenceError(Reason.AMBIGUOUS_FIELD, "both a prompt and earlier messages are given")

@@ -37,16 +37,28 @@ def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, An
 
 
 def _num_colons(value: Any, depth: int) -> int:
-    """The colons that a text of this value has, if none of them is escaped: one a field, and those in its strings."""
-    if isinstance(value, str):
-        return value.count(":")
-    if not isinstance(value, dict | list):
-        return 0
+    """The colons that a text of this object or list has, if none is escaped: one a field, and those in its strings.
+
+    It is called for every line: types are compared, as the parser makes no others, and calls are spared.
+    """
     if depth > MAX_DEPTH:
         raise PreferenceError(Reason.NOT_JSON, f"nested more than {MAX_DEPTH} deep")
-    if isinstance(value, list):
-        return sum([_num_colons(item, depth + 1) for item in value])
-    return len(value) + sum([str(name).count(":") + _num_colons(item, depth + 1) for name, item in value.items()])
+    total = 0
+    items: Iterable[Any] = ()
+    if type(value) is dict:
+        items, total = value.values(), len(value)
+        for name in value:
+            if ":" in name:
+                total += name.count(":")
+    elif type(value) is list:
+        items = value
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            total += item.count(":")
+        elif kind is dict or kind is list:
+            total += _num_colons(item, depth + 1)
+    return total
 
 
 def _num_fields(value: Any) -> int:

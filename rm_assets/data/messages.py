@@ -65,7 +65,7 @@ def messages_of(records: Reply, role_of_text: str) -> tuple[Message, ...]:
     """The messages that a side holds; a text stands for one message."""
     if isinstance(records, str):
         return (Message(role=role_of_text, content=records),)
-    return tuple(_message(record) for record in (records if isinstance(records, list) else [records]))
+    return tuple([_message(record) for record in (records if isinstance(records, list) else [records])])
 
 
 def _message(record: MessageRecord) -> Message:
@@ -76,9 +76,10 @@ def _message(record: MessageRecord) -> Message:
     if record.speaker == "function_call":
         return Message(role="assistant", tool_calls=_calls(record.value or ""))
     spoken = record.role or record.speaker or ""
+    content = record.content if record.role else record.value
     return Message(
         role=_ROLES.get(spoken, spoken),
-        content=_content(record.content if record.role else record.value),
+        content=_joined_parts(content) if isinstance(content, list) else content,
         name=record.name,
         reasoning_content=record.reasoning_content,
         tool_calls=canonical_json(record.tool_calls) if record.tool_calls else None,
@@ -86,8 +87,8 @@ def _message(record: MessageRecord) -> Message:
     )
 
 
-def _content(content: str | list[ContentPart] | None) -> str | None:
-    return "".join(map(_part, content)) if isinstance(content, list) else content
+def _joined_parts(content: list[ContentPart]) -> str:
+    return "".join(map(_part, content))
 
 
 def _part(part: ContentPart) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from rm_assets.data.fingerprint import short_hash
 from rm_assets.data.preferences import Message, Preference
@@ -20,9 +21,17 @@ from rm_assets.data.preferences import Message, Preference
 _INDENTATION = re.compile(r"\s*")
 _BETWEEN = "\0"
 _NUL = "\ufdd0\ufdd1"  # stands for a null character in a text: two code points that are no characters
-_OTHER_SPACE = np.zeros(0x110000, np.bool_)
-"""By code point: what str.split and str.splitlines take for white space, besides the space and the line feed."""
-_OTHER_SPACE[[code for code in range(0x3001) if chr(code).isspace() and chr(code) not in " \n"]] = True
+# What str.split and str.splitlines take for white space, besides the space and the line feed, as UTF-8.
+_OTHER_SPACE = [chr(code).encode() for code in range(0x3001) if chr(code).isspace() and chr(code) not in " \n"]
+
+
+def _byte_table(place: int) -> NDArray[np.bool_]:
+    table = np.zeros(256, np.bool_)
+    table[[space[place] for space in _OTHER_SPACE if len(space) > place]] = True
+    return table
+
+
+_FIRST_BYTES, _SECOND_BYTES, _THIRD_BYTES = map(_byte_table, range(3))
 
 
 def pair_id(preference: Preference) -> str:
@@ -61,7 +70,8 @@ def equality_keys(preferences: Sequence[Preference]) -> list[EqualityKeys]:
         begin, *ends = parts[3 * number : 3 * number + 4]
         if number in odd_pairs:
             alone = [normal_form(field).replace(_BETWEEN, _NUL) for field in fields[begin : ends[-1]]]
-            keys.append(_keys(pair, _Joined.split(_BETWEEN.join([*alone, ""])), 0, *(end - begin for end in ends)))
+            content = np.frombuffer(_BETWEEN.join([*alone, ""]).encode("utf-8", "surrogatepass"), np.uint8)
+            keys.append(_keys(pair, _Joined.of(content), 0, *(end - begin for end in ends)))
         else:
             keys.append(_keys(pair, together, begin, *ends))
     return keys
@@ -82,11 +92,9 @@ class _Joined(NamedTuple):
     places: list[int]
 
     @classmethod
-    def split(cls, joined: str) -> "_Joined":
-        """A text in which each text is followed by a null character."""
-        content = joined.encode("utf-8", "surrogatepass")
-        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == 0) + 1
-        return cls(memoryview(content), [0, *ends.tolist()])
+    def of(cls, content: NDArray[np.uint8]) -> "_Joined":
+        """Texts as UTF-8, each followed by a null character."""
+        return cls(memoryview(content.tobytes()), [0, *(np.flatnonzero(content == 0) + 1).tolist()])
 
 
 def _keys(pair: Preference, joined: _Joined, begin: int, chosen: int, rejected: int, end: int) -> EqualityKeys:
@@ -128,13 +136,23 @@ def _in_normal_form(texts: list[str]) -> tuple[_Joined, list[int]]:
     joined = _BETWEEN.join([*stripped, ""])
     if joined.count(_BETWEEN) > len(texts):
         joined = _BETWEEN.join([*(text.replace(_BETWEEN, _NUL) for text in stripped), ""])
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    is_space, is_line_feed = codes == ord(" "), codes == ord("\n")
-    is_kept = np.ones(len(codes), np.bool_)
+    content = np.frombuffer(joined.encode("utf-8", "surrogatepass"), np.uint8)
+    is_space, is_line_feed = content == ord(" "), content == ord("\n")
+    is_kept = np.ones(len(content), np.bool_)
     is_kept[:-1] = ~(is_space[:-1] & (is_space[1:] | is_line_feed[1:]))
-    places = [np.flatnonzero(_OTHER_SPACE[codes]), np.flatnonzero(is_line_feed[:-1] & is_space[1:])]
-    ends = np.flatnonzero(codes == ord(_BETWEEN))
+    places = [_other_space(content), np.flatnonzero(is_line_feed[:-1] & is_space[1:])]
+    ends = np.flatnonzero(content == 0)
     odd = np.searchsorted(ends, np.concatenate(places)).tolist()
     if not unicodedata.is_normalized("NFC", joined):
         odd += [n for n, text in enumerate(texts) if not (text.isascii() or unicodedata.is_normalized("NFC", text))]
-    return _Joined.split(codes[is_kept].tobytes().decode("utf-32-le", "surrogatepass")), odd
+    return _Joined.of(content[is_kept]), odd
+
+
+def _other_space(content: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Where UTF-8 may hold white space other than spaces and line feeds: all such places, and hardly any others."""
+    places = np.flatnonzero(_FIRST_BYTES[content])
+    longer = np.append(content, [0, 0])
+    lead = content[places]
+    second, third = _SECOND_BYTES[longer[places + 1]], _THIRD_BYTES[longer[places + 2]]
+    # one byte below 0x80, two from 0xC2 on, three from 0xE0 on
+    return np.asarray(places[(lead < 0x80) | (second & ((lead < 0xE0) | third))])

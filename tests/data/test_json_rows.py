@@ -44,7 +44,7 @@ def test_a_field_that_nobody_reads_may_be_given_twice_and_a_known_one_in_two_obj
     assert json_object('{"a": {"role": 1}, "b": {"role": 2}}', KNOWN) == {"a": {"role": 1}, "b": {"role": 2}}
 
 
-def test_depth_is_bounded_before_parsing() -> None:
+def test_depth_is_bounded() -> None:
     def nested(depth: int) -> str:
         return '{"a": ' * (depth - 1) + "[" + "]" + "}" * (depth - 1)
 
