@@ -124,7 +124,6 @@ def _warm_up(settings: Any, tokenizer: Any) -> None:
     """What a run has once for all its stages, and what is not counted: processes that have loaded the tokenizer."""
     from rm_assets.data.workers import warm_up
 
-    _load(settings, tokenizer)  # keeps the outcome of the self-test for the others
     warm_up(_load, (settings, tokenizer), settings.num_workers)
 
 

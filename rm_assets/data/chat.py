@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -66,6 +67,19 @@ def _load(files: TokenizerFiles) -> ChatTokenizer:
         control_tokens=control,
         pad_token_id=_pad_token_id(reference, last),
     )
+
+
+def carried_template(files: TokenizerFiles) -> str | None:
+    """The template that a model must be saved with, where it is not the tokenizer's own: a set one, or one with a date.
+
+    A date is frozen, as a model that is asked tomorrow has to see what it was trained on.
+    """
+    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+    own = [path for name in names if (path := Path(files.directory) / name).is_file()]
+    texts = [files.chat_template] if files.chat_template else [path.read_text(encoding="utf-8") for path in own]
+    if not any("strftime_now" in text for text in texts):
+        return files.chat_template
+    return load_chat_tokenizer(files).template
 
 
 def with_frozen_date(template: str, date: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import dagster as dg
 
+from rm_assets.data.chat import carried_template
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock
 from rm_assets.data.padding import SPLITS, pad_token_id_of
@@ -224,7 +225,7 @@ def training_job(project: Project, pairs: Snapshot, key: str, output_directory: 
         toy=project.model.toy,
         vocab_size=project.model.vocab_size,
         tokenizer=project.tokenizer.directory,
-        chat_template=project.tokenizer.chat_template,
+        chat_template=carried_template(project.tokenizer),
         settings=project.settings.training,
     ).model_dump(mode="json")
 

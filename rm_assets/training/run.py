@@ -30,7 +30,7 @@ from rm_assets.training.model import (
     save_model,
 )
 from rm_assets.training.planning import Packing
-from rm_assets.training.probe import choose_packing, use_packing
+from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import (
@@ -64,7 +64,7 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
     model = model.to(group.device)
-    choice = choose_packing(model, splits["train"], group.device)
+    choice = _choice(model, splits["train"], group)
     model = with_adapter(model, job.settings)
     num_parameters = int(model.num_parameters())
     progress.message(_opening(job, splits, num_parameters, group))
@@ -87,6 +87,20 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     if group.is_first:
         _publish(job, metrics, tokenizer)
     progress.message(f"wrote the model and the scores of {metrics['validation_pairs']} + {metrics['test_pairs']} pairs")
+
+
+def _choice(model: Any, pairs: Pairs, group: Group) -> Choice:
+    """The packing that the first process finds exact, in every process: their rows must be the same."""
+    packings, number = list(Packing), torch.zeros(1, device=group.device)
+    choice = None
+    if group.is_first:
+        choice = choose_packing(model, pairs, group.device)
+        number += packings.index(choice.packing)
+    group.add_up(number)
+    if choice is None:
+        choice = Choice(packings[int(number)], "as the first process found")
+        use_packing(model, choice.packing)
+    return choice
 
 
 def clear_output(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """Which results of a training count, and which unfinished trainings are kept."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,10 +9,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from support import plain_row, run_stages, write_lines
 
+from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.records import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.launcher import TrainingLauncher
-from rm_assets.defs.model_snapshots import remove_old_trainings
+from rm_assets.defs.model_snapshots import remove_old_trainings, training_job
+from rm_assets.defs.project import ProjectResource
+from rm_assets.settings import SAMPLE, Settings
 
 
 class LyingLauncher(TrainingLauncher):
@@ -83,3 +89,19 @@ def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_amon
     left = sorted(path.name for path in (tmp_path / ".training").iterdir())
     assert left == ["new", "new.json", "older", "older.json"]
     assert said == ["the unfinished training oldest is removed: 2 newer ones stand"]
+
+
+def test_a_saved_model_carries_its_template_with_the_date_that_its_pairs_were_rendered_with(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(SAMPLE / "tokenizer", tokenizer)
+    template = (tokenizer / "chat_template.jinja").read_text()
+    (tokenizer / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + template)
+    write_lines(tmp_path / "annotations" / "a.jsonl", [plain_row(number) for number in range(20)])
+    paths = {"annotations": str(tmp_path / "annotations"), "storage": str(tmp_path / "storage")}
+    project = ProjectResource(tokenizer=str(tokenizer), template_date="2019-05-04", **paths).ready()
+    pairs = run_stages(project.settings)[Stage.PADDED]
+    carried = training_job(project, pairs, "key", tmp_path)["chat_template"]
+    assert "2019" in carried
+    assert carried.endswith(template)
+    undated = dataclasses.replace(project, tokenizer=find_tokenizer(Settings()))
+    assert training_job(undated, pairs, "key", tmp_path)["chat_template"] is None
