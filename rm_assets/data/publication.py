@@ -288,7 +288,7 @@ class Publication:
         named = {file.path for shard in current.manifest.shards for file in shard.files}
         tables = {
             name for name in file_sizes(current.directory) if name.endswith(".parquet")
-        }  # pictures may lie beside
+        }  # not pictures
         remove_files([current.directory / name for name in tables - named])
         remove_files(unfinished_files(self.directory))
         older = self._snapshots()[self._keep_snapshots :]
