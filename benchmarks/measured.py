@@ -124,7 +124,10 @@ def _warm_up(settings: Any, tokenizer: Any) -> None:
     """What a run has once for all its stages, and what is not counted: processes that have loaded the tokenizer."""
     from rm_assets.data.workers import warm_up
 
-    warm_up(_load, (settings, tokenizer), settings.num_workers)
+    if Path(settings.annotations_path).stat().st_size <= settings.shard_bytes:
+        _load(settings, tokenizer)  # a single shard is computed in this process
+    else:
+        warm_up(_load, (settings, tokenizer), settings.num_workers)
 
 
 def _load(settings: Any, tokenizer: Any) -> None:

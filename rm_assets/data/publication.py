@@ -286,9 +286,7 @@ class Publication:
     def _remove_what_nothing_names(self, current: Snapshot, published: list[Shard]) -> None:
         """Files left in the snapshot, snapshots beyond those to keep, and what runs that were cut short left."""
         named = {file.path for shard in current.manifest.shards for file in shard.files}
-        tables = {
-            name for name in file_sizes(current.directory) if name.endswith(".parquet")
-        }  # not pictures
+        tables = {name for name in file_sizes(current.directory) if name.endswith(".parquet")}  # not pictures
         remove_files([current.directory / name for name in tables - named])
         remove_files(unfinished_files(self.directory))
         older = self._snapshots()[self._keep_snapshots :]
