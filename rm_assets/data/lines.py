@@ -51,14 +51,10 @@ class Block:
     """Consecutive whole lines of a file: as bytes, or skipped; in all but odd cases it is one piece of bytes."""
 
     first_line: int
+    num_lines: int  # blank ones too
     pieces: tuple[Piece, ...]
     bom_bytes: int = 0
     is_utf8: bool = True  # False where the file begins with the mark of another encoding
-
-    @functools.cached_property
-    def num_lines(self) -> int:
-        """Lines, blank ones too."""
-        return sum(1 if isinstance(piece, SkippedLine) else _num_lines(piece) for piece in self.pieces)
 
     @property
     def num_bytes(self) -> int:
@@ -110,11 +106,11 @@ def blocks_of_lines(
         if whole_lines and not _ends_whole(pieces[-1]):
             pieces = _without_last_line(pieces)
         if pieces:
-            block = Block(first_line=first_line, pieces=pieces, bom_bytes=bom_bytes, is_utf8=is_utf8)
-            yield block
-            first_line, bom_bytes = first_line + block.num_lines, 0
+            num_lines = sum(1 if isinstance(piece, SkippedLine) else _num_lines(piece) for piece in pieces)
+            yield Block(first_line=first_line, num_lines=num_lines, pieces=pieces, bom_bytes=bom_bytes, is_utf8=is_utf8)
+            first_line, bom_bytes = first_line + num_lines, 0
     if bom_bytes:
-        yield Block(first_line=1, pieces=(), bom_bytes=bom_bytes)
+        yield Block(first_line=1, num_lines=0, pieces=(), bom_bytes=bom_bytes)
 
 
 def _ends_whole(piece: Piece) -> bool:
@@ -159,7 +155,7 @@ def _read_into(stream: BinaryIO, view: memoryview) -> int:
 
 def _end_of_lines(buffer: bytearray, end: int, num_lines: int) -> int:
     """Where so many lines of buffer[:end] end, or `end` if there are fewer."""
-    if buffer.count(b"\n", 0, end) < num_lines:
+    if end < num_lines or buffer.count(b"\n", 0, end) < num_lines:
         return end
     return int(np.flatnonzero(np.frombuffer(buffer, np.uint8, end) == _LINE_FEED)[num_lines - 1]) + 1
 

@@ -343,9 +343,18 @@ def _num_prompts_in_two_splits(turn: Publication, shards: list[Shard]) -> int:
         tables.append((keys, key_digests(keys)))
     total = 0
     for (keys, digests), (other_keys, other_digests) in itertools.combinations(tables, 2):
-        shared = np.intersect1d(digests, other_digests)
+        shared = _shared_digests(digests, other_digests)
         total += len(_where(keys, digests, shared) & _where(other_keys, other_digests, shared))
     return total
+
+
+def _shared_digests(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What stands in both; the shorter one is looked up in the longer, which is many times as fast as a set of both."""
+    shorter, longer = map(np.sort, sorted((one, other), key=len))
+    if not len(longer):
+        return shorter
+    places = np.minimum(np.searchsorted(longer, shorter), len(longer) - 1)
+    return np.asarray(shorter[longer[places] == shorter])
 
 
 def _where(keys: pa.ChunkedArray, digests: NDArray[np.uint64], shared: NDArray[np.uint64]) -> set[str]:

@@ -185,26 +185,24 @@ def _one_reading(now: OpenedFile, file: AnnotationFile, reading: _Reading, *, wh
 
 
 def _shards(blocks: Iterator[Block], file: AnnotationFile, reading: _Reading) -> Iterator[Shard]:
-    """The shard of each block, in order; those that are not found are written by threads, a few at a time."""
-    waiting: deque[Shard | Future[Shard]] = deque()
+    """The shard of each block, in order; hashed, found or written by threads, a few at a time."""
+    waiting: deque[Future[Shard]] = deque()
     try:
         for index, block in enumerate(blocks):
-            key = fingerprint(reading.identity, file.source, block.first_line, block.sha256)
-            found = reading.turn.find(key)
-            waiting.append(found or reading.threads.submit(_stage, block, index, file, key, reading))
+            waiting.append(reading.threads.submit(_found_or_staged, block, index, file, reading))
             reading.progress.add(block.num_lines, block.num_bytes)
             while len(waiting) > _NUM_THREADS:
-                yield _shard(waiting.popleft())
+                yield waiting.popleft().result()
         while waiting:
-            yield _shard(waiting.popleft())
+            yield waiting.popleft().result()
     finally:
         for future in waiting:
-            if isinstance(future, Future):
-                future.cancel()
+            future.cancel()
 
 
-def _shard(known: "Shard | Future[Shard]") -> Shard:
-    return known.result() if isinstance(known, Future) else known
+def _found_or_staged(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
+    key = fingerprint(reading.identity, file.source, block.first_line, block.sha256)
+    return reading.turn.find(key) or _stage(block, index, file, key, reading)
 
 
 def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
