@@ -3,6 +3,15 @@
 import os
 from pathlib import Path
 
+import pyarrow as pa
+from support import silent
+
+from rm_assets.data.publication import publication, stage_shard, tables_writer
+from rm_assets.data.snapshots import DATA
+from rm_assets.data.storage import place
+
+SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
+
 
 def write_own_number(directory: Path) -> None:
     (directory / str(os.getpid())).touch()
@@ -18,3 +27,23 @@ def has_torch(_: int) -> bool:
     except ImportError:
         return False
     return True
+
+
+def published(storage: Path, *values: int, keep: int = 3) -> object:
+    """A snapshot of one shard for each value."""
+    with publication(storage, "asset", keep, silent) as turn:
+        shards = []
+        for value in values:
+            tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
+            shards.append(
+                turn.find(f"key-{value}")
+                or stage_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
+            )
+        return turn.publish(shards, {}, {})
+
+
+def publish_without_shared_locks(cache: str, storage: str, value: int) -> None:
+    """Publish several times as on a machine of its own, which shares no lock with others."""
+    os.environ["XDG_CACHE_HOME"] = cache
+    for _ in range(3):
+        published(place(storage), 1, value)

@@ -1,7 +1,6 @@
 """Annotations and snapshots on S3: the same names, the same laws, and nothing visible before it is whole."""
 
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from s3 import BUCKET, s3_server
 from support import plain_row, rejects, run_stages, silent, violations, write_lines
 from upath import UPath
+from worker_functions import SCHEMA, publish_without_shared_locks, published
 
 from rm_assets.data.annotations import find_annotations
 from rm_assets.data.file_bytes import Change, RejectedFileError, opened
@@ -22,8 +22,6 @@ from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.storage import StorageError, file_sizes, place
 from rm_assets.settings import Settings, SettingsError
-
-SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
 
 
 @pytest.fixture(scope="module")
@@ -167,18 +165,6 @@ def test_a_remote_file_that_is_replaced_while_it_is_read_says_so(home: Path) -> 
 # --- publishing ----------------------------------------------------------------------------------------------
 
 
-def published(storage: Path, *values: int, keep: int = 3) -> object:
-    with publication(storage, "asset", keep, silent) as turn:
-        shards = []
-        for value in values:
-            tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
-            shards.append(
-                turn.find(f"key-{value}")
-                or stage_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
-            )
-        return turn.publish(shards, {}, {})
-
-
 def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None:
     with publication(home, "asset", 3, silent) as turn:
         shard = stage_shard(
@@ -218,7 +204,8 @@ def test_a_remote_shard_that_is_gone_or_cut_is_computed_again(home: Path) -> Non
 def test_writers_on_two_machines_leave_whole_snapshots(home: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [
-        context.Process(target=_elsewhere, args=(str(tmp_path / str(number)), str(home), number)) for number in (7, 8)
+        context.Process(target=publish_without_shared_locks, args=(str(tmp_path / str(number)), str(home), number))
+        for number in (7, 8)
     ]
     for writer in writers:
         writer.start()
@@ -229,9 +216,3 @@ def test_writers_on_two_machines_leave_whole_snapshots(home: Path, tmp_path: Pat
     snapshots = {name.split("/")[0] for name in file_sizes(home / "asset") if name.endswith(MANIFEST)}
     assert snapshots == names
     assert read_table(latest_snapshot(home, "asset").paths(), SCHEMA)["value"].to_pylist() == [1, 8]
-
-
-def _elsewhere(cache: str, storage: str, value: int) -> None:
-    os.environ["XDG_CACHE_HOME"] = cache  # no lock is shared, as on two machines
-    for _ in range(3):
-        published(place(storage), 1, value)
