@@ -203,10 +203,9 @@ def test_a_remote_shard_that_is_gone_or_cut_is_computed_again(home: Path) -> Non
 
 def test_writers_on_two_machines_leave_whole_snapshots(home: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    writers = [
-        context.Process(target=publish_without_shared_locks, args=(str(tmp_path / str(number)), str(home), number))
-        for number in (7, 8)
-    ]
+    caches = {number: str(tmp_path / str(number)) for number in (7, 8)}
+    target = publish_without_shared_locks
+    writers = [context.Process(target=target, args=(cache, str(home), number)) for number, cache in caches.items()]
     for writer in writers:
         writer.start()
     for writer in writers:
