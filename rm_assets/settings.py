@@ -153,7 +153,9 @@ class Settings(BaseModel):
         "anew.",
     )
     max_line_bytes: int = Field(
-        16 * 2**20, ge=1, description="Longer lines, in bytes, are rejects and never held in memory."
+        16 * 2**20,
+        ge=1,
+        description="Longer lines, in bytes, are rejects; those longer than a shard, too, are never held whole.",
     )
     max_expansion: int = Field(
         200,

@@ -26,7 +26,7 @@ from rm_assets.data.model_files import TokenizerFiles
 
 FAST, REFERENCE = "fastokens", "tokenizers"
 NUM_SAMPLED_IDS = 8_192
-"""Ids of each shard that the reference gives again: one wrong in a thousand is missed in one shard of 3,600."""
+"""Ids of each batch of texts that the reference gives again: one wrong in a thousand is missed in one of 3,600."""
 
 _THREADS = "FASTOKENS_BPE_THREADS"
 """The fast backend's threads, from the environment; 1 where nothing is set, as shards already take a core each."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rm_assets.data.records import Reason
 
 MAX_LINES = 100_000
-"""Lines of one block: bounds memory where lines are a few bytes long, which no preference is."""
+"""Lines of one block: bounds memory where lines are short."""
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # of UTF-16 and UTF-32
 _SKIP_BYTES = 2**20
@@ -127,22 +127,27 @@ def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
     """Pieces that end at the last line end within the limit; the byte order mark counts in the first."""
     limit = max(block_bytes - bom_bytes, 1)
     buffer = bytearray(block_bytes + 1)  # one byte more than a piece may have: it tells whether anything follows
-    num_bytes = 0
+    begin = end = 0  # what is read and not yet given away
     while True:
-        num_bytes += _read_into(stream, memoryview(buffer)[num_bytes : limit + 1])
-        if not num_bytes:
-            return
-        end = num_bytes if num_bytes <= limit else buffer.rfind(b"\n", 0, limit) + 1
-        if end:
-            end = _end_of_lines(buffer, end, MAX_LINES)
-            yield (bytes(memoryview(buffer)[:end]),)
-            rest = buffer[end:num_bytes]
+        cut = _end_of_lines(buffer, begin, min(end, begin + limit), MAX_LINES)
+        if not cut:
+            rest = buffer[begin:end]
+            buffer[: len(rest)] = rest
+            begin, end = 0, len(rest)
+            end += _read_into(stream, memoryview(buffer)[end : limit + 1])
+            if not end:
+                return
+            line_end = end if end <= limit else buffer.rfind(b"\n", 0, limit) + 1
+            cut = _end_of_lines(buffer, 0, min(end, limit), MAX_LINES) or line_end
+        if cut:
+            yield (bytes(memoryview(buffer)[begin:cut]),)
+            begin = cut
         else:
-            piece, after = _long_line(stream, bytes(memoryview(buffer)[:num_bytes]), max_line_bytes)
+            piece, after = _long_line(stream, bytes(memoryview(buffer)[:end]), max_line_bytes)
             yield (piece,)
-            rest = bytearray(after)
-        buffer[: len(rest)] = rest  # after a long line it may be more than the buffer held
-        num_bytes, limit = len(rest), block_bytes
+            buffer[: len(after)] = after  # it may be more than the buffer held
+            begin, end = 0, len(after)
+        limit = block_bytes
 
 
 def _read_into(stream: BinaryIO, view: memoryview) -> int:
@@ -153,11 +158,15 @@ def _read_into(stream: BinaryIO, view: memoryview) -> int:
     return num_bytes
 
 
-def _end_of_lines(buffer: bytearray, end: int, num_lines: int) -> int:
-    """Where so many lines of buffer[:end] end, or `end` if there are fewer."""
-    if end < num_lines or buffer.count(b"\n", 0, end) < num_lines:
-        return end
-    return int(np.flatnonzero(np.frombuffer(buffer, np.uint8, end) == _LINE_FEED)[num_lines - 1]) + 1
+def _end_of_lines(buffer: bytearray, begin: int, end: int, num_lines: int) -> int:
+    """Where so many lines of buffer[begin:end] end; 0 if there are fewer."""
+    while end - begin >= num_lines:
+        stop = min(begin + _SKIP_BYTES, end)
+        if (count := buffer.count(b"\n", begin, stop)) >= num_lines:
+            line_feeds = np.frombuffer(buffer, np.uint8, stop - begin, begin) == _LINE_FEED
+            return begin + int(np.flatnonzero(line_feeds)[num_lines - 1]) + 1
+        begin, num_lines = stop, num_lines - count
+    return 0
 
 
 def _long_line(stream: BinaryIO, buffer: bytes, max_line_bytes: int) -> tuple[Piece, bytes]:

@@ -35,6 +35,11 @@ class Progress:
             self._said = now
             self._say(self._line(now - self._started))
 
+    def leave_out(self, num_bytes: int) -> None:
+        """So much of the input needs no work."""
+        if self._total_bytes is not None:
+            self._total_bytes -= num_bytes
+
     def _line(self, seconds: float) -> str:
         speed = self._num_bytes / seconds
         line = f"{self._what}: {self._num_rows:,} rows, {speed / 1e6:.1f} MB/s"

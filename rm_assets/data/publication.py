@@ -295,7 +295,9 @@ class Publication:
             if (self._asset, snapshot.name) not in pinned:
                 remove_directory(snapshot.directory)
         remove_files([self._staging / f"{shard.key}.json" for shard in published])
-        remove_files([self._homes[shard.key] / file.path for shard in published for file in shard.files])
+        # another machine may have published one meanwhile: then its home is a snapshot
+        staged = [shard for shard in published if self._homes[shard.key].parent == self._staging]
+        remove_files([self._homes[shard.key] / file.path for shard in staged for file in shard.files])
         for name in subdirectories(self.directory):
             directory = self.directory / name
             if not (directory / MANIFEST).exists() and is_abandoned(directory):

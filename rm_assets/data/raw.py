@@ -48,7 +48,7 @@ from rm_assets.data.publication import (
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.storage import place, read_file, write_json
+from rm_assets.data.storage import is_remote, place, read_file, write_json
 from rm_assets.settings import Settings
 
 VERSION = 3
@@ -83,8 +83,8 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
 
 
 def _total_bytes(files: list[AnnotationFile]) -> int | None:
-    """Bytes of all files; None where some are compressed, or gone."""
-    if any(file.path.suffix != ".jsonl" for file in files):
+    """Bytes of all files; None where some are compressed, gone, or on other machines, where each would be asked for."""
+    if any(file.path.suffix != ".jsonl" or is_remote(file.path) for file in files):
         return None
     try:
         return sum(file.path.stat().st_size for file in files)
@@ -108,7 +108,7 @@ def _stamp(path: Path, status: Status, identity: str, settings: Settings) -> lis
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """What it takes to read a file: this process cuts and hashes its blocks, threads write them."""
+    """What it takes to read a file: this thread cuts it into blocks, others hash and write them."""
 
     settings: Settings
     identity: str
@@ -122,7 +122,9 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
     if known and known["stamp"] == _present_stamp(file, reading.identity, reading.settings):
         found = [reading.turn.find(key) for key in known["keys"]]
         if all(found):
-            return [shard for shard in found if shard]
+            shards = [shard for shard in found if shard]
+            reading.progress.leave_out(sum(shard.stats["num_bytes"] for shard in shards))
+            return shards
     stamps[file.source] = None
     try:
         shards, settled = _steady_reading(file, reading)

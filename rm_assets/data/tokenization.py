@@ -6,7 +6,7 @@ never cut. Every written shard has a sample of its rows encoded anew from the me
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rm_assets.data.id_lists import IdLists, Ids, are_equal, lists_of, prefix_le
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.parquet import read_batches
+from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
@@ -76,7 +77,10 @@ def shortened_pair(
     """Both sides with as few of the oldest turns dropped as make them fit, and their number; None if none fits."""
     num_turns = 1
     while (prompt := without_oldest_turns(sides["prompt"], num_turns)) is not None:
-        flat = flatten_pair(chat, sides | {"prompt": prompt}, tools)
+        try:
+            flat = flatten_pair(chat, sides | {"prompt": prompt}, tools)
+        except PreferenceError:  # a template may refuse what it takes whole: then the pair stays over-long
+            return None
         chosen, rejected = encode(chat, [flat.prompt + flat.chosen, flat.prompt + flat.rejected])
         if max(len(chosen), len(rejected)) <= max_length:
             return chosen, rejected, num_turns
@@ -128,7 +132,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
         pairs = _pairs(encoded, rows.num_rows)
         if task.drop_turns:
-            pairs = _shortened(chat, task, messages, rows, pairs)
+            pairs = _shortened(chat, task, messages, rows, pairs, failed)
         prefixes = prefix_lengths(pairs.chosen, pairs.rejected)
         refused = _refused(task, pairs, prefixes, is_forged) | failed
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
@@ -174,11 +178,16 @@ def _pairs(encoded: EncodedTexts, num_pairs: int) -> PairIds:
 
 
 def _shortened(
-    chat: ChatTokenizer, task: TokenizationTask, messages: Messages, rows: pa.Table, pairs: PairIds
+    chat: ChatTokenizer,
+    task: TokenizationTask,
+    messages: Messages,
+    rows: pa.Table,
+    pairs: PairIds,
+    failed: Collection[int],
 ) -> PairIds:
     """The pairs, those that are over-long without their oldest turns where that makes them fit."""
-    long_rows = np.flatnonzero(pairs.longest > task.max_length)
-    if not len(long_rows):
+    long_rows = [row for row in np.flatnonzero(pairs.longest > task.max_length).tolist() if row not in failed]
+    if not long_rows:
         return pairs
     chosen, rejected = ([lists.row(row) for row in range(rows.num_rows)] for lists in (pairs.chosen, pairs.rejected))
     num_dropped_turns = pairs.num_dropped_turns.copy()
@@ -223,7 +232,7 @@ def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused:
 def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_tokens=0, num_shared_tokens=0)
-    longest, sampled = 0, []
+    longest, sampled = 0, dict[str, dict[str, Any]]()
     sample = _sample(paths.get(DATA))
     for rows in read_batches(paths.get(DATA), records.TOKENIZED):
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
@@ -235,14 +244,16 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
             num_shared_tokens=int(prefixes.sum()),
         )
         longest = max(longest, int(chosen.lengths.max()), int(rejected.lengths.max()))
-        sampled += rows.filter(pc.is_in(rows["pair_id"], sample)).to_pylist()
+        found = rows.filter(pc.is_in(rows["pair_id"], sample))
+        first = np.unique(found["pair_id"].to_numpy(), return_index=True)[1]  # equal pairs may be many
+        sampled |= {row["pair_id"]: row for row in found.take(pa.array(first)).to_pylist()}
     chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task, sample)
     return {
         **figures,
         "max_length": longest,
         "num_rejects": num_rejects(paths),
         "num_sampled": len(sampled),
-        "num_inexact": sum(not _is_exact(chat, validated[row["pair_id"]], row) for row in sampled),
+        "num_inexact": sum(not _is_exact(chat, validated[pair_id], row) for pair_id, row in sampled.items()),
     }
 
 

@@ -24,11 +24,13 @@ class _Workers:
         self._pool: ProcessPoolExecutor | None = None
         self._num_workers = 0
         self._timer: threading.Timer | None = None
+        self._num_uses = 0
 
     def pool(self, num_workers: int) -> ProcessPoolExecutor:
         """A pool of so many processes, which are started when there is work."""
         with self._lock:
             self._cancel_timer()
+            self._num_uses += 1
             if self._pool is None or self._num_workers != num_workers:
                 self._shut_down()
                 # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.
@@ -43,7 +45,7 @@ class _Workers:
         """Nothing to do for now."""
         with self._lock:
             self._cancel_timer()
-            self._timer = threading.Timer(_IDLE_SECONDS, self.close)
+            self._timer = threading.Timer(_IDLE_SECONDS, self._close_unless_used, [self._num_uses])
             self._timer.daemon = True
             self._timer.start()
 
@@ -52,6 +54,11 @@ class _Workers:
         with self._lock:
             self._cancel_timer()
             self._shut_down()
+
+    def _close_unless_used(self, num_uses: int) -> None:
+        with self._lock:  # a timer that has fired can no longer be cancelled
+            if self._num_uses == num_uses:
+                self._shut_down()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

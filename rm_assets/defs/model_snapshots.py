@@ -29,6 +29,7 @@ from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.storage import (
     download,
+    is_abandoned,
     is_remote,
     read_file,
     remove_tree,
@@ -126,6 +127,9 @@ def _verified(directory: Path, key: str, context: dg.AssetExecutionContext) -> M
     try:
         return ModelSnapshot(directory=directory, manifest=read_result(directory, key), trained_now=False)
     except TrainingResultError as error:
+        if is_remote(directory) and not (directory / MANIFEST).exists() and not is_abandoned(directory):
+            told = "it has no manifest yet and may be on its way from another machine: run again later, or remove it"
+            raise SnapshotError(f"{ASSET} {directory.name!r} is unfinished in the storage: {told}") from None
         context.log.warning(f"a damaged model is trained anew: {error}")
         remove_tree(directory)
         return None
@@ -210,15 +214,17 @@ def _is_finished(working: Path, key: str) -> bool:
     return False
 
 
-def training_job(project: Project, pairs: Snapshot, key: str, output_directory: Path) -> dict[str, Any]:
-    """The job's description as JSON, all paths absolute."""
+def training_job(
+    project: Project, pairs: Snapshot, key: str, output_directory: Path, splits: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
+    """The job's description as JSON, all paths absolute; `splits` are other files than the pairs' own."""
     from rm_assets.training.job import TrainingJob
 
     return TrainingJob(
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
-        splits={split: _local_files(pairs, split, output_directory.parent) for split in _splits(pairs)},
+        splits=splits or {split: _local_files(pairs, split, output_directory.parent) for split in _splits(pairs)},
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,

@@ -143,6 +143,7 @@ def _with_this_run(path: Path, model: ModelSnapshot, metrics: Mapping[str, Any])
     """
     rows = json.loads(path.read_bytes()) if path.exists() else []
     if not rows or rows[-1]["model"] != model.directory.name:
+        rows = [row for row in rows if row["model"] != model.directory.name]
         row = {"model": model.directory.name, "data_snapshot": model.manifest["data_snapshot"]}
         row |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
         rows.append(row | {name: metrics[name] for name in _HISTORY_FIGURES})

@@ -45,7 +45,9 @@ def suspects_snapshot(
             table, num_pairs = _ranked(project, padded, working, context, launcher)
             figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
             shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
-        return turn.publish([shard], {Stage.PADDED: padded.name}, {})
+        snapshot = turn.publish([shard], {Stage.PADDED: padded.name}, {})
+        shutil.rmtree(_workshop(turn.directory) / _FOLDS, ignore_errors=True)
+        return snapshot
 
 
 def _workshop(home: Path) -> Path:
@@ -103,7 +105,7 @@ def _train(
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     splits = _written_fold(padded, fold, project.settings.suspect_folds, working)
-    described = training_job(project, padded, key, working) | {"splits": splits}
+    described = training_job(project, padded, key, working, splits)
     job_path = working.with_suffix(".json")
     job_path.write_text(TrainingJob.model_validate(described).model_dump_json(indent=1))
     launcher.run(context, job_path, project.storage)

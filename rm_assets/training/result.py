@@ -101,10 +101,11 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve()):
         raise TrainingResultError(f"{MANIFEST} names {name!r}, which lies outside {str(directory)!r}")
-    if not path.is_file():
-        raise TrainingResultError(f"{str(path)!r} is missing: remove the directory and train again")
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError):  # whatever else happens on the way to it says nothing of the file
+        raise TrainingResultError(f"{str(path)!r} is missing: remove the directory and train again") from None
     if actual != expected:
         raise TrainingResultError(
             f"{str(path)!r} has the sha256 {actual!r}, not {expected!r}: remove the directory and train again"

@@ -16,6 +16,16 @@ def test_a_line_every_ten_seconds_tells_rows_speed_share_and_time_left() -> None
     ]
 
 
+def test_what_needs_no_work_is_not_waited_for() -> None:
+    said: list[str] = []
+    now = 0.0
+    progress = Progress("raw_preferences", 300_000_000, said.append, lambda: now)
+    progress.leave_out(200_000_000)
+    now = 10.0
+    progress.add(1_000, 50_000_000)
+    assert said == ["raw_preferences: 1,000 rows, 5.0 MB/s, 50 %, about 10 s left"]
+
+
 def test_where_nobody_knows_how_much_there_is_no_time_is_given() -> None:
     said: list[str] = []
     now = 0.0

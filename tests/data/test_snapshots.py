@@ -191,3 +191,18 @@ def test_a_second_writer_waits_says_for_whom_and_goes_on_when_the_first_dies(tmp
 def test_a_value_without_a_known_identity_cannot_be_fingerprinted() -> None:
     with pytest.raises(TypeError, match="'object'"):
         fingerprint({"a": [object()]})
+
+
+def test_what_another_machine_published_meanwhile_is_not_taken_for_leftovers(tmp_path: Path) -> None:
+    one, other = (Publication(tmp_path, "asset", 3) for _ in range(2))  # without the lock, as on two machines
+    first, second = staged(one, "shard-0", 1), staged(other, "shard-0", 1)
+    assert other.find(second.key) is not None
+    place = one._place
+
+    def overtaken(*arguments: object) -> None:
+        other.publish([second], {}, {})
+        place(*arguments)
+
+    one._place = overtaken
+    snapshot = one.publish([first], {}, {})
+    assert [path.is_file() for path in snapshot.paths()] == [True]
