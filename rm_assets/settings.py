@@ -155,7 +155,7 @@ class Settings(BaseModel):
     max_line_bytes: int = Field(
         16 * 2**20,
         ge=1,
-        description="Longer lines, in bytes, are rejects; those longer than a shard, too, are never held whole.",
+        description="Longer lines, in bytes, are rejects; if longer than a shard, too, never held whole.",
     )
     max_expansion: int = Field(
         200,
