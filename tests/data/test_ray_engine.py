@@ -44,11 +44,16 @@ def cluster(bucket: str) -> Iterator[Any]:
         nodes.shutdown()
 
 
-def node_of(_: int) -> str:
+def node_of(directory: str) -> str:
+    """The node that this task is on; it waits there until a task of another node has come, too."""
     import ray
 
-    time.sleep(0.3)  # so that one node is not enough
-    return str(ray.get_runtime_context().get_node_id())
+    node = str(ray.get_runtime_context().get_node_id())
+    (Path(directory) / node).touch()
+    deadline = time.monotonic() + 60
+    while len(list(Path(directory).iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return node
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +74,12 @@ def test_two_nodes_give_the_snapshots_of_a_local_run(
 
 
 def test_tasks_go_to_all_nodes_and_their_results_come_in_order(cluster: Any, tmp_path: Path) -> None:
-    assert len(set(computed_on_ray(node_of, list(range(8)), tmp_path, 0))) == 2
-    assert list(computed_on_ray(str, list(range(20)), tmp_path, 3)) == [str(number) for number in range(20)]
-    assert list(tmp_path.iterdir()) == []
+    nodes, staging = tmp_path / "nodes", tmp_path / "staging"
+    nodes.mkdir()
+    staging.mkdir()
+    assert len(set(computed_on_ray(node_of, [str(nodes)] * 8, staging, 0))) == 2
+    assert list(computed_on_ray(str, list(range(20)), staging, 3)) == [str(number) for number in range(20)]
+    assert list(staging.iterdir()) == []
 
 
 def refuse(number: int) -> int:
