@@ -22,7 +22,7 @@ from rm_assets.training.scoring import scores as scores_of
 from rm_assets.training.store import Pairs
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: what FSDP gathers into is written again by training, after a resumed look
 def pair_scores(
     scorer: nn.Module, pairs: Pairs, rows: Rows, group: Group, packing: Packing, row_tokens: int
 ) -> NDArray[np.float32]:

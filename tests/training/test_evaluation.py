@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rm_assets.training.evaluation import evaluate, pair_scores, write_scores
 from rm_assets.training.group import ALONE
@@ -36,6 +37,16 @@ def test_the_rows_that_are_asked_for_come_in_their_order():
     every = pair_scores(Scorer(model), PAIRS, np.arange(len(PAIRS)), ALONE, Packing.SHARED, 100)
     some = pair_scores(Scorer(model), PAIRS, np.array([9, 0, 4]), ALONE, Packing.SHARED, 100)
     assert some == pytest.approx(every[[9, 0, 4]], abs=1e-6)
+
+
+def test_a_look_makes_no_tensors_that_training_could_not_write_afterwards():
+    scorer = Scorer(build("llama"))
+    seen = []
+    scorer.register_forward_pre_hook(
+        lambda *_: seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+    )
+    pair_scores(scorer, PAIRS, np.arange(len(PAIRS)), ALONE, Packing.PADDED, 10_000)
+    assert set(seen) == {(False, False)}
 
 
 def test_every_pair_has_its_row_of_the_scores_file(tmp_path, write_pairs):
