@@ -229,9 +229,12 @@ def _marked_tool(mark: str) -> dict[str, Any]:
 
 def encode(chat: ChatTokenizer, texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
     """Token ids of rendered texts: an int32 array each, no token added, nothing cut, nothing padded."""
-    if not texts:
-        return []
-    encoded = chat.reference(
+    return [np.asarray(ids, dtype=np.int32) for ids in id_rows(chat.reference, texts)] if texts else []
+
+
+def id_rows(reference: Any, texts: list[str]) -> list[list[int]]:
+    """What transformers' tokenizer gives for texts, as lists: no token added, nothing cut, nothing padded."""
+    encoding = reference(
         texts,
         add_special_tokens=False,
         padding=False,
@@ -240,7 +243,8 @@ def encode(chat: ChatTokenizer, texts: list[str]) -> list[np.ndarray[Any, np.dty
         return_token_type_ids=False,
         verbose=False,
     )
-    return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+    rows: list[list[int]] = encoding["input_ids"]
+    return rows
 
 
 def message_dict(message: dict[str, Any]) -> MessageDict:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rm_assets.data import encoder_self_test
-from rm_assets.data.chat import load_chat_tokenizer
+from rm_assets.data.chat import id_rows, load_chat_tokenizer
 from rm_assets.data.encoder_self_test import self_test_texts, self_tested
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.model_files import TokenizerFiles
@@ -107,29 +107,16 @@ class Encoder:
 
     def _reference_rows(self, texts: list[str], first: int) -> list[list[int]]:
         try:
-            return self._reference_call(texts)
+            return id_rows(self.reference, texts)
         except BaseException as error:
             _reraise_unless_of_the_tokenizer(error)
         for number, text in enumerate(texts):
             try:
-                self._reference_call([text])
+                id_rows(self.reference, [text])
             except BaseException as error:
                 _reraise_unless_of_the_tokenizer(error)
                 raise EncodingError(first + number, type(error).__name__) from None
         raise EncodingError(first, "a batch fails whose texts alone do not")
-
-    def _reference_call(self, texts: list[str]) -> list[list[int]]:
-        encoding = self.reference(
-            texts,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        rows: list[list[int]] = encoding["input_ids"]
-        return rows
 
 
 def _reraise_unless_of_the_tokenizer(error: BaseException) -> None:
