@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rm_assets.data.conversations import Conversations
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.padding import padded_snapshot
+from rm_assets.data.pair_keys import PairKeys, pair_keys
 from rm_assets.data.parquet import parquet_file
+from rm_assets.data.preferences import Preference
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS, Snapshot
@@ -19,6 +22,20 @@ from rm_assets.settings import Settings
 
 # One epoch of two steps: what training does to the model is not what these tests are about.
 QUICK = {"epochs": 1, "batch_pairs": 64, "learning_rate": 1e-3, "test_fraction": 0.3, "validation_fraction": 0.2}
+
+
+def keys_of(*preferences: Preference) -> list[PairKeys]:
+    """The hashes of these preferences, computed as one batch."""
+    sides = Conversations(), Conversations(), Conversations()
+    for preference in preferences:
+        for side, messages in zip(sides, (preference.prompt, preference.chosen, preference.rejected), strict=True):
+            side.add(messages)
+    return pair_keys(*sides, [preference.tools for preference in preferences])
+
+
+def pair_id(preference: Preference) -> str:
+    """The identity of a pair."""
+    return keys_of(preference)[0].pair_id
 
 
 def silent(_: str) -> None:

@@ -1,158 +1,123 @@
 """The hashes that tell pairs apart, and those by which prompts and conversations count as equal.
 
-The latter are of texts in their normal form: Unicode NFC, white space inside a line as one space, none at the ends of
-lines and of the text; indentation stays. It is computed for all texts of a batch in one piece, but for the few that
-have more than runs of spaces to fold.
+The latter are of texts in their normal form, see `rm_assets.data.normal_form`. All are BLAKE2b of 16 bytes, over parts
+that tell their own lengths, so that no two different pairs are hashed over the same bytes.
 """
 
 import hashlib
-import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from rm_assets.data.fingerprint import short_hash
-from rm_assets.data.preferences import Message, Preference
+from rm_assets.data.conversations import Conversations
+from rm_assets.data.normal_form import normal_form, normal_texts
+from rm_assets.data.preferences import Message
+from rm_assets.data.texts import Texts
 
-_INDENTATION = re.compile(r"\s*")
-_BETWEEN = "\0"
-_NUL = "\ufdd0\ufdd1"  # stands for a null character in a text: two code points that are no characters
-# What str.split and str.splitlines take for white space, besides the space and the line feed, as UTF-8.
-_OTHER_SPACE = [chr(code).encode() for code in range(0x3001) if chr(code).isspace() and chr(code) not in " \n"]
-
-
-def _byte_table(place: int) -> NDArray[np.bool_]:
-    table = np.zeros(256, np.bool_)
-    table[[space[place] for space in _OTHER_SPACE if len(space) > place]] = True
-    return table
+_ROLES = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
+_SYSTEM = _ROLES["system"]
+_MORE = 16  # added to the role of a message that has more than a content
+_NO_CONTENT = 32
+_EXTRAS = {"name": 33, "reasoning_content": 34, "tool_calls": 35, "tool_call_id": 36}
 
 
-_FIRST_BYTES, _SECOND_BYTES, _THIRD_BYTES = map(_byte_table, range(3))
+class PairKeys(NamedTuple):
+    """Hashes of a pair, 32 hexadecimal digits each.
 
-
-def pair_id(preference: Preference) -> str:
-    """The identity of a pair: a hash of its messages and tools, whatever file, format or margin it came with."""
-    content = (preference.prompt, preference.chosen, preference.rejected, preference.tools)
-    return short_hash(msgspec.json.encode(content))
-
-
-class EqualityKeys(NamedTuple):
-    """Of a pair: hashes of its prompt and of its two conversations.
-
-    The prompt's is of the system message and the first user turn, and decides the split; a conversation's is of all
-    its texts and the tools.
+    `pair_id` is its identity: of its messages and tools, whatever file, format or margin it came with. `prompt` is of
+    the system message and the first user turn, and decides the split. `chosen` and `rejected` are of all texts of a
+    conversation and the tools. The last three are of texts in their normal form.
     """
 
+    pair_id: str
     prompt: str
     chosen: str
     rejected: str
 
 
-def equality_keys(preferences: Sequence[Preference]) -> list[EqualityKeys]:
-    """The keys of each pair; all are sound, see `rm_assets.data.validation.require_sound`."""
-    fields: list[str] = []
-    parts = [0]  # where the fields of each prompt, chosen and rejected side begin
-    for pair in preferences:
-        for messages in (pair.prompt, pair.chosen, pair.rejected):
-            for message in messages:
-                fields += _fields(message)
-            parts.append(len(fields))
-    if not fields:
-        return []
-    together, odd = _in_normal_form(fields)
-    odd_pairs = set(np.searchsorted(parts[::3], odd, side="right") - 1)
+def pair_keys(
+    prompts: Conversations, chosen: Conversations, rejected: Conversations, tools: Sequence[str]
+) -> list[PairKeys]:
+    """The keys of pairs; all are sound, see `rm_assets.data.validation.require_sound`."""
+    sides = (prompts, chosen, rejected)
+    normal = [normal_texts(side.texts) for side in sides]
+    exact_parts = zip(*(_parts(side, side.texts, _exact) for side in sides), strict=True)
+    normal_parts = zip(*(_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)), strict=True)
+    openings = _openings(prompts, normal[0])
+    blake2b = hashlib.blake2b
     keys = []
-    for number, pair in enumerate(preferences):
-        begin, *ends = parts[3 * number : 3 * number + 4]
-        if number in odd_pairs:
-            alone = [normal_form(field).replace(_BETWEEN, _NUL) for field in fields[begin : ends[-1]]]
-            content = np.frombuffer(_BETWEEN.join([*alone, ""]).encode("utf-8", "surrogatepass"), np.uint8)
-            keys.append(_keys(pair, _Joined.of(content), 0, *(end - begin for end in ends)))
-        else:
-            keys.append(_keys(pair, together, begin, *ends))
+    for exact, (prompt, one, other), opening, tool_list in zip(exact_parts, normal_parts, openings, tools, strict=True):
+        ending = tool_list.encode()
+        start = blake2b(prompt, digest_size=16)
+        start.update(ending)
+        digest = start.copy()
+        digest.update(one)
+        start.update(other)
+        identity = blake2b(b"".join((*exact, ending)), digest_size=16)
+        key = blake2b(opening, digest_size=16)
+        keys.append(PairKeys(identity.hexdigest(), key.hexdigest(), digest.hexdigest(), start.hexdigest()))
     return keys
 
 
-def _fields(message: Message) -> tuple[str, ...]:
-    """What of a message counts; one with more than a role and a content is marked, so that it equals no two others."""
-    extras = (message.name, message.reasoning_content, message.tool_calls, message.tool_call_id)
-    if any(extras):
-        return (f"{message.role}+", message.content or "", *(text or "" for text in extras))
-    return message.role, message.content or ""
+def _parts(side: Conversations, texts: Texts, entries: "Entries") -> list[bytes]:
+    """Each conversation as bytes: its number of messages, their roles, the lengths of their texts, and the texts."""
+    content, offsets = texts
+    roles = bytes(map(_ROLES.__getitem__, side.roles))
+    lengths = _lengths(texts)
+    counts = np.diff(side.ends).astype("<u4").tobytes()
+    ends, places = side.ends, offsets[side.ends].tolist()
+    parts = [
+        counts[4 * number : 4 * number + 4] + roles[first:last] + lengths[4 * first : 4 * last] + content[begin:end]
+        for number, (first, last, begin, end) in enumerate(
+            zip(ends[:-1], ends[1:], places[:-1], places[1:], strict=True)
+        )
+    ]
+    for number in side.with_extras():
+        parts[number] = _with_extras(side.messages(number), entries)
+    return parts
 
 
-class _Joined(NamedTuple):
-    """Texts as UTF-8, one after the other: text i is content[places[i] : places[i + 1] - 1]."""
-
-    content: memoryview
-    places: list[int]
-
-    @classmethod
-    def of(cls, content: NDArray[np.uint8]) -> "_Joined":
-        """Texts as UTF-8, each followed by a null character."""
-        return cls(memoryview(content.tobytes()), [0, *(np.flatnonzero(content == 0) + 1).tolist()])
+def _with_extras(messages: Sequence[Message], entries: "Entries") -> bytes:
+    """The same for a conversation in which some message has more than a role and a content."""
+    codes, found = zip(*(entry for message in messages for entry in entries(message)), strict=True)
+    texts = Texts.of(found)
+    return len(codes).to_bytes(4, "little") + bytes(codes) + _lengths(texts) + texts.content
 
 
-def _keys(pair: Preference, joined: _Joined, begin: int, chosen: int, rejected: int, end: int) -> EqualityKeys:
-    """The keys of a pair whose prompt, chosen and rejected fields begin at these numbers of the joined ones."""
-    content, places = joined
-    start = hashlib.blake2b(content[places[begin] : places[chosen]], digest_size=16)
-    start.update(pair.tools.encode())
-    sides = []
-    for first, last in ((chosen, rejected), (rejected, end)):
-        digest = start.copy()
-        digest.update(content[places[first] : places[last]])
-        sides.append(digest.hexdigest())
-    system = memoryview(b"")
-    if pair.prompt[0].role == "system":  # which can stand there alone, and a user's turn follows
-        system = content[places[begin + 1] : places[begin + 2] - 1]
-        begin += len(_fields(pair.prompt[0]))
-    user = content[places[begin + 1] : places[begin + 2] - 1]
-    return EqualityKeys(short_hash(system, user), *sides)
+Entries = Callable[[Message], Iterator[tuple[int, str]]]
+"""What counts of a message: texts, each with a number for what it is."""
 
 
-# --- the normal form -----------------------------------------------------------------------------------------
+def _exact(message: Message) -> Iterator[tuple[int, str]]:
+    extras = [(code, text) for name, code in _EXTRAS.items() if (text := getattr(message, name)) is not None]
+    yield _ROLES[message.role] + _MORE * bool(extras), message.content or ""
+    yield from extras
+    if message.content is None:
+        yield _NO_CONTENT, ""
 
 
-def normal_form(text: str) -> str:
-    """A text in its normal form.
-
-    Indentation stays: two programs that differ in it are two programs.
-    """
-    lines = unicodedata.normalize("NFC", text).strip().splitlines()
-    return "\n".join(_INDENTATION.match(line)[0] + " ".join(line.split()) for line in lines)  # type: ignore[index]
+def _normal(message: Message) -> Iterator[tuple[int, str]]:
+    extras = [(code, normal_form(text)) for name, code in _EXTRAS.items() if (text := getattr(message, name))]
+    yield _ROLES[message.role] + _MORE * bool(extras), normal_form(message.content or "")
+    yield from extras
 
 
-def _in_normal_form(texts: list[str]) -> tuple[_Joined, list[int]]:
-    """The texts joined in their normal form, and the numbers of those for which that is wrong.
-
-    Those have indented lines, white space other than spaces and line feeds, or are not in Unicode NFC.
-    """
-    stripped = [text.strip() for text in texts]
-    joined = _BETWEEN.join([*stripped, ""])
-    if joined.count(_BETWEEN) > len(texts):
-        joined = _BETWEEN.join([*(text.replace(_BETWEEN, _NUL) for text in stripped), ""])
-    content = np.frombuffer(joined.encode("utf-8", "surrogatepass"), np.uint8)
-    is_space, is_line_feed = content == ord(" "), content == ord("\n")
-    is_kept = np.ones(len(content), np.bool_)
-    is_kept[:-1] = ~(is_space[:-1] & (is_space[1:] | is_line_feed[1:]))
-    places = [_other_space(content), np.flatnonzero(is_line_feed[:-1] & is_space[1:])]
-    ends = np.flatnonzero(content == 0)
-    odd = np.searchsorted(ends, np.concatenate(places)).tolist()
-    if not unicodedata.is_normalized("NFC", joined):
-        odd += [n for n, text in enumerate(texts) if not (text.isascii() or unicodedata.is_normalized("NFC", text))]
-    return _Joined.of(content[is_kept]), odd
+def _lengths(texts: Texts) -> bytes:
+    return np.diff(texts.offsets).astype("<u4").tobytes()
 
 
-def _other_space(content: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Where UTF-8 may hold white space other than spaces and line feeds: all such places, and hardly any others."""
-    places = np.flatnonzero(_FIRST_BYTES[content])
-    longer = np.append(content, [0, 0])
-    lead = content[places]
-    second, third = _SECOND_BYTES[longer[places + 1]], _THIRD_BYTES[longer[places + 2]]
-    # one byte below 0x80, two from 0xC2 on, three from 0xE0 on
-    return np.asarray(places[(lead < 0x80) | (second & ((lead < 0xE0) | third))])
+def _openings(prompts: Conversations, texts: Texts) -> Iterator[bytes]:
+    """The system message, or nothing, and the user's turn that follows, each after its length."""
+    content, places = texts.content, texts.offsets.tolist()
+    roles, nothing = prompts.roles, (0).to_bytes(8, "little")
+    for first in prompts.ends[:-1]:
+        system = nothing
+        if roles[first] == "system":  # a user's turn follows
+            system = _measured(content[places[first] : places[first + 1]])
+            first += 1
+        yield system + _measured(content[places[first] : places[first + 1]])
+
+
+def _measured(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text

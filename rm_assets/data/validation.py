@@ -27,85 +27,19 @@ from rm_assets.data.identities import stage_identity
 from rm_assets.data.message_columns import num_equal_conversations
 from rm_assets.data.pair_rows import PairRows
 from rm_assets.data.parquet import read_batches
-from rm_assets.data.preferences import Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.plain_lines import plain_pair
+from rm_assets.data.preferences import ParsingRules, PreferenceError, Stated
 from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.soundness import require_sound
 from rm_assets.data.storage import place
 from rm_assets.data.two_line_format import NumberedLine, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
-VERSION = 3
+VERSION = 4
 _COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_lines", "num_held_back")
-_FOLLOWERS = {
-    "": {"system", "user"},
-    "system": {"user"},
-    "user": {"assistant"},
-    "assistant": {"user", "tool"},
-    "tool": {"tool", "assistant"},
-}
-"""Which role may follow which; the empty one is the start."""
-
-
-# --- one preference ------------------------------------------------------------------------------------------
-
-
-def require_sound(preference: Preference) -> None:
-    """Raise PreferenceError unless the conversation is in order and states a preference between two replies."""
-    _require_order(preference)
-    if number := _first_blank(preference.prompt):
-        raise PreferenceError(Reason.EMPTY_MESSAGE, f"message {number} of the prompt is empty")
-    for name, reply in (("chosen", preference.chosen), ("rejected", preference.rejected)):
-        if _first_blank(reply):
-            raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply is empty")
-    if preference.chosen == preference.rejected:
-        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are equal")
-    if not abs(preference.margin) <= float(np.finfo(np.float32).max):
-        raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is no finite float32")
-
-
-def _first_blank(messages: tuple[Message, ...]) -> int:
-    """The number of the first message without a text or a tool call; 0 if there is none."""
-    for number, message in enumerate(messages, start=1):
-        content = message.content
-        if (not content or content.isspace()) and not message.tool_calls:
-            return number
-    return 0
-
-
-def _require_order(preference: Preference) -> None:
-    if not preference.prompt:
-        raise PreferenceError(Reason.EMPTY_MESSAGE, "the prompt has no message")
-    opening = _signature(preference.prompt)
-    for name, reply in (("chosen", preference.chosen), ("rejected", preference.rejected)):
-        if not reply:
-            raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply has no message")
-        if problem := _out_of_order(opening + _signature(reply)):
-            number, before, role = problem
-            detail = f"message {number}, {name} side: {role!r} after {before or 'the start'!r}"
-            raise PreferenceError(Reason.ROLES_OUT_OF_ORDER, detail)
-        if reply[0].role != "assistant" or reply[-1].role != "assistant":
-            raise PreferenceError(Reason.ROLES_OUT_OF_ORDER, f"the {name} reply is not the assistant's")
-
-
-Signature = tuple[tuple[str, bool], ...]
-"""Each message's role, and whether it calls tools."""
-
-
-def _signature(messages: tuple[Message, ...]) -> Signature:
-    return tuple([(message.role, message.tool_calls is not None) for message in messages])
-
-
-@functools.lru_cache(maxsize=4096)
-def _out_of_order(signature: Signature) -> tuple[int, str, str] | None:
-    """The first message whose role cannot follow: its number, the role before it and its own. Few shapes occur."""
-    before, calls = "", False
-    for number, (role, calls_tools) in enumerate(signature, start=1):
-        if role not in _FOLLOWERS[before] or (role == "tool" and not (calls or before == "tool")):
-            return number, before, role
-        before, calls = role, calls_tools
-    return None
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -127,10 +61,16 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
     formats: Counter[str] = Counter()
     reasons: Counter[Reason] = Counter()
+    takes_short_way = not (task.held_back or task.rules.columns or task.rules.two_line_files)
     for statements, num_lines in _statements(task):
         rows, rejects = PairRows(), []
         counts.update(num_in=num_lines, num_held_back=num_lines * bool(task.held_back))
         for lines, stated_by_lines in statements:
+            line, text = lines[0]
+            if takes_short_way and isinstance(text, bytes) and (pair := plain_pair(text)):
+                rows.add_plain(line, pair)
+                counts["num_stated"] += 1
+                continue
             try:
                 stated = stated_by_lines()
                 for preference in stated.preferences:

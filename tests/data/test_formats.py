@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import keys_of, pair_id
 
 from rm_assets.data.formats import (
     FORMATS,
@@ -20,12 +21,11 @@ from rm_assets.data.formats import (
     parse_transcript,
 )
 from rm_assets.data.messages import ContentPart, MessageRecord
-from rm_assets.data.pair_keys import equality_keys, pair_id
 from rm_assets.data.ranking_formats import ResponseRecord
 from rm_assets.data.records import Reason
+from rm_assets.data.soundness import require_sound
 from rm_assets.data.spellings import KNOWN
 from rm_assets.data.two_line_format import stated_by_two_lines
-from rm_assets.data.validation import require_sound
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
 # In a transcript a message can hold no marker after an empty line, and no second space at its start is lost.
@@ -143,8 +143,7 @@ def test_a_pair_comes_back_with_the_same_id_from_every_format(
     require_sound(read)
     assert read.format == format_name
     assert (read.prompt, read.chosen, read.rejected) == (preference.prompt, preference.chosen, preference.rejected)
-    assert pair_id(read) == pair_id(preference)
-    assert equality_keys([read]) == equality_keys([preference])
+    assert keys_of(read) == keys_of(preference)
 
 
 @given(

@@ -1,0 +1,86 @@
+"""One side of many pairs, message by message: the prompts, or the chosen or the rejected replies of a batch."""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from rm_assets.data import records
+from rm_assets.data.preferences import Message
+from rm_assets.data.texts import Texts
+
+_LISTS = records.VALIDATED.field("prompt").type
+
+
+class Conversations:
+    """Conversation i has the messages from `ends[i]` to `ends[i + 1]`; most have a role and a content alone."""
+
+    def __init__(self) -> None:
+        self.roles: list[str] = []
+        self.contents: list[str | None] = []
+        self.ends = [0]
+        self._extras: dict[int, Message] = {}  # the messages that have more, by number
+        self._odd: list[int] = []  # the conversations with such messages
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """Add a conversation."""
+        extras = {number: m for number, m in enumerate(messages, len(self.roles)) if _has_extras(m)}
+        if extras:
+            self._extras |= extras
+            self._odd.append(len(self))
+        self.roles += [message.role for message in messages]
+        self.contents += [message.content for message in messages]
+        self.ends.append(len(self.roles))
+
+    def add_plain(self, roles: Iterable[str], contents: Iterable[str]) -> None:
+        """Add a conversation of messages with a role and a content alone."""
+        self.roles += roles
+        self.contents += contents
+        self.ends.append(len(self.roles))
+
+    def with_extras(self) -> list[int]:
+        """The conversations with a message that has more than a role and a content."""
+        return self._odd
+
+    def messages(self, number: int) -> list[Message]:
+        """The messages of a conversation."""
+        places = range(self.ends[number], self.ends[number + 1])
+        return [
+            self._extras.get(place) or Message(role=self.roles[place], content=self.contents[place]) for place in places
+        ]
+
+    @functools.cached_property
+    def texts(self) -> Texts:
+        """The contents, once all conversations are there."""
+        return Texts.of(self.contents)
+
+    def array(self) -> pa.ListArray:
+        """As a column of lists of messages."""
+        num_messages = len(self.roles)
+        is_valid = np.array([c is not None for c in self.contents], np.bool_) if None in self.contents else None
+        columns = {"role": pa.array(self.roles, pa.string()), "content": self.texts.array(is_valid)}
+        for name in records.MESSAGE.names[2:]:
+            columns[name] = self._extra_column(name, num_messages)
+        values = pa.StructArray.from_arrays(list(columns.values()), fields=list(records.MESSAGE))
+        return pa.ListArray.from_arrays(pa.array(self.ends, pa.int32()), values, type=_LISTS)
+
+    def _extra_column(self, name: str, num_messages: int) -> pa.Array:
+        if not self._extras:
+            return pa.nulls(num_messages, pa.string())
+        values = [None] * num_messages
+        for place, message in self._extras.items():
+            values[place] = getattr(message, name)
+        return pa.array(values, pa.string())
+
+
+def _has_extras(message: Message) -> bool:
+    return not (
+        message.name is None
+        and message.reasoning_content is None
+        and message.tool_calls is None
+        and message.tool_call_id is None
+    )

@@ -1,0 +1,41 @@
+"""Many texts as one run of UTF-8 bytes: what Arrow, hashes and numpy can work on without a Python object per text."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class Texts(NamedTuple):
+    """Text i is content[offsets[i] : offsets[i + 1]], in UTF-8; offsets are int64 [texts + 1]."""
+
+    content: bytes
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Iterable[str | None]) -> "Texts":
+        """Texts one after the other; None counts as an empty one."""
+        return cls.joined([text.encode("utf-8", "surrogatepass") if text else b"" for text in texts])
+
+    @classmethod
+    def joined(cls, encoded: list[bytes]) -> "Texts":
+        """The same of texts that are UTF-8 already."""
+        return cls(b"".join(encoded), ends_of(map(len, encoded)))
+
+    def array(self, is_valid: NDArray[np.bool_] | None = None) -> pa.StringArray:
+        """As an Arrow column, the bytes uncopied; null where `is_valid` is False."""
+        validity = None if is_valid is None else pa.array(is_valid).buffers()[1]
+        offsets = self.offsets.astype(np.int32)
+        return pa.StringArray.from_buffers(
+            len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(self.content), validity
+        )
+
+
+def ends_of(lengths: Iterable[int]) -> NDArray[np.int64]:
+    """Where runs of these lengths begin and end: [2, 1] gives [0, 2, 3]."""
+    found = np.fromiter(lengths, np.int64)
+    ends = np.zeros(len(found) + 1, np.int64)
+    np.cumsum(found, out=ends[1:])
+    return ends
