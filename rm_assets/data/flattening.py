@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +21,7 @@ from rm_assets.data.encoders import sample_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.message_columns import plain_conversations
+from rm_assets.data.message_columns import MessageColumn
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.parquet import read_batches
 from rm_assets.data.preferences import PreferenceError
@@ -30,11 +31,12 @@ from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, 
 from rm_assets.data.rendering import (
     SIDES,
     Flattened,
-    PlainPair,
+    RenderedPairs,
     flatten_pair,
     flatten_plain,
     pair_messages,
     require_no_control_tokens,
+    rows_with_control_tokens,
     verify_plain,
 )
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
@@ -81,55 +83,45 @@ def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWrit
     counts: Counter[str] = Counter(num_in=0, num_rewritten=0, num_one_by_one=0)
     reasons: Counter[Reason] = Counter()
     for rows in read_batches(task.path, records.VALIDATED):
-        flattened, rejects, num_one_by_one = _flattened_rows(task, renderer, rows)
-        kept = [flat for flat in flattened if flat is not None]
-        writer.write(DATA, _table(rows, flattened, kept))
+        pairs, rejects, num_one_by_one = _rendered(task, renderer, rows)
+        writer.write(DATA, _table(rows, pairs))
         writer.write(REJECTS, reject_table(rejects))
         counts.update(num_in=rows.num_rows, num_one_by_one=num_one_by_one)
-        counts.update(num_rewritten=sum(flat.is_rewritten for flat in kept))
+        counts.update(num_rewritten=int(pairs.is_rewritten.sum()))
         reasons.update(reject["reason"] for reject in rejects)
     return {**counts, "reasons": reason_counts(reasons)}
 
 
-def _flattened_rows(
+def _rendered(
     task: FlatteningTask, renderer: TemplateRenderer, rows: pa.Table
-) -> tuple[list[Flattened | None], list[dict[str, Any]], int]:
-    """Each row as text, or None where it is among the rejects; and how many were not rendered by the fast path."""
-    flattened: list[Flattened | None] = [None] * rows.num_rows
-    plain = _plain_pairs(rows)
+) -> tuple[RenderedPairs, list[dict[str, Any]], int]:
+    """The rows as text, those that are rejects, and how many were not rendered by the fast path."""
+    sides = [MessageColumn(rows[side]) for side in ("prompt", *SIDES)]
+    is_plain = np.logical_and.reduce([side.is_plain() for side in sides])
+    is_plain &= pc.binary_length(rows["tools"]).to_numpy() == 0
     if not task.allow_control_tokens:
-        search = renderer.chat.control_pattern.search
-        plain = {row: pair for row, pair in plain.items() if not search("\n".join(_contents(pair)))}
-    pairs = list(plain.values())
-    for row, flat in zip(plain, flatten_plain(renderer, pairs), strict=True):
-        flattened[row] = flat
-    places = list(plain)
-    sample = {places[number]: pairs[number] for number in sample_rows(len(pairs), NUM_VERIFIED)}
-    if verify_plain(renderer, list(sample.values()), [flattened[row] for row in sample]):
-        raise _RenderedOtherwiseError
-    others = [row for row, flat in enumerate(flattened) if flat is None]
-    rejects = []
-    for row, values in zip(others, rows.take(pa.array(others, pa.int64())).to_pylist(), strict=True):
+        is_plain[rows_with_control_tokens(renderer.chat, sides)] = False
+    pairs = RenderedPairs.joined([RenderedPairs.of({}), *flatten_plain(renderer, sides, np.flatnonzero(is_plain))])
+    _verify(renderer, rows, pairs)
+    others = np.setdiff1d(np.arange(rows.num_rows), pairs.rows)
+    if not len(others):
+        return pairs, [], 0
+    rejects, found = [], dict[int, Flattened]()
+    for row, values in zip(others.tolist(), rows.take(pa.array(others)).to_pylist(), strict=True):
         try:
-            flattened[row] = _flattened_row(task, renderer.chat, values)
+            found[row] = _flattened_row(task, renderer.chat, values)
         except PreferenceError as error:
             rejects.append(pair_reject(values, Stage.FLATTENED, error.reason, error.detail))
-    return flattened, rejects, len(others)
+    return RenderedPairs.joined([pairs, RenderedPairs.of(found)]), rejects, len(others)
 
 
-def _plain_pairs(rows: pa.Table) -> dict[int, PlainPair]:
-    """The pairs that have roles and contents alone, by row."""
-    columns = [plain_conversations(rows[side]) for side in ("prompt", "chosen", "rejected")]
-    return {
-        row: (prompt, chosen, rejected)
-        for row, (prompt, chosen, rejected, tools) in enumerate(zip(*columns, rows["tools"].to_pylist(), strict=True))
-        if prompt and chosen and rejected and not tools
-    }
-
-
-def _contents(pair: PlainPair) -> list[str]:
-    (_, prompt), (_, chosen), (_, rejected) = pair
-    return [*prompt, *chosen, *rejected]
+def _verify(renderer: TemplateRenderer, rows: pa.Table, pairs: RenderedPairs) -> None:
+    """Raise _RenderedOtherwiseError where transformers renders a sample otherwise."""
+    sample = pairs.take(np.array(sample_rows(len(pairs.rows), NUM_VERIFIED), np.int64))
+    texts = zip(sample.prompt.to_pylist(), sample.chosen.to_pylist(), sample.rejected.to_pylist(), strict=True)
+    messages = rows.select(["prompt", *SIDES]).take(pa.array(sample.rows)).to_pylist()
+    if verify_plain(renderer, messages, list(texts)):
+        raise _RenderedOtherwiseError
 
 
 def _flattened_row(task: FlatteningTask, chat: ChatTokenizer, row: dict[str, Any]) -> Flattened:
@@ -139,14 +131,12 @@ def _flattened_row(task: FlatteningTask, chat: ChatTokenizer, row: dict[str, Any
     return flatten_pair(chat, sides, row["tools"])
 
 
-def _table(rows: pa.Table, flattened: list[Flattened | None], kept: list[Flattened]) -> pa.Table:
-    if len(kept) < rows.num_rows:
-        rows = rows.filter(pa.array([flat is not None for flat in flattened], pa.bool_()))
-    prompts, chosen, rejected, counts, _ = zip(*kept, strict=True) if kept else ((),) * 5
+def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
+    if len(pairs.rows) < rows.num_rows:
+        rows = rows.take(pa.array(pairs.rows))
     columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
-    columns |= {"prompt": prompts, "chosen": chosen, "rejected": rejected}
-    columns |= {f"{side}_control_tokens": [pair[number] for pair in counts] for number, side in enumerate(SIDES)}
-    return records.table(columns, records.FLATTENED)
+    made = ("prompt", *SIDES, *(f"{side}_control_tokens" for side in SIDES))
+    return records.table(columns | {name: getattr(pairs, name) for name in made}, records.FLATTENED)
 
 
 def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> Stats:

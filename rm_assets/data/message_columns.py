@@ -1,7 +1,7 @@
-"""Conversations as Arrow columns, and back, without an Arrow call per row."""
+"""Columns of conversations, read without an Arrow call per row."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,48 +10,61 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rm_assets.data import records
-from rm_assets.data.preferences import Message
 
-_MESSAGES = records.VALIDATED.field("prompt").type
 _EXTRAS = [field.name for field in records.MESSAGE if field.name not in ("role", "content")]
 
-PlainConversation = tuple[tuple[str, ...], tuple[str, ...]]
-"""The roles and the contents of messages that have nothing else."""
+ROLES = ("system", "user", "assistant", "tool")
 
 
-def message_lists(conversations: Sequence[Sequence[Message]]) -> pa.ListArray:
-    """Conversations as a column of lists of messages."""
-    messages = [message for conversation in conversations for message in conversation]
-    offsets = np.zeros(len(conversations) + 1, np.int32)
-    np.cumsum([len(conversation) for conversation in conversations], out=offsets[1:])
-    columns = {
-        "role": [message.role for message in messages],
-        "content": [message.content for message in messages],
-        "name": [message.name for message in messages],
-        "reasoning_content": [message.reasoning_content for message in messages],
-        "tool_calls": [message.tool_calls for message in messages],
-        "tool_call_id": [message.tool_call_id for message in messages],
-    }
-    arrays = [pa.array(columns[field.name], field.type) for field in records.MESSAGE]
-    values = pa.StructArray.from_arrays(arrays, fields=list(records.MESSAGE))
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=_MESSAGES)
+class MessageColumn:
+    """A column of conversations, for work on all messages at once: `contents` has one text per message."""
 
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        lists = single_chunk(column)
+        messages = lists.values
+        self.offsets: NDArray[np.int64] = lists.offsets.to_numpy().astype(np.int64)
+        self.contents: pa.StringArray = messages.field("content")
+        roles = pc.index_in(messages.field("role"), pa.array(ROLES))
+        self._roles = pc.fill_null(roles, len(ROLES)).to_numpy().astype(np.uint8).tobytes()
+        extras = [messages.field(name) for name in _EXTRAS]
+        others = [pc.is_valid(extra) for extra in extras if extra.null_count < len(messages)]
+        others += [pc.is_null(found) for found in (self.contents, roles) if found.null_count]
+        self._others = [np.flatnonzero(other.to_numpy(zero_copy_only=False)) for other in others]
 
-def plain_conversations(column: pa.ChunkedArray) -> list[PlainConversation | None]:
-    """Each row's roles and contents; None where a message has anything else, or no content."""
-    lists = single_chunk(column)
-    messages, offsets = lists.values, lists.offsets.to_pylist()
-    roles, contents = (messages.field(name).to_pylist() for name in ("role", "content"))
-    rows: list[PlainConversation | None] = [
-        (tuple(roles[start:end]), tuple(contents[start:end])) for start, end in itertools.pairwise(offsets)
-    ]
-    others = [pc.is_valid(messages.field(name)) for name in _EXTRAS if messages.field(name).null_count < len(messages)]
-    if messages.field("content").null_count:
-        others.append(pc.is_null(messages.field("content")))
-    for other in others:
-        for message in np.flatnonzero(other.to_numpy(zero_copy_only=False)):
-            rows[int(np.searchsorted(offsets, message, side="right")) - 1] = None
-    return rows
+    def rows_of(self, messages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows that these messages stand in."""
+        return np.asarray(np.searchsorted(self.offsets, messages, side="right") - 1)
+
+    def messages_with(self, some_bytes: Iterable[int]) -> NDArray[np.int64]:
+        """The messages whose content has any of these bytes."""
+        _, offsets, data = self.contents.buffers()
+        if data is None:
+            return np.empty(0, np.int64)
+        content = np.frombuffer(data, np.uint8)
+        is_sought = np.zeros(len(content), np.bool_)
+        for byte in some_bytes:
+            is_sought |= content == byte
+        ends = np.frombuffer(offsets, np.int32)[self.contents.offset : self.contents.offset + len(self.contents) + 1]
+        messages = np.unique(np.searchsorted(ends, np.flatnonzero(is_sought), side="right") - 1)
+        return messages[(messages >= 0) & (messages < len(self.contents))]
+
+    def is_plain(self) -> NDArray[np.bool_]:
+        """Whether a row has messages, and all of them a role and a content alone."""
+        is_plain = np.diff(self.offsets) > 0
+        for messages in self._others:
+            is_plain[self.rows_of(messages)] = False
+        return np.asarray(is_plain)
+
+    def shapes(self) -> list[bytes]:
+        """The roles of each row, a byte per message: its place in `ROLES`."""
+        roles = self._roles
+        return [roles[first:last] for first, last in itertools.pairwise(self.offsets.tolist())]
+
+    def arrays(self, rows: NDArray[np.int64]) -> list[pa.StringArray]:
+        """The contents of rows of one shape: the first message of each, then the second, and so on."""
+        starts = self.offsets[rows]
+        length = int(self.offsets[rows[0] + 1] - starts[0])
+        return [self.contents.take(pa.array(starts + number)) for number in range(length)]
 
 
 def num_equal_conversations(one: pa.ChunkedArray, other: pa.ChunkedArray) -> int:

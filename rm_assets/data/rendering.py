@@ -4,15 +4,24 @@ Most pairs are of messages with a role and a content alone: those are rendered m
 fast path of `rm_assets.data.templates`. All others, and all that the fast path gives back, are rendered one by one.
 """
 
+import functools
+import itertools
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from rm_assets.data.chat import ChatTokenizer, MessageDict, TemplateError, lost_parts, message_dict, render
-from rm_assets.data.message_columns import PlainConversation
+from rm_assets.data.message_columns import ROLES, MessageColumn
 from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.records import Reason
-from rm_assets.data.templates import Rendered, TemplateRenderer
+from rm_assets.data.template_columns import Columns
+from rm_assets.data.template_symbols import Applied, Content
+from rm_assets.data.templates import Pieces, Rendered, TemplateRenderer
 
 SIDES = ("chosen", "rejected")
 
@@ -55,15 +64,16 @@ def flatten_pair(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools
     contents = [[m.get("content") or "" for m in prompt + sides[side]] for side in SIDES]
     counts = tuple(_num_written(chat, text, parts) for text, parts in zip((one, other), contents, strict=True))
     rewritten = any(part not in text for parts, text in zip(contents, (one, other), strict=True) for part in parts)
-    return _flattened(opening, one, other, counts, rewritten)  # type: ignore[arg-type]
+    return Flattened(*_cut(opening, one, other), counts, rewritten)  # type: ignore[arg-type]
 
 
-def _flattened(opening: str, one: str, other: str, counts: tuple[int, int], is_rewritten: bool) -> Flattened:
+def _cut(opening: str, one: str, other: str) -> tuple[str, str, str]:
+    """The prompt and two continuations of it: cut at the end of the opening, or earlier, where the texts part."""
     if one.startswith(opening) and other.startswith(opening):
         shared = len(opening)
     else:
         shared = len(os.path.commonprefix([opening, one, other]))  # noqa: RUF071 - characters are what is meant
-    return Flattened(one[:shared], one[shared:], other[shared:], counts, is_rewritten)
+    return one[:shared], one[shared:], other[shared:]
 
 
 def _num_written(chat: ChatTokenizer, text: str, contents: Sequence[str]) -> int:
@@ -89,6 +99,18 @@ def require_no_control_tokens(chat: ChatTokenizer, sides: dict[str, list[Message
         raise PreferenceError(Reason.CONTROL_TOKEN, f"{found[0]!r} in the tools")
 
 
+def rows_with_control_tokens(chat: ChatTokenizer, sides: Sequence[MessageColumn]) -> list[int]:
+    """The rows of which some content contains a control token; it looks where the first byte of one stands."""
+    first_bytes = {token.encode()[0] for token in chat.control_tokens}
+    found: set[int] = set()
+    for side in sides:
+        messages = side.messages_with(first_bytes)
+        texts = side.contents.take(pa.array(messages)).to_pylist()
+        forged = [text is not None and chat.control_pattern.search(text) is not None for text in texts]
+        found.update(side.rows_of(messages[np.array(forged, np.bool_)]).tolist())
+    return sorted(found)
+
+
 def _strings(value: Any) -> list[str]:
     """All strings inside a JSON value, keys included."""
     if isinstance(value, str):
@@ -102,77 +124,136 @@ def _strings(value: Any) -> list[str]:
 
 # --- many pairs ----------------------------------------------------------------------------------------------
 
-PlainPair = tuple[PlainConversation, PlainConversation, PlainConversation]
-"""A prompt and its two replies."""
+
+class RenderedPairs(NamedTuple):
+    """Pairs as text, column by column: the fields of `Flattened`, after the rows that they are of."""
+
+    rows: NDArray[np.int64]
+    prompt: pa.StringArray
+    chosen: pa.StringArray
+    rejected: pa.StringArray
+    chosen_control_tokens: NDArray[np.int32]
+    rejected_control_tokens: NDArray[np.int32]
+    is_rewritten: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, found: Mapping[int, Flattened]) -> "RenderedPairs":
+        """Pairs that were rendered one by one, by row."""
+        pairs = list(found.values())
+        prompt, chosen, rejected = (pa.array([pair[side] for pair in pairs], pa.string()) for side in range(3))
+        one, other = (np.array([pair.control_tokens[side] for pair in pairs], np.int32) for side in range(2))
+        is_rewritten = np.array([pair.is_rewritten for pair in pairs], np.bool_)
+        return cls(np.array(list(found), np.int64), prompt, chosen, rejected, one, other, is_rewritten)
+
+    @classmethod
+    def joined(cls, parts: Sequence["RenderedPairs"]) -> "RenderedPairs":
+        """All of these, in the order of their rows."""
+        joined = [
+            np.concatenate(columns) if isinstance(columns[0], np.ndarray) else pa.concat_arrays(columns)
+            for columns in zip(*parts, strict=True)
+        ]
+        return cls(*joined).take(np.argsort(joined[0]))
+
+    def take(self, numbers: NDArray[Any]) -> "RenderedPairs":
+        """The pairs of these numbers, or those that a mask keeps."""
+        places = pa.array(np.flatnonzero(numbers) if numbers.dtype == np.bool_ else numbers)
+        return RenderedPairs(*(c[places] if isinstance(c, np.ndarray) else c.take(places) for c in self))
 
 
-def flatten_plain(renderer: TemplateRenderer, pairs: Sequence[PlainPair]) -> list[Flattened | None]:
-    """Render pairs by the fast path; None for those to be rendered, or refused, one by one."""
-    openings = _Renderings(renderer, [prompt for prompt, _, _ in pairs], add_generation_prompt=True)
-    ones, others = (
-        _Renderings(renderer, [_joined(pair[0], pair[side]) for pair in pairs], add_generation_prompt=False)
-        for side in (1, 2)
-    )
+def flatten_plain(
+    renderer: TemplateRenderer, sides: Sequence[MessageColumn], rows: NDArray[np.int64]
+) -> list[RenderedPairs]:
+    """Render rows by the fast path; those that are in no result are to be rendered, or refused, one by one.
+
+    `sides` are the columns of the prompt and both replies; in these rows all messages are plain.
+    """
+    rows_by_shape: dict[tuple[bytes, ...], list[int]] = {}
+    shapes = list(zip(*(side.shapes() for side in sides), strict=True))
+    for row in rows.tolist():
+        rows_by_shape.setdefault(shapes[row], []).append(row)
     return [
-        None
-        if opening is None or one is None or other is None or one == other
-        else _flattened(opening, one, other, counts, one_rewritten or other_rewritten)
-        for opening, one, other, counts, one_rewritten, other_rewritten in zip(
-            openings.texts,
-            ones.texts,
-            others.texts,
-            zip(ones.counts, others.counts, strict=True),
-            ones.rewritten,
-            others.rewritten,
-            strict=True,
-        )
+        pairs
+        for shape, found in rows_by_shape.items()
+        for pairs in _pairs_of_shape(renderer, sides, shape, np.array(found, np.int64))
     ]
 
 
-def _joined(prompt: PlainConversation, reply: PlainConversation) -> PlainConversation:
-    return prompt[0] + reply[0], prompt[1] + reply[1]
+def _pairs_of_shape(
+    renderer: TemplateRenderer, sides: Sequence[MessageColumn], shape: tuple[bytes, ...], rows: NDArray[np.int64]
+) -> Iterator[RenderedPairs]:
+    prompt_roles, *reply_roles = (tuple(ROLES[number] for number in roles) for roles in shape)
+    prompt = Columns(sides[0].arrays(rows))
+    wholes = [Columns(side.arrays(rows), prompt) for side in sides[1:]]
+    roles = [prompt_roles + reply for reply in reply_roles]
+    if any(renderer.lost_parts(own, whole.row(0)) for own, whole in zip(roles, wholes, strict=True)):
+        return
+    ways = [renderer.ways(prompt_roles, prompt, add_generation_prompt=True)]
+    ways += [renderer.ways(own, whole) for own, whole in zip(roles, wholes, strict=True)]
+    for (opening, rows_0), (one, rows_1), (other, rows_2) in itertools.product(*ways):
+        places = functools.reduce(np.intersect1d, (rows_0, rows_1, rows_2))
+        if len(places) == len(rows):
+            pairs = _pairs_of_way(opening, (one, other), prompt, wholes)
+        elif len(places):
+            pairs = _pairs_of_way(opening, (one, other), prompt.take(places), [w.take(places) for w in wholes])
+        else:
+            continue
+        differ = pc.not_equal(pairs.chosen, pairs.rejected).to_numpy(zero_copy_only=False)
+        pairs = pairs._replace(rows=rows[places])
+        yield pairs if differ.all() else pairs.take(differ)  # equal sides are refused one by one
 
 
-class _Renderings:
-    """Conversations as text, with the control tokens of each and whether it was rewritten; None as `render_many`."""
-
-    def __init__(
-        self, renderer: TemplateRenderer, conversations: list[PlainConversation], *, add_generation_prompt: bool
-    ) -> None:
-        self.texts: list[str | None] = [None] * len(conversations)
-        self.counts = [0] * len(conversations)
-        self.rewritten = [False] * len(conversations)
-        rows_by_roles: dict[tuple[str, ...], list[int]] = {}
-        for row, (roles, _) in enumerate(conversations):
-            rows_by_roles.setdefault(roles, []).append(row)
-        for roles, rows in rows_by_roles.items():
-            contents = [conversations[row][1] for row in rows]
-            if not add_generation_prompt and renderer.lost_parts(roles, contents[0]):
-                continue
-            texts = renderer.render_many(roles, contents, add_generation_prompt)
-            for row, text in zip(rows, texts, strict=True):
-                self.texts[row] = text
-            if not add_generation_prompt:
-                self._look_at(renderer, roles, rows, contents)
-
-    def _look_at(
-        self, renderer: TemplateRenderer, roles: tuple[str, ...], rows: list[int], contents: list[tuple[str, ...]]
-    ) -> None:
-        num_control = renderer.num_control(roles)
-        treated = renderer.treated(roles)
-        for row, parts in zip(rows, contents, strict=True):
-            text = self.texts[row]
-            if text is not None:
-                self.counts[row] = num_control if num_control is not None else _num_written(renderer.chat, text, parts)
-                for number in treated:
-                    self.rewritten[row] |= parts[number] not in text
+def _pairs_of_way(
+    opening: Pieces, wholes: tuple[Pieces, Pieces], prompt: Columns, columns: Sequence[Columns]
+) -> RenderedPairs:
+    """Pairs of one shape that are all written in one way, numbered from 0."""
+    num_pairs = prompt.num_rows
+    texts = _parted(opening, wholes, prompt, columns)
+    is_rewritten = np.zeros(num_pairs, np.bool_)
+    for pieces, own, reply in zip(wholes, columns, texts[1:], strict=True):
+        is_rewritten |= _is_rewritten(pieces, own, texts[0], reply)
+    one, other = (np.full(num_pairs, pieces.num_control, np.int32) for pieces in wholes)
+    return RenderedPairs(np.arange(num_pairs), *texts, one, other, is_rewritten)
 
 
-def verify_plain(renderer: TemplateRenderer, pairs: Sequence[PlainPair], flattened: Sequence[Flattened | None]) -> str:
-    """Render pairs again by transformers: the first difference in words, or empty; see `TemplateRenderer.verify`."""
-    sample = []
-    for (prompt, *replies), flat in zip(pairs, flattened, strict=True):
-        for reply, text in zip(replies, (flat.chosen, flat.rejected) if flat else (), strict=False):
-            roles, contents = _joined(prompt, reply)
-            sample.append(Rendered(roles=roles, contents=contents, text=flat.prompt + text))  # type: ignore[union-attr]
-    return renderer.verify(sample)
+def _parted(
+    opening: Pieces, wholes: tuple[Pieces, Pieces], prompt: Columns, columns: Sequence[Columns]
+) -> tuple[pa.StringArray, pa.StringArray, pa.StringArray]:
+    """The prompt and both continuations: cut where the pieces of the opening end, else where the texts part."""
+    one, other = (whole.after(opening) for whole in wholes)
+    if one is not None and other is not None:
+        return prompt.joined(opening.parts), columns[0].joined(one), columns[1].joined(other)
+    texts = [own.joined(pieces.parts).to_pylist() for own, pieces in zip(columns, wholes, strict=True)]
+    cut = [_cut(*three) for three in zip(prompt.joined(opening.parts).to_pylist(), *texts, strict=True)]
+    prompts, ones, others = (pa.array(column, pa.string()) for column in zip(*cut, strict=True))
+    return prompts, ones, others
+
+
+def _is_rewritten(pieces: Pieces, columns: Columns, prompt: pa.StringArray, reply: pa.StringArray) -> NDArray[np.bool_]:
+    """In which rows a content does not stand verbatim in the rendering."""
+    is_rewritten = np.zeros(columns.num_rows, np.bool_)
+    for number, contents in enumerate(columns.arrays):
+        if pieces.num_verbatim[number] == 1:
+            continue
+        stands = np.zeros(columns.num_rows, np.bool_)
+        for part in pieces.parts:
+            if isinstance(part, Applied) and part.of == Content(number):
+                stands |= pc.equal(columns.text(part), contents).to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(~stands).tolist():
+            is_rewritten[row] |= contents[row].as_py() not in prompt[row].as_py() + reply[row].as_py()
+    return is_rewritten
+
+
+def verify_plain(
+    renderer: TemplateRenderer, sample: Sequence[Mapping[str, Any]], texts: Sequence[tuple[str, str, str]]
+) -> str:
+    """Render pairs again by transformers: the first difference in words, or empty; see `TemplateRenderer.verify`.
+
+    `sample` are validated rows, `texts` what the fast path made of them.
+    """
+    rendered = []
+    for row, (prompt, *replies) in zip(sample, texts, strict=True):
+        for side, reply in zip(SIDES, replies, strict=True):
+            messages = [*row["prompt"], *row[side]]
+            roles, contents = (tuple(message[name] for message in messages) for name in ("role", "content"))
+            rendered.append(Rendered(roles=roles, contents=contents, text=prompt + reply))
+    return renderer.verify(rendered)

@@ -54,40 +54,15 @@ class Guard:
     answer: bool
 
 
-def _ask(text: str, question: str, arguments: tuple[Any, ...]) -> bool:
+def ask(text: str, question: str, arguments: tuple[Any, ...]) -> bool:
+    """What a text answers."""
     return bool(text) if question == "bool" else bool(getattr(str, question)(text, *arguments))
 
 
-def _apply(text: str, method: str, arguments: tuple[Any, ...], item: int | None) -> str:
-    made = getattr(str, method)(text, *arguments)
-    return str(made if item is None else made[item])
-
-
-def column(expression: Expression, contents: Sequence[Sequence[str]]) -> list[str] | Sequence[str]:
-    """An expression's text in every row; `contents` are the columns, [messages][rows]."""
-    match expression:
-        case Content(index):
-            return contents[index]
-        case Applied(of, method, arguments, None):
-            function = getattr(str, method)
-            return [function(text, *arguments) for text in column(of, contents)]
-        case Applied(of, method, arguments, item):
-            return [_apply(text, method, arguments, item) for text in column(of, contents)]
-        case Joined(parts):
-            num_rows = len(contents[0])
-            columns = [[part] * num_rows if isinstance(part, str) else column(part, contents) for part in parts]
-            return list(map("".join, zip(*columns, strict=True)))
-
-
-def failures(guard: Guard, contents: Sequence[Sequence[str]]) -> list[int]:
-    """The rows that answer a guard otherwise."""
-    texts = column(guard.of, contents)
-    if guard.question == "bool":
-        return [row for row, text in enumerate(texts) if bool(text) != guard.answer]
-    if guard.question == "__contains__":
-        [part] = guard.arguments
-        return [row for row, text in enumerate(texts) if (part in text) != guard.answer]
-    return [row for row, text in enumerate(texts) if _ask(text, guard.question, guard.arguments) != guard.answer]
+def applied(text: str, expression: Applied) -> str:
+    """What an expression makes of the text that it is applied to."""
+    made = getattr(str, expression.method)(text, *expression.arguments)
+    return str(made if expression.item is None else made[expression.item])
 
 
 # --- symbols -------------------------------------------------------------------------------------------------
@@ -104,15 +79,15 @@ class Symbol:
     def asked(self, question: str, *arguments: Any) -> bool:
         """The example's answer, which becomes a guard."""
         _require_plain(arguments)
-        answer = _ask(self._text, question, arguments)
+        answer = ask(self._text, question, arguments)
         self._guards[Guard(self._expression, question, arguments, answer)] = None
         return answer
 
     def made(self, method: str, arguments: tuple[Any, ...], item: int | None = None) -> "Symbol":
         """The text that a string's method makes of this one."""
         _require_plain(arguments)
-        text = _apply(self._text, method, arguments, item)
-        return Symbol(Applied(self._expression, method, arguments, item), text, self._guards)
+        expression = Applied(self._expression, method, arguments, item)
+        return Symbol(expression, applied(self._text, expression), self._guards)
 
     def __add__(self, other: Any) -> Any:
         return joined([self, other])

@@ -6,12 +6,19 @@ guards. Conversations of that shape whose contents pass the guards are then join
 transformers, as does every shape that is not understood, and any message that has more than a role and a content.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from rm_assets.data.chat import ChatTokenizer, MessageDict, lost_parts, render
-from rm_assets.data.template_symbols import Content, Expression, Guard, column, failures
+from rm_assets.data.template_columns import Columns, Part
+from rm_assets.data.template_symbols import Content, Guard
 from rm_assets.data.template_tracing import on_symbols, traced
 
 Roles = tuple[str, ...]
@@ -29,30 +36,34 @@ _MAX_SHAPES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """One way that a template writes a shape: for contents that pass the guards it is `form % slots`."""
+    """One way that a template writes a shape: for contents that pass the guards it is these parts, one by one."""
 
     guards: tuple[Guard, ...]
-    form: str
-    slots: tuple[Expression, ...]
+    parts: tuple[Part, ...]
     num_control: int  # control tokens that the template itself writes
 
-    def is_verbatim(self, num_messages: int) -> bool:
-        """Whether every content is written once, in order and as it is."""
-        return self.slots == tuple(map(Content, range(num_messages)))
+    @functools.cached_property
+    def num_verbatim(self) -> Counter[int]:
+        """How often each message's content is written as it is."""
+        return Counter(part.index for part in self.parts if isinstance(part, Content))
 
-    def texts(self, rows: Sequence[Row]) -> list[str | None]:
-        """The renderings of rows; None for those that a guard refuses."""
-        columns = list(zip(*rows, strict=True))
-        slots: Iterable[Row] = rows
-        if not self.is_verbatim(len(columns)):
-            slots = (
-                zip(*(column(slot, columns) for slot in self.slots), strict=True) if self.slots else [()] * len(rows)
-            )
-        texts: list[str | None] = list(map(self.form.__mod__, slots))
-        for guard in self.guards:
-            for row in failures(guard, columns):
-                texts[row] = None
-        return texts
+    def after(self, opening: "Pieces") -> tuple[Part, ...] | None:
+        """What these pieces write after all that others write; None where they do not begin with those.
+
+        After ("<", content 0, ">") the parts ("<", content 0, "><", content 1) write ("<", content 1).
+        """
+        if not opening.parts:
+            return self.parts
+        *earlier, last = opening.parts
+        number = len(earlier)
+        if len(self.parts) <= number or self.parts[:number] != tuple(earlier):
+            return None
+        following, rest = self.parts[number], self.parts[number + 1 :]
+        if following == last:
+            return rest
+        if isinstance(following, str) and isinstance(last, str) and following.startswith(last):
+            return following[len(last) :], *rest
+        return None
 
 
 @dataclass
@@ -112,28 +123,39 @@ class TemplateRenderer:
     def render_many(self, roles: Roles, rows: Sequence[Row], add_generation_prompt: bool = False) -> list[str | None]:
         """The renderings of conversations of one shape; None for those to be rendered by transformers instead."""
         texts: list[str | None] = [None] * len(rows)
-        if len(self._shapes) >= _MAX_SHAPES:
-            self._shapes.clear()
-        shape = self._shapes.setdefault((roles, add_generation_prompt), _Shape())
-        shape.num_seen += len(rows)
-        if rows and roles and not self.reason and shape.num_seen >= _LEARN_AFTER:
-            texts = self._rendered(shape, roles, rows, add_generation_prompt)
+        if rows and roles:
+            columns = Columns([pa.array(contents, pa.string()) for contents in zip(*rows, strict=True)])
+            for pieces, found in self.ways(roles, columns, add_generation_prompt):
+                for row, text in zip(found, columns.take(found).joined(pieces.parts).to_pylist(), strict=True):
+                    texts[row] = text
         num_slow = texts.count(None)
         self.num_slow += num_slow
         self.num_fast += len(rows) - num_slow
         return texts
 
-    def _rendered(self, shape: _Shape, roles: Roles, rows: Sequence[Row], prompt: bool) -> list[str | None]:
-        texts: list[str | None] = shape.pieces[0].texts(rows) if shape.pieces else [None] * len(rows)
-        number = min(1, len(shape.pieces))
-        while None in texts:
-            left = [row for row, text in enumerate(texts) if text is None]
-            if number == len(shape.pieces) and not self._learn(shape, roles, rows[left[0]], prompt):
+    def ways(
+        self, roles: Roles, columns: Columns, add_generation_prompt: bool = False
+    ) -> list[tuple[Pieces, NDArray[np.int64]]]:
+        """The pieces of conversations of one shape, each with the rows that it writes; all others are transformers'."""
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
+        shape = self._shapes.setdefault((roles, add_generation_prompt), _Shape())
+        shape.num_seen += columns.num_rows
+        if self.reason or shape.num_seen < _LEARN_AFTER:
+            return []
+        ways = []
+        left, number = np.arange(columns.num_rows), 0
+        while len(left):
+            if number == len(shape.pieces) and not self._learn(
+                shape, roles, columns.row(left[0]), add_generation_prompt
+            ):
                 break
-            for row, text in zip(left, shape.pieces[number].texts([rows[row] for row in left]), strict=True):
-                texts[row] = text
-            number += 1
-        return texts
+            pieces = shape.pieces[number]
+            passed = columns.passes(pieces.guards)[left]
+            if passed.any():
+                ways.append((pieces, left[passed]))
+            left, number = left[~passed], number + 1
+        return ways
 
     def _learn(self, shape: _Shape, roles: Roles, row: Row, prompt: bool) -> bool:
         if shape.num_attempts == _MAX_ATTEMPTS:
@@ -144,11 +166,11 @@ class TemplateRenderer:
             expected = render(self.chat, _messages(roles, row), "", add_generation_prompt=prompt)
         except Exception:  # not understood, or refused: this conversation is transformers' to render or to refuse
             return False
-        form = "".join(part.replace("%", "%%") if isinstance(part, str) else "%s" for part in written.parts)
-        slots = tuple(part for part in written.parts if not isinstance(part, str))
-        num_control = len(self.chat.control_pattern.findall(form.replace("%s", "x")))
-        pieces = Pieces(guards=guards, form=form, slots=slots, num_control=num_control)
-        if pieces.texts([row]) != [expected]:
+        literals = "".join(part if isinstance(part, str) else "x" for part in written.parts)
+        num_control = len(self.chat.control_pattern.findall(literals))
+        pieces = Pieces(guards=guards, parts=_merged(written.parts), num_control=num_control)
+        columns = Columns([pa.array([content], pa.string()) for content in row])
+        if not columns.passes(guards).all() or columns.joined(pieces.parts).to_pylist() != [expected]:
             return False
         shape.pieces.append(pieces)
         return True
@@ -180,13 +202,24 @@ class TemplateRenderer:
     def treated(self, roles: Roles, add_generation_prompt: bool = False) -> list[int]:
         """The messages of this shape whose contents some way known so far writes other than once and as they are."""
         pieces = self._shapes.get((roles, add_generation_prompt), _Shape()).pieces
-        return [n for n in range(len(roles)) if any(one.slots.count(Content(n)) != 1 for one in pieces)]
+        return [n for n in range(len(roles)) if any(one.num_verbatim[n] != 1 for one in pieces)]
 
     def num_control(self, roles: Roles, add_generation_prompt: bool = False) -> int | None:
         """How many control tokens the template writes for this shape; None where that is not known to be one number."""
         pieces = self._shapes.get((roles, add_generation_prompt), _Shape()).pieces
         numbers = {one.num_control for one in pieces}
         return numbers.pop() if len(numbers) == 1 else None
+
+
+def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts with neighbouring literals as one, so that equal writings are equal."""
+    merged: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return tuple(merged)
 
 
 def _messages(roles: Roles, row: Row) -> list[MessageDict]:

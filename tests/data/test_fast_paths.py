@@ -1,5 +1,6 @@
 """Fast paths within their stages: whatever they get wrong is found out, and the shard made anew."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
-from rm_assets.data.templates import TemplateRenderer
+from rm_assets.data.templates import Pieces, TemplateRenderer
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
@@ -84,9 +85,13 @@ def test_a_wrong_rendering_is_found_out_and_its_shard_rendered_anew(
     class Wrong(TemplateRenderer):
         """Writes a space too many in one of ten conversations."""
 
-        def render_many(self, *arguments: Any, **options: Any) -> list[str | None]:
-            texts = super().render_many(*arguments, **options)
-            return [text and text + " " * (number % 10 == 0) for number, text in enumerate(texts)]
+        def ways(self, *arguments: Any, **options: Any) -> list[tuple[Pieces, Any]]:
+            found = []
+            for pieces, places in super().ways(*arguments, **options):
+                is_tenth = places % 10 == 0
+                spoilt = dataclasses.replace(pieces, parts=(*pieces.parts, " "))
+                found += [(pieces, places[~is_tenth]), (spoilt, places[is_tenth])]
+            return found
 
     expected = prepared(many_rows, "expected", [])
     renderer = Wrong(load_chat_tokenizer(find_tokenizer(many_rows)))
