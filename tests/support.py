@@ -3,14 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.padding import padded_snapshot
-from rm_assets.data.pair_keys import PairKeys, pair_keys
+from rm_assets.data.pair_keys import pair_keys
 from rm_assets.data.parquet import parquet_file
 from rm_assets.data.preferences import Preference
 from rm_assets.data.raw import raw_snapshot
@@ -24,13 +24,23 @@ from rm_assets.settings import Settings
 QUICK = {"epochs": 1, "batch_pairs": 64, "learning_rate": 1e-3, "test_fraction": 0.3, "validation_fraction": 0.2}
 
 
-def keys_of(*preferences: Preference) -> list[PairKeys]:
+class Keys(NamedTuple):
+    """The hashes of one pair."""
+
+    pair_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def keys_of(*preferences: Preference) -> list[Keys]:
     """The hashes of these preferences, computed as one batch."""
     sides = Conversations(), Conversations(), Conversations()
     for preference in preferences:
         for side, messages in zip(sides, (preference.prompt, preference.chosen, preference.rejected), strict=True):
             side.add(messages)
-    return pair_keys(*sides, [preference.tools for preference in preferences])
+    columns = pair_keys(*sides, [preference.tools for preference in preferences])
+    return [Keys(*row) for row in zip(*columns, strict=True)]
 
 
 def pair_id(preference: Preference) -> str:

@@ -1,6 +1,7 @@
 """One side of many pairs, message by message: the prompts, or the chosen or the rejected replies of a batch."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -57,6 +58,10 @@ class Conversations:
     def texts(self) -> Texts:
         """The contents, once all conversations are there."""
         return Texts.of(self.contents)
+
+    def num_with_role(self, role: str) -> list[int]:
+        """How many messages of each conversation have this role."""
+        return [self.roles[first:last].count(role) for first, last in itertools.pairwise(self.ends)]
 
     def array(self) -> pa.ListArray:
         """As a column of lists of messages."""

@@ -26,7 +26,9 @@ from rm_assets.data.model_files import TokenizerFiles
 
 FAST, REFERENCE = "fastokens", "tokenizers"
 NUM_SAMPLED_IDS = 8_192
-"""Ids of each batch of texts that the reference gives again: one wrong in a thousand is missed in one of 3,600."""
+"""Ids of a shard's first batch that the reference gives again: one wrong in a thousand is missed in one of 3,600."""
+NUM_SAMPLED_LATER = 1_024
+"""The same for each later batch of the shard."""
 
 _THREADS = "FASTOKENS_BPE_THREADS"
 """The fast backend's threads, from the environment; 1 where nothing is set, as shards already take a core each."""
@@ -204,10 +206,10 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
 # --- one shard -----------------------------------------------------------------------------------------------
 
 
-def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int | None = None) -> EncodedTexts:
+def encode_shard(encoder: Encoder, texts: list[str], num_sampled_ids: int = NUM_SAMPLED_IDS) -> EncodedTexts:
     """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
-    Without a number, as many texts are sampled as have about `NUM_SAMPLED_IDS` ids.
+    As many texts are sampled as have about so many ids.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
     """
@@ -218,8 +220,7 @@ def encode_shard(encoder: Encoder, texts: list[str], num_sampled: int | None = N
     except BaseException as error:
         _reraise_unless_of_the_tokenizer(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
-    if num_sampled is None:
-        num_sampled = 1 + len(texts) * NUM_SAMPLED_IDS // max(len(ids), 1)
+    num_sampled = 1 + len(texts) * num_sampled_ids // max(len(ids), 1)
     if difference := sample_difference(encoder, texts, ids, offsets, sample_rows(len(texts), num_sampled)):
         encoder.turn_off(f"fastokens differed from the reference: {difference}")
         return _by_reference(encoder, texts, encoder.reason)

@@ -4,11 +4,10 @@ Which rows go is decided first, over all files, from hashes alone: of equal pair
 line stays; where the same two replies stand both ways round, nobody knows the label, and `conflicts` decides.
 """
 
-import functools
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,23 +104,23 @@ def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
 
 
-def split_of(prompt_key: str, seed: str, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a prompt: a keyed hash as a number in [0, 1); test first, then validation, the rest is train.
+def splits_of(
+    prompt_keys: Sequence[str], seed: str, validation_fraction: float, test_fraction: float
+) -> NDArray[np.str_]:
+    """The split of each prompt: a keyed hash as a number in [0, 1); test first, then validation, the rest is train.
 
     It depends on nothing but the prompt, so no prompt changes its split as data arrive.
     """
-    digest = _keyed_hash(seed).copy()
-    digest.update(prompt_key.encode())
-    place = int.from_bytes(digest.digest(), "big") / 2**64
-    if place < test_fraction:
-        return "test"
-    return "validation" if place < test_fraction + validation_fraction else "train"
-
-
-@functools.lru_cache(maxsize=8)
-def _keyed_hash(seed: str) -> "hashlib.blake2b":
-    key = hashlib.blake2b(seed.encode(), digest_size=32).digest()
-    return hashlib.blake2b(key=key, digest_size=8)
+    keyed = hashlib.blake2b(key=hashlib.blake2b(seed.encode(), digest_size=32).digest(), digest_size=8)
+    digests = []
+    for prompt_key in prompt_keys:
+        digest = keyed.copy()
+        digest.update(prompt_key.encode())
+        digests.append(digest.digest())
+    places = np.frombuffer(b"".join(digests), ">u8") / 2**64
+    return np.select(
+        [places < test_fraction, places < test_fraction + validation_fraction], ["test", "validation"], "train"
+    )
 
 
 # --- padding -------------------------------------------------------------------------------------------------
@@ -211,13 +210,12 @@ def _overlapping(rows: pa.Table, found: dict[tuple[int, str], str]) -> dict[int,
 def _folders(task: PaddingTask, rows: pa.Table, refused: dict[int, Refusal]) -> NDArray[np.str_]:
     """The folder of each row; empty for those that are refused."""
     if task.folder:
-        folders = [task.folder] * rows.num_rows
+        folders = np.full(rows.num_rows, task.folder)
     else:
-        fractions = task.validation_fraction, task.test_fraction
-        folders = [split_of(key, task.seed, *fractions) for key in rows["prompt_key"].to_pylist()]
-    for row in refused:
-        folders[row] = ""
-    return np.array(folders)
+        prompt_keys = rows["prompt_key"].to_pylist()
+        folders = splits_of(prompt_keys, task.seed, task.validation_fraction, task.test_fraction)
+    folders[list(refused)] = ""
+    return folders
 
 
 _DETAILS = {

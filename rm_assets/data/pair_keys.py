@@ -4,8 +4,8 @@ The latter are of texts in their normal form, see `rm_assets.data.normal_form`. 
 that tell their own lengths, so that no two different pairs are hashed over the same bytes.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -23,41 +23,51 @@ _EXTRAS = {"name": 33, "reasoning_content": 34, "tool_calls": 35, "tool_call_id"
 
 
 class PairKeys(NamedTuple):
-    """Hashes of a pair, 32 hexadecimal digits each.
+    """Hashes of pairs, one column each, of 32 hexadecimal digits.
 
-    `pair_id` is its identity: of its messages and tools, whatever file, format or margin it came with. `prompt` is of
-    the system message and the first user turn, and decides the split. `chosen` and `rejected` are of all texts of a
+    `pair_id` is a pair's identity: of its messages and tools, whatever file, format or margin it came with. `prompt` is
+    of the system message and the first user turn, and decides the split. `chosen` and `rejected` are of all texts of a
     conversation and the tools. The last three are of texts in their normal form.
     """
 
-    pair_id: str
-    prompt: str
-    chosen: str
-    rejected: str
+    pair_id: Sequence[str]
+    prompt: Sequence[str]
+    chosen: Sequence[str]
+    rejected: Sequence[str]
 
 
-def pair_keys(
-    prompts: Conversations, chosen: Conversations, rejected: Conversations, tools: Sequence[str]
-) -> list[PairKeys]:
-    """The keys of pairs; all are sound, see `rm_assets.data.validation.require_sound`."""
+def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversations, tools: Sequence[str]) -> PairKeys:
+    """The keys of pairs; all are sound, see `rm_assets.data.soundness.require_sound`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
-    exact_parts = zip(*(_parts(side, side.texts, _exact) for side in sides), strict=True)
-    normal_parts = zip(*(_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)), strict=True)
-    openings = _openings(prompts, normal[0])
-    blake2b = hashlib.blake2b
-    keys = []
-    for exact, (prompt, one, other), opening, tool_list in zip(exact_parts, normal_parts, openings, tools, strict=True):
-        ending = tool_list.encode()
-        start = blake2b(prompt, digest_size=16)
-        start.update(ending)
-        digest = start.copy()
-        digest.update(one)
-        start.update(other)
-        identity = blake2b(b"".join((*exact, ending)), digest_size=16)
-        key = blake2b(opening, digest_size=16)
-        keys.append(PairKeys(identity.hexdigest(), key.hexdigest(), digest.hexdigest(), start.hexdigest()))
-    return keys
+    exact_parts = [_parts(side, side.texts, _exact) for side in sides]
+    normal_parts = [_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)]
+    columns = zip(*exact_parts, *normal_parts, _openings(prompts, normal[0]), tools, strict=True)
+    keys = [_keys(*row) for row in columns]
+    return PairKeys(*zip(*keys, strict=True)) if keys else PairKeys((), (), (), ())
+
+
+def _keys(
+    prompt: bytes,
+    one: bytes,
+    other: bytes,
+    normal: bytes,
+    normal_one: bytes,
+    normal_other: bytes,
+    opening: bytes,
+    tools: str,
+) -> tuple[str, str, str, str]:
+    ending = tools.encode()
+    chosen = blake2b(normal + ending, digest_size=16)
+    rejected = chosen.copy()
+    chosen.update(normal_one)
+    rejected.update(normal_other)
+    return (
+        blake2b(b"".join((prompt, one, other, ending)), digest_size=16).hexdigest(),
+        blake2b(opening, digest_size=16).hexdigest(),
+        chosen.hexdigest(),
+        rejected.hexdigest(),
+    )
 
 
 def _parts(side: Conversations, texts: Texts, entries: "Entries") -> list[bytes]:
@@ -107,17 +117,17 @@ def _lengths(texts: Texts) -> bytes:
     return np.diff(texts.offsets).astype("<u4").tobytes()
 
 
-def _openings(prompts: Conversations, texts: Texts) -> Iterator[bytes]:
-    """The system message, or nothing, and the user's turn that follows, each after its length."""
-    content, places = texts.content, texts.offsets.tolist()
-    roles, nothing = prompts.roles, (0).to_bytes(8, "little")
-    for first in prompts.ends[:-1]:
-        system = nothing
-        if roles[first] == "system":  # a user's turn follows
-            system = _measured(content[places[first] : places[first + 1]])
-            first += 1
-        yield system + _measured(content[places[first] : places[first + 1]])
+def _openings(prompts: Conversations, texts: Texts) -> list[bytes]:
+    """The system message, or nothing, and the user's turn that follows, each after its length in 8 bytes."""
+    content, roles = texts.content, prompts.roles
+    places = texts.offsets.tolist()
+    lengths = np.diff(texts.offsets).astype("<u8").tobytes()
+    nothing = bytes(8)
 
+    def measured(number: int) -> bytes:
+        return lengths[8 * number : 8 * number + 8] + content[places[number] : places[number + 1]]
 
-def _measured(text: bytes) -> bytes:
-    return len(text).to_bytes(8, "little") + text
+    return [
+        measured(first) + measured(first + 1) if roles[first] == "system" else nothing + measured(first)
+        for first in prompts.ends[:-1]
+    ]

@@ -1,6 +1,5 @@
 """Sound preferences as rows of validated_preferences, column by column."""
 
-import itertools
 from collections import Counter
 from typing import Any
 
@@ -8,65 +7,69 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.conversations import Conversations
-from rm_assets.data.pair_keys import PairKeys, pair_keys
+from rm_assets.data.pair_keys import pair_keys
 from rm_assets.data.plain_lines import PlainPair
-from rm_assets.data.preferences import Preference
-
-_KEYS = dict(zip(PairKeys._fields, ("pair_id", "prompt_key", "chosen_key", "rejected_key"), strict=True))
+from rm_assets.data.preferences import Format, Preference
 
 
 class PairRows:
     """Preferences of one source, gathered into a table."""
 
     def __init__(self) -> None:
-        self.prompts, self.chosen, self.rejected = Conversations(), Conversations(), Conversations()
-        self.formats: Counter[str] = Counter()
+        self._sides = Conversations(), Conversations(), Conversations()
         self._lines: list[int] = []
-        self._tools: list[str] = []
-        self._margins: list[float] = []
-        self._formats: list[str] = []
-        self._subsets: list[str] = []
+        self._formats: list[Format] = []
+        self._others: dict[int, Preference] = {}  # those that may have a margin, tools or a subset, by row
+
+    @property
+    def formats(self) -> Counter[str]:
+        """How many of the preferences came in each format."""
+        return Counter(map(str, self._formats))
 
     def add(self, line: int, preference: Preference) -> None:
         """Add the preference that a line states."""
-        self.prompts.add(preference.prompt)
-        self.chosen.add(preference.chosen)
-        self.rejected.add(preference.rejected)
-        self._add_facts(line, preference.tools, preference.margin, preference.format, preference.subset)
+        self._others[len(self._lines)] = preference
+        for side, messages in zip(
+            self._sides, (preference.prompt, preference.chosen, preference.rejected), strict=True
+        ):
+            side.add(messages)
+        self._lines.append(line)
+        self._formats.append(preference.format)
 
     def add_plain(self, line: int, pair: PlainPair) -> None:
         """Add the preference of a line that states it by messages alone."""
-        self.prompts.add_plain(*pair.prompt)
-        self.chosen.add_plain(*pair.chosen)
-        self.rejected.add_plain(*pair.rejected)
-        self._add_facts(line, "", 0.0, pair.format, "")
-
-    def _add_facts(self, line: int, tools: str, margin: float, format_name: str, subset: str) -> None:
+        prompts, chosen, rejected = self._sides
+        prompts.add_plain(*pair.prompt)
+        chosen.add_plain(*pair.chosen)
+        rejected.add_plain(*pair.rejected)
         self._lines.append(line)
-        self._tools.append(tools)
-        self._margins.append(margin)
-        self._formats.append(format_name)
-        self._subsets.append(subset)
+        self._formats.append(pair.format)
 
     def table(self, source: str) -> pa.Table:
         """The rows, with the schema `records.VALIDATED`."""
-        keys = pair_keys(self.prompts, self.chosen, self.rejected, self._tools)
-        self.formats.update(map(str, self._formats))
+        prompts, chosen, rejected = self._sides
+        tools = self._facts("tools", "")
+        keys = pair_keys(*self._sides, tools)
         columns: dict[str, Any] = {
-            "source": pa.repeat(source, len(keys)),
+            "source": pa.repeat(source, len(self._lines)),
             "line": self._lines,
-            **{_KEYS[name]: [getattr(key, name) for key in keys] for name in _KEYS},
-            "prompt": self.prompts.array(),
-            "chosen": self.chosen.array(),
-            "rejected": self.rejected.array(),
-            "tools": self._tools,
-            "margin": self._margins,
+            "pair_id": keys.pair_id,
+            "prompt_key": keys.prompt,
+            "chosen_key": keys.chosen,
+            "rejected_key": keys.rejected,
+            "prompt": prompts.array(),
+            "chosen": chosen.array(),
+            "rejected": rejected.array(),
+            "tools": tools,
+            "margin": self._facts("margin", 0.0),
             "format": self._formats,
-            "num_turns": self._num_turns(),
-            "subset": self._subsets,
+            "num_turns": prompts.num_with_role("user"),
+            "subset": self._facts("subset", ""),
         }
         return records.table(columns, records.VALIDATED)
 
-    def _num_turns(self) -> list[int]:
-        roles = self.prompts.roles
-        return [roles[first:last].count("user") for first, last in itertools.pairwise(self.prompts.ends)]
+    def _facts(self, name: str, default: Any) -> list[Any]:
+        values = [default] * len(self._lines)
+        for row, preference in self._others.items():
+            values[row] = getattr(preference, name)
+        return values

@@ -28,7 +28,7 @@ def parquet_writer(stream: Any, schema: pa.Schema) -> pq.ParquetWriter:
         stream,
         schema,
         compression="zstd",
-        use_dictionary=[path for path, name, dtype in leaves if name in _FEW_VALUES or dtype == pa.int8()],
+        use_dictionary=[path for path, name, dtype in leaves if name in _FEW_VALUES],
         column_encoding={path: "BYTE_STREAM_SPLIT" for path, _, dtype in leaves if _is_ids(path, dtype)},
         # of numbers that a reader may filter by; of texts nobody asks for the smallest
         write_statistics=[path for path, _, dtype in leaves if path in schema.names and not pa.types.is_string(dtype)],

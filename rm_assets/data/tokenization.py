@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from rm_assets.data import records
 from rm_assets.data.chat import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
-from rm_assets.data.encoders import EncodedTexts, Encoder, EncodingError, control_counts, encode_shard, load_encoder
+from rm_assets.data.encoders import (
+    NUM_SAMPLED_IDS,
+    NUM_SAMPLED_LATER,
+    EncodedTexts,
+    Encoder,
+    EncodingError,
+    control_counts,
+    encode_shard,
+    load_encoder,
+)
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.id_lists import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
@@ -35,7 +44,7 @@ from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
 VERSION = 2
-NUM_SAMPLED = 64
+NUM_SAMPLED = 32
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
@@ -126,7 +135,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
     messages = functools.cache(lambda: _validated_rows(task))  # read at most once, and only for an over-long pair
     num_in, reasons = 0, Counter[Reason]()
     for rows in read_batches(task.path, records.FLATTENED):
-        encoded, failed = _encoded(encoder, rows)
+        encoded, failed = _encoded(encoder, rows, NUM_SAMPLED_LATER if num_in else NUM_SAMPLED_IDS)
         if encoded.fell_back and is_first:
             raise _EncodedOtherwiseError(encoded.detail)
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
@@ -149,13 +158,13 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
     }
 
 
-def _encoded(encoder: Encoder, rows: pa.Table) -> tuple[EncodedTexts, dict[int, Refusal]]:
+def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
     """The ids of all chosen sides, then of all rejected ones; rows that the tokenizer itself fails on have none."""
     texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
     failed: dict[int, Refusal] = {}
     while True:
         try:
-            return encode_shard(encoder, texts), failed
+            return encode_shard(encoder, texts, num_sampled_ids), failed
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
@@ -232,9 +241,8 @@ def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused:
 def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_tokens=0, num_shared_tokens=0)
-    longest, sampled = 0, dict[str, dict[str, Any]]()
-    sample = _sample(paths.get(DATA))
-    for rows in read_batches(paths.get(DATA), records.TOKENIZED):
+    longest, sample = 0, records.TOKENIZED.empty_table().select(_MEASURED)
+    for rows in read_batches(paths.get(DATA), records.TOKENIZED, _MEASURED):
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
         prefixes = prefix_lengths(chosen, rejected)
         figures.update(
@@ -244,10 +252,9 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
             num_shared_tokens=int(prefixes.sum()),
         )
         longest = max(longest, int(chosen.lengths.max()), int(rejected.lengths.max()))
-        found = rows.filter(pc.is_in(rows["pair_id"], sample))
-        first = np.unique(found["pair_id"].to_numpy(), return_index=True)[1]  # equal pairs may be many
-        sampled |= {row["pair_id"]: row for row in found.take(pa.array(first)).to_pylist()}
-    chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task, sample)
+        sample = _smallest(pa.concat_tables([sample, _smallest(rows)]))
+    sampled = {row["pair_id"]: row for row in sample.to_pylist()}
+    chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task, sample["pair_id"])
     return {
         **figures,
         "max_length": longest,
@@ -257,19 +264,23 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     }
 
 
-def _sample(path: Path | None) -> pa.Array:
-    """The smallest pair_ids of a shard: a choice by hash."""
-    ids = [rows["pair_id"].combine_chunks() for rows in read_batches(path, records.TOKENIZED, ["pair_id"])]
-    found = pa.concat_arrays([pa.array([], pa.string()), *ids])
-    return found.take(pc.select_k_unstable(found, NUM_SAMPLED, [("", "ascending")]))
+_MEASURED = ["pair_id", "chosen_ids", "rejected_ids", "num_dropped_turns"]
 
 
-def _validated_rows(task: TokenizationTask, pair_ids: pa.Array | None = None) -> dict[str, dict[str, Any]]:
+def _smallest(rows: pa.Table) -> pa.Table:
+    """The rows with the smallest pair_ids, once each: a choice by hash."""
+    places = pc.select_k_unstable(rows["pair_id"], NUM_SAMPLED, [("", "ascending")])
+    found = rows.take(places)
+    first = np.unique(found["pair_id"].to_numpy(), return_index=True)[1]  # equal pairs may be many
+    return found.take(pa.array(first))
+
+
+def _validated_rows(task: TokenizationTask, pair_ids: pa.ChunkedArray | None = None) -> dict[str, dict[str, Any]]:
     """Validated rows of the shard by pair_id, all or those named: equal ids have equal messages, so any will do."""
     found = {}
-    for rows in read_batches(task.validated, records.VALIDATED):
+    for rows in read_batches(task.validated, records.VALIDATED, ["pair_id", "prompt", *SIDES, "tools"]):
         if pair_ids is not None:
-            rows = rows.filter(pc.is_in(rows["pair_id"], pair_ids))
+            rows = rows.filter(pc.is_in(rows["pair_id"], pair_ids.combine_chunks()))
         found.update({row["pair_id"]: row for row in rows.to_pylist()})
     return found
 

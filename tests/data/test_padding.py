@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rm_assets.data import records
 from rm_assets.data.fingerprint import short_hash
 from rm_assets.data.id_lists import rows_of
-from rm_assets.data.padding import dropped_rows, padded, padded_table, split_of
+from rm_assets.data.padding import dropped_rows, padded, padded_table, splits_of
 from rm_assets.data.records import Reason
 
 
@@ -63,17 +63,19 @@ def test_dropped_rows_are_those_of_the_plain_definition(pairs: list[tuple[str, s
 
 
 def test_splits_have_about_the_shares_that_were_asked_for_and_depend_on_the_prompt_alone() -> None:
-    names = [split_of(f"prompt {number}", "key", 0.05, 0.10) for number in range(4000)]
-    assert names == [split_of(f"prompt {number}", "key", 0.05, 0.10) for number in range(4000)]
+    prompts = [f"prompt {number}" for number in range(4000)]
+    names = splits_of(prompts, "key", 0.05, 0.10).tolist()
+    assert names == [name for prompt in prompts for name in splits_of([prompt], "key", 0.05, 0.10).tolist()]
     # Four standard deviations of a binomial share: 4 * sqrt(0.1 * 0.9 / 4000) = 0.019.
     assert abs(names.count("test") / 4000 - 0.10) < 0.019
     assert abs(names.count("validation") / 4000 - 0.05) < 0.014
-    assert names != [split_of(f"prompt {number}", "other key", 0.05, 0.10) for number in range(4000)]
+    assert names != splits_of(prompts, "other key", 0.05, 0.10).tolist()
 
 
 def test_a_larger_test_fraction_moves_no_prompt_out_of_the_test_split() -> None:
     small, large = (
-        {n for n in range(500) if split_of(str(n), "key", 0.05, fraction) == "test"} for fraction in (0.1, 0.3)
+        set(np.flatnonzero(splits_of([str(n) for n in range(500)], "key", 0.05, fraction) == "test"))
+        for fraction in (0.1, 0.3)
     )
     assert small < large
 
