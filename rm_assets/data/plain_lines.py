@@ -1,16 +1,17 @@
-"""The short way for most lines: `prompt`, `chosen` and `rejected` as texts or lists of messages, and nothing else.
+"""The short way for most lines: `chosen` and `rejected`, perhaps `prompt`, all texts or all messages, and nothing else.
 
 Such a line is parsed straight into its type, and known to be sound by its roles and texts; whatever is not sound for
 certain is left to `rm_assets.data.formats`, which reads every format and says what is wrong.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from rm_assets.data.messages import is_transcript
-from rm_assets.data.preferences import Format
+from rm_assets.data.messages import compared, is_transcript
+from rm_assets.data.preferences import Format, Message, PreferenceError
 from rm_assets.data.soundness import are_in_order
 
 
@@ -20,9 +21,9 @@ class _Message(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Row(Struct, forbid_unknown_fields=True, gc=False):
-    prompt: list[_Message] | str
     chosen: list[_Message] | str
     rejected: list[_Message] | str
+    prompt: list[_Message] | str | UnsetType = UNSET
 
 
 _decode = msgspec.json.Decoder(_Row).decode
@@ -46,23 +47,42 @@ def plain_pair(line: bytes) -> PlainPair | None:
         row = _decode(line)
     except (msgspec.MsgspecError, RecursionError):
         return None
+    pair = _stated(row)
+    return pair if pair is not None and _is_sound(pair) and _has_each_field_once(line, row) else None
+
+
+def _stated(row: _Row) -> PlainPair | None:
     prompt, chosen, rejected = row.prompt, row.chosen, row.rejected
-    if isinstance(prompt, list) and isinstance(chosen, list) and isinstance(rejected, list):
-        pair = PlainPair(_conversation(prompt), _conversation(chosen), _conversation(rejected), Format.MESSAGES)
-    elif isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        if is_transcript(prompt):
-            return None
-        pair = PlainPair((("user",), (prompt,)), (_REPLY, (chosen,)), (_REPLY, (rejected,)), Format.PLAIN)
-    else:
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        if isinstance(prompt, list):
+            return PlainPair(_conversation(prompt), _conversation(chosen), _conversation(rejected), Format.MESSAGES)
+        if prompt is UNSET:
+            shared = _num_shared(chosen, rejected)
+            sides = _conversation(chosen[:shared]), _conversation(chosen[shared:]), _conversation(rejected[shared:])
+            return PlainPair(*sides, Format.CONVERSATIONS)
         return None
-    return pair if _is_sound(pair) and _has_each_field_once(line, pair) else None
+    if isinstance(prompt, list) or isinstance(chosen, list) or isinstance(rejected, list):
+        return None
+    given = None if isinstance(prompt, UnsetType) else prompt
+    format_name = Format.TRANSCRIPT if is_transcript(chosen if given is None else given) else Format.PLAIN
+    try:
+        one, two, three = compared(given, chosen, rejected)
+    except PreferenceError:
+        return None
+    return PlainPair(_conversation(one), _conversation(two), _conversation(three), format_name)
 
 
-def _conversation(messages: list[_Message]) -> Conversation:
-    return tuple([message.role for message in messages]), tuple([message.content for message in messages])
+def _conversation(messages: Sequence[_Message | Message]) -> Conversation:
+    # of a file's message and of a text's, which has a content too
+    return tuple([message.role for message in messages]), tuple([message.content for message in messages])  # type: ignore[misc]
 
 
-_REPLY = ("assistant",)
+def _num_shared(one: list[_Message], other: list[_Message]) -> int:
+    """How many messages both conversations begin with."""
+    for number, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return number
+    return min(len(one), len(other))
 
 
 def _is_sound(pair: PlainPair) -> bool:
@@ -77,8 +97,13 @@ def _is_sound(pair: PlainPair) -> bool:
     )
 
 
-def _has_each_field_once(line: bytes, pair: PlainPair) -> bool:
+def _has_each_field_once(line: bytes, row: _Row) -> bool:
     """See `rm_assets.data.json_rows.json_object`: every colon outside the texts belongs to one of the fields."""
-    contents = pair.prompt[1] + pair.chosen[1] + pair.rejected[1]
-    num_fields = 3 + (2 * len(contents) if pair.format is Format.MESSAGES else 0)
-    return line.count(b":") == num_fields + "".join(contents).count(":") and b"\\u003" not in line
+    num_fields, texts = 2 + (row.prompt is not UNSET), []
+    for side in (row.prompt, row.chosen, row.rejected):
+        if isinstance(side, list):
+            num_fields += 2 * len(side)
+            texts += [message.content for message in side]
+        elif isinstance(side, str):
+            texts.append(side)
+    return line.count(b":") == num_fields + "".join(texts).count(":") and b"\\u003" not in line

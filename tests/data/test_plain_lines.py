@@ -21,12 +21,40 @@ MESSAGE = st.fixed_dictionaries(
     optional={"name": st.sampled_from(["", "ann"])},
 )
 CONVERSATION = st.lists(MESSAGE, max_size=4)
-USER, REPLY = ({"role": role, "content": "a:b"} for role in ("user", "assistant"))
-SIDE = st.one_of(TEXT, CONVERSATION, st.just([REPLY]), st.just([USER, REPLY]), st.none())
-ROW = st.fixed_dictionaries(
-    {"prompt": SIDE, "chosen": SIDE, "rejected": SIDE},
-    optional={"margin": st.sampled_from([None, 1.0]), "subset": st.just("x"), "other": TEXT},
-)
+WORDS = st.sampled_from(["a", "b: c", "Human: hi", 'x"y', "\u00e9", " d\n"])
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> dict[str, Any]:
+    """A row that is mostly sound, in one of four formats; then, often, one thing of it is changed."""
+    num_turns = draw(st.integers(0, 2))
+    turns = [{"role": role, "content": draw(WORDS)} for role in ("user", "assistant") * num_turns + ("user",)]
+    if draw(st.booleans()):
+        turns.insert(0, {"role": "system", "content": draw(WORDS)})
+    replies = {side: {"role": "assistant", "content": draw(WORDS)} for side in ("chosen", "rejected")}
+    texts = {side: reply["content"] for side, reply in replies.items()}
+    beginning = "".join(f"\n\n{'Human' if t['role'] == 'user' else 'Assistant'}: {t['content']}" for t in turns)
+    row: dict[str, Any] = draw(
+        st.sampled_from(
+            [
+                {"prompt": turns} | {side: [reply] for side, reply in replies.items()},
+                {side: [*turns, reply] for side, reply in replies.items()},
+                {"prompt": turns[-1]["content"]} | texts,
+                {side: f"{beginning}\n\nAssistant: {text}" for side, text in texts.items()},
+                {"prompt": f"{beginning}\n\nAssistant:"} | {side: f" {text}" for side, text in texts.items()},
+            ]
+        )
+    )
+    changes = st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("prompt", "chosen", "rejected"), st.one_of(TEXT, CONVERSATION, st.none())),
+            "margin": st.sampled_from([None, 1.0]),
+            "subset": st.just("x"),
+            "other": TEXT,
+        },
+    )
+    return row | draw(st.one_of(st.just({}), changes))
 
 
 def by_formats(line: bytes) -> Preference | None:
@@ -54,7 +82,7 @@ def check(line: bytes) -> PlainPair | None:
     return pair
 
 
-@given(ROW, st.booleans())
+@given(rows(), st.booleans())
 def test_what_the_short_way_reads_is_what_the_formats_read(row: dict[str, Any], escaped: bool) -> None:
     check(json.dumps(row, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
 
@@ -65,12 +93,26 @@ def sound(**changes: Any) -> bytes:
     return json.dumps({"prompt": turns, **sides} | changes).encode()
 
 
+def conversations() -> bytes:
+    row = json.loads(sound())
+    return json.dumps({side: row["prompt"] + row[side] for side in ("chosen", "rejected")}).encode()
+
+
 @pytest.mark.parametrize(
     ("line", "format_name"),
     [
         (sound(), Format.MESSAGES),
         (b'{"prompt": "q: r", "chosen": "a\\nb", "rejected": "\\u4f60"}', Format.PLAIN),
         (b'{"rejected": "b", "chosen": "a", "prompt": "Human to ape:"}', Format.PLAIN),
+        (
+            b'{"chosen": "\\n\\nHuman: q\\n\\nAssistant: a:", "rejected": "\\n\\nHuman: q\\n\\nAssistant: b"}',
+            Format.TRANSCRIPT,
+        ),
+        (
+            b'{"chosen": "\\n\\nHuman: q\\n\\nAssistant: a:", "rejected": "Human: q\\n\\nAssistant: b"}',
+            Format.TRANSCRIPT,
+        ),
+        (conversations(), Format.CONVERSATIONS),
     ],
 )
 def test_usual_lines_take_the_short_way(line: bytes, format_name: Format) -> None:
@@ -97,7 +139,10 @@ REPEATED = b', "prompt": "again", "chosen"'
         # a field given twice, and a colon that is escaped: as many colons as there should be
         sound().replace(b'"content": "Why?"', b'"content": "Who", "content": "\\u003a\\u003a"'),
         sound() + b" x",
-        b'{"prompt": "\\n\\nHuman: q\\n\\nAssistant:", "chosen": "a", "rejected": "b"}',
+        b'{"chosen": "a", "rejected": "b"}',
+        b'{"chosen": "\\n\\nHuman: q", "rejected": "\\n\\nHuman: q\\n\\nAssistant: b"}',
+        conversations().replace(b"rejected: ", b"chosen: "),
+        b'{"chosen": [], "rejected": []}',
         b'{"prompt": "q", "chosen": "a", "rejected": "a"}',
         b"[" * 100_000,
     ],
