@@ -6,9 +6,10 @@ that tell their own lengths, so that no two different pairs are hashed over the 
 
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.normal_form import normal_form, normal_texts
@@ -18,6 +19,7 @@ from rm_assets.data.texts import Texts
 _ROLES = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
 _SYSTEM = _ROLES["system"]
 _MORE = 16  # added to the role of a message that has more than a content
+_LAST = 128  # added to the last one of a conversation
 _NO_CONTENT = 32
 _EXTRAS = {"name": 33, "reasoning_content": 34, "tool_calls": 35, "tool_call_id": 36}
 
@@ -70,18 +72,26 @@ def _keys(
     )
 
 
+_HEAD = np.dtype([("role", "u1"), ("length", "<u4")])  # packed: five bytes
+
+
+def _heads(roles: Sequence[int], texts: Texts) -> NDArray[Any]:
+    """What stands before the texts of messages, one head each."""
+    heads = np.empty(len(roles), _HEAD)
+    heads["role"] = roles
+    heads["length"] = np.diff(texts.offsets)
+    return heads
+
+
 def _parts(side: Conversations, texts: Texts, entries: "Entries") -> list[bytes]:
-    """Each conversation as bytes: its number of messages, their roles, the lengths of their texts, and the texts."""
-    content, offsets = texts
-    roles = bytes(map(_ROLES.__getitem__, side.roles))
-    lengths = _lengths(texts)
-    counts = np.diff(side.ends).astype("<u4").tobytes()
-    ends, places = side.ends, offsets[side.ends].tolist()
+    """Each conversation as bytes: its heads, of which the last one is marked, then its texts."""
+    content, ends = texts.content, side.ends
+    heads = _heads([_ROLES[role] for role in side.roles], texts)
+    heads["role"][np.array(ends[1:], np.int64) - 1] |= _LAST
+    head, size, places = heads.tobytes(), _HEAD.itemsize, texts.offsets[ends].tolist()
     parts = [
-        counts[4 * number : 4 * number + 4] + roles[first:last] + lengths[4 * first : 4 * last] + content[begin:end]
-        for number, (first, last, begin, end) in enumerate(
-            zip(ends[:-1], ends[1:], places[:-1], places[1:], strict=True)
-        )
+        head[size * first : size * last] + content[begin:end]
+        for first, last, begin, end in zip(ends[:-1], ends[1:], places[:-1], places[1:], strict=True)
     ]
     for number in side.with_extras():
         parts[number] = _with_extras(side.messages(number), entries)
@@ -92,7 +102,9 @@ def _with_extras(messages: Sequence[Message], entries: "Entries") -> bytes:
     """The same for a conversation in which some message has more than a role and a content."""
     codes, found = zip(*(entry for message in messages for entry in entries(message)), strict=True)
     texts = Texts.of(found)
-    return len(codes).to_bytes(4, "little") + bytes(codes) + _lengths(texts) + texts.content
+    heads = _heads(codes, texts)
+    heads["role"][-1] |= _LAST
+    return heads.tobytes() + texts.content
 
 
 Entries = Callable[[Message], Iterator[tuple[int, str]]]
@@ -111,10 +123,6 @@ def _normal(message: Message) -> Iterator[tuple[int, str]]:
     extras = [(code, normal_form(text)) for name, code in _EXTRAS.items() if (text := getattr(message, name))]
     yield _ROLES[message.role] + _MORE * bool(extras), normal_form(message.content or "")
     yield from extras
-
-
-def _lengths(texts: Texts) -> bytes:
-    return np.diff(texts.offsets).astype("<u4").tobytes()
 
 
 def _openings(prompts: Conversations, texts: Texts) -> list[bytes]:

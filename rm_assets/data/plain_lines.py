@@ -99,11 +99,10 @@ def _is_sound(pair: PlainPair) -> bool:
 
 def _has_each_field_once(line: bytes, row: _Row) -> bool:
     """See `rm_assets.data.json_rows.json_object`: every colon outside the texts belongs to one of the fields."""
-    num_fields, texts = 2 + (row.prompt is not UNSET), []
+    num_colons = 2 + (row.prompt is not UNSET)
     for side in (row.prompt, row.chosen, row.rejected):
         if isinstance(side, list):
-            num_fields += 2 * len(side)
-            texts += [message.content for message in side]
+            num_colons += 2 * len(side) + sum([message.content.count(":") for message in side])
         elif isinstance(side, str):
-            texts.append(side)
-    return line.count(b":") == num_fields + "".join(texts).count(":") and b"\\u003" not in line
+            num_colons += side.count(":")
+    return line.count(b":") == num_colons and b"\\u003" not in line
