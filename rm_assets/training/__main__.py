@@ -1,5 +1,7 @@
 """The entry: `python -m rm_assets.training JOB.json`, or torchrun with `-m rm_assets.training JOB.json`.
 
+The file may be at a URI, as a job sent to another machine is. A job of several nodes runs on those of a Ray cluster.
+
 Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no usable
 job file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training.
 """
@@ -16,6 +18,7 @@ from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import ERROR, METRICS
+from rm_assets.training.transport import run_sent_job
 
 try:
     import dagster_pipes
@@ -29,6 +32,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training JOB.json", file=sys.stderr)
         return 2
+    if "://" in arguments[0]:
+        return run_sent_job(arguments[0], "rm_assets.training", TrainingJob)
     path = Path(arguments[0])
     try:
         job = TrainingJob.read(path)

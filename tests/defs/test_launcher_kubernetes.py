@@ -1,0 +1,139 @@
+"""The launcher kubernetes with dagster-k8s' own client: an API server on loopback runs the commands of its pods."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes_server import KubernetesServer
+from s3 import s3_server
+from support import QUICK, polite_rows, write_lines
+
+from rm_assets.data.storage import file_sizes, place
+from rm_assets.defs.launcher_kubernetes import KubernetesLauncher
+from rm_assets.defs.model_snapshots import required_model
+from rm_assets.settings import LaunchSettings, SettingsError
+from rm_assets.training.result import read_result
+
+pytest.importorskip("dagster_k8s")
+
+COMMAND = ["from dagster._cli import main; main()", "asset", "materialize", "-m", "rm_assets.definitions"]
+CONFIG = json.dumps({"resources": {"launcher": {"config": {"poll_seconds": 0.2}}}})
+DATA = "*padded_pairs"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
+    server = KubernetesServer()
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    yield server
+    server.close()
+
+
+def started(directory: Path, selection: str, **settings: Any) -> subprocess.Popen[str]:
+    """A run of the command line, its output in the file `log`."""
+    given = {"annotations": directory / "a.jsonl", "launcher": "kubernetes", "image": "registry/rm:1", **QUICK}
+    named = {f"RM_{name.upper()}": str(value) for name, value in {**given, **settings}.items()}
+    with (directory / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", *COMMAND, "--select", selection, "--config-json", CONFIG],
+            env={**os.environ, **named, "DAGSTER_HOME": str(directory)},
+            cwd=directory,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def materialized(directory: Path, selection: str, **settings: Any) -> str:
+    """What a run that ended said."""
+    assert started(directory, selection, **settings).wait(300) == 0, (directory / "log").read_text()
+    return (directory / "log").read_text()
+
+
+def test_a_model_is_trained_in_a_pod_that_reads_and_writes_s3(cluster: KubernetesServer, tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", polite_rows(60))
+    with s3_server() as bucket:
+        told = materialized(tmp_path, "*reward_model", storage=f"{bucket}/team", num_gpus=2, namespace="training")
+        model = required_model(place(f"{bucket}/team"))
+        assert read_result(model.directory, model.key) == model.manifest
+        assert not any(name.startswith(".jobs/") for name in file_sizes(place(f"{bucket}/team")))
+    [pod] = cluster.created
+    assert cluster.deleted == [pod["metadata"]["name"]]
+    [container] = pod["spec"]["containers"]
+    assert container["image"] == "registry/rm:1"
+    assert container["command"][:3] == ["python", "-m", "rm_assets.training"]
+    assert container["command"][3].startswith("s3://")
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert "step 1/" in told  # by Dagster Pipes, from the pod's log
+
+
+def test_a_cancelled_run_deletes_its_pod_which_saves_first(cluster: KubernetesServer, tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", polite_rows(60))
+    where = {"storage": tmp_path / "snapshots", "shared_storage": True, "num_gpus": 0}
+    run = started(tmp_path, "*reward_model", **where, epochs=1_000_000, micro_batch_tokens=200)
+    deadline = time.monotonic() + 120
+    while "step 1/" not in (tmp_path / "log").read_text():
+        assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) != 0
+    while cluster.pods:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(cluster.deleted) == 1
+    assert list((tmp_path / "snapshots" / "reward_model" / ".training").glob("*/checkpoints/step-*/manifest.json"))
+
+
+def test_what_a_pod_ended_with_is_the_last_reason(cluster: KubernetesServer, tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", polite_rows(60))
+    where = {"storage": tmp_path / "snapshots", "shared_storage": True}
+    materialized(tmp_path, DATA, **where)
+    cluster.ends_with = 137
+    assert started(tmp_path, "reward_model", **where).wait(120) == 1
+    told = (tmp_path / "log").read_text()
+    assert "the training job did not finish: it was ended by SIGKILL, OOMKilled (out of memory?)" in told
+    assert cluster.deleted == [pod["metadata"]["name"] for pod in cluster.created] != []
+
+
+def test_a_pod_is_made_from_the_spec_of_a_file(tmp_path: Path) -> None:
+    secret = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+    spec = {
+        "containers": [{"env": [secret], "volumeMounts": [{"name": "storage", "mountPath": "/storage"}]}],
+        "volumes": [{"name": "storage", "persistentVolumeClaim": {"claimName": "rm"}}],
+        "nodeSelector": {"gpu": "h100"},
+    }
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    launcher = KubernetesLauncher(LaunchSettings(image="rm:2", pod_spec=str(path)), num_processes=4, poll_seconds=1)
+    made = launcher.pod_spec()
+    [container] = made["containers"]
+    assert container["image"] == "rm:2"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 4}}
+    assert (container["env"], made["volumes"], made["nodeSelector"]) == ([secret], spec["volumes"], {"gpu": "h100"})
+
+
+def test_processes_of_one_pod_share_more_memory_than_a_container_has(tmp_path: Path) -> None:
+    made = KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=2, poll_seconds=1).pod_spec()
+    assert made["volumes"] == [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
+    assert made["containers"][0]["volumeMounts"] == [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: [b", None])
+def test_a_pod_spec_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "pod.yaml"
+    if content is not None:
+        path.write_text(content)
+    launcher = KubernetesLauncher(LaunchSettings(pod_spec=str(path)), num_processes=1, poll_seconds=1)
+    with pytest.raises(SettingsError, match=r"pod_spec \(or RM_POD_SPEC\) is .*pod.yaml") as error:
+        launcher.pod_spec()
+    assert "\n" not in str(error.value)
