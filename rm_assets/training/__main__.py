@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
+from rm_assets.training.nodes import run_on_nodes
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import ERROR, METRICS
 from rm_assets.training.transport import run_sent_job
@@ -40,8 +41,11 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"error: cannot read the training job {str(path)!r}: {error}", file=sys.stderr)
         return 2
-    if job.settings.num_processes > 1 and not processes.is_worker():
-        return processes.run_workers(path, job.settings.num_processes)
+    if not processes.is_worker():
+        if job.settings.num_nodes > 1 and not processes.is_node():
+            return run_on_nodes(path, job.settings.num_nodes)
+        if job.settings.num_processes > 1 or processes.is_node():
+            return processes.run_workers(path, job.settings.num_processes)
     stop = processes.Stop()
     processes.listen_for_signals(stop)
     if processes.is_worker():
