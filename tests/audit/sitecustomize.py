@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".npz", ".ckpt")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npz", ".ckpt")
 
 
 def _note(event: str, what: str) -> None:
@@ -31,4 +31,5 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 
 if "AUDIT_OF_TEST" in os.environ:
+    _note("process", " ".join(sys.orig_argv))
     sys.addaudithook(_hook)
