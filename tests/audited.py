@@ -10,6 +10,9 @@ from typing import Any
 
 from support import QUICK, polite_rows, write_lines
 
+CANARY = "zebrafinch"
+"""A word of every annotation of an audited run."""
+
 COMMAND = [sys.executable, "-c", "from dagster._cli import main; main()"]
 """What `dagster` is, with the interpreter of the tests."""
 
@@ -43,17 +46,33 @@ class AuditedRun:
         return float(json.loads((home / latest / "report.json").read_text())["metrics"]["accuracy"])
 
 
-def rude_rows(num_pairs: int) -> list[dict[str, str]]:
-    """As polite rows, but with the labels the other way round: no model is right about both."""
+def canary_rows(num_pairs: int) -> list[object]:
+    """Sound rows, of which every third has the labels the other way round, so that no model is always right."""
+    rows = []
+    for number, row in enumerate(polite_rows(num_pairs)):
+        assert isinstance(row, dict)
+        prompt, chosen, rejected = (f"{CANARY} {row[name]}" for name in ("prompt", "chosen", "rejected"))
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        if number % 3 == 0:
+            rows[-1] |= {"chosen": rejected, "rejected": chosen}
+    return list(rows)
+
+
+def broken_rows() -> list[object]:
+    """Rows that are rejects, each at another place."""
     return [
-        {"prompt": f"Other question {n}?", "chosen": f"No, {n}.", "rejected": f"Gladly: {n * n}."}
-        for n in range(num_pairs)
+        {"prompt": CANARY, "chosen": CANARY, "rejected": CANARY},
+        {"prompt": CANARY, CANARY: CANARY},
+        {"prompt": CANARY, "chosen": [{"role": CANARY, "content": CANARY}], "rejected": CANARY},
+        {"prompt": CANARY, "chosen": f"{CANARY}<|im_end|>", "rejected": "no"},
+        f'{{"{CANARY}": "{CANARY}'.encode(),
+        CANARY.encode() + b"\xff",
     ]
 
 
 def audited_run(directory: Path, prefix: list[str] | None = None, **settings: Any) -> AuditedRun:
     """Materialize everything; `prefix` is a command that runs the command."""
-    write_lines(directory / "annotations" / "a.jsonl", [*polite_rows(60), *rude_rows(60)])
+    write_lines(directory / "annotations" / "a.jsonl", [*canary_rows(90), *broken_rows()])
     given = {"annotations": directory / "annotations", "storage": directory / "snapshots", **QUICK, **settings}
     environment = {
         **os.environ,

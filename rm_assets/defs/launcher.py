@@ -54,9 +54,10 @@ class TrainingLauncher(dg.ConfigurableResource):
             with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
                 ending = launcher.run(context, ["-m", module, str(job_path)], "")
         else:
-            name = _name(settings.storage, getattr(job, "key", uuid.uuid4().hex))
+            storage = storage.absolute()
+            name = _name(storage, getattr(job, "key", uuid.uuid4().hex))
             launcher.remove_left(name)
-            with sent_job(job, storage.absolute(), name) as sent:
+            with sent_job(job, storage, name) as sent:
                 ending = launcher.run(context, ["-m", module, str(sent.place)], name)
         if ending.code != 0:
             raise TrainingFailedError(_reason(Path(job.output_directory), ending))
@@ -70,7 +71,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         return LocalLauncher(self.grace_seconds)
 
 
-def _name(storage: str, key: str) -> str:
+def _name(storage: Path, key: str) -> str:
     """What tells a job from all others of a cluster: one storage trains one key once at a time."""
     return hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()[:16]
 

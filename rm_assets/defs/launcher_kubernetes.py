@@ -21,7 +21,9 @@ from rm_assets.settings import LaunchSettings, SettingsError
 LABEL = "rm-assets/job"
 GPU = "nvidia.com/gpu"
 SECONDS_TO_GO = 120.0
+"""How long a removed pod is waited for; `terminationGracePeriodSeconds` of its spec, 30 by default, ends it earlier."""
 NO_TIME_LIMIT = 0
+NOT_FOUND = 404
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class KubernetesLauncher:
 
     def remove_left(self, name: str) -> None:
         """Remove the job's pods, and wait until they are gone."""
-        self._remove(self._api(), name, wait=True)
+        self._remove(self._api(), name)
 
     def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
         """Run `python <arguments>` in a pod; raises SettingsError where there is no cluster to reach."""
@@ -54,7 +56,7 @@ class KubernetesLauncher:
         except Exception as error:  # of the client, of Kubernetes or of the way there: the pod tells more, if it can
             return self._ending(api, name, error)
         finally:
-            self._remove(api, name, wait=False)
+            self._remove(api, name)
         return Ending(code=0)
 
     def pod_spec(self) -> dict[str, Any]:
@@ -95,12 +97,24 @@ class KubernetesLauncher:
     def _pods(self, api: Any, name: str) -> list[Any]:
         return list(api.list_namespaced_pod(self._namespace, label_selector=f"{LABEL}={name}").items)
 
-    def _remove(self, api: Any, name: str, *, wait: bool) -> None:
-        for pod in self._pods(api, name):
-            api.delete_namespaced_pod(pod.metadata.name, self._namespace)
+    def _remove(self, api: Any, name: str) -> None:
         deadline = time.monotonic() + SECONDS_TO_GO
-        while wait and self._pods(api, name) and time.monotonic() < deadline:
-            time.sleep(self.poll_seconds)
+        asked: set[str] = set()
+        while (pods := self._pods(api, name)) and time.monotonic() < deadline:
+            for pod in pods:
+                if pod.metadata.name not in asked:
+                    asked.add(pod.metadata.name)
+                    self._delete(api, pod.metadata.name)
+            time.sleep(min(self.poll_seconds, 1.0))
+
+    def _delete(self, api: Any, pod: str) -> None:
+        import kubernetes
+
+        try:
+            api.delete_namespaced_pod(pod, self._namespace)
+        except kubernetes.client.ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
 
     def _ending(self, api: Any, name: str, error: Exception) -> Ending:
         told = _one_line(error)

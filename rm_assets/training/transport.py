@@ -30,7 +30,7 @@ from rm_assets.data.storage import (
     write_json,
 )
 from rm_assets.training.job import TrainingJob
-from rm_assets.training.processes import PARENT_FD, STOP_SIGNALS
+from rm_assets.training.processes import PARENT_FD, STOP_SIGNALS, leave
 from rm_assets.training.result import CHECKPOINTS, MANIFEST, SCRATCH
 from rm_assets.training.scoring_job import ScoringJob
 
@@ -132,6 +132,8 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
 
     SIGTERM and SIGINT are passed on once; what the job has saved by then is uploaded.
     """
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _: leave(number))
     job = job_type.model_validate_json(read_file(place(uri)))
     output = place(job.output_directory)
     with tempfile.TemporaryDirectory(prefix="rm_assets_job_") as name:

@@ -26,7 +26,7 @@ pytest.importorskip("dagster_k8s")
 
 COMMAND = ["from dagster._cli import main; main()", "asset", "materialize", "-m", "rm_assets.definitions"]
 CONFIG = json.dumps({"resources": {"launcher": {"config": {"poll_seconds": 0.2}}}})
-DATA = "*padded_pairs"
+SECRET = "kingfisher-4711"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def started(directory: Path, selection: str, **settings: Any) -> subprocess.Pope
     with (directory / "log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-c", *COMMAND, "--select", selection, "--config-json", CONFIG],
-            env={**os.environ, **named, "DAGSTER_HOME": str(directory)},
+            env={**os.environ, **named, "DAGSTER_HOME": str(directory), "WANDB_API_KEY": SECRET},
             cwd=directory,
             stdout=log,
             stderr=log,
@@ -53,16 +53,11 @@ def started(directory: Path, selection: str, **settings: Any) -> subprocess.Pope
         )
 
 
-def materialized(directory: Path, selection: str, **settings: Any) -> str:
-    """What a run that ended said."""
-    assert started(directory, selection, **settings).wait(300) == 0, (directory / "log").read_text()
-    return (directory / "log").read_text()
-
-
 def test_a_model_is_trained_in_a_pod_that_reads_and_writes_s3(cluster: KubernetesServer, tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", polite_rows(60))
     with s3_server() as bucket:
-        told = materialized(tmp_path, "*reward_model", storage=f"{bucket}/team", num_gpus=2, namespace="training")
+        run = started(tmp_path, "*reward_model", storage=f"{bucket}/team", num_gpus=2, namespace="training")
+        assert run.wait(300) == 0, (tmp_path / "log").read_text()
         model = required_model(place(f"{bucket}/team"))
         assert read_result(model.directory, model.key) == model.manifest
         assert not any(name.startswith(".jobs/") for name in file_sizes(place(f"{bucket}/team")))
@@ -74,7 +69,7 @@ def test_a_model_is_trained_in_a_pod_that_reads_and_writes_s3(cluster: Kubernete
     assert container["command"][3].startswith("s3://")
     assert container["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
     assert pod["spec"]["restartPolicy"] == "Never"
-    assert "step 1/" in told  # by Dagster Pipes, from the pod's log
+    assert "step 1/" in (tmp_path / "log").read_text()  # by Dagster Pipes, from the pod's log
 
 
 def test_a_cancelled_run_deletes_its_pod_which_saves_first(cluster: KubernetesServer, tmp_path: Path) -> None:
@@ -87,22 +82,39 @@ def test_a_cancelled_run_deletes_its_pod_which_saves_first(cluster: KubernetesSe
         time.sleep(0.1)
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) != 0
-    while cluster.pods:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert list(cluster.pods) == []
     assert len(cluster.deleted) == 1
+    assert SECRET not in json.dumps(cluster.created)
+    [description] = (tmp_path / "snapshots" / "reward_model" / ".training").glob("*.json")
+    assert SECRET not in description.read_text()
     assert list((tmp_path / "snapshots" / "reward_model" / ".training").glob("*/checkpoints/step-*/manifest.json"))
 
 
-def test_what_a_pod_ended_with_is_the_last_reason(cluster: KubernetesServer, tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", polite_rows(60))
-    where = {"storage": tmp_path / "snapshots", "shared_storage": True}
-    materialized(tmp_path, DATA, **where)
+def test_what_a_pod_ended_with_is_the_reason(
+    cluster: KubernetesServer, first_run: Any, run_graph: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
     cluster.ends_with = 137
-    assert started(tmp_path, "reward_model", **where).wait(120) == 1
-    told = (tmp_path / "log").read_text()
-    assert "the training job did not finish: it was ended by SIGKILL, OOMKilled (out of memory?)" in told
+    settings = {**first_run[0], "launcher": "kubernetes", "image": "rm:1", "shared_storage": True, "seed": 3}
+    result = run_graph(selection="reward_model", **settings)
+    [failure] = result.get_step_failure_events()
+    told = "the training job did not finish: it was ended by SIGKILL, OOMKilled (out of memory?)"
+    assert told in failure.step_failure_data.error_display_string
     assert cluster.deleted == [pod["metadata"]["name"] for pod in cluster.created] != []
+
+
+def test_what_a_killed_run_left_is_removed_and_other_pods_stay(
+    cluster: KubernetesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
+    container = {"name": "c", "command": ["python", "-c", "import time; time.sleep(600)"], "env": []}
+    for pod, job in (("left", "mine"), ("other", "yours")):
+        metadata = {"name": pod, "labels": {"rm-assets/job": job}}
+        cluster.create({"metadata": metadata, "spec": {"containers": [container]}})
+    launcher = KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1)
+    launcher.remove_left("mine")
+    assert list(cluster.pods) == ["other"]
+    assert cluster.deleted == ["left"]
 
 
 def test_a_pod_is_made_from_the_spec_of_a_file(tmp_path: Path) -> None:
