@@ -18,7 +18,7 @@ from rm_assets.defs.launcher_kubernetes import KubernetesLauncher
 from rm_assets.defs.launcher_local import LocalLauncher
 from rm_assets.defs.launcher_ray import RayLauncher
 from rm_assets.defs.launching import Ending, Launcher
-from rm_assets.settings import Settings
+from rm_assets.settings import LaunchSettings, Settings, TrainingSettings
 
 LOCK = "training.lock"
 
@@ -48,7 +48,9 @@ class TrainingLauncher(dg.ConfigurableResource):
         """
         from rm_assets.training.transport import read_job, sent_job
 
-        launcher, storage, job = self._launcher(settings), place(settings.storage), read_job(str(job_path))
+        storage, job = place(settings.storage), read_job(str(job_path))
+        training = getattr(job, "settings", TrainingSettings())  # scoring takes one process of one node
+        launcher = self._launcher(settings.launch, training)
         if isinstance(launcher, LocalLauncher):
             # flock, not a Dagster pool: the kernel frees it when its holder is killed.
             with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
@@ -62,8 +64,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         if ending.code != 0:
             raise TrainingFailedError(_reason(Path(job.output_directory), ending))
 
-    def _launcher(self, settings: Settings) -> Launcher:
-        launch, training = settings.launch, settings.training
+    def _launcher(self, launch: LaunchSettings, training: TrainingSettings) -> Launcher:
         if launch.launcher == "kubernetes":
             return KubernetesLauncher(launch, training.num_processes, self.poll_seconds)
         if launch.launcher == "ray":

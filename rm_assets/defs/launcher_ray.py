@@ -46,10 +46,10 @@ class RayLauncher:
         submission = f"rm-assets-{name}-{uuid.uuid4().hex[:8]}"
         try:
             client.run(context=context, submit_job_params=self.parameters(arguments, name, submission))
-        except RuntimeError as error:  # the job failed, or was stopped by someone else
+        except Exception as error:  # the job failed, someone stopped it, or the way to the server is cut
             return _ending(client.client, submission, error)
         finally:
-            with contextlib.suppress(RuntimeError):  # where it was never submitted
+            with contextlib.suppress(Exception):  # where it was never submitted, or cannot be reached
                 self._stop(client.client, submission)
         return Ending(code=0)
 
@@ -100,7 +100,7 @@ class RayLauncher:
 
 def _ending(client: Any, submission: str, error: Exception) -> Ending:
     told = " ".join(str(error).split())[:300]
-    with contextlib.suppress(RuntimeError, ConnectionError):
+    with contextlib.suppress(Exception):  # then the first error is the one to tell
         found = client.get_job_info(submission)
         if found.driver_exit_code:
             return Ending(code=found.driver_exit_code)

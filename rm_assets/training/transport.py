@@ -117,10 +117,14 @@ def _send_checkpoints(directory: Path, output: Path) -> None:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """Every file of a directory of the storage, in a directory of this machine; the manifest last."""
+    """Every file of a directory of the storage, in a directory of this machine; the manifest last.
+
+    Of a checkpoint, which its content names, files that are there stay as they are.
+    """
     for name in sorted(file_sizes(origin), key=lambda name: name == MANIFEST):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).unlink(missing_ok=True)
+        if not name.startswith(f"{CHECKPOINTS}/"):
+            (target / name).unlink(missing_ok=True)
         download(origin / name, target / name)
 
 

@@ -53,22 +53,30 @@ def started(directory: Path, selection: str, **settings: Any) -> subprocess.Pope
         )
 
 
-def test_a_model_is_trained_in_a_pod_that_reads_and_writes_s3(cluster: KubernetesServer, tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_a_model_is_trained_and_scored_in_pods_that_read_and_write_s3(
+    cluster: KubernetesServer, tmp_path: Path
+) -> None:
     write_lines(tmp_path / "a.jsonl", polite_rows(60))
     with s3_server() as bucket:
-        run = started(tmp_path, "*reward_model", storage=f"{bucket}/team", num_gpus=2, namespace="training")
-        assert run.wait(300) == 0, (tmp_path / "log").read_text()
+        where = {"storage": f"{bucket}/team", "namespace": "training", "num_processes": 2}
+        assert started(tmp_path, "*reward_model_report", **where).wait(300) == 0, (tmp_path / "log").read_text()
         model = required_model(place(f"{bucket}/team"))
         assert read_result(model.directory, model.key) == model.manifest
         assert not any(name.startswith(".jobs/") for name in file_sizes(place(f"{bucket}/team")))
-    [pod] = cluster.created
-    assert cluster.deleted == [pod["metadata"]["name"]]
-    [container] = pod["spec"]["containers"]
-    assert container["image"] == "registry/rm:1"
-    assert container["command"][:3] == ["python", "-m", "rm_assets.training"]
-    assert container["command"][3].startswith("s3://")
-    assert container["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
-    assert pod["spec"]["restartPolicy"] == "Never"
+    names = [pod["metadata"]["name"] for pod in cluster.created]
+    assert cluster.deleted == names
+    training, scoring = (pod["spec"] for pod in cluster.created)
+    commands = [spec["containers"][0]["command"] for spec in (training, scoring)]
+    assert [command[:3] for command in commands] == [
+        ["python", "-m", "rm_assets.training"],
+        ["python", "-m", "rm_assets.training.score_pairs"],
+    ]
+    assert all(command[3].startswith(f"{bucket}/team/.jobs/") for command in commands)
+    assert [spec["containers"][0]["image"] for spec in (training, scoring)] == ["registry/rm:1"] * 2
+    assert training["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
+    assert scoring["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+    assert training["restartPolicy"] == "Never"
     assert "step 1/" in (tmp_path / "log").read_text()  # by Dagster Pipes, from the pod's log
 
 
@@ -90,14 +98,29 @@ def test_a_cancelled_run_deletes_its_pod_which_saves_first(cluster: KubernetesSe
     assert list((tmp_path / "snapshots" / "reward_model" / ".training").glob("*/checkpoints/step-*/manifest.json"))
 
 
-def test_what_a_pod_ended_with_is_the_reason(
-    cluster: KubernetesServer, first_run: Any, run_graph: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run_in_pod(cluster: KubernetesServer, first_run: Any, run_graph: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that trains another model on the pairs of the first run, in a pod that sees their directory."""
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
+    where = {"launcher": "kubernetes", "image": "rm:1", "shared_storage": True}
+    return lambda **settings: run_graph(selection="reward_model", **{**first_run[0], **where, **settings})
+
+
+def test_a_model_is_trained_in_a_pod_that_sees_the_storage(cluster: KubernetesServer, run_in_pod: Any) -> None:
+    result = run_in_pod(seed=4, num_gpus=0)
+    assert result.success, result.get_step_failure_events()
+    [event] = result.asset_materializations_for_node("reward_model")
+    assert event.metadata["trained_now"].value is True
+    [pod] = cluster.created
+    assert cluster.deleted == [pod["metadata"]["name"]]
+    [container] = pod["spec"]["containers"]
+    assert container["command"][:3] == ["python", "-m", "rm_assets.training"]
+    assert "resources" not in container
+
+
+def test_what_a_pod_ended_with_is_the_reason(cluster: KubernetesServer, run_in_pod: Any) -> None:
     cluster.ends_with = 137
-    settings = {**first_run[0], "launcher": "kubernetes", "image": "rm:1", "shared_storage": True, "seed": 3}
-    result = run_graph(selection="reward_model", **settings)
-    [failure] = result.get_step_failure_events()
+    [failure] = run_in_pod(seed=3).get_step_failure_events()
     told = "the training job did not finish: it was ended by SIGKILL, OOMKilled (out of memory?)"
     assert told in failure.step_failure_data.error_display_string
     assert cluster.deleted == [pod["metadata"]["name"] for pod in cluster.created] != []
