@@ -1,20 +1,24 @@
 """What the graph never does: open a pickle, call another machine, or tell a secret."""
 
 import ast
+import contextlib
 import ipaddress
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from audited import SECRET, AuditedRun, audited_run
+from audited import COMMAND, SECRET, AuditedRun, audited_run
 
 from rm_assets.definitions import definitions
 from rm_assets.settings import knobs
+from rm_assets.training.processes import free_address
 
 PACKAGE = Path(__file__).parents[2] / "rm_assets"
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -156,3 +160,47 @@ def has_namespaces() -> bool:
 def test_the_whole_graph_runs_where_there_is_no_network(tmp_path: Path) -> None:
     found = audited_run(tmp_path, OFFLINE)
     assert found.run.returncode == 0, found.run.stderr
+
+
+def listening(group: int) -> set[str]:
+    """The addresses, in the kernel's hexadecimal notation, at which the processes of a group take connections."""
+    inodes = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group:
+                inodes |= {str(path.readlink()) for path in (process / "fd").iterdir() if path.is_symlink()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, address, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in inodes:  # TCP_LISTEN
+                found.add(address)
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="finds sockets by /proc")
+def test_the_ui_listens_at_loopback_alone(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    port = int(free_address("127.0.0.1").rpartition(":")[2])
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*COMMAND, "dev", "-m", "rm_assets.definitions", "-p", str(port)],
+            env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := listening(server.pid)) or not any(address.endswith(f":{port:04X}") for address in found):
+            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        assert {address.split(":")[0] for address in found} == {"0100007F"}  # 127.0.0.1
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
