@@ -46,11 +46,13 @@ class TrainingLauncher(dg.ConfigurableResource):
         Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
         manifest that the job writes last, at the paths that the job names.
         """
+        from rm_assets.training.result import ERROR
         from rm_assets.training.transport import read_job, sent_job
 
         storage, job = place(settings.storage), read_job(str(job_path))
         training = getattr(job, "settings", TrainingSettings())  # scoring takes one process of one node
         launcher = self._launcher(settings.launch, training)
+        (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # of an attempt before, which is no reason now
         if isinstance(launcher, LocalLauncher):
             # flock, not a Dagster pool: the kernel frees it when its holder is killed.
             with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):

@@ -24,6 +24,8 @@ SECONDS_TO_GO = 120.0
 """How long a removed pod is waited for; `terminationGracePeriodSeconds` of its spec, 30 by default, ends it earlier."""
 NO_TIME_LIMIT = 0
 NOT_FOUND = 404
+NO_REASON = "Error"
+"""What Kubernetes says of every container that exits with another code than 0, for want of a better reason."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class KubernetesLauncher:
         states = [status.state for pod in pods for status in pod.status.container_statuses or []]
         for ended in (state.terminated for state in states if state.terminated):
             if ended.exit_code:
-                return Ending(code=ended.exit_code, told=ended.reason or "")
+                return Ending(code=ended.exit_code, told="" if ended.reason == NO_REASON else ended.reason or "")
         return Ending(code=1, told=told)
 
 

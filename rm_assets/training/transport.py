@@ -35,6 +35,9 @@ from rm_assets.training.result import CHECKPOINTS, MANIFEST, SCRATCH
 from rm_assets.training.scoring_job import ScoringJob
 
 JOBS = ".jobs"
+CHECKPOINT = "step-"
+"""What the names of finished checkpoints begin with."""
+
 SECONDS_BETWEEN_UPLOADS = 2.0
 Job = TrainingJob | ScoringJob
 
@@ -52,13 +55,13 @@ class SentJob:
 def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
     """The job in the storage meanwhile; afterwards, however it ended, what it wrote is where the job says.
 
-    What an earlier attempt left in the storage, such as a checkpoint, is brought back first, and goes on from there.
+    Checkpoints that an earlier attempt left in the storage are brought back first, and sent again.
     """
     home = storage / JOBS / name
     output = _directory_seen(Path(job.output_directory), storage) or home / "output"
     brought_back = output.parent == home
     if brought_back:
-        _copy(output, Path(job.output_directory))
+        _copy(output / CHECKPOINTS, Path(job.output_directory) / CHECKPOINTS)
     remove_tree(home)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
@@ -112,7 +115,7 @@ def _sent_file(origin: Path, target: Path) -> Path:
 
 def _send_checkpoints(directory: Path, output: Path) -> None:
     for name in subdirectories(directory / CHECKPOINTS):
-        if name.startswith("step-"):
+        if name.startswith(CHECKPOINT):
             upload(directory / CHECKPOINTS / name, output / CHECKPOINTS / name)
 
 
@@ -123,7 +126,7 @@ def _copy(origin: Path, target: Path) -> None:
     """
     for name in sorted(file_sizes(origin), key=lambda name: name == MANIFEST):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if not name.startswith(f"{CHECKPOINTS}/"):
+        if not any(part.startswith(CHECKPOINT) for part in name.split("/")):
             (target / name).unlink(missing_ok=True)
         download(origin / name, target / name)
 
@@ -199,7 +202,7 @@ def _run_and_upload(command: list[str], working: Path, output: Path) -> int:
 
 
 def _upload_checkpoints(working: Path, output: Path, uploaded: set[str]) -> None:
-    names = {name for name in subdirectories(working / CHECKPOINTS) if name.startswith("step-")}
+    names = {name for name in subdirectories(working / CHECKPOINTS) if name.startswith(CHECKPOINT)}
     for name in sorted(names - uploaded):
         upload(working / CHECKPOINTS / name, output / CHECKPOINTS / name)
         uploaded.add(name)

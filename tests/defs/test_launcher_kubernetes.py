@@ -126,6 +126,32 @@ def test_what_a_pod_ended_with_is_the_reason(cluster: KubernetesServer, run_in_p
     assert cluster.deleted == [pod["metadata"]["name"] for pod in cluster.created] != []
 
 
+def test_a_reason_of_an_attempt_before_is_not_told_again(
+    cluster: KubernetesServer, first_run: Any, run_in_pod: Any
+) -> None:
+    cluster.ends_with = 1
+    [failure] = run_in_pod(seed=5).get_step_failure_events()
+    assert "the training job failed with exit code 1;" in failure.step_failure_data.error_display_string
+    trainings = Path(first_run[0]["storage"]) / "reward_model" / ".training"
+    unfinished = [path for path in trainings.iterdir() if path.is_dir()]
+    assert unfinished != []
+    for working in unfinished:
+        (working / "error.txt").write_text("an old story")
+    [failure] = run_in_pod(seed=5).get_step_failure_events()
+    assert "the training job failed with exit code 1;" in failure.step_failure_data.error_display_string
+
+
+@pytest.mark.parametrize(("launcher", "library"), [("kubernetes", "dagster_k8s"), ("ray", "dagster_ray")])
+def test_a_library_that_is_missing_is_told_with_what_to_install(
+    run_in_pod: Any, monkeypatch: pytest.MonkeyPatch, launcher: str, library: str
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, library, None)
+    [failure] = run_in_pod(seed=6, launcher=launcher).get_step_failure_events()
+    told = f"launcher (or RM_LAUNCHER) is '{launcher}', which is not installed: pip install 'rm_assets[{launcher}]'"
+    assert told in failure.step_failure_data.error_display_string
+
+
 def test_what_a_killed_run_left_is_removed_and_other_pods_stay(
     cluster: KubernetesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
