@@ -49,8 +49,8 @@ def test_a_wrong_setting_ends_with_an_exit_code_and_names_the_setting(tmp_path: 
         command("raw_preferences"), env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
-    assert "annotations (or RM_ANNOTATIONS)" in run.stderr
-    assert "there is no such file or directory" in run.stderr
+    named = f"annotations (or RM_ANNOTATIONS) is '{tmp_path / 'a.jsonl'}': there is no such file or directory"
+    assert run.stderr.splitlines()[-1] == f"error: raw_preferences: {named}"
 
 
 @pytest.fixture
