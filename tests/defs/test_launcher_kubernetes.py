@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,10 +100,13 @@ def test_a_cancelled_run_deletes_its_pod_which_saves_first(cluster: KubernetesSe
 
 
 @pytest.fixture
-def run_in_pod(cluster: KubernetesServer, first_run: Any, run_graph: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that trains another model on the pairs of the first run, in a pod that sees their directory."""
+def run_in_pod(
+    cluster: KubernetesServer, first_run: Any, run_graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """A function that trains another model on a copy of the first run's pairs, in a pod that sees their directory."""
+    shutil.copytree(first_run[0]["storage"], tmp_path / "storage")
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
-    where = {"launcher": "kubernetes", "image": "rm:1", "shared_storage": True}
+    where = {"launcher": "kubernetes", "image": "rm:1", "shared_storage": True, "storage": str(tmp_path / "storage")}
     return lambda **settings: run_graph(selection="reward_model", **{**first_run[0], **where, **settings})
 
 
@@ -127,12 +131,12 @@ def test_what_a_pod_ended_with_is_the_reason(cluster: KubernetesServer, run_in_p
 
 
 def test_a_reason_of_an_attempt_before_is_not_told_again(
-    cluster: KubernetesServer, first_run: Any, run_in_pod: Any
+    cluster: KubernetesServer, tmp_path: Path, run_in_pod: Any
 ) -> None:
     cluster.ends_with = 1
     [failure] = run_in_pod(seed=5).get_step_failure_events()
     assert "the training job failed with exit code 1;" in failure.step_failure_data.error_display_string
-    trainings = Path(first_run[0]["storage"]) / "reward_model" / ".training"
+    trainings = tmp_path / "storage" / "reward_model" / ".training"
     unfinished = [path for path in trainings.iterdir() if path.is_dir()]
     assert unfinished != []
     for working in unfinished:
