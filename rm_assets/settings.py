@@ -2,7 +2,7 @@
 
 A setting comes from the first of: Dagster config, the environment variable `RM_<NAME>`, the sample's own training
 settings (only while annotations, model and tokenizer are the built-in ones), the default written here. Names
-are unique over both classes, so that `RM_EPOCHS` needs no prefix of its group.
+are unique over all classes, so that `RM_EPOCHS` needs no prefix of its group.
 """
 
 import difflib
@@ -104,7 +104,10 @@ class TrainingSettings(BaseModel):
     )
     seed: int = Field(0, ge=0, description="Seed of the head's initial weights and of the order of the pairs.")
     num_processes: int = Field(
-        1, ge=1, description="Processes of the training job on this machine (torchrun); one per GPU."
+        1, ge=1, description="Processes of the training job on each machine (torchrun); one per GPU."
+    )
+    num_nodes: int = Field(
+        1, ge=1, description="Machines that train together, each with num_processes; several need the launcher ray."
     )
     tracking: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="Where the curves of a training also go while it runs."
@@ -113,6 +116,33 @@ class TrainingSettings(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """The settings that change the trained model, if only by rounding: all but those of saving and showing."""
         return self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
+
+
+class LaunchSettings(BaseModel):
+    """Where the jobs of training and scoring run: nothing here changes what they make."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    launcher: Literal["local", "kubernetes", "ray"] = Field(
+        "local",
+        description="Where training jobs run: processes of this machine, a pod of the kubeconfig's cluster, or a job "
+        "of the Ray cluster of RAY_API_SERVER_ADDRESS.",
+    )
+    shared_storage: bool = Field(
+        False,
+        description="Says that pods and Ray nodes see the storage directory under the path that it has here; a storage "
+        "at a URI needs no saying.",
+    )
+    num_gpus: int | None = Field(None, ge=0, description="GPUs asked of each pod or Ray node; unset: one per process.")
+    image: str | None = Field(None, description="Container image of the pod, in which this package is installed.")
+    namespace: str | None = Field(
+        None, description="Kubernetes namespace of the pod; unset: that of this pod, else default."
+    )
+    pod_spec: str | None = Field(
+        None,
+        description="YAML file of a Kubernetes pod spec that the pod is made from: volumes, secrets, limits, node "
+        "selectors.",
+    )
 
 
 class Settings(BaseModel):
@@ -241,6 +271,7 @@ class Settings(BaseModel):
         "or more.",
     )
     training: TrainingSettings = TrainingSettings()
+    launch: LaunchSettings = LaunchSettings()
 
     @field_validator("evaluation_files")
     @classmethod
@@ -310,9 +341,9 @@ class Settings(BaseModel):
 
 def knobs() -> Iterator[tuple[str, FieldInfo]]:
     """Every setting with its declaration, flat, in the order of this file."""
-    for model in (Settings, TrainingSettings):
+    for model in (Settings, TrainingSettings, LaunchSettings):
         for name, field in model.model_fields.items():
-            if name != "training":
+            if name not in ("training", "launch"):
                 yield name, field
 
 
@@ -330,10 +361,35 @@ def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) 
     if given.get("annotations") is None and given.get("model") is None and given.get("tokenizer") is None:
         given = json.loads((SAMPLE / "training.json").read_text()) | given
     training = {name: given.pop(name) for name in list(given) if name in TrainingSettings.model_fields}
+    launch = {name: given.pop(name) for name in list(given) if name in LaunchSettings.model_fields}
     try:
-        return Settings(**given, training=TrainingSettings(**training))
+        settings = Settings(**given, training=TrainingSettings(**training), launch=LaunchSettings(**launch))
     except ValidationError as error:
-        raise SettingsError("; ".join(_problems(error, given | training))) from None
+        raise SettingsError("; ".join(_problems(error, given | training | launch))) from None
+    _refuse_jobs_out_of_reach(settings)
+    return settings
+
+
+def _refuse_jobs_out_of_reach(settings: Settings) -> None:
+    """Raise SettingsError where the launcher's machines could not read the storage, or could not train together."""
+    launch, num_nodes, is_uri = settings.launch, settings.training.num_nodes, "://" in settings.storage
+    where = f"launcher (or {PREFIX}LAUNCHER) is {launch.launcher!r}"
+    if num_nodes > 1 and launch.launcher != "ray":
+        raise SettingsError(f"{where}, num_nodes is {num_nodes!r}: several nodes need the launcher ray")
+    if launch.launcher == "local":
+        return
+    if not is_uri and not launch.shared_storage:
+        raise SettingsError(
+            f"{where}, storage is {settings.storage!r}, a directory of this machine: give a URI such as "
+            f"s3://bucket/prefix, or set shared_storage (or {PREFIX}SHARED_STORAGE) where its machines see this path"
+        )
+    if is_uri and num_nodes > 1:
+        raise SettingsError(
+            f"num_nodes is {num_nodes!r}, storage is {settings.storage!r}: nodes write a checkpoint together, into a "
+            "directory that all of them see"
+        )
+    if launch.launcher == "kubernetes" and not launch.image and not launch.pod_spec:
+        raise SettingsError(f"{where}: image (or {PREFIX}IMAGE) must name a container image with this package in it")
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.storage import download, file_sizes, is_remote
 from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.settings import Settings
 
 BATCH_SIZE = 16
 _MODULE = "rm_assets.training.score_pairs"
@@ -83,10 +84,9 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
 def scored_anew(
     context: dg.AssetExecutionContext,
     launcher: TrainingLauncher,
-    storage: Path,
+    settings: Settings,
     model: Path,
     pairs: Sequence[Mapping[str, Any]],
-    max_length: int,
 ) -> Any:
     """A data frame with the schema `scoring_job.SCORED`: what the model in a directory gives for these pairs.
 
@@ -99,14 +99,19 @@ def scored_anew(
         pq.write_table(pa.Table.from_pylist(_with_variant(pairs), schema=PAIRS), directory / "pairs.parquet")
         job = ScoringJob(
             output_directory=name,
-            model=str(_on_this_machine(model, directory / "model")),
+            model=str(model if _is_sent(model, settings) else _on_this_machine(model, directory / "model")),
             pairs=str(directory / "pairs.parquet"),
-            max_length=max_length,
+            max_length=settings.max_length,
             batch_size=BATCH_SIZE,
         )
         (directory / "job.json").write_text(json.dumps(job.model_dump(), indent=1))
-        launcher.run(context, directory / "job.json", storage, _MODULE)
+        launcher.run(context, directory / "job.json", settings, _MODULE)
         return pq.read_table(directory / SCORED_FILE).to_pandas()
+
+
+def _is_sent(model: Path, settings: Settings) -> bool:
+    """Whether another machine reads the model itself from the storage."""
+    return is_remote(model) and settings.launch.launcher != "local"
 
 
 def _on_this_machine(model: Path, directory: Path) -> Path:

@@ -1,25 +1,26 @@
-"""Launches the training job through Dagster Pipes, and leaves no process behind however the run ends.
+"""Launches the jobs of training and scoring: on this machine, in a pod, or on a Ray cluster, as `launcher` says.
 
-The job has a process group of its own. A cancelled run interrupts the group, then terminates it, then kills it; should
-this process itself be killed, the job notices that its end of a pipe closed and kills its own group.
+The job is the same command everywhere, `python -m rm_assets.training JOB.json`, and its result is what it leaves on
+the storage, its manifest last. Through Dagster Pipes comes only what it says while it works.
 """
 
-import contextlib
-import json
-import os
+import hashlib
 import signal
-import subprocess
-import sys
+import uuid
 from pathlib import Path
 
 import dagster as dg
-from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
 from pydantic import Field
 
 from rm_assets.data.locks import held_lock
+from rm_assets.data.storage import place
+from rm_assets.defs.launcher_kubernetes import KubernetesLauncher
+from rm_assets.defs.launcher_local import LocalLauncher
+from rm_assets.defs.launcher_ray import RayLauncher
+from rm_assets.defs.launching import Ending, Launcher
+from rm_assets.settings import LaunchSettings, Settings, TrainingSettings
 
 LOCK = "training.lock"
-SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more
 
 
 class TrainingFailedError(RuntimeError):
@@ -27,77 +28,71 @@ class TrainingFailedError(RuntimeError):
 
 
 class TrainingLauncher(dg.ConfigurableResource):
-    """Runs one training job at a time on this machine, as a process group that ends with the run."""
+    """Runs the jobs of training and scoring where the setting `launcher` says, each to its end."""
 
     grace_seconds: float = Field(
         default=5.0,
-        description="Seconds a cancelled job has after SIGINT to save and leave, before it is made to.",
+        description="Seconds a cancelled job of this machine has after SIGINT to save and leave, before it is made to.",
+    )
+    poll_seconds: float = Field(
+        default=5.0, description="Seconds between two questions to Kubernetes or Ray about a job."
     )
 
     def run(
-        self, context: dg.AssetExecutionContext, job_path: Path, storage: Path, module: str = "rm_assets.training"
+        self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings, module: str = "rm_assets.training"
     ) -> None:
         """Run `python -m <module> <job>` to its end; raises TrainingFailedError unless it exits with 0.
 
         Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
-        manifest that the job writes last.
+        manifest that the job writes last, at the paths that the job names.
         """
-        # flock, not a Dagster pool: the kernel frees it when its holder is killed.
-        with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
-            code = self._run(context, job_path, module)
-        if code != 0:
-            raise TrainingFailedError(_reason(job_path, code))
+        from rm_assets.training.result import ERROR
+        from rm_assets.training.transport import read_job, sent_job
 
-    def _run(self, context: dg.AssetExecutionContext, job_path: Path, module: str) -> int:
-        read_end, write_end = os.pipe()
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, write_end)
-            stack.callback(os.close, read_end)
-            session = stack.enter_context(
-                open_pipes_session(
-                    context=context,
-                    context_injector=PipesTempFileContextInjector(),
-                    message_reader=PipesTempFileMessageReader(),
-                )
-            )
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(job_path)],
-                start_new_session=True,
-                pass_fds=(read_end,),
-                env=os.environ | session.get_bootstrap_env_vars() | {"RM_PARENT_FD": str(read_end)},
-            )
-            try:
-                return process.wait()
-            finally:
-                self._end_group(process)
+        storage, job = place(settings.storage), read_job(str(job_path))
+        training = getattr(job, "settings", TrainingSettings())  # scoring takes one process of one node
+        launcher = self._launcher(settings.launch, training)
+        (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # of an attempt before, which is no reason now
+        if isinstance(launcher, LocalLauncher):
+            # flock, not a Dagster pool: the kernel frees it when its holder is killed.
+            with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
+                ending = launcher.run(context, ["-m", module, str(job_path)], "")
+        else:
+            storage = storage.absolute()
+            name = _name(storage, getattr(job, "key", uuid.uuid4().hex))
+            launcher.remove_left(name)
+            with sent_job(job, storage, name) as sent:
+                ending = launcher.run(context, ["-m", module, str(sent.place)], name)
+        if ending.code != 0:
+            raise TrainingFailedError(_reason(Path(job.output_directory), ending))
 
-    def _end_group(self, process: subprocess.Popen[bytes]) -> None:
-        """Ask the job to save and leave, then to leave at once, then make it; a no-op for a group that is gone."""
-        for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_TO_LEAVE)):
-            if process.poll() is None:
-                _signal_group(process, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(seconds)
-        _signal_group(process, signal.SIGKILL)
-        process.wait()
+    def _launcher(self, launch: LaunchSettings, training: TrainingSettings) -> Launcher:
+        if launch.launcher == "kubernetes":
+            return KubernetesLauncher(launch, training.num_processes, self.poll_seconds)
+        if launch.launcher == "ray":
+            return RayLauncher(launch, training.num_processes, training.num_nodes, self.poll_seconds)
+        return LocalLauncher(self.grace_seconds)
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def _name(storage: Path, key: str) -> str:
+    """What tells a job from all others of a cluster: one storage trains one key once at a time."""
+    return hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()[:16]
 
 
-def _reason(job_path: Path, code: int) -> str:
+def _reason(output_directory: Path, ending: Ending) -> str:
     """Why the job failed: what it wrote about it, else what its exit code tells."""
     from rm_assets.training.result import ERROR
 
-    error = Path(json.loads(job_path.read_text())["output_directory"]) / ERROR
-    if code < 0:
-        told = f"it was ended by {signal.Signals(-code).name}"
-        return f"the training job did not finish: {told}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    code, error = ending.code, output_directory / ERROR
+    if code < 0 or code - 128 == signal.SIGKILL:
+        number = -code if code < 0 else code - 128
+        told = f"it was ended by {signal.Signals(number).name}" + (f", {ending.told}" if ending.told else "")
+        return f"the training job did not finish: {told}" + (" (out of memory?)" if number == signal.SIGKILL else "")
     if code - 128 in (signal.SIGINT, signal.SIGTERM):
         name = signal.Signals(code - 128).name
         return f"the training job was stopped by {name}: materialize again, and it goes on from its checkpoint"
     if error.is_file():
         return f"the training job failed: {error.read_text().strip()}"
+    if ending.told:
+        return f"the training job failed: {ending.told}"
     return f"the training job failed with exit code {code}; its output stands in the step's compute log"

@@ -193,7 +193,7 @@ def _train(
     working.mkdir(parents=True, exist_ok=True)
     if not _is_finished(working, key):
         write_json(job_path, training_job(project, pairs, key, working))
-        launcher.run(context, job_path, project.storage)
+        launcher.run(context, job_path, project.settings)
     manifest = read_result(working, key)
     remove_scratch(working)
     if is_remote(home):
@@ -224,7 +224,7 @@ def training_job(
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
-        splits=splits or {split: _local_files(pairs, split, output_directory.parent) for split in _splits(pairs)},
+        splits=splits or {split: _files(project, pairs, split, output_directory.parent) for split in _splits(pairs)},
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,
@@ -236,11 +236,13 @@ def training_job(
     ).model_dump(mode="json")
 
 
-def _local_files(pairs: Snapshot, split: str, directory: Path) -> list[str]:
-    """The files of a split as absolute paths of this machine, copied there if they are remote."""
+def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> list[str]:
+    """The files of a split as absolute paths of this machine, copied there if they are remote and the job is here."""
     paths = pairs.paths(split)
     if not is_remote(pairs.directory):
         return [str(path.resolve()) for path in paths]
+    if project.settings.launch.launcher != "local":
+        return [str(path) for path in paths]
     copies = [directory / pairs.name / split / path.name for path in paths]
     for path, copy in zip(paths, copies, strict=True):
         download(path, copy)

@@ -127,7 +127,7 @@ def _comparison(
     pairs = [rows[pair_key(row)] for row in today.to_dict("records")]
     context.log.info(f"scoring {len(pairs)} of today's test pairs with the promoted model {champion}")
     directory = storage / MODEL / champion / MODEL_DIRECTORY
-    again = scored_anew(context, launcher, storage, directory, pairs, settings.max_length)
+    again = scored_anew(context, launcher, settings, directory, pairs)
     kept = again[again["problem"] == ""].drop(columns=["prompt_key", "variant", "problem"])
     counts["pairs_the_champion_cannot_score"] = len(again) - len(kept)
     if kept.empty:

@@ -126,10 +126,9 @@ def _prompt_baselines(
     scored = scored_anew(
         context,
         launcher,
-        place(settings.storage),
+        settings,
         model.directory / MODEL,
         variants,
-        settings.max_length,
     )
     if problems := int((scored["problem"] != "").sum()):
         context.log.info(f"{problems} of them have no score, such as: {scored['problem'].max()}")

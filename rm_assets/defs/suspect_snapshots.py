@@ -108,7 +108,7 @@ def _train(
     described = training_job(project, padded, key, working, splits)
     job_path = working.with_suffix(".json")
     job_path.write_text(TrainingJob.model_validate(described).model_dump_json(indent=1))
-    launcher.run(context, job_path, project.storage)
+    launcher.run(context, job_path, project.settings)
 
 
 def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, list[str]]:

@@ -1,5 +1,7 @@
 """The entry: `python -m rm_assets.training JOB.json`, or torchrun with `-m rm_assets.training JOB.json`.
 
+The file may be at a URI, as a job sent to another machine is. A job of several nodes runs on those of a Ray cluster.
+
 Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no usable
 job file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training.
 """
@@ -14,8 +16,10 @@ from pydantic import ValidationError
 
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
+from rm_assets.training.nodes import run_on_nodes
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import ERROR, METRICS
+from rm_assets.training.transport import run_sent_job
 
 try:
     import dagster_pipes
@@ -29,14 +33,19 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training JOB.json", file=sys.stderr)
         return 2
+    if "://" in arguments[0]:
+        return run_sent_job(arguments[0], "rm_assets.training", TrainingJob)
     path = Path(arguments[0])
     try:
         job = TrainingJob.read(path)
     except (OSError, ValidationError) as error:
         print(f"error: cannot read the training job {str(path)!r}: {error}", file=sys.stderr)
         return 2
-    if job.settings.num_processes > 1 and not processes.is_worker():
-        return processes.run_workers(path, job.settings.num_processes)
+    if not processes.is_worker():
+        if job.settings.num_nodes > 1 and not processes.is_node():
+            return run_on_nodes(path, job.settings.num_nodes)
+        if job.settings.num_processes > 1 or processes.is_node():
+            return processes.run_workers(path, job.settings.num_processes)
     stop = processes.Stop()
     processes.listen_for_signals(stop)
     if processes.is_worker():

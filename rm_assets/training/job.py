@@ -1,5 +1,6 @@
 """The file that describes one training job: everything it reads, and where it writes. No torch here."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -45,3 +46,13 @@ class TrainingJob(BaseModel):
     def read(cls, path: Path) -> "TrainingJob":
         """The job described by a JSON file."""
         return cls.model_validate_json(path.read_text())
+
+    def moved(self, read: Callable[[str], str], output_directory: str) -> "TrainingJob":
+        """The same job where other paths hold what it reads, each `read(path)`, and what it writes."""
+        changes = {
+            "output_directory": output_directory,
+            "splits": {split: [read(path) for path in paths] for split, paths in self.splits.items()},
+            "model": read(self.model),
+            "tokenizer": read(self.tokenizer),
+        }
+        return self.model_copy(update=changes)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,9 @@ from typing import NoReturn
 
 PARENT_FD = "RM_PARENT_FD"
 """Environment variable: the inherited read end of a pipe, which ends once the launcher is gone."""
+
+NODE = "RM_NODE"
+"""Environment variable: this node's number, how many nodes there are, and where they meet, as `0 2 host:port`."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_STOP_SIGNAL = signal.SIGUSR1
@@ -34,6 +38,11 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 def is_worker() -> bool:
     """Whether torchrun started this process."""
     return "RANK" in os.environ
+
+
+def is_node() -> bool:
+    """Whether this process runs the part of a job that one of several nodes has."""
+    return NODE in os.environ
 
 
 def is_first_worker() -> bool:
@@ -165,10 +174,23 @@ def run_workers(job_path: Path, num_processes: int) -> int:
 
 
 def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
-    """Torchrun's command line, with a free port on the loopback interface as meeting point."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    torchrun.append(f"--signals-to-handle={WORKERS_STOP_SIGNAL.name}")
-    return [*torchrun, f"--nproc-per-node={num_processes}", "-m", __package__ or "", str(job_path)]
+    """Torchrun's command line, its meeting point a free port of the loopback interface, or that of the nodes.
+
+    The meeting is torchrun's static one: by its own (`--standalone`) it unpickles what anyone writes to that port.
+    """
+    rank, num_nodes, meeting = os.environ.get(NODE, f"0 1 {free_address('127.0.0.1')}").split()
+    host, _, port = meeting.rpartition(":")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=static"]
+    torchrun += [f"--nnodes={num_nodes}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}"]
+    torchrun += [f"--signals-to-handle={WORKERS_STOP_SIGNAL.name}", f"--nproc-per-node={num_processes}"]
+    return [*torchrun, "-m", __package__ or "", str(job_path)]
+
+
+def free_address(host: str) -> str:
+    """An address of this machine that nobody listens at, as `host:port`."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return f"{host}:{free.getsockname()[1]}"
 
 
 def _workers_environment(num_processes: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ from rm_assets.training import processes
 from rm_assets.training.job import TrainingError
 from rm_assets.training.result import ERROR
 from rm_assets.training.scoring_job import SCORED, SCORED_FILE, ScoringJob
+from rm_assets.training.transport import run_sent_job
 
 try:
     import dagster_pipes
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training.score_pairs JOB.json", file=sys.stderr)
         return 2
+    if "://" in arguments[0]:
+        return run_sent_job(arguments[0], "rm_assets.training.score_pairs", ScoringJob)
     try:
         job = ScoringJob.read(Path(arguments[0]))
     except (OSError, ValidationError) as error:

@@ -4,6 +4,7 @@ It is for pairs whose ids no training job has: other prompts for the same replie
 promoted model, which has a tokenizer and a chat template of its own.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,3 +53,8 @@ class ScoringJob(BaseModel):
     def read(cls, path: Path) -> "ScoringJob":
         """The job described by a JSON file."""
         return cls.model_validate_json(path.read_text())
+
+    def moved(self, read: Callable[[str], str], output_directory: str) -> "ScoringJob":
+        """The same job where other paths hold what it reads, each `read(path)`, and what it writes."""
+        changes = {"output_directory": output_directory, "model": read(self.model), "pairs": read(self.pairs)}
+        return self.model_copy(update=changes)

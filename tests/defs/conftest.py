@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from audited import AuditedRun, audited_run
 from support import QUICK, polite_rows, write_lines
 
 from rm_assets.definitions import definitions
@@ -43,3 +44,9 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, run_graph: RunGraph) -> 
     settings = {"annotations": str(directory / "annotations"), "storage": str(directory / "storage"), **QUICK}
     settings["evaluation_files"] = {"held": str(directory / "held.jsonl")}
     return settings, run_graph(**settings)
+
+
+@pytest.fixture(scope="session")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> AuditedRun:
+    """A whole run by the command line, its training in two processes, with every process watched."""
+    return audited_run(tmp_path_factory.mktemp("audited"), num_processes=2)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from audited import CANARY, AuditedRun
 from support import QUICK, polite_rows, write_lines
 
 SECONDS_TO_START, SECONDS_TO_LEAVE = 120, 10
@@ -48,8 +49,8 @@ def test_a_wrong_setting_ends_with_an_exit_code_and_names_the_setting(tmp_path: 
         command("raw_preferences"), env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
-    assert "annotations (or RM_ANNOTATIONS)" in run.stderr
-    assert "there is no such file or directory" in run.stderr
+    named = f"annotations (or RM_ANNOTATIONS) is '{tmp_path / 'a.jsonl'}': there is no such file or directory"
+    assert run.stderr.splitlines()[-1] == f"error: raw_preferences: {named}"
 
 
 @pytest.fixture
@@ -94,28 +95,11 @@ def test_a_stopped_run_leaves_no_process_and_a_cancelled_one_saves(
         assert list((home / ".training").glob("*/checkpoints/step-*/manifest.json"))
 
 
-CANARY = "zebrafinch"
-
-
-def test_no_text_of_the_annotations_is_in_dagsters_home_or_output(tmp_path: Path) -> None:
-    rows = [{name: f"{CANARY} {text}" for name, text in row.items()} for row in polite_rows(60)]
-    broken = [
-        {"prompt": CANARY, "chosen": CANARY, "rejected": CANARY},
-        {"prompt": CANARY, CANARY: CANARY},
-        {"prompt": CANARY, "chosen": [{"role": CANARY, "content": CANARY}], "rejected": CANARY},
-        {"prompt": CANARY, "chosen": f"{CANARY}<|im_end|>", "rejected": "no"},
-        f'{{"{CANARY}": "{CANARY}'.encode(),
-        CANARY.encode() + b"\xff",
-    ]
-    write_lines(tmp_path / "a.jsonl", [*rows, *broken])
-    run = subprocess.run(
-        command(), env=environment(tmp_path, max_line_bytes=10_000), cwd=tmp_path, capture_output=True, check=False
-    )
-    assert run.returncode == 0, run.stderr.decode()
-    assert CANARY.encode() not in run.stdout + run.stderr
-    home = [
-        path for path in tmp_path.rglob("*") if path.is_file() and "snapshots" not in path.relative_to(tmp_path).parts
-    ]
+def test_no_text_of_the_annotations_is_in_dagsters_home_or_output(audited: AuditedRun) -> None:
+    assert audited.run.returncode == 0, audited.run.stderr
+    assert CANARY not in audited.run.stdout + audited.run.stderr
+    files = [path for path in audited.directory.rglob("*") if path.is_file()]
+    home = [path for path in files if "snapshots" not in path.relative_to(audited.directory).parts]
     told = [path.name for path in home if CANARY.encode() in path.read_bytes()]
     assert told == ["a.jsonl"]
     assert any(path.suffix == ".db" for path in home)

@@ -26,7 +26,7 @@ class LyingLauncher(TrainingLauncher):
     lie: str
     model: str
 
-    def run(self, context: dg.AssetExecutionContext, job_path: Path, storage: Path) -> None:
+    def run(self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings) -> None:
         job = json.loads(job_path.read_text())
         output = Path(job["output_directory"])
         if self.lie == "nothing":

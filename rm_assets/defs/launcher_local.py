@@ -1,0 +1,69 @@
+"""Jobs as processes of this machine: a group of their own, which ends with the run however the run ends.
+
+A cancelled run interrupts the group, then terminates it, then kills it; should this process itself be killed, the job
+notices that its end of a pipe closed and kills its own group.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
+
+from rm_assets.defs.launching import Ending
+
+SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more
+
+
+@dataclass(frozen=True)
+class LocalLauncher:
+    """A cancelled job has `grace_seconds` after SIGINT to save and leave."""
+
+    grace_seconds: float
+
+    def remove_left(self, name: str) -> None:
+        """Nothing is ever left."""
+
+    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
+        """Run `python <arguments>` to its end."""
+        read_end, write_end = os.pipe()
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, write_end)
+            stack.callback(os.close, read_end)
+            session = stack.enter_context(
+                open_pipes_session(
+                    context=context,
+                    context_injector=PipesTempFileContextInjector(),
+                    message_reader=PipesTempFileMessageReader(),
+                )
+            )
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                start_new_session=True,
+                pass_fds=(read_end,),
+                env=os.environ | session.get_bootstrap_env_vars() | {"RM_PARENT_FD": str(read_end)},
+            )
+            try:
+                return Ending(code=process.wait())
+            finally:
+                self._end_group(process)
+
+    def _end_group(self, process: subprocess.Popen[bytes]) -> None:
+        """Ask the job to save and leave, then to leave at once, then make it; a no-op for a group that is gone."""
+        for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_TO_LEAVE)):
+            if process.poll() is None:
+                _signal_group(process, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

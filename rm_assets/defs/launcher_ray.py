@@ -1,0 +1,108 @@
+"""Jobs of a Ray cluster, through dagster-ray's `PipesRayJobClient`.
+
+A Ray job carries its job's name as metadata, by which a later run finds and stops what a killed one left. A stopped
+Ray job gets SIGTERM, and the job saves and leaves. Which job waits for which GPU is the cluster's to decide: no lock of
+ours. A job of several nodes asks for its GPUs itself, one node after the other.
+"""
+
+import contextlib
+import os
+import shlex
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from rm_assets.defs.launching import Ending
+from rm_assets.settings import LaunchSettings, SettingsError
+
+METADATA = "rm_assets/job"
+SECONDS_TO_SAVE = 60
+"""What a stopped job has before Ray kills it."""
+
+
+@dataclass(frozen=True)
+class RayLauncher:
+    """Ray jobs at the job server of RAY_API_SERVER_ADDRESS, such as http://head:8265."""
+
+    settings: LaunchSettings
+    num_processes: int
+    num_nodes: int
+    poll_seconds: float
+
+    def remove_left(self, name: str) -> None:
+        """Stop the job's Ray jobs, and wait until they have ended."""
+        client = self._client().client
+        for job in client.list_jobs():
+            if (job.metadata or {}).get(METADATA) == name:
+                self._stop(client, job.submission_id)
+
+    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
+        """Run `python <arguments>` as a Ray job; raises SettingsError where there is no job server to reach."""
+        client = self._client()
+        submission = f"rm-assets-{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            client.run(context=context, submit_job_params=self.parameters(arguments, name, submission))
+        except Exception as error:  # the job failed, someone stopped it, or the way to the server is cut
+            return _ending(client.client, submission, error)
+        finally:
+            with contextlib.suppress(Exception):  # where it was never submitted, or cannot be reached
+                self._stop(client.client, submission)
+        return Ending(code=0)
+
+    def parameters(self, arguments: Sequence[str], name: str, submission: str) -> dict[str, Any]:
+        """What the job server is asked for."""
+        num_gpus = self.num_processes if self.settings.num_gpus is None else self.settings.num_gpus
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "RM_GPUS_OF_NODE": str(num_gpus)}
+        return {
+            "entrypoint": shlex.join(["python", *arguments]),
+            "entrypoint_num_gpus": num_gpus if self.num_nodes == 1 else 0,
+            "runtime_env": {"env_vars": environment},
+            "metadata": {METADATA: name},
+            "submission_id": submission,
+        }
+
+    def _client(self) -> Any:
+        if not os.environ.get("RAY_API_SERVER_ADDRESS"):
+            raise SettingsError(
+                "launcher (or RM_LAUNCHER) is 'ray': RAY_API_SERVER_ADDRESS must name its job server, such as "
+                "http://head:8265"
+            )
+        try:
+            from dagster_ray import PipesRayJobClient
+
+            client = PipesRayJobClient(poll_interval=self.poll_seconds)
+            _ = client.client  # which asks the server for its version
+        except ImportError:
+            raise SettingsError(
+                "launcher (or RM_LAUNCHER) is 'ray', which is not installed: pip install 'rm_assets[ray]'"
+            ) from None
+        except (ConnectionError, RuntimeError) as error:
+            address = os.environ["RAY_API_SERVER_ADDRESS"]
+            told = " ".join(str(error).split())[:300]
+            raise SettingsError(
+                f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {told}"
+            ) from None
+        return client
+
+    def _stop(self, client: Any, submission: str) -> None:
+        """Have a Ray job end, and wait for it."""
+        if client.get_job_status(submission).is_terminal():
+            return
+        client.stop_job(submission)
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while not client.get_job_status(submission).is_terminal() and time.monotonic() < deadline:
+            time.sleep(self.poll_seconds)
+
+
+def _ending(client: Any, submission: str, error: Exception) -> Ending:
+    told = " ".join(str(error).split())[:300]
+    with contextlib.suppress(Exception):  # then the first error is the one to tell
+        found = client.get_job_info(submission)
+        if found.driver_exit_code:
+            return Ending(code=found.driver_exit_code)
+        return Ending(code=1, told=found.message or told)
+    return Ending(code=1, told=told)

@@ -1,0 +1,105 @@
+"""Jobs on another machine: what is sent, what comes back, and a training that goes on there after it was stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from s3 import s3_server
+
+from rm_assets.data.storage import file_sizes, place
+from rm_assets.training.transport import read_job, sent_job
+
+
+def checkpoints(directory):
+    """The names of the checkpoints in a job's output, which may be in a storage."""
+    names = [name.split("/") for name in file_sizes(directory)]
+    return {name[1] for name in names if name[0] == "checkpoints" and name[-1] == "manifest.json"}
+
+
+def run_there(uri, *, stop=False):
+    """What the other machine does; with `stop`, SIGTERM comes once a new checkpoint is in the storage."""
+    known = checkpoints(place(uri).parent / "output")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rm_assets.training", uri],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if stop:
+        deadline = time.monotonic() + 90
+        while not checkpoints(place(uri).parent / "output") - known:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=90)
+    return process.returncode, told
+
+
+def test_a_training_on_a_machine_that_shares_nothing_but_s3_is_stopped_and_goes_on(make_job):
+    job = make_job("far", settings={"epochs": 100_000, "checkpoint_every_steps": 20})
+    output = Path(job.output_directory)
+    with s3_server() as bucket:
+        storage = place(f"{bucket}/team")
+        with sent_job(job, storage, "name") as sent:
+            assert str(sent.place) == f"{bucket}/team/.jobs/name/job.json"
+            described = json.loads(sent.place.read_bytes())
+            paths = [described["model"], described["tokenizer"], *described["splits"]["train"]]
+            assert all(path.startswith(f"{bucket}/team/.jobs/name/inputs/") for path in paths)
+            code, told = run_there(str(sent.place), stop=True)
+            assert code == 143, told
+        assert file_sizes(storage) == {}
+        before = checkpoints(output)
+        assert before != set()
+
+        with sent_job(job, storage, "name") as sent:
+            code, told = run_there(str(sent.place), stop=True)
+        assert code == 143, told
+        last = max(int(name.split("-")[1]) for name in before)
+        assert f"goes on after step {last}/" in told
+        assert checkpoints(output) - before != set()
+
+
+def test_a_job_that_fails_brings_its_reason(make_job):
+    job = make_job("failed", splits={"train": []})
+    with s3_server() as bucket:
+        with sent_job(job, place(f"{bucket}/team"), "name") as sent:
+            code, _ = run_there(str(sent.place))
+        assert code == 1
+    assert (Path(job.output_directory) / "error.txt").read_text() != ""
+
+
+def test_what_an_attempt_left_in_the_storage_when_its_run_was_killed_comes_back_first(make_job, tmp_path):
+    job = make_job("left")
+    checkpoint = tmp_path / "shared" / ".jobs" / "name" / "output" / "checkpoints" / "step-00000001-a"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    with sent_job(job, tmp_path / "shared", "name") as sent:
+        sent_on = sent.output / "checkpoints" / "step-00000001-a" / "manifest.json"
+        assert sent_on.read_text() == "{}"
+    assert (Path(job.output_directory) / "checkpoints" / "step-00000001-a" / "manifest.json").read_text() == "{}"
+
+
+def test_what_lies_in_a_shared_directory_is_left_where_it_is(make_job, tmp_path):
+    job = make_job("near")  # splits and output below tmp_path, model and tokenizer elsewhere
+    with sent_job(job, tmp_path, "name") as sent:
+        moved = read_job(str(sent.place))
+        assert (moved.splits, moved.output_directory) == (job.splits, job.output_directory)
+        for before, after in ((job.model, moved.model), (job.tokenizer, moved.tokenizer)):
+            assert Path(after).is_relative_to(tmp_path / ".jobs" / "name" / "inputs")
+            assert sorted(path.name for path in Path(after).iterdir()) == sorted(
+                path.name for path in Path(before).iterdir()
+            )
+    assert list((tmp_path / ".jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "s3://bucket/model"])
+def test_a_name_on_the_hub_or_a_uri_travels_as_it_is(make_job, tmp_path, name):
+    job = make_job("hub", model=name, toy=False)
+    with sent_job(job, tmp_path / "storage", "name") as sent:
+        assert read_job(str(sent.place)).model == name
