@@ -27,6 +27,10 @@ _MAGIC = re.compile(r"[*?\[]")
 _TO_ESCAPE = re.compile(r"[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+class NothingToReadError(SettingsError):
+    """A directory or glob that may well be right, and holds no annotation file yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
     """A file to read; `source` is its path relative to the fixed part of the setting, with forward slashes.
@@ -67,7 +71,7 @@ def find_annotations(setting: str) -> Annotations:
     if not wanted:
         other = min(ignored, default="")
         hint = f", but {other!r}; one JSON object a line is what is read{_conversion(other)}" if other else ""
-        raise _error(setting, f"no file ending in {' or '.join(SUFFIXES)} there{hint}")
+        raise _error(setting, f"no file ending in {' or '.join(SUFFIXES)} there{hint}", NothingToReadError)
     files = [AnnotationFile(path=path, source=source) for path, source in wanted.items()]
     return Annotations(files=tuple(sorted(files, key=lambda file: file.source)), ignored=tuple(sorted(ignored)))
 
@@ -83,8 +87,8 @@ def source_name(path: Path, base: Path) -> str:
     )
 
 
-def _error(setting: str, problem: str) -> SettingsError:
-    return SettingsError(f"{SETTING} is {setting!r}: {problem}")
+def _error(setting: str, problem: str, kind: type[SettingsError] = SettingsError) -> SettingsError:
+    return kind(f"{SETTING} is {setting!r}: {problem}")
 
 
 _READERS = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".json": "read_json"}

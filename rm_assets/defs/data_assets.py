@@ -4,15 +4,25 @@ import itertools
 
 import dagster as dg
 
-from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
+from rm_assets.data import flattening, listing, padding, raw, records, rejects, tokenization, validation
 from rm_assets.data.records import Stage
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
 
 OWNERS = ["team:reward-modeling"]
 
+annotation_files = dg.AssetSpec(
+    listing.ASSET,
+    group_name="annotations",
+    kinds={"jsonl"},
+    owners=OWNERS,
+    description="The annotation files, as they arrive. Their version hashes every file's path, size and content; the "
+    "sensor new_annotations observes it.",
+)
+
 
 @dg.asset(
+    deps=[annotation_files],
     group_name="annotations",
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
