@@ -79,26 +79,28 @@ def running_dagster(home: Path, dagster_yaml: str, settings: Mapping[str, object
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    named = {f"RM_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-c", "from dagster._cli import main; main()", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    log = home / "dagster.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **named, "DAGSTER_HOME": str(home)},
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        with dg.DagsterInstance.from_config(str(home)) as instance:
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        # its tables are made here, by one process, before others look for them
+        instance.get_runs_count(), instance.all_instigator_state(), instance.get_asset_keys()
+        log = home / "dagster.log"
+        process = _started(home, port, settings, log)
+        try:
             dagster = RunningDagster(url=f"http://127.0.0.1:{port}", instance=instance, log=log)
             dagster.wait_for(lambda: process.poll() is not None or _serves(dagster), SECONDS_TO_START, "web server")
             assert process.poll() is None, log.read_text()[-5000:]
             yield dagster
-    finally:
-        _end(process, home)
+        finally:
+            _end(process, home)
+
+
+def _started(home: Path, port: int, settings: Mapping[str, object], log: Path) -> "subprocess.Popen[bytes]":
+    named = {f"RM_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, "-c", "from dagster._cli import main; main()", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    environment = {**os.environ, **named, "DAGSTER_HOME": str(home)}
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
 
 
 def _serves(dagster: RunningDagster) -> bool:
