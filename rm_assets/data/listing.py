@@ -20,7 +20,7 @@ import msgspec
 
 from rm_assets.data import rejects
 from rm_assets.data.annotations import AnnotationFile
-from rm_assets.data.file_bytes import Change, RejectedFileError, Status, file_stamp, file_status, opened
+from rm_assets.data.file_bytes import Change, RejectedFileError, Status, file_stamp, opened
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import local_directory
 from rm_assets.data.records import Stage
@@ -151,7 +151,7 @@ class _Look:
     def at(self, file: AnnotationFile) -> None:
         """Take in a file by its status alone."""
         try:
-            status = file_status(file.path)
+            status = file.status()
         except OSError as error:
             self.found.seen[file.source] = _refused(type(error).__name__)
             return
@@ -163,6 +163,8 @@ class _Look:
         self.found.seen[file.source] = seen
         if self._is_changing(file.source, seen, status):
             self.changing.append(file.source)
+        elif isinstance(status, RemoteStatus):
+            seen.blocks, seen.is_whole = [status.version], True
         elif not seen.is_whole:
             self._unread.append(file)
 
@@ -197,18 +199,15 @@ class _Look:
                 if seen.stamp != stamp:
                     seen = self.found.seen[file.source] = _Seen(stamp, time.time(), now.num_bytes)
                     self._note_change(file.source)
-                if isinstance(now.status, RemoteStatus):
-                    seen.blocks = [now.status.version]
-                else:
-                    now.file.seek(len(seen.blocks) * _BLOCK_BYTES)
-                    while len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
-                        seen.blocks.append(_block_hash(now.file))
-                        if time.monotonic() > deadline and len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
-                            return False
-                    if now.change() is not Change.NONE:
-                        self._note_change(file.source)
-                    elif time.time() - now.status.st_mtime < _YOUNG_SECONDS:
-                        self._not_to_keep.add(file.source)
+                now.file.seek(len(seen.blocks) * _BLOCK_BYTES)
+                while len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
+                    seen.blocks.append(_block_hash(now.file))
+                    if time.monotonic() > deadline and len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
+                        return False
+                if now.change() is not Change.NONE:
+                    self._note_change(file.source)
+                elif time.time() - now.status.st_mtime < _YOUNG_SECONDS:
+                    self._not_to_keep.add(file.source)
                 seen.is_whole = True
         except RejectedFileError as error:
             self.found.seen[file.source] = _refused(error.detail)

@@ -28,7 +28,6 @@ from rm_assets.data.file_bytes import (
     RejectedFileError,
     Status,
     file_stamp,
-    file_status,
     is_same_file,
     opened,
 )
@@ -145,7 +144,7 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
 
 def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> list[Any] | None:
     try:
-        return _stamp(file.path, file_status(file.path), identity, settings)
+        return _stamp(file.path, file.status(), identity, settings)
     except OSError:
         return None
 
