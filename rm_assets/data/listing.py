@@ -22,11 +22,11 @@ from rm_assets.data import rejects
 from rm_assets.data.annotations import AnnotationFile
 from rm_assets.data.file_bytes import Change, RejectedFileError, Status, file_stamp, opened
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import local_directory
+from rm_assets.data.locks import held_lock, local_directory
 from rm_assets.data.records import Stage
 from rm_assets.data.remote_files import RemoteStatus
 from rm_assets.data.snapshots import LATEST, MANIFEST
-from rm_assets.data.storage import is_remote, read_file, write_json
+from rm_assets.data.storage import is_remote, read_file, remove_files, unfinished_files, write_json
 
 ASSET = "annotation_files"
 CONTENT = "content_version"
@@ -81,9 +81,8 @@ def content_listing(
     A file counts as changing until it has stood still for `settled_seconds`, by the time it was written or since an
     earlier look; 0 takes each as it is. Hashing ends after `seconds`, but not before one block was hashed.
     """
-    home = storage / ASSET
-    path = (local_directory(home) if is_remote(home) else home) / _FILE
-    before = _read(path) if trusts_stamps else _Cache()
+    home = local_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
+    before = _read(home / _FILE) if trusts_stamps else _Cache()
     look = _Look(known=before, settled_seconds=settled_seconds)
     for file in files:
         look.at(file)
@@ -97,7 +96,7 @@ def content_listing(
         unread=tuple(unread),
     )
     if (kept := look.to_keep()) != before:
-        write_json(path, kept)
+        _write(home, kept)
     return listing
 
 
@@ -132,6 +131,13 @@ def _read(path: Path) -> _Cache:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(read_file(path), type=_Cache)
     return _Cache()
+
+
+def _write(home: Path, cache: _Cache) -> None:
+    """The sensor and a run may look at the same time, and a killed one leaves what it had begun to write."""
+    with held_lock(home / "writer.lock", ASSET, lambda _: None):
+        remove_files(unfinished_files(home))
+        write_json(home / _FILE, cache)
 
 
 # --- one look ------------------------------------------------------------------------------------------------
