@@ -61,12 +61,12 @@ def measured(directory: Path, num_files: int) -> Iterator[tuple[str, float]]:
     project = ProjectResource(annotations=str(annotations), storage=str(storage), arrival_seconds=1)
     with dg.DagsterInstance.ephemeral() as instance:
         tick = ticking(instance, project)
-        yield "first tick: every file is hashed", tick("run_requests")
+        yield "first tick: every file is hashed", tick("RunRequest")
         yield "first refresh", refresh(annotations, storage)
         yield "tick: nothing new", tick("nothing new")
         yield "refresh: nothing new", refresh(annotations, storage)
         write_file(annotations / "new.jsonl", num_files)
-        yield "tick: one new file", tick("run_requests")
+        yield "tick: one new file", tick("RunRequest")
         yield "refresh: one new file", refresh(annotations, storage)
         yield "tick: nothing new", tick("nothing new")
 

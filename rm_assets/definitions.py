@@ -16,7 +16,7 @@ def definitions() -> dg.Definitions:
     The graph is a chain, and training is a process of its own, so all steps run in the process of the run.
     """
     return dg.Definitions(
-        assets=[data_assets.annotation_files, *dg.load_assets_from_modules([data_assets, training_assets])],
+        assets=dg.load_assets_from_modules([data_assets, training_assets]),
         jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, training_assets.suspect_labels],
         sensors=[new_annotations],
         schedules=[nightly_training],

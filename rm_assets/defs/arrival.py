@@ -1,4 +1,4 @@
-"""Annotations that arrive: the files as a source with a version of its own, and the sensor that asks for refreshes.
+"""Annotations that arrive: the sensor that asks for a refresh once per content of the files.
 
 The sensor keeps no cursor. What the files hold is hashed, what the data were made from stands in their manifests, and
 what was asked for in the tags of runs: a sensor that is reset, renamed or run twice asks for nothing twice, and no file
@@ -15,7 +15,7 @@ import dagster as dg
 from dagster import DagsterRunStatus as Status
 
 from rm_assets.data.annotations import NothingToReadError
-from rm_assets.data.listing import ASSET, Listing, content_listing, published_version
+from rm_assets.data.listing import Listing, content_listing, published_version
 from rm_assets.data.raw import files_to_read
 from rm_assets.data.records import Stage
 from rm_assets.data.storage import place
@@ -26,6 +26,10 @@ from rm_assets.settings import Settings, SettingsError, load_settings
 CONTENT_TAG = "rm_assets/content_version"
 _HASHING_SECONDS = 20.0
 """A tick ends well before the minute that Dagster gives it; what is not hashed by then is left to the next one."""
+_DESCRIPTION = (
+    "Asks for refresh_data once per new content of the annotation files, when none of them is changing any more. "
+    "A tick that asks for nothing says why: open its '0 runs requested'."
+)
 _IN_PROGRESS = [Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING]
 
 
@@ -39,11 +43,11 @@ def _interval() -> int:
 @dg.sensor(
     name="new_annotations",
     job=refresh_data,
+    description=_DESCRIPTION,
     minimum_interval_seconds=_interval(),
     default_status=dg.DefaultSensorStatus.STOPPED,
 )
-def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResource) -> dg.SensorResult | dg.SkipReason:
-    """Asks for refresh_data once per new content of the annotation files, when none of them is changing any more."""
+def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResource) -> dg.RunRequest | dg.SkipReason:
     settings = project.settings()
     if settings.uses_sample_annotations:
         return dg.SkipReason("annotations is unset, and the built-in sample never changes: set RM_ANNOTATIONS")
@@ -57,7 +61,7 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
         return dg.SkipReason(_not_ready(listing))
     if listing.version == published_version(storage):
         return dg.SkipReason(f"nothing new: the data were made from these {listing.num_files:,} files")
-    return _asked(context.instance, listing, listing.version, settings)
+    return _asked(context.instance, listing.version, settings)
 
 
 def _not_ready(listing: Listing) -> str:
@@ -70,9 +74,7 @@ def _named(sources: Sequence[str]) -> str:
     return repr(sources[0]) + (f" (and {len(sources) - 1:,} more files)" if len(sources) > 1 else "")
 
 
-def _asked(
-    instance: dg.DagsterInstance, listing: Listing, version: str, settings: Settings
-) -> dg.SensorResult | dg.SkipReason:
+def _asked(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg.RunRequest | dg.SkipReason:
     """A request for these contents, unless a refresh is running or they were asked for often enough."""
     if running := _running_refresh(instance):
         return dg.SkipReason(f"run {running} is refreshing the data: what it does not find is asked for after it")
@@ -81,10 +83,7 @@ def _asked(
     if attempts and (reason := _why_not_again(attempts, settings)):
         return dg.SkipReason(reason)
     tags = {CONTENT_TAG: version, "rm_assets/attempt": str(len(attempts) + 1)}
-    return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=_run_key(instance, attempts, version), tags=tags)],
-        asset_events=[observation(listing, version)],
-    )
+    return dg.RunRequest(run_key=_run_key(instance, attempts, version), tags=tags)
 
 
 def _running_refresh(instance: dg.DagsterInstance) -> str | None:
@@ -120,12 +119,3 @@ def _run_key(instance: dg.DagsterInstance, attempts: Sequence[dg.RunRecord], ver
     if attempts and attempts[0].dagster_run.status is Status.NOT_STARTED:
         return attempts[0].dagster_run.tags["dagster/run_key"]
     return f"{version}:{instance.get_runs_count(dg.RunsFilter(tags={CONTENT_TAG: version})) + 1}"
-
-
-def observation(listing: Listing, version: str) -> dg.AssetObservation:
-    """What the UI shows of annotation_files."""
-    return dg.AssetObservation(
-        ASSET,
-        metadata={"files": listing.num_files, "megabytes": round(listing.num_bytes / 1e6, 3)},
-        tags={"dagster/data_version": version},
-    )

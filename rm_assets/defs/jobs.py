@@ -3,6 +3,7 @@
 import dagster as dg
 
 from rm_assets.defs.data_assets import (
+    annotation_files,
     flattened_conversations,
     padded_pairs,
     raw_preferences,
@@ -26,6 +27,7 @@ TRAINS = "rm_assets/trains"
 refresh_data = dg.define_asset_job(
     "refresh_data",
     selection=[
+        annotation_files,
         raw_preferences,
         validated_preferences,
         flattened_conversations,
@@ -46,7 +48,7 @@ train_model = dg.define_asset_job(
 
 everything = dg.define_asset_job(
     "everything",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() | dg.AssetSelection.assets(annotation_files),
     description="All of it, from the annotation files to the promoted model, as far as it is new.",
     tags={**_RETRIES, TRAINS: "true"},
 )

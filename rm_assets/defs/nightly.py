@@ -19,6 +19,7 @@ _UNFINISHED = [Status.NOT_STARTED, Status.QUEUED, Status.STARTING, Status.STARTE
     name="nightly_training",
     job=train_model,
     cron_schedule="0 2 * * *",
+    description="Asks for train_model if at least train_after_pairs pairs changed since the newest model was trained.",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.STOPPED,
 )

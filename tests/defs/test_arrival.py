@@ -34,16 +34,15 @@ class Desk:
         write_lines(self.annotations / name, rows)
         age(self.annotations)
 
-    def tick(self) -> dg.SensorResult | dg.SkipReason:
+    def tick(self) -> dg.RunRequest | dg.SkipReason:
         project = ProjectResource(**self.settings)
         found = new_annotations(dg.build_sensor_context(instance=self.instance, resources={"project": project}))
-        assert isinstance(found, dg.SensorResult | dg.SkipReason)
+        assert isinstance(found, dg.RunRequest | dg.SkipReason)
         return found
 
     def request(self) -> dg.RunRequest:
-        result = self.tick()
-        assert isinstance(result, dg.SensorResult), result
-        [request] = result.run_requests or []
+        request = self.tick()
+        assert isinstance(request, dg.RunRequest), request
         return request
 
     def reason(self) -> str:
@@ -127,14 +126,16 @@ def test_what_a_run_by_hand_refreshed_is_not_asked_for(desk: Desk) -> None:
     assert "nothing new" in desk.reason()
 
 
-def test_the_request_shows_the_files_as_an_observed_version(desk: Desk) -> None:
+def test_a_refresh_observes_the_version_that_it_was_asked_for_and_reads_it(desk: Desk) -> None:
     desk.drop("a.jsonl", polite_rows(40))
-    result = desk.tick()
-    assert isinstance(result, dg.SensorResult)
-    [event], [request] = result.asset_events, result.run_requests or []
-    assert event.asset_key == dg.AssetKey("annotation_files")
-    assert event.tags["dagster/data_version"] == request.tags[CONTENT_TAG]
-    assert event.metadata["files"].value == 1
+    request = desk.request()
+    result = desk.refresh(request)
+    [seen] = desk.instance.fetch_observations(dg.AssetKey("annotation_files"), limit=5).records
+    assert seen.asset_observation and seen.asset_observation.metadata["files"].value == 1
+    [read] = result.asset_materializations_for_node("raw_preferences")
+    assert read.metadata["content_version"].value == request.tags[CONTENT_TAG]
+    assert seen.asset_observation.tags["dagster/data_version"] == request.tags[CONTENT_TAG]
+    assert (read.tags or {})["dagster/input_data_version/annotation_files"] == request.tags[CONTENT_TAG]
 
 
 # --- waiting -------------------------------------------------------------------------------------------------
