@@ -113,13 +113,16 @@ def _serves(dagster: RunningDagster) -> bool:
 
 
 def _end(process: "subprocess.Popen[bytes]", home: Path) -> None:
-    """Ask it to leave as Ctrl-C does, then kill what is left of it, by id."""
+    """Ask it to leave as Ctrl-C does, then kill what is left, by id: a code server looks for its client now and then."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS_TO_LEAVE)
-    for number in processes_of(home):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
+    end = time.monotonic() + SECONDS_TO_LEAVE
+    while (left := processes_of(home)) and time.monotonic() < end:
+        for number in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.1)
     process.wait()
 
 
