@@ -113,7 +113,7 @@ def _serves(dagster: RunningDagster) -> bool:
 
 
 def _end(process: "subprocess.Popen[bytes]", home: Path) -> None:
-    """Ask it to leave as Ctrl-C does, then kill what is left, by id: a code server looks for its client now and then."""
+    """Ask it to leave as Ctrl-C does, then kill what is left, by id: code servers look for their client seldom."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS_TO_LEAVE)
