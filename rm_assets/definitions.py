@@ -2,8 +2,10 @@
 
 import dagster as dg
 
-from rm_assets.defs import data_assets, training_assets
+from rm_assets.defs import data_assets, jobs, training_assets
+from rm_assets.defs.arrival import new_annotations
 from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
 
 
@@ -15,7 +17,9 @@ def definitions() -> dg.Definitions:
     """
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data_assets, training_assets]),
-        jobs=[training_assets.suspect_labels],
+        jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, training_assets.suspect_labels],
+        sensors=[new_annotations],
+        schedules=[nightly_training],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},
         executor=dg.in_process_executor,
     )

@@ -239,6 +239,17 @@ class Settings(BaseModel):
         None, description="Show shortened text of a few rows in the UI; unset: only for the built-in sample."
     )
     keep_snapshots: int = Field(3, ge=1, description="Snapshots kept of each asset.")
+    arrival_seconds: int = Field(
+        30,
+        ge=1,
+        description="Seconds between two looks of the sensor, and for which an annotation file must have stood still.",
+    )
+    refresh_attempts: int = Field(
+        3, ge=1, description="How often the sensor asks for a refresh of the same contents, where runs of it fail."
+    )
+    train_after_pairs: int = Field(
+        100, ge=1, description="Pairs that must have changed since the newest model for the nightly training to start."
+    )
     fail_below_accuracy: float | None = Field(
         None, ge=0, le=1, description="Held-out accuracy below this fails the run; unset: it only warns."
     )

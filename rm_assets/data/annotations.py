@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rm_assets.data.file_bytes import RejectedFileError, opened
-from rm_assets.data.remote_files import remote_files, remote_kind, remote_matches
+from rm_assets.data.file_bytes import RejectedFileError, Status, file_status, opened
+from rm_assets.data.remote_files import RemoteStatus, remote_files, remote_kind, remote_matches
 from rm_assets.data.storage import is_remote, place
 from rm_assets.settings import SettingsError
 
@@ -27,15 +27,25 @@ _MAGIC = re.compile(r"[*?\[]")
 _TO_ESCAPE = re.compile(r"[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+class NothingToReadError(SettingsError):
+    """A directory or glob that may well be right, and holds no annotation file yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
     """A file to read; `source` is its path relative to the fixed part of the setting, with forward slashes.
 
-    A directory that cannot be listed is one too, with a slash at the end of its source.
+    A directory that cannot be listed is one too, with a slash at the end of its source. A remote listing tells the
+    status of each file, too.
     """
 
     path: Path
     source: str
+    listed: RemoteStatus | None = None
+
+    def status(self) -> Status:
+        """The status of the file now, or when it was listed; raises OSError."""
+        return self.listed or file_status(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,7 @@ class _Found:
     files: list[Path] = field(default_factory=list)
     unsearched: list[Path] = field(default_factory=list)  # linked directories, and those a glob names
     unlisted: list[Path] = field(default_factory=list)  # directories that cannot be listed
+    statuses: dict[Path, RemoteStatus] = field(default_factory=dict)  # of remote files, where the listing tells them
 
 
 def find_annotations(setting: str) -> Annotations:
@@ -67,8 +78,10 @@ def find_annotations(setting: str) -> Annotations:
     if not wanted:
         other = min(ignored, default="")
         hint = f", but {other!r}; one JSON object a line is what is read{_conversion(other)}" if other else ""
-        raise _error(setting, f"no file ending in {' or '.join(SUFFIXES)} there{hint}")
-    files = [AnnotationFile(path=path, source=source) for path, source in wanted.items()]
+        raise _error(setting, f"no file ending in {' or '.join(SUFFIXES)} there{hint}", NothingToReadError)
+    files = [
+        AnnotationFile(path=path, source=source, listed=found.statuses.get(path)) for path, source in wanted.items()
+    ]
     return Annotations(files=tuple(sorted(files, key=lambda file: file.source)), ignored=tuple(sorted(ignored)))
 
 
@@ -83,8 +96,8 @@ def source_name(path: Path, base: Path) -> str:
     )
 
 
-def _error(setting: str, problem: str) -> SettingsError:
-    return SettingsError(f"{SETTING} is {setting!r}: {problem}")
+def _error(setting: str, problem: str, kind: type[SettingsError] = SettingsError) -> SettingsError:
+    return kind(f"{SETTING} is {setting!r}: {problem}")
 
 
 _READERS = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".json": "read_json"}
@@ -127,14 +140,22 @@ def _at_uri(setting: str, path: Path) -> _Found:
     if kind == "file":
         return _by_itself(path)
     if kind == "directory":
-        names = [name for name in remote_files(path) if not any(part.startswith(".") for part in name.split("/"))]
-        return _Found(base=path, files=[path / name for name in names])
+        statuses = {
+            path / name: status
+            for name, status in remote_files(path)
+            if not any(part.startswith(".") for part in name.split("/"))
+        }
+        return _Found(base=path, files=list(statuses), statuses=statuses)
     if not _MAGIC.search(setting):
         raise _error(setting, "there is no such file or directory")
     fixed = _MAGIC.split(setting, maxsplit=1)[0].rsplit("/", 1)[0]
     found = _Found(base=place(fixed))
-    for match, is_directory in remote_matches(setting):
-        (found.unsearched if is_directory else found.files).append(match)
+    for match, status in remote_matches(setting):
+        if status is None:
+            found.unsearched.append(match)
+        else:
+            found.files.append(match)
+            found.statuses[match] = status
     return found
 
 

@@ -5,6 +5,7 @@ if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scrip
 prompt shorter than that overlaps an equal one.
 """
 
+import dataclasses
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,7 @@ Grams = np.ndarray[Any, np.dtype[np.uint64]]
 def find_evaluation_files(evaluation_files: dict[str, str]) -> list[AnnotationFile]:
     """The files of every evaluation set, their sources marked by its name; raises SettingsError as annotations do."""
     return [
-        AnnotationFile(path=file.path, source=f"{_PREFIX}{name}/{file.source}")
+        dataclasses.replace(file, source=f"{_PREFIX}{name}/{file.source}")
         for name, setting in sorted(evaluation_files.items())
         for file in _found(name, setting).files
     ]

@@ -7,7 +7,7 @@ line stays; where the same two replies stand both ways round, nobody knows the l
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rm_assets.settings import Settings
 
 VERSION = 3
 SPLITS = ("train", "validation", "test")
+_JOINED_ROWS = 2**16
 
 Codes = NDArray[np.int64]
 Lengths = NDArray[np.int64]
@@ -80,7 +81,7 @@ def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> C
 def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
     """The first 16 hexadecimal digits of each key as a number, without a Python object per key."""
     digests = [np.empty(0, np.uint64)]
-    for chunk in keys.chunks:
+    for chunk in _joined(keys.chunks):
         text = np.frombuffer(chunk.buffers()[2], np.uint8) if len(chunk) else np.empty(0, np.uint8)
         starts = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk)]
         digest = np.zeros(len(chunk), np.uint64)
@@ -90,6 +91,20 @@ def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
             digest = (digest << np.uint64(4)) | value.astype(np.uint64)
         digests.append(digest)
     return np.concatenate(digests)
+
+
+def _joined(chunks: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """Arrays of at least _JOINED_ROWS rows, but for the last: a chunk per shard, and small files, make thousands."""
+    waiting: list[pa.Array] = []
+    num_rows = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        num_rows += len(chunk)
+        if num_rows >= _JOINED_ROWS:
+            yield pa.concat_arrays(waiting)
+            waiting, num_rows = [], 0
+    if waiting:
+        yield pa.concat_arrays(waiting)
 
 
 def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:

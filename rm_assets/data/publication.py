@@ -191,19 +191,20 @@ class Publication:
         self._published: dict[str, tuple[Path, Shard]] = {}
         self._homes: dict[str, Path] = {}  # where the files of each shard lie, by key
         self._sizes: dict[Path, dict[str, int]] = {}  # of the published snapshots' files
-        for snapshot in self._snapshots():
+        read = {self.previous.directory: self.previous} if self.previous else {}
+        for directory in self._snapshots():
+            snapshot = read.get(directory) or read_snapshot(directory)
             for shard in snapshot.manifest.shards:
-                self._published.setdefault(shard.key, (snapshot.directory, shard))
+                self._published.setdefault(shard.key, (directory, shard))
 
-    def _snapshots(self) -> list[Snapshot]:
+    def _snapshots(self) -> list[Path]:
         """The snapshots on disk, newest first, `latest` before all."""
         written: dict[Path, float] = {}
         for name in subdirectories(self.directory):
             with contextlib.suppress(FileNotFoundError):
                 written[self.directory / name] = (self.directory / name / MANIFEST).stat().st_mtime
-        newest = [self.previous] if self.previous else []
-        others = [directory for directory in written if not newest or directory != newest[0].directory]
-        return newest + [read_snapshot(path) for path in sorted(others, key=written.__getitem__, reverse=True)]
+        newest = [self.previous.directory] if self.previous else []
+        return newest + sorted(written.keys() - set(newest), key=written.__getitem__, reverse=True)
 
     def find(self, key: str) -> Shard | None:
         """The finished shard of this key, from a published snapshot or from a run that was cut short."""
@@ -291,9 +292,9 @@ class Publication:
         remove_files(unfinished_files(self.directory))
         older = self._snapshots()[self._keep_snapshots :]
         pinned = pinned_snapshots(self._storage) if older else set()
-        for snapshot in older:
-            if (self._asset, snapshot.name) not in pinned:
-                remove_directory(snapshot.directory)
+        for directory in older:
+            if (self._asset, directory.name) not in pinned:
+                remove_directory(directory)
         remove_files([self._staging / f"{shard.key}.json" for shard in published])
         # another machine may have published one meanwhile: then its home is a snapshot
         staged = [shard for shard in published if self._homes[shard.key].parent == self._staging]

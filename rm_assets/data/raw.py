@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data import records
-from rm_assets.data.annotations import AnnotationFile, find_annotations
+from rm_assets.data.annotations import AnnotationFile, Annotations, find_annotations
 from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.file_bytes import (
     Change,
@@ -28,13 +28,13 @@ from rm_assets.data.file_bytes import (
     RejectedFileError,
     Status,
     file_stamp,
-    file_status,
     is_same_file,
     opened,
 )
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.lines import Block, Lines, blocks_of_lines, read_block
+from rm_assets.data.listing import CONTENT, content_listing
 from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.progress import Progress
 from rm_assets.data.publication import (
@@ -61,15 +61,22 @@ _NUM_THREADS = 2
 """Threads that write blocks while the next ones are read; each holds one."""
 
 
+def files_to_read(settings: Settings) -> tuple[Annotations, list[AnnotationFile]]:
+    """What the annotations setting names, and all files of it and of the evaluation sets."""
+    annotations = find_annotations(settings.annotations_path)
+    return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files)]
+
+
 def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
-    annotations = find_annotations(settings.annotations_path)
-    files = [*annotations.files, *find_evaluation_files(settings.evaluation_files)]
+    annotations, files = files_to_read(settings)
     if ignored := annotations.ignored:
         say(f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
     with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
         stamps = _read_stamps(turn)
+        # before the files are read: what arrives while they are makes another version, and is not taken for read
+        listing = content_listing(files, place(settings.storage), trusts_stamps=settings.verify == "stamps")
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             progress = Progress(Stage.RAW, _total_bytes(files), say)
@@ -77,9 +84,8 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
             for file in files:
                 shards += _shards_of_file(file, reading, stamps)
         write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
-        return turn.publish(
-            shards, {}, {"ignored_files": list(annotations.ignored)}, stage_identity(Stage.RAW, settings, "")
-        )
+        facts = {"ignored_files": list(annotations.ignored), CONTENT: listing.version}
+        return turn.publish(shards, {}, facts, stage_identity(Stage.RAW, settings, ""))
 
 
 def _total_bytes(files: list[AnnotationFile]) -> int | None:
@@ -138,7 +144,7 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
 
 def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> list[Any] | None:
     try:
-        return _stamp(file.path, file_status(file.path), identity, settings)
+        return _stamp(file.path, file.status(), identity, settings)
     except OSError:
         return None
 

@@ -49,6 +49,10 @@ def remote_status(path: Path) -> RemoteStatus:
         entry = system.info(name)
         if entry["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return _status(entry)
+
+
+def _status(entry: dict[str, Any]) -> RemoteStatus:
     written = modified_seconds(entry)
     version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(written))
     return RemoteStatus(
@@ -63,17 +67,22 @@ def open_remote(path: Path) -> BinaryIO:
         return cast(BinaryIO, system.open(name, "rb", block_size=_BLOCK_BYTES))
 
 
-def remote_files(directory: Path) -> Iterator[str]:
-    """The files of a remote directory, in all depths, by their path relative to it; none if it is not there."""
+def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
+    """The files of a remote directory, in all depths, by their path relative to it; none if it is not there.
+
+    One listing tells of thousands of files, where asking for each would take minutes.
+    """
     system, path = on_its_system(directory)
     with reaching(directory):
         found = system.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
-    yield from (name.removeprefix(prefix) for name, entry in found.items() if not name.endswith("/"))
+    for name, entry in found.items():
+        if not name.endswith("/"):
+            yield name.removeprefix(prefix), _status(entry)
 
 
-def remote_matches(pattern: str) -> Iterator[tuple[Path, bool]]:
-    """What a URI with `*`, `?`, `[...]` or `**` names, and whether it is a directory."""
+def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
+    """What a URI with `*`, `?`, `[...]` or `**` names, and the status of those that are no directories."""
     path = place(pattern)
     system, name = on_its_system(path)
     with reaching(path):
@@ -81,7 +90,7 @@ def remote_matches(pattern: str) -> Iterator[tuple[Path, bool]]:
     yield from (
         (
             cast(Path, UPath(system.unstrip_protocol(match), **cast(Any, path).storage_options)),
-            entry["type"] == "directory",
+            None if entry["type"] == "directory" else _status(entry),
         )
         for match, entry in found.items()
     )

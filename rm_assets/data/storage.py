@@ -209,12 +209,16 @@ def place_files(files: dict[Path, Path]) -> None:
                 [on_its_system(origin)[1] for origin in files.values()], [on_its_system(target)[1] for target in files]
             )
             return
+        for directory in {target.parent for target in files}:
+            directory.mkdir(parents=True, exist_ok=True)
         for target, origin in files.items():
-            _link(origin, target)
+            try:
+                os.link(origin, target)
+            except OSError:  # something is there already, or there are no links here, or no origin
+                _link(origin, target)
 
 
 def _link(origin: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
     try:
         os.link(origin, temporary)
@@ -278,13 +282,17 @@ def file_sizes(directory: Path) -> dict[str, int]:
         with reaching(directory):
             found = system.find(path, detail=True)
         return {name.removeprefix(path).lstrip("/"): int(entry["size"]) for name, entry in found.items()}
-    sizes = {}
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            file = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):
-                sizes[file.relative_to(directory).as_posix()] = file.stat().st_size
-    return sizes
+    return dict(_local_sizes(directory, ""))
+
+
+def _local_sizes(directory: "Path | os.DirEntry[str]", prefix: str) -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _local_sizes(entry, f"{prefix}{entry.name}/")
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 def is_abandoned(directory: Path) -> bool:

@@ -1,18 +1,52 @@
 """The data assets: each reads its parent's newest snapshot, calls its stage, and shows what came of it."""
 
 import itertools
+import warnings
 
 import dagster as dg
 
-from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
+from rm_assets.data import flattening, listing, padding, raw, records, rejects, tokenization, validation
 from rm_assets.data.records import Stage
+from rm_assets.data.storage import place
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
 
 OWNERS = ["team:reward-modeling"]
 
 
+def _observed(project: ProjectResource) -> dg.ObserveResult:
+    """The version of the annotation files: only those that are new are read."""
+    settings = project.settings()
+    _, files = raw.files_to_read(settings)
+    found = listing.content_listing(files, place(settings.storage))
+    return dg.ObserveResult(
+        asset_key=listing.ASSET,
+        data_version=dg.DataVersion(str(found.version)),
+        metadata={
+            "content_version": found.version,
+            "files": found.num_files,
+            "megabytes": round(found.num_bytes / 1e6, 3),
+        },
+    )
+
+
+_SOURCE = dg.AssetSpec(
+    listing.ASSET,
+    group_name="annotations",
+    kinds={"jsonl"},
+    owners=OWNERS,
+    description="The annotation files as they lie there. Their version hashes the path, size and content of each.",
+)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)  # every way to make a source that Dagster can observe is beta
+    annotation_files: dg.AssetsDefinition = dg.multi_observable_source_asset(name=listing.ASSET, specs=[_SOURCE])(
+        _observed
+    )
+
+
 @dg.asset(
+    deps=[listing.ASSET],
     group_name="annotations",
     kinds={"jsonl", "parquet"},
     owners=OWNERS,

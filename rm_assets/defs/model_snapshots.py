@@ -101,13 +101,20 @@ def _splits(pairs: Snapshot) -> list[str]:
     return [*SPLITS, *sorted(folders)]
 
 
-def required_model(storage: Path) -> ModelSnapshot:
-    """The newest model; raises SnapshotError where there is none."""
+def newest_model(storage: Path) -> ModelSnapshot | None:
+    """The newest model, or None."""
     try:
         name = json.loads(read_file(storage / ASSET / LATEST))["snapshot"]
     except FileNotFoundError:
-        raise SnapshotError(f"{ASSET} has no snapshot in {str(storage)!r}: materialize {ASSET} first") from None
+        return None
     return model_snapshot(storage, name)
+
+
+def required_model(storage: Path) -> ModelSnapshot:
+    """The newest model; raises SnapshotError where there is none."""
+    if model := newest_model(storage):
+        return model
+    raise SnapshotError(f"{ASSET} has no snapshot in {str(storage)!r}: materialize {ASSET} first")
 
 
 def model_snapshot(storage: Path, name: str) -> ModelSnapshot:

@@ -42,10 +42,14 @@ class Project:
 
 
 class _ProjectResource(dg.ConfigurableResource):
+    def settings(self) -> Settings:
+        """The settings in force; raises SettingsError."""
+        overrides = {name: value for name, value in self.model_dump().items() if value is not None}
+        return load_settings(overrides, os.environ)
+
     def ready(self) -> Project:
         """Settings, tokenizer and model; raises SettingsError, before any work, where one cannot be used."""
-        overrides = {name: value for name, value in self.model_dump().items() if value is not None}
-        settings = load_settings(overrides, os.environ)
+        settings = self.settings()
         tokenizer = find_tokenizer(settings)
         model = find_model(settings, tokenizer)
         _require_usable(settings.storage)

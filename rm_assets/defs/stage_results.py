@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.laws import LAWS
+from rm_assets.data.listing import CONTENT
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest, Snapshot
@@ -126,6 +127,7 @@ def _tables(stage: Stage, snapshot: Snapshot) -> dict[str, Any]:
     if stage in _WAYS:
         metadata |= _ways(manifest, *_WAYS[stage])
     if stage is Stage.RAW:
+        metadata["content_version"] = manifest.facts[CONTENT]
         ignored = [{"file": name} for name in manifest.facts["ignored_files"]]
         metadata |= {"ignored_files": table(ignored, {"file": "string"})} if ignored else {}
     if stage is Stage.VALIDATED:

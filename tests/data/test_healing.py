@@ -25,7 +25,7 @@ from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 SHARD_BYTES = 4000
-NOT_DATA = ("writer.lock", "stamps.json")
+NOT_DATA = ("writer.lock", "stamps.json", "listing.json")
 
 
 def tree(storage: Path) -> dict[str, str]:

@@ -14,10 +14,13 @@ from support import plain_row, rejects, run_stages, silent, violations, write_li
 from upath import UPath
 from worker_functions import SCHEMA, publish_without_shared_locks, published
 
+from rm_assets.data import file_bytes
 from rm_assets.data.annotations import find_annotations
 from rm_assets.data.file_bytes import Change, RejectedFileError, opened
+from rm_assets.data.listing import CONTENT, content_listing
 from rm_assets.data.parquet import read_batches, read_table
 from rm_assets.data.publication import STAGING, publication, stage_shard, tables_writer
+from rm_assets.data.raw import files_to_read, raw_snapshot
 from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.storage import StorageError, file_sizes, place
@@ -78,6 +81,32 @@ def test_appending_to_a_remote_file_computes_the_last_shards_alone(home: Path) -
     assert len(first[Stage.RAW].manifest.shards) > 1
     assert [snapshot.num_new_shards for snapshot in second.values()] == [1] * 5
     assert second[Stage.PADDED].manifest.num_rows() == first[Stage.PADDED].manifest.num_rows() + 1
+
+
+def test_one_listing_tells_the_versions_of_all_remote_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask for each of 10,000 files alone would take minutes, at every look."""
+
+    def refuse(path: Path) -> None:
+        pytest.fail(f"{path} was asked for alone")
+
+    def version() -> str | None:
+        files = files_to_read(settings)[1]
+        return content_listing(files, home / "storage", settled_seconds=0.0).version
+
+    settings = Settings(annotations=str(home / "annotations"), storage=str(home / "storage"))
+    for name in ("a", "b"):
+        (home / "annotations" / f"{name}.jsonl").write_bytes(msgspec.json.encode(plain_row(ord(name))))
+    monkeypatch.setattr("rm_assets.data.raw._YOUNG_SECONDS", 0.0)  # the test writes and reads within one second
+    raw = raw_snapshot(settings, silent)
+    monkeypatch.setattr(file_bytes, "remote_status", refuse)
+    first = version()
+    assert first == raw.manifest.facts[CONTENT]
+    assert raw_snapshot(settings, silent).num_new_shards == 0
+    text = (home / "annotations" / "a.jsonl").read_bytes()
+    (home / "annotations" / "a.jsonl").write_bytes(text)
+    assert version() == first
+    (home / "annotations" / "a.jsonl").write_bytes(text.replace(b"97", b"96"))
+    assert version() != first
 
 
 # --- annotations ---------------------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""How long arrival takes with many small files: a tick of the sensor, a first refresh, and one with a single new file.
+
+    python benchmarks/arrival.py                       # 10,000 files of two pairs each; a quarter of an hour
+    python benchmarks/arrival.py --files 1000
+
+Ticks are the sensor's function, called as the daemon calls it, in one process. Refreshes are `dagster job execute` of
+refresh_data, a process each, start included.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from rm_assets.defs.arrival import new_annotations
+from rm_assets.defs.project import ProjectResource
+
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "garden",
+    "window",
+    "paper",
+    "music",
+    "number",
+    "winter",
+    "summer",
+    "bread",
+    "water",
+]
+PAIRS_PER_FILE, FILES_PER_DIRECTORY = 2, 100
+LONG_AGO = 1_600_000_000
+
+
+def main() -> None:
+    """Measure and print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000, help="annotation files")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        print(f"| {arguments.files:,} files, {PAIRS_PER_FILE * arguments.files:,} pairs | seconds |\n|---|---|")
+        for what, seconds in measured(Path(name), arguments.files):
+            print(f"| {what} | {seconds:.1f} |", flush=True)
+
+
+def measured(directory: Path, num_files: int) -> Iterator[tuple[str, float]]:
+    """What was done, and the seconds it took."""
+    annotations, storage = directory / "annotations", directory / "storage"
+    for number in range(num_files):
+        write_file(annotations / f"{number // FILES_PER_DIRECTORY:04d}" / f"{number:06d}.jsonl", number)
+    project = ProjectResource(annotations=str(annotations), storage=str(storage), arrival_seconds=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = ticking(instance, project)
+        yield "first tick: every file is hashed", tick("RunRequest")
+        yield "first refresh", refresh(annotations, storage)
+        yield "tick: nothing new", tick("nothing new")
+        yield "refresh: nothing new", refresh(annotations, storage)
+        write_file(annotations / "new.jsonl", num_files)
+        yield "tick: one new file", tick("RunRequest")
+        yield "refresh: one new file", refresh(annotations, storage)
+        yield "tick: nothing new", tick("nothing new")
+
+
+def write_file(path: Path, number: int) -> None:
+    """Pairs that stand in no other file; the file looks old."""
+    draw = random.Random(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(pair(draw, number)) + "\n" for _ in range(PAIRS_PER_FILE)))
+    os.utime(path, (LONG_AGO, LONG_AGO))
+
+
+def pair(draw: random.Random, number: int) -> dict[str, str]:
+    """About 70 words."""
+
+    def words(count: int) -> str:
+        return " ".join(draw.choices(WORDS, k=count))
+
+    return {
+        "prompt": f"Question {number}: {words(20)}?",
+        "chosen": f"Gladly: {words(25)}.",
+        "rejected": f"No: {words(20)}.",
+    }
+
+
+def ticking(instance: dg.DagsterInstance, project: Any) -> Callable[[str], float]:
+    """A tick that must come out as told, and its seconds."""
+
+    def tick(expected: str) -> float:
+        context = dg.build_sensor_context(instance=instance, resources={"project": project})
+        start = time.perf_counter()
+        result = new_annotations(context)
+        seconds = time.perf_counter() - start
+        assert expected in repr(result), result
+        return seconds
+
+    return tick
+
+
+def refresh(annotations: Path, storage: Path) -> float:
+    """One run of the job in a process of its own; raises CalledProcessError where it fails."""
+    command = [sys.executable, "-c", "from dagster._cli import main; main()", "job", "execute"]
+    given = {"RM_ANNOTATIONS": str(annotations), "RM_STORAGE": str(storage), "DAGSTER_HOME": str(storage.parent)}
+    start = time.perf_counter()
+    subprocess.run(
+        [*command, "-m", "rm_assets.definitions", "-j", "refresh_data"],
+        env={**os.environ, **given},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""How many pairs differ between two snapshots of padded_pairs, read from no more files than differ."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_assets.data import records
+from rm_assets.data.padding import SPLITS, key_digests
+from rm_assets.data.parquet import read_table
+from rm_assets.data.snapshots import Snapshot
+
+
+def num_changed_pairs(before: Snapshot, now: Snapshot) -> int:
+    """Pairs that only one of two snapshots has in its splits; all of both where other settings made them."""
+    if before.manifest.identity != now.manifest.identity:
+        return len(_pair_digests(before, ())) + len(_pair_digests(now, ()))
+    common = _hashes(before) & _hashes(now)
+    return len(np.setxor1d(_pair_digests(before, common), _pair_digests(now, common)))
+
+
+def _hashes(snapshot: Snapshot) -> set[str]:
+    return {file.sha256 for shard in snapshot.manifest.shards for file in shard.files}
+
+
+def _pair_digests(snapshot: Snapshot, left_out: Collection[str]) -> NDArray[Any]:
+    """64 bits of each pair_id, uint64 [pairs], without the files of these hashes."""
+    paths = [
+        snapshot.directory / file.path
+        for shard in snapshot.manifest.shards
+        for file in shard.files
+        if file.folder in SPLITS and file.sha256 not in left_out
+    ]
+    return np.unique(key_digests(read_table(paths, records.PADDED, ["pair_id"])["pair_id"]))

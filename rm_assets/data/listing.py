@@ -1,0 +1,252 @@
+"""What the annotations hold, as one version: a hash of each file's source, size and content, whatever its times are.
+
+Content is hashed once per stamp, and what was hashed is kept in `<storage>/annotation_files/listing.json`, so that
+looking again at files that did not change opens none of them. A remote file is known by the version that its file
+system tells, the ETag of an object store.
+
+Large files are hashed in blocks, so that a look that has no more time leaves its blocks to the next one.
+"""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rm_assets.data import rejects
+from rm_assets.data.annotations import AnnotationFile
+from rm_assets.data.file_bytes import Change, RejectedFileError, Status, file_stamp, opened
+from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.locks import held_lock, local_directory
+from rm_assets.data.records import Stage
+from rm_assets.data.remote_files import RemoteStatus
+from rm_assets.data.snapshots import LATEST, MANIFEST
+from rm_assets.data.storage import is_remote, read_file, remove_files, unfinished_files, write_json
+
+ASSET = "annotation_files"
+CONTENT = "content_version"
+"""The fact of a raw snapshot that names the listing it was read from."""
+LONGEST_WAIT_SECONDS = 600.0
+"""A file that never holds still is waited for this long, then taken as it is, so that it does not keep others back."""
+_FILE = "listing.json"
+_BLOCK_BYTES = 64 * 2**20
+_READ_BYTES = 2**20
+_YOUNG_SECONDS = 2.0
+"""A file stamped this recently may change again without a new stamp: what it holds is not kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files as one look found them; `version` is None where some are still changing or not yet hashed."""
+
+    version: str | None
+    num_files: int
+    num_bytes: int
+    changing: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+class _Seen(msgspec.Struct):
+    """One file: its stamp, when this was first seen (seconds since 1970), and the hashes of its blocks so far."""
+
+    stamp: list[Any]
+    since: float
+    num_bytes: int = 0
+    blocks: list[str] = []
+    is_whole: bool = False
+
+
+class _Cache(msgspec.Struct):
+    """What is known of each file by source, and since when the changing ones are waited for."""
+
+    seen: dict[str, _Seen] = {}
+    waiting: dict[str, float] = {}
+
+
+def content_listing(
+    files: Sequence[AnnotationFile],
+    storage: Path,
+    *,
+    settled_seconds: float = 0.0,
+    seconds: float = math.inf,
+    trusts_stamps: bool = True,
+) -> Listing:
+    """One look at these files.
+
+    A file counts as changing until it has stood still for `settled_seconds`, by the time it was written or since an
+    earlier look; 0 takes each as it is. Hashing ends after `seconds`, but not before one block was hashed.
+    """
+    home = local_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
+    before = _read(home / _FILE) if trusts_stamps else _Cache()
+    look = _Look(known=before, settled_seconds=settled_seconds)
+    for file in files:
+        look.at(file)
+    unread = [] if look.changing else look.hash_until(time.monotonic() + seconds)
+    version = None if look.changing or unread else look.version()
+    listing = Listing(
+        version=version,
+        num_files=len(files),
+        num_bytes=sum(seen.num_bytes for seen in look.found.seen.values()),
+        changing=tuple(look.changing),
+        unread=tuple(unread),
+    )
+    if (kept := look.to_keep()) != before:
+        _write(home, kept)
+    return listing
+
+
+def published_version(storage: Path) -> str | None:
+    """The listing that all data assets were made from; None where they were made from different ones, or not at all."""
+    try:
+        raw = _latest(storage, Stage.RAW)
+        last = _latest(storage, rejects.ASSET)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    return raw.facts.get(CONTENT) if last.inputs.get(Stage.RAW) == raw.snapshot else None
+
+
+class _Latest(msgspec.Struct):
+    snapshot: str
+
+
+class _Head(msgspec.Struct):
+    """What a manifest says above its shards."""
+
+    snapshot: str
+    inputs: dict[str, str]
+    facts: dict[str, Any]
+
+
+def _latest(storage: Path, asset: str) -> _Head:
+    name = msgspec.json.decode(read_file(storage / asset / LATEST), type=_Latest).snapshot
+    return msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Head)
+
+
+def _read(path: Path) -> _Cache:
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_file(path), type=_Cache)
+    return _Cache()
+
+
+def _write(home: Path, cache: _Cache) -> None:
+    """The sensor and a run may look at the same time, and a killed one leaves what it had begun to write."""
+    with held_lock(home / "writer.lock", ASSET, lambda _: None):
+        remove_files(unfinished_files(home))
+        write_json(home / _FILE, cache)
+
+
+# --- one look ------------------------------------------------------------------------------------------------
+
+
+class _Look:
+    """A walk over the files, and what was found."""
+
+    def __init__(self, *, known: _Cache, settled_seconds: float) -> None:
+        self.found = _Cache()
+        self.changing: list[str] = []
+        self._known = known
+        self._settled_seconds = settled_seconds
+        self._unread: list[AnnotationFile] = []
+        self._not_to_keep: set[str] = set()
+
+    def at(self, file: AnnotationFile) -> None:
+        """Take in a file by its status alone."""
+        try:
+            status = file.status()
+        except OSError as error:
+            self.found.seen[file.source] = _refused(type(error).__name__)
+            return
+        stamp, known = file_stamp(file.path, status), self._known.seen.get(file.source)
+        if known and known.stamp == stamp:
+            seen = msgspec.structs.replace(known, blocks=list(known.blocks))
+        else:
+            seen = _Seen(stamp, time.time(), status.st_size)
+        self.found.seen[file.source] = seen
+        if self._is_changing(file.source, seen, status):
+            self.changing.append(file.source)
+        elif isinstance(status, RemoteStatus):
+            seen.blocks, seen.is_whole = [status.version], True
+        elif not seen.is_whole:
+            self._unread.append(file)
+
+    def _is_changing(self, source: str, seen: _Seen, status: Status) -> bool:
+        """Whether to wait for a file: it was written lately, and no look that long ago saw it as it is now."""
+        now = time.time()
+        stood_still = now - min(seen.since, status.st_mtime)
+        if seen.is_whole or stood_still >= self._settled_seconds:
+            return False
+        begun = self._known.waiting.get(source, now)
+        if now - begun >= LONGEST_WAIT_SECONDS:
+            return False
+        self.found.waiting[source] = begun
+        return True
+
+    def hash_until(self, deadline: float) -> list[str]:
+        """Hash what is not known yet; the sources for which no time was left."""
+        while self._unread:
+            if not self._hash(self._unread[0], deadline):
+                break
+            del self._unread[0]
+            if self._unread and time.monotonic() > deadline:
+                break
+        return [file.source for file in self._unread]
+
+    def _hash(self, file: AnnotationFile, deadline: float) -> bool:
+        """Hash a file, from where an earlier look ended; whether it was finished."""
+        try:
+            with opened(file.path) as now:
+                stamp = file_stamp(file.path, now.status)
+                seen = self.found.seen[file.source]
+                if seen.stamp != stamp:
+                    seen = self.found.seen[file.source] = _Seen(stamp, time.time(), now.num_bytes)
+                    self._note_change(file.source)
+                now.file.seek(len(seen.blocks) * _BLOCK_BYTES)
+                while len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
+                    seen.blocks.append(_block_hash(now.file))
+                    if time.monotonic() > deadline and len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
+                        return False
+                if now.change() is not Change.NONE:
+                    self._note_change(file.source)
+                elif time.time() - now.status.st_mtime < _YOUNG_SECONDS:
+                    self._not_to_keep.add(file.source)
+                seen.is_whole = True
+        except RejectedFileError as error:
+            self.found.seen[file.source] = _refused(error.detail)
+        return True
+
+    def _note_change(self, source: str) -> None:
+        """A file that changes under the eyes of this look: what was hashed is good for this look at most."""
+        self._not_to_keep.add(source)
+        if self._settled_seconds:
+            self.changing.append(source)
+
+    def version(self) -> str:
+        """A hash of all files, in the order of their sources."""
+        contents = [[source, seen.num_bytes, seen.blocks] for source, seen in sorted(self.found.seen.items())]
+        return fingerprint(contents)[:16]
+
+    def to_keep(self) -> _Cache:
+        """What the next look may rely on."""
+        for source in self._not_to_keep:
+            seen = self.found.seen[source]
+            seen.blocks, seen.is_whole = [], False
+        return self.found
+
+
+def _refused(detail: str) -> _Seen:
+    """A file that cannot be read: what keeps it from being read stands for its content."""
+    return _Seen(stamp=[detail], since=0.0, blocks=[detail], is_whole=True)
+
+
+def _block_hash(file: Any) -> str:
+    digest = hashlib.sha256()
+    num_left = _BLOCK_BYTES
+    while num_left and (data := file.read(min(num_left, _READ_BYTES))):
+        digest.update(data)
+        num_left -= len(data)
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""Annotations that arrive: the sensor that asks for a refresh once per content of the files.
+
+The sensor keeps no cursor. What the files hold is hashed, what the data were made from stands in their manifests, and
+what was asked for in the tags of runs: a sensor that is reset, renamed or run twice asks for nothing twice, and no file
+is lost with a run that failed.
+"""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import DagsterRunStatus as Status
+
+from rm_assets.data.annotations import NothingToReadError
+from rm_assets.data.listing import Listing, content_listing, published_version
+from rm_assets.data.raw import files_to_read
+from rm_assets.data.records import Stage
+from rm_assets.data.storage import place
+from rm_assets.defs.jobs import everything, refresh_data
+from rm_assets.defs.project import ProjectResource
+from rm_assets.settings import Settings, SettingsError, load_settings
+
+CONTENT_TAG = "rm_assets/content_version"
+_HASHING_SECONDS = 20.0
+"""A tick ends well before the minute that Dagster gives it; what is not hashed by then is left to the next one."""
+_DESCRIPTION = (
+    "Asks for refresh_data once per new content of the annotation files, when none of them is changing any more. "
+    "A tick that asks for nothing says why: open its '0 runs requested'."
+)
+_IN_PROGRESS = [Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING]
+
+
+def _interval() -> int:
+    """Seconds between two ticks. Of settings that cannot be used the ticks tell; the location must load to have any."""
+    with contextlib.suppress(SettingsError):
+        return load_settings({}, os.environ).arrival_seconds
+    return int(Settings.model_fields["arrival_seconds"].default)
+
+
+@dg.sensor(
+    name="new_annotations",
+    job=refresh_data,
+    description=_DESCRIPTION,
+    minimum_interval_seconds=_interval(),
+    default_status=dg.DefaultSensorStatus.STOPPED,
+)
+def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResource) -> dg.RunRequest | dg.SkipReason:
+    settings = project.settings()
+    if settings.uses_sample_annotations:
+        return dg.SkipReason("annotations is unset, and the built-in sample never changes: set RM_ANNOTATIONS")
+    try:
+        _, files = files_to_read(settings)
+    except NothingToReadError as error:
+        return dg.SkipReason(f"nothing has arrived yet: {error}")
+    storage = place(settings.storage)
+    listing = content_listing(files, storage, settled_seconds=settings.arrival_seconds, seconds=_HASHING_SECONDS)
+    if listing.version is None:
+        return dg.SkipReason(_not_ready(listing))
+    if listing.version == published_version(storage):
+        return dg.SkipReason(f"nothing new: the data were made from these {listing.num_files:,} files")
+    return _asked(context.instance, listing.version, settings)
+
+
+def _not_ready(listing: Listing) -> str:
+    if listing.changing:
+        return f"waiting until {_named(listing.changing)} has stood still"
+    return f"still hashing {_named(listing.unread)}: the next tick goes on"
+
+
+def _named(sources: Sequence[str]) -> str:
+    return repr(sources[0]) + (f" (and {len(sources) - 1:,} more files)" if len(sources) > 1 else "")
+
+
+def _asked(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg.RunRequest | dg.SkipReason:
+    """A request for these contents, unless a refresh is running or they were asked for often enough."""
+    if running := _running_refresh(instance):
+        return dg.SkipReason(f"run {running} is refreshing the data: what it does not find is asked for after it")
+    recent = instance.get_run_records(dg.RunsFilter(job_name=refresh_data.name), limit=settings.refresh_attempts + 1)
+    attempts = list(itertools.takewhile(lambda record: record.dagster_run.tags.get(CONTENT_TAG) == version, recent))
+    if attempts and (reason := _why_not_again(attempts, settings)):
+        return dg.SkipReason(reason)
+    tags = {CONTENT_TAG: version, "rm_assets/attempt": str(len(attempts) + 1)}
+    return dg.RunRequest(run_key=_run_key(instance, attempts, version), tags=tags)
+
+
+def _running_refresh(instance: dg.DagsterInstance) -> str | None:
+    """The id of a run that reads the annotations now, whoever started it."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)):
+        selected = run.asset_selection
+        is_whole_job = not selected and run.job_name in (refresh_data.name, everything.name)
+        if is_whole_job or (selected and dg.AssetKey(Stage.RAW) in selected):
+            return run.run_id
+    return None
+
+
+def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
+    """Why contents that were asked for are not asked for again, at least not yet; empty where they are."""
+    run, ended = attempts[0].dagster_run, attempts[0].end_time or attempts[0].update_timestamp.timestamp()
+    if run.status is Status.NOT_STARTED:
+        return ""
+    if run.status is Status.CANCELED:
+        return f"run {run.run_id} of these contents was cancelled: launch refresh_data by hand, or wait for more"
+    if len(attempts) >= settings.refresh_attempts:
+        return (
+            f"{len(attempts)} runs of these contents did not refresh the data, the last is {run.run_id}: mend what it "
+            "says and launch refresh_data by hand"
+        )
+    pause = settings.arrival_seconds * 2.0 ** len(attempts)
+    if time.time() - ended < pause:
+        return f"run {run.run_id} did not refresh the data: asked for again {pause:.0f} s after its end"
+    return ""
+
+
+def _run_key(instance: dg.DagsterInstance, attempts: Sequence[dg.RunRecord], version: str) -> str:
+    """A key that no run ever had, or that of a run which a stopped daemon made and never started."""
+    if attempts and attempts[0].dagster_run.status is Status.NOT_STARTED:
+        return attempts[0].dagster_run.tags["dagster/run_key"]
+    return f"{version}:{instance.get_runs_count(dg.RunsFilter(tags={CONTENT_TAG: version})) + 1}"

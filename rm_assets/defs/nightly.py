@@ -1,0 +1,56 @@
+"""The schedule of trainings: every night, if enough pairs changed since the newest model."""
+
+from pathlib import Path
+
+import dagster as dg
+from dagster import DagsterRunStatus as Status
+
+from rm_assets.data.changed_pairs import num_changed_pairs
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot, SnapshotError, read_snapshot
+from rm_assets.defs.jobs import TRAINS, train_model
+from rm_assets.defs.model_snapshots import newest_model
+from rm_assets.defs.project import ProjectResource
+
+_UNFINISHED = [Status.NOT_STARTED, Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING]
+
+
+@dg.schedule(
+    name="nightly_training",
+    job=train_model,
+    cron_schedule="0 2 * * *",
+    description="Asks for train_model if at least train_after_pairs pairs changed since the newest model was trained.",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+)
+def nightly_training(context: dg.ScheduleEvaluationContext, project: ProjectResource) -> dg.RunRequest | dg.SkipReason:
+    """Asks for train_model at 2:00 UTC if at least train_after_pairs pairs changed since the newest model's data.
+
+    A night whose training failed or was stopped changes nothing of that: the next one asks again, and it goes on.
+    """
+    ready = project.ready()
+    try:
+        pairs = ready.snapshot(Stage.PADDED)
+    except SnapshotError as error:
+        return dg.SkipReason(f"there is nothing to train on: {error}")
+    if running := context.instance.get_runs(dg.RunsFilter(tags={TRAINS: "true"}, statuses=_UNFINISHED), limit=1):
+        return dg.SkipReason(f"run {running[0].run_id} is training")
+    model = newest_model(ready.storage)
+    trained_on = _pairs_of(ready.storage / Stage.PADDED / model.manifest["data_snapshot"]) if model else None
+    if trained_on:
+        num_changed, enough = num_changed_pairs(trained_on, pairs), ready.settings.train_after_pairs
+        if num_changed < enough:
+            return dg.SkipReason(
+                f"{num_changed:,} pairs changed since the newest model was trained on padded_pairs {trained_on.name}: "
+                f"training waits for {enough:,} (train_after_pairs)"
+            )
+    # the night is part of the key, so that a failed training does not spend it
+    return dg.RunRequest(run_key=f"{pairs.name}:{context.scheduled_execution_time:%Y-%m-%d}")
+
+
+def _pairs_of(directory: Path) -> Snapshot | None:
+    """The pairs of a model; None where someone has removed them, and nobody can tell what changed."""
+    try:
+        return read_snapshot(directory)
+    except (FileNotFoundError, SnapshotError):
+        return None

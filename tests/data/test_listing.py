@@ -1,0 +1,159 @@
+"""The version of what the annotations hold: content decides, never times or names of directories."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from support import age, plain_row, run_stages, silent, write_lines
+
+from rm_assets.data import listing as listing_module
+from rm_assets.data.listing import LONGEST_WAIT_SECONDS, Listing, content_listing, published_version
+from rm_assets.data.raw import files_to_read, raw_snapshot
+from rm_assets.data.records import Stage
+from rm_assets.settings import Settings
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Two annotation files that have stood still for years."""
+    for name in ("a", "b"):
+        write_lines(tmp_path / "annotations" / f"{name}.jsonl", [plain_row(ord(name))])
+    age(tmp_path / "annotations")
+    return tmp_path / "annotations"
+
+
+def look(directory: Path, **options) -> Listing:
+    _, files = files_to_read(Settings(annotations=str(directory)))
+    return content_listing(files, directory.parent / "storage", **options)
+
+
+def test_a_version_depends_on_content_size_and_source_alone(directory: Path) -> None:
+    first = look(directory)
+    assert (first.num_files, first.changing, first.unread) == (2, (), ())
+    os.utime(directory / "a.jsonl")
+    assert look(directory).version == first.version
+    (directory / "b.jsonl").rename(directory / "c.jsonl")
+    renamed = look(directory)
+    assert renamed.version != first.version
+    (directory / "c.jsonl").rename(directory / "b.jsonl")
+    assert look(directory).version == first.version
+    text = (directory / "a.jsonl").read_bytes()
+    (directory / "a.jsonl").write_bytes(text.replace(b"97", b"96"))
+    age(directory)  # the size and the time of writing are those of before
+    assert look(directory).version not in (first.version, renamed.version)
+
+
+def test_evaluation_files_are_a_part_of_it(directory: Path, tmp_path: Path) -> None:
+    held = write_lines(tmp_path / "held.jsonl", [plain_row(1)])
+    settings = Settings(annotations=str(directory), evaluation_files={"held": str(held)})
+    versions = []
+    for row in (plain_row(1), plain_row(2)):
+        write_lines(held, [row])
+        versions.append(content_listing(files_to_read(settings)[1], tmp_path / "storage").version)
+    assert versions[0] != versions[1]
+
+
+def test_what_did_not_change_is_not_opened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = look(directory)
+    write_lines(directory / "c.jsonl", [plain_row(3)])
+    opened = []
+    real = listing_module.opened
+    monkeypatch.setattr(listing_module, "opened", lambda path: opened.append(path.name) or real(path))
+    second = look(directory)
+    assert second.version != first.version
+    assert opened == ["c.jsonl"]
+    look(directory, trusts_stamps=False)
+    assert sorted(opened[1:]) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+def test_a_file_that_is_younger_than_two_seconds_is_hashed_again(directory: Path) -> None:
+    """It may be written over within one tick of the file system's clock, and then its stamp stays."""
+    path = directory / "a.jsonl"
+    path.write_bytes(b"1\n")
+    first = look(directory)
+    stamp = path.stat()
+    path.write_bytes(b"2\n")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert look(directory).version != first.version
+
+
+def test_a_growing_file_is_waited_for_by_name_until_it_stands_still(directory: Path) -> None:
+    with (directory / "a.jsonl").open("ab") as stream:
+        for _ in range(2):
+            stream.write(b"\n")
+            stream.flush()
+            found = look(directory, settled_seconds=1.0)
+            assert (found.version, found.changing) == (None, ("a.jsonl",))
+    time.sleep(1.1)
+    found = look(directory, settled_seconds=1.0)
+    assert found.version is not None
+    assert found.changing == ()
+
+
+def test_a_file_from_the_future_is_waited_for_by_the_clock_of_this_machine(directory: Path) -> None:
+    os.utime(directory / "a.jsonl", (4e9, 4e9))
+    assert look(directory, settled_seconds=1.0).changing == ("a.jsonl",)
+    time.sleep(1.1)
+    assert look(directory, settled_seconds=1.0).version is not None
+
+
+def test_a_file_that_never_stands_still_keeps_the_others_back_for_a_while_only(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = time.time()
+    (directory / "a.jsonl").touch()
+    assert look(directory, settled_seconds=30.0).changing == ("a.jsonl",)
+    monkeypatch.setattr(listing_module.time, "time", lambda: present + LONGEST_WAIT_SECONDS + 60)
+    os.utime(directory / "a.jsonl", (present + LONGEST_WAIT_SECONDS + 59,) * 2)
+    assert look(directory, settled_seconds=30.0).version is not None
+
+
+def test_a_look_without_time_leaves_its_blocks_to_the_next_one(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing_module, "_BLOCK_BYTES", 10)
+    whole = look(directory, trusts_stamps=False)
+    size = (directory / "a.jsonl").stat().st_size
+    (directory.parent / "storage" / "annotation_files" / "listing.json").unlink()
+    num_looks = 1
+    while (found := look(directory, seconds=0.0)).version is None:
+        assert found.unread[-1] == "b.jsonl"
+        num_looks += 1
+    assert found.version == whole.version
+    assert num_looks == 2 * -(-size // 10)  # both files are as long, and each look hashes one block
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"seen": {"a.jsonl": 5}}', b"\xff\x00"])
+def test_a_damaged_cache_costs_a_second_reading_and_no_more(directory: Path, damage: bytes) -> None:
+    first = look(directory)
+    (directory.parent / "storage" / "annotation_files" / "listing.json").write_bytes(damage)
+    assert look(directory).version == first.version
+
+
+def test_an_unreadable_entry_counts_and_keeps_nobody_waiting(directory: Path) -> None:
+    first = look(directory)
+    os.mkfifo(directory / "pipe.jsonl")
+    (directory / "gone.jsonl").symlink_to("nowhere")
+    found = look(directory)
+    assert found.version not in (None, first.version)
+    assert look(directory).version == found.version
+
+
+def test_the_data_know_which_listing_they_were_made_from(directory: Path, tmp_path: Path) -> None:
+    from rm_assets.data.rejects import rejects_snapshot
+
+    settings = Settings(annotations=str(directory), storage=str(tmp_path / "storage"))
+    storage = tmp_path / "storage"
+    assert published_version(storage) is None
+    stages = run_stages(settings)
+    assert published_version(storage) is None  # the last asset is missing
+    rejects_snapshot(settings, stages, silent)
+    assert published_version(storage) == look(directory).version
+    write_lines(directory / "c.jsonl", [plain_row(3)])
+    raw_snapshot(settings, silent)
+    assert published_version(storage) is None  # the stages after it were not run
+    stages = run_stages(settings)
+    rejects_snapshot(settings, stages, silent)
+    assert published_version(storage) == look(directory).version
+    assert stages[Stage.RAW].manifest.num_rows() == 3
