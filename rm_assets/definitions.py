@@ -3,6 +3,7 @@
 import dagster as dg
 
 from rm_assets.defs import data_assets, training_assets
+from rm_assets.defs.dead_runs import dead_runs, watched_in_process_executor
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 
@@ -17,5 +18,6 @@ def definitions() -> dg.Definitions:
         assets=dg.load_assets_from_modules([data_assets, training_assets]),
         jobs=[training_assets.suspect_labels],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},
-        executor=dg.in_process_executor,
+        sensors=[dead_runs],
+        executor=watched_in_process_executor,
     )
