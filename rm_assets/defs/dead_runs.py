@@ -124,15 +124,20 @@ class WatchedExecutor(dg.Executor):
             plan_context.log.warning(f"should this run be killed, nobody will know at once: {error}")
         for run_id in end_dead_runs(instance):
             plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
-        if _SERVER_TAG not in run.tags:
-            threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id), daemon=True).start()
+        server = os.getppid() if _SERVER_TAG in run.tags else None
+        threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
         yield from self._executor.execute(plan_context, execution_plan)
 
 
-def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Interrupt this process once its run is cancelled: a run that no code server started is told by nobody else."""
+def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
+    """Interrupt this process once its run is cancelled and no living code server, its parent, does so.
+
+    A run of the command line has no such server, and hears of the UI's button by nobody else.
+    """
     while True:
         time.sleep(SECONDS_TO_HEAR_OF_A_CANCEL)
+        if os.getppid() == server:
+            continue
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return
