@@ -25,7 +25,7 @@ SECONDS_TO_START, SECONDS_TO_LEAVE = 120, 10
 DATA = ("raw_preferences", "validated_preferences", "flattened_conversations", "tokenized_pairs", "padded_pairs")
 # Some seconds of training, so that a signal finds it at work, and a checkpoint after every few steps.
 TRAINING = {
-    "epochs": 60,
+    "epochs": 12,
     "batch_pairs": 4,
     "learning_rate": 1e-3,
     "test_fraction": 0.3,
@@ -178,8 +178,8 @@ class Services:
             return bool(told.get("nodes"))
         return False
 
-    def launch(self, *assets: str) -> str:
-        """Materialize these assets; the run's id."""
+    def launch(self, *assets: str, **settings: object) -> str:
+        """Materialize these assets with these settings; the run's id."""
         selector = {
             "repositoryLocationName": "rm_assets",
             "repositoryName": "__repository__",
@@ -189,7 +189,11 @@ class Services:
         told = self.ask(
             "mutation($parameters: ExecutionParams!) {launchRun(executionParams: $parameters) "
             "{__typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message}}}",
-            parameters={"selector": selector, "runConfigData": {}, "mode": "default"},
+            parameters={
+                "selector": selector,
+                "runConfigData": {"resources": {"project": {"config": settings}}},
+                "mode": "default",
+            },
         )
         assert told["__typename"] == "LaunchRunSuccess", told
         return str(told["run"]["runId"])
