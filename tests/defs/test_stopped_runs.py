@@ -36,16 +36,18 @@ class Run:
         self.site, self.ui, self._before = site, ui, site.living()
         self._runs, self._checkpoints = site.run_ids(), site.checkpoints()
         self.command: subprocess.Popen[bytes] | None = None
+        self._run_id: str | None = None
         if ui is None:
             self.command = site.materialize("reward_model", num_processes=num_processes)
         else:
-            ui.launch("reward_model", num_processes=num_processes)
+            self._run_id = ui.launch("reward_model", num_processes=num_processes)
 
     @property
     def run_id(self) -> str | None:
         """None until the command line has made a run."""
-        [run_id] = self.site.run_ids() - self._runs or [None]
-        return run_id
+        if self._run_id is None:
+            [self._run_id] = self.site.run_ids() - self._runs or [None]
+        return self._run_id
 
     def state(self) -> str:
         return self.site.status(self.run_id) if self.run_id else ""
@@ -110,7 +112,7 @@ def started(site: Site, ui: Services | None = None, num_processes: int = 1) -> I
 
 
 def finish(site: Site, num_processes: int = 1) -> tuple[str, bool]:
-    """Run reward_model to its end by the command line: the model, and whether its training went on from a checkpoint."""
+    """Run reward_model to its end by the command line: the model, and whether it went on from a checkpoint."""
     with started(site, num_processes=num_processes) as run:
         assert run.command is not None
         assert run.command.wait() == 0, site.log.read_text()
