@@ -19,7 +19,7 @@ import dagster as dg
 from rm_assets.defs.run_records import Record, abandoned, keep_record
 
 SECONDS_BETWEEN_LOOKS = 15
-SECONDS_TO_HEAR_OF_A_CANCEL = 5.0
+SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
 SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
 _SERVER_TAG = ".dagster/grpc_info"
 

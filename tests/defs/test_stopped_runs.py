@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from postgresql import postgresql_server, programs
 from real_runs import DATA, ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, Services, Site, services, wait_until
+
+from rm_assets.defs.dead_runs import records_directory
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
 SECONDS_TO_BE_ENDED = 60  # of a killed run, by the daemon
@@ -26,7 +30,7 @@ GOES_ON = "goes on after step"
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 WAYS = ["cancel", *SIGNALS, "kill the job", "kill torchrun"]
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
-WITH_A_POOL = (ROOT / "dagster.yaml").read_text() + "concurrency: {pools: {default_limit: 1, granularity: run}}\n"
+OWN, README = ((ROOT / name).read_text() for name in ("dagster.yaml", "README.md"))
 
 
 class Run:
@@ -56,7 +60,8 @@ class Run:
         """The process that runs the run; None before it began."""
         if self.command is not None:
             return self.command.pid
-        record = self.site.directory / ".dagster" / "artifacts" / "running" / str(self.run_id)
+        with self.site.instance() as instance:
+            record = records_directory(instance) / str(self.run_id)
         return int(json.loads(record.read_text())["process"]) if record.is_file() else None
 
     def left(self) -> set[int]:
@@ -83,12 +88,19 @@ class Run:
         """Stop it, if it is not over."""
         with contextlib.suppress(ProcessLookupError, IndexError):
             if way == "cancel":
-                assert self.ui is not None and self.run_id is not None
-                self.ui.terminate(self.run_id)
+                assert self.run_id is not None
+                self._cancel(self.run_id)
             elif way in SIGNALS:
                 os.kill(self.process() or 0, SIGNALS[way])
             else:
                 os.kill(self.site.job_processes()[0 if way == "kill the job" else 1], signal.SIGKILL)
+
+    def _cancel(self, run_id: str) -> None:
+        if self.ui is not None:
+            self.ui.terminate(run_id)
+        else:
+            with self.site.instance() as instance:  # as the UI does, which reaches no code server
+                assert not instance.run_launcher.terminate(run_id)
 
     def leaves_nothing(self) -> None:
         assert wait_until(lambda: not self.left(), SECONDS_TO_LEAVE), self.left()
@@ -209,7 +221,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def test_after_each_signal_the_next_run_goes_on_to_the_model_of_an_undisturbed_one(site: Site) -> None:
     expected = undisturbed(site)
     killed = None
-    for way in ("interrupt", "terminate", "kill", "kill the job"):
+    for way in ("cancel", "interrupt", "terminate", "kill", "kill the job"):
         with started(site) as run:
             assert run.command is not None
             run.wait_for("training")
@@ -221,32 +233,50 @@ def test_after_each_signal_the_next_run_goes_on_to_the_model_of_an_undisturbed_o
                 assert site.status(killed) == "FAILURE"
                 assert "is gone without a word" in site.messages(killed)
             killed = run.run_id if way == "kill" else None
-            assert run.state() == ("STARTED" if killed else "FAILURE")
+            assert run.state() == {"cancel": "CANCELED", "kill": "STARTED"}.get(way, "FAILURE")
         assert not (site.storage / "reward_model" / "latest.json").exists()
     assert finish(site) == (expected, True)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A site whose trainings take turns by a pool: the project's own file with one, and the README's for a team."""
+    if request.param == "sqlite":
+        yield Site(tmp_path, instance_file=f"{OWN}concurrency: {{pools: {{default_limit: 1, granularity: run}}}}\n")
+        return
+    pytest.importorskip("dagster_postgres")
+    if programs() is None:
+        pytest.skip("no PostgreSQL is installed")
+    [for_a_team] = [block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "postgres_url" in block]
+    with postgresql_server() as url:
+        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+        yield Site(tmp_path, instance_file=for_a_team)
+
+
 @pytest.mark.soak
-def test_after_a_power_cut_the_killed_run_is_failed_its_slot_is_free_and_the_next_one_goes_on(tmp_path, capfd) -> None:
-    site = Site(tmp_path, instance_file=WITH_A_POOL)
-    with services(site) as ui:
-        assert wait_for_end(site, ui.launch(*DATA)) == "SUCCESS"
-        assert wait_for_end(site, ui.launch("reward_model")) == "SUCCESS"
-        expected = site.model()
-        shutil.rmtree(site.storage / "reward_model")
-        killed = Run(site, ui)
-        killed.wait_for("training")
+def test_trainings_take_turns_by_a_pool_and_after_a_power_cut_the_killed_one_is_failed_and_the_next_goes_on(
+    shared: Site, capfd
+) -> None:
+    with services(shared) as ui:
+        assert wait_for_end(shared, ui.launch(*DATA)) == "SUCCESS"
+        expected = undisturbed(shared)
+        cancelled, killed = Run(shared, ui), Run(shared, ui)
+        cancelled.wait_for("training")
+        assert (cancelled.state(), killed.state()) == ("STARTED", "QUEUED")
+        cancelled.stop("cancel")
+        assert wait_until(lambda: cancelled.state() == "CANCELED", SECONDS_TO_LEAVE)
+        assert wait_until(lambda: GOES_ON in shared.messages(str(killed.run_id)), SECONDS_TO_START)
         waiting = ui.launch("reward_model")
-        assert killed.run_id is not None
-        site.kill_everything()
-    assert (killed.state(), site.held_locks()) == ("STARTED", [])
+        shared.kill_everything()
+    assert (killed.state(), shared.status(waiting), shared.held_locks()) == ("STARTED", "QUEUED", [])
     restarted = time.monotonic()
-    with services(site):
+    with services(shared):
         assert wait_until(lambda: killed.state() == "FAILURE", SECONDS_TO_BE_ENDED)
         seconds = time.monotonic() - restarted
-        assert wait_for_end(site, waiting) == "SUCCESS"
-    assert GOES_ON in site.messages(waiting)
-    assert site.model() == expected
+        assert wait_for_end(shared, waiting) == "SUCCESS"
+    assert "is gone without a word" in shared.messages(str(killed.run_id))
+    assert GOES_ON in shared.messages(waiting)
+    assert shared.model() == expected
     with capfd.disabled():
         print(f"\nthe killed run was ended {seconds:.1f} s after the start of `dagster dev`", flush=True)
 
