@@ -50,6 +50,7 @@ class Site:
     directory: Path
     settings: dict[str, object] = field(default_factory=lambda: dict(TRAINING))
     instance_file: str = field(default_factory=lambda: (ROOT / "dagster.yaml").read_text())
+    has_home: bool = True  # whether DAGSTER_HOME says where dagster.yaml lies
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -73,8 +74,10 @@ class Site:
     def environment(self, **settings: object) -> dict[str, str]:
         given = {"annotations": self.directory / "a.jsonl", "storage": self.storage, **self.settings, **settings}
         named = {f"RM_{name.upper()}": str(value) for name, value in given.items()}
-        own = {"DAGSTER_HOME": str(self.directory), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        return {**os.environ, **named, **own}
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        home = {"DAGSTER_HOME": str(self.directory)} if self.has_home else {}
+        inherited = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
+        return {**inherited, **named, **own, **home}
 
     def start(self, *arguments: str, **settings: object) -> subprocess.Popen[bytes]:
         """One of Dagster's commands, in a session of its own."""
@@ -111,12 +114,12 @@ class Site:
             return "\n".join(entry.user_message or entry.message for entry in instance.all_logs(run_id))
 
     def living(self) -> set[int]:
-        """Every process that was started with this home in its environment, whoever its parent is by now."""
+        """Every process that was started with this storage in its environment, whoever its parent is by now."""
         found = set()
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 environment = (process / "environ").read_bytes().split(b"\0")
-                if f"DAGSTER_HOME={self.directory}".encode() in environment:
+                if f"RM_STORAGE={self.storage}".encode() in environment:
                     found.add(int(process.name))
         return found
 
