@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from postgresql import postgresql_server, programs
-from real_runs import DATA, ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, Services, Site, services, wait_until
+from real_runs import DATA, ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, TRAINING, Services, Site, services, wait_until
 
 from rm_assets.defs.dead_runs import records_directory
 
@@ -279,6 +280,39 @@ def test_trainings_take_turns_by_a_pool_and_after_a_power_cut_the_killed_one_is_
     assert shared.model() == expected
     with capfd.disabled():
         print(f"\nthe killed run was ended {seconds:.1f} s after the start of `dagster dev`", flush=True)
+
+
+@pytest.mark.soak
+def test_a_run_goes_on_without_its_code_server_and_hears_that_it_is_cancelled(tmp_path: Path) -> None:
+    site = Site(tmp_path, settings={**TRAINING, "epochs": 10_000})
+    with services(site) as ui:
+        assert wait_for_end(site, ui.launch(*DATA)) == "SUCCESS"
+        run = Run(site, ui)
+        run.wait_for("training")
+        process = run.process()
+        assert process is not None and run.run_id is not None
+        server = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+        saved = len(site.checkpoints())
+        assert wait_until(lambda: len(site.checkpoints()) > saved, SECONDS_TO_LEAVE)
+        with contextlib.suppress(HTTPError):  # the button says that it reaches no server
+            ui.terminate(run.run_id)
+        assert wait_until(lambda: run.state() == "CANCELED", SECONDS_TO_LEAVE), run.state()
+        assert wait_until(lambda: not Path(f"/proc/{process}").exists() and not site.job_processes(), SECONDS_TO_LEAVE)
+        assert site.held_locks() == []
+
+
+@pytest.mark.soak
+def test_after_a_power_cut_a_run_that_was_being_started_is_failed(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with services(site) as ui:
+        run_id = ui.launch("raw_preferences")
+        assert wait_until(lambda: site.status(run_id) == "STARTING", SECONDS_TO_START, 0.01)
+        site.kill_everything()
+    assert site.status(run_id) == "STARTING"
+    with services(site):
+        assert wait_until(lambda: site.status(run_id) == "FAILURE", SECONDS_TO_BE_ENDED)
+    assert "the code server that was to start this run is gone" in site.messages(run_id)
 
 
 @pytest.mark.soak
