@@ -124,8 +124,9 @@ class WatchedExecutor(dg.Executor):
             plan_context.log.warning(f"should this run be killed, nobody will know at once: {error}")
         for run_id in end_dead_runs(instance):
             plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
-        server = os.getppid() if _SERVER_TAG in run.tags else None
-        threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
+        if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
+            server = os.getppid() if _SERVER_TAG in run.tags else None
+            threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
         yield from self._executor.execute(plan_context, execution_plan)
 
 
