@@ -5,15 +5,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -32,6 +34,13 @@ TRAINING = {
     "validation_fraction": 0.2,
     "checkpoint_every_steps": 2,
 }
+
+
+def for_a_team() -> str:
+    """The README's dagster.yaml for a Dagster of many people."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [found] = [block for block in blocks if "postgres_url" in block]
+    return str(found)
 
 
 def wait_until(condition: Callable[[], object], seconds: float, interval: float = 0.1) -> bool:
@@ -181,7 +190,7 @@ class Services:
             return bool(told.get("nodes"))
         return False
 
-    def launch(self, *assets: str, **settings: object) -> str:
+    def launch(self, *assets: str, tags: Mapping[str, str] = MappingProxyType({}), **settings: object) -> str:
         """Materialize these assets with these settings; the run's id."""
         selector = {
             "repositoryLocationName": "rm_assets",
@@ -196,6 +205,7 @@ class Services:
                 "selector": selector,
                 "runConfigData": {"resources": {"project": {"config": settings}}},
                 "mode": "default",
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
             },
         )
         assert told["__typename"] == "LaunchRunSuccess", told

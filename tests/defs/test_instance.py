@@ -4,7 +4,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from real_runs import ROOT, Site, services, wait_until
+import yaml
+from real_runs import ROOT, Site, for_a_team, services, wait_until
 
 
 @pytest.fixture
@@ -42,3 +43,11 @@ def test_nobody_is_told_and_what_cannot_be_judged_ends_by_itself(root: Site) -> 
         assert instance.run_monitoring_max_runtime_seconds == 7 * 24 * 3600
         assert instance.run_monitoring_start_timeout_seconds == 300
         assert isinstance(instance.run_launcher, dg.DefaultRunLauncher)
+
+
+def test_the_file_for_a_team_differs_in_storage_and_turns_alone() -> None:
+    own, team = (yaml.safe_load(text) for text in ((ROOT / "dagster.yaml").read_text(), for_a_team()))
+    assert set(team) - set(own) == {"concurrency"}
+    assert team["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
+    for name in ("run_monitoring", "telemetry"):
+        assert team[name] == own[name]

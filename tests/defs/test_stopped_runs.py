@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import secrets
 import shutil
 import signal
@@ -21,7 +20,18 @@ from urllib.error import HTTPError
 
 import pytest
 from postgresql import postgresql_server, programs
-from real_runs import DATA, ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, TRAINING, Services, Site, services, wait_until
+from real_runs import (
+    DATA,
+    ROOT,
+    SECONDS_TO_LEAVE,
+    SECONDS_TO_START,
+    TRAINING,
+    Services,
+    Site,
+    for_a_team,
+    services,
+    wait_until,
+)
 
 from rm_assets.defs.dead_runs import records_directory
 
@@ -31,7 +41,7 @@ GOES_ON = "goes on after step"
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 WAYS = ["cancel", *SIGNALS, "kill the job", "kill torchrun"]
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
-OWN, README = ((ROOT / name).read_text() for name in ("dagster.yaml", "README.md"))
+OWN = (ROOT / "dagster.yaml").read_text()
 
 
 class Run:
@@ -248,10 +258,9 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     pytest.importorskip("dagster_postgres")
     if programs() is None:
         pytest.skip("no PostgreSQL is installed")
-    [for_a_team] = [block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "postgres_url" in block]
     with postgresql_server() as url:
         monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
-        yield Site(tmp_path, instance_file=for_a_team)
+        yield Site(tmp_path, instance_file=for_a_team())
 
 
 @pytest.mark.soak
@@ -313,6 +322,19 @@ def test_after_a_power_cut_a_run_that_was_being_started_is_failed(tmp_path: Path
     with services(site):
         assert wait_until(lambda: site.status(run_id) == "FAILURE", SECONDS_TO_BE_ENDED)
     assert "the code server that was to start this run is gone" in site.messages(run_id)
+
+
+@pytest.mark.soak
+def test_a_run_longer_than_its_tag_allows_is_stopped_and_failed(tmp_path: Path) -> None:
+    site = Site(tmp_path, settings={**TRAINING, "epochs": 10_000})
+    with services(site) as ui:
+        assert wait_for_end(site, ui.launch(*DATA)) == "SUCCESS"
+        before = site.living()
+        run_id = ui.launch("reward_model", tags={"dagster/max_runtime": "10"})
+        assert wait_for_end(site, run_id) == "FAILURE"
+        assert "Exceeded maximum runtime of 10 seconds" in site.messages(run_id)
+        assert wait_until(lambda: not site.living() - before, SECONDS_TO_LEAVE)
+        assert (site.held_locks(), bool(site.checkpoints())) == ([], True)
 
 
 @pytest.mark.soak
