@@ -4,6 +4,7 @@ import dagster as dg
 
 from rm_assets.defs import data_assets, jobs, training_assets
 from rm_assets.defs.arrival import new_annotations
+from rm_assets.defs.dead_runs import dead_runs, watched_in_process_executor
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
@@ -18,8 +19,8 @@ def definitions() -> dg.Definitions:
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data_assets, training_assets]),
         jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, training_assets.suspect_labels],
-        sensors=[new_annotations],
+        sensors=[new_annotations, dead_runs],
         schedules=[nightly_training],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},
-        executor=dg.in_process_executor,
+        executor=watched_in_process_executor,
     )

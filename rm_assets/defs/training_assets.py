@@ -19,10 +19,15 @@ from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import schema_metadata
 
+POOL = "gpu"
+"""What needs the devices of the training job. The limit of a pool holds over all machines that share Dagster's storage;
+the launcher's lock holds on one."""
+
 
 @dg.asset(
     deps=[padded_pairs],
     group_name="training",
+    pool=POOL,
     kinds={"pytorch", "huggingface"},
     owners=OWNERS,
     code_version=str(model_snapshots.VERSION),
@@ -41,6 +46,7 @@ def reward_model(
 @dg.asset(
     deps=[reward_model, validated_preferences],
     group_name="training",
+    pool=POOL,
     kinds={"pandas", "parquet"},
     owners=OWNERS,
     code_version=str(report_snapshots.VERSION),
@@ -62,6 +68,7 @@ def reward_model_report(
 @dg.asset(
     deps=[reward_model, validated_preferences],
     group_name="training",
+    pool=POOL,
     kinds={"huggingface", "parquet"},
     owners=OWNERS,
     code_version=str(promoted_snapshots.VERSION),
@@ -80,6 +87,7 @@ def promoted_reward_model(
 @dg.asset(
     deps=[padded_pairs, validated_preferences],
     group_name="training",
+    pool=POOL,
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
     code_version=str(suspect_snapshots.VERSION),

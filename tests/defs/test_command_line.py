@@ -80,9 +80,7 @@ def training_run(tmp_path: Path, num_processes: int) -> Iterator[subprocess.Pope
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
-@pytest.mark.parametrize(
-    ("number", "num_processes"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)]
-)
+@pytest.mark.parametrize(("number", "num_processes"), [(signal.SIGINT, 2), (signal.SIGKILL, 2)])
 def test_a_stopped_run_leaves_no_process_and_a_cancelled_one_saves(
     training_run, tmp_path: Path, number: signal.Signals
 ) -> None:

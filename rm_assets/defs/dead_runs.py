@@ -1,0 +1,161 @@
+"""Runs that were killed: each is ended as failed, with a reason, and what it held is freed.
+
+Dagster's own monitoring cannot see them, for the default run launcher never asks whether the process of a run lives.
+Here a sensor looks, which runs where the runs do, and each run before it begins: a command line needs no daemon for it.
+"""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from rm_assets.defs.run_records import Record, abandoned, keep_record
+
+SECONDS_BETWEEN_LOOKS = 15
+SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
+SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
+_SERVER_TAG = ".dagster/grpc_info"
+
+
+def records_directory(instance: dg.DagsterInstance) -> Path:
+    """Where the runs of this machine keep their records: beside the instance's other files, as an absolute path."""
+    return Path(instance.storage_directory()).absolute().parent / "running"
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """End the runs of this machine whose process is gone, and no run of another machine; the ids of the ended ones."""
+    ended = []
+    for path in sorted(records_directory(instance).glob("[!.]*")):
+        with abandoned(path) as record:
+            if record is None:
+                continue
+            if _is_running(instance, path.name):
+                time.sleep(SECONDS_FOR_THE_SERVER)
+            if _is_running(instance, path.name):
+                _end(instance, path.name, _reason(record))
+                ended.append(path.name)
+            path.unlink(missing_ok=True)
+    starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
+    for run in instance.get_runs(filters=starting):
+        if _has_lost_its_server(run):
+            _end(instance, run.run_id, "the code server that was to start this run is gone: materialize again")
+            ended.append(run.run_id)
+    return ended
+
+
+def _is_running(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and not run.is_finished
+
+
+def _reason(record: Record) -> str:
+    host = record.machine.partition(" ")[0]
+    return (
+        f"the process of this run, {record.process} on {host}, is gone without a word: it was killed, or its machine "
+        "stopped. Materialize again: finished shards and checkpoints are found"
+    )
+
+
+def _end(instance: dg.DagsterInstance, run_id: str, reason: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.is_finished:
+        return
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, message=reason)
+    else:
+        instance.report_run_failed(run, message=reason)
+    if instance.event_log_storage.supports_global_concurrency_limits:
+        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+
+
+def _has_lost_its_server(run: dg.DagsterRun) -> bool:
+    """Whether the socket of the code server that was to start the run is here, and answers nobody.
+
+    Should a process of that server have survived it and begin the run after all, Dagster turns it away as too late.
+    """
+    address = json.loads(run.tags.get(_SERVER_TAG, "{}")).get("socket")
+    if not address or not Path(address).is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(address)
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+@dg.sensor(
+    minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Ends runs as failed whose process was killed, and frees what they held.",
+)
+def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Looks at once after a start, then every 15 s; asks for no runs."""
+    ended = end_dead_runs(context.instance)
+    return dg.SkipReason(f"ended as failed: {', '.join(ended)}" if ended else "no run's process is gone")
+
+
+class WatchedExecutor(dg.Executor):
+    """An executor in this process, whose death others can see, and which hears that its run is cancelled."""
+
+    def __init__(self, executor: dg.Executor) -> None:
+        self._executor = executor
+
+    @property
+    def retries(self) -> Any:
+        return self._executor.retries
+
+    @property
+    def step_dependency_config(self) -> Any:
+        return self._executor.step_dependency_config
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
+        run, instance = plan_context.dagster_run, plan_context.instance
+        try:
+            keep_record(records_directory(instance), run.run_id)
+        except OSError as error:
+            plan_context.log.warning(f"should this run be killed, nobody will know at once: {error}")
+        for run_id in end_dead_runs(instance):
+            plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
+        if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
+            server = os.getppid() if _SERVER_TAG in run.tags else None
+            threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
+        yield from self._executor.execute(plan_context, execution_plan)
+
+
+def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
+    """Interrupt this process once its run is cancelled and no living code server, its parent, does so.
+
+    A run of the command line has no such server, and hears of the UI's button by nobody else.
+    """
+    while True:
+        time.sleep(SECONDS_TO_HEAR_OF_A_CANCEL)
+        if os.getppid() == server:
+            continue
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def _create_executor(context: dg.InitExecutorContext) -> dg.Executor:
+    create = dg.in_process_executor.executor_creation_fn
+    assert create is not None
+    return WatchedExecutor(create(context))
+
+
+watched_in_process_executor = dg.ExecutorDefinition(
+    name=dg.in_process_executor.name,
+    config_schema=dg.in_process_executor.config_schema.as_field(),
+    executor_creation_fn=_create_executor,
+    description="Executes all steps in the process of the run, whose death others can see.",
+)

@@ -1,0 +1,53 @@
+"""The files at the root that tell Dagster where it keeps things: the same with DAGSTER_HOME and without."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from real_runs import ROOT, Site, for_a_team, services, wait_until
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A directory that stands for the project's root, with its files as they are."""
+    site = Site(tmp_path)
+    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    monkeypatch.chdir(tmp_path)  # for the relative paths in it
+    return site
+
+
+def test_runs_of_the_command_line_are_kept_at_the_root_with_a_home_and_without(root: Site) -> None:
+    for has_home in (True, False):
+        root.has_home = has_home
+        assert root.materialize("raw_preferences").wait() == 0, root.log.read_text()
+        assert [root.status(run_id) for run_id in root.run_ids()] == ["SUCCESS"] * (1 if has_home else 2)
+    names = {path.name for path in root.directory.iterdir()}
+    assert names == {".dagster", "storage", "dagster.yaml", "workspace.yaml", "a.jsonl", "log"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("has_home", [True, False])
+def test_runs_of_the_ui_are_kept_at_the_root_with_a_home_and_without(root: Site, has_home: bool) -> None:
+    root.has_home = has_home
+    with services(root) as ui:
+        run_id = ui.launch("raw_preferences")
+        assert wait_until(lambda: root.status(run_id) == "SUCCESS", 120), root.log.read_text()
+    assert (root.directory / ".dagster" / "storage" / "history" / "runs.db").is_file()
+
+
+def test_nobody_is_told_and_what_cannot_be_judged_ends_by_itself(root: Site) -> None:
+    with root.instance() as instance:
+        assert instance.get_settings("telemetry") == {"enabled": False}
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_max_runtime_seconds == 7 * 24 * 3600
+        assert instance.run_monitoring_start_timeout_seconds == 300
+        assert isinstance(instance.run_launcher, dg.DefaultRunLauncher)
+
+
+def test_the_file_for_a_team_differs_in_storage_and_turns_alone() -> None:
+    own, team = (yaml.safe_load(text) for text in ((ROOT / "dagster.yaml").read_text(), for_a_team()))
+    assert set(team) - set(own) == {"concurrency"}
+    assert team["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
+    for name in ("run_monitoring", "telemetry"):
+        assert team[name] == own[name]
