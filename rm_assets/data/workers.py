@@ -114,9 +114,10 @@ def _prepare(everyone: Any) -> None:
     # can, and which no tokenizer needs.
     sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    _keep_memory()
     import pyarrow as pa
 
+    _keep_memory()
+    pa.set_memory_pool(pa.system_memory_pool())  # the same memory for Arrow, whose own pool gives it back
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
