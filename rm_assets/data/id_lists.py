@@ -79,10 +79,11 @@ def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:
     return np.asarray(limits)
 
 
-def are_equal(one: IdLists, other: IdLists, prefixes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether both rows are the same, given their `prefix_lengths`."""
-    lengths = one.lengths
-    same = (lengths == other.lengths) & (prefixes == np.maximum(lengths - 1, 0))
-    rows = np.flatnonzero(same & (lengths > 0))
-    same[rows] &= one.ids[one.offsets[rows + 1] - 1] == other.ids[other.offsets[rows + 1] - 1]
-    return np.asarray(same)
+def are_equal(one: IdLists, other: IdLists) -> NDArray[np.bool_]:
+    """Whether both rows are the same; it looks only at rows of equal length."""
+    are_same = one.lengths == other.lengths
+    rows = np.flatnonzero(are_same)
+    left, right = one.where(are_same), other.where(are_same)
+    differ = np.flatnonzero(left.ids != right.ids)
+    are_same[rows[np.searchsorted(left.offsets, differ, side="right") - 1]] = False
+    return np.asarray(are_same)

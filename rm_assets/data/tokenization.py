@@ -143,7 +143,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         if task.drop_turns:
             pairs = _shortened(chat, task, messages, rows, pairs, failed)
         prefixes = prefix_lengths(pairs.chosen, pairs.rejected)
-        refused = _refused(task, pairs, prefixes, is_forged) | failed
+        refused = _refused(task, pairs, is_forged) | failed
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
         num_in += rows.num_rows
@@ -207,15 +207,13 @@ def _shortened(
     return PairIds(chosen=rows_of(chosen), rejected=rows_of(rejected), num_dropped_turns=num_dropped_turns)
 
 
-def _refused(
-    task: TokenizationTask, pairs: PairIds, prefixes: NDArray[np.int64], is_forged: NDArray[np.bool_]
-) -> dict[int, Refusal]:
+def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_]) -> dict[int, Refusal]:
     """Why rows go no further, by row in ascending order; of several reasons the first one."""
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
         lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
         refused[row] = Reason.TOO_LONG, f"{lengths[0]} and {lengths[1]} tokens, more than {task.max_length}"
-    for row in np.flatnonzero(are_equal(pairs.chosen, pairs.rejected, prefixes)).tolist():
+    for row in np.flatnonzero(are_equal(pairs.chosen, pairs.rejected)).tolist():
         refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids"
     for row in np.flatnonzero(is_forged).tolist():
         refused[row] = Reason.CONTROL_TOKEN, "the ids hold more or fewer control tokens than the template writes"
@@ -244,12 +242,11 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     longest, sample = 0, records.TOKENIZED.empty_table().select(_MEASURED)
     for rows in read_batches(paths.get(DATA), records.TOKENIZED, _MEASURED):
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
-        prefixes = prefix_lengths(chosen, rejected)
         figures.update(
             num_out=rows.num_rows,
-            num_identical=int(are_equal(chosen, rejected, prefixes).sum()),
+            num_identical=int(are_equal(chosen, rejected).sum()),
             num_tokens=len(chosen.ids) + len(rejected.ids),
-            num_shared_tokens=int(prefixes.sum()),
+            num_shared_tokens=pc.sum(rows["prefix_length"]).as_py(),
         )
         longest = max(longest, int(chosen.lengths.max()), int(rejected.lengths.max()))
         sample = _smallest(pa.concat_tables([sample, _smallest(rows)]))
@@ -264,7 +261,7 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     }
 
 
-_MEASURED = ["pair_id", "chosen_ids", "rejected_ids", "num_dropped_turns"]
+_MEASURED = ["pair_id", "chosen_ids", "rejected_ids", "prefix_length", "num_dropped_turns"]
 
 
 def _smallest(rows: pa.Table) -> pa.Table:

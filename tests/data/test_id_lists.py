@@ -30,13 +30,12 @@ def test_the_shared_prefix_leaves_each_side_a_token_of_its_own(
 @given(ROWS)
 def test_prefixes_and_equality_are_those_of_the_rows_one_by_one(rows: Rows) -> None:
     chosen, rejected = both(rows)
-    prefixes = prefix_lengths(chosen, rejected)
-    for (one, other), prefix in zip(rows, prefixes.tolist(), strict=True):
+    for (one, other), prefix in zip(rows, prefix_lengths(chosen, rejected).tolist(), strict=True):
         limit = min(len(one), len(other)) - 1
         assert one[:prefix] == other[:prefix]
         assert prefix <= limit
         assert prefix == limit or one[prefix] != other[prefix]
-    assert are_equal(chosen, rejected, prefixes).tolist() == [one == other for one, other in rows]
+    assert are_equal(chosen, rejected).tolist() == [one == other for one, other in rows]
 
 
 @given(ROWS, st.randoms())
