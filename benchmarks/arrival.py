@@ -24,20 +24,7 @@ import dagster as dg
 from rm_assets.defs.arrival import new_annotations
 from rm_assets.defs.project import ProjectResource
 
-WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "garden",
-    "window",
-    "paper",
-    "music",
-    "number",
-    "winter",
-    "summer",
-    "bread",
-    "water",
-]
+WORDS = ["river", "stone", "cloud", "garden", "window", "paper", "music", "number", "winter"]
 PAIRS_PER_FILE, FILES_PER_DIRECTORY = 2, 100
 LONG_AGO = 1_600_000_000
 

@@ -18,6 +18,7 @@ from rm_assets.data.storage import is_remote
 
 ROW_GROUP_BYTES = 8 * 2**20
 """About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""
+_MANY_ROWS = 10_000
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
 
@@ -59,8 +60,15 @@ def _leaves_of(field: pa.Field, path: str) -> Iterator[tuple[str, str, pa.DataTy
 def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Rows of Parquet files with one schema, in order; an empty table where there is no file."""
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = [batch for path in paths for batch in read_batches(path, schema, columns)]
+    tables = [_whole_file(path, wanted) for path in paths]
     return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+
+def _whole_file(path: Path, wanted: pa.Schema) -> pa.Table:
+    """The rows of one file; a snapshot may have thousands of small ones, for which threads cost more than they give."""
+    with parquet_file(path) as file:
+        rows = file.read(columns=wanted.names, use_threads=file.metadata.num_rows > _MANY_ROWS)
+    return rows if rows.schema.equals(wanted) else rows.cast(wanted)
 
 
 def read_batches(path: Path | None, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -116,6 +116,7 @@ def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
 
 def _run_key(instance: dg.DagsterInstance, attempts: Sequence[dg.RunRecord], version: str) -> str:
     """A key that no run ever had, or that of a run which a stopped daemon made and never started."""
-    if attempts and attempts[0].dagster_run.status is Status.NOT_STARTED:
-        return attempts[0].dagster_run.tags["dagster/run_key"]
+    newest = attempts[0].dagster_run if attempts else None
+    if newest and newest.status is Status.NOT_STARTED and (key := newest.tags.get("dagster/run_key")):
+        return key
     return f"{version}:{instance.get_runs_count(dg.RunsFilter(tags={CONTENT_TAG: version})) + 1}"
