@@ -134,8 +134,8 @@ class WatchedExecutor(dg.Executor):
 def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
     """Interrupt this process once its run is cancelled: at once where no living code server, its parent, does so.
 
-    A run of the command line has none, and hears of the UI's button by nobody else. One interrupt can be lost, if it comes
-    while Python ignores exceptions, so it is sent again until the run ends.
+    A run of the command line has none, and hears of the UI by nobody else. An interrupt is lost if it comes
+    while Python ignores exceptions: it is sent again until the run ends.
     """
     seconds = 0.0
     while True:
