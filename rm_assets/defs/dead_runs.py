@@ -20,6 +20,7 @@ from rm_assets.defs.run_records import Record, abandoned, keep_record
 
 SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
+SECONDS_TO_LEAVE = 30.0  # of a run that was interrupted; longer than the training job may take to save
 SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
 _SERVER_TAG = ".dagster/grpc_info"
 
@@ -131,20 +132,22 @@ class WatchedExecutor(dg.Executor):
 
 
 def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
-    """Interrupt this process once its run is cancelled and no living code server, its parent, does so.
+    """Interrupt this process once its run is cancelled: at once where no living code server, its parent, does so.
 
-    A run of the command line has no such server, and hears of the UI's button by nobody else.
+    A run of the command line has none, and hears of the UI by nobody else. An interrupt is lost if it comes
+    while Python ignores exceptions: it is sent again until the run ends.
     """
+    seconds = 0.0
     while True:
         time.sleep(SECONDS_TO_HEAR_OF_A_CANCEL)
-        if os.getppid() == server:
-            continue
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return
         if run.status == dg.DagsterRunStatus.CANCELING:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+            seconds += SECONDS_TO_HEAR_OF_A_CANCEL
+            if os.getppid() != server or seconds > SECONDS_TO_LEAVE:
+                os.kill(os.getpid(), signal.SIGTERM)
+                server, seconds = os.getppid(), 0.0
 
 
 def _create_executor(context: dg.InitExecutorContext) -> dg.Executor:
