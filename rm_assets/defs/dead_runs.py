@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from rm_assets.defs.last_line import tell_at_exit
 from rm_assets.defs.run_records import Record, abandoned, keep_record
 
 SECONDS_BETWEEN_LOOKS = 15
@@ -128,7 +129,10 @@ class WatchedExecutor(dg.Executor):
         if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
             server = os.getppid() if _SERVER_TAG in run.tags else None
             threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
-        yield from self._executor.execute(plan_context, execution_plan)
+        try:
+            yield from self._executor.execute(plan_context, execution_plan)
+        finally:
+            tell_at_exit(instance, run.run_id)
 
 
 def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:

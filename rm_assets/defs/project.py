@@ -15,7 +15,6 @@ from rm_assets.data.records import Stage
 from rm_assets.data.remote_files import require_reachable
 from rm_assets.data.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.storage import StorageError, is_remote, place
-from rm_assets.defs.last_line import tell_at_exit
 from rm_assets.settings import PREFIX, Settings, SettingsError, is_optional, knobs, load_settings
 
 
@@ -54,11 +53,6 @@ class _ProjectResource(dg.ConfigurableResource):
         model = find_model(settings, tokenizer)
         _require_usable(settings.storage)
         return Project(settings=settings, tokenizer=tokenizer, model=model)
-
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """A command that failed ends with the reason."""
-        if context.instance is not None and context.run is not None:
-            tell_at_exit(context.instance, context.run.run_id)
 
 
 def _require_usable(setting: str) -> None:
