@@ -91,7 +91,7 @@ def promoted_reward_model(
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
     code_version=str(suspect_snapshots.VERSION),
-    metadata=schema_metadata(records.SUSPECTS),
+    metadata=schema_metadata(records.SUSPECTS, margin="chosen_score - rejected_score: below 0, for all are suspect."),
 )
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
