@@ -72,7 +72,7 @@ def length_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
         shown = np.minimum(lengths, last)
         axes.hist(shown, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
         axes.hist(shown, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
-    name_axes(axes, "tokens of a side (the last bar: and more)", "pairs")
+    name_axes(axes, "tokens of a side (the last bar holds all longer ones)", "pairs")
     axes.yaxis.get_major_locator().set_params(integer=True)
     legend_above(axes)
     return drawn(figure)

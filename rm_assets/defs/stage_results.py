@@ -19,6 +19,7 @@ from rm_assets.defs.pictures import length_histogram, markdown_picture
 
 HELD_BACK_CHECK = "no_file_is_held_back"
 NUM_PREVIEWED = 5
+NUM_NAMED = 3
 _NOT_FOR_READING = ("_id", "_key", "_mask")
 
 
@@ -203,14 +204,18 @@ def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
         {"file": source, "malformed_lines": counts["num_malformed"], "lines": counts["num_lines"]}
         for source, counts in held_back.items()
     ]
+    named = ", ".join(list(held_back)[:NUM_NAMED]) + (" and others" if len(held_back) > NUM_NAMED else "")
     return dg.AssetCheckResult(
         check_name=HELD_BACK_CHECK,
         passed=not held_back,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(held_back)} files are held back: mend them, raise max_malformed_fraction, or set labels."
+        description=f"Held back: {named}. Mend the lines that are rejects, raise max_malformed_fraction, or set labels."
         if held_back
         else "No file is held back.",
-        metadata={"held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"})},
+        metadata={
+            "num_held_back": len(held_back),
+            "held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"}),
+        },
     )
 
 
