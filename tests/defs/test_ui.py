@@ -1,8 +1,8 @@
 """What people see: the UI of a real `dagster dev` in a headless Chromium, after two runs over the built-in sample.
 
-It needs `pip install -e '.[test,ui-test]'` and a Chromium called `chromium`, `chromium-browser` or `google-chrome`. Where
-UI_SCREENSHOTS names a directory, `UI_SCREENSHOTS=screenshots pytest -m soak tests/defs/test_ui.py`, each page is saved
-there as a PNG, to be looked at: a test can tell that a text is there, not whether people want to read the page.
+It needs `pip install -e '.[test,ui-test]'` and a Chromium called `chromium`, `chromium-browser` or `google-chrome`.
+`UI_SCREENSHOTS=DIRECTORY pytest -m soak tests/defs/test_ui.py` saves each page there as a PNG, to be looked at: a test
+can tell that a text is there, not whether people want to read the page.
 
 Between the two runs a sound file whose labels are of no use and a broken file arrive.
 """
