@@ -117,17 +117,17 @@ def opened(dagster: RunningDagster, browser: Any) -> Iterator[Opened]:
         return page
 
     yield open_page
-    said = page.inner_text("body")
     page.close()
     assert errors == []
-    assert SECRET not in said
-    assert not re.search("unexpected error|something went wrong|failed to load|pythonerror", said, re.IGNORECASE)
 
 
 def shows(page: Any, name: str, *texts: str) -> None:
-    """Wait for each of the texts to be visible, then take a picture of what is there."""
+    """Wait for each of the texts to be visible, look for what must not be there, and take a picture."""
     for text in texts:
         page.get_by_text(text, exact=False).locator("visible=true").first.wait_for(timeout=MILLISECONDS_TO_SHOW)
+    said = page.inner_text("body")
+    assert SECRET not in said
+    assert not re.search("unexpected error|something went wrong|failed to load|pythonerror", said, re.IGNORECASE)
     if directory := os.environ.get("UI_SCREENSHOTS"):
         page.wait_for_timeout(1000)  # for what still moves
         page.screenshot(path=Path(directory) / f"{name}.png")
