@@ -95,7 +95,7 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
-            "verdict": _verdict(checks),
+            "verdict": dg.MetadataValue.md(_verdict(checks)),
             "report": dg.MetadataValue.md(_page(checks, drawn)),
             **({"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table)) else {}),
             "slices": table(list(_slices(written.table))),
@@ -110,9 +110,10 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
 
 
 def _verdict(checks: list[dg.AssetCheckResult]) -> str:
-    """One line: the accuracy, and the names of the checks that warn."""
-    warning = [str(check.check_name) for check in checks if not check.passed]
-    return f"{checks[0].description}; " + (f"NOT: {', '.join(warning)}" if warning else "all checks passed")
+    """The accuracy, and the names of the checks that warn: a list, as the page shows short ones and cuts long lines."""
+    warning = [f"**NOT** {check.check_name}" for check in checks if not check.passed]
+    lines = [*str(checks[0].description).split(", "), *(warning or ["all checks passed"])]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _page(checks: list[dg.AssetCheckResult], drawn: dict[str, bytes]) -> str:
