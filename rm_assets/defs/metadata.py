@@ -14,8 +14,11 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
+from rm_assets.defs.columns import MEANINGS
+
 MAX_ROWS = 100
 NUM_SHOWN_VALUES = 3
+NUM_SHOWN_FIELDS = 2
 MESSAGE_CHARACTERS = 60
 CONVERSATION_CHARACTERS = 240
 Cell = str | int | float | bool | None
@@ -25,13 +28,18 @@ _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _FLOATS = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
 
 
-def column_schema(schema: pa.Schema) -> dg.TableSchema:
-    """An Arrow schema for Dagster's column view, types written like `list<struct<role: string>>`."""
+def column_schema(schema: pa.Schema, **meanings: str) -> dg.TableSchema:
+    """An Arrow schema for Dagster's column view, types written like `list<struct<role, content, … 4 more>>`.
+
+    `meanings` describes the columns that do not mean here what they mean everywhere else.
+    """
+    known = MEANINGS | meanings
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 name=field.name,
                 type=_type_name(field.type),
+                description=known.get(field.name),
                 constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in schema
@@ -97,8 +105,14 @@ def _type_name(dtype: pa.DataType) -> str:
     if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
         return f"list<{_type_name(dtype.value_type)}>"
     if pa.types.is_struct(dtype):
-        return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in dtype.fields)}>"
+        return f"struct<{', '.join(_shown_names([field.name for field in dtype.fields]))}>"
     return _FLOATS.get(dtype, str(dtype))  # Arrow itself writes "float" and "double"
+
+
+def _shown_names(names: Sequence[str]) -> list[str]:
+    """The names of a struct's fields; of many the first ones, for the page cuts a long type off."""
+    left_out = len(names) - NUM_SHOWN_FIELDS
+    return [*names[:NUM_SHOWN_FIELDS], f"… {left_out} more"] if left_out > 0 else list(names)
 
 
 def _inferred_columns(rows: Sequence[Mapping[str, Cell]]) -> dict[str, str]:

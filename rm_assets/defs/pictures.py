@@ -58,6 +58,26 @@ def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
     return drawn(figure)
 
 
+def length_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
+    """How many sides have how many tokens: `chosen` and `rejected` are the lengths of the same pairs, (pairs,) each.
+
+    The longest one side in a hundred shares the last bar, so that one of them does not squeeze all others.
+    """
+    figure = new_figure(height_pixels=260)
+    axes = figure.subplots()
+    both = np.concatenate([chosen, rejected])
+    last = float(np.percentile(both, 99)) if len(both) else 1.0
+    edges = np.histogram_bin_edges(np.minimum(both, last), bins=40)
+    for lengths, color, label in ((rejected, ORANGE, "rejected"), (chosen, BLUE, "chosen")):
+        shown = np.minimum(lengths, last)
+        axes.hist(shown, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
+        axes.hist(shown, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
+    name_axes(axes, "tokens of a side (the last bar holds all longer ones)", "pairs")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    legend_above(axes)
+    return drawn(figure)
+
+
 def calibration_plot(calibration: "pd.DataFrame") -> bytes:
     """Reliability diagram (Guo et al. 2017, figure 1) with 95 % intervals, above the number of pairs per bin.
 

@@ -5,6 +5,9 @@ import dagster as dg
 from rm_assets.defs.promoted_snapshots import ASSET, Promotion
 from rm_assets.defs.report_results import numbers
 
+_FIRST = ("challenger_accuracy", "champion_accuracy", "difference", "p_value")
+"""What decides, before the figures that it rests on."""
+
 CHECKS = [
     dg.AssetCheckSpec(
         "newest_model_is_promoted",
@@ -20,15 +23,17 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
 
     model, verdict = promotion.model, promotion.verdict
     directory = model.directory / MODEL_DIRECTORY
+    figures = numbers({name: value for name, value in verdict.items() if not isinstance(value, bool)})
     return dg.MaterializeResult(
         data_version=dg.DataVersion(promotion.snapshot.name),
         metadata={
             "verdict": "promoted" if verdict["promoted"] else "not promoted",
             "reason": verdict["reason"],
+            **{name: figures[name] for name in _FIRST if name in figures},
             "promoted_model": model.directory.name,
             "newest_model": verdict["challenger"],
             "champion_before": verdict["champion"] or "none",
-            **numbers({name: value for name, value in verdict.items() if not isinstance(value, bool)}),
+            **figures,
             "dagster/row_count": promotion.snapshot.manifest.num_rows(),
             "dagster/uri": directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(directory)),

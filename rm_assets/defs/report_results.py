@@ -95,9 +95,9 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
-            "verdict": _verdict(checks),
+            "verdict": dg.MetadataValue.md(_verdict(checks)),
             "report": dg.MetadataValue.md(_page(checks, drawn)),
-            "evaluation_sets": table(_evaluation_sets(written.table)),
+            **({"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table)) else {}),
             "slices": table(list(_slices(written.table))),
             **numbers(written.metrics),
             "intervals": METHOD,
@@ -110,9 +110,10 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
 
 
 def _verdict(checks: list[dg.AssetCheckResult]) -> str:
-    """One line: the accuracy, and the names of the checks that warn."""
-    warning = [str(check.check_name) for check in checks if not check.passed]
-    return f"{checks[0].description}; " + (f"NOT: {', '.join(warning)}" if warning else "all checks passed")
+    """The accuracy, and the names of the checks that warn: a list, as the page shows short ones and cuts long lines."""
+    warning = [f"**NOT** {check.check_name}" for check in checks if not check.passed]
+    lines = [*str(checks[0].description).split(", "), *(warning or ["all checks passed"])]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _page(checks: list[dg.AssetCheckResult], drawn: dict[str, bytes]) -> str:
@@ -135,9 +136,14 @@ def _slices(rows: Any) -> Iterator[dict[str, Any]]:
             "slice": row["value"] if row["slice"] == "all" else f"{row['slice']}: {row['value']}",
             "pairs": row["num_pairs"],
             "accuracy": round(row["accuracy"], 3),
-            "95 % interval": f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}",
-            "best baseline": _best_baseline(row),
+            "95 % interval": _unbroken(f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"),
+            "best baseline": _unbroken(_best_baseline(row)),
         }
+
+
+def _unbroken(text: str) -> str:
+    """A text that keeps to one line: the page would rather break each of its words than scroll."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _best_baseline(row: dict[str, Any]) -> str:
@@ -151,12 +157,14 @@ def _best_baseline(row: dict[str, Any]) -> str:
 
 
 def _evaluation_sets(rows: Any) -> list[dict[str, Any]]:
-    """A row for all pairs and for each subset, a column for the test split and for each evaluation set.
+    """A row for all pairs and for each subset, a column for the test split and each evaluation set; none without sets.
 
     A cell reads `0.548 of 387`, accuracy and number of pairs; the intervals stand in the table of slices.
     """
     sets = {"test": ("all", "subset")}
     sets |= {name: (name,) for name in rows["slice"].unique() if name.startswith("evaluation/")}
+    if len(sets) == 1:
+        return []  # the slices say the same
     cells: dict[str, dict[str, str]] = {"all": {}}
     for name, slices in sets.items():
         for row in rows[rows["slice"].isin(slices)].to_dict("records"):
@@ -177,7 +185,7 @@ def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResu
         severity=dg.AssetCheckSeverity.ERROR if too_low else dg.AssetCheckSeverity.WARN,
         description=f"accuracy {metrics['accuracy']:.3f}, 95 % interval {interval}, on {metrics['num_pairs']} pairs"
         + (f"; fail_below_accuracy is {floor}" if floor is not None else ""),
-        metadata={name: metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")},
+        metadata=numbers({name: metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")}),
     )
 
 
@@ -223,7 +231,7 @@ def _baselines(check: str, written: WrittenReport, names: tuple[str, ...], told:
         severity=dg.AssetCheckSeverity.WARN,
         description=told,
         metadata={
-            **{name: metrics[name] for name in ("accuracy_low", *names) if name in metrics},
+            **numbers({name: metrics[name] for name in ("accuracy_low", *names) if name in metrics}),
             "slices_where_a_baseline_comes_near": table(near, types),
         },
     )
@@ -236,5 +244,5 @@ def _correlation(metrics: dict[str, Any], limit: float) -> dg.AssetCheckResult:
         passed=abs(found) <= limit,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"Spearman correlation {found:+.3f} of differences of scores and lengths; the limit is {limit:g}",
-        metadata={"difference_length_spearman": found, "max_length_correlation": limit},
+        metadata=numbers({"difference_length_spearman": found, "max_length_correlation": limit}),
     )

@@ -9,15 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from rm_assets.data import records
-from rm_assets.data.laws import LAWS
+from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.listing import CONTENT
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
+from rm_assets.defs.pictures import length_histogram, markdown_picture
 
 HELD_BACK_CHECK = "no_file_is_held_back"
 NUM_PREVIEWED = 5
+NUM_NAMED = 3
 _NOT_FOR_READING = ("_id", "_key", "_mask")
 
 
@@ -41,11 +43,13 @@ def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, *, p
     """The materialization of a data stage; raises NothingLeftError if it has no row."""
     if not snapshot.manifest.num_rows():
         raise NothingLeftError(_nothing_left(stage, snapshot))
-    metadata = _figures(snapshot) | _tables(stage, snapshot)
+    # the page shows them in this order: what one wants to know of every refresh first, where it lies last
+    metadata = _figures(stage, snapshot.manifest) | _tables(stage, snapshot.manifest)
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
     if previews:
         metadata["preview"] = preview(_first_rows(snapshot))
+    metadata |= _files(snapshot)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata=metadata,
@@ -67,15 +71,18 @@ def reason_totals(manifest: Manifest) -> Counter[str]:
     return totals
 
 
-def _figures(snapshot: Snapshot) -> dict[str, Any]:
-    manifest = snapshot.manifest
+def _figures(stage: Stage, manifest: Manifest) -> dict[str, Any]:
+    totals = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
+    return {"dagster/row_count": manifest.num_rows(), "rejects": manifest.num_rows(rejects=True), **totals}
+
+
+def _files(snapshot: Snapshot) -> dict[str, Any]:
+    files = [file for shard in snapshot.manifest.shards for file in shard.files]
     return {
-        "dagster/row_count": manifest.num_rows(),
-        "dagster/uri": snapshot.directory.resolve().as_uri(),
-        "rejects": manifest.num_rows(rejects=True),
+        "shards": len(snapshot.manifest.shards),
         "new_shards": snapshot.num_new_shards,
-        "shards": len(manifest.shards),
-        "megabytes": round(sum(file.num_bytes for shard in manifest.shards for file in shard.files) / 1e6, 3),
+        "megabytes": round(sum(file.num_bytes for file in files) / 1e6, 3),
+        "dagster/uri": snapshot.directory.resolve().as_uri(),
         "path": dg.MetadataValue.path(str(snapshot.directory)),
     }
 
@@ -115,15 +122,15 @@ def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
     return shown | ({reason: "; ".join(reasons)} if reasons else {})
 
 
-def _tables(stage: Stage, snapshot: Snapshot) -> dict[str, Any]:
-    manifest = snapshot.manifest
+def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
     reasons = [
         {"reason": reason, "rejects": count, "meaning": records.MEANINGS[records.Reason(reason)]}
         for reason, count in reason_totals(manifest).most_common()
     ]
-    metadata: dict[str, Any] = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
-    metadata["files"] = table(_rows_by_file(manifest))
-    metadata["rejects_by_reason"] = table(reasons, {"reason": "string", "rejects": "int", "meaning": "string"})
+    metadata: dict[str, Any] = {
+        "rejects_by_reason": table(reasons, {"reason": "string", "rejects": "int", "meaning": "string"}),
+        "files": table(_rows_by_file(manifest)),
+    }
     if stage in _WAYS:
         metadata |= _ways(manifest, *_WAYS[stage])
     if stage is Stage.RAW:
@@ -154,9 +161,11 @@ def _lengths(snapshot: Snapshot) -> dict[str, Any]:
     named = {name: percentiles(rows[name].to_numpy()) for name in columns}
     longer = np.maximum(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
     named["longer_side"] = percentiles(longer)
+    drawn = length_histogram(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
     return {
-        "length_percentiles": table([{"tokens": name, **_rounded(figures)} for name, figures in named.items()]),
         "median_length": float(np.median(longer)) if len(longer) else 0.0,
+        "length_percentiles": table([{"tokens": name, **_rounded(figures)} for name, figures in named.items()]),
+        "lengths": dg.MetadataValue.md(markdown_picture(drawn, "tokens of the chosen and the rejected sides")),
     }
 
 
@@ -176,11 +185,17 @@ def _check_results(stage: Stage, manifest: Manifest, parent: Manifest | None) ->
         yield dg.AssetCheckResult(
             check_name=law.name,
             passed=not any(violations.values()),
-            description=law.description,
+            description=_counted(law, violations),
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
         )
     if stage is Stage.VALIDATED:
         yield _held_back_result(manifest)
+
+
+def _counted(law: Law, violations: dict[str, int]) -> str:
+    """What was counted, such as `0 lines not read, 2 pairs unaccounted; broken: Every line gave …`."""
+    counted = ", ".join(f"{count:,} {name}" for name, count in violations.items())
+    return f"{counted}; broken: {law.description}" if any(violations.values()) else counted
 
 
 def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
@@ -189,27 +204,33 @@ def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
         {"file": source, "malformed_lines": counts["num_malformed"], "lines": counts["num_lines"]}
         for source, counts in held_back.items()
     ]
+    named = ", ".join(list(held_back)[:NUM_NAMED]) + (" and others" if len(held_back) > NUM_NAMED else "")
     return dg.AssetCheckResult(
         check_name=HELD_BACK_CHECK,
         passed=not held_back,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(held_back)} files are held back: mend them, raise max_malformed_fraction, or set labels."
+        description=f"Held back: {named}. Mend the lines that are rejects, raise max_malformed_fraction, or set labels."
         if held_back
         else "No file is held back.",
-        metadata={"held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"})},
+        metadata={
+            "num_held_back": len(held_back),
+            "held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"}),
+        },
     )
 
 
 def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     """The materialization of all rejects: tables by file and reason, and of the single rows."""
     rows = read_table(snapshot.paths(), records.REJECTS)
-    grouped = rows.group_by(["source", "reason", "stage"]).aggregate([([], "count_all")]).to_pylist()
+    grouped = rows.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist()
     by_file = [
-        {"file": row["source"], "reason": row["reason"], "rejects": row["count_all"], "stage": row["stage"]}
+        {"file": row["source"], "reason": row["reason"], "rejects": row["count_all"]}
         for row in sorted(grouped, key=lambda row: (-row["count_all"], row["source"], row["reason"]))
     ]
+    counts = Counter(rows["stage"].to_pylist())
+    by_stage = [{"stage": stage.value, "rejects": counts[stage.value]} for stage in Stage]
     single = [
-        {"file": row["source"], **{name: row[name] for name in ("line", "reason", "detail", "stage")}}
+        {"file": row["source"], **{name: row[name] for name in ("line", "reason", "detail")}}
         for row in rows.slice(0, MAX_ROWS - 1).to_pylist()  # one row is left to tell of the others
     ]
     if rows.num_rows > len(single):
@@ -219,25 +240,23 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
         data_version=dg.DataVersion(snapshot.name),
         metadata={
             "dagster/row_count": rows.num_rows,
+            "rejects_by_stage": table(by_stage, {"stage": "string", "rejects": "int"}),
+            "rejects_by_file": table(by_file, {"file": "string", "reason": "string", "rejects": "int"}),
+            "rejects": table(single, {"file": "string", "line": "int", "reason": "string", "detail": "string"}),
             "dagster/uri": snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(snapshot.directory)),
-            "rejects_by_file_and_reason": table(
-                by_file, {"file": "string", "reason": "string", "rejects": "int", "stage": "string"}
-            ),
-            "rejects": table(
-                single, dict.fromkeys(("file", "line", "reason", "detail", "stage"), "string") | {"line": "int"}
-            ),
         },
         check_results=[
             dg.AssetCheckResult(
                 check_name="rejects_are_complete",
                 passed=rows.num_rows == num_in,
+                description=f"{rows.num_rows:,} rejects stand here, {num_in:,} are those of all stages.",
                 metadata={"rejects_of_all_stages": num_in, "rejects_here": rows.num_rows},
             )
         ],
     )
 
 
-def schema_metadata(schema: pa.Schema) -> dict[str, Any]:
-    """An Arrow schema as the asset's static column schema."""
-    return {"dagster/column_schema": column_schema(schema)}
+def schema_metadata(schema: pa.Schema, **meanings: str) -> dict[str, Any]:
+    """An Arrow schema as the asset's static column schema; `meanings` as for `column_schema`."""
+    return {"dagster/column_schema": column_schema(schema, **meanings)}

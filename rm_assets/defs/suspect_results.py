@@ -23,7 +23,7 @@ def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     """The materialization: where the files are, how many labels are suspect by file, and the most suspect ones."""
     rows = read_table(snapshot.paths(DATA), records.SUSPECTS)
     by_file = rows.group_by("source").aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
-    named = ("source", "line", "pair_id", "margin", "suspicion")
+    named = ("source", "line", "margin", "suspicion", "pair_id")  # the hash last, for it is as wide as the page
     first = [{name: row[name] for name in named} for row in rows.slice(0, NUM_SHOWN).to_pylist()]
     shown = [{**row, "margin": round(row["margin"], 3), "suspicion": round(row["suspicion"], 3)} for row in first]
     files = [{"file": row["source"], "suspects": row["count_all"]} for row in by_file.to_pylist()]
@@ -33,8 +33,8 @@ def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
             "status": "on",
             "judged_pairs": snapshot.manifest.total("num_pairs"),
             "folds": snapshot.manifest.total("num_folds"),
-            "suspects": table(shown, dict(zip(named, ("string", "int", "string", "float", "float"), strict=True))),
             "suspects_by_file": table(files, {"file": "string", "suspects": "int"}),
+            "suspects": table(shown, dict(zip(named, ("string", "int", "float", "float", "string"), strict=True))),
             "jsonl": dg.MetadataValue.path(str(snapshot.directory / JSONL_FILE)),
             "dagster/row_count": rows.num_rows,
             "dagster/uri": snapshot.directory.resolve().as_uri(),

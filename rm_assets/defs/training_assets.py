@@ -36,7 +36,10 @@ the launcher's lock holds on one."""
 def reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
-    """A Bradley-Terry reward model in Hugging Face's format, trained by a job of its own on padded_pairs."""
+    """A Bradley-Terry reward model in Hugging Face's format, trained by a job of its own on padded_pairs.
+
+    What it is worth is told by reward_model_report.
+    """
     ready = project.ready()
     pairs = ready.snapshot(Stage.PADDED)
     model = model_snapshots.trained_model(ready, pairs, context, launcher)
@@ -56,7 +59,10 @@ def reward_model(
 def reward_model_report(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
-    """Whether to trust the newest reward model: accuracy, calibration, slices, null baselines, length bias."""
+    """Whether to trust the newest reward model: accuracy, calibration, slices, null baselines, length bias.
+
+    The metadata `report` is all of it on one page, with its pictures.
+    """
     ready = project.ready()
     model = model_snapshots.required_model(ready.storage)
     written = report_snapshots.written_report(ready.settings, model, context, launcher)
@@ -91,7 +97,7 @@ def promoted_reward_model(
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
     code_version=str(suspect_snapshots.VERSION),
-    metadata=schema_metadata(records.SUSPECTS),
+    metadata=schema_metadata(records.SUSPECTS, margin="chosen_score - rejected_score: below 0, for all are suspect."),
 )
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher

@@ -9,6 +9,9 @@ from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.defs.pictures import markdown_picture, training_curves
 from rm_assets.defs.report_results import numbers
 
+_FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
+"""What one looks for in every model, before all its other figures."""
+
 MODEL_CHECKS = [
     dg.AssetCheckSpec(
         "files_match_their_hashes",
@@ -28,16 +31,18 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
     curves = markdown_picture(training_curves(lines), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL_DIRECTORY
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
+    figures = numbers(model.manifest["metrics"])
     return dg.MaterializeResult(
         data_version=dg.DataVersion(model.directory.name),
         metadata={
             "training_curves": dg.MetadataValue.md(curves),
+            **{name: figures[name] for name in _FIRST if name in figures},
+            **figures,  # those that are first stay there
+            **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
+            "golden_scores": len(golden["conversations"]),
+            "packing": model.manifest["metrics"]["packing_reason"],
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],
-            "packing": model.manifest["metrics"]["packing_reason"],
-            **numbers(model.manifest["metrics"]),
-            "golden_scores": len(golden["conversations"]),
-            "largest_bfloat16_difference": golden["largest_bfloat16_difference"],
             "versions": dg.MetadataValue.json(model.manifest["versions"]),
             "dagster/uri": directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(directory)),

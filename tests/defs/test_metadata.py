@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.records import PADDED, VALIDATED
+from rm_assets.defs.columns import MEANINGS
 from rm_assets.defs.metadata import (
     MAX_ROWS,
     column_schema,
@@ -43,8 +44,18 @@ def test_column_types_read_like_types():
     assert names["margin"] == "float32"
     assert names["line"] == "int64"
     messages = {column.name: column.type for column in column_schema(VALIDATED).columns}["prompt"]
-    assert messages.startswith("list<struct<role: string, content: string, ")
-    assert messages.endswith(">>")
+    assert messages == "list<struct<role, content, … 4 more>>"
+
+
+def test_a_column_has_the_description_of_its_name_or_of_its_place():
+    schema = pa.schema([("line", pa.int64()), ("margin", pa.float64()), ("own", pa.string())])
+    described = {column.name: column.description for column in column_schema(schema, margin="Here it is this.").columns}
+    assert described == {"line": MEANINGS["line"], "margin": "Here it is this.", "own": None}
+
+
+def test_a_struct_of_few_fields_names_them_all():
+    few = pa.struct([("from", pa.string()), ("value", pa.string())])
+    assert [column.type for column in column_schema(pa.schema([("a", few)])).columns] == ["struct<from, value>"]
 
 
 def test_floats_are_named_by_their_size():

@@ -1,0 +1,67 @@
+"""What each column of the datasets says, for the page of an asset: the names of schemas, in a sentence."""
+
+MEANINGS = {
+    # every row
+    "source": "The annotation file that the row came from, below annotations.",
+    "line": "The line in that file; the first one is 1.",
+    "text": "The line as it stands in the file.",
+    "pair_id": "Hash of the whole pair, which follows it through all stages: `python -m rm_assets.trace PAIR_ID`.",
+    "prompt_key": "Hash of the prompt in normal form: pairs of one prompt are in one split.",
+    "chosen_key": "Hash of prompt and chosen reply in normal form, by which equal and flipped pairs are found.",
+    "rejected_key": "Hash of prompt and rejected reply in normal form.",
+    # a pair as messages, or as text
+    "prompt": "What both replies answer: messages, or their text by the chat template.",
+    "chosen": "The reply that the annotation prefers, from where the prompt ends.",
+    "rejected": "The other reply, from where the prompt ends.",
+    "tools": "The tools that the conversation may call, as JSON; empty without.",
+    "margin": "How much better the chosen reply is, as the annotation says; 0 where it says nothing.",
+    "format": "The format in which the line was written.",
+    "num_turns": "Messages of the user in the prompt.",
+    "subset": "A name that the annotation gives, to slice the report by; empty without.",
+    "chosen_control_tokens": "Control tokens that the template writes in the chosen conversation.",
+    "rejected_control_tokens": "Control tokens that the template writes in the rejected conversation.",
+    # a pair as token ids
+    "chosen_ids": "Token ids of prompt and chosen reply.",
+    "rejected_ids": "Token ids of prompt and rejected reply.",
+    "prefix_length": "Tokens at the start that both sides share: they are computed once.",
+    "num_dropped_turns": "Oldest turns of the prompt that were left out to keep within max_length.",
+    "chosen_input_ids": "Token ids of prompt and chosen reply, padded on the right to the length of the longer side.",
+    "rejected_input_ids": "Token ids of prompt and rejected reply, padded as the chosen ones.",
+    "chosen_attention_mask": "1 for each token, 0 for padding.",
+    "rejected_attention_mask": "1 for each token, 0 for padding.",
+    "chosen_length": "Tokens of the chosen side, without padding.",
+    "rejected_length": "Tokens of the rejected side, without padding.",
+    # rejects
+    "stage": "The stage that rejected it.",
+    "reason": "Why, as one word of a closed set; the stage's rejects_by_reason says what it means.",
+    "detail": "What exactly was wrong, without the row's text.",
+    "line_sha256": "Hash of the line's bytes.",
+    # the report
+    "slice": "What the test pairs are sliced by; 'all' is all of them.",
+    "value": "Which part of the slice this is.",
+    "num_pairs": "Pairs in it.",
+    "num_prompts": "Different prompts in it: the intervals draw these anew.",
+    "accuracy": "Share of pairs whose chosen reply scores higher; a tie counts one half.",
+    "accuracy_low": "Lower end of its 95 % interval.",
+    "accuracy_high": "Upper end of its 95 % interval.",
+    "log_loss": "Mean of -log of the probability of the chosen reply: 0.693 is a coin.",
+    "expected_calibration_error": "How far the probabilities are from the frequencies, on average.",
+    "mean_chosen_score": "Mean score of the chosen replies, in log-odds.",
+    "std_chosen_score": "Their standard deviation.",
+    "mean_rejected_score": "Mean score of the rejected replies, in log-odds.",
+    "std_rejected_score": "Their standard deviation.",
+    "longer_wins": "Accuracy of the rule that the longer reply wins.",
+    "shorter_wins": "Accuracy of the rule that the shorter reply wins.",
+    "without_prompt": "Accuracy of the model when it sees the replies alone.",
+    "other_prompt": "Accuracy of the model when it sees another pair's prompt.",
+    # the promoted model
+    "model": "The snapshot of reward_model that is promoted.",
+    "file": "A file of it.",
+    "sha256": "Hash of the file's bytes.",
+    # suspect labels
+    "fold": "The part of the pairs it is in: the model that judged it was trained on the others.",
+    "chosen_score": "The score that this model gives the chosen reply, in log-odds.",
+    "rejected_score": "The score that this model gives the rejected reply, in log-odds.",
+    "suspicion": "How far the model prefers the rejected reply, in standard deviations of its fold.",
+}
+"""Column name -> one sentence. A column that means another thing in one dataset is described where that is declared."""

@@ -1,0 +1,51 @@
+"""What a data asset says of its snapshot: in the order of the page, and of a law that is broken."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot, read_snapshot
+from rm_assets.defs.stage_results import stage_result
+
+
+@pytest.fixture
+def validated(first_run) -> tuple[Snapshot, Snapshot]:
+    """validated_preferences of 96 pairs in two files, and raw_preferences of 97 lines: the second file has a reject."""
+    _, result = first_run
+    snapshots = [read_snapshot(path_of(result, stage)) for stage in (Stage.VALIDATED, Stage.RAW)]
+    return snapshots[0], snapshots[1]
+
+
+def path_of(result: Any, stage: Stage) -> Path:
+    [event] = result.asset_materializations_for_node(stage.value)
+    return Path(event.metadata["path"].value)
+
+
+def test_the_page_says_what_came_of_the_rows_before_where_they_lie(validated) -> None:
+    snapshot, parent = validated
+    names = list(stage_result(Stage.VALIDATED, snapshot, parent, previews=True).metadata or {})
+    assert names[:2] == ["dagster/row_count", "rejects"]
+    assert names.index("rejects_by_reason") < names.index("preview") < names.index("shards")
+    assert names[-1] == "path"
+
+
+def test_a_broken_law_says_how_often_and_which(validated) -> None:
+    snapshot, parent = validated
+    [lost] = [shard for shard in snapshot.manifest.shards if shard.source == "b.jsonl"]
+    kept = tuple(shard for shard in snapshot.manifest.shards if shard != lost)
+    cut = replace(snapshot, manifest=msgspec.structs.replace(snapshot.manifest, shards=kept))
+    checks = {
+        check.check_name: check for check in stage_result(Stage.VALIDATED, cut, parent, previews=False).check_results
+    }
+    conserved = checks["lines_are_conserved"]
+    assert not conserved.passed
+    assert conserved.description == (
+        f"{lost.stats['num_in']} lines not read, 0 lines unaccounted, 0 pairs unaccounted; broken: "
+        "Every line gave the pairs that it states, or is a reject with a reason."
+    )
+    assert checks["sides_differ"].passed
+    assert checks["sides_differ"].description == "0 pairs with equal sides"

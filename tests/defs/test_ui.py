@@ -1,0 +1,256 @@
+"""What people see: the UI of a real `dagster dev` in a headless Chromium, after two runs over the built-in sample.
+
+It needs `pip install -e '.[test,ui-test]'` and a Chromium called `chromium`, `chromium-browser` or `google-chrome`.
+`UI_SCREENSHOTS=DIRECTORY pytest -m soak tests/defs/test_ui.py` saves each page there as a PNG, to be looked at: a test
+can tell that a text is there, not whether people want to read the page.
+
+Between the two runs a sound file whose labels are of no use and a broken file arrive.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster_instances import LOCATION, RunningDagster, running_dagster, sqlite_yaml
+from support import write_lines
+
+from rm_assets.definitions import definitions
+from rm_assets.settings import SAMPLE
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+PAGE_PIXELS, GRAPH_PIXELS = (1440, 1800), (3600, 2100)  # a smaller graph leaves out what stands in the nodes
+SECONDS_TO_RUN, MILLISECONDS_TO_SHOW = 900.0, 60_000.0
+SECRET = "aubergine"  # a word of the second run's annotations, which no page may show
+GROUPS = ("annotations", "preparation", "training")
+FLOW = (
+    *("annotation_files", "raw_preferences", "validated_preferences", "flattened_conversations", "tokenized_pairs"),
+    *("padded_pairs", "reward_model", "reward_model_report"),
+)
+_LAUNCH = """mutation ($parameters: ExecutionParams!) {
+  launchRun(executionParams: $parameters) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}"""
+
+
+def run_everything(dagster: RunningDagster) -> None:
+    """The job `everything`, from its launch to its success."""
+    selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "jobName": "everything"}
+    parameters = {"selector": selector, "runConfigData": {}, "mode": "default"}
+    told = dagster.graphql(_LAUNCH, parameters=parameters)["launchRun"]
+    assert told["__typename"] == "LaunchRunSuccess", told
+    run_id = told["run"]["runId"]
+
+    def is_finished() -> bool:
+        run = dagster.instance.get_run_by_id(run_id)
+        return run is not None and run.is_finished
+
+    dagster.wait_for(is_finished, SECONDS_TO_RUN, "end of the run")
+    run = dagster.instance.get_run_by_id(run_id)
+    assert run is not None and run.is_success, dagster.log.read_text()[-5000:]
+
+
+def useless_rows(num_pairs: int) -> list[object]:
+    """Rows whose chosen reply is the polite one as often as not, with the secret in each text."""
+    replies = f"Gladly, an {SECRET}.", f"No {SECRET}."
+    sides = [replies[:: 1 if number % 2 else -1] for number in range(num_pairs)]
+    return [
+        {"prompt": f"Number {number}, {SECRET}?", "chosen": f"{first} {number}", "rejected": f"{second} {number}"}
+        for number, (first, second) in enumerate(sides)
+    ]
+
+
+@pytest.fixture(scope="module")
+def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDagster]:
+    """A Dagster that ran everything twice; its sensor of new annotations is on."""
+    directory = tmp_path_factory.mktemp("ui")
+    annotations, home = directory / "annotations", directory / "home"
+    shutil.copytree(SAMPLE / "annotations", annotations)
+    settings = {"annotations": annotations, "storage": directory / "storage", "arrival_seconds": 1}
+    with running_dagster(home, sqlite_yaml(home), settings) as dagster:
+        run_everything(dagster)
+        write_lines(annotations / "late.jsonl", useless_rows(300))
+        write_lines(annotations / "broken.jsonl", [f"no {SECRET}".encode()] * 5)
+        run_everything(dagster)
+        dagster.switch_on("new_annotations")
+        yield dagster
+
+
+Opened = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    profile = tmp_path_factory.mktemp("chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch_persistent_context(profile, executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(dagster: RunningDagster, browser: Any) -> Iterator[Opened]:
+    """Opens a page of the UI, waits for texts on it, and keeps a picture: `opened(path, name, *texts)`."""
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def open_page(path: str, name: str, *texts: str, size: tuple[int, int] = PAGE_PIXELS) -> Any:
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.goto(dagster.url + path)
+        shows(page, name, *texts)
+        return page
+
+    yield open_page
+    page.close()
+    assert errors == []
+
+
+def shows(page: Any, name: str, *texts: str) -> None:
+    """Wait for each of the texts to be visible, look for what must not be there, and take a picture."""
+    for text in texts:
+        page.get_by_text(text, exact=False).locator("visible=true").first.wait_for(timeout=MILLISECONDS_TO_SHOW)
+    said = page.inner_text("body")
+    assert SECRET not in said
+    assert not re.search("unexpected error|something went wrong|failed to load|pythonerror", said, re.IGNORECASE)
+    if directory := os.environ.get("UI_SCREENSHOTS"):
+        page.wait_for_timeout(1000)  # for what still moves
+        page.screenshot(path=Path(directory) / f"{name}.png")
+
+
+def value_of(page: Any, key: str) -> Any:
+    """The cell beside a key, in the table of an asset's metadata."""
+    row = page.locator("tr", has=page.locator("td:first-child", has_text=re.compile(f"^{re.escape(key)}$")))
+    return row.last.locator("> td").last
+
+
+def num_pictures(page: Any, key: str) -> int:
+    """How many pictures the Markdown of a key shows, each wide enough to be read."""
+    value_of(page, key).get_by_text("Show Markdown").click()
+    page.locator("img[src^='data:image/png']").first.wait_for(timeout=MILLISECONDS_TO_SHOW)
+    widths = page.locator("img[src^='data:image/png']").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert min(widths) >= 600
+    return len(widths)
+
+
+def test_the_lineage_reads_from_left_to_right(opened: Opened) -> None:
+    expanded = "%2C".join(f"global%40global%3A{group}" for group in GROUPS)
+    page = opened(f"/asset-groups?expanded={expanded}", "lineage", *FLOW, "jsonl", "Parquet", size=GRAPH_PIXELS)
+
+    def left(name: str) -> float:
+        box = page.locator("foreignObject").get_by_text(name, exact=True).first.bounding_box()
+        assert box is not None, name
+        return float(box["x"])
+
+    assert [left(name) for name in FLOW] == sorted(left(name) for name in FLOW)
+    assert [left(group) for group in GROUPS] == sorted(left(group) for group in GROUPS)
+
+
+PAGES = {
+    "raw_preferences": {"lines": "2315", "files": "broken.jsonl"},  # 2,010 of the sample, then 300 and 5
+    "validated_preferences": {"held_back_lines": "5", "files": "late.jsonl", "rejects_by_reason": "not_json"},
+    "padded_pairs": {
+        "train_pairs": r"\d+",
+        "rejects": r"\d+",
+        "rejects_by_reason": "duplicate",
+        "files": "plain.jsonl",
+    },
+    "rejected_annotations": {
+        "rejects_by_stage": "padded_pairs",
+        "rejects_by_file": "broken.jsonl",
+        "rejects": "not_json",
+    },
+    "reward_model": {"test_accuracy": r"0\.\d+", "pairs_per_second": r"\d+", "trained_now": "true"},
+    "reward_model_report": {"verdict": "accuracy 0", "slices": "format: plain", "accuracy": r"0\.\d+"},
+    "promoted_reward_model": {"verdict": "promoted", "reason": "pairs"},
+    "suspect_annotations": {"status": "off: suspect_folds is 0"},
+}
+
+
+@pytest.mark.parametrize("asset", PAGES)
+def test_an_asset_shows_its_figures_and_tables(opened: Opened, asset: str) -> None:
+    [spec] = [spec for spec in definitions().resolve_all_asset_specs() if spec.key.path[-1] == asset]
+    page = opened(f"/assets/{asset}", asset, str(spec.description).splitlines()[0], *PAGES[asset], "reward-modeling")
+    for key, said in PAGES[asset].items():
+        assert re.search(said, value_of(page, key).inner_text()), key
+
+
+@pytest.mark.parametrize(
+    ("asset", "key", "number"),
+    [("padded_pairs", "lengths", 1), ("reward_model", "training_curves", 1), ("reward_model_report", "report", 6)],
+)
+def test_an_asset_shows_its_pictures(opened: Opened, asset: str, key: str, number: int) -> None:
+    page = opened(f"/assets/{asset}", asset, key)
+    assert num_pictures(page, key) == number
+    shows(page, f"{asset}-{key}")
+
+
+@pytest.mark.parametrize(
+    ("asset", "figures"),
+    [
+        ("padded_pairs", ["dagster/row_count", "train_pairs", "rejects"]),
+        ("rejected_annotations", ["dagster/row_count"]),
+        ("reward_model", ["test_accuracy", "pairs_per_second"]),
+        ("reward_model_report", ["accuracy"]),
+    ],
+)
+def test_figures_are_plotted_over_time(opened: Opened, asset: str, figures: list[str]) -> None:
+    page = opened(f"/assets/{asset}", asset, "Metadata")
+    page.get_by_role("button", name="Plots").click()
+    shows(page, f"{asset}-plots", *figures)
+    assert page.locator("canvas").count() >= len(figures)
+
+
+CHECKS = {
+    ("validated_preferences", "lines_are_conserved"): ["Passed", "0 lines not read, 0 lines unaccounted"],
+    ("validated_preferences", "no_file_is_held_back"): ["Failed", "Held back: broken.jsonl. Mend the lines"],
+    ("padded_pairs", "prompts_stay_in_one_split"): ["Passed", "0 prompts in two splits"],
+    ("rejected_annotations", "rejects_are_complete"): ["Passed", "are those of all stages"],
+    ("reward_model", "files_match_their_hashes"): ["Passed", "files match the manifest"],
+    ("reward_model_report", "accuracy_is_above_chance"): ["Passed", "95 % interval"],
+    ("reward_model_report", "model_needs_the_prompt"): ["without the prompt"],
+}
+
+
+@pytest.mark.parametrize(("asset", "check"), CHECKS)
+def test_a_check_says_what_it_means_and_what_it_found(opened: Opened, asset: str, check: str) -> None:
+    key = dg.AssetCheckKey(dg.AssetKey(asset), check)
+    description = str(definitions().resolve_asset_graph().get_check_spec(key).description)
+    opened(f"/assets/{asset}?view=checks&checkDetail={check}", f"{asset}-{check}", description, *CHECKS[asset, check])
+
+
+def test_what_runs_by_itself_is_listed_and_says_why_it_does_nothing(opened: Opened) -> None:
+    opened("/automation", "automation", "new_annotations", "nightly_training", "dead_runs", "02:00 AM UTC")
+    told = "Asks for refresh_data once per new content", "0 runs requested"
+    page = opened(f"/locations/{LOCATION}/sensors/new_annotations", "sensor", *told)
+    page.get_by_role("button", name="0 runs requested").last.click()  # the oldest, as new ones come above it
+    shows(page, "tick", "nothing new: the data were made from these 7 files")
+
+
+def test_every_job_says_what_it_does(opened: Opened) -> None:
+    jobs = {job.name: job.description for job in definitions().resolve_all_job_defs() if not job.name.startswith("__")}
+    assert sorted(jobs) == ["everything", "refresh_data", "suspect_labels", "train_model"]
+    opened("/jobs", "jobs", *jobs)
+    for name, description in jobs.items():
+        opened(f"/locations/{LOCATION}/jobs/{name}", f"job-{name}", str(description))
+
+
+def test_runs_tell_whether_they_trained(opened: Opened) -> None:
+    page = opened("/runs", "runs", "everything", "rm_assets/trains: true", "Success")
+    page.locator("a[href*='/runs/']").first.click()
+    shows(page, "run", "STEP_SUCCESS")
