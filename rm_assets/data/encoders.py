@@ -209,7 +209,7 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
 def encode_shard(encoder: Encoder, texts: list[str], num_sampled_ids: int = NUM_SAMPLED_IDS) -> EncodedTexts:
     """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
-    As many texts are sampled as have about so many ids.
+    As many of them are sampled as have about `num_sampled_ids` ids.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
     """

@@ -17,7 +17,10 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class MessageColumn:
-    """A column of conversations, for work on all messages at once: `contents` has one text per message."""
+    """A column of conversations, for work on all messages at once: `contents` has one text per message.
+
+    The column is one that was read or made whole, no slice of another.
+    """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         lists = single_chunk(column)

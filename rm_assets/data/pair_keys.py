@@ -59,7 +59,7 @@ def _keys(
     opening: bytes,
     tools: str,
 ) -> tuple[str, str, str, str]:
-    ending = tools.encode()
+    ending = tools.encode()  # empty or a JSON list, and no head begins with "[": what follows cannot be taken for it
     chosen = blake2b(normal + ending, digest_size=16)
     rejected = chosen.copy()
     chosen.update(normal_one)
@@ -83,7 +83,11 @@ def _heads(roles: Sequence[int], texts: Texts) -> NDArray[Any]:
     return heads
 
 
-def _parts(side: Conversations, texts: Texts, entries: "Entries") -> list[bytes]:
+Entries = Callable[[Message], Iterator[tuple[int, str]]]
+"""What counts of a message: texts, each with a number for what it is."""
+
+
+def _parts(side: Conversations, texts: Texts, entries: Entries) -> list[bytes]:
     """Each conversation as bytes: its heads, of which the last one is marked, then its texts."""
     content, ends = texts.content, side.ends
     heads = _heads([_ROLES[role] for role in side.roles], texts)
@@ -98,17 +102,13 @@ def _parts(side: Conversations, texts: Texts, entries: "Entries") -> list[bytes]
     return parts
 
 
-def _with_extras(messages: Sequence[Message], entries: "Entries") -> bytes:
+def _with_extras(messages: Sequence[Message], entries: Entries) -> bytes:
     """The same for a conversation in which some message has more than a role and a content."""
     codes, found = zip(*(entry for message in messages for entry in entries(message)), strict=True)
     texts = Texts.of(found)
     heads = _heads(codes, texts)
     heads["role"][-1] |= _LAST
     return heads.tobytes() + texts.content
-
-
-Entries = Callable[[Message], Iterator[tuple[int, str]]]
-"""What counts of a message: texts, each with a number for what it is."""
 
 
 def _exact(message: Message) -> Iterator[tuple[int, str]]:
@@ -120,6 +120,7 @@ def _exact(message: Message) -> Iterator[tuple[int, str]]:
 
 
 def _normal(message: Message) -> Iterator[tuple[int, str]]:
+    # an empty name is no name
     extras = [(code, normal_form(text)) for name, code in _EXTRAS.items() if (text := getattr(message, name))]
     yield _ROLES[message.role] + _MORE * bool(extras), normal_form(message.content or "")
     yield from extras

@@ -77,15 +77,24 @@ def _cut(opening: str, one: str, other: str) -> tuple[str, str, str]:
 
 
 def _num_written(chat: ChatTokenizer, text: str, contents: Sequence[str]) -> int:
-    """How many control tokens of a rendering the template writes: those that no content has a part in."""
+    """How many control tokens of a rendering the template writes: those that no content has a part in.
+
+    "im" stands inside "<|im_start|>", too: a content that also stands clear of all tokens has a part in none.
+    """
+    tokens = [match.span() for match in chat.control_pattern.finditer(text)]
     spans, place = [], 0
     for content in contents:
-        start = text.find(content, place) if content else -1
-        if start >= 0:
+        if content and not _stands_clear(content, text, tokens) and (start := text.find(content, place)) >= 0:
             place = start + len(content)
             spans.append((start, place))
-    found = [match.span() for match in chat.control_pattern.finditer(text)]
-    return sum(not any(start < last and first < end for start, end in spans) for first, last in found)
+    return sum(not any(start < last and first < end for start, end in spans) for first, last in tokens)
+
+
+def _stands_clear(content: str, text: str, tokens: Sequence[tuple[int, int]]) -> bool:
+    """Whether some place of a content in a text overlaps no token."""
+    ends = [0, *(last for _, last in tokens)]
+    starts = [*(first for first, _ in tokens), len(text)]
+    return any(text.find(content, end, start) >= 0 for end, start in zip(ends, starts, strict=True))
 
 
 def require_no_control_tokens(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str) -> None:
@@ -153,6 +162,11 @@ class RenderedPairs(NamedTuple):
             for columns in zip(*parts, strict=True)
         ]
         return cls(*joined).take(np.argsort(joined[0]))
+
+    def without_counts(self) -> "RenderedPairs":
+        """The same with no control tokens counted."""
+        none = np.zeros(len(self.rows), np.int32)
+        return self._replace(chosen_control_tokens=none, rejected_control_tokens=none)
 
     def take(self, numbers: NDArray[Any]) -> "RenderedPairs":
         """The pairs of these numbers, or those that a mask keeps."""

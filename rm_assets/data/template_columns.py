@@ -63,9 +63,9 @@ class Columns:
 
     def joined(self, parts: Sequence[Part]) -> pa.StringArray:
         """Literals and expressions, one after the other, in every row."""
-        columns = [pa.scalar(part, pa.string()) if isinstance(part, str) else self.text(part) for part in parts]
         if all(isinstance(part, str) for part in parts):
             return pa.repeat("".join(map(str, parts)), self.num_rows)
+        columns = [pa.scalar(part, pa.string()) if isinstance(part, str) else self.text(part) for part in parts]
         return pc.binary_join_element_wise(*columns, "")
 
     def passes(self, guards: Sequence[Guard]) -> NDArray[np.bool_]:

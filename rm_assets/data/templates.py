@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.chat import ChatTokenizer, MessageDict, lost_parts, render
+from rm_assets.data.chat import ChatTokenizer, MessageDict, TemplateError, lost_parts, render
 from rm_assets.data.template_columns import Columns, Part
 from rm_assets.data.template_symbols import Content, Guard
 from rm_assets.data.template_tracing import on_symbols, traced
@@ -181,13 +181,18 @@ class TemplateRenderer:
         After a difference the fast way is off, and whatever it rendered for this shard is to be rendered again.
         """
         for number, one in enumerate(sample):
-            messages = _messages(one.roles, one.contents)
-            expected = render(self.chat, messages, "", add_generation_prompt=one.add_generation_prompt)
-            if one.text != expected:
+            if one.text != self._reference(one):
                 difference = f"sampled conversation {number}, of the roles {one.roles!r}, is rendered otherwise"
                 self.turn_off(f"the fast way through the chat template differed from transformers': {difference}")
                 return self.reason
         return ""
+
+    def _reference(self, one: Rendered) -> str | None:
+        messages = _messages(one.roles, one.contents)
+        try:
+            return render(self.chat, messages, "", add_generation_prompt=one.add_generation_prompt)
+        except TemplateError:
+            return None
 
     # --- what is the same for all conversations of a shape --------------------------------------------------
 
@@ -198,17 +203,6 @@ class TemplateRenderer:
         if roles not in self._lost:
             self._lost[roles] = lost_parts(self.chat, _messages(roles, row), "")
         return self._lost[roles]
-
-    def treated(self, roles: Roles, add_generation_prompt: bool = False) -> list[int]:
-        """The messages of this shape whose contents some way known so far writes other than once and as they are."""
-        pieces = self._shapes.get((roles, add_generation_prompt), _Shape()).pieces
-        return [n for n in range(len(roles)) if any(one.num_verbatim[n] != 1 for one in pieces)]
-
-    def num_control(self, roles: Roles, add_generation_prompt: bool = False) -> int | None:
-        """How many control tokens the template writes for this shape; None where that is not known to be one number."""
-        pieces = self._shapes.get((roles, add_generation_prompt), _Shape()).pieces
-        numbers = {one.num_control for one in pieces}
-        return numbers.pop() if len(numbers) == 1 else None
 
 
 def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -25,7 +25,9 @@ class Texts(NamedTuple):
         return cls(b"".join(encoded), ends_of(map(len, encoded)))
 
     def array(self, is_valid: NDArray[np.bool_] | None = None) -> pa.StringArray:
-        """As an Arrow column, the bytes uncopied; null where `is_valid` is False."""
+        """As an Arrow column, the bytes uncopied; null where `is_valid` is False. Raises ValueError beyond 2 GiB."""
+        if len(self.content) > np.iinfo(np.int32).max:
+            raise ValueError(f"the texts of one batch have {len(self.content)} bytes: lower max_pairs_per_prompt")
         validity = None if is_valid is None else pa.array(is_valid).buffers()[1]
         offsets = self.offsets.astype(np.int32)
         return pa.StringArray.from_buffers(

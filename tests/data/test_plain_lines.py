@@ -121,9 +121,6 @@ def test_usual_lines_take_the_short_way(line: bytes, format_name: Format) -> Non
     assert pair.format == format_name
 
 
-REPEATED = b', "prompt": "again", "chosen"'
-
-
 @pytest.mark.parametrize(
     "line",
     [

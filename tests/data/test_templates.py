@@ -273,12 +273,8 @@ def test_a_difference_in_the_sample_turns_the_fast_way_off() -> None:
     assert renderer([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == text
 
 
-def test_facts_of_a_shape_hold_for_all_its_conversations() -> None:
-    verbatim, stripped = learnt(CHATML), learnt(TREATED["strips"])
-    assert verbatim.num_control(PAIR) == 4  # a start and an end per message
-    assert (verbatim.treated(PAIR), stripped.treated(PAIR)) == ([], [0, 1])
-    assert (verbatim.num_control(("user",)), verbatim.treated(("user",))) == (None, [])
-    assert verbatim.lost_parts(PAIR, ("a", "b")) == ()
+def test_what_a_template_leaves_out_of_a_shape_it_leaves_out_of_all_its_conversations() -> None:
+    assert learnt(CHATML).lost_parts(PAIR, ("a", "b")) == ()
     without_system = learnt(CHATML.replace("in messages %}", "in messages if m.role != 'system' %}", 1))
     for _ in range(2):
         assert without_system.lost_parts(("system", *PAIR), ("s", "a", "b")) == ("message 1",)
