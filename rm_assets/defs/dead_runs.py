@@ -17,10 +17,11 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.defs.run_records import Record, abandoned, keep_record
+from rm_assets.defs.stop_requests import is_asked, is_being_heard, remember_requests
 
 SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
-SECONDS_TO_LEAVE = 30.0  # of a run that was interrupted; longer than the training job may take to save
+SECONDS_TO_LEAVE = 5.0  # of a run that was interrupted, unless it is ending a job, which may take its time to save
 SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
 _SERVER_TAG = ".dagster/grpc_info"
 
@@ -119,6 +120,7 @@ class WatchedExecutor(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         run, instance = plan_context.dagster_run, plan_context.instance
+        remember_requests()
         try:
             keep_record(records_directory(instance), run.run_id)
         except OSError as error:
@@ -127,15 +129,15 @@ class WatchedExecutor(dg.Executor):
             plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
         if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
             server = os.getppid() if _SERVER_TAG in run.tags else None
-            threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
+            threading.Thread(target=_see_that_it_stops, args=(instance, run.run_id, server), daemon=True).start()
         yield from self._executor.execute(plan_context, execution_plan)
 
 
-def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
+def _see_that_it_stops(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
     """Interrupt this process once its run is cancelled: at once where no living code server, its parent, does so.
 
-    A run of the command line has none, and hears of the UI by nobody else. An interrupt is lost if it comes
-    while Python ignores exceptions: it is sent again until the run ends.
+    A run of the command line has none, and hears of the UI by nobody else. Whoever interrupted it, an interrupt may be
+    lost, and is sent again until the run ends.
     """
     seconds = 0.0
     while True:
@@ -143,9 +145,12 @@ def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | N
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return
-        if run.status == dg.DagsterRunStatus.CANCELING:
+        is_cancelled = run.status == dg.DagsterRunStatus.CANCELING
+        if is_being_heard():
+            seconds = 0.0
+        elif is_cancelled or is_asked():
             seconds += SECONDS_TO_HEAR_OF_A_CANCEL
-            if os.getppid() != server or seconds > SECONDS_TO_LEAVE:
+            if (is_cancelled and os.getppid() != server) or seconds > SECONDS_TO_LEAVE:
                 os.kill(os.getpid(), signal.SIGTERM)
                 server, seconds = os.getppid(), 0.0
 

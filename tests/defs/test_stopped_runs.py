@@ -102,7 +102,9 @@ class Run:
                 assert self.run_id is not None
                 self._cancel(self.run_id)
             elif way in SIGNALS:
-                os.kill(self.process() or 0, SIGNALS[way])
+                process = self.process()
+                assert process is not None, f"the run is {self.state()!r}, and has no process"
+                os.kill(process, SIGNALS[way])
             else:
                 os.kill(self.site.job_processes()[0 if way == "kill the job" else 1], signal.SIGKILL)
 
@@ -170,11 +172,17 @@ class Stage:
             wait(run)
             if way in ("kill the job", "kill torchrun"):
                 wanted = 1 if way == "kill the job" else 2
-                wait_until(lambda: len(self.site.job_processes()) >= wanted or self.is_over(run), SECONDS_TO_START)
-            elif way != "cancel":
-                wait_until(lambda: run.process() is not None or self.is_over(run), SECONDS_TO_START)
+                has_come = wait_until(
+                    lambda: len(self.site.job_processes()) >= wanted or self.is_over(run), SECONDS_TO_START
+                )
+            else:
+                has_come = way == "cancel" or wait_until(
+                    lambda: run.process() is not None or self.is_over(run), SECONDS_TO_START
+                )
+            assert has_come, (told, run.state())
             was_over, sent = self.is_over(run), time.monotonic()
-            run.stop(way)
+            if not was_over:
+                run.stop(way)
             run.leaves_nothing()
             left_after = time.monotonic() - sent
             assert wait_until(lambda: self.is_over(run), SECONDS_TO_BE_ENDED), (told, run.state())
