@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ import dagster as dg
 
 from rm_assets.defs.last_line import tell_at_exit
 from rm_assets.defs.run_records import Record, abandoned, keep_record
+from rm_assets.defs.stop_requests import is_asked, is_being_heard, remember_requests
 
 SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
-SECONDS_TO_LEAVE = 30.0  # of a run that was interrupted; longer than the training job may take to save
+SECONDS_TO_LEAVE = 5.0  # of a run that was interrupted, unless it is ending a job, which may take its time to save
 SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
 _SERVER_TAG = ".dagster/grpc_info"
 
@@ -90,6 +92,8 @@ def _has_lost_its_server(run: dg.DagsterRun) -> bool:
             client.connect(address)
         except ConnectionRefusedError:
             return True
+        except OSError:  # another user's, busy, or gone by now: nothing is known of the server
+            return False
     return False
 
 
@@ -120,36 +124,47 @@ class WatchedExecutor(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         run, instance = plan_context.dagster_run, plan_context.instance
+        remember_requests()
         try:
             keep_record(records_directory(instance), run.run_id)
         except OSError as error:
             plan_context.log.warning(f"should this run be killed, nobody will know at once: {error}")
-        for run_id in end_dead_runs(instance):
-            plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
+        try:
+            for run_id in end_dead_runs(instance):
+                plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
+        except Exception as error:  # of other runs, and no reason to end this one: the sensor looks again
+            plan_context.log.warning(f"whether other runs were killed is not known: {error}")
         if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
             server = os.getppid() if _SERVER_TAG in run.tags else None
-            threading.Thread(target=_hear_of_a_cancel, args=(instance, run.run_id, server), daemon=True).start()
+            threading.Thread(target=_see_that_it_stops, args=(instance, run.run_id, server), daemon=True).start()
         try:
             yield from self._executor.execute(plan_context, execution_plan)
         finally:
             tell_at_exit(instance, run.run_id)
 
 
-def _hear_of_a_cancel(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
+def _see_that_it_stops(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
     """Interrupt this process once its run is cancelled: at once where no living code server, its parent, does so.
 
-    A run of the command line has none, and hears of the UI by nobody else. An interrupt is lost if it comes
-    while Python ignores exceptions: it is sent again until the run ends.
+    A run of the command line has none, and hears of the UI by nobody else. Whoever interrupted it, an interrupt may be
+    lost, and is sent again until the run ends.
     """
     seconds = 0.0
     while True:
         time.sleep(SECONDS_TO_HEAR_OF_A_CANCEL)
-        run = instance.get_run_by_id(run_id)
+        try:
+            run = instance.get_run_by_id(run_id)
+        except Exception as error:  # a database that is away or locked: it is asked again
+            print(f"whether run {run_id} is cancelled is not known for now: {error}", file=sys.stderr)
+            continue
         if run is None or run.is_finished:
             return
-        if run.status == dg.DagsterRunStatus.CANCELING:
+        is_cancelled = run.status == dg.DagsterRunStatus.CANCELING
+        if is_being_heard():
+            seconds = 0.0
+        elif is_cancelled or is_asked():
             seconds += SECONDS_TO_HEAR_OF_A_CANCEL
-            if os.getppid() != server or seconds > SECONDS_TO_LEAVE:
+            if (is_cancelled and os.getppid() != server) or seconds > SECONDS_TO_LEAVE:
                 os.kill(os.getpid(), signal.SIGTERM)
                 server, seconds = os.getppid(), 0.0
 

@@ -16,6 +16,7 @@ import dagster as dg
 import yaml
 
 from rm_assets.defs.launching import Ending
+from rm_assets.defs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 LABEL = "rm-assets/job"
@@ -99,6 +100,7 @@ class KubernetesLauncher:
     def _pods(self, api: Any, name: str) -> list[Any]:
         return list(api.list_namespaced_pod(self._namespace, label_selector=f"{LABEL}={name}").items)
 
+    @ending_a_job()
     def _remove(self, api: Any, name: str) -> None:
         deadline = time.monotonic() + SECONDS_TO_GO
         asked: set[str] = set()

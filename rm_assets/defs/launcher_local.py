@@ -16,8 +16,10 @@ import dagster as dg
 from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
 
 from rm_assets.defs.launching import Ending
+from rm_assets.defs.stop_requests import ending_a_job, wait_unless_asked
 
 SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,13 @@ class LocalLauncher:
                 env=os.environ | session.get_bootstrap_env_vars() | {"RM_PARENT_FD": str(read_end)},
             )
             try:
-                return Ending(code=process.wait())
+                while process.poll() is None:
+                    wait_unless_asked(SECONDS_BETWEEN_LOOKS)
+                return Ending(code=process.returncode)
             finally:
                 self._end_group(process)
 
+    @ending_a_job()
     def _end_group(self, process: subprocess.Popen[bytes]) -> None:
         """Ask the job to save and leave, then to leave at once, then make it; a no-op for a group that is gone."""
         for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_TO_LEAVE)):

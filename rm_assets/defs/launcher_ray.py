@@ -17,6 +17,7 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.defs.launching import Ending
+from rm_assets.defs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 METADATA = "rm_assets/job"
@@ -88,6 +89,7 @@ class RayLauncher:
             ) from None
         return client
 
+    @ending_a_job()
     def _stop(self, client: Any, submission: str) -> None:
         """Have a Ray job end, and wait for it."""
         if client.get_job_status(submission).is_terminal():

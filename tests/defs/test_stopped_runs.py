@@ -47,13 +47,15 @@ OWN = (ROOT / "dagster.yaml").read_text()
 class Run:
     """A run of reward_model, of the command line or, where there is a UI, of its code server."""
 
-    def __init__(self, site: Site, ui: Services | None = None, num_processes: int = 1) -> None:
+    def __init__(
+        self, site: Site, ui: Services | None = None, num_processes: int = 1, selection: str = "reward_model"
+    ) -> None:
         self.site, self.ui, self._before = site, ui, site.living()
         self._runs, self._checkpoints = site.run_ids(), site.checkpoints()
         self.command: subprocess.Popen[bytes] | None = None
         self._run_id: str | None = None
         if ui is None:
-            self.command = site.materialize("reward_model", num_processes=num_processes)
+            self.command = site.materialize(selection, num_processes=num_processes)
         else:
             self._run_id = ui.launch("reward_model", num_processes=num_processes)
 
@@ -102,7 +104,9 @@ class Run:
                 assert self.run_id is not None
                 self._cancel(self.run_id)
             elif way in SIGNALS:
-                os.kill(self.process() or 0, SIGNALS[way])
+                process = self.process()
+                assert process is not None, f"the run is {self.state()!r}, and has no process"
+                os.kill(process, SIGNALS[way])
             else:
                 os.kill(self.site.job_processes()[0 if way == "kill the job" else 1], signal.SIGKILL)
 
@@ -126,26 +130,28 @@ class Run:
 
 
 @contextlib.contextmanager
-def started(site: Site, ui: Services | None = None, num_processes: int = 1) -> Iterator[Run]:
-    run = Run(site, ui, num_processes)
+def started(
+    site: Site, ui: Services | None = None, num_processes: int = 1, selection: str = "reward_model"
+) -> Iterator[Run]:
+    run = Run(site, ui, num_processes, selection)
     try:
         yield run
     finally:
         run.end()
 
 
-def finish(site: Site, num_processes: int = 1) -> tuple[str, bool]:
+def finish(site: Site, num_processes: int = 1, selection: str = "reward_model") -> tuple[str, bool]:
     """Run reward_model to its end by the command line: the model, and whether it went on from a checkpoint."""
-    with started(site, num_processes=num_processes) as run:
+    with started(site, num_processes=num_processes, selection=selection) as run:
         assert run.command is not None
         assert run.command.wait() == 0, site.log.read_text()
         assert run.run_id is not None and run.state() == "SUCCESS"
         return site.model(), GOES_ON in site.messages(run.run_id)
 
 
-def undisturbed(site: Site, num_processes: int = 1) -> str:
+def undisturbed(site: Site, num_processes: int = 1, selection: str = "reward_model") -> str:
     """The model of a training that nothing stops, which is then forgotten."""
-    model, _ = finish(site, num_processes)
+    model, _ = finish(site, num_processes, selection)
     shutil.rmtree(site.storage / "reward_model")
     return model
 
@@ -170,11 +176,17 @@ class Stage:
             wait(run)
             if way in ("kill the job", "kill torchrun"):
                 wanted = 1 if way == "kill the job" else 2
-                wait_until(lambda: len(self.site.job_processes()) >= wanted or self.is_over(run), SECONDS_TO_START)
-            elif way != "cancel":
-                wait_until(lambda: run.process() is not None or self.is_over(run), SECONDS_TO_START)
+                has_come = wait_until(
+                    lambda: len(self.site.job_processes()) >= wanted or self.is_over(run), SECONDS_TO_START
+                )
+            else:
+                has_come = way == "cancel" or wait_until(
+                    lambda: run.process() is not None or self.is_over(run), SECONDS_TO_START
+                )
+            assert has_come, (told, run.state())
             was_over, sent = self.is_over(run), time.monotonic()
-            run.stop(way)
+            if not was_over:
+                run.stop(way)
             run.leaves_nothing()
             left_after = time.monotonic() - sent
             assert wait_until(lambda: self.is_over(run), SECONDS_TO_BE_ENDED), (told, run.state())
@@ -222,17 +234,16 @@ def wait_for_end(site: Site, run_id: str) -> str:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """Pairs to train on, so that a run is all training."""
     site = Site(tmp_path)
-    assert site.materialize("*padded_pairs").wait() == 0, site.log.read_text()
     yield site
     site.kill_everything()
 
 
 def test_after_each_signal_the_next_run_goes_on_to_the_model_of_an_undisturbed_one(site: Site) -> None:
-    expected = undisturbed(site)
+    """SIGINT is sent to a run in test_command_line, and SIGKILL to the job in test_stopped_training."""
+    expected = undisturbed(site, selection="*reward_model")  # the pairs, too, so that the others are all training
     killed = None
-    for way in ("cancel", "interrupt", "terminate", "kill", "kill the job"):
+    for way in ("cancel", "kill", "terminate"):
         with started(site) as run:
             assert run.command is not None
             run.wait_for("training")
