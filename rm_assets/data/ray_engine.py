@@ -47,7 +47,7 @@ def computed_on_ray(function: Callable[[Any], Any], jobs: list[Any], staging: Pa
             running.popleft()
     finally:
         for reference in running:
-            ray.cancel(reference, force=True)
+            ray.cancel(reference)  # not by force: a task that ends just then makes Ray abort this process
         remove_files([token])
 
 
