@@ -174,7 +174,7 @@ def test_a_run_of_other_assets_keeps_nobody_waiting(desk: Desk) -> None:
     desk.request()
     whole = definitions().resolve_job_def("everything")
     run = desk.instance.create_run_for_job(whole, status=Status.STARTED)
-    assert run.run_id in desk.reason()
+    assert f"run {run.run_id} of everything is in progress" in desk.reason()
 
 
 # --- failures ------------------------------------------------------------------------------------------------
