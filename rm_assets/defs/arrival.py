@@ -117,8 +117,10 @@ def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
 
 
 def _run_key(instance: dg.DagsterInstance, attempts: Sequence[dg.RunRecord], version: str) -> str:
-    """A key that no run ever had, or that of a run which a stopped daemon made and never started."""
+    """A key that no run has, whichever were deleted, or that of a run which a stopped daemon made and never started."""
     newest = attempts[0].dagster_run if attempts else None
     if newest and newest.status is Status.NOT_STARTED and (key := newest.tags.get("dagster/run_key")):
         return key
-    return f"{version}:{instance.get_runs_count(dg.RunsFilter(tags={CONTENT_TAG: version})) + 1}"
+    # Dagster runs no key twice: each names the run before it, where a number could come back after a deletion
+    before = instance.get_runs(dg.RunsFilter(tags={CONTENT_TAG: version}), limit=1)
+    return f"{version}:{before[0].run_id}" if before else version

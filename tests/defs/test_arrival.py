@@ -197,6 +197,23 @@ def test_a_failed_refresh_is_asked_for_again_later_and_not_for_ever(desk: Desk, 
     assert desk.request().tags["rm_assets/attempt"] == "1"
 
 
+@pytest.mark.parametrize("deleted", [[0], [1], [0, 1]])
+def test_a_key_is_never_that_of_another_run_also_where_runs_were_deleted(
+    desk: Desk, later: Callable[[float], None], deleted: list[int]
+) -> None:
+    """Dagster would skip such a request without a word, at each tick anew."""
+    desk.drop("a.jsonl", polite_rows(40))
+    runs = []
+    for seconds in (0, 61):
+        later(seconds)
+        runs.append(desk.make_run(desk.request(), Status.FAILURE))
+    for number in deleted:
+        desk.instance.delete_run(runs[number].run_id)
+    later(61 + 121)
+    key = desk.request().run_key
+    assert not desk.instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": str(key)}))
+
+
 def test_a_refresh_that_stopped_half_way_is_not_taken_for_done(desk: Desk, later: Callable[[float], None]) -> None:
     desk.drop("a.jsonl", polite_rows(40))
     desk.settings["chat_template"] = "nowhere.jinja"
