@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rm_assets.data.file_bytes import RejectedFileError, Status, file_status, opened
-from rm_assets.data.remote_files import RemoteStatus, remote_files, remote_kind, remote_matches
+from rm_assets.data.remote_files import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
 from rm_assets.data.storage import is_remote, place
 from rm_assets.settings import SettingsError
 
@@ -147,7 +147,10 @@ def _at_uri(setting: str, path: Path) -> _Found:
         }
         return _Found(base=path, files=list(statuses), statuses=statuses)
     if not _MAGIC.search(setting):
-        raise _error(setting, "there is no such file or directory")
+        if path.name.endswith(SUFFIXES):
+            raise _error(setting, "there is no such file or directory")
+        require_reachable(path)  # a bucket that is there: object stores know a directory by its files alone
+        raise _error(setting, "there is no such file or directory yet", NothingToReadError)
     fixed = _MAGIC.split(setting, maxsplit=1)[0].rsplit("/", 1)[0]
     found = _Found(base=place(fixed))
     for match, status in remote_matches(setting):

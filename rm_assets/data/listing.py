@@ -32,7 +32,7 @@ ASSET = "annotation_files"
 CONTENT = "content_version"
 """The fact of a raw snapshot that names the listing it was read from."""
 LONGEST_WAIT_SECONDS = 600.0
-"""A file that never holds still is waited for this long, then taken as it is, so that it does not keep others back."""
+"""Files that do not hold still keep a version back this long, or twice `settled_seconds`; then all are taken as is."""
 _FILE = "listing.json"
 _BLOCK_BYTES = 64 * 2**20
 _READ_BYTES = 2**20
@@ -62,10 +62,10 @@ class _Seen(msgspec.Struct):
 
 
 class _Cache(msgspec.Struct):
-    """What is known of each file by source, and since when the changing ones are waited for."""
+    """What is known of each file by source, and since when changing ones, whichever they were, keep a version back."""
 
     seen: dict[str, _Seen] = {}
-    waiting: dict[str, float] = {}
+    waiting_since: float | None = None
 
 
 def content_listing(
@@ -79,7 +79,8 @@ def content_listing(
     """One look at these files.
 
     A file counts as changing until it has stood still for `settled_seconds`, by the time it was written or since an
-    earlier look; 0 takes each as it is. Hashing ends after `seconds`, but not before one block was hashed.
+    earlier look; 0 takes each as it is, and so does the look after the longest wait. Hashing ends after `seconds`, but
+    not before one block was hashed.
     """
     home = local_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
     before = _read(home / _FILE) if trusts_stamps else _Cache()
@@ -95,7 +96,7 @@ def content_listing(
         changing=tuple(look.changing),
         unread=tuple(unread),
     )
-    if (kept := look.to_keep()) != before:
+    if (kept := look.to_keep(is_waiting=version is None)) != before:
         _write(home, kept)
     return listing
 
@@ -151,6 +152,9 @@ class _Look:
         self.changing: list[str] = []
         self._known = known
         self._settled_seconds = settled_seconds
+        self._now = time.time()
+        longest_wait = max(LONGEST_WAIT_SECONDS, 2 * settled_seconds)
+        self._takes_all = known.waiting_since is not None and self._now - known.waiting_since >= longest_wait
         self._unread: list[AnnotationFile] = []
         self._not_to_keep: set[str] = set()
 
@@ -167,24 +171,17 @@ class _Look:
         else:
             seen = _Seen(stamp, time.time(), status.st_size)
         self.found.seen[file.source] = seen
-        if self._is_changing(file.source, seen, status):
+        if self._is_changing(seen, status):
             self.changing.append(file.source)
         elif isinstance(status, RemoteStatus):
             seen.blocks, seen.is_whole = [status.version], True
         elif not seen.is_whole:
             self._unread.append(file)
 
-    def _is_changing(self, source: str, seen: _Seen, status: Status) -> bool:
+    def _is_changing(self, seen: _Seen, status: Status) -> bool:
         """Whether to wait for a file: it was written lately, and no look that long ago saw it as it is now."""
-        now = time.time()
-        stood_still = now - min(seen.since, status.st_mtime)
-        if seen.is_whole or stood_still >= self._settled_seconds:
-            return False
-        begun = self._known.waiting.get(source, now)
-        if now - begun >= LONGEST_WAIT_SECONDS:
-            return False
-        self.found.waiting[source] = begun
-        return True
+        stood_still = time.time() - min(seen.since, status.st_mtime)
+        return not (seen.is_whole or self._takes_all or stood_still >= self._settled_seconds)
 
     def hash_until(self, deadline: float) -> list[str]:
         """Hash what is not known yet; the sources for which no time was left."""
@@ -207,12 +204,12 @@ class _Look:
                     self._note_change(file.source)
                 now.file.seek(len(seen.blocks) * _BLOCK_BYTES)
                 while len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
-                    seen.blocks.append(_block_hash(now.file))
+                    seen.blocks.append(_block_hash(now.file, now.num_bytes - len(seen.blocks) * _BLOCK_BYTES))
                     if time.monotonic() > deadline and len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
                         return False
                 if now.change() is not Change.NONE:
                     self._note_change(file.source)
-                elif time.time() - now.status.st_mtime < _YOUNG_SECONDS:
+                elif time.time() - _written(now.status) < _YOUNG_SECONDS:
                     self._not_to_keep.add(file.source)
                 seen.is_whole = True
         except RejectedFileError as error:
@@ -222,7 +219,7 @@ class _Look:
     def _note_change(self, source: str) -> None:
         """A file that changes under the eyes of this look: what was hashed is good for this look at most."""
         self._not_to_keep.add(source)
-        if self._settled_seconds:
+        if self._settled_seconds and not self._takes_all:
             self.changing.append(source)
 
     def version(self) -> str:
@@ -230,12 +227,19 @@ class _Look:
         contents = [[source, seen.num_bytes, seen.blocks] for source, seen in sorted(self.found.seen.items())]
         return fingerprint(contents)[:16]
 
-    def to_keep(self) -> _Cache:
-        """What the next look may rely on."""
+    def to_keep(self, *, is_waiting: bool) -> _Cache:
+        """What the next look may rely on. The wait ends with a version, not with the file that it began with."""
+        if is_waiting:
+            self.found.waiting_since = self._known.waiting_since or (self._now if self.changing else None)
         for source in self._not_to_keep:
             seen = self.found.seen[source]
             seen.blocks, seen.is_whole = [], False
         return self.found
+
+
+def _written(status: Status) -> float:
+    """When a file was written; where someone set that to a time to come, when this was done."""
+    return status.st_mtime if isinstance(status, RemoteStatus) else min(status.st_mtime, status.st_ctime)
 
 
 def _refused(detail: str) -> _Seen:
@@ -243,9 +247,10 @@ def _refused(detail: str) -> _Seen:
     return _Seen(stamp=[detail], since=0.0, blocks=[detail], is_whole=True)
 
 
-def _block_hash(file: Any) -> str:
+def _block_hash(file: Any, num_bytes: int) -> str:
+    """The hash of the next block; of a file that grows no more than the bytes that it had when it was opened."""
     digest = hashlib.sha256()
-    num_left = _BLOCK_BYTES
+    num_left = min(_BLOCK_BYTES, num_bytes)
     while num_left and (data := file.read(min(num_left, _READ_BYTES))):
         digest.update(data)
         num_left -= len(data)

@@ -77,7 +77,9 @@ def _named(sources: Sequence[str]) -> str:
 def _asked(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg.RunRequest | dg.SkipReason:
     """A request for these contents, unless a refresh is running or they were asked for often enough."""
     if running := _running_refresh(instance):
-        return dg.SkipReason(f"run {running} is refreshing the data: what it does not find is asked for after it")
+        return dg.SkipReason(
+            f"run {running.run_id} of {running.job_name} is in progress: what it does not find is asked for after it"
+        )
     recent = instance.get_run_records(dg.RunsFilter(job_name=refresh_data.name), limit=settings.refresh_attempts + 1)
     attempts = list(itertools.takewhile(lambda record: record.dagster_run.tags.get(CONTENT_TAG) == version, recent))
     if attempts and (reason := _why_not_again(attempts, settings)):
@@ -86,13 +88,13 @@ def _asked(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg
     return dg.RunRequest(run_key=_run_key(instance, attempts, version), tags=tags)
 
 
-def _running_refresh(instance: dg.DagsterInstance) -> str | None:
-    """The id of a run that reads the annotations now, whoever started it."""
+def _running_refresh(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
+    """A run that reads the annotations now, whoever started it."""
     for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)):
         selected = run.asset_selection
         is_whole_job = not selected and run.job_name in (refresh_data.name, everything.name)
         if is_whole_job or (selected and dg.AssetKey(Stage.RAW) in selected):
-            return run.run_id
+            return run
     return None
 
 
@@ -115,8 +117,10 @@ def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
 
 
 def _run_key(instance: dg.DagsterInstance, attempts: Sequence[dg.RunRecord], version: str) -> str:
-    """A key that no run ever had, or that of a run which a stopped daemon made and never started."""
+    """A key that no run has, whichever were deleted, or that of a run which a stopped daemon made and never started."""
     newest = attempts[0].dagster_run if attempts else None
     if newest and newest.status is Status.NOT_STARTED and (key := newest.tags.get("dagster/run_key")):
         return key
-    return f"{version}:{instance.get_runs_count(dg.RunsFilter(tags={CONTENT_TAG: version})) + 1}"
+    # Dagster runs no key twice: each names the run before it, where a number could come back after a deletion
+    before = instance.get_runs(dg.RunsFilter(tags={CONTENT_TAG: version}), limit=1)
+    return f"{version}:{before[0].run_id}" if before else version

@@ -1,5 +1,6 @@
 """The schedule of trainings: every night, if enough pairs changed since the newest model."""
 
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -12,6 +13,8 @@ from rm_assets.defs.jobs import TRAINS, train_model
 from rm_assets.defs.model_snapshots import newest_model
 from rm_assets.defs.project import ProjectResource
 
+_LAUNCH_SECONDS = 600.0
+"""A run that did not leave NOT_STARTED for this long was left behind by a process that died, and nobody starts it."""
 _UNFINISHED = [Status.NOT_STARTED, Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING]
 
 
@@ -33,8 +36,8 @@ def nightly_training(context: dg.ScheduleEvaluationContext, project: ProjectReso
         pairs = ready.snapshot(Stage.PADDED)
     except SnapshotError as error:
         return dg.SkipReason(f"there is nothing to train on: {error}")
-    if running := context.instance.get_runs(dg.RunsFilter(tags={TRAINS: "true"}, statuses=_UNFINISHED), limit=1):
-        return dg.SkipReason(f"run {running[0].run_id} is training")
+    if running := _running_training(context.instance):
+        return dg.SkipReason(f"run {running} is training")
     model = newest_model(ready.storage)
     trained_on = _pairs_of(ready.storage / Stage.PADDED / model.manifest["data_snapshot"]) if model else None
     if trained_on:
@@ -46,6 +49,15 @@ def nightly_training(context: dg.ScheduleEvaluationContext, project: ProjectReso
             )
     # the night is part of the key, so that a failed training does not spend it
     return dg.RunRequest(run_key=f"{pairs.name}:{context.scheduled_execution_time:%Y-%m-%d}")
+
+
+def _running_training(instance: dg.DagsterInstance) -> str | None:
+    """The id of a run that trains now, or is about to."""
+    for record in instance.get_run_records(dg.RunsFilter(tags={TRAINS: "true"}, statuses=_UNFINISHED)):
+        is_new = time.time() - record.create_timestamp.timestamp() < _LAUNCH_SECONDS
+        if record.dagster_run.status is not Status.NOT_STARTED or is_new:
+            return record.dagster_run.run_id
+    return None
 
 
 def _pairs_of(directory: Path) -> Snapshot | None:

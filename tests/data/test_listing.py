@@ -1,13 +1,16 @@
 """The version of what the annotations hold: content decides, never times or names of directories."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import age, plain_row, run_stages, silent, write_lines
 
 from rm_assets.data import listing as listing_module
+from rm_assets.data.file_bytes import OpenedFile
 from rm_assets.data.listing import LONGEST_WAIT_SECONDS, Listing, content_listing, published_version
 from rm_assets.data.raw import files_to_read, raw_snapshot
 from rm_assets.data.records import Stage
@@ -98,6 +101,15 @@ def test_a_file_from_the_future_is_waited_for_by_the_clock_of_this_machine(direc
     assert look(directory, settled_seconds=1.0).version is not None
 
 
+def test_a_file_from_the_future_is_read_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(directory / "a.jsonl", (4e9, 4e9))
+    present = time.time()
+    monkeypatch.setattr(listing_module.time, "time", lambda: present + 3)
+    first = look(directory)
+    monkeypatch.setattr(listing_module, "opened", lambda path: pytest.fail(f"{path} was opened"))
+    assert look(directory).version == first.version
+
+
 def test_a_file_that_never_stands_still_keeps_the_others_back_for_a_while_only(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +119,56 @@ def test_a_file_that_never_stands_still_keeps_the_others_back_for_a_while_only(
     monkeypatch.setattr(listing_module.time, "time", lambda: present + LONGEST_WAIT_SECONDS + 60)
     os.utime(directory / "a.jsonl", (present + LONGEST_WAIT_SECONDS + 59,) * 2)
     assert look(directory, settled_seconds=30.0).version is not None
+
+
+@pytest.mark.parametrize("settled_seconds", [30.0, 400.0])
+@pytest.mark.parametrize("grown", [("a",), ("a", "b"), None])
+def test_files_that_take_turns_in_changing_do_not_keep_a_version_back_for_ever(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, grown: tuple[str, ...] | None, settled_seconds: float
+) -> None:
+    """Files that grow without end, begun a look apart, or one new file before each look."""
+    longest_wait = max(LONGEST_WAIT_SECONDS, 2 * settled_seconds)
+    start, times = time.time(), []
+    for number in range(int(3 * longest_wait / 30)):
+        present = start + 30 * number
+        monkeypatch.setattr(listing_module.time, "time", lambda present=present: present)
+        for name in grown[: number + 1] if grown else (f"new{number}",):
+            with (directory / f"{name}.jsonl").open("ab") as stream:
+                stream.write(b"\n")
+            os.utime(directory / f"{name}.jsonl", (present - 1, present - 1))
+        if look(directory, settled_seconds=settled_seconds).version:
+            times.append(present - start)
+    longest = 30 * -(-longest_wait // 30)
+    assert times == pytest.approx([longest, 2 * longest + 30])  # the next wait begins with the look after a version
+
+
+def test_a_file_that_grows_while_it_is_hashed_is_hashed_as_it_was_opened(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, texts = listing_module.opened, []
+
+    @contextlib.contextmanager
+    def appended_to(path: Path) -> Iterator[OpenedFile]:
+        with real(path) as file:
+            texts.append(path.read_bytes())
+            with path.open("ab") as stream:
+                stream.write(b"more\n")
+            yield file
+
+    present = time.time()
+    for name in ("a.jsonl", "b.jsonl"):
+        (directory / name).touch()
+    assert look(directory, settled_seconds=30.0).version is None
+    monkeypatch.setattr(listing_module.time, "time", lambda: present + LONGEST_WAIT_SECONDS + 1)
+    for name in ("a.jsonl", "b.jsonl"):
+        os.utime(directory / name, (present + LONGEST_WAIT_SECONDS,) * 2)
+    monkeypatch.setattr(listing_module, "opened", appended_to)
+    found = look(directory, settled_seconds=30.0)
+    assert len(texts) == 2
+    monkeypatch.setattr(listing_module, "opened", real)
+    for name, text in zip(("a.jsonl", "b.jsonl"), texts, strict=True):
+        (directory / name).write_bytes(text)
+    assert found.version == look(directory, trusts_stamps=False).version
 
 
 def test_a_look_without_time_leaves_its_blocks_to_the_next_one(

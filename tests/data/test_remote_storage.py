@@ -15,7 +15,7 @@ from upath import UPath
 from worker_functions import SCHEMA, publish_without_shared_locks, published
 
 from rm_assets.data import file_bytes
-from rm_assets.data.annotations import find_annotations
+from rm_assets.data.annotations import NothingToReadError, find_annotations
 from rm_assets.data.file_bytes import Change, RejectedFileError, opened
 from rm_assets.data.listing import CONTENT, content_listing
 from rm_assets.data.parquet import read_batches, read_table
@@ -162,6 +162,16 @@ def test_remote_annotations_that_are_not_there_are_one_clear_error(bucket: str, 
         find_annotations(setting)
     assert f"annotations (or RM_ANNOTATIONS) is {setting!r}: {problem}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_prefix_without_objects_may_get_some_where_a_bucket_or_a_single_file_is_missed(bucket: str) -> None:
+    """An object store has no empty directories: before the first file arrives there is nothing."""
+    with pytest.raises(NothingToReadError, match="there is no such file or directory yet"):
+        find_annotations("s3://bucket/nowhere")
+    for missed in ("s3://bucket/a.jsonl", "s3://no-such-bucket/nowhere"):
+        with pytest.raises(SettingsError) as error:
+            find_annotations(missed)
+        assert not isinstance(error.value, NothingToReadError)
 
 
 def test_a_host_that_does_not_answer_stops_the_run_and_rejects_nothing(

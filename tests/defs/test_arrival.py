@@ -174,7 +174,7 @@ def test_a_run_of_other_assets_keeps_nobody_waiting(desk: Desk) -> None:
     desk.request()
     whole = definitions().resolve_job_def("everything")
     run = desk.instance.create_run_for_job(whole, status=Status.STARTED)
-    assert run.run_id in desk.reason()
+    assert f"run {run.run_id} of everything is in progress" in desk.reason()
 
 
 # --- failures ------------------------------------------------------------------------------------------------
@@ -195,6 +195,23 @@ def test_a_failed_refresh_is_asked_for_again_later_and_not_for_ever(desk: Desk, 
     assert "3 runs of these contents did not refresh the data" in desk.reason()
     desk.drop("b.jsonl", polite_rows(50)[40:])
     assert desk.request().tags["rm_assets/attempt"] == "1"
+
+
+@pytest.mark.parametrize("deleted", [[0], [1], [0, 1]])
+def test_a_key_is_never_that_of_another_run_also_where_runs_were_deleted(
+    desk: Desk, later: Callable[[float], None], deleted: list[int]
+) -> None:
+    """Dagster would skip such a request without a word, at each tick anew."""
+    desk.drop("a.jsonl", polite_rows(40))
+    runs = []
+    for seconds in (0, 61):
+        later(seconds)
+        runs.append(desk.make_run(desk.request(), Status.FAILURE))
+    for number in deleted:
+        desk.instance.delete_run(runs[number].run_id)
+    later(61 + 121)
+    key = desk.request().run_key
+    assert not desk.instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": str(key)}))
 
 
 def test_a_refresh_that_stopped_half_way_is_not_taken_for_done(desk: Desk, later: Callable[[float], None]) -> None:

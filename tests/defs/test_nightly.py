@@ -1,6 +1,7 @@
 """The nightly schedule: it trains where enough pairs changed, and says why where it does not."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,4 +106,19 @@ def test_a_training_in_progress_is_not_joined_by_another(settings, tick, instanc
     assert isinstance(tick(settings), dg.RunRequest)
     job = jobs.resolve_job_def("everything")
     run = instance.create_run_for_job(job, status=Status.STARTED, tags=job.run_tags)
+    assert tick(settings).skip_message == f"run {run.run_id} is training"
+
+
+def test_a_training_that_nobody_started_keeps_the_next_ones_back_for_minutes_only(
+    settings, tick, instance, monkeypatch
+) -> None:
+    """As a daemon leaves it that was killed between making a run and launching it."""
+    prepare(settings)
+    job = definitions().resolve_job_def("train_model")
+    run = instance.create_run_for_job(job, status=Status.NOT_STARTED, tags=job.run_tags)
+    assert tick(settings).skip_message == f"run {run.run_id} is training"
+    present = time.time()
+    monkeypatch.setattr(time, "time", lambda: present + 601)
+    assert isinstance(tick(settings), dg.RunRequest)
+    run = instance.create_run_for_job(job, status=Status.STARTING, tags=job.run_tags)
     assert tick(settings).skip_message == f"run {run.run_id} is training"
