@@ -7,6 +7,7 @@ Which pod waits for which GPU is the cluster's to decide: no lock of ours.
 
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from rm_assets.defs.launching import Ending
 from rm_assets.settings import LaunchSettings, SettingsError
 
 LABEL = "rm-assets/job"
+ATTEMPT = "rm-assets/attempt"
+"""The label by which an attempt knows its own pod from that of a later one, which has ended it."""
 GPU = "nvidia.com/gpu"
 SECONDS_TO_GO = 120.0
 """How long a removed pod is waited for; `terminationGracePeriodSeconds` of its spec, 30 by default, ends it earlier."""
@@ -38,27 +41,29 @@ class KubernetesLauncher:
 
     def remove_left(self, name: str) -> None:
         """Remove the job's pods, and wait until they are gone."""
-        self._remove(self._api(), name)
+        self._remove(self._api(), f"{LABEL}={name}")
 
     def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
         """Run `python <arguments>` in a pod; raises SettingsError where there is no cluster to reach."""
         client_class = _library().PipesK8sClient
         api = self._api()
         client = client_class(poll_interval=self.poll_seconds)
+        labels = {LABEL: name, ATTEMPT: uuid.uuid4().hex}
+        own = f"{ATTEMPT}={labels[ATTEMPT]}"
         try:
             client.run(
                 context=context,
                 command=["python", *arguments],
                 namespace=self._namespace,
-                base_pod_meta={"labels": {LABEL: name}},
+                base_pod_meta={"labels": labels},
                 base_pod_spec=self.pod_spec(),
                 pod_wait_timeout=NO_TIME_LIMIT,
                 delete_pod_on_completion=False,  # how it ended is to be seen first
             )
         except Exception as error:  # of the client, of Kubernetes or of the way there: the pod tells more, if it can
-            return self._ending(api, name, error)
+            return self._ending(api, own, error)
         finally:
-            self._remove(api, name)
+            self._remove(api, own)
         return Ending(code=0)
 
     def pod_spec(self) -> dict[str, Any]:
@@ -96,13 +101,13 @@ class KubernetesLauncher:
             raise SettingsError(f"launcher (or RM_LAUNCHER) is 'kubernetes': {_one_line(error)}") from None
         return kubernetes.client.CoreV1Api()
 
-    def _pods(self, api: Any, name: str) -> list[Any]:
-        return list(api.list_namespaced_pod(self._namespace, label_selector=f"{LABEL}={name}").items)
+    def _pods(self, api: Any, selector: str) -> list[Any]:
+        return list(api.list_namespaced_pod(self._namespace, label_selector=selector).items)
 
-    def _remove(self, api: Any, name: str) -> None:
+    def _remove(self, api: Any, selector: str) -> None:
         deadline = time.monotonic() + SECONDS_TO_GO
         asked: set[str] = set()
-        while (pods := self._pods(api, name)) and time.monotonic() < deadline:
+        while (pods := self._pods(api, selector)) and time.monotonic() < deadline:
             for pod in pods:
                 if pod.metadata.name not in asked:
                     asked.add(pod.metadata.name)
@@ -118,10 +123,10 @@ class KubernetesLauncher:
             if error.status != NOT_FOUND:
                 raise
 
-    def _ending(self, api: Any, name: str, error: Exception) -> Ending:
+    def _ending(self, api: Any, selector: str, error: Exception) -> Ending:
         told = _one_line(error)
         try:
-            pods = self._pods(api, name)
+            pods = self._pods(api, selector)
         except Exception:  # the API is out of reach, which the error says already
             return Ending(code=1, told=told)
         states = [status.state for pod in pods for status in pod.status.container_statuses or []]

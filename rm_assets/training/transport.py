@@ -1,8 +1,9 @@
 """Jobs that run on another machine: what they read is sent to the storage, what they write comes back from there.
 
-`<storage>/.jobs/<name>/` holds `job.json`, `inputs/` and `output/`. What lies in a storage that both machines see as a
-directory is left where it is. Where the storage is at a URI, so is `job.json`: the other machine works on copies on its
-own disk, and uploads each finished checkpoint at once and the result at the end, its manifest last. No torch here.
+`<storage>/.jobs/<name>/<attempt>/` holds `job.json`, `inputs/` and `output/`: each attempt removes its own directory,
+and those that stood there before it. What lies in a storage that both machines see as a directory is left where it is.
+Where the storage is at a URI, so is `job.json`: the other machine works on copies on its own disk, and uploads each
+finished checkpoint at once and the result at the end, its manifest last. No torch here.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +57,17 @@ class SentJob:
 def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
     """The job in the storage meanwhile; afterwards, however it ended, what it wrote is where the job says.
 
-    Checkpoints that an earlier attempt left in the storage are brought back first, and sent again.
+    Checkpoints that earlier attempts left in the storage are brought back first, and sent again.
     """
-    home = storage / JOBS / name
+    home = storage / JOBS / name / uuid.uuid4().hex
+    earlier = [home.parent / attempt for attempt in subdirectories(home.parent)]
     output = _directory_seen(Path(job.output_directory), storage) or home / "output"
     brought_back = output.parent == home
     if brought_back:
-        _copy(output / CHECKPOINTS, Path(job.output_directory) / CHECKPOINTS)
-    remove_tree(home)
+        for attempt in earlier:
+            _copy(attempt / "output" / CHECKPOINTS, Path(job.output_directory) / CHECKPOINTS)
+    for attempt in earlier:
+        remove_tree(attempt)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
     sent = job.moved(_Sender(storage, home / "inputs"), str(output))
@@ -71,8 +76,12 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
         yield SentJob(name=name, place=home / "job.json", output=output)
     finally:
         if brought_back:
-            _copy(output, Path(job.output_directory))
+            with contextlib.suppress(FileNotFoundError):  # removed by a later attempt, which has taken it over
+                _copy(output, Path(job.output_directory))
         remove_tree(home)
+        if not is_remote(storage):
+            with contextlib.suppress(OSError):  # a later attempt is there
+                home.parent.rmdir()
 
 
 class _Sender:

@@ -1,5 +1,6 @@
 """Jobs on another machine: what is sent, what comes back, and a training that goes on there after it was stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -47,10 +48,11 @@ def test_a_training_on_a_machine_that_shares_nothing_but_s3_is_stopped_and_goes_
     with s3_server() as bucket:
         storage = place(f"{bucket}/team")
         with sent_job(job, storage, "name") as sent:
-            assert str(sent.place) == f"{bucket}/team/.jobs/name/job.json"
+            home = str(sent.place.parent)
+            assert str(sent.place.parent.parent) == f"{bucket}/team/.jobs/name"
             described = json.loads(sent.place.read_bytes())
             paths = [described["model"], described["tokenizer"], *described["splits"]["train"]]
-            assert all(path.startswith(f"{bucket}/team/.jobs/name/inputs/") for path in paths)
+            assert all(path.startswith(f"{home}/inputs/") for path in paths)
             code, told = run_there(str(sent.place), stop=True)
             assert code == 143, told
         assert file_sizes(storage) == {}
@@ -76,13 +78,34 @@ def test_a_job_that_fails_brings_its_reason(make_job):
 
 def test_what_an_attempt_left_in_the_storage_when_its_run_was_killed_comes_back_first(make_job, tmp_path):
     job = make_job("left")
-    checkpoint = tmp_path / "shared" / ".jobs" / "name" / "output" / "checkpoints" / "step-00000001-a"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text("{}")
+    attempts = tmp_path / "shared" / ".jobs" / "name"
+    names = ["step-00000001-a", "step-00000002-b"]
+    for attempt, name in zip(["first", "second"], names, strict=True):
+        checkpoint = attempts / attempt / "output" / "checkpoints" / name
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
     with sent_job(job, tmp_path / "shared", "name") as sent:
-        sent_on = sent.output / "checkpoints" / "step-00000001-a" / "manifest.json"
-        assert sent_on.read_text() == "{}"
-    assert (Path(job.output_directory) / "checkpoints" / "step-00000001-a" / "manifest.json").read_text() == "{}"
+        assert list(attempts.iterdir()) == [sent.place.parent]
+        for name in names:
+            assert (sent.output / "checkpoints" / name / "manifest.json").read_text() == "{}"
+    for name in names:
+        assert (Path(job.output_directory) / "checkpoints" / name / "manifest.json").read_text() == "{}"
+    assert list((tmp_path / "shared" / ".jobs").iterdir()) == []
+
+
+def test_an_attempt_that_another_one_ended_leaves_the_other_ones_files(make_job, tmp_path):
+    first, second = make_job("first"), make_job("second")
+    checkpoint = Path("checkpoints") / "step-00000001-a" / "manifest.json"
+    with contextlib.ExitStack() as ended:
+        sent = ended.enter_context(sent_job(first, tmp_path / "storage", "name"))
+        (sent.output / checkpoint).parent.mkdir(parents=True)
+        (sent.output / checkpoint).write_text("{}")
+        with sent_job(second, tmp_path / "storage", "name") as other:
+            ended.close()
+            assert read_job(str(other.place)).output_directory == str(other.output)
+            assert all(Path(name).is_file() for name in read_job(str(other.place)).splits["train"])
+            assert (other.output / checkpoint).read_text() == "{}"
+    assert (Path(second.output_directory) / checkpoint).read_text() == "{}"
 
 
 def test_what_lies_in_a_shared_directory_is_left_where_it_is(make_job, tmp_path):
@@ -91,7 +114,7 @@ def test_what_lies_in_a_shared_directory_is_left_where_it_is(make_job, tmp_path)
         moved = read_job(str(sent.place))
         assert (moved.splits, moved.output_directory) == (job.splits, job.output_directory)
         for before, after in ((job.model, moved.model), (job.tokenizer, moved.tokenizer)):
-            assert Path(after).is_relative_to(tmp_path / ".jobs" / "name" / "inputs")
+            assert Path(after).is_relative_to(sent.place.parent / "inputs")
             assert sorted(path.name for path in Path(after).iterdir()) == sorted(
                 path.name for path in Path(before).iterdir()
             )
