@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from rm_assets.data.storage import (
+    StorageError,
     download,
     file_sizes,
     is_remote,
@@ -196,11 +197,15 @@ def _run_and_upload(command: list[str], working: Path, output: Path) -> int:
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
-    uploaded: set[str] = set()
+    uploaded: dict[str, bool] = {}
     try:
         while process.poll() is None:
-            with contextlib.suppress(FileNotFoundError):  # removed by the job, which has written a newer one
+            try:
                 _upload_checkpoints(working, output, uploaded)
+            except FileNotFoundError:
+                pass  # removed by the job, which has written a newer one
+            except (StorageError, OSError) as error:  # no reason to lose a training that goes on
+                print(f"a checkpoint is not uploaded yet: {' '.join(str(error).split())}", flush=True)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS_BETWEEN_UPLOADS)
     finally:
@@ -210,17 +215,20 @@ def _run_and_upload(command: list[str], working: Path, output: Path) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _upload_checkpoints(working: Path, output: Path, uploaded: set[str]) -> None:
+def _upload_checkpoints(working: Path, output: Path, uploaded: dict[str, bool]) -> None:
+    """Have the finished checkpoints in the storage, and no others; `uploaded`: whether whole, of each that is there."""
     names = {name for name in subdirectories(working / CHECKPOINTS) if name.startswith(CHECKPOINT)}
-    for name in sorted(names - uploaded):
-        upload(working / CHECKPOINTS / name, output / CHECKPOINTS / name)
-        uploaded.add(name)
-    for name in sorted(uploaded - names):
+    for name in sorted(names):
+        if not uploaded.get(name):
+            uploaded[name] = False
+            upload(working / CHECKPOINTS / name, output / CHECKPOINTS / name)
+            uploaded[name] = True
+    for name in sorted(uploaded.keys() - names):
         remove_tree(output / CHECKPOINTS / name)
-        uploaded.discard(name)
+        del uploaded[name]
 
 
-def _upload_result(working: Path, output: Path, uploaded: set[str]) -> None:
+def _upload_result(working: Path, output: Path, uploaded: dict[str, bool]) -> None:
     remove_tree(working / SCRATCH)
     _upload_checkpoints(working, output, uploaded)
     remove_tree(working / CHECKPOINTS)

@@ -108,6 +108,61 @@ def test_an_attempt_that_another_one_ended_leaves_the_other_ones_files(make_job,
     assert (Path(second.output_directory) / checkpoint).read_text() == "{}"
 
 
+ROTATING = """
+import json, os, shutil, sys, time
+from pathlib import Path
+
+there = Path(os.environ["THERE"]) / "checkpoints"
+here = Path(json.loads(Path(sys.argv[1]).read_text())["output_directory"]) / "checkpoints"
+
+def write(name):
+    (here / name).mkdir(parents=True)
+    for file in ("a", "b"):
+        (here / name / file).write_text(file)
+
+def wait(reached):
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+write("step-1")
+wait((there / "step-1" / "a").is_file)
+time.sleep(0.2)
+(there / "step-1" / "b").rmdir()
+wait((there / "step-1" / "b").is_file)
+write("step-2")
+wait((there / "step-2" / "a").is_file)
+shutil.rmtree(here / "step-2")
+wait(lambda: not (there / "step-2").exists())
+"""
+RECEIVE = (
+    "import sys; from rm_assets.training import transport as t, job; t.SECONDS_BETWEEN_UPLOADS = 0.3; "
+    "sys.exit(t.run_sent_job(sys.argv[1], 'rotating', job.TrainingJob))"
+)
+
+
+def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_and_removed_once_it_is_old(make_job, tmp_path):
+    job = make_job("unreached")
+    (tmp_path / "rotating.py").write_text(ROTATING)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    checkpoints_there = Path(job.output_directory) / "checkpoints"
+    for name in ("step-1", "step-2"):
+        (checkpoints_there / name / "b").mkdir(parents=True)  # where the file b cannot be written
+    run = subprocess.run(
+        [sys.executable, "-c", RECEIVE, str(tmp_path / "job.json")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"THERE": job.output_directory, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        timeout=90,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "a checkpoint is not uploaded yet: " in run.stdout
+    assert sorted(path.name for path in (checkpoints_there / "step-1").iterdir()) == ["a", "b"]
+    assert not (checkpoints_there / "step-2").exists()
+
+
 def test_what_lies_in_a_shared_directory_is_left_where_it_is(make_job, tmp_path):
     job = make_job("near")  # splits and output below tmp_path, model and tokenizer elsewhere
     with sent_job(job, tmp_path, "name") as sent:
