@@ -66,10 +66,16 @@ class RayLauncher:
         }
 
     def _client(self) -> Any:
-        if not os.environ.get("RAY_API_SERVER_ADDRESS"):
+        address = os.environ.get("RAY_API_SERVER_ADDRESS", "")
+        if not address:
             raise SettingsError(
                 "launcher (or RM_LAUNCHER) is 'ray': RAY_API_SERVER_ADDRESS must name its job server, such as "
                 "http://head:8265"
+            )
+        if not address.startswith(("http://", "https://")):
+            raise SettingsError(
+                f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: it must begin with "
+                "http:// or https://, such as http://head:8265"
             )
         try:
             from dagster_ray import PipesRayJobClient
@@ -81,7 +87,6 @@ class RayLauncher:
                 "launcher (or RM_LAUNCHER) is 'ray', which is not installed: pip install 'rm_assets[ray]'"
             ) from None
         except (ConnectionError, RuntimeError) as error:
-            address = os.environ["RAY_API_SERVER_ADDRESS"]
             told = " ".join(str(error).split())[:300]
             raise SettingsError(
                 f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {told}"
