@@ -2,7 +2,7 @@
 
 A Ray job carries its job's name as metadata, by which a later run finds and stops what a killed one left. A stopped
 Ray job gets SIGTERM, and the job saves and leaves. Which job waits for which GPU is the cluster's to decide: no lock of
-ours. A job of several nodes asks for its GPUs itself, one node after the other.
+ours is held for that. A job of several nodes asks for its GPUs itself, one node after the other.
 """
 
 import contextlib
