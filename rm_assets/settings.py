@@ -114,8 +114,14 @@ class TrainingSettings(BaseModel):
     )
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that change the trained model, if only by rounding: all but those of saving and showing."""
-        return self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
+        """The settings that change the trained model, if only by rounding: all but those of saving and showing.
+
+        One node, the default, goes unnamed: models had no nodes before, and theirs keep their keys.
+        """
+        decisive = self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
+        if self.num_nodes == 1:
+            del decisive["num_nodes"]
+        return decisive
 
 
 class LaunchSettings(BaseModel):
@@ -134,7 +140,9 @@ class LaunchSettings(BaseModel):
         "at a URI needs no saying.",
     )
     num_gpus: int | None = Field(None, ge=0, description="GPUs asked of each pod or Ray node; unset: one per process.")
-    image: str | None = Field(None, description="Container image of the pod, in which this package is installed.")
+    image: str | None = Field(
+        None, description="Container image of the pod, with this package, where pod_spec names none."
+    )
     namespace: str | None = Field(
         None, description="Kubernetes namespace of the pod; unset: that of this pod, else default."
     )

@@ -109,3 +109,8 @@ def test_a_launcher_whose_machines_cannot_work_together_is_refused(given: dict[s
 )
 def test_a_launcher_whose_machines_see_the_storage_is_taken(given: dict[str, Any]) -> None:
     assert load_settings(given, {}).launch.launcher == given["launcher"]
+
+
+def test_nodes_decide_of_a_model_where_there_are_several() -> None:
+    one, two = TrainingSettings(), TrainingSettings(num_nodes=2)
+    assert two.decisive() == {**one.decisive(), "num_nodes": 2} != one.decisive()

@@ -24,7 +24,8 @@ def reasons(instance: DagsterInstance, run_id: str) -> Iterator[str]:
         while error is not None and error.cause is not None:
             error = error.cause
         checks = list(_failed_checks(instance, run_id, str(event.step_key)))
-        told = error.message.partition(": ")[2] if error is not None else ""  # without the error's class
+        message = error.message.strip() if error is not None else ""
+        told = message.partition(": ")[2] or message  # without the error's class, where it says more
         yield f"{event.step_key}: {'; '.join(checks) or ' '.join(told.split())}"
 
 

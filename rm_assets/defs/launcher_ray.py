@@ -2,7 +2,7 @@
 
 A Ray job carries its job's name as metadata, by which a later run finds and stops what a killed one left. A stopped
 Ray job gets SIGTERM, and the job saves and leaves. Which job waits for which GPU is the cluster's to decide: no lock of
-ours. A job of several nodes asks for its GPUs itself, one node after the other.
+ours is held for that. A job of several nodes asks for its GPUs itself, one node after the other.
 """
 
 import contextlib
@@ -67,10 +67,16 @@ class RayLauncher:
         }
 
     def _client(self) -> Any:
-        if not os.environ.get("RAY_API_SERVER_ADDRESS"):
+        address = os.environ.get("RAY_API_SERVER_ADDRESS", "")
+        if not address:
             raise SettingsError(
                 "launcher (or RM_LAUNCHER) is 'ray': RAY_API_SERVER_ADDRESS must name its job server, such as "
                 "http://head:8265"
+            )
+        if not address.startswith(("http://", "https://")):
+            raise SettingsError(
+                f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: it must begin with "
+                "http:// or https://, such as http://head:8265"
             )
         try:
             from dagster_ray import PipesRayJobClient
@@ -82,7 +88,6 @@ class RayLauncher:
                 "launcher (or RM_LAUNCHER) is 'ray', which is not installed: pip install 'rm_assets[ray]'"
             ) from None
         except (ConnectionError, RuntimeError) as error:
-            address = os.environ["RAY_API_SERVER_ADDRESS"]
             told = " ".join(str(error).split())[:300]
             raise SettingsError(
                 f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {told}"

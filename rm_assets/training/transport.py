@@ -1,8 +1,9 @@
 """Jobs that run on another machine: what they read is sent to the storage, what they write comes back from there.
 
-`<storage>/.jobs/<name>/` holds `job.json`, `inputs/` and `output/`. What lies in a storage that both machines see as a
-directory is left where it is. Where the storage is at a URI, so is `job.json`: the other machine works on copies on its
-own disk, and uploads each finished checkpoint at once and the result at the end, its manifest last. No torch here.
+`<storage>/.jobs/<name>/<attempt>/` holds `job.json`, `inputs/` and `output/`: each attempt removes its own directory,
+and those that stood there before it. What lies in a storage that both machines see as a directory is left where it is.
+Where the storage is at a URI, so is `job.json`: the other machine works on copies on its own disk, and uploads each
+finished checkpoint at once and the result at the end, its manifest last. No torch here.
 """
 
 import contextlib
@@ -12,12 +13,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from rm_assets.data.storage import (
+    StorageError,
     download,
     file_sizes,
     is_remote,
@@ -55,14 +58,17 @@ class SentJob:
 def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
     """The job in the storage meanwhile; afterwards, however it ended, what it wrote is where the job says.
 
-    Checkpoints that an earlier attempt left in the storage are brought back first, and sent again.
+    Checkpoints that earlier attempts left in the storage are brought back first, and sent again.
     """
-    home = storage / JOBS / name
+    home = storage / JOBS / name / uuid.uuid4().hex
+    earlier = [home.parent / attempt for attempt in subdirectories(home.parent)]
     output = _directory_seen(Path(job.output_directory), storage) or home / "output"
     brought_back = output.parent == home
     if brought_back:
-        _copy(output / CHECKPOINTS, Path(job.output_directory) / CHECKPOINTS)
-    remove_tree(home)
+        for attempt in earlier:
+            _copy(attempt / "output" / CHECKPOINTS, Path(job.output_directory) / CHECKPOINTS)
+    for attempt in earlier:
+        remove_tree(attempt)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
     sent = job.moved(_Sender(storage, home / "inputs"), str(output))
@@ -71,8 +77,12 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
         yield SentJob(name=name, place=home / "job.json", output=output)
     finally:
         if brought_back:
-            _copy(output, Path(job.output_directory))
+            with contextlib.suppress(FileNotFoundError):  # removed by a later attempt, which has taken it over
+                _copy(output, Path(job.output_directory))
         remove_tree(home)
+        if not is_remote(storage):
+            with contextlib.suppress(OSError):  # a later attempt is there
+                home.parent.rmdir()
 
 
 class _Sender:
@@ -187,11 +197,15 @@ def _run_and_upload(command: list[str], working: Path, output: Path) -> int:
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
-    uploaded: set[str] = set()
+    uploaded: dict[str, bool] = {}
     try:
         while process.poll() is None:
-            with contextlib.suppress(FileNotFoundError):  # removed by the job, which has written a newer one
+            try:
                 _upload_checkpoints(working, output, uploaded)
+            except FileNotFoundError:
+                pass  # removed by the job, which has written a newer one
+            except (StorageError, OSError) as error:  # no reason to lose a training that goes on
+                print(f"a checkpoint is not uploaded yet: {' '.join(str(error).split())}", flush=True)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS_BETWEEN_UPLOADS)
     finally:
@@ -201,17 +215,20 @@ def _run_and_upload(command: list[str], working: Path, output: Path) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _upload_checkpoints(working: Path, output: Path, uploaded: set[str]) -> None:
+def _upload_checkpoints(working: Path, output: Path, uploaded: dict[str, bool]) -> None:
+    """Have the finished checkpoints in the storage, and no others; `uploaded`: whether whole, of each that is there."""
     names = {name for name in subdirectories(working / CHECKPOINTS) if name.startswith(CHECKPOINT)}
-    for name in sorted(names - uploaded):
-        upload(working / CHECKPOINTS / name, output / CHECKPOINTS / name)
-        uploaded.add(name)
-    for name in sorted(uploaded - names):
+    for name in sorted(names):
+        if not uploaded.get(name):
+            uploaded[name] = False
+            upload(working / CHECKPOINTS / name, output / CHECKPOINTS / name)
+            uploaded[name] = True
+    for name in sorted(uploaded.keys() - names):
         remove_tree(output / CHECKPOINTS / name)
-        uploaded.discard(name)
+        del uploaded[name]
 
 
-def _upload_result(working: Path, output: Path, uploaded: set[str]) -> None:
+def _upload_result(working: Path, output: Path, uploaded: dict[str, bool]) -> None:
     remove_tree(working / SCRATCH)
     _upload_checkpoints(working, output, uploaded)
     remove_tree(working / CHECKPOINTS)

@@ -18,7 +18,7 @@ from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 
 from rm_assets.data.storage import file_sizes, place
-from rm_assets.defs.launcher_kubernetes import KubernetesLauncher
+from rm_assets.defs.launcher_kubernetes import KubernetesLauncher, PodStaysError
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
 from rm_assets.training.result import read_result
@@ -130,6 +130,23 @@ def test_what_a_pod_ended_with_is_the_reason(cluster: KubernetesServer, run_in_p
     assert cluster.deleted == [pod["metadata"]["name"] for pod in cluster.created] != []
 
 
+def test_an_attempt_that_ends_leaves_the_pod_of_a_later_one(
+    cluster: KubernetesServer, run_in_pod: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, cluster.ends_with = cluster.create, 1
+
+    def create_two(body: dict[str, Any]) -> dict[str, Any]:
+        made = create(body)
+        labels = {**body["metadata"]["labels"], "rm-assets/attempt": "later"}
+        create({"metadata": {"name": "later", "labels": labels}, "spec": body["spec"]})  # by another machine
+        return made
+
+    monkeypatch.setattr(cluster, "create", create_two)
+    assert not run_in_pod(seed=8).success
+    assert cluster.deleted == [cluster.created[0]["metadata"]["name"]]
+    assert "later" in cluster.pods
+
+
 def test_a_reason_of_an_attempt_before_is_not_told_again(
     cluster: KubernetesServer, tmp_path: Path, run_in_pod: Any
 ) -> None:
@@ -184,7 +201,23 @@ def test_a_pod_is_made_from_the_spec_of_a_file(tmp_path: Path) -> None:
     [container] = made["containers"]
     assert container["image"] == "rm:2"
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 4}}
-    assert (container["env"], made["volumes"], made["nodeSelector"]) == ([secret], spec["volumes"], {"gpu": "h100"})
+    assert (container["env"], made["nodeSelector"]) == ([secret], {"gpu": "h100"})
+    memory = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
+    assert made["volumes"] == [{"name": "storage", "persistentVolumeClaim": {"claimName": "rm"}}, memory]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/storage", "/dev/shm"]
+
+
+def test_what_the_spec_of_a_file_names_itself_stays(tmp_path: Path) -> None:
+    container = {
+        "image": "mine:1",
+        "resources": {"limits": {"nvidia.com/gpu": 2}},
+        "volumeMounts": [{"name": "memory", "mountPath": "/dev/shm"}],
+    }
+    spec = {"containers": [container], "volumes": [{"name": "memory", "emptyDir": {"medium": "Memory"}}]}
+    path = tmp_path / "pod.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    launcher = KubernetesLauncher(LaunchSettings(image="rm:2", pod_spec=str(path)), num_processes=4, poll_seconds=1)
+    assert launcher.pod_spec() == spec
 
 
 def test_processes_of_one_pod_share_more_memory_than_a_container_has(tmp_path: Path) -> None:
@@ -193,12 +226,60 @@ def test_processes_of_one_pod_share_more_memory_than_a_container_has(tmp_path: P
     assert made["containers"][0]["volumeMounts"] == [{"name": "shared-memory", "mountPath": "/dev/shm"}]
 
 
-@pytest.mark.parametrize("content", ["- a list", "a: [b", None])
+WRONG_SPECS = [
+    "- a list",
+    "a: [b",
+    None,
+    "containers: []",
+    "containers:",
+    "containers: {name: a}",
+    "containers: [{resources: null}]",
+    "containers: [{resources: {limits: null}}]",
+    "volumes: null",
+]
+
+
+@pytest.mark.parametrize("content", WRONG_SPECS)
 def test_a_pod_spec_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "pod.yaml"
     if content is not None:
         path.write_text(content)
     launcher = KubernetesLauncher(LaunchSettings(pod_spec=str(path)), num_processes=1, poll_seconds=1)
     with pytest.raises(SettingsError, match=r"pod_spec \(or RM_POD_SPEC\) is .*pod.yaml") as error:
-        launcher.pod_spec()
+        launcher.remove_left("job")  # with no cluster to ask
     assert "\n" not in str(error.value)
+
+
+def test_a_whole_manifest_is_no_pod_spec(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text("apiVersion: v1\nkind: Pod\nspec: {containers: [{image: j}]}")
+    launcher = KubernetesLauncher(LaunchSettings(pod_spec=str(path)), num_processes=1, poll_seconds=1)
+    with pytest.raises(SettingsError, match="a whole manifest: give what stands under spec:"):
+        launcher.pod_spec()
+
+
+def test_a_cluster_that_does_not_answer_is_told(cluster: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
+    cluster.close()
+    with pytest.raises(SettingsError, match=r"^the Kubernetes cluster does not answer: ") as error:
+        KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1).remove_left("mine")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pod_that_stays_is_told(cluster: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
+    monkeypatch.setattr("rm_assets.defs.launcher_kubernetes.SECONDS_TO_GO", 0.0)
+    monkeypatch.setattr("rm_assets.defs.launcher_kubernetes.SECONDS_AFTER_GRACE", 1.0)
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(99)"
+    )
+    container = {"name": "c", "command": ["python", "-c", stubborn], "env": []}
+    metadata = {"name": "left", "labels": {"rm-assets/job": "mine"}}
+    cluster.create({"metadata": metadata, "spec": {"containers": [container]}})
+    deadline = time.monotonic() + 30
+    while not cluster.pods["left"].lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher = KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1)
+    with pytest.raises(PodStaysError, match=r"the pod 'left' of an earlier run of this job is still there"):
+        launcher.remove_left("mine")

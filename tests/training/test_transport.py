@@ -1,5 +1,6 @@
 """Jobs on another machine: what is sent, what comes back, and a training that goes on there after it was stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -47,10 +48,11 @@ def test_a_training_on_a_machine_that_shares_nothing_but_s3_is_stopped_and_goes_
     with s3_server() as bucket:
         storage = place(f"{bucket}/team")
         with sent_job(job, storage, "name") as sent:
-            assert str(sent.place) == f"{bucket}/team/.jobs/name/job.json"
+            home = str(sent.place.parent)
+            assert str(sent.place.parent.parent) == f"{bucket}/team/.jobs/name"
             described = json.loads(sent.place.read_bytes())
             paths = [described["model"], described["tokenizer"], *described["splits"]["train"]]
-            assert all(path.startswith(f"{bucket}/team/.jobs/name/inputs/") for path in paths)
+            assert all(path.startswith(f"{home}/inputs/") for path in paths)
             code, told = run_there(str(sent.place), stop=True)
             assert code == 143, told
         assert file_sizes(storage) == {}
@@ -76,13 +78,89 @@ def test_a_job_that_fails_brings_its_reason(make_job):
 
 def test_what_an_attempt_left_in_the_storage_when_its_run_was_killed_comes_back_first(make_job, tmp_path):
     job = make_job("left")
-    checkpoint = tmp_path / "shared" / ".jobs" / "name" / "output" / "checkpoints" / "step-00000001-a"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text("{}")
+    attempts = tmp_path / "shared" / ".jobs" / "name"
+    names = ["step-00000001-a", "step-00000002-b"]
+    for attempt, name in zip(["first", "second"], names, strict=True):
+        checkpoint = attempts / attempt / "output" / "checkpoints" / name
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
     with sent_job(job, tmp_path / "shared", "name") as sent:
-        sent_on = sent.output / "checkpoints" / "step-00000001-a" / "manifest.json"
-        assert sent_on.read_text() == "{}"
-    assert (Path(job.output_directory) / "checkpoints" / "step-00000001-a" / "manifest.json").read_text() == "{}"
+        assert list(attempts.iterdir()) == [sent.place.parent]
+        for name in names:
+            assert (sent.output / "checkpoints" / name / "manifest.json").read_text() == "{}"
+    for name in names:
+        assert (Path(job.output_directory) / "checkpoints" / name / "manifest.json").read_text() == "{}"
+    assert list((tmp_path / "shared" / ".jobs").iterdir()) == []
+
+
+def test_an_attempt_that_another_one_ended_leaves_the_other_ones_files(make_job, tmp_path):
+    first, second = make_job("first"), make_job("second")
+    checkpoint = Path("checkpoints") / "step-00000001-a" / "manifest.json"
+    with contextlib.ExitStack() as ended:
+        sent = ended.enter_context(sent_job(first, tmp_path / "storage", "name"))
+        (sent.output / checkpoint).parent.mkdir(parents=True)
+        (sent.output / checkpoint).write_text("{}")
+        with sent_job(second, tmp_path / "storage", "name") as other:
+            ended.close()
+            assert read_job(str(other.place)).output_directory == str(other.output)
+            assert all(Path(name).is_file() for name in read_job(str(other.place)).splits["train"])
+            assert (other.output / checkpoint).read_text() == "{}"
+    assert (Path(second.output_directory) / checkpoint).read_text() == "{}"
+
+
+ROTATING = """
+import json, os, shutil, sys, time
+from pathlib import Path
+
+there = Path(os.environ["THERE"]) / "checkpoints"
+here = Path(json.loads(Path(sys.argv[1]).read_text())["output_directory"]) / "checkpoints"
+
+def write(name):
+    (here / name).mkdir(parents=True)
+    for file in ("a", "b"):
+        (here / name / file).write_text(file)
+
+def wait(reached):
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+write("step-1")
+wait((there / "step-1" / "a").is_file)
+time.sleep(0.2)
+(there / "step-1" / "b").rmdir()
+wait((there / "step-1" / "b").is_file)
+write("step-2")
+wait((there / "step-2" / "a").is_file)
+shutil.rmtree(here / "step-2")
+wait(lambda: not (there / "step-2").exists())
+"""
+RECEIVE = (
+    "import sys; from rm_assets.training import transport as t, job; t.SECONDS_BETWEEN_UPLOADS = 0.3; "
+    "sys.exit(t.run_sent_job(sys.argv[1], 'rotating', job.TrainingJob))"
+)
+
+
+def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_and_removed_once_it_is_old(make_job, tmp_path):
+    job = make_job("unreached")
+    (tmp_path / "rotating.py").write_text(ROTATING)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    checkpoints_there = Path(job.output_directory) / "checkpoints"
+    for name in ("step-1", "step-2"):
+        (checkpoints_there / name / "b").mkdir(parents=True)  # where the file b cannot be written
+    run = subprocess.run(
+        [sys.executable, "-c", RECEIVE, str(tmp_path / "job.json")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"THERE": job.output_directory, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        timeout=90,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "a checkpoint is not uploaded yet: " in run.stdout
+    assert sorted(path.name for path in (checkpoints_there / "step-1").iterdir()) == ["a", "b"]
+    assert not (checkpoints_there / "step-2").exists()
 
 
 def test_what_lies_in_a_shared_directory_is_left_where_it_is(make_job, tmp_path):
@@ -91,7 +169,7 @@ def test_what_lies_in_a_shared_directory_is_left_where_it_is(make_job, tmp_path)
         moved = read_job(str(sent.place))
         assert (moved.splits, moved.output_directory) == (job.splits, job.output_directory)
         for before, after in ((job.model, moved.model), (job.tokenizer, moved.tokenizer)):
-            assert Path(after).is_relative_to(tmp_path / ".jobs" / "name" / "inputs")
+            assert Path(after).is_relative_to(sent.place.parent / "inputs")
             assert sorted(path.name for path in Path(after).iterdir()) == sorted(
                 path.name for path in Path(before).iterdir()
             )
