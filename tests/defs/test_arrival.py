@@ -36,7 +36,8 @@ class Desk:
 
     def tick(self) -> dg.RunRequest | dg.SkipReason:
         project = ProjectResource(**self.settings)
-        found = new_annotations(dg.build_sensor_context(instance=self.instance, resources={"project": project}))
+        with dg.build_sensor_context(instance=self.instance, resources={"project": project}) as context:
+            found = new_annotations(context)
         assert isinstance(found, dg.RunRequest | dg.SkipReason)
         return found
 

@@ -53,10 +53,10 @@ def tick(instance: dg.DagsterInstance) -> Callable[..., Any]:
 
     def look(settings: dict[str, Any], night: datetime = NIGHT) -> Any:
         project = ProjectResource(**settings)
-        context = dg.build_schedule_context(
+        with dg.build_schedule_context(
             instance=instance, scheduled_execution_time=night, resources={"project": project}
-        )
-        return nightly_training(context)
+        ) as context:
+            return nightly_training(context)
 
     return look
 
