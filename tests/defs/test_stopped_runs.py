@@ -234,7 +234,7 @@ def wait_for_end(site: Site, run_id: str) -> str:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
+    site = Site(tmp_path, settings=TRAINING | {"epochs": 40})  # each run goes on where the last one was stopped
     yield site
     site.kill_everything()
 
