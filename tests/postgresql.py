@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from real_runs import for_a_team
+
 PASSWORD = "of a test"
 SECONDS_TO_START = 60
 
@@ -61,6 +64,17 @@ def postgresql_server() -> Iterator[str]:
             server.wait()
     finally:
         shutil.rmtree(home)
+
+
+@contextlib.contextmanager
+def instance_on_postgresql() -> Iterator[str]:
+    """The dagster.yaml of a team, with a server behind it; skips the test where there is no server or no driver."""
+    pytest.importorskip("dagster_postgres")
+    if programs() is None:
+        pytest.skip("no PostgreSQL server is installed")
+    with postgresql_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_POSTGRES_URL", url)
+        yield for_a_team()
 
 
 def _wait_for(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data.message_columns import single_chunk
+from rm_assets.data.texts import offsets_of
 
 Ids = NDArray[np.int32]
 
@@ -51,13 +52,6 @@ def lists_of(column: pa.ChunkedArray) -> IdLists:
     lists = single_chunk(column)
     offsets = lists.offsets.to_numpy()
     return IdLists(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-
-def offsets_of(lengths: "NDArray[Any] | list[int]") -> NDArray[np.int64]:
-    """Where rows of these lengths begin and end: [2, 1] gives [0, 2, 3]."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_assets.data.texts import Texts, ends_of
+from rm_assets.data.texts import Texts, offsets_of
 
 _INDENTATION = re.compile(r"\s*")
 _SPACE, _LINE_FEED = ord(" "), ord("\n")
@@ -87,7 +87,7 @@ def _with_odd(folded: Texts, texts: Texts, odd: NDArray[np.int64]) -> Texts:
         pieces += [folded.content[end : folded.offsets[number]], encoded]
         end = folded.offsets[number + 1]
         lengths[number] = len(encoded)
-    return Texts(b"".join([*pieces, folded.content[end:]]), ends_of(lengths))
+    return Texts(b"".join([*pieces, folded.content[end:]]), offsets_of(lengths))
 
 
 def _other_space(content: NDArray[np.uint8]) -> NDArray[np.int64]:

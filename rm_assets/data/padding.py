@@ -20,7 +20,7 @@ from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.id_lists import IdLists, lists_of, offsets_of
+from rm_assets.data.id_lists import IdLists, lists_of
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.parquet import read_batches, read_table
 from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
@@ -28,6 +28,7 @@ from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.storage import place
+from rm_assets.data.texts import offsets_of
 from rm_assets.settings import Settings
 
 VERSION = 3

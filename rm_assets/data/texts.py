@@ -1,7 +1,7 @@
 """Many texts as one run of UTF-8 bytes: what Arrow, hashes and numpy can work on without a Python object per text."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ class Texts(NamedTuple):
     @classmethod
     def joined(cls, encoded: list[bytes]) -> "Texts":
         """The same of texts that are UTF-8 already."""
-        return cls(b"".join(encoded), ends_of(map(len, encoded)))
+        return cls(b"".join(encoded), offsets_of([len(text) for text in encoded]))
 
     def array(self, is_valid: NDArray[np.bool_] | None = None) -> pa.StringArray:
         """As an Arrow column, the bytes uncopied; null where `is_valid` is False. Raises ValueError beyond 2 GiB."""
@@ -35,9 +35,8 @@ class Texts(NamedTuple):
         )
 
 
-def ends_of(lengths: Iterable[int]) -> NDArray[np.int64]:
-    """Where runs of these lengths begin and end: [2, 1] gives [0, 2, 3]."""
-    found = np.fromiter(lengths, np.int64)
-    ends = np.zeros(len(found) + 1, np.int64)
-    np.cumsum(found, out=ends[1:])
-    return ends
+def offsets_of(lengths: "NDArray[Any] | list[int]") -> NDArray[np.int64]:
+    """Where runs of these lengths begin and end, int64 [runs + 1]: [2, 1] gives [0, 2, 3]."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -11,25 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from dagster import DagsterRunStatus as Status
 from dagster_instances import RunningDagster, processes_of, running_dagster, sqlite_yaml
-from postgresql import postgresql_server, programs
-from real_runs import for_a_team
+from postgresql import instance_on_postgresql
 from support import QUICK, age, polite_rows, write_lines
 
 SECONDS_TO_REFRESH = 180.0
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
-def instance_yaml(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def instance_yaml(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The dagster.yaml of the instance under test: the project's own, and the README's for a team."""
     if request.param == "sqlite":
         yield sqlite_yaml(tmp_path / "home")
-        return
-    pytest.importorskip("dagster_postgres")
-    if programs() is None:
-        pytest.skip("no PostgreSQL server is installed")
-    with postgresql_server() as url:
-        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
-        yield for_a_team()
+    else:
+        with instance_on_postgresql() as found:
+            yield found
 
 
 def finished_refreshes(dagster: RunningDagster, number: int) -> list[dg.DagsterRun] | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
-from postgresql import postgresql_server, programs
+from postgresql import instance_on_postgresql
 from real_runs import (
     DATA,
     ROOT,
@@ -28,7 +28,6 @@ from real_runs import (
     TRAINING,
     Services,
     Site,
-    for_a_team,
     services,
     wait_until,
 )
@@ -261,17 +260,13 @@ def test_after_each_signal_the_next_run_goes_on_to_the_model_of_an_undisturbed_o
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """A site whose trainings take turns by a pool: the project's own file with one, and the README's for a team."""
     if request.param == "sqlite":
         yield Site(tmp_path, instance_file=f"{OWN}concurrency: {{pools: {{default_limit: 1, granularity: run}}}}\n")
-        return
-    pytest.importorskip("dagster_postgres")
-    if programs() is None:
-        pytest.skip("no PostgreSQL is installed")
-    with postgresql_server() as url:
-        monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
-        yield Site(tmp_path, instance_file=for_a_team())
+    else:
+        with instance_on_postgresql() as found:
+            yield Site(tmp_path, instance_file=found)
 
 
 @pytest.mark.soak
