@@ -289,7 +289,7 @@ class Publication:
         named = {file.path for shard in current.manifest.shards for file in shard.files}
         tables = {name for name in file_sizes(current.directory) if name.endswith(".parquet")}  # not pictures
         remove_files([current.directory / name for name in tables - named])
-        remove_files(unfinished_files(self.directory))
+        remove_files([*unfinished_files(self.directory), *unfinished_files(current.directory)])
         older = self._snapshots()[self._keep_snapshots :]
         pinned = pinned_snapshots(self._storage) if older else set()
         for directory in older:

@@ -19,7 +19,7 @@ import dagster as dg
 
 from rm_assets.defs.last_line import tell_at_exit
 from rm_assets.defs.run_records import Record, abandoned, keep_record
-from rm_assets.defs.stop_requests import is_asked, is_being_heard, remember_requests
+from rm_assets.defs.stop_requests import is_asked, is_being_heard, remembered_requests
 
 SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
@@ -124,7 +124,16 @@ class WatchedExecutor(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         run, instance = plan_context.dagster_run, plan_context.instance
-        remember_requests()
+        with remembered_requests():
+            self._look_around(plan_context)
+            try:
+                yield from self._executor.execute(plan_context, execution_plan)
+            finally:
+                tell_at_exit(instance, run.run_id)
+
+    def _look_around(self, plan_context: Any) -> None:
+        """Let others see that this run lives, end those that do not, and watch out for a cancel of this one."""
+        run, instance = plan_context.dagster_run, plan_context.instance
         try:
             keep_record(records_directory(instance), run.run_id)
         except OSError as error:
@@ -137,10 +146,6 @@ class WatchedExecutor(dg.Executor):
         if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
             server = os.getppid() if _SERVER_TAG in run.tags else None
             threading.Thread(target=_see_that_it_stops, args=(instance, run.run_id, server), daemon=True).start()
-        try:
-            yield from self._executor.execute(plan_context, execution_plan)
-        finally:
-            tell_at_exit(instance, run.run_id)
 
 
 def _see_that_it_stops(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:

@@ -19,11 +19,18 @@ _asked = threading.Event()
 _is_ending_a_job = threading.Event()
 
 
-def remember_requests() -> None:
-    """Remember requests from now on, and forget earlier ones; only in the main thread, which alone hears signals."""
-    if threading.current_thread() is threading.main_thread():
-        _listen()
-        _asked.clear()
+@contextlib.contextmanager
+def remembered_requests() -> Iterator[None]:
+    """Remember requests meanwhile, and none from before or beyond; only in the main thread, which hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _listen()
+    _asked.clear()
+    try:
+        yield
+    finally:
+        _asked.clear()  # a process may outlive its run, and run another
 
 
 def is_asked() -> bool:

@@ -15,6 +15,7 @@ from real_runs import Site, wait_until
 from rm_assets.defs import dead_runs
 from rm_assets.defs.dead_runs import watched_in_process_executor
 from rm_assets.defs.launcher_local import LocalLauncher
+from rm_assets.defs.stop_requests import is_asked
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SECONDS = 15  # of what nobody interrupts
@@ -113,6 +114,11 @@ def test_a_launcher_hears_of_an_interrupt_that_was_lost_before_its_job(
     monkeypatch.setattr(dead_runs, "SECONDS_TO_LEAVE", 10 * SECONDS)  # nobody sends it again
     with dg.execute_job(dg.reconstructable(with_a_job), instance, raise_on_error=False) as result:
         assert interruption(result) == "DagsterExecutionInterruptedError"
+
+
+def test_a_request_is_forgotten_with_the_run_that_it_was_for(instance: dg.DagsterInstance) -> None:
+    with dg.execute_job(dg.reconstructable(with_a_job), instance, raise_on_error=False):
+        assert not is_asked()
 
 
 def test_a_lost_interrupt_is_sent_again_until_the_run_ends(instance: dg.DagsterInstance, quick_repetition) -> None:

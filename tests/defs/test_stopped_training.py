@@ -48,7 +48,8 @@ def test_a_killed_training_is_finished_on_its_own_pairs_before_todays_and_is_not
     killer = threading.Thread(target=kill_training_with_a_checkpoint, args=(home,), daemon=True)
     killer.start()
     result = run_graph(**settings)
-    killer.join()
+    killer.join(10)
+    assert not killer.is_alive(), "the run ended without a checkpoint"
     assert "it was ended by SIGKILL" in str(result.get_step_failure_events()[0])
     [description] = [json.loads(path.read_text()) for path in (home / ".training").glob("*.json")]
     before = latest(storage / "padded_pairs")
