@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_assets.data import records
-from rm_assets.data.padding import SPLITS, key_digests
+from rm_assets.data.key_digests import key_digests
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.splits import SPLITS
 
 
 def num_changed_pairs(before: Snapshot, now: Snapshot) -> int:

@@ -4,10 +4,9 @@ Which rows go is decided first, over all files, from hashes alone: of equal pair
 line stays; where the same two replies stand both ways round, nobody knows the label, and `conflicts` decides.
 """
 
-import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,126 +16,26 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data import records
+from rm_assets.data.duplicates import dropped_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.id_lists import IdLists, lists_of
 from rm_assets.data.identities import stage_identity
+from rm_assets.data.key_digests import key_digests, keys_with, shared_digests
 from rm_assets.data.parquet import read_batches, read_table
 from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
+from rm_assets.data.splits import SPLITS, splits_of
 from rm_assets.data.storage import place
 from rm_assets.data.texts import offsets_of
 from rm_assets.settings import Settings
 
 VERSION = 3
-SPLITS = ("train", "validation", "test")
-_JOINED_ROWS = 2**16
 
-Codes = NDArray[np.int64]
 Lengths = NDArray[np.int64]
-
-
-# --- decisions over all rows ---------------------------------------------------------------------------------
-
-
-def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> dict[int, Reason]:
-    """Which rows go, and why, by index; rows are in the order of source and line.
-
-    `conflicts` is the policy for pairs that stand both ways round: "drop" takes none of them, "majority" those of the
-    way that more rows take (none if there are as many of each), "keep" both ways. For the pairs
-    (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
-    "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
-    """
-    suspects = _suspects(chosen_keys, rejected_keys)
-    chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
-    base = int(max(chosen.max(initial=0), rejected.max(initial=0))) + 1
-    known, first_rows, inverse, counts = np.unique(
-        chosen * base + rejected, return_index=True, return_inverse=True, return_counts=True
-    )
-    swapped = rejected * base + chosen
-    place = np.minimum(np.searchsorted(known, swapped), max(len(known) - 1, 0))
-    num_swapped = np.where(known[place] == swapped, counts[place], 0) if len(known) else counts
-    conflict = (num_swapped > 0) & (chosen != rejected)
-    losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
-    first = np.isin(np.arange(len(chosen)), first_rows)
-    reasons = {int(row): Reason.DUPLICATE for row in suspects[np.flatnonzero(~first & ~losing)]}
-    return reasons | {int(row): Reason.CONFLICT for row in suspects[np.flatnonzero(losing)]}
-
-
-def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> Codes:
-    """The rows whose two keys, in either order, may stand in another row, too: usually few of all.
-
-    It compares 64-bit digests of the keys, so that all rows need few bytes; equal keys have equal digests.
-    """
-    digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum, which has no order
-    order = np.argsort(digests, kind="stable")
-    repeated = digests[order][1:] == digests[order][:-1]
-    is_suspect = np.zeros(len(digests), np.bool_)
-    is_suspect[order[1:][repeated]] = is_suspect[order[:-1][repeated]] = True
-    return np.flatnonzero(is_suspect)
-
-
-def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """The first 16 hexadecimal digits of each key as a number, without a Python object per key."""
-    digests = [np.empty(0, np.uint64)]
-    for chunk in _joined(keys.chunks):
-        text = np.frombuffer(chunk.buffers()[2], np.uint8) if len(chunk) else np.empty(0, np.uint8)
-        starts = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk)]
-        digest = np.zeros(len(chunk), np.uint64)
-        for offset in range(16):
-            digit = text[starts + offset]
-            value = (digit & 15) + 9 * (digit >> 6)  # "0" to "9" are 48 to 57, "a" to "f" 97 to 102
-            digest = (digest << np.uint64(4)) | value.astype(np.uint64)
-        digests.append(digest)
-    return np.concatenate(digests)
-
-
-def _joined(chunks: Iterable[pa.Array]) -> Iterator[pa.Array]:
-    """Arrays of at least _JOINED_ROWS rows, but for the last: a chunk per shard, and small files, make thousands."""
-    waiting: list[pa.Array] = []
-    num_rows = 0
-    for chunk in chunks:
-        waiting.append(chunk)
-        num_rows += len(chunk)
-        if num_rows >= _JOINED_ROWS:
-            yield pa.concat_arrays(waiting)
-            waiting, num_rows = [], 0
-    if waiting:
-        yield pa.concat_arrays(waiting)
-
-
-def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:
-    """Both columns as small integers, equal where the keys are equal: int64 arrays [rows]."""
-    both = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string())
-    encoded = both.combine_chunks().dictionary_encode()
-    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)])
-    return tuple(np.split(codes.astype(np.int64), [len(chosen_keys)]))  # type: ignore[return-value]
-
-
-def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-
-
-def splits_of(
-    prompt_keys: Sequence[str], seed: str, validation_fraction: float, test_fraction: float
-) -> NDArray[np.str_]:
-    """The split of each prompt: a keyed hash as a number in [0, 1); test first, then validation, the rest is train.
-
-    It depends on nothing but the prompt, so no prompt changes its split as data arrive.
-    """
-    keyed = hashlib.blake2b(key=hashlib.blake2b(seed.encode(), digest_size=32).digest(), digest_size=8)
-    digests = []
-    for prompt_key in prompt_keys:
-        digest = keyed.copy()
-        digest.update(prompt_key.encode())
-        digests.append(digest.digest())
-    places = np.frombuffer(b"".join(digests), ">u8") / 2**64
-    return np.select(
-        [places < test_fraction, places < test_fraction + validation_fraction], ["test", "validation"], "train"
-    )
 
 
 # --- padding -------------------------------------------------------------------------------------------------
@@ -357,19 +256,6 @@ def _num_prompts_in_two_splits(turn: Publication, shards: list[Shard]) -> int:
         tables.append((keys, key_digests(keys)))
     total = 0
     for (keys, digests), (other_keys, other_digests) in itertools.combinations(tables, 2):
-        shared = _shared_digests(digests, other_digests)
-        total += len(_where(keys, digests, shared) & _where(other_keys, other_digests, shared))
+        shared = shared_digests(digests, other_digests)
+        total += len(keys_with(keys, digests, shared) & keys_with(other_keys, other_digests, shared))
     return total
-
-
-def _shared_digests(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What stands in both; the shorter one is looked up in the longer, which is many times as fast as a set of both."""
-    shorter, longer = map(np.sort, sorted((one, other), key=len))
-    if not len(longer):
-        return shorter
-    places = np.minimum(np.searchsorted(longer, shorter), len(longer) - 1)
-    return np.asarray(shorter[longer[places] == shorter])
-
-
-def _where(keys: pa.ChunkedArray, digests: NDArray[np.uint64], shared: NDArray[np.uint64]) -> set[str]:
-    return set(keys.take(np.flatnonzero(np.isin(digests, shared))).to_pylist()) if len(shared) else set()

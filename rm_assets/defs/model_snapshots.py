@@ -23,10 +23,11 @@ import dagster as dg
 from rm_assets.data.chat import carried_template
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock
-from rm_assets.data.padding import SPLITS, pad_token_id_of
+from rm_assets.data.padding import pad_token_id_of
 from rm_assets.data.publication import pinned_snapshots, remove_directory, unfinished_trainings
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, read_snapshot
+from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage import (
     download,
     is_abandoned,

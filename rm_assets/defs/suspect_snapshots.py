@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import local_directory
-from rm_assets.data.padding import SPLITS
 from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
+from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage import is_remote
 from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher

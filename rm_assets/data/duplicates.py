@@ -1,0 +1,59 @@
+"""Pairs that stand more than once, or the other way round too: which rows go, decided from hashes alone."""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rm_assets.data.key_digests import key_digests
+from rm_assets.data.records import Reason
+
+Codes = NDArray[np.int64]
+
+
+def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> dict[int, Reason]:
+    """Which rows go, and why, by index; rows are in the order of source and line.
+
+    `conflicts` is the policy for pairs that stand both ways round: "drop" takes none of them, "majority" those of the
+    way that more rows take (none if there are as many of each), "keep" both ways. For the pairs
+    (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
+    "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
+    """
+    suspects = _suspects(chosen_keys, rejected_keys)
+    chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
+    base = int(max(chosen.max(initial=0), rejected.max(initial=0))) + 1
+    known, first_rows, inverse, counts = np.unique(
+        chosen * base + rejected, return_index=True, return_inverse=True, return_counts=True
+    )
+    swapped = rejected * base + chosen
+    place = np.minimum(np.searchsorted(known, swapped), max(len(known) - 1, 0))
+    num_swapped = np.where(known[place] == swapped, counts[place], 0) if len(known) else counts
+    conflict = (num_swapped > 0) & (chosen != rejected)
+    losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
+    first = np.isin(np.arange(len(chosen)), first_rows)
+    reasons = {int(row): Reason.DUPLICATE for row in suspects[np.flatnonzero(~first & ~losing)]}
+    return reasons | {int(row): Reason.CONFLICT for row in suspects[np.flatnonzero(losing)]}
+
+
+def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> Codes:
+    """The rows whose two keys, in either order, may stand in another row, too: usually few of all.
+
+    It compares 64-bit digests of the keys, so that all rows need few bytes; equal keys have equal digests.
+    """
+    digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum, which has no order
+    order = np.argsort(digests, kind="stable")
+    repeated = digests[order][1:] == digests[order][:-1]
+    is_suspect = np.zeros(len(digests), np.bool_)
+    is_suspect[order[1:][repeated]] = is_suspect[order[:-1][repeated]] = True
+    return np.flatnonzero(is_suspect)
+
+
+def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:
+    """Both columns as small integers, equal where the keys are equal: int64 arrays [rows]."""
+    both = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string())
+    encoded = both.combine_chunks().dictionary_encode()
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)])
+    return tuple(np.split(codes.astype(np.int64), [len(chosen_keys)]))  # type: ignore[return-value]
+
+
+def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]

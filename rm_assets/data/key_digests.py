@@ -1,0 +1,52 @@
+"""64-bit digests of keys, which tell nearly all of them apart in a quarter of the memory."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_JOINED_ROWS = 2**16
+
+
+def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """The first 16 hexadecimal digits of each key as a number, without a Python object per key."""
+    digests = [np.empty(0, np.uint64)]
+    for chunk in _joined(keys.chunks):
+        text = np.frombuffer(chunk.buffers()[2], np.uint8) if len(chunk) else np.empty(0, np.uint8)
+        starts = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk)]
+        digest = np.zeros(len(chunk), np.uint64)
+        for offset in range(16):
+            digit = text[starts + offset]
+            value = (digit & 15) + 9 * (digit >> 6)  # "0" to "9" are 48 to 57, "a" to "f" 97 to 102
+            digest = (digest << np.uint64(4)) | value.astype(np.uint64)
+        digests.append(digest)
+    return np.concatenate(digests)
+
+
+def _joined(chunks: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """Arrays of at least _JOINED_ROWS rows, but for the last: a chunk per shard, and small files, make thousands."""
+    waiting: list[pa.Array] = []
+    num_rows = 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        num_rows += len(chunk)
+        if num_rows >= _JOINED_ROWS:
+            yield pa.concat_arrays(waiting)
+            waiting, num_rows = [], 0
+    if waiting:
+        yield pa.concat_arrays(waiting)
+
+
+def shared_digests(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What stands in both; the shorter one is looked up in the longer, which is many times as fast as a set of both."""
+    shorter, longer = map(np.sort, sorted((one, other), key=len))
+    if not len(longer):
+        return shorter
+    places = np.minimum(np.searchsorted(longer, shorter), len(longer) - 1)
+    return np.asarray(shorter[longer[places] == shorter])
+
+
+def keys_with(keys: pa.ChunkedArray, digests: NDArray[np.uint64], shared: NDArray[np.uint64]) -> set[str]:
+    """The keys whose digest is among the shared ones."""
+    return set(keys.take(np.flatnonzero(np.isin(digests, shared))).to_pylist()) if len(shared) else set()
