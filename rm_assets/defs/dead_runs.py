@@ -17,6 +17,7 @@ from typing import Any
 
 import dagster as dg
 
+from rm_assets.defs import pool
 from rm_assets.defs.last_line import tell_at_exit
 from rm_assets.defs.run_records import Record, abandoned, keep_record
 from rm_assets.defs.stop_requests import is_asked, is_being_heard, remembered_requests
@@ -103,7 +104,8 @@ def _has_lost_its_server(run: dg.DagsterRun) -> bool:
     description="Ends runs as failed whose process was killed, and frees what they held.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Looks at once after a start, then every 15 s; asks for no runs."""
+    """Looks at once after a start, then every 15 s; asks for no runs. Being always on, it sees to the pool as well."""
+    pool.make_known(context.instance)
     ended = end_dead_runs(context.instance)
     return dg.SkipReason(f"ended as failed: {', '.join(ended)}" if ended else "no run's process is gone")
 

@@ -16,12 +16,9 @@ from rm_assets.defs import (
 )
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.pool import POOL
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import schema_metadata
-
-POOL = "gpu"
-"""What needs the devices of the training job. The limit of a pool holds over all machines that share Dagster's storage;
-the launcher's lock holds on one."""
 
 
 @dg.asset(

@@ -16,6 +16,7 @@ from real_runs import ROOT, Site
 
 from rm_assets.defs import dead_runs as dead_runs_module
 from rm_assets.defs.dead_runs import dead_runs, end_dead_runs, records_directory
+from rm_assets.defs.pool import POOL
 from rm_assets.defs.run_records import abandoned
 
 OF_ANOTHER_KERNEL = "00000000-0000-0000-0000-000000000000"
@@ -167,3 +168,13 @@ def test_the_sensor_is_on_by_itself_and_asks_for_no_run(instance) -> None:
         f"ended as failed: {run_id}",
         "no run's process is gone",
     ]
+
+
+def test_the_sensor_gives_the_pool_its_default_limit_and_leaves_a_limit_of_its_own_alone(instance) -> None:
+    storage = instance.event_log_storage
+    assert POOL not in storage.get_concurrency_keys()
+    dead_runs(dg.build_sensor_context(instance=instance))
+    assert storage.get_concurrency_info(POOL).limit == 1
+    storage.set_concurrency_slots(POOL, 3)
+    dead_runs(dg.build_sensor_context(instance=instance))
+    assert storage.get_concurrency_info(POOL).limit == 3
