@@ -153,8 +153,10 @@ class _Look:
         self._known = known
         self._settled_seconds = settled_seconds
         self._now = time.time()
+        # what a clock noted that was set back since is taken to be of now, so that nobody waits for it to come back
+        self._waiting_since = None if known.waiting_since is None else min(known.waiting_since, self._now)
         longest_wait = max(LONGEST_WAIT_SECONDS, 2 * settled_seconds)
-        self._takes_all = known.waiting_since is not None and self._now - known.waiting_since >= longest_wait
+        self._takes_all = self._waiting_since is not None and self._now - self._waiting_since >= longest_wait
         self._unread: list[AnnotationFile] = []
         self._not_to_keep: set[str] = set()
 
@@ -167,7 +169,7 @@ class _Look:
             return
         stamp, known = file_stamp(file.path, status), self._known.seen.get(file.source)
         if known and known.stamp == stamp:
-            seen = msgspec.structs.replace(known, blocks=list(known.blocks))
+            seen = msgspec.structs.replace(known, since=min(known.since, self._now), blocks=list(known.blocks))
         else:
             seen = _Seen(stamp, time.time(), status.st_size)
         self.found.seen[file.source] = seen
@@ -230,7 +232,7 @@ class _Look:
     def to_keep(self, *, is_waiting: bool) -> _Cache:
         """What the next look may rely on. The wait ends with a version, not with the file that it began with."""
         if is_waiting:
-            self.found.waiting_since = self._known.waiting_since or (self._now if self.changing else None)
+            self.found.waiting_since = self._waiting_since or (self._now if self.changing else None)
         for source in self._not_to_keep:
             seen = self.found.seen[source]
             seen.blocks, seen.is_whole = [], False

@@ -26,6 +26,8 @@ from rm_assets.settings import Settings, SettingsError, load_settings
 CONTENT_TAG = "rm_assets/content_version"
 _HASHING_SECONDS = 20.0
 """A tick ends well before the minute that Dagster gives it; what is not hashed by then is left to the next one."""
+_SHORTEST_PAUSE_SECONDS = 60.0
+"""A run that was killed is started once more by Dagster's daemon, which looks every few seconds."""
 _DESCRIPTION = (
     "Asks for refresh_data once per new content of the annotation files, when none of them is changing any more. "
     "A tick that asks for nothing says why: open its '0 runs requested'."
@@ -110,8 +112,8 @@ def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
             f"{len(attempts)} runs of these contents did not refresh the data, the last is {run.run_id}: mend what it "
             "says and launch refresh_data by hand"
         )
-    pause = settings.arrival_seconds * 2.0 ** len(attempts)
-    if time.time() - ended < pause:
+    pause = max(_SHORTEST_PAUSE_SECONDS, settings.arrival_seconds * 2.0 ** len(attempts))
+    if abs(time.time() - ended) < pause:  # far ahead is an end that a clock noted which was set back since
         return f"run {run.run_id} did not refresh the data: asked for again {pause:.0f} s after its end"
     return ""
 

@@ -26,7 +26,10 @@ SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
 SECONDS_TO_LEAVE = 5.0  # of a run that was interrupted, unless it is ending a job, which may take its time to save
 SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
+SECONDS_TO_SAY_A_WORD = 30.0  # of a run that started; it takes milliseconds
+SECONDS_FOR_AN_ANSWER = 1.0
 _SERVER_TAG = ".dagster/grpc_info"
+_PROJECT = "rm_assets.definitions"
 
 
 def records_directory(instance: dg.DagsterInstance) -> Path:
@@ -52,7 +55,37 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if _has_lost_its_server(run):
             _end(instance, run.run_id, "the code server that was to start this run is gone: materialize again")
             ended.append(run.run_id)
+    if silent := _runs_without_a_word(instance):
+        time.sleep(SECONDS_FOR_THE_SERVER)
+        for run_id in sorted(silent & _runs_without_a_word(instance)):
+            _end(instance, run_id, "nothing was heard of this run since it started: it was killed. Materialize again")
+            ended.append(run_id)
     return ended
+
+
+def _runs_without_a_word(instance: dg.DagsterInstance) -> set[str]:
+    """Started runs of this project, of whatever machine, which died before they left a record and said so.
+
+    Theirs may be another clock, or one that was set since: only who looks twice, and hears nothing meanwhile, knows.
+    """
+    found = set()
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        run, now = record.dagster_run, time.time()
+        if abs(now - (record.start_time or now)) < SECONDS_TO_SAY_A_WORD or not _is_of_this_project(run):
+            continue
+        if (records_directory(instance) / run.run_id).exists():
+            continue
+        [*_, last] = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        event = last.event_log_entry.dagster_event
+        if event is not None and event.event_type == dg.DagsterEventType.RUN_START:
+            found.add(run.run_id)
+    return found
+
+
+def _is_of_this_project(run: dg.DagsterRun) -> bool:
+    """Whether its executor is the one below; those of other projects may be silent."""
+    origin = run.job_code_origin
+    return origin is not None and getattr(origin.repository_origin.code_pointer, "module", "") == _PROJECT
 
 
 def _is_running(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -89,6 +122,7 @@ def _has_lost_its_server(run: dg.DagsterRun) -> bool:
     if not address or not Path(address).is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(SECONDS_FOR_AN_ANSWER)
         try:
             client.connect(address)
         except ConnectionRefusedError:
@@ -127,19 +161,26 @@ class WatchedExecutor(dg.Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         run, instance = plan_context.dagster_run, plan_context.instance
         with remembered_requests():
-            self._look_around(plan_context)
+            self._keep_record(plan_context)
+            instance.report_engine_event(f"Process {os.getpid()} runs this run.", run)  # its first word
+            is_over = threading.Event()
+            self._look_around(plan_context, is_over)
             try:
                 yield from self._executor.execute(plan_context, execution_plan)
             finally:
+                is_over.set()
                 tell_at_exit(instance, run.run_id)
 
-    def _look_around(self, plan_context: Any) -> None:
-        """Let others see that this run lives, end those that do not, and watch out for a cancel of this one."""
-        run, instance = plan_context.dagster_run, plan_context.instance
+    def _keep_record(self, plan_context: Any) -> None:
+        """Let others see that this run lives."""
         try:
-            keep_record(records_directory(instance), run.run_id)
+            keep_record(records_directory(plan_context.instance), plan_context.dagster_run.run_id)
         except OSError as error:
             plan_context.log.warning(f"should this run be killed, nobody will know at once: {error}")
+
+    def _look_around(self, plan_context: Any, is_over: threading.Event) -> None:
+        """End the runs that do not live, and watch out for a cancel of this one."""
+        run, instance = plan_context.dagster_run, plan_context.instance
         try:
             for run_id in end_dead_runs(instance):
                 plan_context.log.info(f"run {run_id} was killed, and is now ended as failed")
@@ -147,26 +188,27 @@ class WatchedExecutor(dg.Executor):
             plan_context.log.warning(f"whether other runs were killed is not known: {error}")
         if isinstance(instance.run_launcher, dg.DefaultRunLauncher):  # others end what they launched by themselves
             server = os.getppid() if _SERVER_TAG in run.tags else None
-            threading.Thread(target=_see_that_it_stops, args=(instance, run.run_id, server), daemon=True).start()
+            watch = (instance, run.run_id, server, is_over)
+            threading.Thread(target=_see_that_it_stops, args=watch, daemon=True).start()
 
 
-def _see_that_it_stops(instance: dg.DagsterInstance, run_id: str, server: int | None) -> None:
+def _see_that_it_stops(instance: dg.DagsterInstance, run_id: str, server: int | None, is_over: threading.Event) -> None:
     """Interrupt this process once its run is cancelled: at once where no living code server, its parent, does so.
 
-    A run of the command line has none, and hears of the UI by nobody else. Whoever interrupted it, an interrupt may be
-    lost, and is sent again until the run ends.
+    A run of the command line has none, and hears of the UI by nobody else. A run that others have ended (cancelled by
+    force, or too long) is one to stop, too. Whoever interrupted it, an interrupt may be lost, and is sent again until
+    the run ends.
     """
     seconds = 0.0
-    while True:
-        time.sleep(SECONDS_TO_HEAR_OF_A_CANCEL)
+    while not is_over.wait(SECONDS_TO_HEAR_OF_A_CANCEL):
         try:
             run = instance.get_run_by_id(run_id)
         except Exception as error:  # a database that is away or locked: it is asked again
             print(f"whether run {run_id} is cancelled is not known for now: {error}", file=sys.stderr)
             continue
-        if run is None or run.is_finished:
+        if run is None:
             return
-        is_cancelled = run.status == dg.DagsterRunStatus.CANCELING
+        is_cancelled = run.is_finished or run.status == dg.DagsterRunStatus.CANCELING
         if is_being_heard():
             seconds = 0.0
         elif is_cancelled or is_asked():

@@ -121,6 +121,34 @@ def test_a_file_that_never_stands_still_keeps_the_others_back_for_a_while_only(
     assert look(directory, settled_seconds=30.0).version is not None
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_waiting_for_it_to_come_back(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = time.time()
+    monkeypatch.setattr(listing_module.time, "time", lambda: present + 1)
+    (directory / "a.jsonl").touch()
+    assert look(directory, settled_seconds=30.0).changing == ("a.jsonl",)
+    versions = []
+    for seconds in (0, 30, 60):
+        monkeypatch.setattr(listing_module.time, "time", lambda seconds=seconds: present - 86400 + seconds)
+        versions.append(look(directory, settled_seconds=30.0).version)
+    assert versions[0] is None
+    assert versions[-1] is not None
+
+
+def test_a_wait_that_began_before_a_clock_was_set_back_ends(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = time.time()
+    (directory / "a.jsonl").touch()
+    assert look(directory, settled_seconds=30.0).version is None
+    versions = []
+    for seconds in range(0, int(LONGEST_WAIT_SECONDS) + 60, 30):  # a file that grows before each look
+        now = present - 86400 + seconds
+        monkeypatch.setattr(listing_module.time, "time", lambda now=now: now)
+        os.utime(directory / "a.jsonl", (now - 1, now - 1))
+        versions.append(look(directory, settled_seconds=30.0).version)
+    assert any(versions)
+
+
 @pytest.mark.parametrize("settled_seconds", [30.0, 400.0])
 @pytest.mark.parametrize("grown", [("a",), ("a", "b"), None])
 def test_files_that_take_turns_in_changing_do_not_keep_a_version_back_for_ever(

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster import DagsterRunStatus as Status
+from real_runs import Site
 from support import QUICK, age, polite_rows, write_lines
 
 from rm_assets.data import listing as listing_module
@@ -196,6 +197,33 @@ def test_a_failed_refresh_is_asked_for_again_later_and_not_for_ever(desk: Desk, 
     assert "3 runs of these contents did not refresh the data" in desk.reason()
     desk.drop("b.jsonl", polite_rows(50)[40:])
     assert desk.request().tags["rm_assets/attempt"] == "1"
+
+
+def test_a_failed_refresh_is_asked_for_again_also_where_the_clock_was_set_back(
+    desk: Desk, later: Callable[[float], None]
+) -> None:
+    desk.drop("a.jsonl", polite_rows(40))
+    desk.make_run(desk.request(), Status.FAILURE)
+    later(-86400)
+    desk.request()
+
+
+def test_a_run_that_dagster_starts_once_more_is_not_asked_for_meanwhile(
+    tmp_path: Path, later: Callable[[float], None]
+) -> None:
+    """A killed run is repeated by Dagster's daemon, which looks every few seconds."""
+    with Site(tmp_path / "site").instance() as instance:
+        desk = Desk(tmp_path, instance)
+        desk.settings["arrival_seconds"] = 1
+        desk.drop("a.jsonl", polite_rows(40))
+        run = desk.make_run(desk.request(), Status.STARTED, **(refresh_data.tags or {}))
+        instance.report_run_failed(run)
+        repeated = instance.get_run_by_id(run.run_id)
+        assert repeated is not None and repeated.tags["dagster/will_retry"] == "true"
+        later(20)
+        assert run.run_id in desk.reason()
+        later(61)  # the daemon has not done it, and nothing may be lost
+        desk.request()
 
 
 @pytest.mark.parametrize("deleted", [[0], [1], [0, 1]])

@@ -1,17 +1,21 @@
 """Which runs live, told by the locks of real processes; and what becomes of the others."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster import DagsterEventType
 from real_runs import ROOT, Site
 
 from rm_assets.defs import dead_runs as dead_runs_module
@@ -157,6 +161,94 @@ def test_a_run_that_waits_for_a_code_server_which_is_gone_is_ended(instance, tmp
         if not is_served:
             server.close()
         assert end_dead_runs(instance) == ([] if is_served else [run.run_id])
+
+
+def test_a_code_server_that_accepts_nobody_keeps_nobody_waiting(instance, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTING)
+    instance.add_run_tags(run.run_id, {".dagster/grpc_info": json.dumps({"host": "localhost", "socket": "socket"})})
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind("socket")
+        server.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until its queue is full
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect("socket")
+        ended: list[list[str]] = []
+        look = threading.Thread(target=lambda: ended.append(end_dead_runs(instance)), daemon=True)
+        look.start()
+        look.join(10)
+        server.close()  # lets a look that waits go on
+        look.join()
+    assert ended == [[]]
+
+
+# --- killed before a record was kept -------------------------------------------------------------------------
+
+
+def run_killed_at(place: str, site: Site) -> str:
+    """The id of a run of the command line whose process was killed where it came to a function of dead_runs.py."""
+    dies = f"import os; from rm_assets.defs import dead_runs; dead_runs.{place} = lambda *_: os.kill(os.getpid(), 9); "
+    command = [sys.executable, "-c", f"{dies}from dagster._cli import main; main()", "asset", "materialize"]
+    options = ["-m", "rm_assets.definitions", "--select", "raw_preferences"]
+    made = subprocess.run(
+        [*command, *options], env=site.environment(), cwd=site.directory, capture_output=True, check=False
+    )
+    assert made.returncode == -signal.SIGKILL, made.stderr.decode()
+    [run_id] = site.run_ids()
+    assert site.status(run_id) == "STARTED"
+    return run_id
+
+
+@pytest.mark.parametrize("seconds", [31, -3600])  # a clock that was set back proves nothing either
+def test_a_run_that_was_killed_before_it_left_a_record_is_ended_a_while_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    site = Site(tmp_path)
+    run_id = run_killed_at("keep_record", site)
+    with site.instance() as instance:
+        assert not records_directory(instance).exists()
+        assert end_dead_runs(instance) == []  # it may be about to leave one
+        present = time.time
+        monkeypatch.setattr(dead_runs_module.time, "time", lambda: present() + seconds)
+        assert end_dead_runs(instance) == [run_id]
+        assert status(instance, run_id) == "FAILURE"
+        assert "nothing was heard of this run" in "".join(entry.message for entry in instance.all_logs(run_id))
+        assert end_dead_runs(instance) == []
+
+
+def test_a_run_without_a_record_that_said_a_word_is_left_alone(tmp_path: Path, monkeypatch) -> None:
+    """One of another machine, whose records are not here, or one that could not write its own."""
+    site = Site(tmp_path)
+    run_id = run_killed_at("end_dead_runs", site)
+    monkeypatch.setattr(dead_runs_module, "SECONDS_TO_SAY_A_WORD", 0.0)
+    with site.instance() as instance:
+        (records_directory(instance) / run_id).unlink()
+        assert end_dead_runs(instance) == []
+
+
+def test_a_run_that_says_its_first_word_at_the_second_look_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path)
+    run_id = run_killed_at("keep_record", site)
+    monkeypatch.setattr(dead_runs_module, "SECONDS_TO_SAY_A_WORD", 0.0)
+    with site.instance() as instance:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        monkeypatch.setattr(dead_runs_module.time, "sleep", lambda _: instance.report_engine_event("a word", run))
+        assert end_dead_runs(instance) == []
+
+
+def test_a_silent_run_of_another_project_is_left_alone(instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its executor may say nothing for as long as it likes."""
+    monkeypatch.setattr(dead_runs_module, "SECONDS_TO_SAY_A_WORD", 0.0)
+    run = instance.create_run_for_job(some_job)
+    instance.report_dagster_event(dg.DagsterEvent(DagsterEventType.RUN_START.value, some_job.name), run.run_id)
+    assert status(instance, run.run_id) == "STARTED"
+    assert end_dead_runs(instance) == []
 
 
 def test_the_sensor_is_on_by_itself_and_asks_for_no_run(instance) -> None:

@@ -75,6 +75,24 @@ def step_with_a_job_that_saves(context: dg.OpExecutionContext) -> None:
     LocalLauncher(grace_seconds=60).run(context, ["-c", SAVES, home], "")  # type: ignore[arg-type]
 
 
+@dg.op
+def step_that_is_given_up(context: dg.OpExecutionContext) -> None:
+    """Others end the run meanwhile: the UI's forced cancel, or the daemon of a run that takes too long."""
+    end_run(context.instance, context.run_id, os.environ["RM_TEST_ENDING"])
+    time.sleep(SECONDS)
+
+
+def end_run(instance: dg.DagsterInstance, run_id: str, ending: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    {"CANCELED": instance.report_run_canceled, "FAILURE": instance.report_run_failed}[ending](run)
+
+
+@dg.job(executor_def=watched_in_process_executor)
+def given_up() -> None:
+    step_that_is_given_up()
+
+
 @dg.job(executor_def=watched_in_process_executor)
 def waiting() -> None:
     step_that_waits()
@@ -133,3 +151,15 @@ def test_a_request_is_not_sent_again_while_a_job_saves(
     with dg.execute_job(dg.reconstructable(with_a_job_that_saves), instance, raise_on_error=False) as result:
         assert interruption(result) == "DagsterExecutionInterruptedError"
         assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("ending", ["CANCELED", "FAILURE"])
+def test_a_run_that_others_have_ended_does_not_go_on(
+    instance: dg.DagsterInstance, quick_repetition, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training would keep the GPU, and its end would write a success over the state."""
+    monkeypatch.setenv("RM_TEST_ENDING", ending)
+    with dg.execute_job(dg.reconstructable(given_up), instance, raise_on_error=False) as result:
+        assert interruption(result) == "DagsterExecutionInterruptedError"
+        run = instance.get_run_by_id(result.run_id)
+        assert run is not None and run.status.value == ending
