@@ -33,7 +33,7 @@ MEANINGS = {
     "rejected_length": "Tokens of the rejected side, without padding.",
     # rejects
     "stage": "The stage that rejected it.",
-    "reason": "Why, as one word of a closed set; the stage's rejects_by_reason says what it means.",
+    "reason": "Why, as one word of a closed set; rejects_by_reason says what it means.",
     "detail": "What exactly was wrong, without the row's text.",
     "line_sha256": "Hash of the line's bytes.",
     # the report

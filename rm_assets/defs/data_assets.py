@@ -60,7 +60,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
     snapshot = raw.raw_snapshot(ready.settings, context.log.info)
-    return stage_result(Stage.RAW, snapshot, None, previews=ready.settings.shows_previews)
+    return stage_result(Stage.RAW, snapshot, None, ready.settings)
 
 
 @dg.asset(
@@ -77,7 +77,7 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
     ready = project.ready()
     parent = ready.snapshot(Stage.RAW)
     snapshot = validation.validated_snapshot(ready.settings, parent, context.log.info)
-    return stage_result(Stage.VALIDATED, snapshot, parent, previews=ready.settings.shows_previews)
+    return stage_result(Stage.VALIDATED, snapshot, parent, ready.settings)
 
 
 @dg.asset(
@@ -94,7 +94,7 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     ready = project.ready()
     parent = ready.snapshot(Stage.VALIDATED)
     snapshot = flattening.flattened_snapshot(ready.settings, ready.tokenizer, parent, context.log.info)
-    return stage_result(Stage.FLATTENED, snapshot, parent, previews=ready.settings.shows_previews)
+    return stage_result(Stage.FLATTENED, snapshot, parent, ready.settings)
 
 
 @dg.asset(
@@ -112,7 +112,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     parent = ready.snapshot(Stage.FLATTENED)
     messages = ready.parent(parent, Stage.VALIDATED)
     snapshot = tokenization.tokenized_snapshot(ready.settings, ready.tokenizer, messages, parent, context.log.info)
-    return stage_result(Stage.TOKENIZED, snapshot, parent, previews=ready.settings.shows_previews)
+    return stage_result(Stage.TOKENIZED, snapshot, parent, ready.settings)
 
 
 @dg.asset(
@@ -130,7 +130,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     parent = ready.snapshot(Stage.TOKENIZED)
     messages = ready.parent(ready.parent(parent, Stage.FLATTENED), Stage.VALIDATED)
     snapshot = padding.padded_snapshot(ready.settings, messages, parent, context.log.info)
-    return stage_result(Stage.PADDED, snapshot, parent, previews=ready.settings.shows_previews)
+    return stage_result(Stage.PADDED, snapshot, parent, ready.settings)
 
 
 @dg.asset(

@@ -118,7 +118,7 @@ def _comparison(
     seen = _trained_on(storage, model_snapshot(storage, champion), newest)
     fresh = test[~test["prompt_key"].isin(seen)]
     today = drawn(fresh, settings.max_rescored_pairs)
-    counts = {"pairs_the_champion_was_trained_on": len(test) - len(fresh)}
+    counts = {"known_to_champion": len(test) - len(fresh)}
     if today.empty:
         why = "every test pair's prompt was among the champion's training prompts" if len(test) else "no test pairs"
         return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
@@ -129,7 +129,7 @@ def _comparison(
     directory = storage / MODEL / champion / MODEL_DIRECTORY
     again = scored_anew(context, launcher, settings, directory, pairs)
     kept = again[again["problem"] == ""].drop(columns=["prompt_key", "variant", "problem"])
-    counts["pairs_the_champion_cannot_score"] = len(again) - len(kept)
+    counts["unscored_by_champion"] = len(again) - len(kept)
     if kept.empty:
         why = f"the champion can score none of the {len(again)} test pairs ({again['problem'].max()})"
         return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}

@@ -22,9 +22,9 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
     """Accuracy of each slice with its 95 % interval, beside what the better length rule reaches there.
 
     `table` has the schema records.REPORT. Of more than MAX_SLICES slices the first are shown, whole evaluation sets
-    before all others, which leaves out single files first.
+    before all others, which leaves out single files first; the axis says how many are left out.
     """
-    rows = _first_slices(table)
+    rows, num_left_out = _first_slices(table)
     figure = new_figure(height_pixels=_MARGIN_PIXELS + _ROW_PIXELS * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
@@ -39,7 +39,8 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
         accuracy, places, xerr=[accuracy - low, high - accuracy], color=BLUE, fmt="o", markersize=4, linewidth=1.3,
         capsize=2, label="model, with 95 % interval", zorder=3,
     )  # fmt: skip
-    name_axes(axes, "accuracy (share of pairs)", "")
+    left_out = f"; {num_left_out:,} more slices stand in the table" if num_left_out else ""
+    name_axes(axes, f"accuracy (share of pairs){left_out}", "")
     axes.set_yticks(places, [_slice_name(row) for row in rows], fontsize=8, fontfamily=_families())
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(min(0.4, float(low.min(initial=1)) - 0.02), 1.02)
@@ -50,10 +51,13 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
     return drawn(figure)
 
 
-def _first_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    """All test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets, in this order."""
+def _first_slices(table: "pd.DataFrame") -> tuple[list[dict[str, Any]], int]:
+    """All test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets, in this order.
+
+    And how many of them are left out, at the end.
+    """
     rows = table[table["log_loss"].notna()].to_dict("records")
-    return sorted(rows, key=_rank)[:MAX_SLICES]
+    return sorted(rows, key=_rank)[:MAX_SLICES], max(len(rows) - MAX_SLICES, 0)
 
 
 def _rank(row: Mapping[str, Any]) -> int:

@@ -95,7 +95,7 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
-            "verdict": dg.MetadataValue.md(_verdict(checks)),
+            "verdict": dg.MetadataValue.md(_verdict(written.metrics, checks)),
             "report": dg.MetadataValue.md(_page(checks, drawn)),
             **({"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table)) else {}),
             "slices": table(list(_slices(written.table))),
@@ -109,10 +109,15 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
     )
 
 
-def _verdict(checks: list[dg.AssetCheckResult]) -> str:
+def _verdict(metrics: dict[str, Any], checks: list[dg.AssetCheckResult]) -> str:
     """The accuracy, and the names of the checks that warn: a list, as the page shows short ones and cuts long lines."""
     warning = [f"**NOT** {check.check_name}" for check in checks if not check.passed]
-    lines = [*str(checks[0].description).split(", "), *(warning or ["all checks passed"])]
+    found = [
+        f"accuracy {metrics['accuracy']:.3f}",
+        f"95 % interval {_interval(metrics)}",
+        f"on {metrics['num_pairs']:,} test pairs",
+    ]
+    lines = [*found, *(warning or ["all checks passed"])]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -178,24 +183,34 @@ def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResu
     from rm_assets.training.report import above_chance
 
     too_low = floor is not None and metrics["accuracy"] < floor
-    interval = f"{metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}"
+    told = f"{_accuracy_told(metrics)}, on {metrics['num_pairs']:,} test pairs"
+    if not above_chance(metrics):
+        told += ": not surely better than a coin, 0.5. Train on more pairs, or test on more"
+    if floor is not None:
+        told += f"; fail_below_accuracy is {floor}"
     return dg.AssetCheckResult(
         check_name="accuracy_is_above_chance",
         passed=above_chance(metrics) and not too_low,
         severity=dg.AssetCheckSeverity.ERROR if too_low else dg.AssetCheckSeverity.WARN,
-        description=f"accuracy {metrics['accuracy']:.3f}, 95 % interval {interval}, on {metrics['num_pairs']} pairs"
-        + (f"; fail_below_accuracy is {floor}" if floor is not None else ""),
+        description=told,
         metadata=numbers({name: metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")}),
     )
+
+
+def _interval(metrics: dict[str, Any]) -> str:
+    return f"{metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f}"
+
+
+def _accuracy_told(metrics: dict[str, Any]) -> str:
+    return f"accuracy {metrics['accuracy']:.3f}, 95 % interval {_interval(metrics)}"
 
 
 def _length(written: WrittenReport) -> dg.AssetCheckResult:
     from rm_assets.training.baselines import LENGTH_BASELINES
 
-    metrics = written.metrics
-    best = max(metrics[name] for name in LENGTH_BASELINES)
-    told = f"accuracy at least {metrics['accuracy_low']:.3f}, the better length rule {best:.3f}"
-    return _baselines("model_beats_length", written, LENGTH_BASELINES, told)
+    reached = ", ".join(f"'the {name.replace('_', ' ')}' {written.metrics[name]:.3f}" for name in LENGTH_BASELINES)
+    advice = "Length alone may do as well: add pairs whose better reply is the shorter one as often as the longer"
+    return _baselines("model_beats_length", written, LENGTH_BASELINES, reached, advice)
 
 
 def _prompt(written: WrittenReport) -> dg.AssetCheckResult:
@@ -203,13 +218,15 @@ def _prompt(written: WrittenReport) -> dg.AssetCheckResult:
 
     metrics = written.metrics
     without, other = (metrics.get(name) for name in PROMPT_BASELINES)
-    told = f"accuracy at least {metrics['accuracy_low']:.3f}"
-    told += f", without the prompt {without:.3f}" if without is not None else ", never without the prompt"
-    told += f", with another pair's {other:.3f}" if other is not None else ""
-    return _baselines("model_needs_the_prompt", written, PROMPT_BASELINES, told)
+    reached = f"without the prompt {without:.3f}" if without is not None else "never tried without the prompt"
+    reached += f", with another pair's prompt {other:.3f}" if other is not None else ""
+    advice = "The replies alone may do as well: add pairs whose better reply depends on the prompt"
+    return _baselines("model_needs_the_prompt", written, PROMPT_BASELINES, reached, advice)
 
 
-def _baselines(check: str, written: WrittenReport, names: tuple[str, ...], told: str) -> dg.AssetCheckResult:
+def _baselines(
+    check: str, written: WrittenReport, names: tuple[str, ...], reached: str, advice: str
+) -> dg.AssetCheckResult:
     """Passed where no baseline reaches the interval over all test pairs; slices where one does are shown."""
     from rm_assets.training.baselines import near_baselines
 
@@ -224,25 +241,31 @@ def _baselines(check: str, written: WrittenReport, names: tuple[str, ...], told:
         }
         for row in near_baselines(written.table, names).to_dict("records")
     ]
-    types = {"slice": "string", "baseline": "string", "pairs": "int", "reaches": "float", "model": "float"}
+    passed = not any(metrics.get(name, 0.0) >= metrics["accuracy_low"] for name in names)
+    told = f"{_accuracy_told(metrics)}; {reached}"
     return dg.AssetCheckResult(
         check_name=check,
-        passed=not any(metrics.get(name, 0.0) >= metrics["accuracy_low"] for name in names),
+        passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=told,
+        description=told if passed else f"{told}: not surely below the model. {advice}",
         metadata={
             **numbers({name: metrics[name] for name in ("accuracy_low", *names) if name in metrics}),
-            "slices_where_a_baseline_comes_near": table(near, types),
+            **({"slices_where_a_baseline_comes_near": table(near)} if near else {}),
         },
     )
 
 
 def _correlation(metrics: dict[str, Any], limit: float) -> dg.AssetCheckResult:
     found = metrics.get("difference_length_spearman", 0.0)
+    told = f"Spearman correlation {found:+.3f} of differences of scores and lengths; the limit is {limit:g}"
+    passed = abs(found) <= limit
+    if not passed:
+        way = "longer" if found > 0 else "shorter"
+        told += f": {way} replies score higher. Add pairs whose better reply is not the {way} one"
     return dg.AssetCheckResult(
         check_name="scores_do_not_follow_length",
-        passed=abs(found) <= limit,
+        passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Spearman correlation {found:+.3f} of differences of scores and lengths; the limit is {limit:g}",
+        description=told,
         metadata=numbers({"difference_length_spearman": found, "max_length_correlation": limit}),
     )

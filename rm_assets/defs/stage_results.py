@@ -16,6 +16,7 @@ from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.pictures import length_histogram, markdown_picture
+from rm_assets.settings import Settings
 
 HELD_BACK_CHECK = "no_file_is_held_back"
 NUM_PREVIEWED = 5
@@ -39,7 +40,7 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
     return specs
 
 
-def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, *, previews: bool) -> dg.MaterializeResult:
+def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, settings: Settings) -> dg.MaterializeResult:
     """The materialization of a data stage; raises NothingLeftError if it has no row."""
     if not snapshot.manifest.num_rows():
         raise NothingLeftError(_nothing_left(stage, snapshot))
@@ -47,13 +48,13 @@ def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, *, p
     metadata = _figures(stage, snapshot.manifest) | _tables(stage, snapshot.manifest)
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
-    if previews:
+    if settings.shows_previews:
         metadata["preview"] = preview(_first_rows(snapshot))
     metadata |= _files(snapshot)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata=metadata,
-        check_results=list(_check_results(stage, snapshot.manifest, parent.manifest if parent else None)),
+        check_results=list(_check_results(stage, snapshot.manifest, parent.manifest if parent else None, settings)),
     )
 
 
@@ -96,8 +97,8 @@ _TOTALS = {
     },
     Stage.FLATTENED: {
         "characters": "num_characters",
-        "pairs_rewritten_by_the_template": "num_rewritten",
-        "pairs_rendered_one_by_one": "num_one_by_one",
+        "rewritten_by_template": "num_rewritten",
+        "rendered_one_by_one": "num_one_by_one",
     },
     Stage.TOKENIZED: {"tokens": "num_tokens", "shared_prefix_tokens": "num_shared_tokens"},
     Stage.PADDED: {
@@ -123,14 +124,9 @@ def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
 
 
 def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
-    reasons = [
-        {"reason": reason, "rejects": count, "meaning": records.MEANINGS[records.Reason(reason)]}
-        for reason, count in reason_totals(manifest).most_common()
-    ]
-    metadata: dict[str, Any] = {
-        "rejects_by_reason": table(reasons, {"reason": "string", "rejects": "int", "meaning": "string"}),
-        "files": table(_rows_by_file(manifest)),
-    }
+    totals = reason_totals(manifest)
+    metadata: dict[str, Any] = {"rejects_by_reason": _reasons_table(totals)} if totals else {}
+    metadata["files"] = table(_rows_by_file(manifest))
     if stage in _WAYS:
         metadata |= _ways(manifest, *_WAYS[stage])
     if stage is Stage.RAW:
@@ -143,6 +139,15 @@ def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
             formats.update(shard.stats["formats"])
         metadata["formats"] = table([{"format": name, "pairs": count} for name, count in formats.most_common()])
     return metadata
+
+
+def _reasons_table(totals: Counter[str]) -> dg.TableMetadataValue:
+    """What was rejected for which reason, most frequent first, and what the reason means."""
+    rows = [
+        {"reason": reason, "rejects": count, "meaning": records.MEANINGS[records.Reason(reason)]}
+        for reason, count in totals.most_common()
+    ]
+    return table(rows, {"reason": "string", "rejects": "int", "meaning": "string"})
 
 
 def _rows_by_file(manifest: Manifest) -> list[dict[str, Any]]:
@@ -179,7 +184,9 @@ def _first_rows(snapshot: Snapshot) -> pa.Table:
         return pa.Table.from_batches([next(file.iter_batches(batch_size=NUM_PREVIEWED, columns=named))])
 
 
-def _check_results(stage: Stage, manifest: Manifest, parent: Manifest | None) -> Iterator[dg.AssetCheckResult]:
+def _check_results(
+    stage: Stage, manifest: Manifest, parent: Manifest | None, settings: Settings
+) -> Iterator[dg.AssetCheckResult]:
     for law in LAWS[stage]:
         violations = law.violations(manifest, parent)
         yield dg.AssetCheckResult(
@@ -189,7 +196,7 @@ def _check_results(stage: Stage, manifest: Manifest, parent: Manifest | None) ->
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
         )
     if stage is Stage.VALIDATED:
-        yield _held_back_result(manifest)
+        yield _held_back_result(manifest, settings.max_malformed_fraction)
 
 
 def _counted(law: Law, violations: dict[str, int]) -> str:
@@ -198,20 +205,25 @@ def _counted(law: Law, violations: dict[str, int]) -> str:
     return f"{counted}; broken: {law.description}" if any(violations.values()) else counted
 
 
-def _held_back_result(manifest: Manifest) -> dg.AssetCheckResult:
+def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
     held_back = manifest.facts["held_back"]
     rows = [
         {"file": source, "malformed_lines": counts["num_malformed"], "lines": counts["num_lines"]}
         for source, counts in held_back.items()
     ]
-    named = ", ".join(list(held_back)[:NUM_NAMED]) + (" and others" if len(held_back) > NUM_NAMED else "")
+    named = [f"{row['file']} ({row['malformed_lines']:,} of {row['lines']:,} lines malformed)" for row in rows]
+    if len(named) > NUM_NAMED:
+        named[NUM_NAMED:] = [f"{len(named) - NUM_NAMED:,} more files"]
+    rule = (
+        f"a file may have {limit * 100:.4g} % of its lines malformed (max_malformed_fraction), and no ambiguous label"
+    )
     return dg.AssetCheckResult(
         check_name=HELD_BACK_CHECK,
         passed=not held_back,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Held back: {named}. Mend the lines that are rejects, raise max_malformed_fraction, or set labels."
+        description=f"Held back: {', '.join(named)}; {rule}. Mend the rejected lines, raise the limit, or set labels."
         if held_back
-        else "No file is held back.",
+        else f"No file is held back; {rule}.",
         metadata={
             "num_held_back": len(held_back),
             "held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"}),
@@ -227,10 +239,10 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
         {"file": row["source"], "reason": row["reason"], "rejects": row["count_all"]}
         for row in sorted(grouped, key=lambda row: (-row["count_all"], row["source"], row["reason"]))
     ]
-    counts = Counter(rows["stage"].to_pylist())
+    counts, reasons = Counter(rows["stage"].to_pylist()), Counter(rows["reason"].to_pylist())
     by_stage = [{"stage": stage.value, "rejects": counts[stage.value]} for stage in Stage]
     single = [
-        {"file": row["source"], **{name: row[name] for name in ("line", "reason", "detail")}}
+        {"file": row["source"], "line": row["line"], "why": f"{row['reason']}: {row['detail']}".removesuffix(": ")}
         for row in rows.slice(0, MAX_ROWS - 1).to_pylist()  # one row is left to tell of the others
     ]
     if rows.num_rows > len(single):
@@ -241,8 +253,9 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
         metadata={
             "dagster/row_count": rows.num_rows,
             "rejects_by_stage": table(by_stage, {"stage": "string", "rejects": "int"}),
+            **({"rejects_by_reason": _reasons_table(reasons)} if reasons else {}),
             "rejects_by_file": table(by_file, {"file": "string", "reason": "string", "rejects": "int"}),
-            "rejects": table(single, {"file": "string", "line": "int", "reason": "string", "detail": "string"}),
+            "rejects": table(single, {"file": "string", "line": "int", "why": "string"}),
             "dagster/uri": snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(snapshot.directory)),
         },

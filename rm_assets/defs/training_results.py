@@ -12,6 +12,9 @@ from rm_assets.defs.report_results import numbers
 _FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
 """What one looks for in every model, before all its other figures."""
 
+_NAMED = {"saved_by_sharing": "share_saved_by_sharing", "padding": "share_of_padding", "seconds": "training_seconds"}
+"""Figures whose own names do not tell, alone on a page, what they count."""
+
 MODEL_CHECKS = [
     dg.AssetCheckSpec(
         "files_match_their_hashes",
@@ -31,7 +34,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
     curves = markdown_picture(training_curves(lines), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL_DIRECTORY
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
-    figures = numbers(model.manifest["metrics"])
+    figures = {_NAMED.get(name, name): value for name, value in numbers(model.manifest["metrics"]).items()}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(model.directory.name),
         metadata={
@@ -39,7 +42,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             **{name: figures[name] for name in _FIRST if name in figures},
             **figures,  # those that are first stay there
             **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
-            "golden_scores": len(golden["conversations"]),
+            "golden_conversations": len(golden["conversations"]),
             "packing": model.manifest["metrics"]["packing_reason"],
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],

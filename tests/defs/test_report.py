@@ -212,3 +212,9 @@ def test_a_model_that_learned_length_is_flagged(tmp_path: Path, run_graph) -> No
     beaten = check(result, "model_beats_length")
     assert not beaten.passed
     assert beaten.metadata["longer_wins"].value == 1
+    for failed, figures in (
+        (flagged, "the limit is 0.5: longer replies score higher. Add pairs"),
+        (beaten, "wins' 1.000, "),
+    ):
+        assert figures in failed.description
+    assert beaten.description.endswith("the shorter one as often as the longer")

@@ -53,6 +53,12 @@ def test_of_many_slices_whole_evaluation_sets_are_shown_before_single_files():
     assert cut != with_set
 
 
+def test_slices_that_the_picture_has_no_room_for_are_told_of():
+    full = [row(), *[row("source", f"file {number}") for number in range(MAX_SLICES - 1)]]
+    with_more = [slices_plot(pd.DataFrame([*full, *[row("source", "last")] * count])) for count in (0, 1, 3)]
+    assert len(set(with_more)) == 3
+
+
 def test_a_benchmarks_own_rule_is_in_the_table_and_not_among_the_slices():
     rule = row("evaluation/bench", "best of prompt") | {"log_loss": np.nan, "longer_wins": np.nan}
     assert slices_plot(pd.DataFrame([row(), rule])) == slices_plot(pd.DataFrame([row()]))

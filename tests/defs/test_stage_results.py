@@ -10,6 +10,7 @@ import pytest
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot, read_snapshot
 from rm_assets.defs.stage_results import stage_result
+from rm_assets.settings import Settings
 
 
 @pytest.fixture
@@ -25,9 +26,14 @@ def path_of(result: Any, stage: Stage) -> Path:
     return Path(event.metadata["path"].value)
 
 
+def checks_of(snapshot: Snapshot, parent: Snapshot, **settings: object) -> dict[str, Any]:
+    result = stage_result(Stage.VALIDATED, snapshot, parent, Settings(**settings))
+    return {check.check_name: check for check in result.check_results}
+
+
 def test_the_page_says_what_came_of_the_rows_before_where_they_lie(validated) -> None:
     snapshot, parent = validated
-    names = list(stage_result(Stage.VALIDATED, snapshot, parent, previews=True).metadata or {})
+    names = list(stage_result(Stage.VALIDATED, snapshot, parent, Settings(previews=True)).metadata or {})
     assert names[:2] == ["dagster/row_count", "rejects"]
     assert names.index("rejects_by_reason") < names.index("preview") < names.index("shards")
     assert names[-1] == "path"
@@ -38,9 +44,7 @@ def test_a_broken_law_says_how_often_and_which(validated) -> None:
     [lost] = [shard for shard in snapshot.manifest.shards if shard.source == "b.jsonl"]
     kept = tuple(shard for shard in snapshot.manifest.shards if shard != lost)
     cut = replace(snapshot, manifest=msgspec.structs.replace(snapshot.manifest, shards=kept))
-    checks = {
-        check.check_name: check for check in stage_result(Stage.VALIDATED, cut, parent, previews=False).check_results
-    }
+    checks = checks_of(cut, parent)
     conserved = checks["lines_are_conserved"]
     assert not conserved.passed
     assert conserved.description == (
@@ -49,3 +53,26 @@ def test_a_broken_law_says_how_often_and_which(validated) -> None:
     )
     assert checks["sides_differ"].passed
     assert checks["sides_differ"].description == "0 pairs with equal sides"
+
+
+def test_a_table_of_reasons_is_there_where_something_was_rejected(validated) -> None:
+    snapshot, parent = validated
+    clean = tuple(shard for shard in snapshot.manifest.shards if shard.source != "b.jsonl")
+    whole = replace(snapshot, manifest=msgspec.structs.replace(snapshot.manifest, shards=clean))
+    shown = [stage_result(Stage.VALIDATED, one, parent, Settings()).metadata or {} for one in (snapshot, whole)]
+    assert ["rejects_by_reason" in metadata for metadata in shown] == [True, False]
+    assert [metadata["rejects"] for metadata in shown] == [1, 0]
+
+
+def test_a_file_that_is_held_back_is_named_with_its_damage_and_the_limit(validated) -> None:
+    snapshot, parent = validated
+    counts = [{"num_malformed": number, "num_lines": 5} for number in range(1, 6)]
+    facts = snapshot.manifest.facts | {"held_back": dict(zip("abcde", counts, strict=True))}
+    told = replace(snapshot, manifest=msgspec.structs.replace(snapshot.manifest, facts=facts))
+    check = checks_of(told, parent, max_malformed_fraction=0.15)["no_file_is_held_back"]
+    assert not check.passed
+    assert check.description.startswith(
+        "Held back: a (1 of 5 lines malformed), b (2 of 5 lines malformed), c (3 of 5 lines malformed), 2 more files; "
+        "a file may have 15 % of its lines malformed (max_malformed_fraction)"
+    )
+    assert "15 %" in checks_of(snapshot, parent, max_malformed_fraction=0.15)["no_file_is_held_back"].description

@@ -218,7 +218,10 @@ def test_figures_are_plotted_over_time(opened: Opened, asset: str, figures: list
 
 CHECKS = {
     ("validated_preferences", "lines_are_conserved"): ["Passed", "0 lines not read, 0 lines unaccounted"],
-    ("validated_preferences", "no_file_is_held_back"): ["Failed", "Held back: broken.jsonl. Mend the lines"],
+    ("validated_preferences", "no_file_is_held_back"): [
+        "Failed",
+        "Held back: broken.jsonl (5 of 5 lines malformed); a file may have 10 %",
+    ],
     ("padded_pairs", "prompts_stay_in_one_split"): ["Passed", "0 prompts in two splits"],
     ("rejected_annotations", "rejects_are_complete"): ["Passed", "are those of all stages"],
     ("reward_model", "files_match_their_hashes"): ["Passed", "files match the manifest"],
