@@ -39,7 +39,7 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
         accuracy, places, xerr=[accuracy - low, high - accuracy], color=BLUE, fmt="o", markersize=4, linewidth=1.3,
         capsize=2, label="model, with 95 % interval", zorder=3,
     )  # fmt: skip
-    left_out = f"; {num_left_out:,} more slices stand in the table" if num_left_out else ""
+    left_out = f"\n{num_left_out:,} more slices stand in the table" if num_left_out else ""
     name_axes(axes, f"accuracy (share of pairs){left_out}", "")
     axes.set_yticks(places, [_slice_name(row) for row in rows], fontsize=8, fontfamily=_families())
     axes.set_ylim(-0.7, len(rows) - 0.3)
