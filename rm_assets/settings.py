@@ -1,24 +1,19 @@
 """Every knob of the project, declared once with its unit and meaning.
 
-A setting comes from the first of: Dagster config, the environment variable `RM_<NAME>`, the sample's own training
-settings (only while annotations, model and tokenizer are the built-in ones), the default written here. Names
-are unique over all classes, so that `RM_EPOCHS` needs no prefix of its group.
+Names are unique over all classes, so that `RM_EPOCHS` needs no prefix of its group. Where their values come from stands
+in `rm_assets.settings_loading`.
 """
 
-import difflib
 import json
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
-PREFIX = "RM_"
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
 
@@ -364,74 +359,3 @@ def knobs() -> Iterator[tuple[str, FieldInfo]]:
         for name, field in model.model_fields.items():
             if name not in ("training", "launch"):
                 yield name, field
-
-
-def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """The settings in force; `overrides` (flat, by name) beat the environment, and `None` there means not given.
-
-    Raises SettingsError for an unknown or empty `RM_*` variable, an unknown name, or a value out of its range.
-    """
-    given = _from_environment(environment)
-    given |= {name: value for name, value in overrides.items() if value is not None}
-    _refuse_unknown(given, "setting {!r}")
-    for name, value in given.items():
-        if isinstance(value, str) and not value.strip():
-            raise SettingsError(f"{name} is set but empty: unset {PREFIX}{name.upper()}, or give it a value")
-    if given.get("annotations") is None and given.get("model") is None and given.get("tokenizer") is None:
-        given = json.loads((SAMPLE / "training.json").read_text()) | given
-    training = {name: given.pop(name) for name in list(given) if name in TrainingSettings.model_fields}
-    launch = {name: given.pop(name) for name in list(given) if name in LaunchSettings.model_fields}
-    try:
-        settings = Settings(**given, training=TrainingSettings(**training), launch=LaunchSettings(**launch))
-    except ValidationError as error:
-        raise SettingsError("; ".join(_problems(error, given | training | launch))) from None
-    _refuse_jobs_out_of_reach(settings)
-    return settings
-
-
-def _refuse_jobs_out_of_reach(settings: Settings) -> None:
-    """Raise SettingsError where the launcher's machines could not read the storage, or could not train together."""
-    launch, num_nodes, is_uri = settings.launch, settings.training.num_nodes, "://" in settings.storage
-    where = f"launcher (or {PREFIX}LAUNCHER) is {launch.launcher!r}"
-    if num_nodes > 1 and launch.launcher != "ray":
-        raise SettingsError(f"{where}, num_nodes is {num_nodes!r}: several nodes need the launcher ray")
-    if launch.launcher == "local":
-        return
-    if not is_uri and not launch.shared_storage:
-        raise SettingsError(
-            f"{where}, storage is {settings.storage!r}, a directory of this machine: give a URI such as "
-            f"s3://bucket/prefix, or set shared_storage (or {PREFIX}SHARED_STORAGE) where its machines see this path"
-        )
-    if is_uri and num_nodes > 1:
-        raise SettingsError(
-            f"num_nodes is {num_nodes!r}, storage is {settings.storage!r}: nodes write a checkpoint together, into a "
-            "directory that all of them see"
-        )
-    if launch.launcher == "kubernetes" and not launch.image and not launch.pod_spec:
-        raise SettingsError(f"{where}: image (or {PREFIX}IMAGE) must name a container image with this package in it")
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    given = {name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
-    _refuse_unknown(given, "environment variable " + PREFIX + "{}", str.upper)
-    return given
-
-
-def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> None:
-    names = [name for name, _ in knobs()]
-    for name in given:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {what.format(spelled(close[0]))}?" if close else f"known are {', '.join(names)}"
-            raise SettingsError(f"unknown {what.format(spelled(name))}: {hint}")
-
-
-def _problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
-    for problem in error.errors():
-        name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        yield f"{name} (or {PREFIX}{name.upper()}) is {given.get(name)!r}: {problem['msg']}"
-
-
-def is_optional(annotation: Any) -> bool:
-    """Whether a type admits None."""
-    return isinstance(annotation, types.UnionType) and type(None) in typing.get_args(annotation)

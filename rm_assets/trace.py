@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from rm_assets.data.records import MEANINGS, Reason, Stage
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_snapshot, read_snapshot
 from rm_assets.data.storage import StorageError, is_remote, on_its_system, place
-from rm_assets.settings import SettingsError, load_settings
+from rm_assets.settings import SettingsError
+from rm_assets.settings_loading import load_settings
 
 USAGE = "usage: python -m rm_assets.trace PAIR_ID | FILE LINE"
 _MODEL, _PROMOTED = "reward_model", "promoted_reward_model"

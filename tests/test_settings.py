@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rm_assets.settings import SAMPLE, Settings, SettingsError, TrainingSettings, knobs, load_settings
+from rm_assets.settings import SAMPLE, Settings, SettingsError, TrainingSettings, knobs
+from rm_assets.settings_loading import load_settings
 
 
 def test_without_anything_given_the_sample_brings_its_own_training_settings() -> None:

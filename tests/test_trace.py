@@ -9,7 +9,7 @@ from support import plain_row, rows, run_stages, write_lines
 
 from rm_assets import trace
 from rm_assets.data.records import Stage
-from rm_assets.settings import load_settings
+from rm_assets.settings_loading import load_settings
 
 
 @pytest.fixture(scope="module")

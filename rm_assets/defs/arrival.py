@@ -21,7 +21,8 @@ from rm_assets.data.records import Stage
 from rm_assets.data.storage import place
 from rm_assets.defs.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
-from rm_assets.settings import Settings, SettingsError, load_settings
+from rm_assets.settings import Settings, SettingsError
+from rm_assets.settings_loading import load_settings
 
 CONTENT_TAG = "rm_assets/content_version"
 _HASHING_SECONDS = 20.0

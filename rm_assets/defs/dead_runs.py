@@ -38,7 +38,10 @@ def records_directory(instance: dg.DagsterInstance) -> Path:
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """End the runs of this machine whose process is gone, and no run of another machine; the ids of the ended ones."""
+    """End the runs whose process on this machine is gone, and those of any machine that died without a word.
+
+    Returns the ids of the ended runs.
+    """
     ended = []
     for path in sorted(records_directory(instance).glob("[!.]*")):
         with abandoned(path) as record:
@@ -75,7 +78,7 @@ def _runs_without_a_word(instance: dg.DagsterInstance) -> set[str]:
             continue
         if (records_directory(instance) / run.run_id).exists():
             continue
-        [*_, last] = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        [last] = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
         event = last.event_log_entry.dagster_event
         if event is not None and event.event_type == dg.DagsterEventType.RUN_START:
             found.add(run.run_id)

@@ -1,6 +1,7 @@
 """The one resource of all assets: the settings in force, and the files they name, checked before any work."""
 
 import os
+import types
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,8 @@ from rm_assets.data.records import Stage
 from rm_assets.data.remote_files import require_reachable
 from rm_assets.data.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.storage import StorageError, is_remote, place
-from rm_assets.settings import PREFIX, Settings, SettingsError, is_optional, knobs, load_settings
+from rm_assets.settings import Settings, SettingsError, knobs
+from rm_assets.settings_loading import PREFIX, load_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,14 @@ def _require_usable(setting: str) -> None:
         )
 
 
+def _is_optional(annotation: Any) -> bool:
+    """Whether a type admits None."""
+    return isinstance(annotation, types.UnionType) and type(None) in get_args(annotation)
+
+
 def _config_type(annotation: Any) -> Any:
     """A setting's type as Dagster config knows it: dates and closed sets of words are texts there."""
-    if is_optional(annotation):
+    if _is_optional(annotation):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is dict:
         return dict[str, str]

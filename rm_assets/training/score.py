@@ -29,7 +29,8 @@ from rm_assets.data.messages import MessageRecord, canonical_tools, messages_of
 from rm_assets.data.preferences import Message, ParsingRules, PreferenceError
 from rm_assets.data.records import Reason
 from rm_assets.data.spellings import CONVERSATIONS, response_fields
-from rm_assets.settings import Settings, SettingsError, load_settings
+from rm_assets.settings import Settings, SettingsError
+from rm_assets.settings_loading import load_settings
 from rm_assets.training.conversations import (
     ConversationError,
     Scorer,

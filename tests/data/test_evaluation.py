@@ -11,7 +11,8 @@ from rm_assets.data.evaluation import evaluation_folder, evaluation_name, overla
 from rm_assets.data.laws import LAWS
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
-from rm_assets.settings import Settings, SettingsError, load_settings
+from rm_assets.settings import Settings, SettingsError
+from rm_assets.settings_loading import load_settings
 
 WORDS = [f"word{number}" for number in range(14)]
 

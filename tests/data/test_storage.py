@@ -26,7 +26,7 @@ from rm_assets.data.storage import (
     upload,
     write_json,
 )
-from rm_assets.settings import load_settings
+from rm_assets.settings_loading import load_settings
 
 SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
 

@@ -17,7 +17,7 @@ from rm_assets.data.storage import write_json
 from rm_assets.definitions import definitions
 from rm_assets.defs.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
-from rm_assets.settings import load_settings
+from rm_assets.settings_loading import load_settings
 
 NIGHT = datetime(2031, 5, 17, 2, tzinfo=UTC)
 

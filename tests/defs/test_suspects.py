@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import QUICK, polite_rows, write_lines
 
-from rm_assets.settings import SAMPLE, load_settings
+from rm_assets.settings import SAMPLE
+from rm_assets.settings_loading import load_settings
 from rm_assets.training.suspects import fold_of
 
 SELECTION = "*suspect_annotations"

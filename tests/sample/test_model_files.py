@@ -6,7 +6,8 @@ import jinja2
 import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_assets.settings import SAMPLE, load_settings
+from rm_assets.settings import SAMPLE
+from rm_assets.settings_loading import load_settings
 
 QUESTION = [{"role": "user", "content": "How do I poach an egg?"}]
 REPLY = [{"role": "assistant", "content": "Keep the water just below the boil."}]
