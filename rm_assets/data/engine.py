@@ -17,6 +17,8 @@ from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20
 """Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""
+_BYTES_PER_SHARD = 2**17
+"""So much input takes as long as what every shard costs, however small: its files and its laws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ def compute_shards(
     if settings.engine == "ray":
         computed = computed_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
     else:
-        computed = _computed(jobs, 1 if num_bytes <= _SMALL_BYTES else settings.num_workers or os.cpu_count() or 1)
+        is_small = num_bytes + len(jobs) * _BYTES_PER_SHARD <= _SMALL_BYTES
+        computed = _computed(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
     for task, shard in zip(missing, computed, strict=True):
         found[shard.key] = shard
         progress.add(shard.num_rows(), task.num_bytes)

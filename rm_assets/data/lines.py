@@ -24,6 +24,7 @@ MAX_LINES = 100_000
 """Lines of one block: bounds memory where lines are short."""
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # of UTF-16 and UTF-32
+_FIRST_BYTES = 2**16
 _SKIP_BYTES = 2**20
 _LINE_FEED = 10
 _WHITE_SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
@@ -126,7 +127,7 @@ def _without_last_line(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
 def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int) -> Iterator[tuple[Piece, ...]]:
     """Pieces that end at the last line end within the limit; the byte order mark counts in the first."""
     limit = max(block_bytes - bom_bytes, 1)
-    buffer = bytearray(block_bytes + 1)  # one byte more than a piece may have: it tells whether anything follows
+    buffer = bytearray()
     begin = end = 0  # what is read and not yet given away
     while True:
         cut = _end_of_lines(buffer, begin, min(end, begin + limit), MAX_LINES)
@@ -134,7 +135,7 @@ def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
             rest = buffer[begin:end]
             buffer[: len(rest)] = rest
             begin, end = 0, len(rest)
-            end += _read_into(stream, memoryview(buffer)[end : limit + 1])
+            end = _fill(buffer, end, limit + 1, stream)  # a byte more than a piece may have tells if anything follows
             if not end:
                 return
             line_end = end if end <= limit else buffer.rfind(b"\n", 0, limit) + 1
@@ -150,12 +151,16 @@ def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
         limit = block_bytes
 
 
-def _read_into(stream: BinaryIO, view: memoryview) -> int:
-    """Fill the view as far as the stream goes; returns the number of bytes."""
-    num_bytes = 0
-    while num_bytes < len(view) and (num_read := stream.readinto(view[num_bytes:])):  # type: ignore[attr-defined]
-        num_bytes += num_read
-    return num_bytes
+def _fill(buffer: bytearray, begin: int, end: int, stream: BinaryIO) -> int:
+    """Read into buffer[begin:end], which grows on the way, as far as the stream goes; returns where that is."""
+    while begin < end:
+        if begin >= len(buffer):
+            buffer += bytes(min(max(len(buffer), _FIRST_BYTES), end - len(buffer)))
+        num_read = stream.readinto(memoryview(buffer)[begin:end])  # type: ignore[attr-defined]
+        if not num_read:
+            break
+        begin += num_read
+    return begin
 
 
 def _end_of_lines(buffer: bytearray, begin: int, end: int, num_lines: int) -> int:

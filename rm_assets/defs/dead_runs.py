@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.runs import SqliteRunStorage
 
 from rm_assets.defs import pool
 from rm_assets.defs.last_line import tell_at_exit
@@ -26,7 +27,7 @@ SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0
 SECONDS_TO_LEAVE = 5.0  # of a run that was interrupted, unless it is ending a job, which may take its time to save
 SECONDS_FOR_THE_SERVER = 2.0  # a code server that lives reports the death of a run within one
-SECONDS_TO_SAY_A_WORD = 30.0  # of a run that started; it takes milliseconds
+SECONDS_TO_SAY_A_WORD = 30.0  # of a run that started, which takes milliseconds, or is being started
 SECONDS_FOR_AN_ANSWER = 1.0
 _SERVER_TAG = ".dagster/grpc_info"
 _PROJECT = "rm_assets.definitions"
@@ -55,7 +56,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             path.unlink(missing_ok=True)
     starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
     for run in instance.get_runs(filters=starting):
-        if _has_lost_its_server(run):
+        if _has_lost_its_server(instance, run):
             _end(instance, run.run_id, "the code server that was to start this run is gone: materialize again")
             ended.append(run.run_id)
     if silent := _runs_without_a_word(instance):
@@ -73,13 +74,13 @@ def _runs_without_a_word(instance: dg.DagsterInstance) -> set[str]:
     """
     found = set()
     for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        run, now = record.dagster_run, time.time()
-        if abs(now - (record.start_time or now)) < SECONDS_TO_SAY_A_WORD or not _is_of_this_project(run):
+        run = record.dagster_run
+        is_new = record.start_time is None or _seconds_since(record.start_time) < SECONDS_TO_SAY_A_WORD
+        if is_new or not _is_of_this_project(run):
             continue
         if (records_directory(instance) / run.run_id).exists():
             continue
-        [last] = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
-        event = last.event_log_entry.dagster_event
+        event = _last_entry(instance, run).dagster_event
         if event is not None and event.event_type == dg.DagsterEventType.RUN_START:
             found.add(run.run_id)
     return found
@@ -116,13 +117,21 @@ def _end(instance: dg.DagsterInstance, run_id: str, reason: str) -> None:
         instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
-def _has_lost_its_server(run: dg.DagsterRun) -> bool:
-    """Whether the socket of the code server that was to start the run is here, and answers nobody.
+def _has_lost_its_server(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the code server that was to start the run is gone: its socket is here, and answers nobody.
 
-    Should a process of that server have survived it and begin the run after all, Dagster turns it away as too late.
+    Where there is no socket, as after a start of the machine that empties /tmp, it is gone if the instance is kept in
+    files of this machine. Should a process of that server have survived it and begin the run after all, Dagster turns
+    it away as too late.
     """
     address = json.loads(run.tags.get(_SERVER_TAG, "{}")).get("socket")
-    if not address or not Path(address).is_socket():
+    if not address:
+        return False
+    if not os.path.lexists(address):
+        # with some patience, as the files may be shared with a container that has a /tmp of its own
+        is_of_this_machine = isinstance(instance.run_storage, SqliteRunStorage)
+        return is_of_this_machine and _seconds_since(_last_entry(instance, run).timestamp) > SECONDS_TO_SAY_A_WORD
+    if not Path(address).is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(SECONDS_FOR_AN_ANSWER)
@@ -133,6 +142,16 @@ def _has_lost_its_server(run: dg.DagsterRun) -> bool:
         except OSError:  # another user's, busy, or gone by now: nothing is known of the server
             return False
     return False
+
+
+def _seconds_since(timestamp: float) -> float:
+    """By a clock that may have been set back since."""
+    return abs(time.time() - timestamp)
+
+
+def _last_entry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.EventLogEntry:
+    [last] = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    return last.event_log_entry
 
 
 @dg.sensor(

@@ -97,6 +97,18 @@ def test_a_line_that_is_too_long_is_a_reject_with_the_hash_of_its_bytes() -> Non
     assert unaccounted(shard) == (0, 0)
 
 
+def test_a_small_file_takes_little_memory_however_large_a_block_may_be() -> None:
+    """Thousands of small files would each have a block's memory cleared."""
+    content = io.BufferedReader(io.BytesIO(b"{}\n" * 100))
+    tracemalloc.start()
+    try:
+        [block] = blocks_of_lines(content, block_bytes=2**25, max_line_bytes=2**20)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert block.num_lines == 100
+
+
 def test_a_line_that_is_too_long_is_never_held_whole() -> None:
     class Zeros(io.RawIOBase):
         """A line of 64 MiB that lies nowhere."""

@@ -2,18 +2,20 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data import records
+from rm_assets.data import engine, records
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
-from rm_assets.data.snapshots import latest_snapshot
+from rm_assets.data.snapshots import Shard, latest_snapshot
 from rm_assets.settings import SAMPLE, Settings
 
 
@@ -224,6 +226,25 @@ def test_processes_give_the_same_snapshots_as_one(
     monkeypatch.setattr("rm_assets.data.engine._SMALL_BYTES", 0)
     two = run_stages(many_shards.model_copy(update={"num_workers": 2, "storage": str(tmp_path / "other")}))
     assert [snapshot.name for snapshot in one.values()] == [snapshot.name for snapshot in two.values()]
+
+
+def test_many_shards_are_computed_by_processes_however_small_they_are(
+    many_shards: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+
+    def computed(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
+        asked.update([num_processes] if jobs else [])
+        return map(engine._compute, jobs)
+
+    monkeypatch.setattr(engine, "_computed", computed)
+    settings = many_shards.model_copy(update={"num_workers": 2})
+    num_shards = len(run_stages(settings)[Stage.PADDED].manifest.shards)
+    assert asked == {1}
+    asked.clear()
+    monkeypatch.setattr(engine, "_BYTES_PER_SHARD", engine._SMALL_BYTES // num_shards)
+    run_stages(settings.model_copy(update={"storage": f"{settings.storage}-other"}))
+    assert asked == {2}
 
 
 def test_changed_rejects_alone_keep_the_snapshots_name(settings: Settings) -> None:

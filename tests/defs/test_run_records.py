@@ -16,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster import DagsterEventType
+from dagster._core.storage.runs import InMemoryRunStorage
 from real_runs import ROOT, Site
 
 from rm_assets.defs import dead_runs as dead_runs_module
@@ -161,6 +162,41 @@ def test_a_run_that_waits_for_a_code_server_which_is_gone_is_ended(instance, tmp
         if not is_served:
             server.close()
         assert end_dead_runs(instance) == ([] if is_served else [run.run_id])
+
+
+def waiting_for(address: Path, instance: dg.DagsterInstance) -> str:
+    """The id of a run that the code server with this socket was told to start just now."""
+    run = instance.create_run_for_job(some_job)
+    instance.add_run_tags(run.run_id, {".dagster/grpc_info": json.dumps({"host": "localhost", "socket": str(address)})})
+    instance.report_dagster_event(dg.DagsterEvent(DagsterEventType.RUN_STARTING.value, some_job.name), run.run_id)
+    assert status(instance, run.run_id) == "STARTING"
+    return run.run_id
+
+
+def test_a_run_whose_code_server_went_with_the_temporary_files_is_ended_a_while_later(
+    instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = waiting_for(tmp_path / "gone", instance)
+    (tmp_path / "no socket").touch()
+    waiting_for(tmp_path / "no socket", instance)
+    assert end_dead_runs(instance) == []  # it may be one of a container that shares the instance's files alone
+    present = time.time
+    monkeypatch.setattr(dead_runs_module.time, "time", lambda: present() + 31)
+    assert end_dead_runs(instance) == [run_id]
+    assert "the code server that was to start this run is gone" in "".join(
+        entry.message for entry in instance.all_logs(run_id)
+    )
+
+
+def test_a_code_server_of_another_machine_is_not_looked_for_on_this_one(
+    instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instances in files are of one machine; those in a database are shared by many."""
+    waiting_for(tmp_path / "elsewhere", instance)
+    present = time.time
+    monkeypatch.setattr(dead_runs_module.time, "time", lambda: present() + 31)
+    monkeypatch.setattr(dead_runs_module, "SqliteRunStorage", InMemoryRunStorage)
+    assert end_dead_runs(instance) == []
 
 
 def test_a_code_server_that_accepts_nobody_keeps_nobody_waiting(instance, tmp_path, monkeypatch) -> None:
