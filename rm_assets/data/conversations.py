@@ -23,6 +23,7 @@ class Conversations:
         self.ends = [0]
         self._extras: dict[int, Message] = {}  # the messages that have more, by number
         self._odd: list[int] = []  # the conversations with such messages
+        self._has_nulls = False
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -34,7 +35,9 @@ class Conversations:
             self._extras |= extras
             self._odd.append(len(self))
         self.roles += [message.role for message in messages]
-        self.contents += [message.content for message in messages]
+        contents = [message.content for message in messages]
+        self._has_nulls |= None in contents
+        self.contents += contents
         self.ends.append(len(self.roles))
 
     def add_plain(self, roles: Iterable[str], contents: Iterable[str]) -> None:
@@ -66,7 +69,7 @@ class Conversations:
     def array(self) -> pa.ListArray:
         """As a column of lists of messages."""
         num_messages = len(self.roles)
-        is_valid = np.array([c is not None for c in self.contents], np.bool_) if None in self.contents else None
+        is_valid = np.array([c is not None for c in self.contents], np.bool_) if self._has_nulls else None
         columns = {"role": pa.array(self.roles, pa.string()), "content": self.texts.array(is_valid)}
         for name in records.MESSAGE.names[2:]:
             columns[name] = self._extra_column(name, num_messages)

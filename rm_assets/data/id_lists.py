@@ -62,15 +62,16 @@ def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:
     limits = np.maximum(np.minimum(one.lengths, other.lengths) - 1, 0)
     ends = np.cumsum(limits)
     starts = ends - limits
-    places = np.arange(limits.sum())
-    differ = (
-        one.ids[places + np.repeat(one.offsets[:-1] - starts, limits)]
-        != (other.ids[places + np.repeat(other.offsets[:-1] - starts, limits)])
-    )
-    found = np.flatnonzero(differ)
-    rows, first = np.unique(np.searchsorted(ends, found, side="right"), return_index=True)
-    limits[rows] = found[first] - starts[rows]
-    return np.asarray(limits)
+    left, right = (lists.ids[mask_of(limits, lists.lengths).view(np.bool_)] for lists in (one, other))
+    differ = np.flatnonzero(left != right)
+    first = np.append(differ, len(left))[np.searchsorted(differ, starts)]  # from each row's start on
+    return np.asarray(np.minimum(first, ends) - starts)
+
+
+def mask_of(lengths: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int8]:
+    """1 at the first `lengths` places of each row of `widths`, else 0, flat: [2, 1] and [3, 1] give [1, 1, 0, 1]."""
+    runs = np.stack([lengths, widths - lengths], axis=1).ravel()
+    return np.repeat(np.tile(np.array([1, 0], np.int8), len(lengths)), runs)
 
 
 def are_equal(one: IdLists, other: IdLists) -> NDArray[np.bool_]:

@@ -8,10 +8,13 @@ Large files are hashed in blocks, so that a look that has no more time leaves it
 """
 
 import contextlib
+import functools
 import hashlib
 import math
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import msgspec
 
 from rm_assets.data import rejects
 from rm_assets.data.annotations import AnnotationFile
-from rm_assets.data.file_bytes import Change, RejectedFileError, Status, file_stamp, opened
+from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, Status, file_stamp, opened
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock, local_directory
 from rm_assets.data.records import Stage
@@ -36,6 +39,8 @@ LONGEST_WAIT_SECONDS = 600.0
 _FILE = "listing.json"
 _BLOCK_BYTES = 64 * 2**20
 _READ_BYTES = 2**20
+_NUM_THREADS = 2
+"""Blocks of a file that are hashed at a time."""
 _YOUNG_SECONDS = 2.0
 """A file stamped this recently may change again without a new stamp: what it holds is not kept."""
 
@@ -80,7 +85,7 @@ def content_listing(
 
     A file counts as changing until it has stood still for `settled_seconds`, by the time it was written or since an
     earlier look; 0 takes each as it is, and so does the look after the longest wait. Hashing ends after `seconds`, but
-    not before one block was hashed.
+    not before the first blocks were hashed.
     """
     home = local_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
     before = _read(home / _FILE) if trusts_stamps else _Cache()
@@ -204,11 +209,8 @@ class _Look:
                 if seen.stamp != stamp:
                     seen = self.found.seen[file.source] = _Seen(stamp, time.time(), now.num_bytes)
                     self._note_change(file.source)
-                now.file.seek(len(seen.blocks) * _BLOCK_BYTES)
-                while len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
-                    seen.blocks.append(_block_hash(now.file, now.num_bytes - len(seen.blocks) * _BLOCK_BYTES))
-                    if time.monotonic() > deadline and len(seen.blocks) * _BLOCK_BYTES < now.num_bytes:
-                        return False
+                if not self._hash_blocks(now, seen, deadline):
+                    return False
                 if now.change() is not Change.NONE:
                     self._note_change(file.source)
                 elif time.time() - _written(now.status) < _YOUNG_SECONDS:
@@ -216,6 +218,18 @@ class _Look:
                 seen.is_whole = True
         except RejectedFileError as error:
             self.found.seen[file.source] = _refused(error.detail)
+        return True
+
+    def _hash_blocks(self, now: OpenedFile, seen: _Seen, deadline: float) -> bool:
+        """Hash the blocks that no earlier look has hashed, a few at a time; whether that was all."""
+        starts = range(len(seen.blocks) * _BLOCK_BYTES, now.num_bytes, _BLOCK_BYTES)
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            for number in range(0, len(starts), _NUM_THREADS):
+                if number and time.monotonic() > deadline:
+                    return False
+                together = starts[number : number + _NUM_THREADS]
+                hashes = threads.map if len(together) > 1 else map
+                seen.blocks += hashes(functools.partial(_block_hash, now), together)
         return True
 
     def _note_change(self, source: str) -> None:
@@ -249,11 +263,10 @@ def _refused(detail: str) -> _Seen:
     return _Seen(stamp=[detail], since=0.0, blocks=[detail], is_whole=True)
 
 
-def _block_hash(file: Any, num_bytes: int) -> str:
-    """The hash of the next block; of a file that grows no more than the bytes that it had when it was opened."""
-    digest = hashlib.sha256()
-    num_left = min(_BLOCK_BYTES, num_bytes)
-    while num_left and (data := file.read(min(num_left, _READ_BYTES))):
+def _block_hash(now: OpenedFile, start: int) -> str:
+    """The hash of the block that starts there; of a file that grows no more than what it had when it was opened."""
+    digest, end = hashlib.sha256(), min(start + _BLOCK_BYTES, now.num_bytes)
+    while start < end and (data := os.pread(now.file.fileno(), min(end - start, _READ_BYTES), start)):
         digest.update(data)
-        num_left -= len(data)
+        start += len(data)
     return digest.hexdigest()

@@ -20,7 +20,7 @@ from rm_assets.data.duplicates import dropped_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.id_lists import IdLists, lists_of
+from rm_assets.data.id_lists import IdLists, lists_of, mask_of
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.key_digests import key_digests, keys_with, shared_digests
 from rm_assets.data.parquet import read_batches, read_table
@@ -46,9 +46,8 @@ def padded(values: NDArray[Any], lengths: Lengths, widths: Lengths, fill: int) -
 
     For values [1, 2, 3], lengths [2, 1], widths [3, 1] and fill 0 it is [1, 2, 0, 3].
     """
-    starts_in, starts_out = (np.cumsum(sizes) - sizes for sizes in (lengths, widths))
     result = np.full(int(widths.sum()), fill, dtype=values.dtype)
-    result[np.repeat(starts_out - starts_in, lengths) + np.arange(len(values))] = values
+    result[mask_of(lengths, widths).view(np.bool_)] = values
     return result
 
 
@@ -65,12 +64,6 @@ def padded_table(table: pa.Table, pad_token_id: int) -> pa.Table:
         columns[f"{side}_attention_mask"] = mask.array(records.PADDED.field(f"{side}_attention_mask").type)
         columns[f"{side}_length"] = lists.lengths.astype(np.int32)
     return records.table(columns, records.PADDED)
-
-
-def mask_of(lengths: Lengths, widths: Lengths) -> NDArray[np.int8]:
-    """1 at the tokens of each row and 0 at its padding, flat: lengths [2, 1] and widths [3, 1] give [1, 1, 0, 1]."""
-    runs = np.stack([lengths, widths - lengths], axis=1).ravel()
-    return np.repeat(np.tile(np.array([1, 0], np.int8), len(lengths)), runs)
 
 
 # --- one shard -----------------------------------------------------------------------------------------------

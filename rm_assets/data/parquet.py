@@ -2,7 +2,8 @@
 
 Measured on token ids, texts and hashes: zstd at its first level everywhere; token ids split into byte streams
 (BYTE_STREAM_SPLIT), which writes and reads a quarter faster than a dictionary at the same size; a dictionary only for
-columns of few values, since Parquet would build one for every column of distinct texts and throw it away.
+columns of few values, since Parquet would build one for every column of distinct texts and throw it away; pages as
+large as a row group, as whole groups are read, which writes and reads a fifteenth faster and is as much smaller.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from rm_assets.data.storage import is_remote
 
 ROW_GROUP_BYTES = 8 * 2**20
 """About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""
+_BATCH_VALUES = 2**16
+"""Values that are handed to a page at a time."""
 _MANY_ROWS = 10_000
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
@@ -34,6 +37,8 @@ def parquet_writer(stream: Any, schema: pa.Schema) -> pq.ParquetWriter:
         # of numbers that a reader may filter by; of texts nobody asks for the smallest
         write_statistics=[path for path, _, dtype in leaves if path in schema.names and not pa.types.is_string(dtype)],
         write_page_checksum=True,
+        data_page_size=ROW_GROUP_BYTES,
+        write_batch_size=_BATCH_VALUES,
     )
 
 

@@ -74,6 +74,8 @@ def _stated(row: _Row) -> PlainPair | None:
 
 def _conversation(messages: Sequence[_Message | Message]) -> Conversation:
     # of a file's message and of a text's, which has a content too
+    if len(messages) == 1:  # most replies
+        return (messages[0].role,), (messages[0].content,)  # type: ignore[return-value]
     return tuple([message.role for message in messages]), tuple([message.content for message in messages])  # type: ignore[misc]
 
 
@@ -105,4 +107,5 @@ def _has_each_field_once(line: bytes, row: _Row) -> bool:
             num_colons += 2 * len(side) + sum([message.content.count(":") for message in side])
         elif isinstance(side, str):
             num_colons += side.count(":")
-    return line.count(b":") == num_colons and b"\\u003" not in line
+    has_escaped_colons = b"\\" in line and b"\\u003" in line  # one byte is looked for many times as fast as five
+    return line.count(b":") == num_colons and not has_escaped_colons

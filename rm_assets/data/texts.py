@@ -1,6 +1,6 @@
 """Many texts as one run of UTF-8 bytes: what Arrow, hashes and numpy can work on without a Python object per text."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +15,15 @@ class Texts(NamedTuple):
     offsets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, texts: Iterable[str | None]) -> "Texts":
+    def of(cls, texts: Sequence[str | None]) -> "Texts":
         """Texts one after the other; None counts as an empty one."""
-        return cls.joined([text.encode("utf-8", "surrogatepass") if text else b"" for text in texts])
-
-    @classmethod
-    def joined(cls, encoded: list[bytes]) -> "Texts":
-        """The same of texts that are UTF-8 already."""
-        return cls(b"".join(encoded), offsets_of([len(text) for text in encoded]))
+        try:
+            _, offsets, content = pa.array(texts, pa.large_string()).buffers()
+        except UnicodeEncodeError:  # half a surrogate pair, which is no text to Arrow
+            encoded = [text.encode("utf-8", "surrogatepass") if text else b"" for text in texts]
+            return cls(b"".join(encoded), offsets_of([len(text) for text in encoded]))
+        ends = np.frombuffer(offsets, np.int64, len(texts) + 1)
+        return cls(content.slice(0, ends[-1]).to_pybytes() if content else b"", ends)
 
     def array(self, is_valid: NDArray[np.bool_] | None = None) -> pa.StringArray:
         """As an Arrow column, the bytes uncopied; null where `is_valid` is False. Raises ValueError beyond 2 GiB."""

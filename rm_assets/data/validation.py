@@ -152,7 +152,8 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
     for rows in read_batches(paths.get(DATA), records.VALIDATED, ["line", "chosen", "rejected"]):
         figures.update(num_out=rows.num_rows, num_identical=num_equal_conversations(rows["chosen"], rows["rejected"]))
         lines.append(rows["line"].to_numpy())
-    num_lines_with_pairs = len(np.unique(np.concatenate(lines)))
+    sorted_lines = np.sort(np.concatenate(lines))
+    num_lines_with_pairs = min(len(sorted_lines), 1) + int(np.count_nonzero(np.diff(sorted_lines)))
     return {**figures, "num_lines_with_pairs": num_lines_with_pairs, "num_rejects": num_rejects(paths)}
 
 
