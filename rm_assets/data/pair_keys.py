@@ -4,11 +4,14 @@ The latter are of texts in their normal form, see `rm_assets.data.normal_form`. 
 that tell their own lengths, so that no two different pairs are hashed over the same bytes.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rm_assets.data.conversations import Conversations
@@ -42,34 +45,39 @@ def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversat
     """The keys of pairs; all are sound, see `rm_assets.data.soundness.require_sound`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
+    # empty or a JSON list, and no head begins with "[": what follows cannot be taken for it
+    ending = pa.array(tools, pa.large_string()).cast(pa.large_binary())
     exact_parts = [_parts(side, side.texts, _exact) for side in sides]
     normal_parts = [_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)]
-    columns = zip(*exact_parts, *normal_parts, _openings(prompts, normal[0]), tools, strict=True)
-    keys = [_keys(*row) for row in columns]
-    return PairKeys(*zip(*keys, strict=True)) if keys else PairKeys((), (), (), ())
-
-
-def _keys(
-    prompt: bytes,
-    one: bytes,
-    other: bytes,
-    normal: bytes,
-    normal_one: bytes,
-    normal_other: bytes,
-    opening: bytes,
-    tools: str,
-) -> tuple[str, str, str, str]:
-    ending = tools.encode()  # empty or a JSON list, and no head begins with "[": what follows cannot be taken for it
-    chosen = blake2b(normal + ending, digest_size=16)
-    rejected = chosen.copy()
-    chosen.update(normal_one)
-    rejected.update(normal_other)
-    return (
-        blake2b(b"".join((prompt, one, other, ending)), digest_size=16).hexdigest(),
-        blake2b(opening, digest_size=16).hexdigest(),
-        chosen.hexdigest(),
-        rejected.hexdigest(),
+    pairs = _joined(*exact_parts[0], *exact_parts[1], *exact_parts[2], ending)
+    return PairKeys(
+        [blake2b(pair, digest_size=16).hexdigest() for pair in pairs],
+        [blake2b(opening, digest_size=16).hexdigest() for opening in _openings(prompts, normal[0])],
+        *_conversation_keys((*normal_parts[0], ending), *normal_parts[1:]),
     )
+
+
+def _conversation_keys(prompts: "Columns", chosen: "Columns", rejected: "Columns") -> tuple[list[str], list[str]]:
+    """The keys of both conversations of each pair: of the prompt, which is hashed once, and of either side."""
+    chosen_keys, rejected_keys = [], []
+    for prompt, one, other in zip(_joined(*prompts), _joined(*chosen), _joined(*rejected), strict=True):
+        chosen_key = blake2b(prompt, digest_size=16)
+        rejected_key = chosen_key.copy()
+        chosen_key.update(one)
+        rejected_key.update(other)
+        chosen_keys.append(chosen_key.hexdigest())
+        rejected_keys.append(rejected_key.hexdigest())
+    return chosen_keys, rejected_keys
+
+
+Columns = tuple[pa.LargeBinaryArray, ...]
+
+
+def _joined(*columns: pa.LargeBinaryArray) -> Iterator[memoryview]:
+    """The bytes of each row, column after column."""
+    _, offsets, content = pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.large_binary())).buffers()
+    view, places = memoryview(content or b""), np.frombuffer(offsets, np.int64, len(columns[0]) + 1).tolist()
+    return (view[begin:end] for begin, end in itertools.pairwise(places))
 
 
 _HEAD = np.dtype([("role", "u1"), ("length", "<u4")])  # packed: five bytes
@@ -87,28 +95,36 @@ Entries = Callable[[Message], Iterator[tuple[int, str]]]
 """What counts of a message: texts, each with a number for what it is."""
 
 
-def _parts(side: Conversations, texts: Texts, entries: Entries) -> list[bytes]:
-    """Each conversation as bytes: its heads, of which the last one is marked, then its texts."""
-    content, ends = texts.content, side.ends
+def _parts(side: Conversations, texts: Texts, entries: Entries) -> Columns:
+    """Each conversation as bytes, in two columns: its heads, of which the last one is marked, and its texts."""
+    ends = np.array(side.ends, np.int64)
     heads = _heads([_ROLES[role] for role in side.roles], texts)
-    heads["role"][np.array(ends[1:], np.int64) - 1] |= _LAST
-    head, size, places = heads.tobytes(), _HEAD.itemsize, texts.offsets[ends].tolist()
-    parts = [
-        head[size * first : size * last] + content[begin:end]
-        for first, last, begin, end in zip(ends[:-1], ends[1:], places[:-1], places[1:], strict=True)
-    ]
-    for number in side.with_extras():
-        parts[number] = _with_extras(side.messages(number), entries)
-    return parts
+    heads["role"][ends[1:] - 1] |= _LAST
+    columns = _binary(heads.tobytes(), ends * _HEAD.itemsize), _binary(texts.content, texts.offsets[ends])
+    if odd := side.with_extras():
+        is_odd = np.zeros(len(side), np.bool_)
+        is_odd[odd] = True
+        found = [_with_extras(side.messages(number), entries) for number in odd]
+        columns = tuple(
+            pc.replace_with_mask(column, is_odd, pa.array(values, pa.large_binary()))
+            for column, values in zip(columns, zip(*found, strict=True), strict=True)
+        )
+    return columns
 
 
-def _with_extras(messages: Sequence[Message], entries: Entries) -> bytes:
-    """The same for a conversation in which some message has more than a role and a content."""
+def _binary(content: bytes, offsets: NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """Rows of bytes, uncopied."""
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(content)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def _with_extras(messages: Sequence[Message], entries: Entries) -> tuple[bytes, bytes]:
+    """Heads and texts of a conversation in which some message has more than a role and a content."""
     codes, found = zip(*(entry for message in messages for entry in entries(message)), strict=True)
     texts = Texts.of(found)
     heads = _heads(codes, texts)
     heads["role"][-1] |= _LAST
-    return heads.tobytes() + texts.content
+    return heads.tobytes(), texts.content
 
 
 def _exact(message: Message) -> Iterator[tuple[int, str]]:
