@@ -204,7 +204,8 @@ def _pairs_of_shape(
     ways = [renderer.ways(prompt_roles, prompt, add_generation_prompt=True)]
     ways += [renderer.ways(own, whole) for own, whole in zip(roles, wholes, strict=True)]
     for (opening, rows_0), (one, rows_1), (other, rows_2) in itertools.product(*ways):
-        places = functools.reduce(np.intersect1d, (rows_0, rows_1, rows_2))
+        some = [found for found in (rows_0, rows_1, rows_2) if len(found) < len(rows)]  # mostly none
+        places = functools.reduce(np.intersect1d, some) if some else rows_0
         if len(places) == len(rows):
             pairs = _pairs_of_way(opening, (one, other), prompt, wholes)
         elif len(places):
