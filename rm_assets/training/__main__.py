@@ -30,6 +30,8 @@ except ImportError:  # the job runs where no Dagster is installed
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
     processes.die_with_launcher()
+    if processes.is_worker():
+        processes.die_with_parent()
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training JOB.json", file=sys.stderr)
         return 2
@@ -48,8 +50,6 @@ def main(arguments: list[str]) -> int:
             return processes.run_workers(path, job.settings.num_processes)
     stop = processes.Stop()
     processes.listen_for_signals(stop)
-    if processes.is_worker():
-        processes.die_with_torchrun()
     return work(job, stop)
 
 

@@ -1,7 +1,7 @@
 """Starting and stopping the processes of a job, and leaving none behind. No torch here: the outer process runs this.
 
 `launcher -> python -m rm_assets.training -> torchrun -> one worker per rank`. Torchrun puts each worker into
-a session of its own, where no signal to the outer process group reaches it: each watches its parent instead. A signal
+a session of its own, where no signal to the outer process group reaches it: all watch their parents instead. A signal
 to the group reaches torchrun as often as it is sent, and a second one makes it drop its workers: it is deaf to SIGTERM
 and SIGINT, and hears from the outer process alone, once, by a signal that nobody else sends.
 """
@@ -22,6 +22,9 @@ from typing import NoReturn
 
 PARENT_FD = "RM_PARENT_FD"
 """Environment variable: the inherited read end of a pipe, which ends once the launcher is gone."""
+
+PARENT = "RM_PARENT"
+"""Environment variable: the process that started this one, and which may be gone before this one looks."""
 
 NODE = "RM_NODE"
 """Environment variable: this node's number, how many nodes there are, and where they meet, as `0 2 host:port`."""
@@ -126,14 +129,16 @@ def _kill_group_at_end_of_file(descriptor: int) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def die_with_torchrun() -> None:
-    """In a worker: end when torchrun is gone, even where it was killed and could tell nobody.
+def die_with_parent() -> None:
+    """In torchrun and its workers: end when the parent is gone, even where it was killed and could tell nobody.
 
-    Linux sees to it also for a worker that hangs or is stopped; a thread looks wherever that cannot be had.
+    Linux sees to it also for a process that hangs or is stopped; a thread looks wherever that cannot be had.
     """
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT, os.getppid()))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
     _in_background(lambda: _kill_self_when_orphaned(parent))
 
 
@@ -180,10 +185,10 @@ def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
     """
     rank, num_nodes, meeting = os.environ.get(NODE, f"0 1 {free_address('127.0.0.1')}").split()
     host, _, port = meeting.rpartition(":")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=static"]
+    torchrun = [sys.executable, "-m", f"{__package__}.torchrun", "--rdzv-backend=static"]
     torchrun += [f"--nnodes={num_nodes}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}"]
     torchrun += [f"--signals-to-handle={WORKERS_STOP_SIGNAL.name}", f"--nproc-per-node={num_processes}"]
-    return [*torchrun, "-m", __package__ or "", str(job_path)]
+    return [*torchrun, "-m", f"{__package__}", str(job_path)]
 
 
 def free_address(host: str) -> str:
@@ -195,7 +200,7 @@ def free_address(host: str) -> str:
 
 def _workers_environment(num_processes: int) -> dict[str, str]:
     num_threads = max(1, (os.cpu_count() or 1) // num_processes)
-    return {"OMP_NUM_THREADS": str(num_threads)} | dict(os.environ)
+    return {"OMP_NUM_THREADS": str(num_threads)} | dict(os.environ) | {PARENT: str(os.getpid())}
 
 
 def _exit_code(process: subprocess.Popen[bytes], received: list[int]) -> int:

@@ -81,7 +81,7 @@ def test_the_audit_is_in_every_process_of_a_run(audited: AuditedRun) -> None:
     """Dagster's, the training's outer one, torchrun and two workers, and those that score pairs."""
     started = [note.what for note in audited.notes if note.event == "process"]
     assert any("asset materialize" in what for what in started)
-    assert sum("torch.distributed.run" in what for what in started) == 1
+    assert sum("rm_assets.training.torchrun" in what for what in started) == 1
     assert sum(" -m rm_assets.training " in what or " -m rm_assets.training\0" in what for what in started) >= 3
     assert any("rm_assets.training.score_pairs" in what for what in started)
 

@@ -14,6 +14,7 @@ import torch
 
 from rm_assets.training.__main__ import work
 from rm_assets.training.model import build_model
+from rm_assets.training.processes import free_address
 from rm_assets.training.result import read_result
 
 from .conftest import learnable_pairs
@@ -238,3 +239,22 @@ def test_no_process_outlives_the_launcher(write_job):
     os.close(write_end)  # as the kernel does when the launcher ends, however it ends
     assert process.wait(timeout=3) == -signal.SIGKILL
     wait_until(lambda: not processes_with(str(path)), 3)
+
+
+def test_no_process_outlives_the_outer_one(write_job):
+    path, job = write_job("killed", settings=FOR_EVER | {"num_processes": 2})
+    process = start(path, job)
+    process.kill()  # nobody is there to kill its group
+    wait_until(lambda: not processes_with(str(path)), 3)
+
+
+def test_a_worker_that_comes_after_the_end_of_its_torchrun_leaves(write_job):
+    """It would wait for the others of its job, for minutes."""
+    path, _ = write_job("late", settings=FOR_EVER | {"num_processes": 2})
+    host, _, port = free_address("127.0.0.1").rpartition(":")
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": port}
+    begun = "import os, subprocess, sys; os.environ['RM_PARENT'] = str(os.getpid()); "
+    ended = "subprocess.Popen(sys.argv[1:]); os._exit(0)"
+    command = [sys.executable, "-c", begun + ended, *MODULE, str(path)]
+    assert subprocess.run(command, env=os.environ | rank, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    wait_until(lambda: not processes_with(str(path)), 10)
