@@ -1,7 +1,8 @@
 """One measurement of `data.py`, in a process of its own: our stages, TRL's preparation, or the floor.
 
 It is called with a JSON object and prints one. `peak_bytes` is the largest memory of this process and all that it
-started, looked at every 100 ms, with shared pages counted once (Linux's proportional set size); None elsewhere.
+started, looked at now and then, with shared pages counted once (Linux's proportional set size); None elsewhere. A look
+at large processes takes the kernel tens of milliseconds, so the pauses are `_PAUSE` times as long.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import Any
 
 Task = dict[str, Any]
 _RANGE_BYTES = 8 * 2**20
+_PAUSE = 20
 
 
 def main() -> None:
@@ -49,9 +51,11 @@ class Memory:
     def _watch(self) -> None:
         if not Path("/proc/self/smaps_rollup").exists():
             return
-        self.peak = 0
-        while not self._done.wait(0.1):
+        self.peak, look_seconds = 0, 0.0
+        while not self._done.wait(max(0.1, _PAUSE * look_seconds)):
+            start = time.perf_counter()
             self.peak = max(self.peak, _memory_bytes(os.getpid()))
+            look_seconds = time.perf_counter() - start
 
 
 def _memory_bytes(process: int) -> int:
@@ -79,7 +83,7 @@ def _result(started: float, ready: float, done: float, num_pairs: int, memory: M
 
 
 def ours(task: Task) -> dict[str, Any]:
-    """The five data stages on an empty storage."""
+    """The five data stages, with their processes warmed up before unless `warm` is false."""
     started = time.perf_counter()
     from rm_assets.data.flattening import flattened_snapshot
     from rm_assets.data.model_files import find_tokenizer
@@ -96,7 +100,8 @@ def ours(task: Task) -> dict[str, Any]:
         annotations=task["file"], storage=task["storage"], tokenizer=task["tokenizer"], num_workers=task["workers"]
     )
     tokenizer = find_tokenizer(settings)
-    _warm_up(settings, tokenizer)
+    if task.get("warm", True):
+        _warm_up(settings, tokenizer)
     stages: dict[str, float] = {}
 
     def timed(stage: Callable[..., Any], *arguments: Any) -> Any:
