@@ -37,6 +37,19 @@ def test_the_benchmark_of_the_data_stages_compares_equal_ids() -> None:
 
 
 @pytest.mark.soak
+def test_the_benchmark_of_a_refresh_writes_what_changed_alone() -> None:
+    command = [sys.executable, str(BENCHMARKS / "refresh.py"), "--megabytes", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
+    cold, unchanged, appended = rows
+    assert cold[0] == "1 MB, cold"
+    assert unchanged[1] == cold[1]
+    assert unchanged[-1] == "0"
+    assert int(appended[1].replace(",", "")) == int(cold[1].replace(",", "")) + 1
+    assert int(appended[-1]) >= 5  # the one shard, at each of five stages
+
+
+@pytest.mark.soak
 def test_both_trainers_have_the_same_losses_on_the_sample() -> None:
     command = [sys.executable, str(BENCHMARKS / "training.py"), "--steps", "3", "--threads", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
