@@ -16,7 +16,7 @@ from rm_assets.data.workers import collection_paused, mapped
 from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20
-"""Up to this much input is computed in this process: others take seconds to start and to load a tokenizer."""
+"""Up to this much input, with what shards cost, is computed in this process: others take seconds to start and load."""
 _BYTES_PER_SHARD = 2**17
 """So much input takes as long as what every shard costs, however small: its files and its laws."""
 

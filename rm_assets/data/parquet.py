@@ -19,8 +19,8 @@ from rm_assets.data.storage import is_remote
 
 ROW_GROUP_BYTES = 8 * 2**20
 """About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""
-_BATCH_VALUES = 2**16
-"""Values that are handed to a page at a time."""
+_BATCH_IDS = 2**16
+"""Ids that are handed to a page at a time. Arrow asks only then whether the page is full: texts keep its own 1,024."""
 _MANY_ROWS = 10_000
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
@@ -28,17 +28,18 @@ _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "
 def parquet_writer(stream: Any, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer into an open binary file, with checksums on its pages."""
     leaves = list(_leaves(schema))
+    ids = [path for path, _, dtype in leaves if _is_ids(path, dtype)]
     return pq.ParquetWriter(
         stream,
         schema,
         compression="zstd",
         use_dictionary=[path for path, name, dtype in leaves if name in _FEW_VALUES],
-        column_encoding={path: "BYTE_STREAM_SPLIT" for path, _, dtype in leaves if _is_ids(path, dtype)},
+        column_encoding=dict.fromkeys(ids, "BYTE_STREAM_SPLIT"),
         # of numbers that a reader may filter by; of texts nobody asks for the smallest
         write_statistics=[path for path, _, dtype in leaves if path in schema.names and not pa.types.is_string(dtype)],
         write_page_checksum=True,
         data_page_size=ROW_GROUP_BYTES,
-        write_batch_size=_BATCH_VALUES,
+        write_batch_size=_BATCH_IDS if ids else None,
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -54,17 +55,22 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
                 _end(instance, path.name, _reason(record))
                 ended.append(path.name)
             path.unlink(missing_ok=True)
-    starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
-    for run in instance.get_runs(filters=starting):
-        if _has_lost_its_server(instance, run):
-            _end(instance, run.run_id, "the code server that was to start this run is gone: materialize again")
-            ended.append(run.run_id)
-    if silent := _runs_without_a_word(instance):
-        time.sleep(SECONDS_FOR_THE_SERVER)
-        for run_id in sorted(silent & _runs_without_a_word(instance)):
-            _end(instance, run_id, "nothing was heard of this run since it started: it was killed. Materialize again")
-            ended.append(run_id)
+    for find, reason in (
+        (_runs_without_a_server, "the code server that was to start this run is gone: materialize again"),
+        (_runs_without_a_word, "nothing was heard of this run since it started: it was killed. Materialize again"),
+    ):
+        if found := find(instance):
+            time.sleep(SECONDS_FOR_THE_SERVER)
+            for run_id in sorted(found & find(instance)):
+                _end(instance, run_id, reason)
+                ended.append(run_id)
     return ended
+
+
+def _runs_without_a_server(instance: dg.DagsterInstance) -> set[str]:
+    """Runs that no process runs yet, and whose code server is gone."""
+    starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
+    return {run.run_id for run in instance.get_runs(filters=starting) if _has_lost_its_server(instance, run)}
 
 
 def _runs_without_a_word(instance: dg.DagsterInstance) -> set[str]:
@@ -75,13 +81,14 @@ def _runs_without_a_word(instance: dg.DagsterInstance) -> set[str]:
     found = set()
     for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         run = record.dagster_run
-        is_new = record.start_time is None or _seconds_since(record.start_time) < SECONDS_TO_SAY_A_WORD
+        # by a clock that may have been set back since
+        is_new = record.start_time is None or abs(time.time() - record.start_time) < SECONDS_TO_SAY_A_WORD
         if is_new or not _is_of_this_project(run):
             continue
         if (records_directory(instance) / run.run_id).exists():
             continue
-        event = _last_entry(instance, run).dagster_event
-        if event is not None and event.event_type == dg.DagsterEventType.RUN_START:
+        last = _last_entry(instance, run)
+        if last is not None and last.dagster_event_type == dg.DagsterEventType.RUN_START:
             found.add(run.run_id)
     return found
 
@@ -127,11 +134,16 @@ def _has_lost_its_server(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bo
     address = json.loads(run.tags.get(_SERVER_TAG, "{}")).get("socket")
     if not address:
         return False
-    if not os.path.lexists(address):
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(address).st_mode)
+    except FileNotFoundError:
         # with some patience, as the files may be shared with a container that has a /tmp of its own
+        last = _last_entry(instance, run)
         is_of_this_machine = isinstance(instance.run_storage, SqliteRunStorage)
-        return is_of_this_machine and _seconds_since(_last_entry(instance, run).timestamp) > SECONDS_TO_SAY_A_WORD
-    if not Path(address).is_socket():
+        return is_of_this_machine and last is not None and time.time() - last.timestamp > SECONDS_TO_SAY_A_WORD
+    except OSError:  # in a directory of another user
+        return False
+    if not is_socket:
         return False
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(SECONDS_FOR_AN_ANSWER)
@@ -144,14 +156,10 @@ def _has_lost_its_server(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bo
     return False
 
 
-def _seconds_since(timestamp: float) -> float:
-    """By a clock that may have been set back since."""
-    return abs(time.time() - timestamp)
-
-
-def _last_entry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.EventLogEntry:
-    [last] = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
-    return last.event_log_entry
+def _last_entry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.EventLogEntry | None:
+    """The newest event of a run; none where its log was removed."""
+    records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    return records[0].event_log_entry if records else None
 
 
 @dg.sensor(

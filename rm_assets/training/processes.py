@@ -134,12 +134,24 @@ def die_with_parent() -> None:
 
     Linux sees to it also for a process that hangs or is stopped; a thread looks wherever that cannot be had.
     """
-    parent = int(os.environ.get(PARENT, os.getppid()))
+    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent or not _is_below(int(os.environ.get(PARENT, parent))):
         os.kill(os.getpid(), signal.SIGKILL)
     _in_background(lambda: _kill_self_when_orphaned(parent))
+
+
+def _is_below(process: int) -> bool:
+    """Whether a process started this one, be it through others: a profiler or tracer may stand between."""
+    above = os.getppid()
+    while above != process and sys.platform == "linux":
+        try:
+            status = Path(f"/proc/{above}/stat").read_text()
+        except OSError:  # gone by now, and above what is process 1 here, or outside of what is seen
+            return False
+        above = int(status.rpartition(")")[2].split()[1])
+    return above == process
 
 
 def _kill_self_when_orphaned(parent: int) -> None:

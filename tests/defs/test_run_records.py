@@ -179,13 +179,26 @@ def test_a_run_whose_code_server_went_with_the_temporary_files_is_ended_a_while_
     run_id = waiting_for(tmp_path / "gone", instance)
     (tmp_path / "no socket").touch()
     waiting_for(tmp_path / "no socket", instance)
-    assert end_dead_runs(instance) == []  # it may be one of a container that shares the instance's files alone
+    waiting_for(tmp_path / ("x" * 300), instance)  # there is no telling, as in a directory of another user
     present = time.time
+    for seconds in (0, -3600):  # it may be one of a container that shares the instance's files alone
+        monkeypatch.setattr(dead_runs_module.time, "time", lambda seconds=seconds: present() + seconds)
+        assert end_dead_runs(instance) == []
     monkeypatch.setattr(dead_runs_module.time, "time", lambda: present() + 31)
     assert end_dead_runs(instance) == [run_id]
     assert "the code server that was to start this run is gone" in "".join(
         entry.message for entry in instance.all_logs(run_id)
     )
+
+
+def test_a_run_whose_log_was_removed_keeps_nobody_from_the_others(instance, tmp_path: Path, monkeypatch) -> None:
+    address = {".dagster/grpc_info": json.dumps({"host": "localhost", "socket": str(tmp_path / "gone")})}
+    run_id = waiting_for(tmp_path / "gone", instance)
+    for status_ in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED):
+        instance.create_run_for_job(some_job, status=status_, tags=address)
+    present = time.time
+    monkeypatch.setattr(dead_runs_module.time, "time", lambda: present() + 31)
+    assert end_dead_runs(instance) == [run_id]
 
 
 def test_a_code_server_of_another_machine_is_not_looked_for_on_this_one(

@@ -258,3 +258,11 @@ def test_a_worker_that_comes_after_the_end_of_its_torchrun_leaves(write_job):
     command = [sys.executable, "-c", begun + ended, *MODULE, str(path)]
     assert subprocess.run(command, env=os.environ | rank, stderr=subprocess.DEVNULL, check=False).returncode == 0
     wait_until(lambda: not processes_with(str(path)), 10)
+
+
+def test_a_wrapper_may_stand_between_a_process_and_its_parent():
+    """As a profiler's or a tracer's command does that starts workers."""
+    looks = "from rm_assets.training import processes; processes.die_with_parent(); print('lives')"
+    command = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, looks]
+    environment = os.environ | {"RM_PARENT": str(os.getpid())}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout == "lives\n"
