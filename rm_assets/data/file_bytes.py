@@ -35,6 +35,7 @@ EXPANSION_ALLOWANCE = 64 * 2**20
 """Any compressed file may expand to this many bytes; above it, its size times `max_expansion` is the limit."""
 _ZSTD_WINDOW_LOG = 27  # 128 MiB, what the zstd program allows too; a frame that needs more is refused
 _BUFFER_BYTES = 2**18
+_PART_BYTES = 2**20
 _ARCHIVE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError)
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -94,10 +95,13 @@ class OpenedFile:
         """Whether the name says that the bytes are compressed."""
         return self.path.suffix in _DECOMPRESSORS
 
-    def stream(self, max_expansion: int) -> io.BufferedReader:
-        """The file's text as bytes, from the start. Raises RejectedFileError, possibly after some of it was read."""
-        self.file.seek(0)
-        stored: io.BufferedReader = io.BufferedReader(_Stored(self), _BUFFER_BYTES)
+    def stream(self, max_expansion: int, start: int = 0) -> io.BufferedReader:
+        """The file's text as bytes, of a file that is no archive from `start` on.
+
+        Raises RejectedFileError, possibly after some of it was read.
+        """
+        self.file.seek(start)
+        stored: io.BufferedReader = io.BufferedReader(_Stored(self, self.num_bytes - start), _BUFFER_BYTES)
         if not self.is_archive:
             return stored
         if not self.num_bytes:
@@ -110,8 +114,18 @@ class OpenedFile:
     def sha256(self) -> str:
         """The hash of the bytes as they are stored."""
         self.file.seek(0)
-        with io.BufferedReader(_Stored(self), _BUFFER_BYTES) as stream:
+        with io.BufferedReader(_Stored(self, self.num_bytes), _BUFFER_BYTES) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def parts(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` to `end` as they are stored, or as many as there are, in parts of a megabyte.
+
+        Of a file of this machine, and for any number of threads at a time. Raises OSError.
+        """
+        end = min(end, self.num_bytes)
+        while start < end and (part := os.pread(self.file.fileno(), min(end - start, _PART_BYTES), start)):
+            yield part
+            start += len(part)
 
     def change(self) -> Change:
         """What became of the file since it was opened, by its status: of the open file, and of what its path names."""
@@ -186,11 +200,11 @@ def _kind(error: OSError) -> str:
 
 
 class _Stored(io.RawIOBase):
-    """The first bytes of a file, and no more of it, however long it is by now."""
+    """The next bytes of a file, and no more of it, however long it is by now."""
 
-    def __init__(self, opened_file: OpenedFile) -> None:
+    def __init__(self, opened_file: OpenedFile, num_bytes: int) -> None:
         self._opened = opened_file
-        self._num_left = opened_file.num_bytes
+        self._num_left = num_bytes
 
     def readable(self) -> bool:
         return True

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -65,14 +65,30 @@ class Block:
     @functools.cached_property
     def sha256(self) -> str:
         """A hash of everything that decides what is read from the block."""
-        digest = hashlib.sha256(f"{self.bom_bytes} {self.is_utf8}".encode())
+        digest = _digest(self.bom_bytes, self.is_utf8)
         for piece in self.pieces:
             if isinstance(piece, SkippedLine):
                 digest.update(f"\nskipped {piece.num_bytes} {piece.end_bytes} {piece.sha256}".encode())
             else:
-                digest.update(f"\nbytes {len(piece)}\n".encode())
-                digest.update(piece)
+                _add(digest, [piece], len(piece))
         return digest.hexdigest()
+
+
+def plain_block_sha256(parts: Iterable[bytes], num_bytes: int) -> str:
+    """What `Block.sha256` is of a block of one piece without a byte order mark: `num_bytes`, here in parts."""
+    digest = _digest(bom_bytes=0, is_utf8=True)
+    _add(digest, parts, num_bytes)
+    return digest.hexdigest()
+
+
+def _digest(bom_bytes: int, is_utf8: bool) -> "hashlib._Hash":
+    return hashlib.sha256(f"{bom_bytes} {is_utf8}".encode())
+
+
+def _add(digest: "hashlib._Hash", parts: Iterable[bytes], num_bytes: int) -> None:
+    digest.update(f"\nbytes {num_bytes}\n".encode())
+    for part in parts:
+        digest.update(part)
 
 
 def _num_lines(content: bytes) -> int:
@@ -100,16 +116,19 @@ def blocks_of_lines(
     max_line_bytes: int,
     whole_lines: bool = False,
     in_twos: bool = False,
+    first_line: int = 1,
 ) -> Iterator[Block]:
     """A file's lines in blocks of at most `block_bytes` (a longer line is a block of its own) and `MAX_LINES`.
 
     With `whole_lines`, a last line without a line feed is left out: somebody is still writing it. With `in_twos`, no
-    block ends between the two lines of a pair.
+    block ends between the two lines of a pair. Where a block ends is decided by what it holds and by the line after it,
+    so a stream may also begin at a later block, with its `first_line`, and gives the same blocks from there on.
     """
-    is_utf8 = not stream.peek(4).startswith(_OTHER_BOMS)
-    bom = stream.read(len(_BOM)) if stream.peek(len(_BOM)).startswith(_BOM) else b""
+    is_start = first_line == 1
+    is_utf8 = not (is_start and stream.peek(4).startswith(_OTHER_BOMS))
+    bom = stream.read(len(_BOM)) if is_start and stream.peek(len(_BOM)).startswith(_BOM) else b""
     cut = _cut_in_twos if in_twos else _cut
-    first_line, bom_bytes = 1, len(bom)
+    bom_bytes = len(bom)
     for pieces in cut(stream, block_bytes, max_line_bytes, bom_bytes):
         if whole_lines and not _ends_whole(pieces[-1]):
             pieces = _without_last_line(pieces)

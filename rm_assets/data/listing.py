@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,6 @@ LONGEST_WAIT_SECONDS = 600.0
 """Files that do not hold still keep a version back this long, or twice `settled_seconds`; then all are taken as is."""
 _FILE = "listing.json"
 _BLOCK_BYTES = 64 * 2**20
-_READ_BYTES = 2**20
 _NUM_THREADS = 2
 """Blocks of a file that are hashed at a time."""
 _YOUNG_SECONDS = 2.0
@@ -265,8 +263,7 @@ def _refused(detail: str) -> _Seen:
 
 def _block_hash(now: OpenedFile, start: int) -> str:
     """The hash of the block that starts there; of a file that grows no more than what it had when it was opened."""
-    digest, end = hashlib.sha256(), min(start + _BLOCK_BYTES, now.num_bytes)
-    while start < end and (data := os.pread(now.file.fileno(), min(end - start, _READ_BYTES), start)):
-        digest.update(data)
-        start += len(data)
+    digest = hashlib.sha256()
+    for part in now.parts(start, start + _BLOCK_BYTES):
+        digest.update(part)
     return digest.hexdigest()

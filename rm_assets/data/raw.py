@@ -6,6 +6,7 @@ when it was opened, once two readings agree on them.
 """
 
 import hashlib
+import itertools
 import re
 import time
 from collections import Counter, deque
@@ -33,7 +34,7 @@ from rm_assets.data.file_bytes import (
 )
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.lines import Block, Lines, blocks_of_lines, read_block
+from rm_assets.data.lines import Block, Lines, blocks_of_lines, plain_block_sha256, read_block
 from rm_assets.data.listing import CONTENT, content_listing
 from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.progress import Progress
@@ -133,12 +134,11 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
             return shards
     stamps[file.source] = None
     try:
-        shards, settled = _steady_reading(file, reading)
+        shards, settled = _steady_reading(file, reading, known["keys"] if known else [])
     except RejectedFileError as error:
         return [_rejected(file, error, reading)]
-    if settled:
-        stamp = _stamp(file.path, settled, reading.identity, reading.settings)
-        stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
+    stamp = _stamp(file.path, settled, reading.identity, reading.settings) if settled else []  # which none equals
+    stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
     return shards
 
 
@@ -152,8 +152,10 @@ def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> l
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def _steady_reading(file: AnnotationFile, reading: _Reading) -> tuple[list[Shard], Status | None]:
-    """A file's shards, and its status where an equal one will mean that nothing changed.
+def _steady_reading(
+    file: AnnotationFile, reading: _Reading, known_keys: list[str]
+) -> tuple[list[Shard], Status | None]:
+    """A file's shards, and its status where an equal one will mean that nothing changed; `known_keys` are of before.
 
     Raises RejectedFileError where the file cannot be opened or read, or never holds still.
     """
@@ -166,7 +168,7 @@ def _steady_reading(file: AnnotationFile, reading: _Reading) -> tuple[list[Shard
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
             is_old = time.time() - now.status.st_mtime > _YOUNG_SECONDS
-            shards = _one_reading(now, file, reading, whole_lines=follows)
+            shards = _one_reading(now, file, reading, known_keys, whole_lines=follows)
             change = now.change()
         keys = [shard.key for shard in shards]
         if change is Change.NONE:
@@ -177,26 +179,60 @@ def _steady_reading(file: AnnotationFile, reading: _Reading) -> tuple[list[Shard
     raise RejectedFileError(Reason.CHANGING_FILE, f"changed during {len(_PAUSES)} readings")
 
 
-def _one_reading(now: OpenedFile, file: AnnotationFile, reading: _Reading, *, whole_lines: bool) -> list[Shard]:
+def _one_reading(
+    now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str], *, whole_lines: bool
+) -> list[Shard]:
     settings = reading.settings
+    kept = _unchanged_shards(now, file, reading, known_keys)
+    num_lines, num_bytes = (sum(shard.stats[name] for shard in kept) for name in ("num_lines", "num_bytes"))
+    reading.progress.add(num_lines, num_bytes)
     try:
         blocks = blocks_of_lines(
-            now.stream(settings.max_expansion),
+            now.stream(settings.max_expansion, num_bytes),
             block_bytes=settings.shard_bytes,
             max_line_bytes=settings.max_line_bytes,
             whole_lines=whole_lines,
             in_twos=settings.two_line_files,
+            first_line=num_lines + 1,
         )
-        return list(_shards(blocks, file, reading))
+        return [*kept, *_shards(blocks, len(kept), file, reading)]
     except RejectedFileError as error:
         return [_rejected(file, error, reading, now.sha256(), now.num_bytes)]
 
 
-def _shards(blocks: Iterator[Block], file: AnnotationFile, reading: _Reading) -> Iterator[Shard]:
+def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> list[Shard]:
+    """The first shards of a file that was read before, as far as it holds the same bytes: hashed, and not cut again.
+
+    The line after a block has a say in where it ends, so that the last equal one is left out.
+    """
+    if len(known_keys) < 2 or now.is_archive or is_remote(now.path):
+        return []
+    shards = [shard for shard in itertools.takewhile(bool, map(reading.turn.find, known_keys)) if shard]
+    starts = _before_each(shards, "num_bytes")
+    first_lines = [1 + num_lines for num_lines in _before_each(shards, "num_lines")]
+
+    def holds(index: int, shard: Shard, start: int, first_line: int) -> bool:
+        num_bytes = shard.stats["num_bytes"]
+        try:
+            sha256 = plain_block_sha256(now.parts(start, start + num_bytes), num_bytes)
+        except OSError:  # the reading proper will tell
+            return False
+        return shard.key == _key(file, index, first_line, sha256, reading)
+
+    holding = reading.threads.map(holds, range(len(shards)), shards, starts, first_lines)
+    equal = [shard for shard, _ in itertools.takewhile(lambda pair: pair[1], zip(shards, holding, strict=True))]
+    return equal[:-1]
+
+
+def _before_each(shards: list[Shard], figure: str) -> list[int]:
+    return list(itertools.accumulate((shard.stats[figure] for shard in shards[:-1]), initial=0)) if shards else []
+
+
+def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: _Reading) -> Iterator[Shard]:
     """The shard of each block, in order; hashed, found or written by threads, a few at a time."""
     waiting: deque[Future[Shard]] = deque()
     try:
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(blocks, first):
             waiting.append(reading.threads.submit(_found_or_staged, block, index, file, reading))
             reading.progress.add(block.num_lines, block.num_bytes)
             while len(waiting) > _NUM_THREADS:
@@ -209,8 +245,13 @@ def _shards(blocks: Iterator[Block], file: AnnotationFile, reading: _Reading) ->
 
 
 def _found_or_staged(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
-    key = fingerprint(reading.identity, file.source, block.first_line, block.sha256)
+    key = _key(file, index, block.first_line, block.sha256, reading)
     return reading.turn.find(key) or _stage(block, index, file, key, reading)
+
+
+def _key(file: AnnotationFile, index: int, first_line: int, sha256: str, reading: _Reading) -> str:
+    """What decides all of a shard; by its index it is named, and the same lines may come to lie in an earlier one."""
+    return fingerprint(reading.identity, file.source, index, first_line, sha256)
 
 
 def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
