@@ -19,14 +19,16 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
     """
     suspects = _suspects(chosen_keys, rejected_keys)
+    if not len(suspects):  # to take no rows would copy all of them
+        return {}
     chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
-    base = int(max(chosen.max(initial=0), rejected.max(initial=0))) + 1
+    base = int(max(chosen.max(), rejected.max())) + 1
     known, first_rows, inverse, counts = np.unique(
         chosen * base + rejected, return_index=True, return_inverse=True, return_counts=True
     )
     swapped = rejected * base + chosen
-    place = np.minimum(np.searchsorted(known, swapped), max(len(known) - 1, 0))
-    num_swapped = np.where(known[place] == swapped, counts[place], 0) if len(known) else counts
+    place = np.minimum(np.searchsorted(known, swapped), len(known) - 1)
+    num_swapped = np.where(known[place] == swapped, counts[place], 0)
     conflict = (num_swapped > 0) & (chosen != rejected)
     losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
     first = np.isin(np.arange(len(chosen)), first_rows)
@@ -41,7 +43,8 @@ def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> C
     """
     digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum, which has no order
     order = np.argsort(digests, kind="stable")
-    repeated = digests[order][1:] == digests[order][:-1]
+    ordered = digests[order]
+    repeated = ordered[1:] == ordered[:-1]
     is_suspect = np.zeros(len(digests), np.bool_)
     is_suspect[order[1:][repeated]] = is_suspect[order[:-1][repeated]] = True
     return np.flatnonzero(is_suspect)
@@ -51,7 +54,7 @@ def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tupl
     """Both columns as small integers, equal where the keys are equal: int64 arrays [rows]."""
     both = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string())
     encoded = both.combine_chunks().dictionary_encode()
-    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)] or [np.empty(0)])
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)])
     return tuple(np.split(codes.astype(np.int64), [len(chosen_keys)]))  # type: ignore[return-value]
 
 
