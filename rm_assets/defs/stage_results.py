@@ -112,14 +112,15 @@ _TOTALS = {
 }
 
 
+_WAY_NAMES = {"pieces": "the template's pieces, joined", "jinja": "Jinja, conversation by conversation"}
 _WAYS = {Stage.FLATTENED: ("renderer", "renderer_reason"), Stage.TOKENIZED: ("encoder", "encoder_reason")}
 
 
 def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
-    """Which library did the work of a stage, and why not the fast one where it did not."""
+    """What did the work of a stage, and why not what is fast where it did not."""
     used = Counter(shard.stats[name] for shard in manifest.shards)
     reasons = sorted({shard.stats[reason] for shard in manifest.shards} - {""})
-    shown = {name: ", ".join(f"{way} ({count} shards)" for way, count in sorted(used.items()))}
+    shown = {name: ", ".join(f"{_WAY_NAMES.get(way, way)} ({count} shards)" for way, count in sorted(used.items()))}
     return shown | ({reason: "; ".join(reasons)} if reasons else {})
 
 
