@@ -4,6 +4,7 @@ Dagster's own monitoring cannot see them, for the default run launcher never ask
 Here a sensor looks, which runs where the runs do, and each run before it begins: a command line needs no daemon for it.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -49,6 +50,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         with abandoned(path) as record:
             if record is None:
                 continue
+            _end_followers(path.name)
             if _is_running(instance, path.name):
                 time.sleep(SECONDS_FOR_THE_SERVER)
             if _is_running(instance, path.name):
@@ -65,6 +67,18 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
                 _end(instance, run_id, reason)
                 ended.append(run_id)
     return ended
+
+
+def _end_followers(run_id: str) -> None:
+    """End the `tail` that shows the log of a dead run's step, if it was killed before Dagster had that watched.
+
+    Dagster starts a watcher after it (`execute_posix_tail`), milliseconds too late for a run that is killed meanwhile.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if command[:2] == [b"tail", b"-F"] and any(run_id.encode() in word.split(b"/") for word in command[2:]):
+                os.kill(int(process.name), signal.SIGTERM)
 
 
 def _runs_without_a_server(instance: dg.DagsterInstance) -> set[str]:

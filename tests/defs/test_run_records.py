@@ -17,7 +17,7 @@ import dagster as dg
 import pytest
 from dagster import DagsterEventType
 from dagster._core.storage.runs import InMemoryRunStorage
-from real_runs import ROOT, Site
+from real_runs import ROOT, Site, wait_until
 
 from rm_assets.defs import dead_runs as dead_runs_module
 from rm_assets.defs.dead_runs import dead_runs, end_dead_runs, records_directory
@@ -249,6 +249,39 @@ def run_killed_at(place: str, site: Site) -> str:
     [run_id] = site.run_ids()
     assert site.status(run_id) == "STARTED"
     return run_id
+
+
+DIES_AS_A_LOG_IS_FOLLOWED = """
+import os
+from dagster._core.execution import compute_logs
+
+class Watcher:
+    __file__ = property(lambda _: os.kill(os.getpid(), 9))
+
+compute_logs.watch_orphans = Watcher()
+from dagster._cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
+def test_what_follows_the_log_of_a_run_that_was_killed_before_it_was_watched_is_ended(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    command = [sys.executable, "-c", DIES_AS_A_LOG_IS_FOLLOWED, "asset", "materialize"]
+    options = ["-m", "rm_assets.definitions", "--select", "raw_preferences"]
+    with (tmp_path / "said").open("w") as said:
+        made = subprocess.run(
+            [*command, *options], env=site.environment(), cwd=tmp_path, stdout=said, stderr=said, check=False
+        )
+    try:
+        assert made.returncode == -signal.SIGKILL, (tmp_path / "said").read_text()
+        [follower] = site.living()
+        assert b"tail" in Path(f"/proc/{follower}/cmdline").read_bytes()
+        with site.instance() as instance:
+            assert end_dead_runs(instance) == list(site.run_ids())
+        assert wait_until(lambda: not site.living(), 5)
+    finally:
+        site.kill_everything()
 
 
 @pytest.mark.parametrize("seconds", [31, -3600])  # a clock that was set back proves nothing either
