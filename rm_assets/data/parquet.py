@@ -22,6 +22,7 @@ ROW_GROUP_BYTES = 8 * 2**20
 _BATCH_IDS = 2**16
 """Ids that are handed to a page at a time. Arrow asks only then whether the page is full: texts keep its own 1,024."""
 _MANY_ROWS = 10_000
+_FEW_BYTES = 2**18
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
 
@@ -92,10 +93,15 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file of any storage, open; raises SnapshotError where its pages are not as they were written."""
     try:
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(path.open("rb")) if is_remote(path) else path
+            source = stack.enter_context(path.open("rb")) if is_remote(path) else _local_source(path)
             yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system, and it says what
         told = " ".join(str(error).split())
         raise SnapshotError(f"{str(path)!r} is damaged: remove its snapshot and materialize anew ({told})") from None
+
+
+def _local_source(path: Path) -> Path | pa.BufferReader:
+    """What to read a file from: its bytes if they are few, which takes half the time of as many reads as columns."""
+    return pa.BufferReader(path.read_bytes()) if path.stat().st_size <= _FEW_BYTES else path
