@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -96,12 +96,12 @@ class Encoder:
         ids, offsets = self._fast.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=split)
         return np.frombuffer(ids, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64)
 
-    def reference_encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
+    def reference_encode(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """The same by transformers' own tokenizer; raises EncodingError where that fails."""
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         parts = [np.empty(0, dtype=np.int32)]
         for start in range(0, len(texts), _CHUNK):
-            rows = self._reference_rows(texts[start : start + _CHUNK], start)
+            rows = self._reference_rows(list(texts[start : start + _CHUNK]), start)
             lengths = [len(row) for row in rows]
             offsets[start + 1 : start + 1 + len(rows)] = lengths
             parts.append(np.fromiter(itertools.chain.from_iterable(rows), np.int32, sum(lengths)))
@@ -206,17 +206,23 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
 # --- one shard -----------------------------------------------------------------------------------------------
 
 
-def encode_shard(encoder: Encoder, texts: list[str], num_sampled_ids: int = NUM_SAMPLED_IDS) -> EncodedTexts:
+def encode_shard(
+    encoder: Encoder,
+    texts: Sequence[str],
+    num_sampled_ids: int = NUM_SAMPLED_IDS,
+    encode: Callable[[], tuple[Ids, Offsets]] | None = None,
+) -> EncodedTexts:
     """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
-    As many of them are sampled as have about `num_sampled_ids` ids.
+    As many of them are sampled as have about `num_sampled_ids` ids. `encode` may be a shorter way to the ids of these
+    texts than `encode_batch`, and is judged by the same sample; then only the sampled ones are asked for.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
     """
     if encoder.backend == REFERENCE:
         return _by_reference(encoder, texts, "")
     try:
-        ids, offsets = encoder.encode_batch(texts)
+        ids, offsets = encode() if encode else encoder.encode_batch(list(texts))
     except BaseException as error:
         _reraise_unless_of_the_tokenizer(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
@@ -227,7 +233,7 @@ def encode_shard(encoder: Encoder, texts: list[str], num_sampled_ids: int = NUM_
     return EncodedTexts(ids=ids, offsets=offsets, backend=FAST)
 
 
-def _by_reference(encoder: Encoder, texts: list[str], detail: str) -> EncodedTexts:
+def _by_reference(encoder: Encoder, texts: Sequence[str], detail: str) -> EncodedTexts:
     ids, offsets = encoder.reference_encode(texts)
     return EncodedTexts(ids=ids, offsets=offsets, backend=REFERENCE, fell_back=bool(detail), detail=detail)
 
@@ -238,7 +244,7 @@ def sample_rows(num_texts: int, num_sampled: int) -> list[int]:
     return [number * num_texts // num_rows for number in range(num_rows)]
 
 
-def sample_difference(encoder: Encoder, texts: list[str], ids: Ids, offsets: Offsets, rows: Iterable[int]) -> str:
+def sample_difference(encoder: Encoder, texts: Sequence[str], ids: Ids, offsets: Offsets, rows: Iterable[int]) -> str:
     """The first sampled text whose ids are not the reference's, in words without the text; empty if all agree."""
     if len(offsets) != len(texts) + 1 or (len(offsets) and offsets[-1] != len(ids)):
         return f"{len(texts)} texts have {len(offsets) - 1} rows of ids"

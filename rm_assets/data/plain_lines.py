@@ -48,7 +48,10 @@ def plain_pair(line: bytes) -> PlainPair | None:
     except (msgspec.MsgspecError, RecursionError):
         return None
     pair = _stated(row)
-    return pair if pair is not None and _is_sound(pair) and _has_each_field_once(line, row) else None
+    if pair is None:
+        return None
+    contents = pair.prompt[1] + pair.chosen[1] + pair.rejected[1]
+    return pair if _is_sound(pair, contents) and _has_each_field_once(line, row, pair, contents) else None
 
 
 def _stated(row: _Row) -> PlainPair | None:
@@ -87,9 +90,8 @@ def _num_shared(one: list[_Message], other: list[_Message]) -> int:
     return min(len(one), len(other))
 
 
-def _is_sound(pair: PlainPair) -> bool:
-    (roles, contents), chosen, rejected, _ = pair
-    contents += chosen[1] + rejected[1]
+def _is_sound(pair: PlainPair, contents: tuple[str, ...]) -> bool:
+    roles, chosen, rejected = pair.prompt[0], pair.chosen, pair.rejected
     return (
         are_in_order(roles, chosen[0])
         and are_in_order(roles, rejected[0])
@@ -99,13 +101,15 @@ def _is_sound(pair: PlainPair) -> bool:
     )
 
 
-def _has_each_field_once(line: bytes, row: _Row) -> bool:
+def _has_each_field_once(line: bytes, row: _Row, pair: PlainPair, contents: tuple[str, ...]) -> bool:
     """See `rm_assets.data.json_rows.json_object`: every colon outside the texts belongs to one of the fields."""
-    num_colons = 2 + (row.prompt is not UNSET)
-    for side in (row.prompt, row.chosen, row.rejected):
-        if isinstance(side, list):
-            num_colons += 2 * len(side) + sum([message.content.count(":") for message in side])
-        elif isinstance(side, str):
-            num_colons += side.count(":")
+    has_prompt = row.prompt is not UNSET
+    if isinstance(row.chosen, list):
+        texts: Sequence[str] = contents if has_prompt else contents + pair.prompt[1]  # which stand in both sides
+        num_colons = 2 * len(texts)
+    else:
+        texts = [text for text in (row.prompt, row.chosen, row.rejected) if isinstance(text, str)]
+        num_colons = 0
+    num_colons += 2 + has_prompt + "".join(texts).count(":")
     has_escaped_colons = b"\\" in line and b"\\u003" in line  # one byte is looked for many times as fast as five
     return line.count(b":") == num_colons and not has_escaped_colons

@@ -4,6 +4,7 @@ Over-long pairs are rejects, or, with `over_long: drop_turns`, lose the same old
 never cut. Every written shard has a sample of its rows encoded anew from the messages by transformers itself.
 """
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -39,6 +40,7 @@ from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.rendering import SIDES, flatten_pair, pair_messages
+from rm_assets.data.shared_prompts import WholeSides, cut_pairs, cut_tokens, encode_cut_pairs
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
 from rm_assets.settings import Settings
@@ -160,6 +162,10 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
 
 def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
     """The ids of all chosen sides, then of all rejected ones; rows that the tokenizer itself fails on have none."""
+    if cut := cut_pairs(rows, cut_tokens(encoder.reference)):
+        with contextlib.suppress(EncodingError):  # which rows it fails on is found out below
+            encode = functools.partial(encode_cut_pairs, encoder, cut)
+            return encode_shard(encoder, WholeSides(rows), num_sampled_ids, encode), {}
     texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
     failed: dict[int, Refusal] = {}
     while True:

@@ -8,9 +8,12 @@ from support import rows, silent
 
 from rm_assets.data.chat import TemplateError, load_chat_tokenizer, message_dict, reference_ids
 from rm_assets.data.encoders import encode_shard, load_encoder
+from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.rendering import SIDES
 from rm_assets.data.templates import TemplateRenderer
+from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
@@ -28,12 +31,14 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
     chat, encoder = load_chat_tokenizer(files), load_encoder(files)
     renderer = TemplateRenderer(chat)
     assert encoder.backend == TOKENIZERS[name], encoder.reason
-    num_texts = 0
+    num_texts = num_written = 0
     for path in FILES:
-        own = settings.model_copy(update={"annotations": str(path), "storage": str(tmp_path / path.stem)})
-        texts, expected = [], []
-        for row in rows(validated_snapshot(own, raw_snapshot(own, silent), silent)):
-            for side in ("chosen", "rejected"):
+        given = {"annotations": str(path), "storage": str(tmp_path / path.stem), "max_length": 2**20}
+        own = settings.model_copy(update=given)
+        validated = validated_snapshot(own, raw_snapshot(own, silent), silent)
+        texts, expected, ids = [], [], {}
+        for row in rows(validated):
+            for side in SIDES:
                 messages = [message_dict(message) for message in row["prompt"] + row[side]]
                 try:
                     expected.append(reference_ids(chat, messages, row["tools"]))
@@ -42,9 +47,14 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
                         renderer(messages, row["tools"])
                     continue
                 texts.append(renderer(messages, row["tools"]))
+                ids[row["pair_id"], side] = expected[-1]
         shard = encode_shard(encoder, texts)
         assert [shard.ids[start:end].tolist() for start, end in itertools.pairwise(shard.offsets)] == expected
         assert (shard.backend, shard.fell_back) == (TOKENIZERS[name], False)
         num_texts += len(texts)
-    assert num_texts > 2_000
+        flattened = flattened_snapshot(own, files, validated, silent)
+        for row in rows(tokenized_snapshot(own, files, validated, flattened, silent)):
+            assert [row[f"{side}_ids"] for side in SIDES] == [ids[row["pair_id"], side] for side in SIDES]
+            num_written += len(SIDES)
+    assert num_texts >= num_written > 2_000
     assert renderer.num_fast > num_texts * 0.9
