@@ -215,7 +215,7 @@ def encode_shard(
     """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
     As many of them are sampled as have about `num_sampled_ids` ids. `encode` may be a shorter way to the ids of these
-    texts than `encode_batch`, and is judged by the same sample; then only the sampled ones are asked for.
+    texts than `encode_batch`, judged by the same sample: as long as it holds, only sampled texts are asked for.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
     """

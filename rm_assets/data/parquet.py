@@ -103,5 +103,5 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _local_source(path: Path) -> Path | pa.BufferReader:
-    """What to read a file from: its bytes if they are few, which takes half the time of as many reads as columns."""
+    """What to read a file from: all its bytes at once if they are few, in half the time of a read for each column."""
     return pa.BufferReader(path.read_bytes()) if path.stat().st_size <= _FEW_BYTES else path

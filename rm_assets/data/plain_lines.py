@@ -105,7 +105,8 @@ def _has_each_field_once(line: bytes, row: _Row, pair: PlainPair, contents: tupl
     """See `rm_assets.data.json_rows.json_object`: every colon outside the texts belongs to one of the fields."""
     has_prompt = row.prompt is not UNSET
     if isinstance(row.chosen, list):
-        texts: Sequence[str] = contents if has_prompt else contents + pair.prompt[1]  # which stand in both sides
+        # without a prompt field, the messages that both sides begin with stand in the line twice
+        texts: Sequence[str] = contents if has_prompt else contents + pair.prompt[1]
         num_colons = 2 * len(texts)
     else:
         texts = [text for text in (row.prompt, row.chosen, row.rejected) if isinstance(text, str)]

@@ -24,9 +24,9 @@ from rm_assets.data.texts import offsets_of
 def cut_tokens(reference: Any) -> tuple[str, ...]:
     """The added tokens before which a text may be cut, by transformers' tokenizer.
 
-    Such a token is looked for in the text as it is given; it takes no white space before it, nor does one that begins
-    as it does; no added token has its first character further in, so that none reaches over the cut; and none asks
-    whether a word goes on behind it.
+    Such a token is found in the text as it is given. Neither it nor a longer one that begins with it takes the white
+    space before it, and it begins with none that an earlier one could take. No added token holds its first character
+    further in, so that none reaches over the cut; and none is a `single_word`, which would look across it.
     """
     if not getattr(reference, "is_fast", False) or getattr(reference, "split_special_tokens", False):
         return ()
@@ -80,6 +80,8 @@ def encode_cut_pairs(encoder: Encoder, pairs: CutPairs) -> tuple[Ids, Offsets]:
     """Ids of all whole chosen sides, then of all rejected ones, as `Encoder.encode_batch` gives them."""
     ids, offsets = encoder.encode_batch([text for column in pairs for text in column.to_pylist()])
     num_pairs = len(pairs.shared)
+    if len(offsets) != 3 * num_pairs + 1 or offsets[-1] != len(ids):
+        return ids, offsets  # of a broken backend, which is found out by their number
     middle = offsets[num_pairs]
     lengths = np.diff(offsets).reshape(3, num_pairs)
     widths = (lengths[0] + lengths[1:]).ravel()

@@ -5,6 +5,7 @@ never cut. Every written shard has a sample of its rows encoded anew from the me
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from rm_assets.data import records
 from rm_assets.data.chat import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
 from rm_assets.data.encoders import (
+    FAST,
     NUM_SAMPLED_IDS,
     NUM_SAMPLED_LATER,
     EncodedTexts,
@@ -162,15 +164,29 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
 
 def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
     """The ids of all chosen sides, then of all rejected ones; rows that the tokenizer itself fails on have none."""
-    if cut := cut_pairs(rows, cut_tokens(encoder.reference)):
-        with contextlib.suppress(EncodingError):  # which rows it fails on is found out below
-            encode = functools.partial(encode_cut_pairs, encoder, cut)
-            return encode_shard(encoder, WholeSides(rows), num_sampled_ids, encode), {}
+    was_fast, failed = encoder.backend == FAST, dict[int, Refusal]()
+    encoded = _encoded_by_cuts(encoder, rows, num_sampled_ids) or _encoded_whole(encoder, rows, num_sampled_ids, failed)
+    if was_fast and encoder.backend != FAST:  # also where the reference failed on a row just then, and was asked again
+        encoded = dataclasses.replace(encoded, fell_back=True, detail=encoder.reason)
+    return encoded, failed
+
+
+def _encoded_by_cuts(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> EncodedTexts | None:
+    """The ids, with shared prompts encoded once; None where nothing can be cut, or the tokenizer fails on a row."""
+    cut = cut_pairs(rows, cut_tokens(encoder.reference))
+    if cut is None:
+        return None
+    with contextlib.suppress(EncodingError):
+        return encode_shard(encoder, WholeSides(rows), num_sampled_ids, lambda: encode_cut_pairs(encoder, cut))
+    return None
+
+
+def _encoded_whole(encoder: Encoder, rows: pa.Table, num_sampled_ids: int, failed: dict[int, Refusal]) -> EncodedTexts:
+    """The ids of whole texts; adds to `failed` the rows that the tokenizer fails on."""
     texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
-    failed: dict[int, Refusal] = {}
     while True:
         try:
-            return encode_shard(encoder, texts, num_sampled_ids), failed
+            return encode_shard(encoder, texts, num_sampled_ids)
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"

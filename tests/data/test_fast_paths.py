@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support import plain_row, rejects, rows, run_stages, write_lines
 
@@ -147,3 +148,33 @@ def test_a_conversation_that_the_tokenizer_fails_on_is_a_reject(
     stages = run_stages(settings)
     assert rejects(stages[Stage.TOKENIZED]) == [("a.jsonl", 2, "tokenizer_error")]
     assert len(rows(stages[Stage.TOKENIZED])) == 2
+
+
+def test_a_backend_that_is_found_out_while_the_tokenizer_fails_on_a_row_is_told_of(settings: Settings) -> None:
+    class Wrong:
+        """A fast backend whose every text is one id."""
+
+        def encode_batch_flat(self, inputs: list[str], **_: Any) -> tuple[bytes, bytes]:
+            return np.zeros(len(inputs), np.uint32).tobytes(), np.arange(len(inputs) + 1, dtype=np.uint64).tobytes()
+
+    class Fails:
+        """A tokenizer that breaks off on one word."""
+
+        def __init__(self, reference: Any) -> None:
+            self._reference = reference
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            if any("42" in text for text in texts):
+                raise ValueError
+            return self._reference(texts, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._reference, name)
+
+    honest = load_encoder(find_tokenizer(settings))
+    prompts = ["Say it.<|im_end|>\n<|im_start|>assistant\n"] * 40
+    pairs = pa.table({"prompt": prompts, "chosen": ["yes"] * 40, "rejected": ["no"] * 39 + ["42"]})
+    encoder = Encoder(Fails(honest.reference), Wrong(), "", honest.is_control)
+    encoded, failed = tokenization._encoded(encoder, pairs, 1)
+    assert (encoded.backend, encoded.fell_back, list(failed)) == ("tokenizers", True, [39])
+    assert "fastokens differed from the reference" in encoded.detail
