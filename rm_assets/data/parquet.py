@@ -23,6 +23,7 @@ _BATCH_IDS = 2**16
 """Ids that are handed to a page at a time. Arrow asks only then whether the page is full: texts keep its own 1,024."""
 _MANY_ROWS = 10_000
 _FEW_BYTES = 2**18
+"""Files up to this size are read in one piece."""
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
 

@@ -28,7 +28,8 @@ class EngineError(RuntimeError):
 def computed_on_ray(function: Callable[[Any], Any], jobs: list[Any], staging: Path, num_workers: int) -> Iterator[Any]:
     """`map(function, jobs)` on a Ray cluster, in order, with `num_workers` tasks at a time (0: by its cores).
 
-    Raises the error of the first job that has one, and EngineError where the cluster fails; other tasks are cancelled.
+    Raises the error of the first job that has one, and EngineError where the cluster fails. Tasks that are under way
+    then are left to end, and what they stage is kept: Ray aborts this process if one ends while it is being cancelled.
     """
     if not jobs:
         return
@@ -43,11 +44,8 @@ def computed_on_ray(function: Callable[[Any], Any], jobs: list[Any], staging: Pa
         while waiting or running:
             while waiting and len(running) < limit:
                 running.append(task.remote(function, waiting.popleft(), token))
-            yield _result(ray, running[0])
-            running.popleft()
+            yield _result(ray, running.popleft())
     finally:
-        for reference in running:
-            ray.cancel(reference)  # not by force: a task that ends just then makes Ray abort this process
         remove_files([token])
 
 

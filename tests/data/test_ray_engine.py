@@ -97,6 +97,12 @@ def test_an_error_of_a_task_comes_back_as_it_was_raised(cluster: Any, tmp_path: 
     assert error.value.__cause__ is None
 
 
+def test_errors_while_other_tasks_end_leave_this_process_alive(cluster: Any, tmp_path: Path) -> None:
+    for _ in range(100):
+        with pytest.raises(SettingsError):
+            list(computed_on_ray(refuse, list(range(6)), tmp_path, 2))
+
+
 def die_once(marker: str) -> str:
     if marker and not Path(marker).exists():
         Path(marker).touch()
