@@ -124,25 +124,29 @@ def test_a_control_token_that_arises_where_message_and_template_meet_is_a_reject
     assert len(rows(stages[Stage.TOKENIZED])) == 2
 
 
+class FailsOn42:
+    """A tokenizer that breaks off on one word."""
+
+    def __init__(self, reference: Any, error: type[BaseException]) -> None:
+        self._reference, self._error = reference, error
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        if any("42" in text for text in texts):
+            raise self._error
+        return self._reference(texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reference, name)
+
+
 def test_a_conversation_that_the_tokenizer_fails_on_is_a_reject(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class PanicException(BaseException):
         """What Rust code raises; no `Exception`."""
 
-    class Fails:
-        """A tokenizer that breaks off on one word."""
-
-        def __init__(self, reference: Any) -> None:
-            self._reference = reference
-
-        def __call__(self, texts: list[str], **options: Any) -> Any:
-            if any("42" in text for text in texts):
-                raise PanicException
-            return self._reference(texts, **options)
-
     honest = load_encoder(find_tokenizer(settings))
-    encoder = Encoder(Fails(honest.reference), None, "", honest.is_control)
+    encoder = Encoder(FailsOn42(honest.reference, PanicException), None, "", honest.is_control)
     monkeypatch.setattr(tokenization, "load_encoder", lambda *_: encoder)
     write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), plain_row(42), plain_row(3)])
     stages = run_stages(settings)
@@ -157,24 +161,10 @@ def test_a_backend_that_is_found_out_while_the_tokenizer_fails_on_a_row_is_told_
         def encode_batch_flat(self, inputs: list[str], **_: Any) -> tuple[bytes, bytes]:
             return np.zeros(len(inputs), np.uint32).tobytes(), np.arange(len(inputs) + 1, dtype=np.uint64).tobytes()
 
-    class Fails:
-        """A tokenizer that breaks off on one word."""
-
-        def __init__(self, reference: Any) -> None:
-            self._reference = reference
-
-        def __call__(self, texts: list[str], **options: Any) -> Any:
-            if any("42" in text for text in texts):
-                raise ValueError
-            return self._reference(texts, **options)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._reference, name)
-
     honest = load_encoder(find_tokenizer(settings))
     prompts = ["Say it.<|im_end|>\n<|im_start|>assistant\n"] * 40
     pairs = pa.table({"prompt": prompts, "chosen": ["yes"] * 40, "rejected": ["no"] * 39 + ["42"]})
-    encoder = Encoder(Fails(honest.reference), Wrong(), "", honest.is_control)
+    encoder = Encoder(FailsOn42(honest.reference, ValueError), Wrong(), "", honest.is_control)
     encoded, failed = tokenization._encoded(encoder, pairs, 1)
     assert (encoded.backend, encoded.fell_back, list(failed)) == ("tokenizers", True, [39])
     assert "fastokens differed from the reference" in encoded.detail
