@@ -1,5 +1,7 @@
 """Pairs that stand more than once, or the other way round too: which rows go, decided from hashes alone."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -10,8 +12,31 @@ from rm_assets.data.records import Reason
 Codes = NDArray[np.int64]
 
 
-def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> dict[int, Reason]:
-    """Which rows go, and why, by index; rows are in the order of source and line.
+@dataclass(frozen=True)
+class DroppedRows:
+    """Rows that go, in rising order, each as a duplicate or for a conflict: arrays, for there may be millions."""
+
+    rows: NDArray[np.int64]
+    is_conflict: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls) -> "DroppedRows":
+        """No row goes."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.bool_))
+
+    def between(self, start: int, end: int) -> "DroppedRows":
+        """Those from row `start` and before row `end`, counted from `start`."""
+        first, last = np.searchsorted(self.rows, [start, end])
+        return DroppedRows(self.rows[first:last] - start, self.is_conflict[first:last])
+
+    def reasons(self) -> dict[int, Reason]:
+        """Why each of them goes."""
+        rows = zip(self.rows.tolist(), self.is_conflict.tolist(), strict=True)
+        return {row: Reason.CONFLICT if is_conflict else Reason.DUPLICATE for row, is_conflict in rows}
+
+
+def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> DroppedRows:
+    """Which rows go, and why; rows are in the order of source and line.
 
     `conflicts` is the policy for pairs that stand both ways round: "drop" takes none of them, "majority" those of the
     way that more rows take (none if there are as many of each), "keep" both ways. For the pairs
@@ -20,7 +45,7 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     """
     suspects = _suspects(chosen_keys, rejected_keys)
     if not len(suspects):  # to take no rows would copy all of them
-        return {}
+        return DroppedRows.none()
     chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
     base = int(max(chosen.max(), rejected.max())) + 1
     known, first_rows, inverse, counts = np.unique(
@@ -31,9 +56,10 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     num_swapped = np.where(known[place] == swapped, counts[place], 0)
     conflict = (num_swapped > 0) & (chosen != rejected)
     losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
-    first = np.isin(np.arange(len(chosen)), first_rows)
-    reasons = {int(row): Reason.DUPLICATE for row in suspects[np.flatnonzero(~first & ~losing)]}
-    return reasons | {int(row): Reason.CONFLICT for row in suspects[np.flatnonzero(losing)]}
+    is_first = np.zeros(len(chosen), np.bool_)
+    is_first[first_rows] = True
+    goes = losing | ~is_first
+    return DroppedRows(suspects[goes], losing[goes])
 
 
 def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> Codes:
@@ -53,10 +79,6 @@ def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> C
 def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:
     """Both columns as small integers, equal where the keys are equal: int64 arrays [rows]."""
     both = pa.chunked_array([*chosen_keys.chunks, *rejected_keys.chunks], pa.string())
-    encoded = both.combine_chunks().dictionary_encode()
-    codes = np.concatenate([np.asarray(chunk.indices) for chunk in _chunks(encoded)])
+    encoded = both.dictionary_encode()  # all chunks have one dictionary
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in encoded.chunks])
     return tuple(np.split(codes.astype(np.int64), [len(chosen_keys)]))  # type: ignore[return-value]
-
-
-def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data import records
-from rm_assets.data.duplicates import dropped_rows
+from rm_assets.data.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
@@ -81,7 +81,7 @@ class PaddingTask:
     validated: Path | None
     folder: str
     grams: dict[str, Grams]
-    dropped: tuple[tuple[int, Reason], ...]
+    dropped: DroppedRows
     pad_token_id: int
     seed: str
     validation_fraction: float
@@ -92,10 +92,9 @@ def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
     """Rows by folder, and rejects, of one shard of tokenized pairs."""
     num_in, reasons = 0, Counter[Reason]()
     overlapping = overlapping_rows([task.validated] if task.validated else [], task.grams)
-    dropped = dict(task.dropped)
     for rows in read_batches(task.path, records.TOKENIZED):
-        places = range(num_in, num_in + rows.num_rows)
-        refused = {row - num_in: (dropped[row], _DETAILS[dropped[row]]) for row in places if row in dropped}
+        dropped = task.dropped.between(num_in, num_in + rows.num_rows).reasons()
+        refused = {row: (reason, _DETAILS[reason]) for row, reason in dropped.items()}
         refused |= _overlapping(rows, overlapping)
         folders = _folders(task, rows, refused)
         for folder in [task.folder] if task.folder else SPLITS:
@@ -192,13 +191,13 @@ def padded_snapshot(
             validated=validated.data_path(messages[shard.name]),
             folder=folder,
             grams={} if folder else grams,
-            dropped=dropped.get(shard.name, ()),
+            dropped=dropped.get(shard.name, DroppedRows.none()),
             pad_token_id=pad_token_id,
             seed=settings.split_seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
         )
-        decisions = [[row, reason] for row, reason in arguments.dropped]
+        decisions = [[row, reason] for row, reason in arguments.dropped.reasons().items()]
         key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
@@ -222,19 +221,15 @@ def pad_token_id_of(snapshot: Snapshot) -> int:
     return found.pop()
 
 
-def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, tuple[tuple[int, Reason], ...]]:
+def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedRows]:
     """The rows that go, by shard and place in it; evaluation sets take no part and lose none."""
     shards = [shard for shard in tokenized.manifest.shards if not evaluation_folder(shard.source)]
     paths = [path for shard in shards if (path := tokenized.data_path(shard))]
     keys = read_table(paths, records.TOKENIZED, ["chosen_key", "rejected_key"])
-    dropped = sorted(dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts).items())
-    rows = np.array([row for row, _ in dropped], dtype=np.int64)
-    result, start = {}, 0
-    for shard in shards:
-        first, last = np.searchsorted(rows, [start, start + shard.num_rows()])
-        result[shard.name] = tuple((row - start, reason) for row, reason in dropped[first:last])
-        start += shard.num_rows()
-    return result
+    dropped = dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts)
+    ends = list(itertools.accumulate((shard.num_rows() for shard in shards), initial=0))
+    between = itertools.starmap(dropped.between, itertools.pairwise(ends))
+    return {shard.name: rows for shard, rows in zip(shards, between, strict=True)}
 
 
 def _num_prompts_in_two_splits(turn: Publication, shards: list[Shard]) -> int:

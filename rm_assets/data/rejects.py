@@ -1,27 +1,39 @@
-"""rejected_annotations: every reject of every stage in one table, each with the hash of the line it came from."""
+"""rejected_annotations: every reject of every stage in one table, each with the hash of the line it came from.
+
+Of millions of rejects only those of one shard are in memory at a time: a shard's lines are the same at every stage, so
+its rejects are put in order by themselves, and shards follow each other by source and place.
+"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.parquet import read_table
-from rm_assets.data.publication import publication, stage_shard, tables_writer
+from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches, read_table
+from rm_assets.data.publication import ShardWriter, Stats, publication, stage_shard
 from rm_assets.data.records import Stage
+from rm_assets.data.reject_rows import num_rejects
 from rm_assets.data.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 ASSET = "rejected_annotations"
 
 
 def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Callable[[str], object]) -> Snapshot:
     """Gather the rejects of these snapshots into one Parquet file, ordered by source, line and stage."""
+
+    def fill(writer: ShardWriter) -> Stats:
+        for table in _row_groups(gathered_rejects(stages)):
+            writer.write(DATA, table)
+        return {"num_in": sum(snapshot.manifest.num_rows(rejects=True) for snapshot in stages.values())}
+
     with publication(place(settings.storage), ASSET, settings.keep_snapshots, say) as turn:
         files = [
             [stage, file.sha256]
@@ -31,38 +43,56 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
             if file.folder == REJECTS
         ]
         key = fingerprint(ASSET, VERSION, files, stages[Stage.RAW].name)
-        shard = turn.find(key)
-        if shard is None:
-            table = gathered_rejects(stages)
-            stats = {"num_in": sum(snapshot.manifest.num_rows(rejects=True) for snapshot in stages.values())}
-            shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, stats), _laws)
+        shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, fill, _laws)
         return turn.publish([shard], {stage: snapshot.name for stage, snapshot in stages.items()}, {})
 
 
 def _laws(paths: dict[str, Path]) -> dict[str, Any]:
-    return {"num_out": read_table([paths[DATA]] if DATA in paths else [], records.REJECTS).num_rows}
+    return {"num_out": num_rejects({REJECTS: paths[DATA]} if DATA in paths else {})}
 
 
-def gathered_rejects(stages: dict[Stage, Snapshot]) -> pa.Table:
-    """All rejects with `line_sha256` filled in; stages after validation know a line by its place only."""
-    paths = [path for snapshot in stages.values() for path in snapshot.paths(REJECTS)]
-    table = read_table(paths, records.REJECTS)
-    order = {stage: number for number, stage in enumerate(Stage)}
-    rows = sorted(table.to_pylist(), key=lambda row: (row["source"], row["line"], order[row["stage"]]))
-    hashes = _line_hashes(stages[Stage.RAW], {(row["source"], row["line"]) for row in rows if not row["line_sha256"]})
-    for row in rows:
-        row["line_sha256"] = row["line_sha256"] or hashes[row["source"], row["line"]]
-    return pa.Table.from_pylist(rows, schema=records.REJECTS)
+def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Tables joined to such of about ROW_GROUP_BYTES: most files have a few rejects, and some thousands."""
+    waiting: list[pa.Table] = []
+    num_bytes = 0
+    for table in tables:
+        waiting.append(table)
+        num_bytes += table.nbytes
+        if num_bytes >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, num_bytes = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _line_hashes(raw: Snapshot, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
-    sources = {source for source, _ in wanted}
-    hashes = {}
-    for shard in raw.manifest.shards:
-        if shard.source in sources:
-            paths = [raw.directory / file.path for file in shard.files if file.folder != REJECTS]
-            columns = read_table(paths, records.RAW).columns
-            for source, line, text in zip(*(column.to_pylist() for column in columns), strict=True):
-                if (source, line) in wanted:
-                    hashes[source, line] = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return hashes
+def gathered_rejects(stages: dict[Stage, Snapshot]) -> Iterator[pa.Table]:
+    """All rejects with `line_sha256` filled in, a table per shard, by source and line, then in the order of stages."""
+    paths: dict[str, list[Path]] = {}
+    for stage in (stage for stage in Stage if stage in stages):
+        for shard in stages[stage].manifest.shards:
+            files = [stages[stage].directory / file.path for file in shard.files if file.folder == REJECTS]
+            paths.setdefault(shard.name, []).extend(files)
+    raw = stages[Stage.RAW]
+    for shard in sorted(raw.manifest.shards, key=lambda shard: shard.source):
+        rejects = read_table(paths[shard.name], records.REJECTS)
+        if rejects.num_rows:
+            yield _with_hashes(rejects.sort_by("line"), raw.data_path(shard))
+
+
+def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
+    """The rejects of a shard; stages after validation know a line by its place only, so its text is hashed here."""
+    has_none = pc.equal(rejects["line_sha256"], "")
+    if not pc.any(has_none).as_py():
+        return rejects
+    wanted = pc.unique(rejects["line"].filter(has_none))
+    lines, hashes = [pa.array([], pa.int64())], [pa.array([], pa.string())]
+    for rows in read_batches(raw, records.RAW):
+        found = rows.filter(pc.is_in(rows["line"], wanted))
+        texts = found["text"].cast(pa.binary()).to_pylist()
+        lines.append(found["line"].combine_chunks())
+        hashes.append(pa.array([hashlib.sha256(text).hexdigest() for text in texts], pa.string()))
+    places = pc.index_in(rejects["line"], value_set=pa.concat_arrays(lines))
+    filled = pc.if_else(has_none, pc.take(pa.concat_arrays(hashes), places), rejects["line_sha256"])
+    assert filled.null_count == 0, "every reject comes from a line of raw_preferences"
+    columns = {name: rejects[name] for name in records.REJECTS.names} | {"line_sha256": filled}
+    return records.table(columns, records.REJECTS)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rm_assets.data import records
 from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.listing import CONTENT
-from rm_assets.data.parquet import parquet_file, read_table
+from rm_assets.data.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
@@ -234,28 +234,31 @@ def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
 
 def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     """The materialization of all rejects: tables by file and reason, and of the single rows."""
-    rows = read_table(snapshot.paths(), records.REJECTS)
-    grouped = rows.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    by_file = [
-        {"file": row["source"], "reason": row["reason"], "rejects": row["count_all"]}
-        for row in sorted(grouped, key=lambda row: (-row["count_all"], row["source"], row["reason"]))
+    counts, num_rows, first = _reject_counts(snapshot)
+    by_file, by_stage, reasons = Counter[tuple[str, str]](), Counter[str](), Counter[str]()
+    for (source, stage, reason), count in counts.items():
+        by_file[source, reason] += count
+        by_stage[stage] += count
+        reasons[reason] += count
+    files = [
+        {"file": source, "reason": reason, "rejects": count}
+        for (source, reason), count in sorted(by_file.items(), key=lambda item: (-item[1], item[0]))
     ]
-    counts, reasons = Counter(rows["stage"].to_pylist()), Counter(rows["reason"].to_pylist())
-    by_stage = [{"stage": stage.value, "rejects": counts[stage.value]} for stage in Stage]
+    stages = [{"stage": stage.value, "rejects": by_stage[stage.value]} for stage in Stage]
     single = [
         {"file": row["source"], "line": row["line"], "why": f"{row['reason']}: {row['detail']}".removesuffix(": ")}
-        for row in rows.slice(0, MAX_ROWS - 1).to_pylist()  # one row is left to tell of the others
+        for row in first
     ]
-    if rows.num_rows > len(single):
-        single.append({"file": f"… {rows.num_rows - len(single):,} more rows, in the Parquet file"})
+    if num_rows > len(single):
+        single.append({"file": f"… {num_rows - len(single):,} more rows, in the Parquet file"})
     num_in = snapshot.manifest.total("num_in")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata={
-            "dagster/row_count": rows.num_rows,
-            "rejects_by_stage": table(by_stage, {"stage": "string", "rejects": "int"}),
+            "dagster/row_count": num_rows,
+            "rejects_by_stage": table(stages, {"stage": "string", "rejects": "int"}),
             **({"rejects_by_reason": _reasons_table(reasons)} if reasons else {}),
-            "rejects_by_file": table(by_file, {"file": "string", "reason": "string", "rejects": "int"}),
+            "rejects_by_file": table(files, {"file": "string", "reason": "string", "rejects": "int"}),
             "rejects": table(single, {"file": "string", "line": "int", "why": "string"}),
             "dagster/uri": snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(snapshot.directory)),
@@ -263,12 +266,24 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
         check_results=[
             dg.AssetCheckResult(
                 check_name="rejects_are_complete",
-                passed=rows.num_rows == num_in,
-                description=f"{rows.num_rows:,} rejects stand here, {num_in:,} are those of all stages.",
-                metadata={"rejects_of_all_stages": num_in, "rejects_here": rows.num_rows},
+                passed=num_rows == num_in,
+                description=f"{num_rows:,} rejects stand here, {num_in:,} are those of all stages.",
+                metadata={"rejects_of_all_stages": num_in, "rejects_here": num_rows},
             )
         ],
     )
+
+
+def _reject_counts(snapshot: Snapshot) -> tuple[Counter[tuple[str, str, str]], int, list[dict[str, Any]]]:
+    """How many rejects there are by (source, stage, reason) and in all, and the first ones: a row group at a time."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    first: list[dict[str, Any]] = []
+    for path in snapshot.paths():
+        for rows in read_batches(path, records.REJECTS):
+            grouped = rows.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+            counts.update({(row["source"], row["stage"], row["reason"]): row["count_all"] for row in grouped})
+            first += rows.slice(0, MAX_ROWS - 1 - len(first)).to_pylist()  # one row is left to tell of the others
+    return counts, counts.total(), first
 
 
 def schema_metadata(schema: pa.Schema, **meanings: str) -> dict[str, Any]:

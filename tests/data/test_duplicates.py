@@ -36,11 +36,11 @@ DUPLICATE, CONFLICT = Reason.DUPLICATE, Reason.CONFLICT
 def test_of_equal_pairs_the_first_stays_and_a_policy_decides_on_flipped_ones(
     policy: str, expected: dict[int, Reason]
 ) -> None:
-    assert dropped_rows(*keys(PAIRS), policy) == expected
+    assert dropped_rows(*keys(PAIRS), policy).reasons() == expected
 
 
 def test_no_rows_drop_nothing() -> None:
-    assert dropped_rows(*keys([]), "majority") == {}
+    assert dropped_rows(*keys([]), "majority").reasons() == {}
 
 
 @given(
@@ -56,4 +56,4 @@ def test_dropped_rows_are_those_of_the_plain_definition(pairs: list[tuple[str, s
             expected[row] = CONFLICT
         elif pair in pairs[:row]:
             expected[row] = DUPLICATE
-    assert dropped_rows(*keys(pairs), policy) == expected
+    assert dropped_rows(*keys(pairs), policy).reasons() == expected

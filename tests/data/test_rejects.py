@@ -1,0 +1,71 @@
+"""Millions of rejects take the memory of those of one shard, on their way into the table and onto the page."""
+
+import hashlib
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+from support import plain_row, rows, run_stages, silent, write_lines
+
+from rm_assets.data.duplicates import dropped_rows
+from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.records import Stage
+from rm_assets.data.rejects import rejects_snapshot
+from rm_assets.defs.stage_results import rejects_result
+from rm_assets.settings import Settings
+
+NUM_REJECTS = 200_000
+
+
+def test_rejects_are_gathered_and_shown_a_shard_at_a_time(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [b"\xff"] * NUM_REJECTS)
+    settings = Settings(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "s"), shard_bytes=20_000)
+    raw = raw_snapshot(settings, silent)
+    assert len(raw.manifest.shards) == 20
+    pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        snapshot = rejects_snapshot(settings, {Stage.RAW: raw}, silent)
+        result = rejects_result(snapshot)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    assert result.metadata["dagster/row_count"] == NUM_REJECTS
+    assert result.check_results[0].passed
+    assert peak < 10 * NUM_REJECTS  # a dict for each would take a hundred times as much
+    assert pool.max_memory() < 32 * 2**20  # however many there are: row groups of 8 MiB, written and joined
+
+
+def test_rejects_of_all_stages_stand_in_the_order_of_their_lines_with_the_hashes_of_these(tmp_path: Path) -> None:
+    too_long = plain_row(3, chosen="word " * 3_000)
+    lines = [plain_row(1), b"{", plain_row(2), b"\xff", plain_row(1), too_long, plain_row(2)]
+    lines += [*map(plain_row, range(10, 40)), plain_row(1)]  # in a second shard
+    write_lines(tmp_path / "in" / "b.jsonl", lines)
+    write_lines(tmp_path / "in" / "a.jsonl", [*map(plain_row, range(50, 60)), b"["])
+    settings = Settings(annotations=str(tmp_path / "in"), storage=str(tmp_path / "s"), shard_bytes=17_000)
+    stages = run_stages(settings)
+    assert len(stages[Stage.RAW].manifest.shards) == 3
+    found = rows(rejects_snapshot(settings, {stage: stages[stage] for stage in reversed(Stage)}, silent))
+    assert [(row["source"], row["line"], row["reason"]) for row in found] == [
+        ("a.jsonl", 11, "not_json"),
+        ("b.jsonl", 2, "not_json"),
+        ("b.jsonl", 4, "not_utf8"),
+        ("b.jsonl", 5, "duplicate"),
+        ("b.jsonl", 6, "too_long"),
+        ("b.jsonl", 7, "duplicate"),
+        ("b.jsonl", 38, "duplicate"),
+    ]
+    written = {name: (tmp_path / "in" / name).read_bytes().split(b"\n") for name in ("a.jsonl", "b.jsonl")}
+    for row in found:
+        assert row["line_sha256"] == hashlib.sha256(written[row["source"]][row["line"] - 1]).hexdigest()
+
+
+def test_dropped_rows_are_held_without_an_object_for_each() -> None:
+    keys = pa.chunked_array([["ab" * 16] * 20_000])
+    before = sys.getallocatedblocks()
+    dropped = dropped_rows(keys, keys, "drop")
+    assert sys.getallocatedblocks() - before < 1_000
+    assert dropped.rows.tolist() == list(range(1, 20_000))
