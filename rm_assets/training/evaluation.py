@@ -15,7 +15,7 @@ from rm_assets.settings import TrainingSettings
 from rm_assets.training.batches import collate
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
-from rm_assets.training.loss import num_right, pair_losses
+from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.planning import Packing, Rows, plan_rows
 from rm_assets.training.result import SCORES
 from rm_assets.training.scoring import scores as scores_of
@@ -37,17 +37,21 @@ def pair_scores(
 
 
 def mean_loss_and_accuracy(
-    scores: NDArray[np.float32], margin: NDArray[np.float32], settings: TrainingSettings
+    scores: NDArray[np.float32], pairs: Pairs, rows: Rows, settings: TrainingSettings
 ) -> tuple[float, float]:
     """The mean training loss, and the share of pairs whose chosen side scores higher, a tie counting one half.
 
-    Raises TrainingError for a loss that is not finite.
+    `scores` float32 [rows, 2], chosen first, are those of these rows. Raises TrainingError for a loss that is not
+    finite.
     """
     chosen, rejected = torch.from_numpy(scores).unbind(1)
-    losses = pair_losses(chosen, rejected, torch.tensor(margin), settings)
-    loss = float(losses.double().mean())
+    losses = pair_losses(chosen, rejected, torch.tensor(pairs.margin[rows]), settings).double()
+    loss = float(losses.mean())
     if not math.isfinite(loss):
-        raise TrainingError(f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate")
+        raise TrainingError(
+            f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate, or the margins "
+            f"too large; {worst_pairs(pairs, rows, losses.numpy())}"
+        )
     return loss, float(num_right(chosen, rejected)) / len(scores)
 
 
@@ -68,7 +72,8 @@ def split_metrics(
     metrics: dict[str, float | int | None] = {}
     for name, found in scores.items():
         pairs = splits[name]
-        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin, settings) if len(pairs) else (None, None)
+        rows = np.arange(len(pairs))
+        loss, accuracy = mean_loss_and_accuracy(found, pairs, rows, settings) if len(pairs) else (None, None)
         metrics |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy, f"{name}_pairs": len(pairs)}
     return metrics
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -48,6 +49,18 @@ def check_margins(splits: Mapping[str, Pairs], settings: TrainingSettings) -> No
                 f"margin is {float(pairs.margin[wrong[0]])!r} in pair {pair_id!r}, split {split!r}: the loss 'scaled' "
                 "multiplies by it; give margins that are not negative, or choose another loss"
             )
+
+
+NUM_NAMED = 5
+"""Pairs that an error names."""
+
+
+def worst_pairs(pairs: Pairs, rows: NDArray[np.int64], losses: NDArray[np.float64]) -> str:
+    """Which of these rows an error blames: those whose own loss is not finite, then those with the largest."""
+    order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:NUM_NAMED]
+    found = zip(pairs.pair_ids(rows[order]), losses[order], pairs.margin[rows[order]], strict=True)
+    named = ", ".join(f"{pair_id} (loss {loss:.4g}, margin {margin:.4g})" for pair_id, loss, margin in found)
+    return f"of {len(rows)} pairs these have the largest losses: {named}"
 
 
 def num_right(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from rm_assets.training.flops import peak_flops, step_flops
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
 from rm_assets.training.layers import decoder_layers, prepare_layers
-from rm_assets.training.loss import num_right, pair_losses
+from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
 from rm_assets.training.planning import MicroPlan, epoch_steps, plan_rows
 from rm_assets.training.probe import Choice
@@ -232,9 +232,12 @@ def train_step(
     """
     run.optimizer.zero_grad()
     sums = torch.zeros(4, dtype=torch.float64, device=run.group.device)
+    losses: list[Tensor] = []
     for number, plan in enumerate(plans, start=1):
         sum_gradients_at(run.scorer, last=number == len(plans))
-        sums[:2] += _add_gradients(run, collate(run.pairs, plan, run.group.device), len(rows))
+        of_pairs, num_right_ones = _add_gradients(run, collate(run.pairs, plan, run.group.device), len(rows))
+        sums[:2] += torch.stack([of_pairs.sum() / len(rows), num_right_ones])
+        losses.append(of_pairs)
     asked = wanted()
     sums[2:] += torch.tensor([asked.stop, asked.save], device=run.group.device)
     run.group.add_up(sums)
@@ -242,7 +245,12 @@ def train_step(
     norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
     loss, right, stop, save = sums.tolist()
     grad_norm = float(norm)
-    _check_finite(run, step, rows, loss, grad_norm)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):  # both are of all processes, and so each comes here
+        raise TrainingError(
+            f"loss is {loss!r} and gradient norm {grad_norm!r} at step {step}, stopped before its update: "
+            "look for a margin that is too large or weights that are not finite, or lower learning_rate; "
+            + worst_pairs(run.pairs, rows, _losses_of_all(run, plans, losses)[rows])
+        )
     if grad_norm > run.settings.max_grad_norm:
         clip_grads_with_norm_(weights, run.settings.max_grad_norm, norm)
     rate = learning_rate(step, run.num_steps, run.peak_rate, run.settings.warmup_fraction)
@@ -252,21 +260,25 @@ def train_step(
     return StepFigures(step, epoch, loss, right / len(rows), rate, grad_norm), Requests(stop > 0, save > 0)
 
 
-def _add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> Tensor:
-    """The batch's share of the step's mean loss, and its number of pairs ranked right."""
+def _add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> tuple[Tensor, Tensor]:
+    """The losses of the batch's pairs, float64 [B], and how many are ranked right.
+
+    They are added up in float64: two losses that float32 holds may have a sum that it does not.
+    """
     chosen, rejected = scores(run.scorer, batch)
-    loss = pair_losses(chosen, rejected, batch.margin, run.settings).sum() / num_pairs
+    losses = pair_losses(chosen, rejected, batch.margin, run.settings).double()
+    loss = losses.sum() / num_pairs
     (loss * run.group.size).backward()  # type: ignore[no-untyped-call]  # processes average their gradients
-    return torch.stack([loss.detach().double(), num_right(chosen, rejected)])
+    return losses.detach(), num_right(chosen, rejected)
 
 
-def _check_finite(run: Run, step: int, rows: NDArray[np.int64], loss: float, grad_norm: float) -> None:
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise TrainingError(
-            f"loss is {loss!r} and gradient norm {grad_norm!r} at step {step}, stopped before its update: "
-            "look for a margin or weights that are not finite, or lower learning_rate; "
-            f"pairs of the step: {', '.join(run.pairs.pair_ids(rows))}"
-        )
+def _losses_of_all(run: Run, plans: list[MicroPlan], losses: list[Tensor]) -> NDArray[np.float64]:
+    """The loss of every pair of the split that any process computed in this step, and 0 of all others."""
+    found = torch.zeros(len(run.pairs), dtype=torch.float64, device=run.group.device)
+    for plan, of_pairs in zip(plans, losses, strict=True):
+        found[torch.from_numpy(plan.pairs).to(found.device)] = of_pairs
+    run.group.add_up(found)
+    return found.cpu().numpy()
 
 
 def _look(run: Run, pairs: Pairs, step: int, progress: Progress) -> None:
@@ -274,5 +286,5 @@ def _look(run: Run, pairs: Pairs, step: int, progress: Progress) -> None:
     if len(rows):
         packing, row_tokens = run.choice.packing, run.settings.micro_batch_tokens
         found = pair_scores(run.scorer, pairs, rows, run.group, packing, row_tokens)
-        loss, accuracy = mean_loss_and_accuracy(found, pairs.margin[rows], run.settings)
+        loss, accuracy = mean_loss_and_accuracy(found, pairs, rows, run.settings)
         progress.validation(step, loss, accuracy, len(rows))

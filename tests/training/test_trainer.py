@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -31,6 +32,12 @@ def train_job(job, tmp_path, model=None):
         splits,
         train(model, splits, choice, job.settings, ALONE, Progress(tmp_path / "metrics.jsonl", print)),
     )
+
+
+def with_margins(make_job, tmp_path, *margins):
+    """Pairs pair0, pair1, ... with these margins."""
+    pairs = [(*pair, margin) for pair, margin in zip(learnable_pairs(len(margins)), margins, strict=True)]
+    return read_splits(make_job(splits={"train": pairs}), tmp_path / "scratch")["train"]
 
 
 def step_lines(tmp_path):
@@ -116,16 +123,41 @@ def test_held_out_pairs_are_looked_at_ten_times_in_one_epoch_or_after_each():
     assert validation_steps(3, 7) == {7, 14, 21}
 
 
-def test_the_mean_loss_and_the_accuracy_of_scores():
+def test_the_mean_loss_and_the_accuracy_of_scores(make_job, tmp_path):
     scores = np.array([[1, 0], [0, 0], [0, 2], [5, -5]], np.float32)
-    loss, accuracy = mean_loss_and_accuracy(
-        scores, np.array([0.5, 0, 0, 10], np.float32), TrainingSettings(center_rewards=0.01)
-    )
+    pairs = with_margins(make_job, tmp_path, 0.5, 0, 0, 10)
+    loss, accuracy = mean_loss_and_accuracy(scores, pairs, np.arange(4), TrainingSettings(center_rewards=0.01))
     # 0.474077 + 0.01, log 2, 2.126928 + 0.04, log 2; equal scores are half right
     assert loss == pytest.approx((0.484077 + 0.693147 + 2.166928 + 0.693147) / 4, abs=1e-6)
     assert accuracy == 2.5 / 4
 
 
-def test_scores_that_are_no_numbers_are_an_error_not_a_metric():
-    with pytest.raises(TrainingError, match="loss of held-out pairs is nan: the weights are spoilt"):
-        mean_loss_and_accuracy(np.full((1, 2), np.nan, np.float32), np.zeros(1, np.float32), TrainingSettings())
+def test_scores_that_are_no_numbers_are_an_error_not_a_metric(make_job, tmp_path):
+    scores = np.array([[1, 0], [np.nan, np.nan], [0, 9]], np.float32)
+    with pytest.raises(TrainingError, match=r"loss of held-out pairs is nan: .*: pair1 \(loss nan, margin 0\), pair2"):
+        mean_loss_and_accuracy(scores, with_margins(make_job, tmp_path, 0, 0, 0), np.arange(3), TrainingSettings())
+
+
+# --- margins at the end of float32 ----------------------------------------------------------------------------
+
+
+def test_losses_that_float32_holds_and_their_sum_not_are_added_up(make_job, tmp_path):
+    pairs = [(*pair, 3e38 if number in (2, 5) else 0.0) for number, pair in enumerate(learnable_pairs(8))]
+    job = make_job(splits={"train": pairs}, settings={"loss": "margin", "epochs": 1, "batch_pairs": 8})
+    train_job(job, tmp_path)
+    [line] = step_lines(tmp_path)
+    assert line["loss"] == pytest.approx(2 * 3e38 / 8, rel=1e-6)  # two losses of 3e38, six below 10
+    scores = np.zeros((2, 2), np.float32)
+    loss, _ = mean_loss_and_accuracy(scores, with_margins(make_job, tmp_path, 3e38, 3e38), np.arange(2), job.settings)
+    assert loss == pytest.approx(3e38, rel=1e-6)
+
+
+def test_the_error_of_a_loss_that_is_not_finite_names_the_pairs_that_made_it(make_job, tmp_path):
+    pairs = [(*pair, 3e38 if number in (20, 33) else 1.0) for number, pair in enumerate(learnable_pairs(40))]
+    splits = {"train": pairs, "validation": []}
+    job = make_job(splits=splits, settings={"loss": "scaled", "epochs": 1, "batch_pairs": 40})
+    with pytest.raises(TrainingError, match=r"at step 1, stopped before its update: .* of 40 pairs") as caught:
+        train_job(job, tmp_path)
+    named = re.findall(r"(pair\d+) \(loss ([^,]+), margin ([^)]+)\)", str(caught.value))
+    assert {name for name, _, _ in named[:2]} == {"pair20", "pair33"}
+    assert [margin for _, _, margin in named] == ["3e+38", "3e+38", "1", "1", "1"]
