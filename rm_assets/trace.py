@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rm_assets.data.records import MEANINGS, Reason, Stage
+from rm_assets.data.shown_text import name_of, one_line, printable
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_snapshot, read_snapshot
 from rm_assets.data.storage import StorageError, is_remote, on_its_system, place
 from rm_assets.settings import SettingsError
@@ -49,9 +50,9 @@ def main(arguments: list[str]) -> int:
     try:
         storage = place(load_settings({}, os.environ).storage)
         for text in traced(storage, *arguments):
-            print(text)
+            print(printable(text))
     except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -147,7 +148,7 @@ def _raw(row: dict[str, Any], _: str) -> str:
 
 
 def _validated(row: dict[str, Any], _: str) -> str:
-    subset = f", subset {row['subset']!r}" if row["subset"] else ""
+    subset = f", subset '{name_of(row['subset'])}'" if row["subset"] else ""
     return f"{row['format']}, {row['num_turns']} turns, margin {row['margin']:g}{subset}"
 
 

@@ -115,6 +115,35 @@ def test_what_is_not_there_is_a_clear_error(told, arguments, code, complaint) ->
     assert complaint in error
 
 
+HOSTILE = "\x1b]0;title\x07\x1b[2J\r\x00\x9b8m\u202e\u2066\u200b"
+
+
+def test_no_control_character_of_a_row_reaches_the_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
+    raw = b'{"prompt": "' + HOSTILE.encode() + b'"'
+    sound = plain_row(1, subset=HOSTILE + "s" * 3_000_000)
+    write_lines(
+        tmp_path / "in" / "\u202ea.jsonl", [raw, sound, plain_row(2, prompt=HOSTILE), *map(plain_row, range(3, 40))]
+    )
+    settings = load_settings({"annotations": str(tmp_path / "in"), "storage": str(tmp_path / "storage")}, {})
+    snapshots = run_stages(settings)
+    assert rows(snapshots[Stage.VALIDATED])[0]["subset"] == sound["subset"]
+    monkeypatch.setenv("RM_STORAGE", str(tmp_path / "storage"))
+    told = []
+    for arguments in (
+        ["a.jsonl", "1"],
+        ["\u202ea.jsonl", "1"],
+        ["\u202ea.jsonl", "2"],
+        ["\u202ea.jsonl", "3"],
+        [HOSTILE],
+    ):
+        assert trace.main(arguments) in (0, 1)
+        told += capsys.readouterr()
+    text = "".join(told)
+    assert "\\x1b]0;title\\x07" in text
+    assert not set("\x1b\x07\r\x00\x9b\u202e\u2066\u200b") & set(text)
+    assert len(text) < 10_000
+
+
 def test_without_snapshots_it_says_what_to_do(told, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RM_STORAGE", str(tmp_path))
     code, _, error = told("a.jsonl", "1")

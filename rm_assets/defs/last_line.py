@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import click
 from dagster import AssetCheckSeverity, DagsterEventType, DagsterInstance
 
+from rm_assets.data.shown_text import one_line
+
 
 def tell_at_exit(instance: DagsterInstance, run_id: str) -> None:
     """Where the run failed and a command line is what runs it: its reasons, on stderr when the process ends."""
@@ -26,7 +28,7 @@ def reasons(instance: DagsterInstance, run_id: str) -> Iterator[str]:
         checks = list(_failed_checks(instance, run_id, str(event.step_key)))
         message = error.message.strip() if error is not None else ""
         told = message.partition(": ")[2] or message  # without the error's class, where it says more
-        yield f"{event.step_key}: {'; '.join(checks) or ' '.join(told.split())}"
+        yield f"{event.step_key}: {one_line('; '.join(checks) or told)}"
 
 
 def _failed_checks(instance: DagsterInstance, run_id: str, step: str) -> Iterator[str]:

@@ -92,7 +92,7 @@ def _reason(output_directory: Path, ending: Ending) -> str:
         name = signal.Signals(code - 128).name
         return f"the training job was stopped by {name}: materialize again, and it goes on from its checkpoint"
     if error.is_file():
-        return f"the training job failed: {error.read_text().strip()}"
+        return f"the training job failed: {error.read_text(encoding='utf-8').strip()}"
     if ending.told:
         return f"the training job failed: {ending.told}"
     return f"the training job failed with exit code {code}; its output stands in the step's compute log"

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rm_assets.data.shown_text import one_line, printable
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
 from rm_assets.training.nodes import run_on_nodes
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         job = TrainingJob.read(path)
     except (OSError, ValidationError) as error:
-        print(f"error: cannot read the training job {str(path)!r}: {error}", file=sys.stderr)
+        print(f"error: cannot read the training job {str(path)!r}: {one_line(error)}", file=sys.stderr)
         return 2
     if not processes.is_worker():
         if job.settings.num_nodes > 1 and not processes.is_node():
@@ -101,6 +102,7 @@ def _open_pipes() -> Any:
 
 
 def _say(text: str, pipes: Any) -> None:
+    text = printable(text)
     print(text, flush=True)
     if pipes is not None:
         pipes.log.info(text)
@@ -108,10 +110,11 @@ def _say(text: str, pipes: Any) -> None:
 
 def _failed(job: TrainingJob, reason: str) -> int:
     rank = f"process {os.environ['RANK']}: " if processes.is_worker() else ""
+    reason = one_line(reason)
     print(f"error: {rank}{reason}", file=sys.stderr)
     directory = Path(job.output_directory)
     if directory.is_dir():
-        (directory / ERROR).write_text(reason + "\n")
+        (directory / ERROR).write_text(reason + "\n", encoding="utf-8")
     return 1
 
 

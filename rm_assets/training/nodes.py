@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rm_assets.data.shown_text import printable
 from rm_assets.training.processes import NODE, PARENT_FD, STOP_SIGNALS, free_address
 
 GPUS = "RM_GPUS_OF_NODE"
@@ -118,11 +119,12 @@ class _Run(threading.Thread):
                 if isinstance(told, int):
                     self.code = told
                 elif self._place.startswith("0 "):
-                    print(told, flush=True)
+                    print(printable(told), flush=True)
                 else:
-                    print(f"node {self._place.split()[0]}: {told}", flush=True)
+                    print(f"node {self._place.split()[0]}: {printable(told)}", flush=True)
         except self._ray.exceptions.RayError as error:
-            print(f"error: node {self._place.split()[0]} is lost: {str(error).splitlines()[-1]}", file=sys.stderr)
+            told = printable(str(error).splitlines()[-1])
+            print(f"error: node {self._place.split()[0]} is lost: {told}", file=sys.stderr)
         finally:
             self.code = 1 if self.code is None else self.code
 

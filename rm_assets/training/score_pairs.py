@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from rm_assets.data.shown_text import one_line
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError
 from rm_assets.training.result import ERROR
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         job = ScoringJob.read(Path(arguments[0]))
     except (OSError, ValidationError) as error:
-        print(f"error: cannot read the scoring job {arguments[0]!r}: {error}", file=sys.stderr)
+        print(f"error: cannot read the scoring job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
         return 2
     processes.listen_for_signals(processes.Stop())
     told = dagster_pipes is not None and "DAGSTER_PIPES_CONTEXT" in os.environ
@@ -116,9 +117,10 @@ def _both_sides(scorer: Any, row: Mapping[str, Any], max_length: int) -> list[li
 
 
 def _failed(job: ScoringJob, reason: str) -> int:
+    reason = one_line(reason)
     print(f"error: {reason}", file=sys.stderr)
     if Path(job.output_directory).is_dir():
-        (Path(job.output_directory) / ERROR).write_text(reason + "\n")
+        (Path(job.output_directory) / ERROR).write_text(reason + "\n", encoding="utf-8")
     return 1
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rm_assets.data.shown_text import one_line
 from rm_assets.data.storage import (
     StorageError,
     download,
@@ -205,7 +206,7 @@ def _run_and_upload(command: list[str], working: Path, output: Path) -> int:
             except FileNotFoundError:
                 pass  # removed by the job, which has written a newer one
             except (StorageError, OSError) as error:  # no reason to lose a training that goes on
-                print(f"a checkpoint is not uploaded yet: {' '.join(str(error).split())}", flush=True)
+                print(f"a checkpoint is not uploaded yet: {one_line(error)}", flush=True)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS_BETWEEN_UPLOADS)
     finally:

@@ -8,7 +8,12 @@ from rm_assets.defs.last_line import reasons
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(ValueError("no\n  pairs: none"), "no pairs: none"), (ValueError(), "ValueError"), (KeyError(), "KeyError")],
+    [
+        (ValueError("no\n  pairs: none"), "no pairs: none"),
+        (ValueError(), "ValueError"),
+        (KeyError(), "KeyError"),
+        (ValueError("\x1b]0;title\x07\x9b31m\u202e"), r"\x1b]0;title\x07\x9b31m\u202e"),
+    ],
 )
 def test_a_reason_is_what_the_error_says_or_its_class(error: Exception, told: str) -> None:
     @dg.op
