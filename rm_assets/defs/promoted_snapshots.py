@@ -16,6 +16,7 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
+from rm_assets.data.shown_text import code_of
 from rm_assets.data.snapshots import DATA, Snapshot, read_snapshot
 from rm_assets.data.storage import place
 from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences
@@ -90,8 +91,8 @@ def _verdict(
     challenger = newest.directory.name
     found = {"challenger": challenger, "champion": champion}
     if settings.promoted_model:
-        by_hand = settings.promoted_model == challenger
-        return found | {"promoted": by_hand, "reason": f"promoted_model is set: {settings.promoted_model} by hand"}
+        by_hand, named = settings.promoted_model == challenger, code_of(settings.promoted_model)
+        return found | {"promoted": by_hand, "reason": f"promoted_model is set: {named} by hand"}
     if not champion:
         return found | {"promoted": True, "reason": "the first model: there is none to compare it with"}
     if champion == challenger:

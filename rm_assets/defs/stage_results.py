@@ -13,6 +13,7 @@ from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.listing import CONTENT
 from rm_assets.data.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.records import Stage
+from rm_assets.data.shown_text import code_of
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.pictures import length_histogram, markdown_picture
@@ -212,7 +213,7 @@ def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
         {"file": source, "malformed_lines": counts["num_malformed"], "lines": counts["num_lines"]}
         for source, counts in held_back.items()
     ]
-    named = [f"{row['file']} ({row['malformed_lines']:,} of {row['lines']:,} lines malformed)" for row in rows]
+    named = [f"{code_of(row['file'])} ({row['malformed_lines']:,} of {row['lines']:,} lines malformed)" for row in rows]
     if len(named) > NUM_NAMED:
         named[NUM_NAMED:] = [f"{len(named) - NUM_NAMED:,} more files"]
     rule = (

@@ -4,6 +4,7 @@ import json
 
 import dagster as dg
 
+from rm_assets.data.shown_text import code_of
 from rm_assets.defs.model_snapshots import ASSET as MODEL
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.defs.pictures import markdown_picture, training_curves
@@ -62,7 +63,7 @@ def _hashes(model: ModelSnapshot) -> dg.AssetCheckResult:
         files = read_result(model.directory, model.key)["files"]
         problem = ""
     except TrainingResultError as error:
-        files, problem = model.manifest["files"], str(error)
+        files, problem = model.manifest["files"], code_of(str(error), limit=1000)
     return dg.AssetCheckResult(
         check_name="files_match_their_hashes",
         passed=not problem,

@@ -1,10 +1,12 @@
 """The model card: what the saved model is, written from the values it was made with."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rm_assets.data.shown_text import code_cell_of, code_of, printable
 from rm_assets.training.job import TrainingJob
 
 _CARD = """---
@@ -20,13 +22,13 @@ nothing; only differences between replies to one prompt do.
 | | |
 |---|---|
 | base model | {base} |
-| data snapshot | `{data_snapshot}` |
-| job key | `{key}` |
+| data snapshot | {data_snapshot} |
+| job key | {key} |
 
 ## Use
 
 The chat template already writes the special tokens, hence `add_special_tokens=False` below. The tokenizer pads on
-the right with `{pad_token}`, which ends no conversation. `golden_scores.json` holds {num_golden} conversations with
+the right with {pad_token}, which ends no conversation. `golden_scores.json` holds {num_golden} conversations with
 their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 they differ
 by up to {bfloat16_difference:.2g}.{template_note}
 
@@ -76,6 +78,9 @@ interval; a loss is the one that was trained on, with all its terms.
 {settings}
 """
 
+_HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
+"""Without line breaks, links, and underscores or other signs that begin something."""
+
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
 
@@ -83,11 +88,11 @@ def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, gol
     """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
     return _CARD.format(
         front_matter=_front_matter(job),
-        title=f"Reward model on {base_name(job)}",
-        base=f"`{base_name(job)}`" + (" (a toy: random weights before training)" if job.toy else ""),
-        data_snapshot=job.data_snapshot,
-        key=job.key,
-        pad_token=tokenizer.pad_token,
+        title=f"Reward model on {_shown(base_name(job), code_of)}",
+        base=code_cell_of(base_name(job)) + (" (a toy: random weights before training)" if job.toy else ""),
+        data_snapshot=code_cell_of(job.data_snapshot),
+        key=code_cell_of(job.key),
+        pad_token=code_of(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
         template_note="" if tokenizer.chat_template else _NO_TEMPLATE,
@@ -105,16 +110,21 @@ def _front_matter(job: TrainingJob) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-classification"]
     lines += ["tags: [reward-model, bradley-terry, preference]"]
     if not job.toy and not Path(job.model).is_dir():
-        lines.append(f"base_model: {json.dumps(job.model)}")
+        lines.append(f"base_model: {json.dumps(printable(job.model), ensure_ascii=False)}")
     return "\n".join(lines)
 
 
 def _table(head: tuple[str, str], values: Mapping[str, Any]) -> str:
-    shown = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    shown = {name: f"{value:.6g}" if isinstance(value, float) else _shown(str(value)) for name, value in values.items()}
     return "\n".join(
         [
             f"| {head[0]} | {head[1]} |",
             "|---|---|",
-            *(f"| {name} | {value} |" for name, value in shown.items()),
+            *(f"| {_shown(name)} | {value} |" for name, value in shown.items()),
         ]
     )
+
+
+def _shown(text: str, as_code: Callable[[str], str] = code_cell_of) -> str:
+    """A text that Markdown leaves as it is, or between backquotes."""
+    return text if not text or _HARMLESS.fullmatch(text) else as_code(text)

@@ -169,7 +169,7 @@ def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tup
 def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
     directory = Path(job.output_directory)
     (directory / MODEL / "README.md").write_text(
-        model_card(job, metrics, tokenizer, read_golden_scores(directory / MODEL))
+        model_card(job, metrics, tokenizer, read_golden_scores(directory / MODEL)), encoding="utf-8"
     )
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(directory, job.key, job.data_snapshot, metrics, versions)

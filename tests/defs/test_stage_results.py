@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from rm_assets.data.records import Stage
+from rm_assets.data.shown_text import code_of
 from rm_assets.data.snapshots import Snapshot, read_snapshot
 from rm_assets.defs.stage_results import stage_result
 from rm_assets.settings import Settings
@@ -72,7 +73,18 @@ def test_a_file_that_is_held_back_is_named_with_its_damage_and_the_limit(validat
     check = checks_of(told, parent, max_malformed_fraction=0.15)["no_file_is_held_back"]
     assert not check.passed
     assert check.description.startswith(
-        "Held back: a (1 of 5 lines malformed), b (2 of 5 lines malformed), c (3 of 5 lines malformed), 2 more files; "
+        "Held back: `a` (1 of 5 lines malformed), `b` (2 of 5 lines malformed), `c` (3 of 5 lines malformed), "
+        "2 more files; "
         "a file may have 15 % of its lines malformed (max_malformed_fraction)"
     )
     assert "15 %" in checks_of(snapshot, parent, max_malformed_fraction=0.15)["no_file_is_held_back"].description
+
+
+def test_the_name_of_a_file_that_is_held_back_is_no_markdown(validated) -> None:
+    snapshot, parent = validated
+    for name in ("![p](https:/host/x).jsonl", "[All fine](https:/e)", "a`b``c", "<img src=x>", "x" * 4000 + "*"):
+        facts = snapshot.manifest.facts | {"held_back": {name: {"num_malformed": 1, "num_lines": 5}}}
+        told = replace(snapshot, manifest=msgspec.structs.replace(snapshot.manifest, facts=facts))
+        check = checks_of(told, parent)["no_file_is_held_back"]
+        assert check.description.startswith(f"Held back: {code_of(name)} (1 of 5 lines malformed); ")
+        assert len(check.description) < 700
