@@ -6,6 +6,7 @@ figures and is not safe in threads. White background, so that they read the same
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -189,12 +190,21 @@ def name_axes(axes: Any, x_label: str, y_label: str) -> None:
 
 
 def drawn(figure: Any) -> bytes:
-    """The figure as PNG bytes; equal figures give equal bytes."""
+    """The figure as PNG bytes; equal figures give equal bytes.
+
+    Texts are written as they are, for some are names of users: no `$` begins math, and a sign without a font is a box.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
     from PIL import Image
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of signs that no font has, and of texts wider than the picture
+        canvas.draw()
     # A palette makes a noisy curve a third of its size. No time, no version: equal figures are equal bytes.
     # Maximal coverage, because the default gives its colours to the many shades of grey of the text.
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

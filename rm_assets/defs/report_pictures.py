@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_assets.data.shown_text import name_of
 from rm_assets.defs.pictures import BLUE, GREY, INK, ORANGE, drawn, legend_above, name_axes, new_figure
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ _ROW_PIXELS, _MARGIN_PIXELS = 19, 110
 def slices_plot(table: "pd.DataFrame") -> bytes:
     """Accuracy of each slice with its 95 % interval, beside what the better length rule reaches there.
 
-    `table` has the schema records.REPORT. Of more than MAX_SLICES slices the first are shown, whole evaluation sets
-    before all others, which leaves out single files first; the axis says how many are left out.
+    `table` has the schema records.REPORT. Of more than MAX_SLICES slices the `first_slices` are shown, which leaves out
+    single files first; the axis says how many are left out.
     """
-    rows, num_left_out = _first_slices(table)
+    rows, num_left_out = first_slices(table[table["log_loss"].notna()], MAX_SLICES)
     figure = new_figure(height_pixels=_MARGIN_PIXELS + _ROW_PIXELS * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
@@ -51,13 +52,18 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
     return drawn(figure)
 
 
-def _first_slices(table: "pd.DataFrame") -> tuple[list[dict[str, Any]], int]:
-    """All test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets, in this order.
+def first_slices(table: "pd.DataFrame", limit: int) -> tuple[list[dict[str, Any]], int]:
+    """At most `limit` slices to show, and how many are left out.
 
-    And how many of them are left out, at the end.
+    All test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets, in this order; of the
+    values of one slice, where not all are shown, those with most pairs.
     """
-    rows = table[table["log_loss"].notna()].to_dict("records")
-    return sorted(rows, key=_rank)[:MAX_SLICES], max(len(rows) - MAX_SLICES, 0)
+    rows = sorted(table.to_dict("records"), key=_rank)
+    if len(rows) <= limit:
+        return rows, 0
+    order = {name: number for number, name in enumerate(dict.fromkeys(row["slice"] for row in rows))}
+    rows.sort(key=lambda row: (_rank(row), order[row["slice"]], -row["num_pairs"]))
+    return rows[:limit], len(rows) - limit
 
 
 def _rank(row: Mapping[str, Any]) -> int:
@@ -75,9 +81,7 @@ def _families() -> list[str]:
 
 
 def _slice_name(row: Mapping[str, Any]) -> str:
-    value = str(row["value"])
-    if len(value) > MAX_VALUE_CHARACTERS:
-        value = f"{value[: MAX_VALUE_CHARACTERS // 2]}…{value[-MAX_VALUE_CHARACTERS // 2 :]}"
+    value = name_of(str(row["value"]), MAX_VALUE_CHARACTERS)
     name = "all test pairs" if row["slice"] == "all" else f"{str(row['slice']).replace('_', ' ')}: {value}"
     return f"{name}  ({row['num_pairs']:,})"
 

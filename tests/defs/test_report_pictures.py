@@ -1,13 +1,14 @@
 """Pictures of the report: that they are small, and that what they should show can be seen in them."""
 
 import io
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from rm_assets.defs.pictures import BLUE, ORANGE
+from rm_assets.defs.pictures import BLUE, ORANGE, drawn, new_figure
 from rm_assets.defs.report_pictures import MAX_SLICES, history_plot, length_plot, slices_plot
 
 
@@ -88,3 +89,43 @@ def test_the_history_grows_by_a_point_for_each_model():
     one, two, many = (history_plot(history(*accuracies)) for accuracies in ((0.7,), (0.7, 0.8), [0.7, 0.8] * 40))
     assert num_pixels(one, BLUE) < num_pixels(two, BLUE) < num_pixels(many, BLUE)
     assert len(many) < 60_000
+
+
+# --- names that mean something to matplotlib, or that it cannot write ------------------------------------------
+
+HOSTILE = [
+    "$x_{$", "prices_$5_to_$10_.jsonl", "$\\frac{$", "\\$", "100% {} %s", "\x00\x1b[31m", "a\nb\r\n" * 20, "\u202eevil",
+    "\U0001f9e8" * 40, "\ufdfd" * 34, "\u0301" * 40, "\U0010ffff\ue000", "\u05e9\u05dc\u05d5\u05dd" * 9, "W" * 34, "",
+    " " * 50, "x" * 3_000_000, "&<b>",
+]  # fmt: skip
+
+
+def test_a_picture_is_made_of_every_name_without_a_warning():
+    rows = [row(), *[row("subset", name) for name in HOSTILE]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        png = slices_plot(pd.DataFrame(rows))
+    assert pixels(png).shape[1] == 700
+    assert num_pixels(png, BLUE) > 20 * len(rows)  # each has its line
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "$\\frac{$", "a_$5_to_$10_"])
+def test_no_text_of_any_picture_is_read_as_mathematics(name):
+    def picture(text):
+        figure = new_figure(height_pixels=200)
+        axes = figure.subplots()
+        axes.plot([0, 1], label=text)
+        axes.set(title=text, xlabel=text, ylabel=text)
+        axes.set_yticks([0, 1], [text, text])
+        axes.annotate(text, (0, 0))
+        axes.legend()
+        figure.legend()
+        figure.suptitle(text)
+        return drawn(figure)
+
+    assert picture(name) != picture(name.replace("$", ""))
+
+
+def test_of_two_long_names_with_the_same_ends_each_has_its_own_label():
+    one, other = (slices_plot(pd.DataFrame([row("subset", "s" * 50 + sign + "e" * 50)])) for sign in "ab")
+    assert one != other
