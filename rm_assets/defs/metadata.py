@@ -14,12 +14,14 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
+from rm_assets.data.shown_text import name_of
 from rm_assets.defs.columns import MEANINGS
 
 MAX_ROWS = 100
 NUM_SHOWN_VALUES = 3
 NUM_SHOWN_FIELDS = 2
 MESSAGE_CHARACTERS = 60
+CELL_CHARACTERS = 500
 CONVERSATION_CHARACTERS = 240
 Cell = str | int | float | bool | None
 
@@ -137,7 +139,7 @@ def _cell(value: Any) -> Cell:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
-    return value if isinstance(value, Cell) else str(value)
+    return value if isinstance(value, int | float | None) else name_of(str(value), CELL_CHARACTERS)
 
 
 def _shown(value: Any, dtype: pa.DataType) -> Cell:

@@ -1,15 +1,15 @@
 """What reward_model_report shows: pictures, tables, figures and checks, on one page and in the snapshot's files."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import dagster as dg
 import numpy as np
 
-from rm_assets.defs.metadata import table
+from rm_assets.defs.metadata import MAX_ROWS, table
 from rm_assets.defs.pictures import calibration_plot, markdown_picture, score_histogram, training_curves
-from rm_assets.defs.report_pictures import history_plot, length_plot, slices_plot
+from rm_assets.defs.report_pictures import first_slices, history_plot, length_plot, slices_plot
 from rm_assets.defs.report_snapshots import ASSET, REPORT_FILE, WrittenReport
 from rm_assets.settings import Settings
 
@@ -98,7 +98,7 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
             "verdict": dg.MetadataValue.md(_verdict(written.metrics, checks)),
             "report": dg.MetadataValue.md(_page(checks, drawn)),
             **({"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table)) else {}),
-            "slices": table(list(_slices(written.table))),
+            "slices": table(_slices(written.table)),
             **numbers(written.metrics),
             "intervals": METHOD,
             "dagster/row_count": len(written.table),
@@ -134,16 +134,22 @@ def numbers(metrics: dict[str, Any]) -> dict[str, int | float]:
     return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in found.items()}
 
 
-def _slices(rows: Any) -> Iterator[dict[str, Any]]:
-    """The report's table in few enough columns for the page; the Parquet file has all of them."""
-    for row in rows.to_dict("records"):
-        yield {
+def _slices(rows: Any) -> list[dict[str, Any]]:
+    """The report's table in few enough rows and columns for the page; the Parquet file has all of them."""
+    few = len(rows) <= MAX_ROWS
+    first, num_left_out = (rows.to_dict("records"), 0) if few else first_slices(rows, MAX_ROWS - 1)
+    shown = [
+        {
             "slice": row["value"] if row["slice"] == "all" else f"{row['slice']}: {row['value']}",
             "pairs": row["num_pairs"],
             "accuracy": round(row["accuracy"], 3),
             "95 % interval": _unbroken(f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"),
             "best baseline": _unbroken(_best_baseline(row)),
         }
+        for row in first
+    ]
+    left_out = f"… {num_left_out:,} more slices, of fewer pairs, in the Parquet file"
+    return [*shown, {"slice": left_out}] if num_left_out else shown
 
 
 def _unbroken(text: str) -> str:
@@ -166,17 +172,27 @@ def _evaluation_sets(rows: Any) -> list[dict[str, Any]]:
 
     A cell reads `0.548 of 387`, accuracy and number of pairs; the intervals stand in the table of slices.
     """
-    sets = {"test": ("all", "subset")}
-    sets |= {name: (name,) for name in rows["slice"].unique() if name.startswith("evaluation/")}
-    if len(sets) == 1:
+    columns = {"all": "test", "subset": "test"}
+    for name in dict.fromkeys(name for name in rows["slice"] if name.startswith("evaluation/")):
+        short = name.removeprefix("evaluation/")
+        columns[name] = name if short in ("subset", "test") else short
+    if len(columns) == 2:
         return []  # the slices say the same
     cells: dict[str, dict[str, str]] = {"all": {}}
-    for name, slices in sets.items():
-        for row in rows[rows["slice"].isin(slices)].to_dict("records"):
-            cell = f"{row['accuracy']:.3f} of {row['num_pairs']:,}"
-            cells.setdefault(row["value"], {})[name.removeprefix("evaluation/")] = cell
-    columns = [name.removeprefix("evaluation/") for name in sets]
-    return [{"subset": value, **{name: row.get(name, "") for name in columns}} for value, row in cells.items()]
+    num_pairs: Counter[str] = Counter()
+    for row in rows[rows["slice"].isin(columns)].to_dict("records"):
+        cells.setdefault(row["value"], {})[columns[row["slice"]]] = f"{row['accuracy']:.3f} of {row['num_pairs']:,}"
+        num_pairs[row["value"]] += row["num_pairs"]
+    names = list(dict.fromkeys(columns.values()))
+    shown = [{"subset": value, **{name: row.get(name, "") for name in names}} for value, row in cells.items()]
+    return _largest_first(shown, [num_pairs[row["subset"]] for row in shown])
+
+
+def _largest_first(rows: list[dict[str, Any]], num_pairs: list[int]) -> list[dict[str, Any]]:
+    """Rows in their order if a table shows them all, else those of most pairs first."""
+    if len(rows) <= MAX_ROWS:
+        return rows
+    return [rows[index] for index in sorted(range(len(rows)), key=lambda index: -num_pairs[index])]
 
 
 def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResult:
@@ -241,6 +257,7 @@ def _baselines(
         }
         for row in near_baselines(written.table, names).to_dict("records")
     ]
+    largest = _largest_first(near, [row["pairs"] for row in near])
     passed = not any(metrics.get(name, 0.0) >= metrics["accuracy_low"] for name in names)
     told = f"{_accuracy_told(metrics)}; {reached}"
     return dg.AssetCheckResult(
@@ -250,7 +267,7 @@ def _baselines(
         description=told if passed else f"{told}: not surely below the model. {advice}",
         metadata={
             **numbers({name: metrics[name] for name in ("accuracy_low", *names) if name in metrics}),
-            **({"slices_where_a_baseline_comes_near": table(near)} if near else {}),
+            **({"slices_where_a_baseline_comes_near": table(largest)} if near else {}),
         },
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from rm_assets.training.baselines import PROMPT_BASELINES
-from rm_assets.training.benchmarks import PLACES, benchmark_rows
+from rm_assets.training.benchmarks import BEST, PLACES, STYLES, benchmark_rows
 from rm_assets.training.calibration import (
     calibration_bins,
     expected_calibration_error,
@@ -27,7 +27,10 @@ from rm_assets.training.intervals import bootstrap_interval
 from rm_assets.training.job import EVALUATION
 from rm_assets.training.slices import FACTS, KEY, NO_MARGIN, SLICES, length_bucket, margin_bucket
 
+ALL = "all"
 NO_SUBSET = "(none)"
+_OWN_VALUES = {ALL, NO_SUBSET, BEST, *STYLES}
+"""What the report calls rows of its own, beside those of subsets."""
 TABLE_COLUMNS = ["slice", "value", "num_pairs", "num_prompts", "accuracy", "accuracy_low", "accuracy_high"]
 TABLE_COLUMNS += ["log_loss", "expected_calibration_error", "mean_chosen_score", "std_chosen_score"]
 TABLE_COLUMNS += ["mean_rejected_score", "std_rejected_score", "longer_wins", "shorter_wins", *PROMPT_BASELINES]
@@ -142,7 +145,7 @@ def _metrics(pairs: pd.DataFrame, temperature: float | None) -> dict[str, float 
     `temperature` divides the scores best, see `fitted_temperature`, and is left out where there is none; with it
     comes what the log loss and the calibration error would be.
     """
-    row = _row(pairs, "all", "all")
+    row = _row(pairs, "all", ALL)
     figures = {name: row[name] for name in TABLE_COLUMNS[4:]}
     difference = pairs["difference"].to_numpy()
     figures |= {"mean_score_margin": difference.mean(), "tied_share": (difference == 0).mean()}
@@ -191,7 +194,7 @@ def _correlation(one: pd.Series, other: pd.Series) -> float | None:
 def _slice_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """One row for all pairs, then one per value of each slice, sorted."""
     named = pairs.assign(subset=_named_subsets(pairs))
-    rows = [_row(pairs, "all", "all")]
+    rows = [_row(pairs, "all", ALL)]
     for name in SLICES:
         # A slice that no annotation fills would say nothing.
         if (name == "subset" and not pairs["subset"].any()) or (name == "margin" and _without_margins(pairs)):
@@ -205,7 +208,14 @@ def _without_margins(pairs: pd.DataFrame) -> bool:
 
 
 def _named_subsets(pairs: pd.DataFrame) -> pd.Series:
-    return pairs["subset"].where(pairs["subset"] != "", NO_SUBSET)
+    return pairs["subset"].map({subset: _subset_name(subset) for subset in pairs["subset"].unique()})
+
+
+def _subset_name(subset: str) -> str:
+    """A subset's value in the table, for each another and none of the report's own: `'all'` where it is called all."""
+    if not subset:
+        return NO_SUBSET
+    return repr(subset) if subset in _OWN_VALUES or subset[0] in "'\"" else subset
 
 
 def _evaluation_table(split: str, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -214,7 +224,7 @@ def _evaluation_table(split: str, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _evaluation_rows(split: str, pairs: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    yield _row(pairs, split, "all")
+    yield _row(pairs, split, ALL)
     if pairs["subset"].any():
         for subset, group in pairs.groupby(_named_subsets(pairs), sort=True):
             yield _row(group, split, str(subset))

@@ -350,3 +350,43 @@ def test_a_constant_added_to_all_scores_changes_only_their_means(pairs, shift):
 def test_the_report_needs_no_torch():
     code = "import sys, rm_assets.training.report; sys.exit('torch' in sys.modules or 'dagster' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- subsets named as the report names its own rows ------------------------------------------------------------
+
+OWN_NAMES = ["all", "(none)", "best of prompt", "style: easy", "'all'", '"x']
+
+
+def test_subsets_with_the_names_of_the_reports_own_rows_have_rows_of_their_own():
+    # of 12 pairs the six without a subset and "all" are right
+    scores = scored([1] * 7 + [0] * 5, [0] * 7 + [1] * 5)
+    names = ["", "", "", "", "", "", *OWN_NAMES]
+    report = reward_model_report(scores, sliced(scores, subset=names))
+    rows = report.table[report.table["slice"] == "subset"]
+    assert rows["value"].is_unique
+    found = dict(zip(rows["value"], zip(rows["num_pairs"], rows["accuracy"], strict=True), strict=True))
+    assert found == {
+        "(none)": (6, 1.0),
+        "'all'": (1, 1.0),
+        "'(none)'": (1, 0.0),
+        "'best of prompt'": (1, 0.0),
+        "'style: easy'": (1, 0.0),
+        "\"'all'\"": (1, 0.0),
+        "'\"x'": (1, 0.0),
+    }
+    assert report.pairs["subset"].tolist() == names  # data keep the names that the annotations give
+
+
+def test_no_subset_of_an_evaluation_set_takes_the_row_of_the_set_or_of_its_rules():
+    # a line with two rejected replies, so that the set has the rule `best of prompt` of RewardBench 2
+    scores = scored([1] * 8, [0] * 7 + [2]).assign(split=["test", *["evaluation/bench"] * 7])
+    scores.loc[6:, "line"] = 90
+    facts = sliced(scores, subset=["", *OWN_NAMES[:5], "", ""])
+    facts = facts.assign(chosen_place=0, rejected_place=[0] * 7 + [1], num_stated=[1] * 6 + [2, 2])
+    rows = rows_of(reward_model_report(scores, facts), "evaluation/bench")
+    assert rows.index.is_unique
+    assert rows.loc["all", ["num_pairs", "accuracy"]].tolist() == [7, pytest.approx(6 / 7)]
+    assert rows.loc["'all'", ["num_pairs", "accuracy"]].tolist() == [1, 1]
+    assert rows.loc["(none)", "num_pairs"] == 2
+    assert rows.loc["best of prompt", ["num_pairs", "accuracy"]].tolist() == [1, 0]
+    assert rows.loc["'best of prompt'", ["num_pairs", "accuracy"]].tolist() == [1, 1]

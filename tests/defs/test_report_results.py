@@ -1,0 +1,115 @@
+"""What the page of a report shows of many subsets, of huge ones, and of those named as its own rows are."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+
+from rm_assets.data.snapshots import Manifest, Snapshot
+from rm_assets.defs.report_pictures import slices_plot
+from rm_assets.defs.report_results import report_result
+from rm_assets.defs.report_snapshots import WrittenReport
+from rm_assets.settings import Settings
+from rm_assets.training.report import reward_model_report
+
+
+def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The metadata of a report whose pairs have these subsets, by split, and its table; the first pair is wrong."""
+    names = [(split, subset) for split, of_split in subsets.items() for subset in of_split]
+    scores = pd.DataFrame(
+        {
+            "source": "a.jsonl",
+            "line": range(len(names)),
+            "pair_id": [f"pair{index}" for index in range(len(names))],
+            "prompt_key": [f"prompt{index}" for index in range(len(names))],
+            "split": [split for split, _ in names],
+            "chosen_score": np.array([0.0, *[right] * (len(names) - 1)], np.float32),
+            "rejected_score": np.float32(0.5),
+            "chosen_length": np.int32(9),
+            "rejected_length": np.int32(9),
+            "margin": np.float32(0),
+        }
+    )
+    facts = scores[["source", "line", "pair_id"]].assign(format="plain", num_turns=1, script="Latin")
+    report = reward_model_report(scores, facts.assign(subset=[subset for _, subset in names]))
+    manifest = Manifest(asset="reward_model_report", snapshot="s", identity="", inputs={}, facts={}, shards=())
+    written = WrittenReport(
+        snapshot=Snapshot(tmp_path, manifest),
+        metrics=report.metrics,
+        table=report.table,
+        pairs=report.pairs,
+        calibration=report.calibration,
+        history=[],
+        steps=[],
+    )
+    drawn = dict.fromkeys(
+        ("accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"), b""
+    )
+    return dict(report_result(written, drawn, Settings()).metadata or {}), report.table
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    return [dict(record.data) for record in value.records]
+
+
+def test_a_subset_called_all_does_not_take_the_place_of_the_whole_set(tmp_path: Path) -> None:
+    metadata, _ = shown(tmp_path, {"test": ["x", "x", "all"], "evaluation/bench": ["all", "x", "x", "x"]})
+    cells = {row["subset"]: (row["test"], row["bench"]) for row in records(metadata["evaluation_sets"])}
+    assert cells == {
+        "all": ("0.667 of 3", "1.000 of 4"),
+        "x": ("0.500 of 2", "1.000 of 3"),
+        "'all'": ("1.000 of 1", "1.000 of 1"),
+    }
+    slices = [row["slice"] for row in records(metadata["slices"])]
+    assert len(set(slices)) == len(slices)
+
+
+def test_evaluation_sets_called_as_the_tables_own_columns_have_columns_of_their_own(tmp_path: Path) -> None:
+    metadata, _ = shown(tmp_path, {"test": ["x"], "evaluation/subset": ["x"], "evaluation/test": ["x", "x"]})
+    assert records(metadata["evaluation_sets"])[0] == {
+        "subset": "all",
+        "test": "0.000 of 1",
+        "evaluation/subset": "1.000 of 1",
+        "evaluation/test": "1.000 of 2",
+    }
+
+
+def test_of_many_subsets_those_of_most_pairs_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    few = [f"subset {number}" for number in range(150)]
+    large = ["subset 140"] * 9 + ["subset 149"] * 4
+    metadata, table = shown(tmp_path, {"test": [*few, *large], "evaluation/bench": [*few, *large]})
+    slices = records(metadata["slices"])
+    assert len(slices) == 100
+    names = [row["slice"] for row in slices]
+    assert names[:2] == ["all", "evaluation/bench: all"]
+    subsets = [name for name in names if name.startswith("subset: ")]
+    assert subsets[:3] == ["subset: subset 140", "subset: subset 149", "subset: subset 0"]
+    assert names[-1] == f"… {len(table) - 99} more slices, of fewer pairs, in the Parquet file"
+    sets = records(metadata["evaluation_sets"])
+    assert [row["subset"] for row in sets[:3]] == ["all", "subset 140", "subset 149"]
+    assert sets[-1]["subset"] == "… 51 more rows, not shown"
+
+
+def test_subsets_of_megabytes_are_shown_by_their_ends_and_hashes(tmp_path: Path) -> None:
+    names = ["s" * 2_000_000 + sign + "e" * 1_000_000 for sign in "ab"]
+    metadata, table = shown(tmp_path, {"test": [*names, "x"], "evaluation/bench": names})
+    assert len(dg.serialize_value(metadata["slices"])) < 20_000
+    assert len(dg.serialize_value(metadata["evaluation_sets"])) < 10_000
+    for name in ("slices", "evaluation_sets"):
+        first = [next(iter(row.values())) for row in records(metadata[name])]
+        assert len(set(first)) == len(first)
+    assert set(names) <= set(table["value"])  # data keep them whole
+    assert slices_plot(table).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["![p](https:/host/x)", "[t](https:/e)", "<img src=x>", "a`b", "x\n\n# Title"])
+def test_no_subset_writes_markdown_into_the_page(tmp_path: Path, name: str) -> None:
+    metadata, _ = shown(tmp_path, {"test": [name] * 40}, right=0.5)
+    plain, _ = shown(tmp_path, {"test": ["x"] * 40}, right=0.5)
+    for part in ("verdict", "report"):
+        pages = [MarkdownIt("gfm-like", {"linkify": False}).render(found[part].value) for found in (metadata, plain)]
+        assert pages[0] == pages[1]
