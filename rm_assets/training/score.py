@@ -3,13 +3,14 @@
 First the model must give its golden scores, so that what follows is what its report was about. A line holds a
 preference in any accepted format, or one conversation (`messages`, with `tools` or without). Every line gives lines of
 output or one that says why there is no score. RM_COLUMNS, RM_LABELS and RM_MAX_PAIRS_PER_PROMPT count as they do for
-annotations.
+annotations, and lines are cut as they are there: at line feeds, and up to RM_MAX_LINE_BYTES.
 
 Exit codes: 0 done, 1 no scores (the reason is on stderr), 2 wrong arguments.
 """
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import torch
@@ -25,9 +26,11 @@ import transformers
 
 from rm_assets.data.formats import stated_by
 from rm_assets.data.json_rows import json_object
+from rm_assets.data.lines import blocks_of_lines, read_block
 from rm_assets.data.messages import MessageRecord, canonical_tools, messages_of
 from rm_assets.data.preferences import Message, ParsingRules, PreferenceError
 from rm_assets.data.records import Reason
+from rm_assets.data.shown_text import one_line
 from rm_assets.data.spellings import CONVERSATIONS, response_fields
 from rm_assets.settings import Settings, SettingsError
 from rm_assets.settings_loading import load_settings
@@ -43,6 +46,9 @@ from rm_assets.training.golden import verify_golden_scores
 from rm_assets.training.job import TrainingError
 
 _LINES_PER_TURN = 1000  # of which all sequences are sorted by length together
+_BLOCK_BYTES = 2**20
+NumberedLine = tuple[int, str | PreferenceError]
+"""A line that is not blank, or why it cannot be read."""
 _Sides = dict[str, tuple[tuple[Message, ...], str]]
 """What is scored of a line, under the name of its score: messages, and tools as JSON text."""
 
@@ -58,10 +64,11 @@ def main(arguments: list[str]) -> int:
         tolerance = math.inf if given.bfloat16 else given.tolerance
         difference = verify_golden_scores(given.model, scorer, given.batch_size, given.padding, tolerance)
         _tell(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
-        with _opened(given.file, "r", sys.stdin) as source, _opened(given.output, "w", sys.stdout) as target:
-            _tell(_summary(_written(source, target, scorer, rules, given)))
-    except (TrainingError, SettingsError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        with _source(given.file) as source, _target(given.output) as target:
+            lines = numbered_lines(source, settings.max_line_bytes)
+            _tell(_summary(_written(lines, target, scorer, rules, given)))
+    except (TrainingError, SettingsError, OSError) as error:
+        _tell(f"error: {one_line(error)}")
         return 1
     return 0
 
@@ -87,24 +94,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _opened(name: str, mode: str, standard: IO[str]) -> contextlib.AbstractContextManager[IO[str]]:
-    if name == "-":
-        return contextlib.nullcontext(standard)
-    return Path(name).open(mode, encoding="utf-8")
+def _source(name: str) -> contextlib.AbstractContextManager[io.BufferedReader]:
+    standard = cast(io.BufferedReader, sys.stdin.buffer)
+    return contextlib.nullcontext(standard) if name == "-" else Path(name).open("rb")
+
+
+def _target(name: str) -> contextlib.AbstractContextManager[TextIO]:
+    return contextlib.nullcontext(sys.stdout) if name == "-" else Path(name).open("w", encoding="utf-8")
 
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def numbered_lines(source: io.BufferedReader, max_line_bytes: int) -> Iterator[NumberedLine]:
+    """The lines of a stream that are not blank, as raw_preferences reads them; one that is no text is a problem."""
+    for block in blocks_of_lines(source, block_bytes=_BLOCK_BYTES, max_line_bytes=max_line_bytes):
+        for part in read_block(block, max_line_bytes=max_line_bytes, part_bytes=_BLOCK_BYTES):
+            found: list[NumberedLine] = list(zip(part.numbers.tolist(), part.texts.to_pylist(), strict=True))
+            found += [(number, PreferenceError(reason, detail)) for number, reason, detail, _ in part.rejects]
+            yield from sorted(found, key=lambda line: line[0])
+
+
 def _written(
-    source: Iterable[str], target: IO[str], scorer: Scorer, rules: ParsingRules, given: argparse.Namespace
+    numbered: Iterator[NumberedLine], target: TextIO, scorer: Scorer, rules: ParsingRules, given: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Every line of output, once it is written."""
-    numbered = ((number, line) for number, line in enumerate(source, start=1) if line.strip())
     while lines := list(itertools.islice(numbered, _LINES_PER_TURN)):
         for result in scored_lines(lines, scorer, rules, given.batch_size, given.padding):
-            target.write(json.dumps(result, ensure_ascii=False) + "\n")
+            target.write(json.dumps(result) + "\n")
             yield result
 
 
@@ -123,7 +141,7 @@ def _summary(results: Iterable[dict[str, Any]]) -> str:
 
 
 def scored_lines(
-    lines: Iterable[tuple[int, str]], scorer: Scorer, rules: ParsingRules, batch_size: int, padding: Any
+    lines: Iterable[NumberedLine], scorer: Scorer, rules: ParsingRules, batch_size: int, padding: Any
 ) -> list[dict[str, Any]]:
     """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
 
@@ -134,6 +152,8 @@ def scored_lines(
     sequences: list[list[int]] = []
     for number, line in lines:
         try:
+            if isinstance(line, PreferenceError):
+                raise line
             stated = _stated(line, rules)
         except PreferenceError as error:
             results.append({"line": number, "problem": str(error)})

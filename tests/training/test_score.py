@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -23,10 +24,10 @@ def directory(tmp_path_factory, job_in):
 def scored(directory, tmp_path, capsys):
     """A function that scores rows: the exit code, the lines of output, and what was said."""
 
-    def score(rows, *options, model=directory):
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
-        code = main([str(model), str(tmp_path / "in.jsonl"), *options])
+    def score(rows, *options, model=directory, file=tmp_path / "in.jsonl"):
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+        code = main([str(model), str(file), *options])
         out, err = capsys.readouterr()
         return code, [json.loads(line) for line in out.splitlines()], err
 
@@ -82,13 +83,62 @@ def test_batch_size_and_padding_change_no_score(scored, options):
 
 def test_a_line_without_a_score_says_why_and_stops_no_other(scored):
     too_long = {"prompt": "w7 " * 80, "chosen": "w5", "rejected": "w6"}
-    code, results, told = scored(["{broken", {"x": 1}, {"messages": [1]}, too_long, ROWS[0]])
+    code, results, told = scored([b"{broken", {"x": 1}, {"messages": [1]}, too_long, ROWS[0]])
     assert code == 0
     assert [result.get("problem", "").split(":")[0] for result in results] == [
         "not_json", "unknown_format", "wrong_type", "it has 83 tokens, and the model 64 positions", "",
     ]  # fmt: skip
     assert "1 pairs, accuracy" in told
     assert "4 without a score" in told
+
+
+def test_a_byte_that_is_no_text_is_a_problem_of_its_line_alone(scored):
+    whole = json.dumps(ROWS[0]).encode()
+    code, results, told = scored([ROWS[0], b"\xff", whole.replace(b"w7", b"w\xc3"), b"\xff\xfe{", ROWS[0]])
+    assert code == 0
+    assert [result["line"] for result in results] == [1, 2, 3, 4, 5]
+    assert [result.get("problem") for result in results] == [
+        None, "not_utf8: byte 1 of the line", f"not_utf8: byte {whole.index(b'w7') + 2} of the line",
+        "not_utf8: byte 1 of the line", None,
+    ]  # fmt: skip
+    assert results[0]["margin"] == results[4]["margin"]
+    assert "2 pairs" in told
+    assert "3 without a score" in told
+
+
+def test_only_a_line_feed_ends_a_line(scored):
+    plain = json.dumps(ROWS[0]).encode()
+    parted = plain.replace(b'", "', b'",\r"')  # white space of JSON between two fields
+    separated = json.dumps({"prompt": "w7\u2028w8", "chosen": "w5", "rejected": "w6 w9"}, ensure_ascii=False).encode()
+    assert b"\r" in parted
+    code, results, _ = scored([b"\xef\xbb\xbf" + plain, parted, plain + b"\r", b" \t\r", separated])
+    assert code == 0
+    assert [result["line"] for result in results] == [1, 2, 3, 5]
+    assert len({result["margin"] for result in results}) == 1  # this tokenizer parts words at U+2028, too
+
+
+def test_standard_input_is_cut_into_lines_alike(scored, monkeypatch):
+    class Standard:
+        buffer = io.BufferedReader(io.BytesIO(b"\xff\n" + json.dumps(ROWS[0]).encode()))
+
+    monkeypatch.setattr("sys.stdin", Standard)
+    code, results, _ = scored([], file="-")
+    assert code == 0
+    assert [(result["line"], "margin" in result) for result in results] == [(1, False), (2, True)]
+
+
+def test_a_line_that_annotations_would_not_take_for_its_length_gets_no_score(scored, monkeypatch):
+    monkeypatch.setenv("RM_MAX_LINE_BYTES", "1000")
+    _, results, _ = scored([{"prompt": "w7 " * 400, "chosen": "w5", "rejected": "w6"}, ROWS[0]])
+    assert results[0]["problem"].startswith("line_too_long: ")
+    assert "margin" in results[1]
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(directory, tmp_path, capsys):
+    assert main([str(directory), str(tmp_path / "a\x1b]0;title\x07\u202e.jsonl")]) == 1
+    error = capsys.readouterr().err
+    assert r"a\x1b]0;title\x07\u202e.jsonl" in error.replace("\\\\", "\\")
+    assert not set("\x1b\x07\u202e") & set(error)
 
 
 def test_columns_and_labels_are_read_as_the_annotations_are(scored, monkeypatch):
