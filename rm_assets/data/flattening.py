@@ -54,6 +54,7 @@ class FlatteningTask:
     """A shard of validated pairs, and what renders them."""
 
     path: Path | None
+    source: str
     tokenizer: TokenizerFiles
     allow_control_tokens: bool
 
@@ -88,7 +89,7 @@ def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWrit
             pairs = pairs.without_counts()
         writer.write(DATA, _table(rows, pairs))
         writer.write(REJECTS, reject_table(rejects))
-        counts.update(num_in=rows.num_rows, num_one_by_one=num_one_by_one)
+        counts.update(num_in=records.num_rows_of(task.source, rows), num_one_by_one=num_one_by_one)
         counts.update(num_rewritten=int(pairs.is_rewritten.sum()))
         reasons.update(reject["reason"] for reject in rejects)
     return {**counts, "reasons": reason_counts(reasons)}
@@ -144,13 +145,13 @@ def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
 def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, and pairs whose two texts are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_characters=0)
-    for rows in read_batches(paths.get(DATA), records.FLATTENED, ["prompt", "chosen", "rejected"]):
+    for rows in read_batches(paths.get(DATA), records.FLATTENED, ["source", "prompt", "chosen", "rejected"]):
         figures.update(
-            num_out=rows.num_rows,
+            num_out=records.num_rows_of(task.source, rows),
             num_identical=pc.sum(pc.equal(rows["chosen"], rows["rejected"])).as_py(),
-            num_characters=sum(pc.sum(pc.utf8_length(column)).as_py() for column in rows.columns),
+            num_characters=sum(pc.sum(pc.utf8_length(column)).as_py() for column in rows.columns[1:]),
         )
-    return {**figures, "num_rejects": num_rejects(paths)}
+    return {**figures, "num_rejects": num_rejects(paths, task.source)}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -163,9 +164,12 @@ def flattened_snapshot(
     identity = fingerprint(Stage.FLATTENED, VERSION, tokenizer.identity, settings.control_tokens)
 
     def task(shard: Shard) -> Task:
-        path = validated.data_path(shard)
-        allow = settings.control_tokens == "allow"
-        arguments = FlatteningTask(path=path, tokenizer=tokenizer, allow_control_tokens=allow)
+        arguments = FlatteningTask(
+            path=validated.data_path(shard),
+            source=shard.source,
+            tokenizer=tokenizer,
+            allow_control_tokens=settings.control_tokens == "allow",
+        )
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 

@@ -1,6 +1,11 @@
-"""The laws between stages, as figures that must be zero: counted from written shards, kept in their manifests."""
+"""The laws between stages, as figures that must be zero: counted from written shards, kept in their manifests.
 
-from collections.abc import Callable
+Rows are counted by the source that they name, and add up source by source: rows of one file never make up for those
+of another.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rm_assets.data.records import Stage
@@ -17,29 +22,59 @@ class Law:
 
 
 def _bytes(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
-    lines, rejects = manifest.total("num_lines") - manifest.total("num_blank"), manifest.total("num_rejects")
+    lines = _difference(manifest, ["num_lines", "num_rejected_files"], ["num_blank", "num_out", "num_rejects"])
     return {
-        "bytes unaccounted": manifest.total("num_bytes") - manifest.total("text_bytes") - manifest.total("other_bytes"),
-        "lines unaccounted": lines - manifest.total("num_out") - (rejects - manifest.total("num_rejected_files")),
+        "bytes unaccounted": _difference(manifest, ["num_bytes"], ["text_bytes", "other_bytes"]),
+        "lines unaccounted": lines + _miscounted(manifest),
     }
 
 
 def _lines(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
-    assert parent is not None
-    with_pairs, rejects = manifest.total("num_lines_with_pairs"), manifest.total("num_rejects")
+    ends = ["num_second_lines", "num_lines_with_pairs", "num_rejects"]
     return {
-        "lines not read": parent.num_rows() - manifest.total("num_in"),
-        "lines unaccounted": manifest.total("num_in") - manifest.total("num_second_lines") - with_pairs - rejects,
-        "pairs unaccounted": manifest.total("num_stated") - manifest.total("num_out"),
+        "lines not read": _not_read(manifest, parent),
+        "lines unaccounted": _difference(manifest, ["num_in"], ends),
+        "pairs unaccounted": _difference(manifest, ["num_stated"], ["num_out"]) + _miscounted(manifest),
     }
 
 
 def _pairs(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
-    assert parent is not None
     return {
-        "pairs not read": parent.num_rows() - manifest.total("num_in"),
-        "pairs unaccounted": manifest.total("num_in") - manifest.total("num_out") - manifest.total("num_rejects"),
+        "pairs not read": _not_read(manifest, parent),
+        "pairs unaccounted": _difference(manifest, ["num_in"], ["num_out", "num_rejects"]) + _miscounted(manifest),
     }
+
+
+def _difference(manifest: Manifest, whole: list[str], parts: list[str]) -> int:
+    """By how much some figures differ from others that they should add up to."""
+    signs = dict.fromkeys(whole, 1) | dict.fromkeys(parts, -1)
+    return _sum_by_source(
+        (shard.source, sign * shard.stats.get(figure, 0)) for shard in manifest.shards for figure, sign in signs.items()
+    )
+
+
+def _not_read(manifest: Manifest, parent: Manifest | None) -> int:
+    """Rows of the parent that were not read, or read twice."""
+    assert parent is not None
+    there = [(shard.source, shard.num_rows()) for shard in parent.shards]
+    return _sum_by_source(there + [(shard.source, -shard.stats.get("num_in", 0)) for shard in manifest.shards])
+
+
+def _miscounted(manifest: Manifest) -> int:
+    """Rows and rejects that are not in the files as the manifest states them."""
+    counts = [
+        (shard.num_rows(rejects=rejects), shard.stats.get(figure, 0))
+        for shard in manifest.shards
+        for rejects, figure in ((False, "num_out"), (True, "num_rejects"))
+    ]
+    return sum(abs(stated - counted) for stated, counted in counts)
+
+
+def _sum_by_source(figures: Iterable[tuple[str, int]]) -> int:
+    sums: Counter[str] = Counter()
+    for source, figure in figures:
+        sums[source] += figure
+    return sum(map(abs, sums.values()))
 
 
 def _zero(label: str, statistic: str) -> Callable[[Manifest, Manifest | None], dict[str, int]]:

@@ -239,7 +239,7 @@ class _Look:
     def version(self) -> str:
         """A hash of all files, in the order of their sources."""
         contents = [[source, seen.num_bytes, seen.blocks] for source, seen in sorted(self.found.seen.items())]
-        return fingerprint(contents)[:16]
+        return fingerprint(contents)[:32]
 
     def to_keep(self, *, is_waiting: bool) -> _Cache:
         """What the next look may rely on. The wait ends with a version, not with the file that it began with."""

@@ -14,7 +14,7 @@ from rm_assets.data.storage import is_remote, make_directory
 def local_directory(path: Path) -> Path:
     """Where this machine keeps what belongs to a remote place and must be a real file, such as a lock."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "rm_assets" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return cache / "rm_assets" / hashlib.sha256(str(path).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager

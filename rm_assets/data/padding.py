@@ -79,6 +79,7 @@ class PaddingTask:
 
     path: Path | None
     validated: Path | None
+    source: str
     folder: str
     grams: dict[str, Grams]
     dropped: DroppedRows
@@ -90,17 +91,18 @@ class PaddingTask:
 
 def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
     """Rows by folder, and rejects, of one shard of tokenized pairs."""
-    num_in, reasons = 0, Counter[Reason]()
+    num_in, first, reasons = 0, 0, Counter[Reason]()
     overlapping = overlapping_rows([task.validated] if task.validated else [], task.grams)
     for rows in read_batches(task.path, records.TOKENIZED):
-        dropped = task.dropped.between(num_in, num_in + rows.num_rows).reasons()
+        dropped = task.dropped.between(first, first + rows.num_rows).reasons()
         refused = {row: (reason, _DETAILS[reason]) for row, reason in dropped.items()}
         refused |= _overlapping(rows, overlapping)
         folders = _folders(task, rows, refused)
         for folder in [task.folder] if task.folder else SPLITS:
             writer.write(folder, padded_table(rows.filter(pa.array(folders == folder)), task.pad_token_id))
         writer.write(REJECTS, refused_rows(rows, Stage.PADDED, refused))
-        num_in += rows.num_rows
+        first += rows.num_rows
+        num_in += records.num_rows_of(task.source, rows)
         reasons.update(reason for reason, _ in refused.values())
     return {"num_in": num_in, "pad_token_id": task.pad_token_id, "reasons": reason_counts(reasons)}
 
@@ -137,12 +139,15 @@ def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> Stats:
     for folder in paths.keys() - {REJECTS}:
         kind = folder if folder in SPLITS else "evaluation"
         for rows in read_batches(paths[folder], records.PADDED, _MEASURED):
-            figures.update({"num_out": rows.num_rows, f"num_{kind}": rows.num_rows})
+            figures.update({"num_out": records.num_rows_of(task.source, rows), f"num_{kind}": rows.num_rows})
             figures.update(_padding_figures(rows, task.pad_token_id))
-    return {**figures, "num_rejects": num_rejects(paths)}
+    return {**figures, "num_rejects": num_rejects(paths, task.source)}
 
 
-_MEASURED = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("input_ids", "attention_mask", "length")]
+_MEASURED = [
+    "source",
+    *(f"{side}_{what}" for side in ("chosen", "rejected") for what in ("input_ids", "attention_mask", "length")),
+]
 _FIGURES = (
     *("num_out", "num_train", "num_validation", "num_test", "num_evaluation"),
     *("num_unequal", "num_wrong_masks", "num_ending_in_padding", "num_tokens", "num_padding"),
@@ -189,6 +194,7 @@ def padded_snapshot(
         arguments = PaddingTask(
             path=tokenized.data_path(shard),
             validated=validated.data_path(messages[shard.name]),
+            source=shard.source,
             folder=folder,
             grams={} if folder else grams,
             dropped=dropped.get(shard.name, DroppedRows.none()),

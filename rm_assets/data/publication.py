@@ -250,8 +250,10 @@ class Publication:
     ) -> Snapshot:
         """Make these shards the newest snapshot, in their order. Unchanged shards are linked, not written.
 
-        `facts` may be a function: it is called only if the snapshot is not the one already published.
+        `facts` may be a function: it is called only if the snapshot is not the one already published. Raises
+        SnapshotError where two shards would take each other's place.
         """
+        _require_distinct(self._asset, shards)
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
         before, new = self.previous, [shard for shard in shards if self._home(shard).parent == self._staging]
         known = facts if isinstance(facts, dict) else before.manifest.facts if before else {}
@@ -314,6 +316,19 @@ class Publication:
         for name in directories:
             if name not in named and is_abandoned(self._staging / name):
                 remove_tree(self._staging / name)
+
+
+def _require_distinct(asset: str, shards: list[Shard]) -> None:
+    """Raise SnapshotError where two shards share a name or a file, also if only on a file system that ignores case."""
+    owners: dict[str, Shard] = {}
+    for shard in shards:
+        for name in (shard.name, *(file.path for file in shard.files)):
+            if other := owners.get(name.casefold()):
+                raise SnapshotError(
+                    f"{asset}: shards of {other.source!r} and {shard.source!r} share the name {name!r}, so one would "
+                    "replace the other: rename one of the two files"
+                )
+            owners[name.casefold()] = shard
 
 
 def _is_whole(shard: Shard, sizes: dict[str, int]) -> bool:

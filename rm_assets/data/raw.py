@@ -5,6 +5,7 @@ No shard of a file that is damaged, unreadable or never holds still is published
 when it was opened, once two readings agree on them.
 """
 
+import functools
 import hashlib
 import itertools
 import re
@@ -52,7 +53,7 @@ from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import is_remote, place, read_file, write_json
 from rm_assets.settings import Settings
 
-VERSION = 3
+VERSION = 4
 _YOUNG_SECONDS = 2.0
 """A file stamped this recently may change again without a new stamp: clocks of file systems are coarse."""
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
@@ -267,7 +268,8 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
             reasons.update(reason for _, reason, _, _ in lines.rejects)
         return _stats(counts, reasons)
 
-    return stage_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, raw_laws)
+    laws = functools.partial(raw_laws, file.source)
+    return stage_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, laws)
 
 
 def _rejected(
@@ -286,13 +288,17 @@ def _rejected(
     tables = {REJECTS: _rejects(file, [(0, error.reason, error.detail, sha256)])}
     fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
     name, directory = shard_name(file.source, 0), reading.turn.directory
-    return reading.turn.find(key) or stage_shard(directory, name, file.source, key, fill, raw_laws)
+    laws = functools.partial(raw_laws, file.source)
+    return reading.turn.find(key) or stage_shard(directory, name, file.source, key, fill, laws)
 
 
 def shard_name(source: str, index: int) -> str:
-    """A file name for a shard: readable, and different for every source and index."""
+    """A file name for a shard, of far less than 255 bytes: readable, with 128 bits of the source's hash, and the index.
+
+    Names differ in more than case, and in more than what some file system drops or folds.
+    """
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", source)[-60:].lstrip("._-")  # readers skip files that look hidden
-    return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:8]}-{index:05d}"
+    return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:32]}-{index:05d}"
 
 
 def _table(lines: Lines, file: AnnotationFile) -> pa.Table:
@@ -316,9 +322,10 @@ def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
     }
 
 
-def raw_laws(paths: dict[str, Path]) -> Stats:
-    """Figures of the written shard: rows, the bytes of their texts in UTF-8, and rejects."""
+def raw_laws(source: str, paths: dict[str, Path]) -> Stats:
+    """Figures of the written shard: its source's rows, the bytes of all texts in UTF-8, and rejects."""
     figures: Counter[str] = Counter(num_out=0, text_bytes=0)
-    for rows in read_batches(paths.get(DATA), records.RAW, ["text"]):
-        figures.update(num_out=rows.num_rows, text_bytes=pc.sum(pc.binary_length(rows["text"])).as_py())
-    return {**figures, "num_rejects": num_rejects(paths)}
+    for rows in read_batches(paths.get(DATA), records.RAW, ["source", "text"]):
+        num_out = records.num_rows_of(source, rows)
+        figures.update(num_out=num_out, text_bytes=pc.sum(pc.binary_length(rows["text"])).as_py())
+    return {**figures, "num_rejects": num_rejects(paths, source)}

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 class Stage(StrEnum):
@@ -215,6 +216,11 @@ def table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
         for array, field in zip(given, schema, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def num_rows_of(source: str, rows: pa.Table) -> int:
+    """How many rows name this source; those of another file do not count."""
+    return int(pc.sum(pc.equal(rows["source"], source)).as_py() or 0)
 
 
 def _nullable(names: list[str], dtype: pa.DataType) -> list[pa.Field]:

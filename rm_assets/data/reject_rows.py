@@ -46,6 +46,7 @@ def reason_counts(reasons: Counter[Reason]) -> dict[str, int]:
     return {str(reason): count for reason, count in sorted(reasons.items())}
 
 
-def num_rejects(paths: Mapping[str, Path]) -> int:
-    """Rows of the written file of rejects, if there is one."""
-    return sum(rows.num_rows for rows in read_batches(paths.get(REJECTS), records.REJECTS, ["line"]))
+def num_rejects(paths: Mapping[str, Path], source: str) -> int:
+    """Rows of this source in the written file of rejects, if there is one."""
+    batches = read_batches(paths.get(REJECTS), records.REJECTS, ["source"])
+    return sum(records.num_rows_of(source, rows) for rows in batches)

@@ -113,6 +113,7 @@ class TokenizationTask:
 
     path: Path | None
     validated: Path | None
+    source: str
     tokenizer: TokenizerFiles
     max_length: int
     drop_turns: bool
@@ -138,8 +139,8 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
     chat = load_chat_tokenizer(task.tokenizer)
     messages = functools.cache(lambda: _validated_rows(task))  # read at most once, and only for an over-long pair
     num_in, reasons = 0, Counter[Reason]()
-    for rows in read_batches(task.path, records.FLATTENED):
-        encoded, failed = _encoded(encoder, rows, NUM_SAMPLED_LATER if num_in else NUM_SAMPLED_IDS)
+    for number, rows in enumerate(read_batches(task.path, records.FLATTENED)):
+        encoded, failed = _encoded(encoder, rows, NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS)
         if encoded.fell_back and is_first:
             raise _EncodedOtherwiseError(encoded.detail)
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
@@ -150,7 +151,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         refused = _refused(task, pairs, is_forged) | failed
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
-        num_in += rows.num_rows
+        num_in += records.num_rows_of(task.source, rows)
         reasons.update(reason for reason, _ in refused.values())
     # The padding token belongs to the tokenizer; stated here, no later stage has to load one.
     return {
@@ -265,7 +266,7 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     for rows in read_batches(paths.get(DATA), records.TOKENIZED, _MEASURED):
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
         figures.update(
-            num_out=rows.num_rows,
+            num_out=records.num_rows_of(task.source, rows),
             num_identical=int(are_equal(chosen, rejected).sum()),
             num_tokens=len(chosen.ids) + len(rejected.ids),
             num_shared_tokens=pc.sum(rows["prefix_length"]).as_py(),
@@ -277,13 +278,13 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     return {
         **figures,
         "max_length": longest,
-        "num_rejects": num_rejects(paths),
+        "num_rejects": num_rejects(paths, task.source),
         "num_sampled": len(sampled),
         "num_inexact": sum(not _is_exact(chat, validated[pair_id], row) for pair_id, row in sampled.items()),
     }
 
 
-_MEASURED = ["pair_id", "chosen_ids", "rejected_ids", "prefix_length", "num_dropped_turns"]
+_MEASURED = ["source", "pair_id", "chosen_ids", "rejected_ids", "prefix_length", "num_dropped_turns"]
 
 
 def _smallest(rows: pa.Table) -> pa.Table:
@@ -328,6 +329,7 @@ def tokenized_snapshot(
         arguments = TokenizationTask(
             path=flattened.data_path(shard),
             validated=validated.data_path(messages[shard.name]),
+            source=shard.source,
             tokenizer=tokenizer,
             max_length=settings.max_length,
             drop_turns=settings.over_long == "drop_turns",

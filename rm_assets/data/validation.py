@@ -104,13 +104,17 @@ Statement = tuple[list[NumberedLine], Callable[[], Stated]]
 
 def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int]]:
     """The statements of each row group, and its number of lines; lines that come in twos are taken together."""
-    batches = ((rows["line"].to_pylist(), _utf8(rows["text"])) for rows in read_batches(task.path, records.RAW))
+    batches = read_batches(task.path, records.RAW)
     if not task.rules.two_line_files:
-        for lines, texts in batches:
-            yield _single_lines(lines, texts, task.rules), len(lines)
+        for rows in batches:
+            statements = _single_lines(rows["line"].to_pylist(), _utf8(rows["text"]), task.rules)
+            yield statements, records.num_rows_of(task.source, rows)
         return
-    found: list[NumberedLine] = [(line, text) for batch in batches for line, text in zip(*batch, strict=True)]
-    num_lines = len(found)
+    found: list[NumberedLine] = []
+    num_lines = 0
+    for rows in batches:
+        found += zip(rows["line"].to_pylist(), _utf8(rows["text"]), strict=True)
+        num_lines += records.num_rows_of(task.source, rows)
     for rejects in read_batches(task.rejected, records.REJECTS, ["line"]):
         found += [(line, None) for line in rejects["line"].to_pylist() if line]
     pairs = pairs_of_lines(found)
@@ -149,12 +153,14 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0)
     lines: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    for rows in read_batches(paths.get(DATA), records.VALIDATED, ["line", "chosen", "rejected"]):
-        figures.update(num_out=rows.num_rows, num_identical=num_equal_conversations(rows["chosen"], rows["rejected"]))
+    for rows in read_batches(paths.get(DATA), records.VALIDATED, ["source", "line", "chosen", "rejected"]):
+        num_identical = num_equal_conversations(rows["chosen"], rows["rejected"])
+        figures.update(num_out=records.num_rows_of(task.source, rows), num_identical=num_identical)
         lines.append(rows["line"].to_numpy())
     sorted_lines = np.sort(np.concatenate(lines))
     num_lines_with_pairs = min(len(sorted_lines), 1) + int(np.count_nonzero(np.diff(sorted_lines)))
-    return {**figures, "num_lines_with_pairs": num_lines_with_pairs, "num_rejects": num_rejects(paths)}
+    refused = num_rejects(paths, task.source)
+    return {**figures, "num_lines_with_pairs": num_lines_with_pairs, "num_rejects": refused}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------

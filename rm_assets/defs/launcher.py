@@ -76,7 +76,7 @@ class TrainingLauncher(dg.ConfigurableResource):
 
 def _name(storage: Path, key: str) -> str:
     """What tells a job from all others of a cluster: one storage trains one key once at a time."""
-    return hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()[:32]
 
 
 def _reason(output_directory: Path, ending: Ending) -> str:

@@ -41,7 +41,7 @@ def suspects_snapshot(
     with publication(project.storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
         shard = turn.find(key)
         if shard is None:
-            working = _workshop(turn.directory) / _FOLDS / key[:16]
+            working = _workshop(turn.directory) / _FOLDS / key[:32]
             table, num_pairs = _ranked(project, padded, working, context, launcher)
             figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
             shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
