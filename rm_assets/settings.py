@@ -290,9 +290,15 @@ class Settings(BaseModel):
     @field_validator("evaluation_files")
     @classmethod
     def _names_that_can_be_folders(cls, value: dict[str, str]) -> dict[str, str]:
+        known: dict[str, str] = {}
         for name in value:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"the name {name!r} must be of letters, digits, '.', '_' and '-'")
+            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?", name):
+                raise ValueError(
+                    f"the name {name!r} must be at most 100 letters, digits, '.', '_' and '-', the first a letter or "
+                    "digit and the last not '.'"
+                )
+            if (other := known.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"the names {other!r} and {name!r} differ in case alone: rename one of these sets")
         return value
 
     @field_validator("suspect_folds")
@@ -321,8 +327,8 @@ class Settings(BaseModel):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
-        except ValueError:
+            return json.loads(value, object_pairs_hook=_object_of)
+        except json.JSONDecodeError:
             raise ValueError('a JSON object is needed, such as {"name": "value"}') from None
 
     @field_validator("columns")
@@ -335,7 +341,7 @@ class Settings(BaseModel):
     @field_validator("labels")
     @classmethod
     def _as_labels_are_compared(cls, value: dict[str, Label]) -> dict[str, Label]:
-        return {label.strip().lower(): meaning for label, meaning in value.items()}
+        return _object_of([(label.strip().lower(), meaning) for label, meaning in value.items()])
 
     @property
     def uses_sample_annotations(self) -> bool:
@@ -351,6 +357,15 @@ class Settings(BaseModel):
     def shows_previews(self) -> bool:
         """Whether shortened text of rows may appear in the UI."""
         return self.uses_sample_annotations if self.previews is None else self.previews
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict; raises ValueError where one name would lose its value to another."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name!r} is given twice, with different values: keep one of them")
+    return found
 
 
 def knobs() -> Iterator[tuple[str, FieldInfo]]:

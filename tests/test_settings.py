@@ -62,6 +62,7 @@ def test_dagster_config_beats_the_environment_and_the_environment_the_sample() -
         ({}, {"RM_COLUMNS": '["prompt"]'}, r"columns \(or RM_COLUMNS\) is .* valid dictionary"),
         ({"columns": {"prompt": "a", "chosen": "a"}}, {}, "each field needs a column of its own"),
         ({"labels": {"0": "A"}}, {}, r"labels \(or RM_LABELS\) is .* Input should be 'first', 'second' or 'tie'"),
+        ({"labels": {"A": "first", "a ": "second"}}, {}, "'a' is given twice, with different values"),
         ({}, {"RM_ENGINE": "slurm"}, r"engine \(or RM_ENGINE\) is 'slurm'"),
     ],
 )

@@ -21,10 +21,12 @@ from rm_assets.settings import SettingsError
 
 SETTING = "annotations (or RM_ANNOTATIONS)"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+EVALUATION_PREFIX = "evaluation:"
+"""What the sources of evaluation sets begin with, and those of annotations never do."""
 _MAGIC = re.compile(r"[*?\[]")
 # What cannot stand in a table or a log line: control characters, line separators, bytes that are no UTF-8. `%` is
-# written `%25`, so that two files never have one source.
-_TO_ESCAPE = re.compile(r"[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# written `%25`, so that two files never have one source; `evaluation:` at the start is written `evaluation%3A`.
+_TO_ESCAPE = re.compile(r"[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|(?<=\Aevaluation):")
 
 
 class NothingToReadError(SettingsError):

@@ -1,6 +1,7 @@
 """Evaluation files: pairs that are scored but never trained on, and training prompts that overlap them.
 
-Their sources begin with `evaluation:<name>/`, which is how every stage tells them from annotations. Two prompts overlap
+Their sources begin with `evaluation:<name>/`, which is how every stage tells them from annotations: no path gives a
+source that begins so (`annotations.source_name`), and no name of a set has a slash. Two prompts overlap
 if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scripts write no spaces, of 13 characters; a
 prompt shorter than that overlaps an equal one.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rm_assets.data import records
-from rm_assets.data.annotations import SETTING, AnnotationFile, Annotations, find_annotations
+from rm_assets.data.annotations import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
 from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import Snapshot
@@ -23,7 +24,6 @@ from rm_assets.settings import SettingsError
 
 GRAM_WORDS = 13
 FOLDER = "evaluation"
-_PREFIX = "evaluation:"
 # Thai, Lao, Burmese and Khmer; kana; ideographs: their words are not set apart by spaces, so each character counts.
 _TOKEN = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -40,7 +40,7 @@ Grams = np.ndarray[Any, np.dtype[np.uint64]]
 def find_evaluation_files(evaluation_files: dict[str, str]) -> list[AnnotationFile]:
     """The files of every evaluation set, their sources marked by its name; raises SettingsError as annotations do."""
     return [
-        dataclasses.replace(file, source=f"{_PREFIX}{name}/{file.source}")
+        dataclasses.replace(file, source=f"{EVALUATION_PREFIX}{name}/{file.source}")
         for name, setting in sorted(evaluation_files.items())
         for file in _found(name, setting).files
     ]
@@ -56,7 +56,8 @@ def _found(name: str, path: str) -> Annotations:
 
 def evaluation_name(source: str) -> str:
     """The evaluation set that a source belongs to; empty for annotations."""
-    return source.removeprefix(_PREFIX).split("/", 1)[0] if source.startswith(_PREFIX) else ""
+    is_marked = source.startswith(EVALUATION_PREFIX)
+    return source.removeprefix(EVALUATION_PREFIX).split("/", 1)[0] if is_marked else ""
 
 
 def evaluation_folder(source: str) -> str:

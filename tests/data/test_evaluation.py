@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pyarrow.parquet as pq
 import pytest
-from support import plain_row, run_stages, write_lines
+from support import plain_row, rejects, rows, run_stages, violations, write_lines
 
+from rm_assets.data.annotations import source_name
 from rm_assets.data.evaluation import evaluation_folder, evaluation_name, overlapping_rows, prompt_grams
 from rm_assets.data.laws import LAWS
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.splits import SPLITS
 from rm_assets.settings import Settings, SettingsError
 from rm_assets.settings_loading import load_settings
 
@@ -54,6 +57,66 @@ def test_the_name_of_a_set_is_in_the_source() -> None:
     assert evaluation_folder("evaluation/held/b.jsonl") == ""
 
 
+NAMES_LIKE_SETS = [
+    "evaluation:bench",
+    "evaluation:..",
+    "evaluation:",
+    "Evaluation:bench",
+    "evaluation:a%3Ab",
+    "evaluation",
+]
+
+
+@pytest.mark.parametrize("directory", NAMES_LIKE_SETS)
+def test_no_path_gives_the_source_of_an_evaluation_set(directory: str) -> None:
+    for path in (Path("/in") / directory / "b.jsonl", Path("/in") / f"{directory}.jsonl"):
+        source = source_name(path, Path("/in"))
+        assert (evaluation_name(source), evaluation_folder(source)) == ("", "")
+        assert unquote_to_bytes(source) == str(path.relative_to("/in")).encode()
+
+
+def test_annotations_that_are_named_like_a_set_are_annotations(settings: Settings, tmp_path: Path) -> None:
+    """Each path has rows of its own, and one of them the very name that the file of a set has in its source."""
+    annotations = Path(settings.annotations_path)
+    for number, directory in enumerate(NAMES_LIKE_SETS):
+        write_lines(annotations / directory / "bench.jsonl", [plain_row(100 * number + n) for n in range(5)])
+    write_lines(annotations / "evaluation:.jsonl", [plain_row(700)])
+    write_lines(annotations / "a.jsonl", [plain_row(n) for n in range(5)])  # the prompts of "evaluation:bench"
+    write_lines(tmp_path / "bench.jsonl", [plain_row(900, chosen="Yes.")])
+    sets = {"bench": str(tmp_path / "bench.jsonl")}
+    stages = run_stages(settings.model_copy(update={"evaluation_files": sets}))
+    padded = stages[Stage.PADDED]
+    assert [(row["source"], row["line"]) for row in rows(padded, "evaluation/bench")] == [
+        ("evaluation:bench/bench.jsonl", 1)
+    ]
+    assert {file.folder for shard in padded.manifest.shards for file in shard.files} - set(SPLITS) == {
+        "evaluation/bench",
+        REJECTS,
+    }
+    assert len(rows(padded, *SPLITS)) == 31
+    assert rejects(padded) == [("evaluation%3Abench/bench.jsonl", n, "duplicate") for n in range(1, 6)]
+    assert set(violations(stages).values()) == {0}
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../x", "held.", "held out", "held:out", "-held", "h" * 300, "héld", "a\n"]
+)
+def test_a_set_whose_name_cannot_be_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"evaluation_files \(or RM_EVALUATION_FILES\).*the name .* must be at most 100"
+    ):
+        load_settings({"evaluation_files": {name: "held.jsonl"}}, {})
+
+
+def test_sets_whose_names_one_folder_could_have_are_refused() -> None:
+    with pytest.raises(SettingsError, match="'Held' and 'held' differ in case alone: rename one"):
+        load_settings({"evaluation_files": {"Held": "a.jsonl", "held": "b.jsonl"}}, {})
+    with pytest.raises(SettingsError, match="'held' is given twice, with different values: keep one"):
+        load_settings({}, {"RM_EVALUATION_FILES": '{"held": "a.jsonl", "held": "b.jsonl"}'})
+    for name in ("h" * 100, "0", "a.b-c_d", "rejects", "evaluation"):
+        assert list(load_settings({"evaluation_files": {name: "a.jsonl"}}, {}).evaluation_files) == [name]
+
+
 @pytest.fixture
 def with_sets(settings: Settings, tmp_path: Path) -> Settings:
     """Ten annotations, of which rows 3 and 4 have the prompts of the two rows of a set."""
@@ -68,8 +131,7 @@ def test_a_set_is_never_split_or_thinned_and_overlapping_annotations_are_rejects
     padded = stages[Stage.PADDED]
     [held] = [pq.read_table(path, partitioning=None) for path in padded.paths("evaluation/held")]
     assert held["line"].to_pylist() == [1, 2, 3]
-    rejects = [row for path in padded.paths(REJECTS) for row in pq.read_table(path, partitioning=None).to_pylist()]
-    assert [(row["line"], row["reason"], row["detail"]) for row in rejects] == [
+    assert [(row["line"], row["reason"], row["detail"]) for row in rows(padded, REJECTS)] == [
         (3, "overlaps_evaluation", "evaluation set 'held'"),
         (4, "overlaps_evaluation", "evaluation set 'held'"),
     ]
