@@ -5,7 +5,8 @@ import logging
 import os
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 BUCKET = "bucket"
 _ENVIRONMENT = {
@@ -17,14 +18,18 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[str]:
-    """Serve an empty bucket to this process and those it starts; gives the bucket's URI."""
+def s3_server(between: Callable[[Any], Any] = lambda application: application) -> Iterator[str]:
+    """Serve an empty bucket to this process and those it starts; gives the bucket's URI.
+
+    `between` wraps the server's WSGI application: it sees every request and every answer.
+    """
     from moto.server import ThreadedMotoServer
     from upath import UPath
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    server._server.app = between(server._server.app)
     host, port = server.get_host_and_port()
     before = dict(os.environ)
     cache = tempfile.TemporaryDirectory()  # with the locks of this machine

@@ -102,6 +102,15 @@ def compare_fuzzed_texts(seed: int, count: int) -> None:
         assert np.array_equal(own, theirs)
 
 
+@pytest.mark.parametrize("character", ["a", " ", "\n", "0", "é", "猫", "\u0301", "\U0001f642"])
+def test_a_long_run_of_one_character_is_encoded_alike(character: str) -> None:
+    pytest.importorskip("fastokens")
+    encoder = load_encoder(find_tokenizer(Settings()))
+    texts = [character * 2**15, f"<|im_start|>user\n{character * 2**13}<|im_end|>"]
+    for own, theirs in zip(encoder.encode_batch(texts), encoder.reference_encode(texts), strict=True):
+        assert np.array_equal(own, theirs)
+
+
 @given(st.lists(st.text(), max_size=20))
 def test_any_texts_are_encoded_alike(texts: list[str]) -> None:
     pytest.importorskip("fastokens")

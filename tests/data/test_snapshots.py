@@ -1,6 +1,8 @@
 """Publishing: whole or not at all, found again after a crash, old ones removed, one writer at a time."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -56,6 +58,24 @@ def test_unchanged_shards_are_links_to_the_same_bytes(tmp_path: Path) -> None:
     assert second.num_new_shards == 1
     assert first.paths()[0].stat().st_ino == second.paths()[0].stat().st_ino
     assert first.directory != second.directory
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP])
+def test_where_there_are_no_links_files_are_copied_and_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    expected = [published(tmp_path / "linked", *values).name for values in ((1, 2), (1, 3))]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    first, second = published(tmp_path / "copied", 1, 2), published(tmp_path / "copied", 1, 3)
+    assert [first.name, second.name] == expected
+    assert second.num_new_shards == 1
+    assert first.paths()[0].read_bytes() == second.paths()[0].read_bytes()
+    assert first.paths()[0].stat().st_ino != second.paths()[0].stat().st_ino
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".") and path.name != ".staging"] == []
 
 
 def test_shards_finished_before_a_crash_are_found_again(tmp_path: Path) -> None:

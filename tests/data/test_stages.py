@@ -1,8 +1,9 @@
 """The stages from files to padded pairs: conservation, exactness, and a second run that does nothing."""
 
 import hashlib
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,33 @@ def test_an_unchanged_file_is_not_even_opened(many_shards: Settings, monkeypatch
     raw_snapshot(many_shards, silent)
 
 
-def test_a_file_with_an_old_stamp_but_a_young_change_is_read_again(settings: Settings) -> None:
+def write_over(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def put_another_file_there(path: Path, content: bytes) -> None:
+    """As `rsync -t` does."""
+    beside = path.with_name(".beside")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def write_to_memory(path: Path, content: bytes) -> None:
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
+        mapped[:] = content
+
+
+@pytest.mark.parametrize("change", [write_over, put_another_file_there, write_to_memory])
+def test_a_file_with_an_old_stamp_but_a_young_change_is_read_again(
+    settings: Settings, change: Callable[[Path, bytes], None]
+) -> None:
     path = write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1)])
+    age(path.parent)
     raw_snapshot(settings, silent)
     stamp = path.stat()
-    path.write_bytes(path.read_bytes().replace(b"one", b"two"))  # same size
+    change(path, path.read_bytes().replace(b"one", b"two"))  # same size
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stamp.st_size, stamp.st_mtime_ns)
     assert "plus two" in rows(raw_snapshot(settings, silent))[0]["text"]
 
 
