@@ -1,11 +1,15 @@
 """Small annotation files, and the data stages in one call."""
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.flattening import flattened_snapshot
@@ -139,3 +143,16 @@ def num_calls(function: Callable[..., object], *arguments: object) -> int:
     finally:
         sys.setprofile(before)
     return count
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, *, kilobytes: int) -> Iterator[None]:
+    """A file system of a few pages; skips where this user may not mount one."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)

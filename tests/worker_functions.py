@@ -1,6 +1,9 @@
 """What other processes are asked to do in tests: spawned ones must be able to import it."""
 
 import os
+import random
+import signal
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,3 +50,36 @@ def publish_without_shared_locks(cache: str, storage: str, value: int) -> None:
     os.environ["XDG_CACHE_HOME"] = cache
     for _ in range(3):
         published(place(storage), 1, value)
+
+
+def kill_writers_of_one_storage(storage: str) -> None:
+    """Have three processes publish changing values to one asset, and kill one of them six times; then all.
+
+    They are forked from this process, which has to have done nothing with Arrow.
+    """
+    chance, storage_path = random.Random(6), Path(storage)
+    latest = storage_path / "asset" / "latest.json"
+
+    def start(seed: int) -> int:
+        if number := os.fork():
+            return number
+        try:
+            values = random.Random(seed)
+            while True:
+                published(storage_path, *values.sample(range(6), 3))
+        except BaseException as error:
+            print(f"a writer failed: {error!r}", flush=True)
+        os._exit(1)
+
+    writers = [start(seed) for seed in range(3)]
+    for seed in range(3, 9):
+        before = latest.stat().st_mtime_ns if latest.exists() else 0
+        while not latest.exists() or latest.stat().st_mtime_ns == before:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05))
+        os.kill(writers[0], signal.SIGKILL)
+        os.waitpid(writers.pop(0), 0)
+        writers.append(start(seed))
+    for number in writers:
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)

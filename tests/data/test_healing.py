@@ -12,11 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import plain_row, run_stages, silent, write_lines
+from support import plain_row, run_stages, silent, small_disk, write_lines
 
 from rm_assets.data import engine
 from rm_assets.data.raw import raw_snapshot
@@ -139,24 +138,11 @@ def test_a_run_killed_at_thirty_random_times_heals_by_itself(annotations: Path, 
 # --- a full disk ---------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """A file system of a few pages; skips where this user may not mount one."""
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(directory)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no permission to mount a small file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
-
-
 def test_a_full_disk_is_one_clear_error_and_heals_once_there_is_room(annotations: Path, tmp_path: Path) -> None:
     run_stages(settings_of(str(annotations), str(tmp_path / "undisturbed")))
     storage = tmp_path / "small"
     num_full = 0
-    with small_disk(storage):
+    with small_disk(storage, kilobytes=16):
         settings = settings_of(str(annotations), str(storage))
         for kilobytes in (16, 48, 96, 160, 220, 280, 64 * 1024):
             subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(storage)], check=True)

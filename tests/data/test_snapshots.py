@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from support import silent
 
-from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.fingerprint import file_sha256, fingerprint
 from rm_assets.data.locks import held_lock
 from rm_assets.data.publication import (
     Publication,
@@ -226,3 +226,21 @@ def test_what_another_machine_published_meanwhile_is_not_taken_for_leftovers(tmp
     one._place = overtaken
     snapshot = one.publish([first], {}, {})
     assert [path.is_file() for path in snapshot.paths()] == [True]
+
+
+def test_after_three_writers_were_killed_again_and_again_all_that_is_published_is_whole(tmp_path: Path) -> None:
+    program = "import sys, worker_functions; worker_functions.kill_writers_of_one_storage(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(tmp_path / "storage")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert ended.stdout == ""
+    asset = tmp_path / "storage" / "asset"
+    left = [path.parent for path in asset.glob(f"*/{MANIFEST}")]
+    assert left
+    for directory in left:
+        snapshot = read_snapshot(directory)
+        written = {str(path.relative_to(directory)): file_sha256(path) for path in snapshot.paths()}
+        assert written == {file.path: file.sha256 for shard in snapshot.manifest.shards for file in shard.files}
+    published(tmp_path / "fresh", 1, 2, 3)
+    assert published(tmp_path / "storage", 1, 2, 3).name == published(tmp_path / "fresh", 1, 2, 3).name
+    assert [path for path in asset.iterdir() if path.is_dir() and not (path / MANIFEST).exists()] == []
