@@ -168,13 +168,17 @@ def _chat_template(settings: Settings) -> str | None:
         return None
     if settings.chat_template == PLAIN_TEMPLATE:
         return PLAIN_TEMPLATE_TEXT
+    path = Path(settings.chat_template).expanduser()
     try:
-        return Path(settings.chat_template).expanduser().read_text(encoding="utf-8")
+        if path.is_file():  # a device such as /dev/zero has no end
+            return path.read_text(encoding="utf-8")
+        problem = "not a regular file" if path.exists() else "no such file"
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"chat_template (or RM_CHAT_TEMPLATE) is {settings.chat_template!r}: neither {PLAIN_TEMPLATE!r} nor the "
-            f"path of a template that can be read ({type(error).__name__})"
-        ) from None
+        problem = type(error).__name__
+    raise SettingsError(
+        f"chat_template (or RM_CHAT_TEMPLATE) is {settings.chat_template!r}: neither {PLAIN_TEMPLATE!r} nor the "
+        f"path of a template that can be read ({problem})"
+    )
 
 
 def _has_chat_template(directory: Path) -> bool:

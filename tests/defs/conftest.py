@@ -21,12 +21,15 @@ RunGraph = Callable[..., dg.ExecuteInProcessResult]
 def run_graph() -> RunGraph:
     """Materialize everything, or a selection, with these settings; the result even if it fails."""
 
-    def run(selection: str = "*", **settings: Any) -> dg.ExecuteInProcessResult:
+    def run(
+        selection: str = "*", instance: dg.DagsterInstance | None = None, **settings: Any
+    ) -> dg.ExecuteInProcessResult:
         loaded = definitions()
         return dg.materialize(
             list(loaded.assets or []),
             selection=selection,
             resources=loaded.resources,
+            instance=instance,
             run_config={"resources": {"project": {"config": settings}}},
             raise_on_error=False,
         )

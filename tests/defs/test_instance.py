@@ -1,5 +1,7 @@
 """The files at the root that tell Dagster where it keeps things: the same with DAGSTER_HOME and without."""
 
+import sqlite3
+import threading
 from pathlib import Path
 
 import dagster as dg
@@ -24,6 +26,35 @@ def test_runs_of_the_command_line_are_kept_at_the_root_with_a_home_and_without(r
         assert [root.status(run_id) for run_id in root.run_ids()] == ["SUCCESS"] * (1 if has_home else 2)
     names = {path.name for path in root.directory.iterdir()}
     assert names == {".dagster", "storage", "dagster.yaml", "workspace.yaml", "a.jsonl", "log"}
+
+
+def test_a_run_waits_for_databases_that_somebody_else_holds(root: Site, run_graph) -> None:
+    free = threading.Event()
+    with root.instance() as instance:
+        instance.get_runs_count(), instance.all_instigator_state(), instance.get_asset_keys()  # its tables are made
+        holders = [
+            sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            for path in (root.directory / ".dagster").rglob("*.db")
+        ]
+        assert len(holders) == 3
+
+        def release() -> None:
+            free.set()
+            for holder in holders:
+                holder.rollback()
+
+        for holder in holders:
+            holder.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(1.0, release)
+        timer.start()
+        settings = {"annotations": str(root.directory / "a.jsonl"), "storage": str(root.storage)}
+        result = run_graph("raw_preferences", instance=instance, **settings)
+        assert free.is_set()
+        assert result.success
+        assert [root.status(run_id) for run_id in root.run_ids()] == ["SUCCESS"]
+        timer.join()
+        for holder in holders:
+            holder.close()
 
 
 @pytest.mark.soak

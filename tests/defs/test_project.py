@@ -5,7 +5,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from support import plain_row, silent, write_lines
 
+from rm_assets.data.chat import load_chat_tokenizer
+from rm_assets.data.raw import raw_snapshot
 from rm_assets.defs.project import Project, ProjectResource
 from rm_assets.settings import SettingsError, knobs
 
@@ -134,6 +137,45 @@ def test_a_name_that_leads_nowhere_is_one_clear_error(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=complaint):
         ProjectResource(**given).ready()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            {"annotations": name}
+            for name in ("secret", "secret.jsonl/..", "/dev/zero", "/proc/self/mem", "/proc/self/fd")
+        ),
+        *({"model": name} for name in ("secret", "/dev", "..", "/dev/zero")),
+        *({"tokenizer": name} for name in ("secret", "/dev", "..", "/dev/zero")),
+        *({"chat_template": name} for name in ("secret", "..", "/dev/zero", "/proc/self/mem")),
+        *({"storage": name} for name in ("secret", "/dev/zero", "/proc/self")),
+        {"evaluation_files": {"held": "secret"}},
+        {"evaluation_files": {"held": "/dev/zero"}},
+    ],
+    ids=str,
+)
+def test_a_setting_that_names_a_file_of_another_kind_is_one_clear_error_without_its_content(
+    given: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("root:x:0:0")
+    write_lines(tmp_path / "a.jsonl", [plain_row(1)])
+    [setting] = given
+    with pytest.raises(SettingsError) as error:
+        project = ProjectResource(**{"annotations": "a.jsonl", "storage": "storage", **given}).ready()
+        raw_snapshot(project.settings, silent)
+        load_chat_tokenizer(project.tokenizer)
+    assert f"{setting} (or RM_{setting.upper()})" in str(error.value)
+    assert "root:" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_byte_a_shard_and_a_billion_workers_are_settings_like_others(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [plain_row(number) for number in range(5)])
+    given = {"annotations": str(tmp_path / "a.jsonl"), "storage": str(tmp_path / "storage")}
+    project = ProjectResource(**given, shard_bytes=1, num_workers=10**9).ready()
+    assert len(raw_snapshot(project.settings, silent).manifest.shards) == 5
 
 
 @pytest.mark.parametrize("storage", ["file", "file/below"])
