@@ -17,6 +17,10 @@ COMMAND = [sys.executable, "-c", "from dagster._cli import main; main()"]
 """What `dagster` is, with the interpreter of the tests."""
 
 SECRET = "kingfisher-4711"
+
+STORAGE = "snap shots 'of' \"$(touch run)\"\n%41 ü [z]*{a,b};#?"
+"""The storage of an audited run: any name that a directory may have is one."""
+
 _NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "HF_TOKEN")
 
 
@@ -39,9 +43,14 @@ class AuditedRun:
     notes: list[Note]
 
     @property
+    def storage(self) -> Path:
+        """Where its snapshots lie."""
+        return self.directory / STORAGE
+
+    @property
     def accuracy(self) -> float:
         """The accuracy that the report states."""
-        home = self.directory / "snapshots" / "reward_model_report"
+        home = self.storage / "reward_model_report"
         latest = json.loads((home / "latest.json").read_text())["snapshot"]
         return float(json.loads((home / latest / "report.json").read_text())["metrics"]["accuracy"])
 
@@ -73,7 +82,7 @@ def broken_rows() -> list[object]:
 def audited_run(directory: Path, prefix: list[str] | None = None, **settings: Any) -> AuditedRun:
     """Materialize everything; `prefix` is a command that runs the command."""
     write_lines(directory / "annotations" / "a.jsonl", [*canary_rows(90), *broken_rows()])
-    given = {"annotations": directory / "annotations", "storage": directory / "snapshots", **QUICK, **settings}
+    given = {"annotations": directory / "annotations", "storage": directory / STORAGE, **QUICK, **settings}
     environment = {
         **os.environ,
         **{f"RM_{name.upper()}": str(value) for name, value in given.items()},

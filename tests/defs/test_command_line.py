@@ -1,6 +1,7 @@
 """Real runs of `dagster asset materialize`: exit codes, and no process left when one is stopped."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from audited import CANARY, AuditedRun
-from support import QUICK, polite_rows, write_lines
+from support import QUICK, polite_rows, run_stages, write_lines
+
+from rm_assets.settings_loading import load_settings
 
 SECONDS_TO_START, SECONDS_TO_LEAVE = 120, 10
 
@@ -97,7 +100,17 @@ def test_no_text_of_the_annotations_is_in_dagsters_home_or_output(audited: Audit
     assert audited.run.returncode == 0, audited.run.stderr
     assert CANARY not in audited.run.stdout + audited.run.stderr
     files = [path for path in audited.directory.rglob("*") if path.is_file()]
-    home = [path for path in files if "snapshots" not in path.relative_to(audited.directory).parts]
+    home = [path for path in files if not path.is_relative_to(audited.storage)]
     told = [path.name for path in home if CANARY.encode() in path.read_bytes()]
     assert told == ["a.jsonl"]
     assert any(path.suffix == ".db" for path in home)
+
+
+def test_a_storage_of_any_name_has_the_snapshots_of_another(audited: AuditedRun, tmp_path: Path) -> None:
+    assert audited.run.returncode == 0, audited.run.stderr
+    assert not list(audited.directory.rglob("run"))
+    annotations = str(audited.directory / "annotations")
+    elsewhere = run_stages(load_settings({"annotations": annotations, "storage": str(tmp_path), **QUICK}, {}))
+    for stage, snapshot in elsewhere.items():
+        latest = json.loads((audited.storage / stage / "latest.json").read_text())
+        assert latest == {"snapshot": snapshot.name}
