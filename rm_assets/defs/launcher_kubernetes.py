@@ -7,6 +7,7 @@ Which pod waits for which GPU is the cluster's to decide: no lock of ours is hel
 
 import contextlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,15 @@ SHARED_MEMORY = "/dev/shm"
 NOT_FOUND = 404
 NO_REASON = "Error"
 """What Kubernetes says of every container that exits with another code than 0, for want of a better reason."""
+_MAX_SPEC_BYTES = 2**20
+_MAX_SPEC_VALUES = 100_000
+_QUOTED = re.compile(r"""['"].*['"]""", re.DOTALL)
+"""From the first quotation mark of a message to its last: what it quotes of the file that it is about."""
+_REFUSALS = re.compile(
+    r"Attribute \w+(\[\d+\])? of type \w+ must be a dict|Unexpected keys in model class \w+"
+    r"|Invalid value for `\w+`, must not be `None`"
+)
+"""The parts of dagster-k8s' messages that name a place and show no value."""
 
 
 class PodStaysError(RuntimeError):
@@ -82,6 +92,8 @@ class KubernetesLauncher:
     def pod_spec(self) -> dict[str, Any]:
         """The spec of the file, with image, GPUs and shared memory, where it does not say otherwise itself."""
         spec = _read_spec(self.settings.pod_spec)
+        if problem := _misplaced(spec):
+            raise SettingsError(f"pod_spec (or RM_POD_SPEC) is {self.settings.pod_spec!r}: {problem}")
         container = spec.setdefault("containers", [{}])[0]
         if self.settings.image:
             container.setdefault("image", self.settings.image)
@@ -112,8 +124,10 @@ class KubernetesLauncher:
                 kubernetes.config.load_incluster_config()
             else:
                 kubernetes.config.load_kube_config()
-        except kubernetes.config.ConfigException as error:
-            raise SettingsError(f"launcher (or RM_LAUNCHER) is 'kubernetes': {_one_line(error)}") from None
+        except Exception as error:  # also of YAML and base64: whatever a damaged kubeconfig leads to
+            is_own = isinstance(error, kubernetes.config.ConfigException)
+            problem = _one_line(error) if is_own else f"the kubeconfig cannot be read: {_problem_of_yaml(error)}"
+            raise SettingsError(f"launcher (or RM_LAUNCHER) is 'kubernetes': {problem}") from None
         return kubernetes.client.CoreV1Api()
 
     def _pods(self, api: Any, selector: str) -> list[Any]:
@@ -210,15 +224,38 @@ def _answering() -> Iterator[None]:
 
 
 def _read_spec(path: str | None) -> dict[str, Any]:
+    """The pod spec of a file. It may hold secrets, so errors say where it is wrong, and never what it holds."""
     if path is None:
         return {}
     try:
-        spec = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"pod_spec (or RM_POD_SPEC) is {path!r}: {_one_line(error)}") from None
-    if problem := _problem(spec):
+        spec, problem = _spec_or_problem(Path(path))
+    except OSError as error:
+        spec, problem = {}, _one_line(error)
+    except Exception as error:  # a constructor of YAML raises what it likes, deep nesting a RecursionError
+        spec, problem = {}, _problem_of_yaml(error)
+    if problem:
         raise SettingsError(f"pod_spec (or RM_POD_SPEC) is {path!r}: {problem}")
-    return dict(spec)
+    return spec
+
+
+def _spec_or_problem(path: Path) -> tuple[dict[str, Any], str | None]:
+    with path.open("rb") as stream:
+        content = stream.read(_MAX_SPEC_BYTES + 1)
+    if len(content) > _MAX_SPEC_BYTES:
+        return {}, f"larger than {_MAX_SPEC_BYTES} bytes"
+    root = yaml.compose(content, Loader=yaml.SafeLoader)
+    if root is not None and _has_too_many_values(root):
+        return {}, f"more than {_MAX_SPEC_VALUES} values, once its aliases are written out"
+    spec = yaml.safe_load(content)
+    return spec, _problem(spec)
+
+
+def _problem_of_yaml(error: Exception) -> str:
+    """What is wrong with YAML, and in which line, with nothing of its text."""
+    problem = getattr(error, "problem", None)
+    told = f"not valid YAML ({_QUOTED.sub('…', problem) if isinstance(problem, str) else type(error).__name__})"
+    mark = getattr(error, "problem_mark", None)
+    return f"{told}, line {mark.line + 1}" if mark else told
 
 
 def _problem(spec: Any) -> str | None:
@@ -229,14 +266,50 @@ def _problem(spec: Any) -> str | None:
         return "a whole manifest: give what stands under spec:"
     containers = spec.get("containers", [{}])
     if not isinstance(containers, list) or not containers or not all(isinstance(found, dict) for found in containers):
-        return f"containers is {containers!r}, not a list of at least one mapping"
+        return "containers must be a list of at least one mapping"
     container = containers[0]
     resources = container.get("resources", {})
     if not isinstance(resources, dict) or not isinstance(resources.get("limits", {}), dict):
-        return f"resources is {resources!r}, not a mapping with a mapping limits"
+        return "resources must be a mapping, and limits in it, too"
     for name, found in (("volumes", spec.get("volumes", [])), ("volumeMounts", container.get("volumeMounts", []))):
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            return f"{name} is {found!r}, not a list of mappings"
+            return f"{name} must be a list of mappings"
+    return None
+
+
+def _has_too_many_values(root: Any) -> bool:
+    """Whether a composed YAML document is too large with each alias written out; an alias of what it is in never ends.
+
+    Merge keys are written out when Python's values are made, the others when the spec is sent to the cluster.
+    """
+    waiting, num_values = [root], 0
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        num_values += len(parts)
+        if num_values > _MAX_SPEC_VALUES:
+            return True
+        waiting += parts
+    return False
+
+
+def _misplaced(spec: dict[str, Any]) -> str | None:
+    """What dagster-k8s refuses of a spec; its own message would show the value."""
+    _library()
+    import kubernetes
+    from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
+
+    kind = kubernetes.client.V1PodSpec
+    first, *others = spec.get("containers", [{}])
+    named = {**spec, "containers": [{"name": "named by dagster-k8s", **first}, *others]}
+    try:
+        k8s_model_from_dict(kind, k8s_snake_case_dict(kind, named))
+    except Exception as error:
+        found = _REFUSALS.match(str(error))
+        return f"not a pod spec of Kubernetes ({found[0] if found else type(error).__name__})"
     return None
 
 

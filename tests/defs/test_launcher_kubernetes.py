@@ -250,6 +250,49 @@ def test_a_pod_spec_that_cannot_be_used_is_named(tmp_path: Path, content: str | 
     assert "\n" not in str(error.value)
 
 
+MERGED = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30))
+LEAKY_SPECS = {
+    "password: CANARY: x": "not valid YAML (mapping values are not allowed here), line 1",
+    "containers:\n- env: [CANARY": "not valid YAML (expected …), line 2",
+    "a: 1\npassword: !CANARY x": "not valid YAML (could not determine a constructor for the tag …), line 2",
+    "password: *CANARY": "not valid YAML (found undefined alias …), line 1",
+    "port: !!int CANARY": "not valid YAML (ValueError)",
+    'password: "\\CANARY"': "not valid YAML (found unknown escape character …), line 1",
+    "containers: {name: CANARY}": "containers must be a list of at least one mapping",
+    "containers: [{resources: {limits: CANARY}}]": "resources must be a mapping, and limits in it, too",
+    "volumes: [{name: a}, CANARY]": "volumes must be a list of mappings",
+    "containers: [{env: [CANARY]}]": "not a pod spec of Kubernetes (Attribute env[0] of type V1EnvVar must be a dict)",
+    "containers: [{env: [{CANARY: a}]}]": "not a pod spec of Kubernetes (Unexpected keys in model class V1EnvVar)",
+    "securityContext: {runAsUser: CANARY}": "not a pod spec of Kubernetes (ValueError)",
+    "containers: [{env: [{value: CANARY}]}]": (
+        "not a pod spec of Kubernetes (Invalid value for `name`, must not be `None`)"
+    ),
+    "a: &a [CANARY, *a]": "more than 100000 values, once its aliases are written out",
+    "a0: &a0 {CANARY: 1}\n" + MERGED: "more than 100000 values, once its aliases are written out",
+    "CANARY: " + "[" * 2_000: "not valid YAML (RecursionError)",
+    "CANARY: " + "x" * 2**20: "larger than 1048576 bytes",
+}
+
+
+@pytest.mark.parametrize("content", LEAKY_SPECS, ids=lambda content: content[:40])
+def test_a_wrong_pod_spec_is_told_by_its_place_and_never_by_what_it_holds(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text(content)
+    launcher = KubernetesLauncher(LaunchSettings(image="rm:2", pod_spec=str(path)), num_processes=1, poll_seconds=1)
+    with pytest.raises(SettingsError) as error:
+        launcher.pod_spec()
+    assert str(error.value) == f"pod_spec (or RM_POD_SPEC) is {str(path)!r}: {LEAKY_SPECS[content]}"
+
+
+def test_a_damaged_kubeconfig_is_told_without_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kubeconfig").write_text("users:\n- token: CANARY: x")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SettingsError, match=r"^launcher .or RM_LAUNCHER. is 'kubernetes': the kubeconfig") as error:
+        KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=1).remove_left("mine")
+    assert str(error.value).endswith("cannot be read: not valid YAML (mapping values are not allowed here), line 2")
+
+
 def test_a_whole_manifest_is_no_pod_spec(tmp_path: Path) -> None:
     path = tmp_path / "pod.yaml"
     path.write_text("apiVersion: v1\nkind: Pod\nspec: {containers: [{image: j}]}")
