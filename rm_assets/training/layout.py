@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 PIECE = 192
-"""Queries that are computed at once where there is no kernel for whole rows: on a CPU."""
+"""Queries that are computed at once where there is no kernel for whole rows: on a CPU, and in float32 on a GPU."""
+ALIGNMENT = 8
+"""Elements. A GPU's attention reads a mask 16 bytes at a time, and faults where a row of it begins elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,10 @@ class Layout:
     def __init__(self, segments: tuple[Segment, ...], kernel: Kernel | None = None) -> None:
         self.segments = segments
         self.kernel = kernel
+        self._max_queries = min(PIECE, max(segment.num_queries for segment in segments))  # of a piece
+        self._max_keys = max(segment.num_keys for segment in segments)
         self._pieces: dict[int | None, tuple[Piece, ...]] = {}
-        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "Layout":
@@ -128,18 +132,21 @@ class Layout:
     def mask(self, num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:
         """What is added to the logits [num_queries, num_keys] of the last `num_queries` of `num_keys` tokens.
 
-        Zero where a token sees another: itself, and what comes before it, at most `window` - 1 tokens back. All masks
-        of a row are the lower right corner of one.
+        Zero where a token sees another: itself, and what comes before it, at most `window` - 1 tokens back. It is the
+        lower right corner of a larger mask, one of ALIGNMENT whose last columns differ, so that every row of the corner
+        begins at a multiple of ALIGNMENT elements. For 13 keys of at most 192 that mask ends at column 197, and the
+        corner begins at column 184.
         """
-        if (window, like.dtype) not in self._masks:
-            width = max(segment.num_keys for segment in self.segments)
-            query = torch.arange(width - PIECE, width, device=like.device)[:, None]
-            distance = query - torch.arange(width, device=like.device)
-            seen = (distance >= 0) & (distance < (window or width))
-            full = torch.zeros(PIECE, width, device=like.device, dtype=like.dtype)
-            self._masks[window, like.dtype] = full.masked_fill_(~seen, -torch.inf)
-        mask = self._masks[window, like.dtype]
-        return mask[PIECE - num_queries :, mask.shape[1] - num_keys :]
+        end = self._max_keys + (num_keys - self._max_keys) % ALIGNMENT
+        if (end, window, like.dtype) not in self._masks:
+            rows = self._max_queries
+            unseen = torch.full((rows, end + -end % ALIGNMENT), -torch.inf, device=like.device, dtype=like.dtype)
+            mask = unseen.triu(end - rows + 1)  # what comes later
+            if window is not None:
+                mask += unseen.tril_(end - rows - window)
+            self._masks[end, window, like.dtype] = mask
+        mask = self._masks[end, window, like.dtype]
+        return mask[len(mask) - num_queries :, end - num_keys : end]
 
 
 def _cut(segment: Segment, window: int | None) -> Iterator[Piece]:

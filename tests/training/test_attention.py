@@ -2,14 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from rm_assets.training import attention, layout
 from rm_assets.training.attention import ATTENTION, UnsupportedModelError, row_attention
+from rm_assets.training.batches import collate
 from rm_assets.training.layout import Kernel, Layout, Piece, Segment
-from rm_assets.training.planning import Packing
+from rm_assets.training.planning import Packing, plan_rows
+from rm_assets.training.probe_pairs import pairs_of, probe_pairs
 
 from . import architectures
 from .architectures import CPU, alone, build, edge_cases, gradients, in_rows
@@ -137,6 +141,70 @@ def test_a_mask_shows_a_token_itself_and_what_is_before_it(window):
     seen = row.mask(2, 5, window, torch.zeros(1)) == 0
     expected = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]] if window is None else [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert seen.int().tolist() == expected
+
+
+class MasksOfAttention(TorchFunctionMode):
+    """Keeps every mask that torch's attention is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        mask = (keywords or {}).get("attn_mask")
+        if function is scaled_dot_product_attention and mask is not None:
+            self.masks.append(mask)
+        return function(*arguments, **(keywords or {}))
+
+
+def lengths_of_dialogues(seed):
+    """Segments of a row as dialogues have them: pairs with a prompt in common, their lengths far apart."""
+    generator = np.random.default_rng(seed)
+    segments, end = [], 0
+    while end < 3000:
+        prompt, *replies = np.clip(np.exp(generator.normal([5.0, 4.3, 4.3], 0.9)), 1, 900).astype(int).tolist()
+        segments.append(Segment(end, end + prompt + replies[0]))
+        segments.append(Segment(segments[-1].end, segments[-1].end + replies[1], end, prompt))
+        end = segments[-1].end
+    return segments
+
+
+ROWS = [lengths_of_dialogues(seed) for seed in range(6)]
+ROWS += [  # a longest segment of every remainder, and beside it few queries of many keys
+    [Segment(0, longest), Segment(longest, longest + 2, 0, 11), Segment(longest + 2, longest + 3, 0, 160)]
+    for longest in range(192, 200)
+]
+
+
+@pytest.mark.parametrize("window", [None, 16, 128])
+def test_every_mask_begins_where_a_gpu_can_read_it_and_shows_what_it_should(window):
+    rows = [
+        *ROWS,
+        *(collated(build("mistral").config, packing).segments for packing in (Packing.SHARED, Packing.PACKED)),
+    ]
+    num_masks = 0
+    for segments in rows:
+        tensors = [torch.zeros(1, 1, segments[-1].end, 8)] * 3
+        row = Layout.of(segments, CPU)
+        with MasksOfAttention() as seen:
+            row_attention(torch.nn.Identity(), *tensors, None, sliding_window=window, row_layout=row)
+        for mask in seen.masks:
+            assert mask.stride(1) == 1
+            assert mask.stride(0) % layout.ALIGNMENT == mask.storage_offset() % layout.ALIGNMENT == 0
+            queries, keys = mask.shape
+            distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+            assert torch.equal(mask == 0, (distance >= 0) & (distance < (window or keys)))
+        num_masks += len(seen.masks)
+    assert num_masks > 100
+
+
+def collated(config, packing):
+    """The layout of the row that the probe tries: its invented pairs, and sides of 192 tokens as of real dialogues."""
+    generator = np.random.default_rng(0)
+    sides = [generator.integers(1, config.vocab_size, length, dtype=np.int32) for length in (240, 192)]
+    pairs = probe_pairs(config, pairs_of([[sides[0], sides[1]], [np.append(sides[0][:100], sides[1]), sides[0]]]))
+    [[plan]] = plan_rows(pairs, np.arange(len(pairs)), packing, 1 << 30)
+    return collate(pairs, plan, CPU).layout
 
 
 # --- what a GPU's kernel reads -------------------------------------------------------------------------------
