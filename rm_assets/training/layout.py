@@ -7,6 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from rm_assets.training.devices import trains_in_bfloat16
+
 PIECE = 192
 """Queries that are computed at once where there is no kernel for whole rows: on a CPU, and in float32 on a GPU."""
 ALIGNMENT = 8
@@ -113,7 +115,7 @@ class Layout:
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "Layout":
         """The layout of a row whose tensors are on `device`."""
-        return cls(tuple(segments), Kernel.of(segments, device) if device.type == "cuda" else None)
+        return cls(tuple(segments), Kernel.of(segments, device) if trains_in_bfloat16(device) else None)
 
     @property
     def num_tokens(self) -> int:

@@ -40,6 +40,19 @@ class Scorer(nn.Module):
         return scores
 
 
+def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
+    """The scores as a GPU computes them in training: from the body's weights in bfloat16, the head's in float32.
+
+    Gradients reach the scorer's own weights, rounded on their way.
+    """
+    head = {id(weight) for weight in getattr(base_of(scorer.model), HEAD, nn.Module()).parameters()}
+    weights = {
+        name: weight if id(weight) in head else weight.to(torch.bfloat16) for name, weight in scorer.named_parameters()
+    }
+    found: Tensor = torch.func.functional_call(scorer, weights, (batch,))
+    return found
+
+
 def scores(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """The scores of the chosen and of the rejected sides, float32 [B] each."""
     found = scorer(batch)

@@ -210,47 +210,6 @@ def collated(config, packing):
 # --- what a GPU's kernel reads -------------------------------------------------------------------------------
 
 
-def varlen_by_hand(
-    queries, keys, values, query_ends, key_ends, max_queries, max_keys, *, scale, window_size, enable_gqa=False
-):
-    """What torch documents of varlen attention: each segment by itself, causal as counted from its last key."""
-    assert query_ends.dtype == key_ends.dtype == torch.int32
-    assert queries.is_contiguous()
-    assert keys.is_contiguous()
-    assert window_size[1] == 0
-    outputs = []
-    for segment in range(len(query_ends) - 1):
-        q0, q1 = query_ends[segment : segment + 2].tolist()
-        k0, k1 = key_ends[segment : segment + 2].tolist()
-        assert q1 - q0 <= max_queries
-        assert k1 - k0 <= max_keys
-        query, key, value = (part.transpose(0, 1) for part in (queries[q0:q1], keys[k0:k1], values[k0:k1]))
-        distance = torch.arange(k1 - k0 - (q1 - q0), k1 - k0)[:, None] - torch.arange(k1 - k0)
-        seen = (distance >= 0) & ((window_size[0] < 0) | (distance <= window_size[0]))
-        output = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
-        outputs.append(output.transpose(0, 1))
-    return torch.cat(outputs)
-
-
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("num_key_heads", [4, 2])
-def test_the_kernels_for_varying_length_are_given_the_same_attention(monkeypatch, window, num_key_heads):
-    # the kernels need a GPU: here stands what their documentation says, for tensors that a GPU would be given
-    monkeypatch.setattr(attention, "varlen_attn", varlen_by_hand)
-    segments = [Segment(0, 9), Segment(9, 12, 0, 6), Segment(12, 22, 0, 6), Segment(22, 25), Segment(25, 26, 22, 1)]
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(1, 26, heads, 8, generator=generator) for heads in (4, num_key_heads, num_key_heads)]
-    tensors = [tensor.bfloat16().transpose(1, 2).requires_grad_() for tensor in tensors]
-    found = {}
-    for name, kernel in (("pieces", None), ("kernel", Kernel.of(segments, CPU))):
-        given = {"scaling": 0.3, "sliding_window": window, "row_layout": Layout(tuple(segments), kernel)}
-        output, _ = row_attention(torch.nn.Identity(), *tensors, None, **given)
-        found[name] = [output, *torch.autograd.grad(output.float().square().sum(), tensors)]
-    for piece, kernel in zip(*found.values(), strict=True):
-        assert piece.shape == kernel.shape
-        assert (piece - kernel).float().norm() < 0.01 * piece.float().norm()
-
-
 def test_what_norms_took_out_of_half_precision_goes_back_to_it_for_the_kernels(monkeypatch):
     given = []
     monkeypatch.setattr(attention, "varlen_attn", lambda *tensors, **_: given.append(tensors[:3]) or tensors[0])

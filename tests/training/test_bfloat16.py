@@ -1,0 +1,85 @@
+"""What a GPU computes, on a CPU: bfloat16, torch's varlen attention with the kernel of `varlen_kernel`."""
+
+import numpy as np
+import pytest
+import torch
+
+from rm_assets.training import devices
+from rm_assets.training.attention import ATTENTION, row_attention
+from rm_assets.training.batches import collate
+from rm_assets.training.layout import Kernel, Layout, Segment
+from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
+from rm_assets.training.probe_pairs import pairs_of
+from rm_assets.training.scoring import Scorer, bfloat16_scores
+
+from . import architectures, varlen_kernel
+from .architectures import CPU, alone, build, edge_cases, gradients
+
+
+@pytest.fixture
+def cpu_as_gpu(monkeypatch):
+    monkeypatch.setattr(devices, "BFLOAT16", {"cpu"})
+
+
+def single_plans(pairs):
+    """A row for each sequence."""
+    numbers = np.arange(len(pairs.sequences))
+    return [MicroPlan(numbers[:0], (Branches(0, numbers[n : n + 1]),), Packing.PACKED) for n in numbers]
+
+
+def bfloat16_rewards(model, pairs, plans):
+    found = torch.zeros(len(pairs.sequences))
+    for plan in plans:
+        numbers = [number for branches in plan.branches for number in branches.sequences.tolist()]
+        rewards = bfloat16_scores(Scorer(model), collate(pairs, plan, CPU))
+        found = found.index_put((torch.tensor(numbers),), rewards)
+    return found
+
+
+def differences(found, expected):
+    """Of rewards per standard deviation; of each weight's gradient per its norm, small ones per a fifth of all."""
+    rewards = (found[0] - expected[0]).abs().max() / expected[0].std()
+    everything = torch.stack([gradient.norm() for gradient in expected[1].values()]).norm()
+    assert found[1].keys() == expected[1].keys()
+    worst = [
+        float((found[1][name] - gradient).norm() / max(gradient.norm(), 0.2 * everything))
+        for name, gradient in expected[1].items()
+    ]
+    return float(rewards), max(worst)
+
+
+@pytest.mark.parametrize("name", architectures.SHARED)
+def test_rows_of_a_gpu_give_the_rewards_and_gradients_of_each_sequence_alone(cpu_as_gpu, name):
+    model, pairs = build(name), pairs_of(edge_cases())
+    rewards = alone(model, edge_cases())
+    exact = rewards.detach(), gradients(model, rewards)
+    model.set_attn_implementation(ATTENTION)
+    rewards = bfloat16_rewards(model, pairs, single_plans(pairs))
+    single = rewards.detach(), gradients(model, rewards)
+    assert max(differences(single, exact)) < 0.04  # what rounding costs
+    for packing in (Packing.SHARED, Packing.PACKED):
+        calls = dict(varlen_kernel.CALLS)
+        [plans] = plan_rows(pairs, np.arange(len(pairs)), packing, 150)
+        assert len(plans) > 1
+        rewards = bfloat16_rewards(model, pairs, plans)
+        found = rewards.detach(), gradients(model, rewards)
+        assert max(differences(found, single)) < 0.01  # a token of another sequence costs 0.1 and more
+        expected_calls = 0 if name == "gemma2" else 2 * len(plans)  # capped logits are computed by pieces
+        assert all(varlen_kernel.CALLS[what] - calls[what] == expected_calls for what in calls)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("num_key_heads", [4, 2])
+def test_the_kernel_is_given_the_same_attention_as_the_pieces_compute(window, num_key_heads):
+    segments = [Segment(0, 9), Segment(9, 12, 0, 6), Segment(12, 22, 0, 6), Segment(22, 25), Segment(25, 26, 22, 1)]
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 26, heads, 8, generator=generator) for heads in (4, num_key_heads, num_key_heads)]
+    tensors = [tensor.bfloat16().transpose(1, 2).requires_grad_() for tensor in tensors]
+    found = {}
+    for name, kernel in (("pieces", None), ("kernel", Kernel.of(segments, CPU))):
+        given = {"scaling": 0.3, "sliding_window": window, "row_layout": Layout(tuple(segments), kernel)}
+        output, _ = row_attention(torch.nn.Identity(), *tensors, None, **given)
+        found[name] = [output, *torch.autograd.grad(output.float().square().sum(), tensors)]
+    for piece, kernel in zip(*found.values(), strict=True):
+        assert piece.shape == kernel.shape
+        assert (piece - kernel).float().norm() < 0.01 * piece.float().norm()
