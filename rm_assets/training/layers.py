@@ -1,5 +1,7 @@
 """The decoder layers of a model: what is spread, compiled and recomputed one by one."""
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -9,8 +11,46 @@ from rm_assets.settings import TrainingSettings
 
 def decoder_layers(model: Any) -> list[nn.Module]:
     """The layers of a stock classifier's body: of its lists of modules, the one that holds most weights."""
+    return list(_layer_list(model))
+
+
+def _layer_list(model: Any) -> nn.ModuleList:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max((list(modules) for modules in lists), key=_num_weights, default=[])
+    return max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()), default=nn.ModuleList())
+
+
+def shallow_copy(model: Any) -> Any:
+    """A copy of a stock classifier with its first layers alone: at least two, and one of every kind that it has.
+
+    Where layers are dense and sparse in turns it has two, where every sixth sees all tokens and the others few, six.
+    """
+    layers, memo = _layer_list(model), dict[int, Any]()
+    config = model.config.get_text_config()
+    kinds = [_kind(layer, number, config, len(layers)) for number, layer in enumerate(layers)]
+    kept = max([2, *(kinds.index(kind) + 1 for kind in kinds)])
+    memo[id(layers)] = copy.deepcopy(layers[:kept], memo)
+    return copy.deepcopy(model, memo)
+
+
+def _kind(layer: nn.Module, number: int, config: Any, num_layers: int) -> list[str]:
+    """What tells a layer from those of other kinds: its modules, their settings, and the shapes of its weights.
+
+    Besides them what the configuration says of it in lists of as many items as there are layers.
+    """
+    kind = [
+        f"{name} {type(module).__name__} {dict(_settings(module, number))}" for name, module in layer.named_modules()
+    ]
+    kind += [f"{name} {tuple(weight.shape)}" for name, weight in layer.named_parameters()]
+    lists = {name: value for name, value in vars(config).items() if isinstance(value, list)}
+    return kind + [f"{name} {value[number]}" for name, value in lists.items() if len(value) == num_layers]
+
+
+def _settings(module: nn.Module, number: int) -> Iterator[tuple[str, Any]]:
+    """The plain attributes of a module, other than the number of its layer."""
+    for name, value in vars(module).items():
+        is_number = type(value) is int and value == number and ("layer" in name or "idx" in name)
+        if value is None or (isinstance(value, bool | int | float | str | tuple) and not is_number):
+            yield name, value
 
 
 def prepare_layers(model: Any, settings: TrainingSettings) -> None:
@@ -28,7 +68,3 @@ def prepare_layers(model: Any, settings: TrainingSettings) -> None:
     if settings.compile:
         for layer in layers:
             layer.compile(dynamic=True)
-
-
-def _num_weights(layers: list[nn.Module]) -> int:
-    return sum(weight.numel() for layer in layers for weight in layer.parameters())

@@ -57,10 +57,10 @@ PADDED = {
 """Architectures that do not, some of them without a word."""
 
 
-def build(name, seed=0):
+def build(name, seed=0, **sizes):
     """The model in eval mode, with stock attention."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name, **(SHARED | PADDED)[name])
+    config = AutoConfig.for_model(name, **(SHARED | PADDED)[name] | sizes)
     config.use_cache = False
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
 

@@ -1,5 +1,7 @@
 """What a GPU computes, on a CPU: bfloat16, torch's varlen attention with the kernel of `varlen_kernel`."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from rm_assets.training.attention import ATTENTION, row_attention
 from rm_assets.training.batches import collate
 from rm_assets.training.layout import Kernel, Layout, Segment
 from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
+from rm_assets.training.probe import choose_packing
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.scoring import Scorer, bfloat16_scores
 
@@ -83,3 +86,32 @@ def test_the_kernel_is_given_the_same_attention_as_the_pieces_compute(window, nu
     for piece, kernel in zip(*found.values(), strict=True):
         assert piece.shape == kernel.shape
         assert (piece - kernel).float().norm() < 0.01 * piece.float().norm()
+
+
+# --- the probe -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gemma3_text", "gpt2"])
+def test_the_probe_finds_shared_rows_right_in_bfloat16_too(cpu_as_gpu, name):
+    choice = choose_packing(build(name), pairs_of(edge_cases()), CPU)
+    assert choice.packing is Packing.SHARED
+    largest = [float(word) for word in re.findall(r"\d\.\de[+-]\d\d", choice.reason)]
+    assert len(largest) == 2
+    assert max(largest) < 0.4  # far from what is refused
+
+
+@pytest.mark.parametrize(
+    ("fault", "packing", "name"),
+    [
+        # with as many queries as keys it is none
+        *((varlen_kernel.ALIGNED_AT_THE_START, Packing.PACKED, name) for name in ("llama", "qwen2", "mistral", "gpt2")),
+        *((varlen_kernel.SEES_THE_NEXT_TOKEN, Packing.PADDED, name) for name in ("llama", "qwen2")),
+        (varlen_kernel.SEES_BEHIND_THE_WINDOW, Packing.PADDED, "gemma3_text"),
+        *((varlen_kernel.SEES_THE_SEQUENCE_BEFORE, Packing.PADDED, name) for name in ("llama", "mistral", "gpt2")),
+    ],
+)
+def test_the_probe_finds_a_kernel_that_is_wrong_by_a_token(cpu_as_gpu, monkeypatch, fault, packing, name):
+    monkeypatch.setattr(varlen_kernel, "FAULTS", {fault})
+    choice = choose_packing(build(name), pairs_of(edge_cases()), CPU)
+    assert choice.packing is packing
+    assert "rewards differ from those of each sequence alone by" in choice.reason

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from rm_assets.training.attention import ATTENTION
+from rm_assets.training.layers import decoder_layers, shallow_copy
 from rm_assets.training.planning import Packing
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.probe_pairs import pairs_of, probe_pairs
@@ -73,6 +74,80 @@ def test_a_probe_leaves_gradients_random_state_and_weights_as_they_were():
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert model.score.weight.grad.unique().tolist() == [3.0]
     assert model.get_input_embeddings().weight.grad is None
+
+
+def test_a_probe_computes_two_layers_alone():
+    model = build("llama", num_hidden_layers=9)
+    for layer in model.model.layers[2:]:
+        layer.to("meta")  # which computes nothing, and cannot be copied to a device
+    assert choose_packing(model, pairs_of(edge_cases()), CPU).packing is Packing.SHARED
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "kept"),
+    [
+        ("llama", {"num_hidden_layers": 12}, 2),
+        ("llama", {"num_hidden_layers": 1}, 1),
+        ("gpt2", {"n_layer": 12}, 2),
+        ("gemma3_text", {"num_hidden_layers": 12}, 6),  # the sixth is the first that sees all tokens
+        ("qwen2", {"num_hidden_layers": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 4}, 5),
+        ("qwen3_next", {"num_hidden_layers": 12}, 4),
+    ],
+)
+def test_the_layers_that_are_tried_are_of_every_kind(name, sizes, kept):
+    model = build(name, **sizes)
+    tried = shallow_copy(model)
+    assert len(decoder_layers(tried)) == kept
+    tried.set_attn_implementation("eager")
+    assert {layer.config._attn_implementation for layer in tried.modules() if hasattr(layer, "config")} == {"eager"}
+    tried(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+CAUSED = RuntimeError("the layer failed")
+CAUSED.__cause__ = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: misaligned address"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes"),
+        MemoryError(),
+        CAUSED,
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_device_that_fails_is_no_property_of_the_architecture(error):
+    model = build("llama")
+    model.model.layers[0].register_forward_pre_hook(raising(error), with_kwargs=True)
+    with pytest.raises(type(error)) as caught:
+        choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert str(caught.value) == str(error)
+
+
+def test_an_architecture_that_asks_for_other_kernels_is_one():
+    model = build("llama")
+    error = ImportError("this layer needs CUDA kernels that are not installed")
+    model.model.layers[0].register_forward_pre_hook(raising(error), with_kwargs=True)
+    choice = choose_packing(model, pairs_of(edge_cases()), CPU)
+    assert choice.packing is Packing.PADDED
+    assert "needs CUDA kernels" in choice.reason
+
+
+def raising(error):
+    """A hook that raises it in packed rows alone."""
+
+    def hook(module, arguments, keywords):
+        if keywords.get("row_layout") is not None:
+            raise error
+
+    return hook
 
 
 def test_without_any_pairs_of_the_data_the_invented_ones_decide():

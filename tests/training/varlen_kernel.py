@@ -8,6 +8,12 @@ import torch
 from torch.nn.attention import varlen
 
 CALLS = {"forward": 0, "backward": 0}
+FAULTS = set[str]()
+"""What the kernel does wrong, of these."""
+ALIGNED_AT_THE_START = "aligned at the start"
+SEES_THE_NEXT_TOKEN = "sees the next token"
+SEES_BEHIND_THE_WINDOW = "sees a token behind the window"
+SEES_THE_SEQUENCE_BEFORE = "sees a token of the sequence before"
 
 
 def _shares(query, key, scale, window):
@@ -17,8 +23,11 @@ def _shares(query, key, scale, window):
     """
     grouped = query.float().unflatten(1, (key.shape[1], -1))
     logits = torch.einsum("qhgd,khd->hgqk", grouped, key.float()) * scale
-    distance = torch.arange(len(key) - len(query), len(key))[:, None] - torch.arange(len(key))
-    seen = (distance >= 0) & (distance <= window if window >= 0 else True)
+    first = 0 if ALIGNED_AT_THE_START in FAULTS else len(key) - len(query)
+    distance = torch.arange(first, first + len(query))[:, None] - torch.arange(len(key))
+    seen = (distance >= -(SEES_THE_NEXT_TOKEN in FAULTS)) & (
+        distance <= window + (SEES_BEHIND_THE_WINDOW in FAULTS) if window >= 0 else True
+    )
     return logits.masked_fill(~seen, -torch.inf).softmax(-1)
 
 
@@ -59,7 +68,8 @@ def _ranges(tensors, ends, most):
     assert all(int(count.max()) <= limit for count, limit in zip(counts, most, strict=True))
     starts = [cumulative.tolist() for cumulative in ends]
     bounds = zip(starts[0], starts[0][1:], starts[1], starts[1][1:], strict=False)
-    return [(slice(a, b), slice(c, d)) for a, b, c, d in bounds]
+    before = SEES_THE_SEQUENCE_BEFORE in FAULTS
+    return [(slice(a, b), slice(max(0, c - before), d)) for a, b, c, d in bounds]
 
 
 def _reach(is_causal, window_size):
@@ -89,7 +99,7 @@ def _backward(gradient, query, key, value, _output, _sums, query_ends, key_ends,
     for own, seen in _ranges((query, key, value), (query_ends, key_ends), (max_q, max_k)):
         gradients = _gradients(gradient[own], query[own], key[seen], value[seen], scale, left)
         for target, place, part in zip(found, (own, seen, seen), gradients, strict=True):
-            target[place] = part
+            target[place] += part
     return tuple(found)
 
 
