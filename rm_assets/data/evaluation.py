@@ -8,7 +8,6 @@ prompt shorter than that overlaps an equal one.
 
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from rm_assets.data import records
 from rm_assets.data.annotations import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
 from rm_assets.data.fingerprint import fingerprint, short_hash
+from rm_assets.data.normal_form import normalized
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import Snapshot
 from rm_assets.settings import SettingsError
@@ -74,7 +74,7 @@ def prompt_grams(texts: Iterable[str]) -> set[int]:
 
     A prompt of fewer words gives one hash, of all of them; one without words gives none.
     """
-    words = [word for text in texts for word in _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())]
+    words = [word for text in texts for word in _TOKEN.findall(normalized("NFKC", text).casefold())]
     if not words:
         return set()
     starts = range(max(1, len(words) - GRAM_WORDS + 1))
