@@ -111,17 +111,17 @@ class Encoder:
         try:
             return id_rows(self.reference, texts)
         except BaseException as error:
-            _reraise_unless_of_the_tokenizer(error)
+            reraise_unless_of_the_tokenizer(error)
         for number, text in enumerate(texts):
             try:
                 id_rows(self.reference, [text])
             except BaseException as error:
-                _reraise_unless_of_the_tokenizer(error)
+                reraise_unless_of_the_tokenizer(error)
                 raise EncodingError(first + number, type(error).__name__) from None
         raise EncodingError(first, "a batch fails whose texts alone do not")
 
 
-def _reraise_unless_of_the_tokenizer(error: BaseException) -> None:
+def reraise_unless_of_the_tokenizer(error: BaseException) -> None:
     """Let interrupts pass: a panic of Rust code is no `Exception`, but neither is what stops a run."""
     if isinstance(error, MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
         raise error
@@ -161,7 +161,7 @@ def new_encoder(
     except ImportError as error:
         return Encoder(reference, None, f"fastokens is not installed ({error})", is_control)
     except BaseException as error:
-        _reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_the_tokenizer(error)
         return Encoder(reference, None, f"fastokens does not load this tokenizer: {error}", is_control)
     split = bool(getattr(reference, "split_special_tokens", False))
     key = fingerprint(encoder_self_test.VERSION, definition, split, versions)
@@ -177,7 +177,7 @@ def self_test_difference(encoder: Encoder) -> str:
     try:
         ids, offsets = encoder.encode_batch(texts)
     except BaseException as error:
-        _reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_the_tokenizer(error)
         return f"it fails with {type(error).__name__}"
     return sample_difference(encoder, texts, ids, offsets, range(len(texts)))
 
@@ -224,7 +224,7 @@ def encode_shard(
     try:
         ids, offsets = encode() if encode else encoder.encode_batch(list(texts))
     except BaseException as error:
-        _reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_the_tokenizer(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
     num_sampled = 1 + len(texts) * num_sampled_ids // max(len(ids), 1)
     if difference := sample_difference(encoder, texts, ids, offsets, sample_rows(len(texts), num_sampled)):

@@ -15,13 +15,14 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.data.chat import message_dict
+from rm_assets.data.encoders import reraise_unless_of_the_tokenizer
 from rm_assets.training.job import TrainingError
 
 Padding = Literal["right", "left"]
 
 
 class ConversationError(ValueError):
-    """A conversation that the model's template refuses, or that is too long for it."""
+    """A conversation that the model's template or tokenizer fails on, or that is too long for it."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,15 @@ def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], too
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a rendered conversation: the template has written every special token, so none is added."""
-    return [int(number) for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    """The ids of a rendered conversation: the template has written every special token, so none is added.
+
+    Raises ConversationError where the tokenizer itself fails, as some do on megabytes of spaces.
+    """
+    try:
+        return [int(number) for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    except BaseException as error:
+        reraise_unless_of_the_tokenizer(error)
+        raise ConversationError(f"the tokenizer fails on it ({type(error).__name__})") from None
 
 
 @torch.inference_mode()

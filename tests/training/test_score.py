@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_assets.data.preferences import ParsingRules
+from rm_assets.training.conversations import Scorer, load_scorer
 from rm_assets.training.group import ALONE
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import clear_output, run_job
-from rm_assets.training.score import main
+from rm_assets.training.score import main, scored_lines
+from rm_assets.training.score_pairs import scored_pairs
+from rm_assets.training.scoring_job import PAIRS
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +143,41 @@ def test_no_control_character_of_a_name_reaches_the_terminal(directory, tmp_path
     error = capsys.readouterr().err
     assert r"a\x1b]0;title\x07\u202e.jsonl" in error.replace("\\\\", "\\")
     assert not set("\x1b\x07\u202e") & set(error)
+
+
+class PanicException(BaseException):  # as a tokenizer written in Rust raises it
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError, PanicException])
+def test_a_conversation_that_the_tokenizer_fails_on_is_a_problem_of_its_own(directory, error):
+    scorer = load_scorer(directory)
+
+    class FailsOnW11:
+        apply_chat_template = scorer.tokenizer.apply_chat_template
+
+        def __call__(self, text, **options):
+            if "w11" in text:
+                raise error("no")
+            return scorer.tokenizer(text, **options)
+
+    failing = Scorer(scorer.model, FailsOnW11())
+    lines = [(1, json.dumps(ROWS[0])), (2, json.dumps(ROWS[0]).replace("w5", "w11"))]
+    results = scored_lines(lines, failing, ParsingRules(), 4, "right")
+    assert "margin" in results[0]
+    assert results[1] == {"line": 2, "pair": 1, "problem": f"the tokenizer fails on it ({error.__name__})"}
+    row = dict.fromkeys(PAIRS.names, "") | {
+        "line": 1,
+        "prompt": [message("user", "w7")],
+        "chosen": [message("assistant", "w5")],
+    }
+    pairs = [row | {"rejected": [message("assistant", word)]} for word in ("w6", "w11")]
+    table = scored_pairs(failing, pairs, 64, 4)
+    assert table["problem"].to_pylist() == ["", f"the tokenizer fails on it ({error.__name__})"]
+
+
+def message(role, content):
+    return {"role": role, "content": content}
 
 
 def test_columns_and_labels_are_read_as_the_annotations_are(scored, monkeypatch):
