@@ -55,6 +55,16 @@ class _Workers:
             self._cancel_timer()
             self._shut_down()
 
+    def kill(self) -> None:
+        """End the processes at once, whatever they are doing; what they leave unfinished, the next run removes."""
+        with self._lock:
+            self._cancel_timer()
+            # a private name for want of another: `kill_workers` came with Python 3.14
+            processes = list((self._pool._processes or {}).values()) if self._pool else []
+            self._shut_down()  # first, so that nothing waits for a result
+            for process in processes:
+                process.kill()
+
     def _close_unless_used(self, num_uses: int) -> None:
         with self._lock:  # a timer that has fired can no longer be cancelled
             if self._num_uses == num_uses:
@@ -82,7 +92,7 @@ def mapped(function: Callable[[Any], Any], arguments: list[Any], num_workers: in
     try:
         yield from pool.map(function, arguments)
     except BaseException:
-        _workers.close()  # a process was killed, or the run is being stopped: start afresh next time
+        _workers.kill()  # a process was killed, or the run is being stopped: start afresh next time
         raise
     _workers.rest()
 

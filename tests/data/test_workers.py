@@ -1,10 +1,14 @@
 """Processes that compute shards: kept between stages, warmed up one by one, and gone with the one that started them."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from worker_functions import has_torch, own_number, write_own_number
 
 from rm_assets.data.workers import close_workers, mapped, warm_up
@@ -43,6 +47,36 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
     while any(_is_alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(_is_alive(child) for child in children)
+
+
+BUSY = """
+import sys
+from pathlib import Path
+from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
+from worker_functions import count_for_minutes
+from rm_assets.data.workers import mapped
+if __name__ == "__main__":
+    list(mapped(count_for_minutes, [Path(sys.argv[1])] * 9, 2))
+"""
+
+
+def test_an_interrupt_waits_for_no_process_however_busy_it_is(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    (home := tmp_path / "home").mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    command = [sys.executable, str(tmp_path / "busy.py"), str(home)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as busy:
+        try:
+            assert wait_until(lambda: len(list(home.iterdir())) == 2, SECONDS_TO_START)
+            children = [int(path.name) for path in home.iterdir()]
+            busy.send_signal(signal.SIGINT)
+            _, errors = busy.communicate(timeout=SECONDS_TO_LEAVE)
+            assert errors.splitlines()[-1] == "KeyboardInterrupt"
+            assert not any(map(_is_alive, children))
+        finally:
+            for process in (busy.pid, *(int(path.name) for path in home.iterdir())):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
 
 def _is_alive(process: int) -> bool:
