@@ -6,11 +6,13 @@ message; text that contains one could forge a turn, an end or padding.
 
 import functools
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -160,7 +162,7 @@ def render(
 
 def reference_ids(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> list[int]:
     """The ids that `apply_chat_template` gives: what every other way to them must equal."""
-    encoding = _apply(chat, messages, tools, tokenize=True, return_dict=True)
+    encoding = interruptible(lambda: _apply(chat, messages, tools, tokenize=True, return_dict=True))
     return [int(number) for number in encoding["input_ids"]]
 
 
@@ -234,17 +236,39 @@ def encode(chat: ChatTokenizer, texts: list[str]) -> list[np.ndarray[Any, np.dty
 
 def id_rows(reference: Any, texts: list[str]) -> list[list[int]]:
     """What transformers' tokenizer gives for texts, as lists: no token added, nothing cut, nothing padded."""
-    encoding = reference(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
+    encoding = interruptible(
+        lambda: reference(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
     )
     rows: list[list[int]] = encoding["input_ids"]
     return rows
+
+
+_Result = TypeVar("_Result")
+
+
+def interruptible(call: Callable[[], _Result]) -> _Result:
+    """The result of a call into a tokenizer's own code, which may take long: signals are heard meanwhile.
+
+    Python runs signal handlers in the main thread alone, between its own instructions: so that one only waits here.
+    """
+    outcome: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def message_dict(message: dict[str, Any]) -> MessageDict:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rm_assets.data import encoder_self_test
-from rm_assets.data.chat import id_rows, load_chat_tokenizer
+from rm_assets.data.chat import id_rows, interruptible, load_chat_tokenizer
 from rm_assets.data.encoder_self_test import self_test_texts, self_tested
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.model_files import TokenizerFiles
@@ -34,6 +34,8 @@ _THREADS = "FASTOKENS_BPE_THREADS"
 """The fast backend's threads, from the environment; 1 where nothing is set, as shards already take a core each."""
 _CHUNK = 512
 """Texts that the reference holds as Python lists at a time."""
+_CHUNK_CHARACTERS = 2**20
+"""Characters of all these texts, but for a single longer one: the reference needs some 200 bytes for each."""
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Offsets = np.ndarray[Any, np.dtype[np.int64]]
@@ -93,18 +95,21 @@ class Encoder:
         if self._fast is None:
             return self.reference_encode(texts)
         split = bool(getattr(self.reference, "split_special_tokens", False))
-        ids, offsets = self._fast.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=split)
+        encode = functools.partial(self._fast.encode_batch_flat, add_special_tokens=False, split_special_tokens=split)
+        ids, offsets = interruptible(lambda: encode(texts))
         return np.frombuffer(ids, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64)
 
     def reference_encode(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """The same by transformers' own tokenizer; raises EncodingError where that fails."""
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         parts = [np.empty(0, dtype=np.int32)]
-        for start in range(0, len(texts), _CHUNK):
-            rows = self._reference_rows(list(texts[start : start + _CHUNK]), start)
+        start = 0
+        for chunk in _chunks(texts):
+            rows = self._reference_rows(chunk, start)
             lengths = [len(row) for row in rows]
             offsets[start + 1 : start + 1 + len(rows)] = lengths
             parts.append(np.fromiter(itertools.chain.from_iterable(rows), np.int32, sum(lengths)))
+            start += len(chunk)
         return np.concatenate(parts), np.cumsum(offsets)
 
     def _reference_rows(self, texts: list[str], first: int) -> list[list[int]]:
@@ -119,6 +124,20 @@ class Encoder:
                 reraise_unless_of_the_tokenizer(error)
                 raise EncodingError(first + number, type(error).__name__) from None
         raise EncodingError(first, "a batch fails whose texts alone do not")
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in order, in lists that are as long as `_CHUNK` and `_CHUNK_CHARACTERS` allow."""
+    chunk: list[str] = []
+    num_characters = 0
+    for text in texts:
+        if chunk and (len(chunk) == _CHUNK or num_characters + len(text) > _CHUNK_CHARACTERS):
+            yield chunk
+            chunk, num_characters = [], 0
+        chunk.append(text)
+        num_characters += len(text)
+    if chunk:
+        yield chunk
 
 
 def reraise_unless_of_the_tokenizer(error: BaseException) -> None:
@@ -203,6 +222,54 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
     return tokenizer
 
 
+# --- how much a token stands for -----------------------------------------------------------------------------
+
+_MAX_NFC_FACTOR = 9
+"""NFC makes UTF-8 no shorter than a ninth: decomposing shrinks no character, and composing no text, below a third."""
+
+
+@functools.lru_cache(maxsize=4)
+def max_token_bytes(reference: Any) -> int | None:
+    """The most bytes of a text, in UTF-8, that one token of transformers' tokenizer stands for; None if none is known.
+
+    It is known for byte-level BPE that has a token for every byte, and so leaves nothing out: then it is the longest
+    token's length. Other tokenizers drop characters, or have one token for what they do not know, however long.
+    """
+    if not getattr(reference, "is_fast", False):
+        return None
+    definition = json.loads(reference.backend_tokenizer.to_str())
+    model, added, factor = definition["model"], definition["added_tokens"], _normalizer_factor(definition)
+    if factor is None or not _keeps_every_byte(definition):
+        return None
+    longest = max(map(len, model["vocab"]))  # a character for each byte
+    return factor * max([longest, *(len(token["content"].encode()) for token in added)])
+
+
+def _normalizer_factor(definition: dict[str, Any]) -> int | None:
+    """How many times as long a text may be as what the normalizer makes of it."""
+    if definition["normalizer"] is None:
+        return 1
+    is_nfc = definition["normalizer"] == {"type": "NFC"}
+    return _MAX_NFC_FACTOR if is_nfc and not any(token["normalized"] for token in definition["added_tokens"]) else None
+
+
+def _keeps_every_byte(definition: dict[str, Any]) -> bool:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    model, before = definition["model"], definition["pre_tokenizer"] or {"type": None}
+    steps = before.get("pretokenizers", [before])
+    return (
+        model["type"] == "BPE"
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and steps[-1]["type"] == "ByteLevel"
+        and all(step["type"] in ("ByteLevel", "Digits", "Split") for step in steps)
+        and not any(step.get("behavior") == "Removed" for step in steps)
+        and not any(token["lstrip"] or token["rstrip"] for token in definition["added_tokens"])
+        and set(ByteLevel.alphabet()) <= model["vocab"].keys()
+    )
+
+
 # --- one shard -----------------------------------------------------------------------------------------------
 
 
@@ -214,7 +281,8 @@ def encode_shard(
 ) -> EncodedTexts:
     """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
-    As many of them are sampled as have about `num_sampled_ids` ids. `encode` may be a shorter way to the ids of these
+    As many of them are sampled as have about `num_sampled_ids` ids, but none of more than a million characters, which
+    would take the reference seconds and hundreds of megabytes. `encode` may be a shorter way to the ids of these
     texts than `encode_batch`, judged by the same sample: as long as it holds, only sampled texts are asked for.
     After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
     the reference. Raises EncodingError for a text that the reference cannot encode either.
@@ -227,7 +295,8 @@ def encode_shard(
         reraise_unless_of_the_tokenizer(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
     num_sampled = 1 + len(texts) * num_sampled_ids // max(len(ids), 1)
-    if difference := sample_difference(encoder, texts, ids, offsets, sample_rows(len(texts), num_sampled)):
+    sample = [row for row in sample_rows(len(texts), num_sampled) if len(texts[row]) <= _CHUNK_CHARACTERS]
+    if difference := sample_difference(encoder, texts, ids, offsets, sample):
         encoder.turn_off(f"fastokens differed from the reference: {difference}")
         return _by_reference(encoder, texts, encoder.reason)
     return EncodedTexts(ids=ids, offsets=offsets, backend=FAST)

@@ -30,12 +30,15 @@ from rm_assets.data.encoders import (
     control_counts,
     encode_shard,
     load_encoder,
+    max_token_bytes,
 )
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.id_lists import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
 from rm_assets.data.identities import stage_identity
+from rm_assets.data.message_columns import single_chunk
 from rm_assets.data.model_files import TokenizerFiles
+from rm_assets.data.normal_form import normalized
 from rm_assets.data.parquet import read_batches
 from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.publication import ShardWriter, Stats, publication
@@ -50,6 +53,8 @@ from rm_assets.settings import Settings
 VERSION = 2
 NUM_SAMPLED = 32
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
+HUGE_BYTES = 2**17
+"""Up to so many bytes a text is encoded to know its length, which takes milliseconds."""
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
 
@@ -140,15 +145,19 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
     messages = functools.cache(lambda: _validated_rows(task))  # read at most once, and only for an over-long pair
     num_in, reasons = 0, Counter[Reason]()
     for number, rows in enumerate(read_batches(task.path, records.FLATTENED)):
-        encoded, failed = _encoded(encoder, rows, NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS)
+        huge = _huge(task, encoder, rows)
+        num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
+        encoded, failed = _encoded(encoder, _emptied(rows, huge), num_sampled)
         if encoded.fell_back and is_first:
             raise _EncodedOtherwiseError(encoded.detail)
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
+        is_forged[list(huge)] = False
         pairs = _pairs(encoded, rows.num_rows)
         if task.drop_turns:
-            pairs = _shortened(chat, task, messages, rows, pairs, failed)
+            pairs = _shortened(chat, task, messages, rows, pairs, failed, huge)
         prefixes = prefix_lengths(pairs.chosen, pairs.rejected)
         refused = _refused(task, pairs, is_forged) | failed
+        refused |= {row: refusal for row, refusal in huge.items() if not pairs.num_dropped_turns[row]}
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
         num_in += records.num_rows_of(task.source, rows)
@@ -161,6 +170,32 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         "encoder_reason": encoder.reason,
         "reasons": reason_counts(reasons),
     }
+
+
+def _huge(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> dict[int, Refusal]:
+    """The rows that have too many tokens for certain, by their bytes alone, so that nobody has to encode them."""
+    longer = pc.max_element_wise(*(pc.binary_length(rows[side]) for side in SIDES))
+    num_bytes = pc.add(pc.binary_length(rows["prompt"]), longer).to_numpy()
+    if num_bytes.max(initial=0) <= HUGE_BYTES or (token_bytes := max_token_bytes(encoder.reference)) is None:
+        return {}
+    return {
+        row: (Reason.TOO_LONG, f"{num_bytes[row]} bytes, certainly more than {task.max_length} tokens")
+        for row in np.flatnonzero(num_bytes > max(HUGE_BYTES, task.max_length * token_bytes)).tolist()
+        # else both sides may have the same ids, which is another reason
+        if len({normalized("NFC", rows[side][row].as_py()) for side in SIDES}) == len(SIDES)
+    }
+
+
+def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
+    """The rows, those of these numbers with empty texts."""
+    if not numbers:
+        return rows
+    is_emptied = np.zeros(rows.num_rows, np.bool_)
+    is_emptied[list(numbers)] = True
+    for name in ("prompt", *SIDES):
+        texts = pc.if_else(pa.array(is_emptied), "", single_chunk(rows[name]))
+        rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), texts)
+    return rows
 
 
 def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
@@ -216,9 +251,11 @@ def _shortened(
     rows: pa.Table,
     pairs: PairIds,
     failed: Collection[int],
+    huge: Collection[int],
 ) -> PairIds:
     """The pairs, those that are over-long without their oldest turns where that makes them fit."""
-    long_rows = [row for row in np.flatnonzero(pairs.longest > task.max_length).tolist() if row not in failed]
+    found_long = np.flatnonzero(pairs.longest > task.max_length).tolist()
+    long_rows = [row for row in sorted({*found_long, *huge}) if row not in failed]
     if not long_rows:
         return pairs
     chosen, rejected = ([lists.row(row) for row in range(rows.num_rows)] for lists in (pairs.chosen, pairs.rejected))
