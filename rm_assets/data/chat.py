@@ -21,6 +21,11 @@ from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
+_MARK = re.compile(r"(?=(zq(?:\d+(?:c\d+)?|tool)qz))")
+"""The marks of `_lost_of_shape`, also where two of them share a letter."""
+_MAX_SHAPE = 500
+"""Messages of a shape that is remembered for long."""
+_MAX_SHAPES = 10_000
 _STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
@@ -187,6 +192,8 @@ def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str)
     """
     shape = (bool(tools), *((m["role"], bool(m.get("content")), len(m.get("tool_calls") or ())) for m in messages))
     if shape not in chat.lost_by_shape:
+        if len(messages) > _MAX_SHAPE or len(chat.lost_by_shape) >= _MAX_SHAPES:
+            chat.lost_by_shape.clear()  # both sides of a pair mostly have one shape: a long one is kept as long
         chat.lost_by_shape[shape] = _lost_of_shape(chat, messages, tools)
     return chat.lost_by_shape[shape]
 
@@ -212,7 +219,8 @@ def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: 
         rendered = render(chat, marked, tools)
     except TemplateError:
         return ()  # a template that looks into contents says nothing here; the real ones are rendered next
-    return tuple(part for part, mark in marks.items() if mark not in rendered)
+    found = {match[1] for match in _MARK.finditer(rendered)}
+    return tuple(part for part, mark in marks.items() if mark not in found)
 
 
 def _marked_call(call: Any, mark: str) -> Any:

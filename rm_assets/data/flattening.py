@@ -131,7 +131,7 @@ def _flattened_row(task: FlatteningTask, chat: ChatTokenizer, row: dict[str, Any
     sides = pair_messages(row)
     if not task.allow_control_tokens:
         require_no_control_tokens(chat, sides, row["tools"])
-    return flatten_pair(chat, sides, row["tools"])
+    return flatten_pair(chat, sides, row["tools"], counts_tokens=not task.allow_control_tokens)
 
 
 def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:

@@ -7,7 +7,7 @@ fast path of `rm_assets.data.templates`. All others, and all that the fast path 
 import functools
 import itertools
 import os.path
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rm_assets.data.chat import ChatTokenizer, MessageDict, TemplateError, lost_parts, message_dict, render
+from rm_assets.data.control_counts import num_written
 from rm_assets.data.message_columns import ROLES, MessageColumn
 from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.records import Reason
@@ -24,6 +25,12 @@ from rm_assets.data.template_symbols import Applied, Content
 from rm_assets.data.templates import Pieces, Rendered, TemplateRenderer
 
 SIDES = ("chosen", "rejected")
+_MAX_COLUMNS = 500
+"""Messages of a pair up to which it is rendered column by column; longer ones are few, and their shapes are rare."""
+_MAX_LISTED = 8
+"""Lost parts that a reject names."""
+_MAX_EARLIER = 64
+"""Contents of a conversation that may stand before the one that they follow."""
 
 
 class Flattened(NamedTuple):
@@ -48,12 +55,17 @@ def pair_messages(row: dict[str, Any]) -> dict[str, list[MessageDict]]:
     return {side: [message_dict(message) for message in row[side]] for side in ("prompt", *SIDES)}
 
 
-def flatten_pair(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str) -> Flattened:
-    """Render a pair; raises PreferenceError where the template raises, leaves a part out or makes both sides equal."""
+def flatten_pair(
+    chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str, *, counts_tokens: bool = True
+) -> Flattened:
+    """Render a pair; raises PreferenceError where the template raises, leaves a part out or makes both sides equal.
+
+    Without `counts_tokens` no control token is counted; contents may then hold some themselves.
+    """
     prompt = sides["prompt"]
     for side in SIDES:
         if lost := lost_parts(chat, prompt + sides[side], tools):
-            raise PreferenceError(Reason.MESSAGE_LOST, f"{' and '.join(lost)}, {side} side")
+            raise PreferenceError(Reason.MESSAGE_LOST, f"{_listed(lost)}, {side} side")
     try:
         opening = render(chat, prompt, tools, add_generation_prompt=True)
         one, other = (render(chat, prompt + sides[side], tools) for side in SIDES)
@@ -61,10 +73,39 @@ def flatten_pair(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools
         raise PreferenceError(Reason.TEMPLATE_ERROR, str(error)) from None
     if one == other:
         raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template writes both sides alike")
-    contents = [[m.get("content") or "" for m in prompt + sides[side]] for side in SIDES]
-    counts = tuple(_num_written(chat, text, parts) for text, parts in zip((one, other), contents, strict=True))
-    rewritten = any(part not in text for parts, text in zip(contents, (one, other), strict=True) for part in parts)
-    return Flattened(*_cut(opening, one, other), counts, rewritten)  # type: ignore[arg-type]
+    written = [(text, _contents(prompt + sides[side])) for text, side in zip((one, other), SIDES, strict=True)]
+    counts = [num_written(chat.control_pattern, *text) if counts_tokens else 0 for text in written]
+    rewritten = any(not _all_stand(*text) for text in written)
+    return Flattened(*_cut(opening, one, other), (counts[0], counts[1]), rewritten)
+
+
+def _contents(messages: Sequence[MessageDict]) -> list[str]:
+    return [message.get("content") or "" for message in messages]
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Parts in words; of very many, the first ones and their number."""
+    if len(parts) <= _MAX_LISTED:
+        return " and ".join(parts)
+    return f"{' and '.join(parts[:_MAX_LISTED])} and {len(parts) - _MAX_LISTED} more"
+
+
+def _all_stand(text: str, contents: Iterable[str]) -> bool:
+    """Whether all contents stand verbatim in a rendering; each is looked for after the one before it, then before it.
+
+    Templates write contents in order, but for a system message perhaps. Where very many are out of order, they are
+    taken for rewritten.
+    """
+    place = num_earlier = 0
+    for content in contents:
+        start = text.find(content, place)
+        if start < 0:
+            num_earlier += 1
+            start = text.find(content, 0, place + len(content))
+            if start < 0 or num_earlier > _MAX_EARLIER:
+                return False
+        place = start + len(content)
+    return True
 
 
 def _cut(opening: str, one: str, other: str) -> tuple[str, str, str]:
@@ -74,27 +115,6 @@ def _cut(opening: str, one: str, other: str) -> tuple[str, str, str]:
     else:
         shared = len(os.path.commonprefix([opening, one, other]))  # noqa: RUF071 - characters are what is meant
     return one[:shared], one[shared:], other[shared:]
-
-
-def _num_written(chat: ChatTokenizer, text: str, contents: Sequence[str]) -> int:
-    """How many control tokens of a rendering the template writes: those that no content has a part in.
-
-    "im" stands inside "<|im_start|>", too: a content that also stands clear of all tokens has a part in none.
-    """
-    tokens = [match.span() for match in chat.control_pattern.finditer(text)]
-    spans, place = [], 0
-    for content in contents:
-        if content and not _stands_clear(content, text, tokens) and (start := text.find(content, place)) >= 0:
-            place = start + len(content)
-            spans.append((start, place))
-    return sum(not any(start < last and first < end for start, end in spans) for first, last in tokens)
-
-
-def _stands_clear(content: str, text: str, tokens: Sequence[tuple[int, int]]) -> bool:
-    """Whether some place of a content in a text overlaps no token."""
-    ends = [0, *(last for _, last in tokens)]
-    starts = [*(first for first, _ in tokens), len(text)]
-    return any(text.find(content, end, start) >= 0 for end, start in zip(ends, starts, strict=True))
 
 
 def require_no_control_tokens(chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str) -> None:
@@ -188,6 +208,7 @@ def flatten_plain(
     return [
         pairs
         for shape, found in rows_by_shape.items()
+        if sum(map(len, shape)) <= _MAX_COLUMNS
         for pairs in _pairs_of_shape(renderer, sides, shape, np.array(found, np.int64))
     ]
 
@@ -245,16 +266,22 @@ def _parted(
 
 def _is_rewritten(pieces: Pieces, columns: Columns, prompt: pa.StringArray, reply: pa.StringArray) -> NDArray[np.bool_]:
     """In which rows a content does not stand verbatim in the rendering."""
-    is_rewritten = np.zeros(columns.num_rows, np.bool_)
+    applied: dict[int, list[Applied]] = {}
+    for part in pieces.parts:
+        if isinstance(part, Applied) and isinstance(part.of, Content):
+            applied.setdefault(part.of.index, []).append(part)
+    unsure: dict[int, list[str]] = {}
     for number, contents in enumerate(columns.arrays):
         if pieces.num_verbatim[number] == 1:
             continue
         stands = np.zeros(columns.num_rows, np.bool_)
-        for part in pieces.parts:
-            if isinstance(part, Applied) and part.of == Content(number):
-                stands |= pc.equal(columns.text(part), contents).to_numpy(zero_copy_only=False)
+        for part in applied.get(number, ()):
+            stands |= pc.equal(columns.text(part), contents).to_numpy(zero_copy_only=False)
         for row in np.flatnonzero(~stands).tolist():
-            is_rewritten[row] |= contents[row].as_py() not in prompt[row].as_py() + reply[row].as_py()
+            unsure.setdefault(row, []).append(contents[row].as_py())
+    is_rewritten = np.zeros(columns.num_rows, np.bool_)
+    for row, texts in unsure.items():
+        is_rewritten[row] = not _all_stand(prompt[row].as_py() + reply[row].as_py(), texts)
     return is_rewritten
 
 

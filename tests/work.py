@@ -1,0 +1,87 @@
+"""Work counted instead of timed: bytecodes executed, and characters read by the primitives of C that search texts.
+
+A loop in Python is seen by its bytecodes, whoever runs it. A single call into C is one bytecode however long it takes:
+for searches in a text, hand over a `CountedText`, and a `CountingTokenizer` for what is rendered and encoded.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+
+class Counter:
+    """Characters read since the beginning."""
+
+    characters = 0
+
+
+class CountedText(str):
+    """A text that counts how much of it is read by what searches or slices it."""
+
+    def find(self, part: str, start: int = 0, end: int = sys.maxsize, /) -> int:  # type: ignore[override]
+        found = super().find(part, start, end)
+        Counter.characters += (found if found >= 0 else min(end, len(self))) - start + len(part)
+        return found
+
+    def __contains__(self, part: object) -> bool:
+        return self.find(str(part)) >= 0
+
+    def count(self, *arguments: Any) -> int:
+        Counter.characters += len(self)
+        return super().count(*arguments)
+
+    def __getitem__(self, key: Any) -> str:
+        found = super().__getitem__(key)
+        Counter.characters += len(found)
+        return found
+
+    def __str__(self) -> str:
+        return self
+
+
+class CountingTokenizer:
+    """A tokenizer of transformers that counts what it renders and encodes, and renders texts that count."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        Counter.characters += sum(map(len, texts))
+        return self._tokenizer(texts, **options)
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+        rendered = self._tokenizer.apply_chat_template(*arguments, **options)
+        if not isinstance(rendered, str):
+            return rendered
+        Counter.characters += len(rendered)
+        return CountedText(rendered)
+
+
+def work_of(function: Callable[[], object]) -> int:
+    """Bytecodes executed by a call, and characters that it reads."""
+    num_opcodes, characters, before = 0, Counter.characters, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal num_opcodes
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        num_opcodes += event == "opcode"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return num_opcodes + Counter.characters - characters
+
+
+def growth(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
+    """By how much the work grows at most from one input to the next; whatever is cached is cached before."""
+    function(inputs[0])
+    amounts = [work_of(lambda value=value: function(value)) for value in inputs]  # type: ignore[misc]
+    return max(larger / smaller for smaller, larger in itertools.pairwise(amounts))
