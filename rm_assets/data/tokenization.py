@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,6 +59,9 @@ HUGE_BYTES = 2**17
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
 
+_BYTES_PER_TOKEN = 4
+"""Of a message as JSON, roughly, in most languages."""
+
 Messages = Callable[[], dict[str, dict[str, Any]]]
 
 
@@ -83,27 +87,72 @@ def without_oldest_turns(prompt: list[MessageDict], num_turns: int) -> list[Mess
 
     For [system, u1, a1, u2] and 1 it is [system, u2].
     """
-    starts = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+    starts = _turn_starts(prompt)
     if num_turns >= len(starts):
         return None
     return prompt[: starts[0]] + prompt[starts[num_turns] :]
 
 
+def _turn_starts(prompt: list[MessageDict]) -> list[int]:
+    return [index for index, message in enumerate(prompt) if message["role"] == "user"]
+
+
 def shortened_pair(
     chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str, max_length: int
 ) -> tuple[Ids, Ids, int] | None:
-    """Both sides with as few of the oldest turns dropped as make them fit, and their number; None if none fits."""
-    num_turns = 1
-    while (prompt := without_oldest_turns(sides["prompt"], num_turns)) is not None:
+    """Both sides with as few of the oldest turns dropped as make them fit, and their number; None if none fits.
+
+    Fewer turns have fewer tokens, so that the number is found by bisection. It begins where the pair should fit by its
+    bytes: near the number sought, so that a very long conversation is never rendered as a whole.
+    """
+    starts = _turn_starts(sides["prompt"])
+    if len(starts) < 2:
+        return None
+
+    @functools.cache
+    def attempt(num_turns: int) -> tuple[Ids, Ids, int] | tuple[()] | None:
+        """Both sides without these turns, nothing where the template refuses them, None where they are too long."""
+        prompt = sides["prompt"][: starts[0]] + sides["prompt"][starts[num_turns] :]
         try:
-            flat = flatten_pair(chat, sides | {"prompt": prompt}, tools)
+            flat = flatten_pair(chat, sides | {"prompt": prompt}, tools, counts_tokens=False)
         except PreferenceError:  # a template may refuse what it takes whole: then the pair stays over-long
-            return None
+            return ()
         chosen, rejected = encode(chat, [flat.prompt + flat.chosen, flat.prompt + flat.rejected])
-        if max(len(chosen), len(rejected)) <= max_length:
-            return chosen, rejected, num_turns
-        num_turns += 1
-    return None
+        return (chosen, rejected, num_turns) if max(len(chosen), len(rejected)) <= max_length else None
+
+    guess = _expected_drop(sides, starts, max_length)
+    num_turns = _first_that_holds(len(starts) - 1, guess, lambda number: attempt(number) is not None)
+    return (attempt(num_turns) or None) if num_turns else None
+
+
+def _expected_drop(sides: dict[str, list[MessageDict]], starts: Sequence[int], max_length: int) -> int:
+    """How many turns to drop so that what is left has as many tokens as its bytes of JSON suggest."""
+    sizes = {side: [len(msgspec.json.encode(message)) for message in sides[side]] for side in sides}
+    fixed = sum(sizes["prompt"][: starts[0]]) + max(sum(sizes[side]) for side in SIDES)
+    left, number = max_length * _BYTES_PER_TOKEN - fixed, len(starts)
+    while number > 1 and left >= 0:
+        number -= 1
+        left -= sum(sizes["prompt"][starts[number] : starts[number + 1] if number + 1 < len(starts) else None])
+    return min(number + (left < 0), len(starts) - 1)
+
+
+def _first_that_holds(last: int, guess: int, holds: Callable[[int], bool]) -> int | None:
+    """The smallest number from 1 to `last` for which something holds that holds for all larger ones; None if none is.
+
+    It is looked for from a guess in steps that double, then by bisection.
+    """
+    low, high, number, step = 1, last + 1, guess, 1
+    while low < high:
+        if holds(number):
+            high = number
+        else:
+            low = number + 1
+        if low > 1 and high <= last:
+            number = (low + high) // 2
+        else:  # it held for all so far, or for none
+            number = max(high - step, 1) if low == 1 else min(low - 1 + step, last)
+        step *= 2
+    return high if high <= last else None
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
