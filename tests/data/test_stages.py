@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
+from support import age, num_calls, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data import engine, records
 from rm_assets.data.model_files import find_tokenizer
@@ -17,6 +17,7 @@ from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.snapshots import Shard, latest_snapshot
+from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import SAMPLE, Settings
 
 
@@ -239,6 +240,21 @@ def test_the_snapshot_does_not_depend_on_where_or_in_which_order_files_lie(tmp_p
         )
         names.append([snapshot.name for snapshot in run_stages(settings).values()])
     assert names[0] == names[1]
+
+
+def test_the_work_that_files_cost_grows_with_their_number(tmp_path: Path) -> None:
+    def first_stages(settings: Settings) -> None:
+        raw = raw_snapshot(settings, silent)
+        assert len(raw.manifest.shards) == len(validated_snapshot(settings, raw, silent).manifest.shards)
+
+    num = {}
+    for count in (10, 20):
+        directory = tmp_path / str(count)
+        for number in range(count):
+            write_lines(directory / "in" / f"{number}.jsonl", [plain_row(number)])
+        settings = Settings(annotations=str(directory / "in"), storage=str(directory / "storage"), num_workers=1)
+        num[count] = num_calls(first_stages, settings)
+    assert num[20] < 2.2 * num[10]
 
 
 def test_processes_give_the_same_snapshots_as_one(

@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import msgspec
 import pytest
+from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of
@@ -88,3 +90,16 @@ def test_the_name_of_a_file_that_is_held_back_is_no_markdown(validated) -> None:
         check = checks_of(told, parent)["no_file_is_held_back"]
         assert check.description.startswith(f"Held back: {code_of(name)} (1 of 5 lines malformed); ")
         assert len(check.description) < 700
+
+
+def test_names_that_would_be_markup_are_shown_in_tables_alone(tmp_path: Path) -> None:
+    """A table of Dagster shows text as it is; Markdown would become an image, a link, or a page that is called."""
+    name, subset = "![p](https:x) <img src=x onerror=alert(1)> [a](javascript:b)", '=HYPERLINK("x")'
+    write_lines(tmp_path / "in" / f"{name}.jsonl", [plain_row(n, subset=subset, margin=1) for n in range(20)] + [b"{"])
+    settings = Settings(annotations=str(tmp_path / "in"), storage=str(tmp_path / "storage"), num_workers=1)
+    stages = run_stages(settings)
+    kinds = set()
+    for (stage, snapshot), parent in zip(stages.items(), [None, *stages.values()], strict=False):
+        shown = stage_result(stage, snapshot, parent, settings).metadata or {}
+        kinds |= {type(value) for value in shown.values() if name in str(value) or subset in str(value)}
+    assert kinds == {dg.TableMetadataValue}

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import num_calls
 
 from rm_assets.training.intervals import wilson_interval
 from rm_assets.training.report import TABLE_COLUMNS, above_chance, reward_model_report
@@ -226,6 +227,15 @@ def test_evaluation_sets_have_rows_of_their_own_by_subset():
     rows = rows_of(report, "evaluation/bench")
     assert rows["accuracy"].tolist() == [2.5 / 4, 0.5, 0.75]
     assert report.pairs["split"].value_counts().to_dict() == {"evaluation/bench": 4, "test": 1}
+
+
+def test_the_work_that_subsets_cost_grows_with_their_number():
+    def report_of(count):
+        scores = scored([1] * count, [0] * count)
+        return reward_model_report(scores, sliced(scores, subset=[f"s{number}" for number in range(count)]))
+
+    assert len(rows_of(report_of(10), "subset")) == 10
+    assert num_calls(report_of, 20) < 2.2 * num_calls(report_of, 10)
 
 
 def test_the_temperature_comes_from_the_validation_split_and_is_judged_on_the_test_split():
