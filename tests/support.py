@@ -128,7 +128,17 @@ def age(directory: Path) -> None:
         os.utime(path, (1_600_000_000, 1_600_000_000))
 
 
-def num_calls(function: Callable[..., object], *arguments: object) -> int:
+def is_linear(work: Callable[[int], object], size: int) -> bool:
+    """Whether twice the size leads to twice as many calls, with a tenth to spare: no clock, so no busy machine matters.
+
+    Compared is what the second `size` and the third one add.
+    """
+    work(1)  # what is kept from one call to the next
+    first, second, third = (_num_calls(work, size * number) for number in (1, 2, 3))
+    return third - second <= 1.1 * (second - first)
+
+
+def _num_calls(function: Callable[..., object], *arguments: object) -> int:
     """How many calls of functions, of Python's and of C's, a call of this one leads to in this thread."""
     count = 0
 

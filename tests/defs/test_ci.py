@@ -69,7 +69,10 @@ def test_a_training_job_that_fails_is_told_in_the_last_line(audited: AuditedRun)
     assert last_line(run).startswith("error: reward_model: the training job failed: ")
 
 
-@pytest.mark.parametrize("target", ["-m rm_assets.definitions", f"-w {ROOT / 'workspace.yaml'}"])
+# the daemon of test_arrival_daemon loads the workspace, too
+@pytest.mark.parametrize(
+    "target", ["-m rm_assets.definitions", pytest.param(f"-w {ROOT / 'workspace.yaml'}", marks=pytest.mark.soak)]
+)
 def test_the_definitions_are_valid_by_module_and_by_workspace(tmp_path: Path, target: str) -> None:
     run = dagster(f"dagster definitions validate {target}", {**os.environ, "DAGSTER_HOME": str(tmp_path)}, ROOT)
     assert run.returncode == 0, run.stderr

@@ -83,7 +83,14 @@ def training_run(tmp_path: Path, num_processes: int) -> Iterator[subprocess.Pope
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
-@pytest.mark.parametrize(("number", "num_processes"), [(signal.SIGINT, 2), (signal.SIGKILL, 2)])
+@pytest.mark.parametrize(
+    ("number", "num_processes"),
+    [
+        (signal.SIGINT, 2),
+        # a killed run is in test_stopped_runs, a job of two processes whose launcher is gone in test_processes
+        pytest.param(signal.SIGKILL, 2, marks=pytest.mark.soak),
+    ],
+)
 def test_a_stopped_run_leaves_no_process_and_a_cancelled_one_saves(
     training_run, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -1,10 +1,6 @@
-"""The whole graph by the command line with annotations and storage on S3, and a second run that is free."""
+"""The whole graph with annotations and storage on S3, and a second run that is free."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from s3 import s3_server
@@ -17,23 +13,16 @@ from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import SettingsError
 from rm_assets.training.result import TrainingResultError, read_result
 
-COMMAND = ["from dagster._cli import main; main()", "asset", "materialize", "-m", "rm_assets.definitions", "--select"]
 
-
-def materialize(directory: Path, settings: dict[str, Any], selection: str = "*") -> subprocess.CompletedProcess[str]:
-    named = {f"RM_{name.upper()}": str(value) for name, value in settings.items()}
-    environment = {**os.environ, **named, "DAGSTER_HOME": str(directory)}
-    command = [sys.executable, "-c", *COMMAND, selection]
-    return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, check=False)
-
-
-def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(tmp_path: Path, run_graph) -> None:
+def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(
+    tmp_path: Path, run_graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with s3_server() as bucket:
         content = write_lines(tmp_path / "a.jsonl", polite_rows(60)).read_bytes()
         place(f"{bucket}/annotations/a.jsonl").write_bytes(content)
         settings = {"annotations": f"{bucket}/annotations", "storage": f"{bucket}/team/storage", **QUICK}
-        run = materialize(tmp_path, settings)
-        assert run.returncode == 0, run.stderr
+        assert run_graph(**settings).success
         assert not (tmp_path / "s3:").exists()
         storage = place(settings["storage"])
         model = required_model(storage)

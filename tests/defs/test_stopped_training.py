@@ -17,6 +17,7 @@ from rm_assets.data.records import Stage
 
 SETTINGS = {"epochs": 6, "batch_pairs": 4, "learning_rate": 1e-3, "checkpoint_every_steps": 5}
 SPLITS = {"test_fraction": 0.3, "validation_fraction": 0.2}
+SELECTION = "*reward_model"
 
 
 def kill_training_with_a_checkpoint(home: Path) -> None:
@@ -47,7 +48,7 @@ def test_a_killed_training_is_finished_on_its_own_pairs_before_todays_and_is_not
     settings = {"annotations": str(tmp_path / "annotations"), "storage": str(storage), **SETTINGS, **SPLITS}
     killer = threading.Thread(target=kill_training_with_a_checkpoint, args=(home,), daemon=True)
     killer.start()
-    result = run_graph(**settings)
+    result = run_graph(SELECTION, **settings)
     killer.join(10)
     assert not killer.is_alive(), "the run ended without a checkpoint"
     assert "it was ended by SIGKILL" in str(result.get_step_failure_events()[0])
@@ -56,14 +57,15 @@ def test_a_killed_training_is_finished_on_its_own_pairs_before_todays_and_is_not
     assert description["data_snapshot"] == before
     assert (Stage.PADDED, before) in pinned_snapshots(storage)
 
-    assert run_graph(**{**settings, "epochs": 1}).success  # another training, which leaves this one where it is
+    # another training, which leaves this one where it is
+    assert run_graph(SELECTION, **{**settings, "epochs": 1}).success
     [other] = models(home)
     stopped = home / ".training" / description["key"][:16]
     saved = max(int(path.name[5:13]) for path in stopped.glob("checkpoints/step-*"))
     assert saved >= 5
 
     write_lines(tmp_path / "annotations" / "b.jsonl", polite_rows(90)[60:])
-    assert run_graph(**{**settings, "checkpoint_every_steps": 0, "keep_snapshots": 5}).success
+    assert run_graph(SELECTION, **{**settings, "checkpoint_every_steps": 0, "keep_snapshots": 5}).success
     now = latest(storage / "padded_pairs")
     assert now != before
     found = models(home)
