@@ -91,7 +91,7 @@ def _run(job: TrainingJob, pipes: Any, stop: processes.Stop | None) -> int:
         run_job(job, group, progress, stop)
     except TrainingStoppedError as stopped:
         return 128 + stopped.number
-    leave_group(group)
+    leave_group()
     return 0
 
 

@@ -50,12 +50,8 @@ def row_attention(
     if reason:
         raise UnsupportedModelError(f"{type(module).__name__} {reason}")
     assert row_layout is not None
-    if row_layout.kernel is not None and softcap is None:
-        if torch.is_autocast_enabled(query.device.type):  # norms of queries and keys leave half precision
-            dtype = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        if query.dtype in _HALF:
-            return _varlen(query, key, value, row_layout.kernel, scaling, sliding_window), None
+    if row_layout.kernel is not None and softcap is None and query.dtype in _HALF:
+        return _varlen(query, key, value, row_layout.kernel, scaling, sliding_window), None
     output: Tensor = _uncompiled_by_piece(query, key, value, row_layout, scaling, sliding_window, softcap)
     return output, None
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.data.chat import message_dict
 from rm_assets.data.encoders import reraise_unless_of_the_tokenizer
+from rm_assets.training.devices import prepare
 from rm_assets.training.job import TrainingError
 
 Padding = Literal["right", "left"]
@@ -43,6 +44,7 @@ def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str
 
     No code of the directory is run, and no pickle opened.
     """
+    prepare()
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

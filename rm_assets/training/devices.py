@@ -21,6 +21,11 @@ def trains_in_bfloat16(device: torch.device) -> bool:
     return device.type in BFLOAT16
 
 
+def prepare() -> None:
+    """What this process's attention needs on a GPU: without cuDNN, which plans a second for every new shape."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def is_device_failure(error: BaseException | None) -> bool:
     """Whether memory, driver, hardware or network failed, now or as the cause: whatever the model, the process is lost.
 

@@ -4,11 +4,14 @@ import os
 import resource
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from rm_assets.training.devices import prepare, trains_in_bfloat16
 from rm_assets.training.job import TrainingError
 
 
@@ -47,6 +50,9 @@ def peak_memory(group: Group) -> int:
 
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
 
+TIMEOUT = timedelta(hours=2)
+"""How long processes wait for each other: the first alone writes the store, tries the model and saves it."""
+
 
 def join_group() -> Group:
     """The group that torchrun's environment describes, or a group of one.
@@ -55,20 +61,30 @@ def join_group() -> Group:
     """
     rank, size, local_rank = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if not torch.cuda.is_available():
-        device, backend = torch.device("cpu"), "gloo"
+        device = torch.device("cpu")
     elif local_rank < torch.cuda.device_count():
-        device, backend = torch.device("cuda", local_rank), "nccl"
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
         num_gpus = torch.cuda.device_count()
         raise TrainingError(f"process {local_rank!r} has no GPU, this machine has {num_gpus}: lower num_processes")
+    prepare()
     if size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
-        torch.distributed.init_process_group(backend)
+        _connect(device)
+    elif trains_in_bfloat16(device):  # whose models are spread over one process, too
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        _connect(device, store=store, rank=0, world_size=1)
     return Group(rank, size, device)
 
 
-def leave_group(group: Group) -> None:
-    """Close the connections of a group that has finished."""
-    if group.size > 1:
+def _connect(device: torch.device, **place: Any) -> None:
+    backend = "nccl" if device.type == "cuda" and torch.distributed.is_nccl_available() else "gloo"
+    bound = device if backend == "nccl" else None
+    torch.distributed.init_process_group(backend, timeout=TIMEOUT, device_id=bound, **place)
+
+
+def leave_group() -> None:
+    """Close the connections of the group, which has finished."""
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

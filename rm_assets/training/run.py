@@ -45,7 +45,7 @@ from rm_assets.training.result import (
     write_manifest,
 )
 from rm_assets.training.scoring import Scorer
-from rm_assets.training.sharding import whole_weights
+from rm_assets.training.sharding import is_spread, whole_weights
 from rm_assets.training.store import Pairs
 from rm_assets.training.trainer import train
 
@@ -63,7 +63,6 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     model = build_model(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
-    model = model.to(group.device)
     choice = _choice(model, splits["train"], group)
     model = with_adapter(model, job.settings)
     num_parameters = int(model.num_parameters())
@@ -72,6 +71,7 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     checkpoints = Checkpoints(directory, job.key, group, progress.message if group.is_first else print)
     figures = train(model, splits, choice, job.settings, group, progress, checkpoints, stop)
     _save(job, model, tokenizer, group)
+    del model  # with its gradients: what was saved takes their room
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
         **figures,
@@ -131,7 +131,7 @@ def _opening(job: TrainingJob, splits: dict[str, Pairs], num_parameters: int, gr
 def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     """Write the trained model as a stock one, and its adapter; spread weights are gathered in a model built anew."""
     directory = Path(job.output_directory)
-    if group.size > 1:
+    if is_spread(group):
         weights = whole_weights(model, group)
         if group.is_first:
             model = with_adapter(build_model(job), job.settings)

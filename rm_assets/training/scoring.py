@@ -19,29 +19,26 @@ class Scorer(nn.Module):
 
     `model` is a stock sequence classifier, or a PeftModel around one. Where it has a linear head `score`, the hidden
     state at `length - 1` goes through it in float32; other classifiers, such as BERT's, score padded rows as they do.
-    The body computes in bfloat16 where asked.
     """
 
-    def __init__(self, model: Any, bfloat16: bool = False) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.computes_bfloat16 = bfloat16
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """The score of each sequence, float32 [S]. Raises UnsupportedModelError for a row that it cannot compute."""
         classifier = base_of(self.model)
-        with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16, enabled=self.computes_bfloat16):
-            if not hasattr(classifier, HEAD):
-                return _stock_scores(classifier, batch)
-            body = getattr(classifier, classifier.base_model_prefix)
-            hidden = body(input_ids=batch.ids, use_cache=False, **_arguments(batch)).last_hidden_state  # [., T, H]
+        if not hasattr(classifier, HEAD):
+            return _stock_scores(classifier, batch)
+        body = getattr(classifier, classifier.base_model_prefix)
+        hidden = body(input_ids=batch.ids, use_cache=False, **_arguments(batch)).last_hidden_state  # [., T, H]
         last = hidden.flatten(0, 1).index_select(0, batch.last)
         scores: Tensor = classifier.score(last.float()).squeeze(-1)
-        return scores
+        return scores.clone()  # no view, which FSDP warns of
 
 
 def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
-    """The scores as a GPU computes them in training: from the body's weights in bfloat16, the head's in float32.
+    """The scores as sharding computes them on a GPU: from the body's weights in bfloat16, the head's in float32.
 
     Gradients reach the scorer's own weights, rounded on their way.
     """

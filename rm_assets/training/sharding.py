@@ -1,6 +1,7 @@
 """Weights spread over processes: each holds a part of every weight, of its gradient and of its moments (FSDP2).
 
-With one process nothing is spread, and every function here leaves tensors as they are.
+On a GPU that is also how a single process trains, so that one GPU and many compute alike. A single process on a CPU
+spreads nothing, and every function here leaves tensors as they are.
 """
 
 from typing import Any
@@ -11,19 +12,27 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.group import Group
+
+
+def is_spread(group: Group) -> bool:
+    """Whether a model that this group trains is spread, be it over one process."""
+    return group.size > 1 or trains_in_bfloat16(group.device)
 
 
 def shard(scorer: nn.Module, layers: list[nn.Module], head: nn.Module, group: Group) -> None:
     """Spread the weights of `scorer` in place, layer by layer; the layers and the head are modules of it.
 
+    Each layer goes to the group's device when its turn comes, so that the whole model never has to fit there.
+
     On GPUs a layer's weights are gathered and computed with in bfloat16, gradients are summed in float32; the head
     stays float32. The parts that a process keeps, the master weights, are float32 everywhere.
     """
-    if group.size == 1:
+    if not is_spread(group):
         return
     mesh = init_device_mesh(group.device.type, (group.size,))
-    bfloat16 = torch.bfloat16 if group.device.type == "cuda" else None
+    bfloat16 = torch.bfloat16 if trains_in_bfloat16(group.device) else None
     policy = MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=torch.float32)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -35,6 +44,13 @@ def sum_gradients_at(scorer: nn.Module, last: bool) -> None:
     """Whether the next backward pass ends a step: only then are gradients summed over the processes."""
     if isinstance(scorer, FSDPModule):
         scorer.set_requires_gradient_sync(last)
+
+
+def gather_nothing(scorer: nn.Module) -> None:
+    """Let every weight be its part again: after a forward pass without a backward pass some are still whole."""
+    for module in scorer.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rm_assets.training.sharding import local
+from rm_assets.training.sharding import gather_nothing, local
 
 _RANDOM = "random"
 
 
 def captured(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Tensors by name, on the CPU. Frozen weights are left out: the base model has them."""
+    gather_nothing(model)
     tensors = {f"{_RANDOM}.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors[f"{_RANDOM}.cuda"] = torch.cuda.get_rng_state()

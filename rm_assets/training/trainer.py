@@ -111,8 +111,7 @@ def prepared_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSet
     num_parameters = int(model.num_parameters())
     base = base_of(model)
     prepare_layers(base, settings)
-    shares = group.size > 1
-    scorer = Scorer(model, bfloat16=group.device.type == "cuda" and not shares)
+    scorer = Scorer(model)
     shard(scorer, decoder_layers(base), base.score, group)
     num_steps = settings.epochs * math.ceil(len(pairs) / settings.batch_pairs)
     peak = peak_learning_rate(num_parameters, settings)

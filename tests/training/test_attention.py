@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from rm_assets.training import attention, layout
+from rm_assets.training import layout
 from rm_assets.training.attention import ATTENTION, UnsupportedModelError, row_attention
 from rm_assets.training.batches import collate
 from rm_assets.training.layout import Kernel, Layout, Piece, Segment
@@ -208,18 +208,6 @@ def collated(config, packing):
 
 
 # --- what a GPU's kernel reads -------------------------------------------------------------------------------
-
-
-def test_what_norms_took_out_of_half_precision_goes_back_to_it_for_the_kernels(monkeypatch):
-    given = []
-    monkeypatch.setattr(attention, "varlen_attn", lambda *tensors, **_: given.append(tensors[:3]) or tensors[0])
-    segments = [Segment(0, 3)]
-    row = Layout(tuple(segments), Kernel.of(segments, CPU))
-    query, key, value = (torch.randn(1, 2, 3, 8) for _ in range(3))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        row_attention(torch.nn.Identity(), query, key, value.bfloat16(), None, row_layout=row)
-    row_attention(torch.nn.Identity(), query, key, value, None, row_layout=row)  # float32 goes by pieces
-    assert [[tensor.dtype for tensor in tensors] for tensors in given] == [[torch.bfloat16] * 3]
 
 
 def test_the_kernels_view_by_hand():

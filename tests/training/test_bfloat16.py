@@ -1,6 +1,9 @@
 """What a GPU computes, on a CPU: bfloat16, torch's varlen attention with the kernel of `varlen_kernel`."""
 
+import json
 import re
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +12,20 @@ import torch
 from rm_assets.training import devices
 from rm_assets.training.attention import ATTENTION, row_attention
 from rm_assets.training.batches import collate
+from rm_assets.training.checks import read_splits
+from rm_assets.training.evaluation import pair_scores
+from rm_assets.training.group import ALONE, join_group, leave_group
 from rm_assets.training.layout import Kernel, Layout, Segment
+from rm_assets.training.model import build_model
 from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.probe_pairs import pairs_of
+from rm_assets.training.progress import Progress
+from rm_assets.training.result import METRICS
+from rm_assets.training.run import clear_output, run_job
 from rm_assets.training.scoring import Scorer, bfloat16_scores
+from rm_assets.training.state import captured, restore
+from rm_assets.training.trainer import planned_steps, prepared_run, train_step
 
 from . import architectures, varlen_kernel
 from .architectures import CPU, alone, build, edge_cases, gradients
@@ -115,3 +127,62 @@ def test_the_probe_finds_a_kernel_that_is_wrong_by_a_token(cpu_as_gpu, monkeypat
     choice = choose_packing(build(name), pairs_of(edge_cases()), CPU)
     assert choice.packing is packing
     assert "rewards differ from those of each sequence alone by" in choice.reason
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(cpu_as_gpu):
+    """The group of a process alone with its GPU."""
+    group = join_group()
+    yield group
+    leave_group()
+
+
+def test_processes_wait_for_the_first_and_plan_nothing_for_a_new_shape(gpu):
+    assert (gpu.rank, gpu.size) == (0, 1)
+    assert torch.distributed.group.WORLD._get_backend(CPU).options._timeout == timedelta(hours=2)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def curves(job, group):
+    clear_output(Path(job.output_directory))
+    progress = Progress(Path(job.output_directory) / METRICS, print)
+    run_job(job, group, progress)
+    manifest = json.loads((Path(job.output_directory) / "manifest.json").read_text())
+    lines = (Path(job.output_directory) / METRICS).read_text().splitlines()
+    return manifest["metrics"], [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"gradient_checkpointing": True}])
+def test_a_gpu_trains_as_a_cpu_does_but_for_rounding(make_job, gpu, monkeypatch, settings):
+    settings = {"epochs": 3, "learning_rate": 3e-3} | settings
+    calls = dict(varlen_kernel.CALLS)
+    figures, losses = curves(make_job("gpu", settings=settings), gpu)
+    assert all(varlen_kernel.CALLS[what] > calls[what] for what in calls)
+    monkeypatch.undo()
+    expected_figures, expected = curves(make_job("cpu", settings=settings), ALONE)
+    assert len(losses) == 9
+    assert losses == pytest.approx(expected, abs=0.01)
+    assert losses != expected  # which were computed in float32
+    assert figures["packing"] == expected_figures["packing"] == Packing.SHARED
+    assert figures["test_loss"] == pytest.approx(expected_figures["test_loss"], abs=0.02)
+
+
+def test_weights_are_saved_whole_in_precision_right_after_a_look(make_job, gpu, tmp_path):
+    job = make_job()
+    pairs = read_splits(job, tmp_path)["train"]
+    model = build_model(job)
+    run = prepared_run(model, pairs, choose_packing(model, pairs, CPU), job.settings, gpu)
+    [(_, rows), *_] = planned_steps(job.settings, pairs)
+    train_step(run, 1, 1, rows, plan_rows(pairs, rows, Packing.SHARED, 100)[0])
+    before = captured(run.scorer, run.optimizer)
+    pair_scores(run.scorer, pairs, rows, gpu, Packing.SHARED, 100)
+    after = captured(run.scorer, run.optimizer)
+    assert {tensor.dtype for name, tensor in after.items() if not name.startswith("random")} == {torch.float32}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    # and it goes on from there
+    restore(run.scorer, run.optimizer, before)
+    train_step(run, 2, 1, rows, plan_rows(pairs, rows, Packing.SHARED, 100)[0])
