@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="-", help="a JSONL file for the scores; standard output if not given")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences per forward pass; changes no score")
     parser.add_argument("--padding", choices=["right", "left"], default="right", help="changes no score")
-    parser.add_argument("--tolerance", type=float, help="largest allowed difference of a golden score (default: 1e-5)")
+    parser.add_argument("--tolerance", type=float, help="allowed difference of a golden score; unset: the file's")
     parser.add_argument("--bfloat16", action="store_true", help="score in bfloat16; the difference is only reported")
     return parser
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rm_assets.training.conversations import load_scorer, sequence_logits
-from rm_assets.training.golden import GoldenScoresError, read_golden_scores, verify_golden_scores
+from rm_assets.training.golden import GoldenScoresError, read_golden_scores, verify_golden_scores, write_golden_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
+from rm_assets.training.model import load_model
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import GOLDEN
 from rm_assets.training.run import clear_output, run_job
@@ -35,6 +36,10 @@ def verified(directory, **options):
     return verify_golden_scores(directory, load_scorer(directory), **options)
 
 
+def verified_in(dtype, directory):
+    return verify_golden_scores(directory, load_scorer(directory, dtype))
+
+
 def test_twenty_conversations_stand_in_the_file_with_text_ids_and_score(trained):
     golden = read_golden_scores(trained)
     assert len(golden["conversations"]) == 20
@@ -54,6 +59,24 @@ def test_the_difference_in_bfloat16_is_that_of_its_scores(trained):
     scorer = load_scorer(trained, torch.bfloat16)
     found = verify_golden_scores(trained, scorer, tolerance=float("inf"))
     assert found == pytest.approx(max(differences), rel=0.5)
+
+
+def test_the_tolerance_has_room_for_another_order_of_adding_and_none_for_bfloat16(trained):
+    golden = read_golden_scores(trained)
+    assert golden["tolerance"] == max(1e-5, 0.01 * golden["largest_bfloat16_difference"])
+    exact = load_scorer(trained, torch.float64)
+    assert verify_golden_scores(trained, exact, tolerance=golden["tolerance"] / 10) > 0
+    with pytest.raises(GoldenScoresError, match="the score of conversation"):
+        verified_in(torch.bfloat16, trained)
+
+
+def test_a_model_whose_scores_are_large_has_a_tolerance_to_match(copy):
+    weights = load_file(copy / "model.safetensors")
+    weights["score.weight"] *= 1000
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    write_golden_scores(copy, load_model(copy))
+    assert read_golden_scores(copy)["tolerance"] > 1e-3
+    assert verified(copy, batch_size=20, padding="left") > 1e-5
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])
