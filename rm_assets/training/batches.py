@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rm_assets.training.layout import Layout, Segment
-from rm_assets.training.planning import MicroPlan, Packing, Rows
+from rm_assets.training.planning import IDLE_TOKENS, MicroPlan, Packing, Rows
 from rm_assets.training.store import Pairs
 
 
@@ -34,7 +34,7 @@ class MicroBatch:
 
 
 def collate(pairs: Pairs, plan: MicroPlan, device: torch.device) -> MicroBatch:
-    """The micro-batch of a plan. One without pairs is a single token whose score nobody reads."""
+    """The micro-batch of a plan. One without pairs has IDLE_TOKENS, whose score nobody reads."""
     numbers = [number for branches in plan.branches for number in branches.sequences.tolist()]
     if plan.packing is Packing.PADDED:
         ids, last = _padded(pairs, numbers)
@@ -60,7 +60,7 @@ def collate(pairs: Pairs, plan: MicroPlan, device: torch.device) -> MicroBatch:
 
 
 def _padded(pairs: Pairs, numbers: list[int]) -> tuple[Rows, Rows]:
-    sequences = [pairs.sequences[number] for number in numbers] or [np.zeros(1, np.int32)]
+    sequences = [pairs.sequences[number] for number in numbers] or [np.zeros(IDLE_TOKENS, np.int32)]
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     ids = np.zeros((len(sequences), lengths.max()), np.int64)  # masked by length, so any id may fill the rest
     for row, sequence in enumerate(sequences):
@@ -86,6 +86,7 @@ def _packed(pairs: Pairs, plan: MicroPlan) -> tuple[Rows, Rows, Rows, list[Segme
             last.append(end - 1)
             prefix = branches.prefix
     if not ids:
-        return np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64), np.zeros(1, np.int64), [Segment(0, 1)]
+        nothing = np.zeros((1, IDLE_TOKENS), np.int64)  # the position 0 is one that every model has
+        return nothing, nothing, np.zeros(1, np.int64), [Segment(0, IDLE_TOKENS)]
     row = np.concatenate(ids).astype(np.int64)[None]
     return row, np.concatenate(positions)[None], np.array(last, np.int64), segments

@@ -4,9 +4,14 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from rm_assets.settings import TrainingSettings
+
+MAX_GRAPHS = 64
+"""Of compiled layers: they double with kinds of layers, with rows that share prompts and rows that do not, gradients
+and none, recomputation and none. torch's own limit is 8, beyond which layers run uncompiled without a word."""
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
@@ -66,5 +71,6 @@ def prepare_layers(model: Any, settings: TrainingSettings) -> None:
                 if "drop" in name and isinstance(value, float):
                     setattr(layer, name, 0.0)
     if settings.compile:
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
         for layer in layers:
             layer.compile(dynamic=True)

@@ -19,6 +19,7 @@ Rows = NDArray[np.int64]
 """Numbers of pairs in a split, int64 [n]."""
 
 GROWTH = 16  # rows are added by a sixteenth where a step does not fit, so that planning many pairs stays quick
+IDLE_TOKENS = 16  # of a micro-batch without pairs: a compiled layer would be compiled anew for a single one
 MAX_WASTE = 0.25  # of a padded row's tokens on its shortest pair, compared with its longest one
 
 
@@ -84,7 +85,7 @@ def plan_rows(
 def num_tokens(pairs: Pairs, plan: MicroPlan) -> int:
     """Tokens that a micro-batch computes, padding included."""
     if not plan.branches:
-        return 1
+        return IDLE_TOKENS
     lengths = [pairs.sequences.lengths_of(branches.sequences) for branches in plan.branches]
     if plan.packing is Packing.PADDED:
         return sum(map(len, lengths)) * max(int(part.max()) for part in lengths)

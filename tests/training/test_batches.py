@@ -108,13 +108,14 @@ def test_a_ranking_that_overfills_a_row_is_cut_between_pairs():
 
 
 @pytest.mark.parametrize("packing", list(Packing))
-def test_a_process_without_pairs_computes_a_token_that_nobody_reads(packing):
+def test_a_process_without_pairs_computes_sixteen_tokens_that_nobody_reads(packing):
     plans = micro(packing, rows=[1], num_processes=3)
     assert [len(of_process) for of_process in plans] == [1, 1, 1]
     batch = collate(PAIRS, plans[2][0], CPU)
-    assert batch.ids.shape == (1, 1)
+    assert batch.ids.shape == (1, 16)
+    assert len(batch.last) == 1
     assert (len(batch.chosen), len(batch.rejected), len(batch.margin)) == (0, 0, 0)
-    assert num_tokens(PAIRS, plans[2][0]) == 1
+    assert num_tokens(PAIRS, plans[2][0]) == 16
 
 
 lengths = st.lists(st.integers(1, 12), min_size=2, max_size=4)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from rm_assets.settings import TrainingSettings
 from rm_assets.training import devices
 from rm_assets.training.attention import ATTENTION, row_attention
 from rm_assets.training.batches import collate
 from rm_assets.training.checks import read_splits
 from rm_assets.training.evaluation import pair_scores
 from rm_assets.training.group import ALONE, join_group, leave_group
+from rm_assets.training.layers import decoder_layers, prepare_layers
 from rm_assets.training.layout import Kernel, Layout, Segment
 from rm_assets.training.model import build_model
 from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
@@ -98,6 +100,27 @@ def test_the_kernel_is_given_the_same_attention_as_the_pieces_compute(window, nu
     for piece, kernel in zip(*found.values(), strict=True):
         assert piece.shape == kernel.shape
         assert (piece - kernel).float().norm() < 0.01 * piece.float().norm()
+
+
+def test_a_compiled_layer_has_two_graphs_whatever_the_rows_and_a_process_without_pairs_adds_none(cpu_as_gpu):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model, pairs = build("llama").bfloat16(), pairs_of(edge_cases())
+    model.score.float()
+    model.set_attn_implementation(ATTENTION)
+    prepare_layers(model, TrainingSettings())
+    counter = CompileCounterWithBackend("eager")
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True, backend=counter)
+    counts = []
+    for packing, row_tokens in (("shared", 400), ("packed", 400), ("shared", 70), ("packed", 90), ("shared", 160)):
+        [plans] = plan_rows(pairs, np.arange(len(pairs)), Packing(packing), row_tokens)
+        for plan in plans:
+            Scorer(model)(collate(pairs, plan, CPU)).sum().backward()
+        counts.append(counter.frame_count)
+    [_, [idle]] = plan_rows(pairs, np.arange(1), Packing.SHARED, 400, 2)
+    Scorer(model)(collate(pairs, idle, CPU)).sum().backward()
+    assert [*counts, counter.frame_count] == [1, 2, 2, 2, 2, 2]
 
 
 # --- the probe -----------------------------------------------------------------------------------------------

@@ -57,6 +57,12 @@ def test_only_the_layers_own_flags_are_set_and_their_own_dropout_is_off(make_job
     assert layers[0].dropout == 0.0
 
 
+def test_compiled_layers_may_have_as_many_graphs_as_there_are_kinds_of_rows_and_layers(make_job):
+    with torch._dynamo.config.patch(recompile_limit=8):
+        prepare_layers(build_model(make_job()), TrainingSettings(compile=True))
+        assert torch._dynamo.config.recompile_limit == 64
+
+
 @pytest.mark.soak
 def test_compiled_layers_train_alike(make_job):
     job = make_job(settings={"learning_rate": 1e-3})
