@@ -39,7 +39,7 @@ from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings, TrainingSettings
-from rm_assets.training.flops import peak_flops, step_flops
+from rm_assets.training.flops import Work, peak_flops, step_flops
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingJob
 from rm_assets.training.model import build_model
@@ -309,9 +309,9 @@ def _spread(ratios: Any) -> dict[str, float]:
 def _utilisation(case: Case, run: Run, seconds: dict[str, float]) -> dict[str, Any]:
     """MFU of both arms, for the same useful work: the tokens of shared rows."""
     name = torch.cuda.get_device_name(case.device)
+    work = Work.of(run.scorer)
     flops = sum(
-        step_flops(run.scorer, case.pairs, plan_rows(case.pairs, rows, Packing.SHARED, 1 << 30)[0])
-        for rows in case.steps
+        step_flops(work, case.pairs, plan_rows(case.pairs, rows, Packing.SHARED, 1 << 30)[0]) for rows in case.steps
     )
     peak = peak_flops(name)
     return {"device": name, "mfu": {arm: flops / value / peak if peak else None for arm, value in seconds.items()}}

@@ -26,13 +26,13 @@ from rm_assets.training.adapter import base_of
 from rm_assets.training.batches import MicroBatch, collate
 from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
-from rm_assets.training.flops import peak_flops, step_flops
+from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
 from rm_assets.training.layers import decoder_layers, prepare_layers
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
-from rm_assets.training.planning import MicroPlan, epoch_steps, plan_rows
+from rm_assets.training.planning import MicroPlan, Packing, epoch_steps, plan_rows
 from rm_assets.training.probe import Choice
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress, StepFigures
@@ -66,6 +66,7 @@ class Run:
     group: Group
     peak_rate: float
     num_steps: int
+    work: Work | None = None  # where the figures of a GPU are shown, and can be
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def train(
         "seconds": position.seconds,
         "train_loss": position.loss_sum / len(run.pairs),
         "peak_learning_rate": run.peak_rate,
-        **_tally(position).figures(position.seconds, _peak_flops(group)),
+        **_tally(position).figures(position.seconds, _peak_flops(group) if run.work else None),
     }
 
 
@@ -115,7 +116,15 @@ def prepared_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSet
     shard(scorer, decoder_layers(base), base.score, group)
     num_steps = settings.epochs * math.ceil(len(pairs) / settings.batch_pairs)
     peak = peak_learning_rate(num_parameters, settings)
-    return Run(scorer, choice, build_optimizer(scorer, settings), pairs, settings, group, peak, num_steps)
+    work = _work(scorer, pairs, choice, group)
+    return Run(scorer, choice, build_optimizer(scorer, settings), pairs, settings, group, peak, num_steps, work)
+
+
+def _work(scorer: nn.Module, pairs: Pairs, choice: Choice, group: Group) -> Work | None:
+    """What a token costs, in the process that reports it, where that is known exactly and so is the GPU's peak."""
+    if not group.is_first or _peak_flops(group) is None or choice.packing is Packing.PADDED:
+        return None  # what needs padded rows may have layers of any kind
+    return Work.of(scorer) if is_exact(scorer, pairs) else None
 
 
 def _resumed(run: Run, checkpoints: Checkpoints | None, progress: Progress) -> Position:
@@ -167,10 +176,10 @@ def _wanted(stop: Stop, save: bool) -> Requests:
 
 
 def _operations(run: Run, plans: list[list[MicroPlan]]) -> float:
-    """Floating-point operations of a step, which only a GPU's peak gives a meaning."""
-    if run.group.device.type != "cuda":
+    """Floating-point operations of a step, over all processes."""
+    if run.work is None:
         return 0.0
-    return sum(step_flops(run.scorer, run.pairs, of_process) for of_process in plans)
+    return sum(step_flops(run.work, run.pairs, of_process) for of_process in plans)
 
 
 def _peak_flops(group: Group) -> float | None:
