@@ -92,7 +92,7 @@ class Case:
     def trainer(self, directory: str, callback: "Turns | None" = None) -> "RecordingTrainer":
         """TRL's arm: its trainer over the pairs of the steps in their order."""
         arguments = self.arguments
-        tokenizer = AutoTokenizer.from_pretrained(self.job.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(self.job.tokenizer, trust_remote_code=False)
         model = build_model(self.job)
         if arguments.trl_attention:
             model.set_attn_implementation(arguments.trl_attention)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from rm_assets.data.model_files import TokenizerFiles
+from rm_assets.data.pretrained import load_tokenizer, tokenizer_errors
 from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
@@ -26,6 +27,8 @@ _MARK = re.compile(r"(?=(zq(?:\d+(?:c\d+)?|tool)qz))")
 _MAX_SHAPE = 500
 """Messages of a shape that is remembered for long."""
 _MAX_SHAPES = 10_000
+_LONGEST_TOKEN = 1_000
+"""Characters; a fast backend is tried on every added token some thousand times."""
 _STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
@@ -56,12 +59,13 @@ def load_chat_tokenizer(files: TokenizerFiles) -> ChatTokenizer:
 
 @functools.lru_cache(maxsize=4)
 def _load(files: TokenizerFiles) -> ChatTokenizer:
-    from transformers import AutoTokenizer
+    reference = load_tokenizer(files.directory)
+    with tokenizer_errors(files.directory):
+        return _with_template(reference, files)
 
-    try:
-        reference = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise SettingsError(f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: it does not load: {error}") from error
+
+def _with_template(reference: Any, files: TokenizerFiles) -> ChatTokenizer:
+    _check_added_tokens(reference, files)
     if files.chat_template is not None:
         reference.chat_template = files.chat_template
     template = with_frozen_date(reference.get_chat_template(), files.template_date)
@@ -74,6 +78,21 @@ def _load(files: TokenizerFiles) -> ChatTokenizer:
         control_tokens=control,
         pad_token_id=_pad_token_id(reference, last),
     )
+
+
+def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
+    """Raise SettingsError where what was loaded has tokens that its files do not number, or too long ones to try."""
+    for number, token in reference.added_tokens_decoder.items():
+        if len(str(token)) > _LONGEST_TOKEN:
+            raise SettingsError(
+                f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: its token of id {number} has {len(str(token))} "
+                f"characters, more than {_LONGEST_TOKEN}: give a tokenizer of shorter ones"
+            )
+        if number >= files.num_tokens:
+            raise SettingsError(
+                f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: its configuration adds {str(token)!r} as id "
+                f"{number}, its vocabulary ends at {files.num_tokens - 1}: write both by one save_pretrained"
+            )
 
 
 def carried_template(files: TokenizerFiles) -> str | None:

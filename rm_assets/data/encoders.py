@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from rm_assets.data import encoder_self_test
-from rm_assets.data.chat import id_rows, interruptible, load_chat_tokenizer
+from rm_assets.data.chat import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer
 from rm_assets.data.encoder_self_test import self_test_texts, self_tested
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.model_files import TokenizerFiles
+from rm_assets.data.pretrained import reraise_unless_of_a_library, tokenizer_errors
 
 FAST, REFERENCE = "fastokens", "tokenizers"
 NUM_SAMPLED_IDS = 8_192
@@ -116,12 +117,12 @@ class Encoder:
         try:
             return id_rows(self.reference, texts)
         except BaseException as error:
-            reraise_unless_of_the_tokenizer(error)
+            reraise_unless_of_a_library(error)
         for number, text in enumerate(texts):
             try:
                 id_rows(self.reference, [text])
             except BaseException as error:
-                reraise_unless_of_the_tokenizer(error)
+                reraise_unless_of_a_library(error)
                 raise EncodingError(first + number, type(error).__name__) from None
         raise EncodingError(first, "a batch fails whose texts alone do not")
 
@@ -140,12 +141,6 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def reraise_unless_of_the_tokenizer(error: BaseException) -> None:
-    """Let interrupts pass: a panic of Rust code is no `Exception`, but neither is what stops a run."""
-    if isinstance(error, MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
-        raise error
-
-
 # --- loading -------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +156,11 @@ def load_encoder(files: TokenizerFiles, cache_directory: Path | None = None) -> 
 @functools.lru_cache(maxsize=4)
 def _load(files: TokenizerFiles, cache_directory: Path | None) -> Encoder:
     chat = load_chat_tokenizer(files)
+    with tokenizer_errors(files.directory):
+        return _encoder(chat, files, cache_directory)
+
+
+def _encoder(chat: ChatTokenizer, files: TokenizerFiles, cache_directory: Path | None) -> Encoder:
     control = [chat.reference.convert_tokens_to_ids(token) for token in chat.control_tokens]
     is_control = np.zeros(max([files.num_tokens, *(number + 1 for number in control)]), dtype=np.bool_)
     is_control[control] = True
@@ -180,7 +180,7 @@ def new_encoder(
     except ImportError as error:
         return Encoder(reference, None, f"fastokens is not installed ({error})", is_control)
     except BaseException as error:
-        reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_a_library(error)
         return Encoder(reference, None, f"fastokens does not load this tokenizer: {error}", is_control)
     split = bool(getattr(reference, "split_special_tokens", False))
     key = fingerprint(encoder_self_test.VERSION, definition, split, versions)
@@ -192,11 +192,11 @@ def new_encoder(
 
 def self_test_difference(encoder: Encoder) -> str:
     """The first text of the self-test that both ways encode differently, in words; empty if there is none."""
-    texts = list(self_test_texts(encoder.reference))
     try:
+        texts = list(self_test_texts(encoder.reference))
         ids, offsets = encoder.encode_batch(texts)
     except BaseException as error:
-        reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_a_library(error)
         return f"it fails with {type(error).__name__}"
     return sample_difference(encoder, texts, ids, offsets, range(len(texts)))
 
@@ -292,7 +292,7 @@ def encode_shard(
     try:
         ids, offsets = encode() if encode else encoder.encode_batch(list(texts))
     except BaseException as error:
-        reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_a_library(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")
     num_sampled = 1 + len(texts) * num_sampled_ids // max(len(ids), 1)
     sample = [row for row in sample_rows(len(texts), num_sampled) if len(texts[row]) <= _CHUNK_CHARACTERS]

@@ -4,16 +4,27 @@ A name that is no directory is looked up on the Hugging Face Hub, where only the
 job fetches the weights. Every mistake is a SettingsError before any work.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from rm_assets.data.fingerprint import files_fingerprint, fingerprint
+from rm_assets.data.pretrained import (
+    ADAPTER,
+    CONFIGURATION,
+    INDEX,
+    WEIGHTS,
+    asks_for_code,
+    check_model_files,
+    check_tokenizer_files,
+    load_tokenizer,
+    num_ids,
+    read_json,
+)
 from rm_assets.settings import PLAIN_TEMPLATE, SAMPLE, Settings, SettingsError
 
 _TOKENIZER_FILES = (
@@ -31,7 +42,7 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-_WEIGHTS = "*.safetensors"
+_WEIGHTS = f"*{WEIGHTS}"
 
 # The reply must be the second of two messages; contents are joined by an empty line, and no token is added.
 PLAIN_TEMPLATE_TEXT = (
@@ -77,14 +88,14 @@ def find_tokenizer(settings: Settings) -> TokenizerFiles:
     files += [directory / "config.json"] if files and (directory / "config.json").is_file() else []
     if not files:
         raise SettingsError(f"{setting} is {name!r}: no tokenizer there; set tokenizer (or RM_TOKENIZER)")
+    with _named(setting, name):
+        content, num_tokens = _content(_stamps(files))
     template = _chat_template(settings)
     if template is None and not _has_chat_template(directory):
         raise SettingsError(
             f"{setting} is {name!r}: this tokenizer has no chat template; set chat_template (or RM_CHAT_TEMPLATE) to "
             f"the path of a Jinja template, or to {PLAIN_TEMPLATE!r} for single-turn pairs"
         )
-    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    content, num_tokens = _content(stamps)
     date = settings.template_date.isoformat()
     libraries = [version("transformers"), version("tokenizers")]
     return TokenizerFiles(
@@ -100,30 +111,33 @@ def find_model(settings: Settings, tokenizer: TokenizerFiles) -> ModelFiles:
     """The model to train; raises SettingsError if it is none, or if the tokenizer has ids that it does not know."""
     if settings.model is None:
         return _toy(tokenizer)
-    directory = _directory(settings.model, "model (or RM_MODEL)", ["config.json"], is_model=True)
-    configuration = _read_json(directory / "config.json")
-    vocab_size = configuration.get("vocab_size") or configuration.get("text_config", {}).get("vocab_size")
-    if not isinstance(vocab_size, int):
+    setting, small_files = "model (or RM_MODEL)", [CONFIGURATION, ADAPTER, f"*{INDEX}"]
+    directory = _directory(settings.model, setting, small_files, is_model=True)
+    local = Path(settings.model).expanduser().is_dir()
+    files = [directory / CONFIGURATION, *(directory.glob(_WEIGHTS) if local else ())]
+    others = [path for pattern in small_files for path in directory.glob(pattern)]
+    with _named(setting, settings.model):
+        configuration = _checked_model(directory, _stamps([*files, *others]))
+    text_part = configuration.get("text_config")
+    vocab_size = configuration.get("vocab_size") or (isinstance(text_part, dict) and text_part.get("vocab_size"))
+    if type(vocab_size) is not int or vocab_size < 1:
         raise SettingsError(f"model (or RM_MODEL) is {settings.model!r}: its config.json states no vocab_size")
     if tokenizer.num_tokens > vocab_size:
         raise SettingsError(
             f"the tokenizer has ids up to {tokenizer.num_tokens - 1}, the model {settings.model!r} only {vocab_size} "
             "embeddings: set tokenizer (or RM_TOKENIZER) to the model's own, or resize the model's embeddings"
         )
-    local = Path(settings.model).expanduser().is_dir()
     if local and not list(directory.glob(_WEIGHTS)):
         raise SettingsError(
             f"model (or RM_MODEL) is {settings.model!r}: no {_WEIGHTS} there; pickled weights are never opened"
         )
-    files = [directory / "config.json", *(directory.glob(_WEIGHTS) if local else ())]
-    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     revision = None if local else directory.name  # the Hub's cache names a snapshot by its commit
     return ModelFiles(
         name=str(directory) if local else settings.model,
         revision=revision,
         toy=False,
         vocab_size=vocab_size,
-        identity=fingerprint(_files_identity(stamps), revision),
+        identity=fingerprint(_files_identity(_stamps(files)), revision),
     )
 
 
@@ -185,14 +199,20 @@ def _has_chat_template(directory: Path) -> bool:
     if any((directory / file).is_file() for file in ("chat_template.jinja", "chat_template.json")):
         return True
     configuration = directory / "tokenizer_config.json"
-    return configuration.is_file() and bool(_read_json(configuration).get("chat_template"))
+    return configuration.is_file() and bool(read_json(configuration).get("chat_template"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _named(setting: str, value: str) -> Iterator[None]:
+    """Errors in files as errors of the setting that names them."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError) as error:
-        raise SettingsError(f"cannot read {path.name!r} in {str(path.parent)!r}: {type(error).__name__}") from None
+        yield
+    except SettingsError as error:
+        raise SettingsError(f"{setting} is {value!r}: {error}") from None
+
+
+def _stamps(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
+    return tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
 
 
 @functools.lru_cache(maxsize=8)
@@ -201,22 +221,19 @@ def _files_identity(stamps: tuple[tuple[str, int, int], ...]) -> str:
 
 
 @functools.lru_cache(maxsize=8)
+def _checked_model(directory: Path, stamps: tuple[tuple[str, int, int], ...]) -> dict[str, Any]:
+    """The configuration of a model whose files are sound; the stamps only key this cache."""
+    return check_model_files(directory)
+
+
+@functools.lru_cache(maxsize=8)
 def _content(stamps: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
     """Hash of the files, and one more than the largest id; the stamps only key this cache."""
     paths = [Path(name) for name, *_ in stamps]
-    fast = next((path for path in paths if path.name == "tokenizer.json"), None)
-    num_tokens = _num_tokens(_read_json(fast)) if fast else _num_tokens_loaded(paths[0].parent)
+    directory = paths[0].parent
+    check_tokenizer_files(directory)
+    num_tokens = num_ids(directory)
+    if num_tokens is None or asks_for_code(directory):  # only a library tells, and before any work
+        loaded = load_tokenizer(str(directory)).get_vocab().values()
+        num_tokens = num_tokens or 1 + max(int(number) for number in loaded)
     return files_fingerprint(paths), num_tokens
-
-
-def _num_tokens(tokenizer: dict[str, Any]) -> int:
-    vocabulary = tokenizer.get("model", {}).get("vocab") or {}
-    ids: Iterable[int] = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = [token["id"] for token in tokenizer.get("added_tokens") or []]
-    return 1 + int(max([*added, max(ids, default=-1)]))
-
-
-def _num_tokens_loaded(directory: Path) -> int:
-    from transformers import AutoTokenizer
-
-    return 1 + max(int(number) for number in AutoTokenizer.from_pretrained(str(directory)).get_vocab().values())

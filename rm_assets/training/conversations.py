@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from rm_assets.data.chat import message_dict
-from rm_assets.data.encoders import reraise_unless_of_the_tokenizer
+from rm_assets.data.pretrained import check_model_files, load_tokenizer, reraise_unless_of_a_library
 from rm_assets.training.devices import prepare
 from rm_assets.training.job import TrainingError
 
@@ -45,11 +45,15 @@ def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str
     No code of the directory is run, and no pickle opened.
     """
     prepare()
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(directory, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        if not directory.is_dir():
+            raise NotADirectoryError("no such directory")
+        check_model_files(directory)
+        tokenizer = load_tokenizer(str(directory))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever the files lead transformers to
         reason = " ".join(str(error).split())[:500]
         raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error
     if model.config.num_labels != 1:
@@ -81,7 +85,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     try:
         return [int(number) for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
     except BaseException as error:
-        reraise_unless_of_the_tokenizer(error)
+        reraise_unless_of_a_library(error)
         raise ConversationError(f"the tokenizer fails on it ({type(error).__name__})") from None
 
 

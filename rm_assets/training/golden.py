@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
+from rm_assets.data.pretrained import load_tokenizer
 from rm_assets.training.conversations import (
     ConversationError,
     Padding,
@@ -42,7 +42,7 @@ def write_golden_scores(directory: Path, model: Any) -> None:
 
     It is used up by this: the model is left in bfloat16.
     """
-    scorer = Scorer(model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+    scorer = Scorer(model, load_tokenizer(str(directory)))
     rendered = list(_rendered(scorer))[:NUM_CONVERSATIONS]
     ids = [text_ids(scorer.tokenizer, text) for _, text in rendered]
     scores = sequence_logits(scorer, ids, _BATCH_SIZE)

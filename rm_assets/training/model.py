@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rm_assets.data import pretrained
+from rm_assets.settings import SettingsError
 from rm_assets.training.job import TrainingError, TrainingJob
 
 HEAD = "score"
@@ -49,13 +51,17 @@ def _toy_model(job: TrainingJob) -> tuple[Any, bool]:
         config = AutoConfig.from_pretrained(job.model, trust_remote_code=False, num_labels=1)
         # the configuration's own special ids may lie outside the new vocabulary
         config.vocab_size, config.pad_token_id = job.vocab_size, job.pad_token_id
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), True
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        return AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        ), True
+    except Exception as error:  # whatever a configuration leads transformers to
         raise _unloadable(job.model, error) from error
 
 
 def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
     try:
+        if Path(job.model).is_dir():
+            pretrained.check_model_files(Path(job.model))
         model, info = AutoModelForSequenceClassification.from_pretrained(
             job.model,
             revision=job.model_revision or "main",
@@ -65,7 +71,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a configuration or its weights lead transformers to
         raise _unloadable(job.model, error) from error
     missing = set(info["missing_keys"])
     is_new_head = f"{HEAD}.weight" in missing
@@ -77,7 +83,8 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
 
 def _unloadable(model: str, error: Exception) -> TrainingError:
     reason = " ".join(str(error).split())[:500]
-    return TrainingError(f"model {model!r} cannot be loaded as a reward model: {reason}; change the setting model")
+    told = reason if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {reason}"
+    return TrainingError(f"model {model!r} cannot be loaded as a reward model: {told}; change the setting model")
 
 
 def _check_shape(model: Any, name: str) -> None:
@@ -114,10 +121,9 @@ def load_tokenizer(job: TrainingJob) -> Any:
     """
     revision = job.model_revision if job.tokenizer == job.model else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(job.tokenizer, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise TrainingError(f"tokenizer {job.tokenizer!r} cannot be loaded: {reason}") from error
+        tokenizer = pretrained.load_tokenizer(job.tokenizer, revision)
+    except SettingsError as error:
+        raise TrainingError(str(error)) from None
     token = tokenizer.convert_ids_to_tokens(job.pad_token_id) if job.pad_token_id >= 0 else None
     if token is None:
         raise TrainingError(f"tokenizer {job.tokenizer!r} has no token of id {job.pad_token_id!r} to pad with")

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import ipaddress
+import json
 import os
 import shutil
 import signal
@@ -20,13 +21,15 @@ from rm_assets.definitions import definitions
 from rm_assets.settings import knobs
 from rm_assets.training.processes import free_address
 
-PACKAGE = Path(__file__).parents[2] / "rm_assets"
+ROOT = Path(__file__).parents[2]
+ROOMS = (ROOT / "rm_assets", ROOT / "benchmarks")
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
     "torch.load", "torch.save", "pd.read_pickle", "torch.distributed.checkpoint", "yaml.load", "yaml.unsafe_load",
     "all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list", "trust_remote_code=True",
     "allow_pickle=True", "use_safetensors=False",
 }  # fmt: skip
+FROM_FILES = ("from_pretrained", "from_config")
 OWN_CHILDREN = ("/multiprocessing/", "/concurrent/futures/")
 OFFLINE = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
@@ -43,6 +46,16 @@ def forbidden_in(source: str) -> Iterator[str]:
             yield from (call for call in FORBIDDEN_CALLS if name == call or name.endswith(f".{call}"))
         elif isinstance(node, ast.keyword) and node.arg is not None:
             yield from FORBIDDEN_CALLS & {f"{node.arg}={ast.unparse(node.value)}"}
+        elif isinstance(node, ast.Call) and may_ask_for_code(node):
+            yield f"{ast.unparse(node.func)} without trust_remote_code=False"
+
+
+def may_ask_for_code(call: ast.Call) -> bool:
+    """Whether a call loads files of a model without saying that their code is not run: transformers may ask then."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in FROM_FILES:
+        return False
+    said = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+    return said != ["False"]
 
 
 @pytest.mark.parametrize(
@@ -56,15 +69,42 @@ def forbidden_in(source: str) -> Iterator[str]:
         "np.load(path, allow_pickle=True)",
         "import torch.distributed as d\nd.all_gather_object(a, b)",
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained(name)",
+        "AutoTokenizer.from_pretrained(name, trust_remote_code=None)",
+        "AutoModel.from_config(configuration, **options)",
+        "peft.PeftModel.from_pretrained(model, directory)",
     ],
 )
 def test_the_scan_finds_what_opens_a_pickle(source: str) -> None:
     assert list(forbidden_in(source)) != []
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", sorted(path for room in ROOMS for path in room.rglob("*.py")), ids=str)
 def test_no_module_can_open_a_pickle(path: Path) -> None:
     assert list(forbidden_in(path.read_text())) == []
+
+
+def test_code_of_a_tokenizer_is_not_run_where_the_terminal_says_yes(tmp_path: Path) -> None:
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    configuration = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "chat_template": "{{ messages[0].content }}"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(configuration))
+    (directory / "vocab.json").write_text('{"a": 0}')
+    (directory / "own.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Own: pass\n")
+    run = subprocess.run(
+        [*COMMAND, "asset", "materialize", "-m", "rm_assets.definitions", "--select", "raw_preferences"],
+        env={**os.environ, "RM_TOKENIZER": str(directory), "DAGSTER_HOME": str(tmp_path), "HF_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        input="y\n" * 100,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert not (tmp_path / "canary").exists()
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith(f"error: raw_preferences: tokenizer (or RM_TOKENIZER) is {str(directory)!r}: ")
+    assert last.endswith("code of its own, which is never run: give a tokenizer that transformers knows")
 
 
 def test_no_asset_hands_a_value_to_dagsters_pickling_store() -> None:

@@ -1,0 +1,244 @@
+"""Files of tokenizers and models, which anyone may have written: checked as data before a library loads them.
+
+No code of theirs is run and no pickle is opened, whatever they name and whoever answers at the terminal. What would
+take too much memory, or abort a library's process, is refused by the files' JSON; every other failure of a library
+becomes one SettingsError.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from rm_assets.settings import SettingsError
+
+ADAPTER = "adapter_config.json"
+WEIGHTS = ".safetensors"
+INDEX = ".safetensors.index.json"
+CONFIGURATION = "config.json"
+_FAST = "tokenizer.json"
+_OF_TOKENIZER = "tokenizer_config.json"
+_GET_AGAIN = "get the files again, or have save_pretrained of transformers write them"
+_SPARE_IDS = 2**16
+"""How far ids may lie above twice the number of tokens: memory is taken for every id up to the largest."""
+_NO_COUNT = ("tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
+"""Vocabularies that are not read here: they hold no more tokens than bytes."""
+_MESSAGE_CHARACTERS = 300
+_MOST = {"layer": 10_000, "^num_|^n_(?!ctx|positions)": 1_000_000}
+"""The largest counts that a configuration may state, by what is in their names."""
+# By these names transformers takes classes of its own that are no tokenizers, too: those of models open pickles.
+_TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises SettingsError where there is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        _refuse(path, f"not a JSON object that can be read ({_told(error)})")
+
+
+def _refuse(path: Path, problem: str) -> NoReturn:
+    raise SettingsError(f"{path.name!r} in {str(path.parent)!r}: {problem}; {_GET_AGAIN}")
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}…"
+
+
+def reraise_unless_of_a_library(error: BaseException) -> None:
+    """Let interrupts pass: a panic of Rust code is no `Exception`, but neither is what stops a run."""
+    if isinstance(error, MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        raise error
+
+
+# --- tokenizers ----------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a directory or Hub name as transformers loads it; raises SettingsError where it does not."""
+    from transformers import AutoTokenizer, dynamic_module_utils
+
+    # Classes that load other tokenizers forget trust_remote_code: without any time to answer, nobody is asked.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    if Path(name).is_dir():
+        check_tokenizer_files(Path(name))
+    with tokenizer_errors(name):
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def tokenizer_errors(name: str) -> Iterator[None]:
+    """Whatever transformers and tokenizers raise over a tokenizer's files as one SettingsError."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except BaseException as error:
+        reraise_unless_of_a_library(error)
+        problem = f"its files do not load ({_told(error)}); {_GET_AGAIN}"
+        if asks_for_code(Path(name)):
+            problem = "auto_map asks for code of its own, which is never run: give a tokenizer that transformers knows"
+        raise SettingsError(f"tokenizer (or RM_TOKENIZER) is {name!r}: {problem}") from None
+
+
+def asks_for_code(directory: Path) -> bool:
+    """Whether a tokenizer names a class that is code of its own; transformers may still have one that does as well."""
+    path = directory / _OF_TOKENIZER
+    return path.is_file() and "auto_map" in read_json(path)
+
+
+def check_tokenizer_files(directory: Path) -> None:
+    """Raise SettingsError, which names the file, where a library must not be given one of a tokenizer's files."""
+    for path in (directory / _OF_TOKENIZER, directory / CONFIGURATION):
+        found = read_json(path) if path.is_file() else {}
+        name = found.get("tokenizer_class")
+        if name is not None and not (isinstance(name, str) and _TOKENIZER_CLASS.fullmatch(name)):
+            _refuse(path, f"tokenizer_class is {name!r}, not the name of a tokenizer's class")
+        _check_counts(path, found)
+        if "fast_tokenizer_files" in found:
+            _refuse(path, f"fast_tokenizer_files names other files than {_FAST}, which is the one to read")
+    ids_by_file = {directory / name: ids for name, ids in _ids(directory)}
+    num_tokens = sum(len(ids) for ids in ids_by_file.values())
+    num_tokens += sum((directory / name).stat().st_size for name in _NO_COUNT if (directory / name).is_file())
+    for path, ids in ids_by_file.items():
+        _check_ids(path, ids, 2 * num_tokens + _SPARE_IDS)
+
+
+def num_ids(directory: Path) -> int | None:
+    """One more than the largest id in a checked tokenizer.json; None where there is no such file."""
+    if not (directory / _FAST).is_file():
+        return None
+    return 1 + max(_fast_ids(directory / _FAST), default=-1)
+
+
+def _check_ids(path: Path, ids: list[Any], limit: int) -> None:
+    for number in ids:
+        if type(number) is not int or not 0 <= number < limit:
+            _refuse(path, f"the id {_short(number)} is not a whole number from 0 to {limit - 1}, for so many tokens")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _ids(directory: Path) -> Iterator[tuple[str, list[Any]]]:
+    """The ids that each file of a tokenizer gives to tokens; they may be anything."""
+    if (path := directory / _FAST).is_file():
+        yield _FAST, _fast_ids(path)
+    if (path := directory / _OF_TOKENIZER).is_file():
+        added = read_json(path).get("added_tokens_decoder", {})
+        if not isinstance(added, dict):
+            _refuse(path, f"added_tokens_decoder is {_short(added)}, not an object from ids to tokens")
+        yield _OF_TOKENIZER, [int(name) if re.fullmatch(r"[0-9]{1,20}", name) else name for name in added]
+    for name in ("added_tokens.json", "vocab.json"):
+        if (path := directory / name).is_file():
+            yield name, list(read_json(path).values())
+
+
+def _fast_ids(path: Path) -> list[Any]:
+    definition = read_json(path)
+    model, added = definition.get("model"), definition.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list):
+        _refuse(path, "model.vocab is neither an object from tokens to ids nor a list of tokens")
+    if not isinstance(added, list) or not all(isinstance(token, dict) and "id" in token for token in added):
+        _refuse(path, "added_tokens is not a list of objects with an id")
+    numbers: Iterable[Any] = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return [*numbers, *(token["id"] for token in added)]
+
+
+# --- models --------------------------------------------------------------------------------------------------
+
+
+def check_model_files(directory: Path) -> dict[str, Any]:
+    """The configuration of a model; raises SettingsError, which names the file, where its files must not be loaded.
+
+    Of a model on the Hub the small files are here; where safetensors are, too, their headers must be sound.
+    """
+    path = directory / CONFIGURATION
+    configuration = read_json(path)
+    if (directory / ADAPTER).is_file():
+        raise SettingsError(
+            f"{ADAPTER!r} in {str(directory)!r}: an adapter, not a whole model; merge it into its model "
+            "(merge_and_unload of peft), and give the directory of that"
+        )
+    _check_configuration(path, configuration)
+    for index in sorted(directory.glob(f"*{INDEX}")):
+        _check_index(index)
+    for weights in sorted(directory.glob(f"*{WEIGHTS}")):
+        _check_header(weights)
+    return configuration
+
+
+def _check_configuration(path: Path, configuration: dict[str, Any]) -> None:
+    if configuration.get("auto_map") and not _is_known(configuration.get("model_type")):
+        raise SettingsError(
+            f"{path.name!r} in {str(path.parent)!r}: auto_map asks for code of its own, which is never run; "
+            "give a model of a type that transformers knows"
+        )
+    _check_counts(path, configuration)
+    for name, value in _values(configuration):
+        if name.endswith("_implementation") and "/" in str(value):
+            _refuse(path, f"{name} is {_short(value)}, code on the Hub that is never run")
+    named = configuration.get("transformers_weights")
+    if named is not None and not _is_weights_name(named, (WEIGHTS, INDEX)):
+        _refuse(path, f"transformers_weights is {_short(named)}, not a safetensors file beside it")
+
+
+def _check_counts(path: Path, configuration: dict[str, Any]) -> None:
+    """Refuse counts that are taken for the lengths of lists when the file is read, whatever the weights are."""
+    for name, value in _values(configuration):
+        limit = next((most for pattern, most in _MOST.items() if re.search(pattern, name)), None)
+        if limit is not None and isinstance(value, int | float) and not -limit <= value <= limit:
+            _refuse(path, f"{name} is {_short(value)}, more than {limit}")
+
+
+def _is_known(model_type: Any) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
+
+
+def _values(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value below an object, with its name."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            yield from found.items()
+        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else []
+
+
+def _is_weights_name(name: Any, endings: tuple[str, ...] = (WEIGHTS,)) -> bool:
+    return isinstance(name, str) and name.endswith(endings) and Path(name).name == name and "\\" not in name
+
+
+def _check_index(path: Path) -> None:
+    index = read_json(path)
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not isinstance(index.get("metadata"), dict) or not names:
+        _refuse(path, "weight_map and metadata are not objects, as an index has them")
+    for name in names.values():
+        if not _is_weights_name(name):
+            _refuse(path, f"weight_map names {_short(name)}, not a safetensors file beside it")
+    present = {file.name for file in path.parent.glob(f"*{WEIGHTS}")}
+    if present and (missing := sorted(set(names.values()) - present)):
+        _refuse(path, f"{missing[0]!r}, which it names, is not there")
+
+
+def _check_header(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        _refuse(path, "not a regular file")
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        _refuse(path, f"not a safetensors file that can be read ({_told(error)})")
