@@ -6,7 +6,6 @@ that each model gives. FILE is a source as rows and rejects show it, or the end 
 Exit codes: 0 found, 1 not found, 2 wrong arguments.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rm_assets.data.ownership import MANIFEST, is_snapshot_name
 from rm_assets.data.records import MEANINGS, Reason, Stage
 from rm_assets.data.shown_text import name_of, one_line, printable
-from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_snapshot, read_snapshot
-from rm_assets.data.storage import StorageError, is_remote, on_its_system, place
+from rm_assets.data.snapshots import REJECTS, Snapshot, SnapshotError, latest_name, latest_snapshot, read_snapshot
+from rm_assets.data.storage import StorageError, is_remote, on_its_system, place, subdirectories
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 
@@ -225,21 +225,26 @@ def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
 
 def _models(storage: Path) -> list[Path]:
     """The directories of all models, oldest first."""
-    manifests = (storage / _MODEL).glob(f"*/{MANIFEST}")
+    named = filter(is_snapshot_name, subdirectories(storage / _MODEL))
+    manifests = [path for name in named if (path := storage / _MODEL / name / MANIFEST).exists()]
     return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns)]
 
 
 def _standing(storage: Path, model: str) -> str:
     promoted = latest_snapshot(storage, _PROMOTED)
-    marks = ["promoted"] if promoted and promoted.manifest.inputs[_MODEL] == model else []
-    latest = storage / _MODEL / LATEST
-    if latest.exists() and json.loads(latest.read_bytes())["snapshot"] == model:
+    marks = ["promoted"] if promoted and promoted.manifest.inputs.get(_MODEL) == model else []
+    if latest_name(storage, _MODEL) == model:
         marks.append("newest")
     return f" ({', '.join(marks)})" if marks else ""
 
 
 def _without_scores(storage: Path, model: Path, wanted: dict[str, Any]) -> str:
-    padded = json.loads((model / MANIFEST).read_bytes())["data_snapshot"]
+    from rm_assets.training.result import TrainingResultError, read_manifest
+
+    try:
+        padded = read_manifest(model)["data_snapshot"]
+    except TrainingResultError as error:
+        raise SnapshotError(str(error)) from None
     try:
         data = read_snapshot(storage / Stage.PADDED / padded)
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rm_assets.data.file_bytes import RejectedFileError, Status, file_status, opened
 from rm_assets.data.remote_files import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
-from rm_assets.data.storage import is_remote, place
+from rm_assets.data.storage import is_remote, lies_in, place, remote_path_below
 from rm_assets.settings import SettingsError
 
 SETTING = "annotations (or RM_ANNOTATIONS)"
@@ -61,18 +61,31 @@ class Annotations:
 @dataclass(kw_only=True)
 class _Found:
     base: Path
+    storage: Path | None = None  # whose files are left out
     files: list[Path] = field(default_factory=list)
     unsearched: list[Path] = field(default_factory=list)  # linked directories, and those a glob names
     unlisted: list[Path] = field(default_factory=list)  # directories that cannot be listed
     statuses: dict[Path, RemoteStatus] = field(default_factory=dict)  # of remote files, where the listing tells them
+    _known: dict[Path, bool] = field(default_factory=dict)  # whether a directory lies in the storage
+
+    def is_left_out(self, path: Path) -> bool:
+        """Whether a path lies in the storage, itself or by where it leads to."""
+        if self.storage is None:
+            return False
+        if is_remote(path) or path.is_symlink():
+            return lies_in(path, self.storage)
+        if path.parent not in self._known:
+            self._known[path.parent] = lies_in(path.parent, self.storage)
+        return self._known[path.parent]
 
 
-def find_annotations(setting: str) -> Annotations:
-    """The annotation files of a path, a directory (searched in all depths) or a glob.
+def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
+    """The annotation files of a path, a directory (searched in all depths) or a glob, but for those in the storage.
 
-    Raises SettingsError where there is none, or where a path given by itself cannot be read.
+    Raises SettingsError where there is none, where a path given by itself cannot be read, or where all that the setting
+    names lies in the storage, whose files would be read as annotations, and change with every run.
     """
-    found = _find(setting)
+    found = _find(setting, storage)
     wanted = {path: source_name(path, found.base) for path in found.files if path.name.endswith(SUFFIXES)}
     wanted |= {path: source_name(path, found.base) + "/" for path in found.unlisted}
     ignored = [source_name(path, found.base) for path in found.files if path not in wanted]
@@ -115,18 +128,20 @@ def _conversion(name: str) -> str:
     return f'. To convert it: python -c "{code}"'
 
 
-def _find(setting: str) -> _Found:
+def _find(setting: str, storage: Path | None) -> _Found:
     try:
         if "://" in setting:
             path = place(setting)
-            return _at_uri(setting, path) if is_remote(path) else _find(str(path))
+            return _at_uri(setting, path, storage) if is_remote(path) else _find(str(path), storage)
         path = Path(setting).expanduser()
+        is_there = path.exists() or path.is_symlink()
+        if not is_there and _MAGIC.search(setting):
+            return _in_glob(setting, path, storage)
+        _refuse_inside(setting, path, storage)
         if path.is_dir():
-            return _in_directory(path)
-        if path.exists() or path.is_symlink():
+            return _in_directory(path, storage)
+        if is_there:
             return _by_itself(path)
-        if _MAGIC.search(setting):
-            return _in_glob(path)
     except RejectedFileError as error:
         raise _error(setting, f"{Path(setting).name!r} cannot be read: {error.detail}") from None
     except SettingsError:
@@ -137,15 +152,24 @@ def _find(setting: str) -> _Found:
     raise _error(setting, "there is no such file or directory")
 
 
-def _at_uri(setting: str, path: Path) -> _Found:
+def _refuse_inside(setting: str, path: Path, storage: Path | None) -> None:
+    if storage is not None and lies_in(path, storage):
+        raise _error(setting, f"that is inside the storage {str(storage)!r}: move it out, or set another storage")
+
+
+def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
     kind = remote_kind(path)
+    if kind or not _MAGIC.search(setting):
+        _refuse_inside(setting, path, storage)
     if kind == "file":
         return _by_itself(path)
     if kind == "directory":
+        inside = remote_path_below(storage, path) if storage is not None else None
         statuses = {
             path / name: status
             for name, status in remote_files(path)
             if not any(part.startswith(".") for part in name.split("/"))
+            and not (inside and name.strip("/").startswith(f"{inside}/"))
         }
         return _Found(base=path, files=list(statuses), statuses=statuses)
     if not _MAGIC.search(setting):
@@ -154,8 +178,11 @@ def _at_uri(setting: str, path: Path) -> _Found:
         require_reachable(path)  # a bucket that is there: object stores know a directory by its files alone
         raise _error(setting, "there is no such file or directory yet", NothingToReadError)
     fixed = _MAGIC.split(setting, maxsplit=1)[0].rsplit("/", 1)[0]
-    found = _Found(base=place(fixed))
+    found = _Found(base=place(fixed), storage=storage)
+    _refuse_inside(setting, found.base, storage)
     for match, status in remote_matches(setting):
+        if found.is_left_out(match):
+            continue
         if status is None:
             found.unsearched.append(match)
         else:
@@ -171,8 +198,9 @@ def _by_itself(path: Path) -> _Found:
     return _Found(base=path.parent, files=[path])
 
 
-def _in_directory(base: Path) -> _Found:
-    found = _Found(base=base)
+def _in_directory(base: Path, storage: Path | None) -> _Found:
+    found = _Found(base=base, storage=storage)
+    number = storage.stat().st_ino if storage is not None and not is_remote(storage) and storage.exists() else None
     waiting = [base]
     while waiting:
         directory = waiting.pop()
@@ -185,8 +213,10 @@ def _in_directory(base: Path) -> _Found:
             continue
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                waiting.append(Path(entry.path))
-            else:
+                is_storage = entry.inode() == number and storage is not None and storage.samefile(entry.path)
+                if not is_storage:
+                    waiting.append(Path(entry.path))
+            elif not (entry.is_symlink() and found.is_left_out(Path(entry.path))):
                 _take(Path(entry.path), found)
     return found
 
@@ -196,11 +226,13 @@ def _visible(directory: Path) -> Iterator["os.DirEntry[str]"]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _in_glob(path: Path) -> _Found:
+def _in_glob(setting: str, path: Path, storage: Path | None) -> _Found:
     first_magic = next(i for i, part in enumerate(path.parts) if _MAGIC.search(part))
-    found = _Found(base=Path(*path.parts[:first_magic]))
+    found = _Found(base=Path(*path.parts[:first_magic]), storage=storage)
+    _refuse_inside(setting, found.base, storage)
     for entry in found.base.glob("/".join(path.parts[first_magic:])):
-        _take(entry, found)
+        if not found.is_left_out(entry):
+            _take(entry, found)
     return found
 
 

@@ -37,18 +37,18 @@ Grams = np.ndarray[Any, np.dtype[np.uint64]]
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-def find_evaluation_files(evaluation_files: dict[str, str]) -> list[AnnotationFile]:
+def find_evaluation_files(evaluation_files: dict[str, str], storage: Path | None = None) -> list[AnnotationFile]:
     """The files of every evaluation set, their sources marked by its name; raises SettingsError as annotations do."""
     return [
         dataclasses.replace(file, source=f"{EVALUATION_PREFIX}{name}/{file.source}")
         for name, setting in sorted(evaluation_files.items())
-        for file in _found(name, setting).files
+        for file in _found(name, setting, storage).files
     ]
 
 
-def _found(name: str, path: str) -> Annotations:
+def _found(name: str, path: str, storage: Path | None) -> Annotations:
     try:
-        return find_annotations(path)
+        return find_annotations(path, storage)
     except SettingsError as error:
         setting = f"evaluation_files (or RM_EVALUATION_FILES), {name!r},"
         raise SettingsError(str(error).replace(SETTING, setting, 1)) from None

@@ -25,10 +25,11 @@ from rm_assets.data.annotations import AnnotationFile
 from rm_assets.data.file_bytes import Change, OpenedFile, RejectedFileError, Status, file_stamp, opened
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import held_lock, local_directory
+from rm_assets.data.ownership import MANIFEST, claim_storage, remove_unfinished_files
 from rm_assets.data.records import Stage
 from rm_assets.data.remote_files import RemoteStatus
-from rm_assets.data.snapshots import LATEST, MANIFEST
-from rm_assets.data.storage import is_remote, read_file, remove_files, unfinished_files, write_json
+from rm_assets.data.snapshots import latest_name
+from rm_assets.data.storage import is_remote, read_file, write_json
 
 ASSET = "annotation_files"
 CONTENT = "content_version"
@@ -100,6 +101,7 @@ def content_listing(
         unread=tuple(unread),
     )
     if (kept := look.to_keep(is_waiting=version is None)) != before:
+        claim_storage(storage)
         _write(home, kept)
     return listing
 
@@ -114,10 +116,6 @@ def published_version(storage: Path) -> str | None:
     return raw.facts.get(CONTENT) if last.inputs.get(Stage.RAW) == raw.snapshot else None
 
 
-class _Latest(msgspec.Struct):
-    snapshot: str
-
-
 class _Head(msgspec.Struct):
     """What a manifest says above its shards."""
 
@@ -127,7 +125,9 @@ class _Head(msgspec.Struct):
 
 
 def _latest(storage: Path, asset: str) -> _Head:
-    name = msgspec.json.decode(read_file(storage / asset / LATEST), type=_Latest).snapshot
+    name = latest_name(storage, asset)
+    if name is None:
+        raise FileNotFoundError(storage / asset)
     return msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Head)
 
 
@@ -140,7 +140,7 @@ def _read(path: Path) -> _Cache:
 def _write(home: Path, cache: _Cache) -> None:
     """The sensor and a run may look at the same time, and a killed one leaves what it had begun to write."""
     with held_lock(home / "writer.lock", ASSET, lambda _: None):
-        remove_files(unfinished_files(home))
+        remove_unfinished_files(home)
         write_json(home / _FILE, cache)
 
 

@@ -96,6 +96,8 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(path.open("rb")) if is_remote(path) else _local_source(path)
             yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
+    except FileNotFoundError:
+        raise SnapshotError(f"{str(path)!r} is gone, perhaps removed by another run: run again") from None
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system, and it says what

@@ -7,7 +7,10 @@ and the rejects of the same snapshot are replaced, and the data stay as they are
 """
 
 import contextlib
+import dataclasses
+import threading
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,17 +21,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import held_lock, local_directory
+from rm_assets.data.locks import Pin, held_lock, local_directory, pinned
+from rm_assets.data.ownership import (
+    MANIFEST,
+    TRAINING,
+    begin_snapshot,
+    claim_storage,
+    clear_staging,
+    finish_removals,
+    finish_snapshot,
+    is_snapshot_name,
+    is_staged_directory,
+    remove_snapshot,
+    remove_staged_directory,
+    remove_staged_files,
+    remove_unfinished_files,
+    retired,
+)
+from rm_assets.data.ownership import STAGING as STAGING
 from rm_assets.data.parquet import parquet_writer
 from rm_assets.data.snapshots import (
     LATEST,
-    MANIFEST,
     REJECTS,
     Manifest,
     Shard,
     ShardFile,
     Snapshot,
     SnapshotError,
+    latest_name,
     latest_snapshot,
     read_snapshot,
 )
@@ -42,18 +62,14 @@ from rm_assets.data.storage import (
     place_files,
     read_file,
     remove_files,
-    remove_tree,
     subdirectories,
     sync_directory,
-    unfinished_files,
     write_json,
 )
 
-TRAINING = ".training"
-"""Where the unfinished trainings of an asset lie, each with a JSON file that names its `data_snapshot`."""
-
-STAGING = ".staging"
 _ATTEMPTS = 3
+_pins_of_results: "weakref.WeakValueDictionary[tuple[Path, int], Pin]" = weakref.WeakValueDictionary()
+"""The pin of what each thread published last of an asset."""
 
 
 class ShardWriter:
@@ -144,7 +160,7 @@ def stage_shard(
     `fill` writes the tables and returns figures. Where it raises, nothing is left.
     """
     staging = asset_directory / STAGING
-    directory = staging / uuid.uuid4().hex
+    directory = staging / f"{name}.{uuid.uuid4().hex}"
     writer = ShardWriter(directory, name)
     try:
         stats = fill(writer)
@@ -157,7 +173,7 @@ def stage_shard(
     except BaseException:
         writer.abandon()
         with contextlib.suppress(Exception):  # room for others, should the disk be full
-            remove_tree(directory)
+            remove_staged_directory(directory)
         raise
     return shard
 
@@ -182,29 +198,35 @@ class Publication:
         self._staging = self.directory / STAGING
         self._asset = asset
         self._keep_snapshots = keep_snapshots
-        self.previous = latest_snapshot(storage, asset)
+        self._latest = latest_name(storage, asset)
+        self.previous = latest_snapshot(storage, asset, pin=False)  # which nobody but this writer removes
         self._look()
         self._remove_unfinished_shards()
 
     def _look(self) -> None:
-        """Take in what is published."""
+        """Take in what is published. Where `latest.json` is lost, the newest snapshot is the one before."""
         self._published: dict[str, tuple[Path, Shard]] = {}
         self._homes: dict[str, Path] = {}  # where the files of each shard lie, by key
         self._sizes: dict[Path, dict[str, int]] = {}  # of the published snapshots' files
         read = {self.previous.directory: self.previous} if self.previous else {}
         for directory in self._snapshots():
-            snapshot = read.get(directory) or read_snapshot(directory)
+            try:
+                snapshot = read.get(directory) or read_snapshot(directory, pin=False)
+            except (FileNotFoundError, SnapshotError):  # its shards are found elsewhere, or computed again
+                continue
+            self.previous = self.previous or snapshot
             for shard in snapshot.manifest.shards:
                 self._published.setdefault(shard.key, (directory, shard))
 
-    def _snapshots(self) -> list[Path]:
-        """The snapshots on disk, newest first, `latest` before all."""
+    def _snapshots(self) -> dict[Path, float]:
+        """The snapshots on disk and when each was written, newest first, `latest` before all."""
         written: dict[Path, float] = {}
-        for name in subdirectories(self.directory):
+        for name in filter(is_snapshot_name, subdirectories(self.directory)):
             with contextlib.suppress(FileNotFoundError):
                 written[self.directory / name] = (self.directory / name / MANIFEST).stat().st_mtime
-        newest = [self.previous.directory] if self.previous else []
-        return newest + sorted(written.keys() - set(newest), key=written.__getitem__, reverse=True)
+        latest = self.previous.directory if self.previous else None
+        newest_first = sorted(written, key=lambda directory: (directory == latest, written[directory]), reverse=True)
+        return {directory: written[directory] for directory in newest_first}
 
     def find(self, key: str) -> Shard | None:
         """The finished shard of this key, from a published snapshot or from a run that was cut short."""
@@ -223,9 +245,10 @@ class Publication:
 
     def _staged(self, name: str) -> _Staged | None:
         try:
-            return msgspec.json.decode(read_file(self._staging / name), type=_Staged)
-        except (FileNotFoundError, msgspec.MsgspecError):
+            staged = msgspec.json.decode(read_file(self._staging / name), type=_Staged)
+        except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
             return None
+        return staged if is_staged_directory(staged.directory) else None
 
     def path(self, shard: Shard, folder: str) -> Path | None:
         """Where a found shard's file of a folder lies now; None if it is empty."""
@@ -261,9 +284,11 @@ class Publication:
             asset=self._asset, snapshot=name, identity=identity, inputs=inputs, facts=known, shards=tuple(shards)
         )
         if before and before.manifest == manifest and not new:
-            self._remove_what_nothing_names(before, new)
-            return before
-        directory = self.directory / name
+            if self._latest != name:
+                write_json(self.directory / LATEST, {"snapshot": name})
+            return self._published_now(before, new)
+        directory, paths = self.directory / name, {file.path for shard in shards for file in shard.files}
+        begin_snapshot(directory, paths)
         make_directory(directory)
         self._place(shards, directory)
         if callable(facts):
@@ -271,9 +296,19 @@ class Publication:
         sync_directory(directory, recursive=True)
         write_json(directory / MANIFEST, manifest)
         write_json(self.directory / LATEST, {"snapshot": name})
-        self.previous = Snapshot(directory, manifest, len(new))
-        self._remove_what_nothing_names(self.previous, new)
-        return self.previous
+        finish_snapshot(directory, paths)
+        return self._published_now(Snapshot(directory, manifest, len(new)), new)
+
+    def _published_now(self, snapshot: Snapshot, new: list[Shard]) -> Snapshot:
+        """Remove what is no longer needed. The result is pinned before others may take the next turn."""
+        self._latest, self.previous = snapshot.name, snapshot
+        own = self.directory.absolute(), threading.get_ident()
+        if (pin := _pins_of_results.get(own)) is not None:
+            pin.release()  # what this run made before does not stand in its own way
+        self._remove_what_nothing_names(new)
+        if pin := pinned(snapshot.directory):
+            _pins_of_results[own] = pin
+        return dataclasses.replace(snapshot, pin=pin)
 
     def _place(self, shards: list[Shard], directory: Path) -> None:
         for attempts_left in reversed(range(_ATTEMPTS)):
@@ -283,39 +318,44 @@ class Publication:
                 return
             except FileNotFoundError:  # another machine published or removed meanwhile what was found here
                 if not attempts_left:
-                    raise
+                    raise SnapshotError(
+                        f"{self._asset}: another run removed shards before they were published here: run again"
+                    ) from None
                 self._look()
 
-    def _remove_what_nothing_names(self, current: Snapshot, published: list[Shard]) -> None:
-        """Files left in the snapshot, snapshots beyond those to keep, and what runs that were cut short left."""
-        named = {file.path for shard in current.manifest.shards for file in shard.files}
-        tables = {name for name in file_sizes(current.directory) if name.endswith(".parquet")}  # not pictures
-        remove_files([current.directory / name for name in tables - named])
-        remove_files([*unfinished_files(self.directory), *unfinished_files(current.directory)])
-        older = self._snapshots()[self._keep_snapshots :]
-        pinned = pinned_snapshots(self._storage) if older else set()
-        for directory in older:
-            if (self._asset, directory.name) not in pinned:
-                remove_directory(directory)
-        remove_files([self._staging / f"{shard.key}.json" for shard in published])
+    def _remove_what_nothing_names(self, published: list[Shard]) -> None:
+        """What runs that were cut short left, snapshots beyond those to keep, and what was staged for this one."""
+        remove_unfinished_files(self.directory)
+        finish_removals(self.directory)
+        older = retired(self._snapshots(), self._keep_snapshots)
+        with contextlib.suppress(SnapshotError):  # of a manifest that may name any; who reads it will hear of it
+            pinned_by_others = pinned_snapshots(self._storage) if older else set()
+            for directory in older:
+                if (self._asset, directory.name) not in pinned_by_others:
+                    remove_snapshot(directory)
         # another machine may have published one meanwhile: then its home is a snapshot
         staged = [shard for shard in published if self._homes[shard.key].parent == self._staging]
-        remove_files([self._homes[shard.key] / file.path for shard in staged for file in shard.files])
-        for name in subdirectories(self.directory):
-            directory = self.directory / name
-            if not (directory / MANIFEST).exists() and is_abandoned(directory):
-                remove_tree(directory)
+        remove_files([self._staging / f"{shard.key}.json" for shard in published])
+        for shard in staged:
+            remove_staged_files(self._homes[shard.key], [file.path for file in shard.files])
+        for name, left in self._staged_shards().items():
+            if is_abandoned(self._staging / left.directory):
+                remove_files([self._staging / name])
+                remove_staged_files(self._staging / left.directory, [file.path for file in left.shard.files])
+        clear_staging(self._staging)
+
+    def _staged_shards(self) -> dict[str, _Staged]:
+        """The shards that are finished and not published, by the name of the file that tells so."""
+        names = [name for name in file_sizes(self._staging) if "/" not in name and name.endswith(".json")]
+        return {name: staged for name in names if (staged := self._staged(name))}
 
     def _remove_unfinished_shards(self) -> None:
-        """Remove directories in staging that no finished shard names; they would fill the disk run by run."""
-        directories = subdirectories(self._staging)
-        if not directories:
-            return
-        records = [name for name in file_sizes(self._staging) if "/" not in name and name.endswith(".json")]
-        named = {staged.directory for name in records if (staged := self._staged(name))}
+        """Remove the shards in staging that are not finished; they would fill the disk run by run."""
+        directories = [name for name in subdirectories(self._staging) if is_staged_directory(name)]
+        named = {staged.directory for staged in self._staged_shards().values()} if directories else set()
         for name in directories:
             if name not in named and is_abandoned(self._staging / name):
-                remove_tree(self._staging / name)
+                remove_staged_directory(self._staging / name)
 
 
 def _require_distinct(asset: str, shards: list[Shard]) -> None:
@@ -342,16 +382,29 @@ def unfinished_trainings(home: Path) -> Path:
 
 
 def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
-    """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from."""
-    pinned: set[tuple[str, str]] = set()
+    """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from.
+
+    Raises SnapshotError where the manifest of an asset's newest snapshot cannot be read, and what it needs is unknown.
+    """
+    needed: set[tuple[str, str]] = set()
     for asset in subdirectories(storage):
-        manifests = [storage / asset / name / MANIFEST for name in subdirectories(storage / asset)]
-        for path in (*manifests, *unfinished_trainings(storage / asset).glob("*.json")):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found = msgspec.json.decode(read_file(path), type=_Inputs)
-                pinned.update(found.inputs.items())
-                pinned.add(("padded_pairs", found.data_snapshot))
-    return pinned
+        for name in filter(is_snapshot_name, subdirectories(storage / asset)):
+            try:
+                needed |= _inputs(storage / asset / name / MANIFEST)
+            except msgspec.MsgspecError as error:
+                if latest_name(storage, asset) in (None, name):
+                    raise SnapshotError(f"{str(storage / asset / name / MANIFEST)!r} cannot be read: {error}") from None
+        for path in unfinished_trainings(storage / asset).glob("*.json"):
+            with contextlib.suppress(msgspec.MsgspecError):
+                needed |= _inputs(path)
+    return needed
+
+
+def _inputs(path: Path) -> set[tuple[str, str]]:
+    with contextlib.suppress(OSError):
+        found = msgspec.json.decode(read_file(path), type=_Inputs)
+        return {*found.inputs.items(), ("padded_pairs", found.data_snapshot)}
+    return set()
 
 
 class _Inputs(msgspec.Struct):
@@ -361,14 +414,9 @@ class _Inputs(msgspec.Struct):
     data_snapshot: str = ""
 
 
-def remove_directory(directory: Path) -> None:
-    """Remove a snapshot, its manifest first, so that what is half removed does not exist."""
-    remove_files([directory / MANIFEST])
-    remove_tree(directory)
-
-
 @contextlib.contextmanager
 def publication(storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object]) -> Iterator[Publication]:
     """The one writer's turn at an asset of a storage; a second one on this machine waits."""
+    claim_storage(storage, asset)
     with held_lock(storage / asset / "writer.lock", asset, say):
         yield Publication(storage, asset, keep_snapshots)

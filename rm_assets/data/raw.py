@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import pyarrow as pa
@@ -65,8 +65,9 @@ _NUM_THREADS = 2
 
 def files_to_read(settings: Settings) -> tuple[Annotations, list[AnnotationFile]]:
     """What the annotations setting names, and all files of it and of the evaluation sets."""
-    annotations = find_annotations(settings.annotations_path)
-    return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files)]
+    storage = place(settings.storage)
+    annotations = find_annotations(settings.annotations_path, storage)
+    return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files, storage)]
 
 
 def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
@@ -103,10 +104,18 @@ def _total_bytes(files: list[AnnotationFile]) -> int | None:
 # --- stamps: they only spare the reading, content decides -----------------------------------------------------
 
 
+class _Known(TypedDict):
+    """What is known of a file: its stamp, and the keys of its shards."""
+
+    stamp: list[Any]
+    keys: list[str]
+
+
 def _read_stamps(turn: Publication) -> dict[str, Any]:
     try:
-        return dict(msgspec.json.decode(read_file(turn.directory / _STAMPS)))
-    except (FileNotFoundError, msgspec.DecodeError):
+        known = msgspec.json.decode(read_file(turn.directory / _STAMPS), type=dict[str, _Known | None])
+        return dict(known)
+    except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
         return {}
 
 

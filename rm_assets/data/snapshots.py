@@ -5,16 +5,21 @@
 hashes the data files alone; `rm_assets.data.publication` writes them.
 """
 
-import json
-from dataclasses import dataclass
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from rm_assets.data.locks import Pin, pinned
+from rm_assets.data.ownership import MANIFEST as MANIFEST
+from rm_assets.data.ownership import is_inside, is_snapshot_name
 from rm_assets.data.storage import read_file
 
-MANIFEST = "manifest.json"
+Read = TypeVar("Read")
 LATEST = "latest.json"
 DATA = "data"
 REJECTS = "rejects"
@@ -81,11 +86,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published snapshot, pinned: its files do not change under a reader."""
+    """A published snapshot: its files do not change under a reader, and stay while it is pinned."""
 
     directory: Path
     manifest: Manifest
     num_new_shards: int = 0  # those that this publication computed; 0 for a snapshot that was merely read
+    pin: Pin | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -106,13 +112,31 @@ class Snapshot:
         ]
 
 
-def latest_snapshot(storage: Path, asset: str) -> Snapshot | None:
-    """The newest published snapshot of an asset, or None."""
-    try:
-        name = json.loads(read_file(storage / asset / LATEST))["snapshot"]
-        return read_snapshot(storage / asset / name)
-    except FileNotFoundError:
-        return None
+class _Latest(msgspec.Struct):
+    snapshot: str
+
+
+def latest_name(storage: Path, asset: str) -> str | None:
+    """The snapshot that `latest.json` names; None where it is missing, or damaged, which is as good."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.MsgspecError):
+        name = msgspec.json.decode(read_file(storage / asset / LATEST), type=_Latest).snapshot
+        return name if is_snapshot_name(name) else None
+    return None
+
+
+def latest_snapshot(storage: Path, asset: str, *, pin: bool = True) -> Snapshot | None:
+    """The newest published snapshot of an asset, or None. Unless it is pinned, another run may remove it."""
+    return latest_read(storage, asset, functools.partial(read_snapshot, pin=pin))
+
+
+def latest_read(storage: Path, asset: str, read: Callable[[Path], Read]) -> Read | None:
+    """What `read` gives for the directory of the newest snapshot; None where there is none."""
+    name, before = latest_name(storage, asset), None
+    while name and name != before:
+        with contextlib.suppress(FileNotFoundError):  # another run published a newer one, and removed this one
+            return read(storage / asset / name)
+        name, before = latest_name(storage, asset), name
+    return None
 
 
 def required_snapshot(storage: Path, asset: str, identity: str) -> Snapshot:
@@ -133,18 +157,43 @@ def required_snapshot(storage: Path, asset: str, identity: str) -> Snapshot:
 
 def parent_snapshot(storage: Path, child: Snapshot, asset: str) -> Snapshot:
     """The snapshot that a snapshot was made from; raises SnapshotError if it is gone."""
-    name = child.manifest.inputs[asset]
+    name = child.manifest.inputs.get(asset)
+    if not is_snapshot_name(name):
+        raise SnapshotError(
+            f"{str(child.directory / MANIFEST)!r} names no snapshot of {asset} but {name!r}: remove that directory and "
+            f"materialize {child.manifest.asset} again"
+        )
     try:
-        return read_snapshot(storage / asset / name)
+        return read_snapshot(storage / asset / str(name))
     except FileNotFoundError:
         raise SnapshotError(
-            f"{asset} {name!r}, of which {child.manifest.asset} was made, is gone: materialize both again"
+            f"{asset} {name!r}, of which {child.manifest.asset} was made, is gone, perhaps removed by another run: run "
+            "again, or materialize both again"
         ) from None
 
 
-def read_snapshot(directory: Path) -> Snapshot:
-    """The snapshot in a directory; raises FileNotFoundError where there is no manifest."""
+def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
+    """The snapshot in a directory; raises FileNotFoundError where there is no manifest, SnapshotError if it is damaged.
+
+    No run on this machine removes it while the result, pinned, is there.
+    """
+    held = pinned(directory) if pin else None
+    path = directory / MANIFEST
     try:
-        return Snapshot(directory, msgspec.json.decode(read_file(directory / MANIFEST), type=Manifest))
-    except msgspec.MsgspecError as error:
-        raise SnapshotError(f"{str(directory / MANIFEST)!r} cannot be read: remove that directory ({error})") from None
+        manifest = msgspec.json.decode(read_file(path), type=Manifest)
+    except (msgspec.MsgspecError, IsADirectoryError) as error:
+        raise _damaged(path, str(error)) from None
+    if (manifest.asset, manifest.snapshot) != (directory.parent.name, directory.name):
+        raise _damaged(path, f"it is that of {manifest.asset} {manifest.snapshot!r}")
+    for shard in manifest.shards:
+        for file in shard.files:
+            if not is_inside(file.path):
+                raise _damaged(path, f"it names {file.path!r}")
+    return Snapshot(directory, manifest, pin=held)
+
+
+def _damaged(path: Path, problem: str) -> SnapshotError:
+    asset = path.parent.parent.name
+    return SnapshotError(
+        f"{str(path)!r} cannot be read: remove that directory and materialize {asset} again ({problem})"
+    )

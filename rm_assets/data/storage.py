@@ -19,10 +19,11 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -35,6 +36,8 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+_MAGIC = re.compile(r"[*?\[]")
+_UNFINISHED = (re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}"), re.compile(r"\.[0-9a-f]{32}\.(?P<name>.+)"))
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
@@ -65,6 +68,32 @@ def place(setting: str) -> Path:
 def is_remote(path: Path) -> bool:
     """Whether a place lies on a file system that only fsspec reaches."""
     return not isinstance(path, Path)
+
+
+def lies_in(path: Path, directory: Path) -> bool:
+    """Whether a place is a directory or lies in it, whichever links and `..` lead there."""
+    if is_remote(path) or is_remote(directory):
+        return _remote_parts(path)[: len(_remote_parts(directory))] == _remote_parts(directory)
+    resolved, target = path.resolve(), directory.resolve()
+    if resolved.is_relative_to(target):
+        return True
+    return target.exists() and any(parent.exists() and parent.samefile(target) for parent in resolved.parents)
+
+
+def remote_path_below(path: Path, directory: Path) -> str | None:
+    """The path of a remote place relative to a directory that it lies in; None where it does not."""
+    if is_remote(path) and lies_in(path, directory):
+        return "/".join(_remote_parts(path)[len(_remote_parts(directory)) :])
+    return None
+
+
+def _remote_parts(path: Path) -> list[str]:
+    """The file system of a place, and the names on the way to it: those of a bucket and below."""
+    if not is_remote(path):
+        return [""]
+    system, name = on_its_system(path)
+    protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
+    return [min(protocols), *(part for part in name.split("/") if part)]
 
 
 def on_its_system(path: Path) -> tuple[Any, str]:
@@ -232,9 +261,11 @@ def _link(origin: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)  # renaming a link onto another link of the same file leaves both
 
 
-def upload(origin: Path, target: Path) -> None:
-    """Copy a directory of this machine to a place, `manifest.json` (if there is one) last."""
+def upload(origin: Path, target: Path, names: Iterable[str] | None = None) -> None:
+    """Copy a directory of this machine to a place, or these files of it; `manifest.json` (if there is one) last."""
     files = sorted(path for path in origin.rglob("*") if path.is_file())
+    if names is not None:
+        files = sorted(origin / name for name in names)
     for path in sorted(files, key=lambda path: path.name == "manifest.json" and path.parent == origin):
         with path.open("rb") as source, new_file(target / path.relative_to(origin).as_posix()) as stream:
             shutil.copyfileobj(source, stream, 2**20)
@@ -262,17 +293,29 @@ def read_file(path: Path) -> bytes:
         return bytes(system.cat_file(name))
 
 
+def entries(directory: Path) -> dict[str, bool]:
+    """What a directory holds, hidden entries too: name -> whether it is a directory, which no link is.
+
+    Nothing if it is not there; raises NotADirectoryError where it is a file.
+    """
+    try:
+        if not is_remote(directory):
+            with os.scandir(directory) as found:
+                return {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
+        system, path = on_its_system(directory)
+        with reaching(directory):
+            listed = {entry["name"].rstrip("/"): entry["type"] == "directory" for entry in system.ls(path, detail=True)}
+    except FileNotFoundError:
+        return {}
+    return {name.rsplit("/", 1)[-1]: is_directory for name, is_directory in listed.items() if name != path.rstrip("/")}
+
+
 def subdirectories(directory: Path) -> list[str]:
     """The names of the directories in a directory, hidden ones too; none if it is not there."""
     try:
-        if not is_remote(directory):
-            return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
-        system, path = on_its_system(directory)
-        with reaching(directory):
-            entries = system.ls(path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
+        return sorted(name for name, is_directory in entries(directory).items() if is_directory)
+    except NotADirectoryError:
         return []
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
 
 
 def file_sizes(directory: Path) -> dict[str, int]:
@@ -313,29 +356,53 @@ def modified_seconds(entry: dict[str, Any]) -> float | None:
     return float(told) if isinstance(told, int | float) else None
 
 
-def unfinished_files(directory: Path) -> list[Path]:
-    """What `write_json` left beside its targets when its process was killed; nothing at remote places."""
-    if is_remote(directory):
-        return []
-    return [path for path in directory.glob(".*") if path.is_file()]
+def unfinished_files(directory: Path, is_name: Callable[[str], object]) -> list[Path]:
+    """What a killed process left of files that it was writing: `.<name>.<32 hex>` or `.<32 hex>.<name>`.
+
+    `is_name` tells the names of the files themselves. Nothing at remote places, where an object appears whole or not at
+    all.
+    """
+    found: list[Path] = []
+    if not is_remote(directory):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as listed:
+            for entry in listed:
+                names = [match["name"] for form in _UNFINISHED if (match := form.fullmatch(entry.name))]
+                if any(map(is_name, names)) and entry.is_file(follow_symlinks=False):
+                    found.append(Path(entry.path))
+    return found
 
 
 def remove_files(paths: list[Path]) -> None:
-    """Remove files, those that are there; directories stay."""
+    """Remove files, those that are there; directories stay, also one that has the name of a file."""
     if paths and is_remote(paths[0]):
         system, _ = on_its_system(paths[0])
+        names = [on_its_system(path)[1] for path in paths]
         with contextlib.suppress(FileNotFoundError):
-            system.rm([on_its_system(path)[1] for path in paths])
+            if not any(_MAGIC.search(name) for name in names):
+                system.rm(names)
+                return
+        for name in names:  # `rm` would take `a*/x` for a pattern, and remove what others keep there
+            with contextlib.suppress(FileNotFoundError):
+                system.rm_file(name)
         return
     for path in paths:
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or not path.is_dir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+
+
+def remove_directories(directories: Iterable[Path]) -> None:
+    """Remove local directories that are empty; remote ones are as soon as they hold nothing."""
+    for directory in directories:
+        if not is_remote(directory):
+            with contextlib.suppress(OSError):  # something is left in it, or it is gone
+                directory.rmdir()
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory and all in it, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        if is_remote(directory):
-            system, path = on_its_system(directory)
-            system.rm(path, recursive=True)
-        else:
+    """Remove a directory and all in it, if it is there. Only for what one process made for itself under a new name."""
+    if is_remote(directory):
+        remove_files([directory / name for name in file_sizes(directory)])
+    else:
+        with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)

@@ -11,30 +11,40 @@ of this machine, which is then uploaded, the manifest last.
 """
 
 import contextlib
-import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import msgspec
 
 from rm_assets.data.chat import carried_template
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import held_lock
+from rm_assets.data.locks import Pin, held_lock, pinned
+from rm_assets.data.ownership import (
+    begin_snapshot,
+    claim_storage,
+    finish_removals,
+    finish_snapshot,
+    is_snapshot_name,
+    remove_snapshot,
+    retired,
+)
 from rm_assets.data.padding import pad_token_id_of
-from rm_assets.data.publication import pinned_snapshots, remove_directory, unfinished_trainings
+from rm_assets.data.publication import pinned_snapshots, unfinished_trainings
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, read_snapshot
+from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_read, read_snapshot
 from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage import (
     download,
     is_abandoned,
     is_remote,
+    place_files,
     read_file,
-    remove_tree,
+    remove_files,
     subdirectories,
+    sync_directory,
     upload,
     write_json,
 )
@@ -52,6 +62,7 @@ class ModelSnapshot:
     directory: Path
     manifest: dict[str, Any]
     trained_now: bool
+    pin: Pin | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -70,17 +81,20 @@ def trained_model(
     """
     key = model_key(project, pairs)
     home = project.storage / ASSET
+    claim_storage(project.storage)
     with held_lock(home / "writer.lock", ASSET, context.log.info):
-        found = _verified(home / key[:16], key, context)
+        found = _verified(home, key, context)
         if found is None:
             context.log.info(_announcement(project))
-            older = None if _has_checkpoint(home, key) else _stopped_training(project, home)
+            older = None if _has_progress(home, key) else _stopped_training(project, home)
             if older is not None:
                 _finish_older(project, older, context, launcher)
             found = _train(project, pairs, key, context, launcher)
         else:
             context.log.info(f"nothing that goes into the model changed: {found.directory.name} stands, no training")
         write_json(home / LATEST, {"snapshot": found.directory.name})
+        _remove_training(home, key[:16])
+        finish_removals(home)
         _remove_old_models(home, found.directory, project.settings.keep_snapshots)
         remove_old_trainings(home, project.settings.keep_snapshots, context.log.warning)
     return found
@@ -103,12 +117,8 @@ def _splits(pairs: Snapshot) -> list[str]:
 
 
 def newest_model(storage: Path) -> ModelSnapshot | None:
-    """The newest model, or None."""
-    try:
-        name = json.loads(read_file(storage / ASSET / LATEST))["snapshot"]
-    except FileNotFoundError:
-        return None
-    return model_snapshot(storage, name)
+    """The newest model, or None; raises SnapshotError where its manifest is damaged."""
+    return latest_read(storage, ASSET, _read_model)
 
 
 def required_model(storage: Path) -> ModelSnapshot:
@@ -121,26 +131,59 @@ def required_model(storage: Path) -> ModelSnapshot:
 def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
     """The model of this name; raises SnapshotError where there is none."""
     try:
-        manifest = json.loads(read_file(storage / ASSET / name / MANIFEST))
+        return _read_model(storage / ASSET / name)
     except FileNotFoundError:
         raise SnapshotError(f"{ASSET} {name!r} is not in {str(storage)!r}: name one that is, or train anew") from None
-    return ModelSnapshot(directory=storage / ASSET / name, manifest=manifest, trained_now=False)
 
 
-def _verified(directory: Path, key: str, context: dg.AssetExecutionContext) -> ModelSnapshot | None:
+def _read_model(directory: Path) -> ModelSnapshot:
+    """The model in a directory, pinned; raises FileNotFoundError, or SnapshotError where its manifest is damaged."""
+    from rm_assets.training.result import TrainingResultError, read_manifest
+
+    pin = pinned(directory)
+    try:
+        manifest = read_manifest(directory)
+    except TrainingResultError as error:
+        raise SnapshotError(str(error)) from None
+    return ModelSnapshot(directory=directory, manifest=manifest, trained_now=False, pin=pin)
+
+
+def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
+    """The lines of a model's metrics.jsonl; raises SnapshotError where they are damaged."""
+    from rm_assets.training.result import METRICS
+
+    path = model.directory / METRICS
+    try:
+        lines = filter(None, read_file(path).splitlines())
+        return msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[dict[str, Any]])
+    except (FileNotFoundError, msgspec.MsgspecError) as error:
+        told = f"{str(path)!r} cannot be read ({error})"
+        raise SnapshotError(f"{told}: materialize {ASSET}, which trains a damaged model anew") from None
+
+
+def _verified(home: Path, key: str, context: dg.AssetExecutionContext) -> ModelSnapshot | None:
     from rm_assets.training.result import TrainingResultError, read_result
 
+    directory = home / key[:16]
     if not directory.exists():
         return None
+    pin = pinned(directory)
     try:
-        return ModelSnapshot(directory=directory, manifest=read_result(directory, key), trained_now=False)
+        return ModelSnapshot(directory=directory, manifest=read_result(directory, key), trained_now=False, pin=pin)
     except TrainingResultError as error:
-        if is_remote(directory) and not (directory / MANIFEST).exists() and not is_abandoned(directory):
-            told = "it has no manifest yet and may be on its way from another machine: run again later, or remove it"
-            raise SnapshotError(f"{ASSET} {directory.name!r} is unfinished in the storage: {told}") from None
+        if is_remote(directory) and not (directory / MANIFEST).exists():
+            if _is_finished(unfinished_trainings(home) / key[:16], key):
+                context.log.info(f"the upload of {directory.name} was not finished: it goes on")
+                return None
+            if not is_abandoned(directory):
+                told = (
+                    "it has no manifest yet and may be on its way from another machine: run again later, or remove it"
+                )
+                raise SnapshotError(f"{ASSET} {directory.name!r} is unfinished in the storage: {told}") from None
         context.log.warning(f"a damaged model is trained anew: {error}")
-        remove_tree(directory)
-        return None
+    del pin
+    remove_snapshot(directory)
+    return None
 
 
 def _announcement(project: Project) -> str:
@@ -155,23 +198,41 @@ def _has_checkpoint(home: Path, key: str) -> bool:
     return any((unfinished_trainings(home) / key[:16] / CHECKPOINTS).glob("step-*"))
 
 
+def _has_progress(home: Path, key: str) -> bool:
+    """Whether there is something to go on from: a checkpoint, or a result that is not published yet."""
+    return _has_checkpoint(home, key) or _is_finished(unfinished_trainings(home) / key[:16], key)
+
+
 def _stopped_training(project: Project, home: Path) -> Snapshot | None:
-    """The pairs of the newest training with a checkpoint that differs from one of today in its pairs alone."""
-    for path in _descriptions(home):
+    """The pairs of the newest training with progress that differs from one of today in its pairs alone."""
+    for description in _descriptions(home):
         try:
-            description = json.loads(path.read_bytes())
-            pairs = read_snapshot(project.storage / Stage.PADDED / description["data_snapshot"])
-        except (ValueError, KeyError, OSError, SnapshotError):
+            pairs = read_snapshot(project.storage / Stage.PADDED / description.data_snapshot)
+        except (OSError, SnapshotError):
             continue
         key = model_key(project, pairs)
-        if key == description["key"] and _has_checkpoint(home, key):
+        if key == description.key and _has_progress(home, key):
             return pairs
     return None
 
 
-def _descriptions(home: Path) -> list[Path]:
-    """The trainings that are not finished, the newest first."""
-    return sorted((unfinished_trainings(home)).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+class _Description(msgspec.Struct, frozen=True):
+    """What a training's description says of it, from before its directory is made until that is published."""
+
+    key: str
+    data_snapshot: str
+
+
+def _descriptions(home: Path) -> list[_Description]:
+    """The trainings that are not finished, the newest first. What is named otherwise than by its key is not ours."""
+    paths = sorted(unfinished_trainings(home).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            description = msgspec.json.decode(path.read_bytes(), type=_Description)
+            if is_snapshot_name(path.stem) and description.key[:16] == path.stem:
+                found.append(description)
+    return found
 
 
 def _finish_older(
@@ -198,19 +259,34 @@ def _train(
     home = project.storage / ASSET
     training = unfinished_trainings(home)
     working, job_path = training / key[:16], training / f"{key[:16]}.json"
-    working.mkdir(parents=True, exist_ok=True)
     if not _is_finished(working, key):
+        write_json(job_path, {"key": key, "data_snapshot": pairs.name})  # before there is anything to be known by it
+        working.mkdir(parents=True, exist_ok=True)
         write_json(job_path, training_job(project, pairs, key, working))
         launcher.run(context, job_path, project.settings)
     manifest = read_result(working, key)
     remove_scratch(working)
-    if is_remote(home):
-        upload(working, home / key[:16])
-        shutil.rmtree(working)
+    _publish(working, home / key[:16])
+    _remove_training(home, key[:16])
+    return ModelSnapshot(directory=home / key[:16], manifest=manifest, trained_now=True, pin=pinned(home / key[:16]))
+
+
+def _publish(working: Path, directory: Path) -> None:
+    """Move a result to its place: at once, or where that is remote or holds files, file by file, the manifest last."""
+    from rm_assets.training.result import result_files
+
+    if not is_remote(directory) and not directory.exists():
+        working.rename(directory)
+        return
+    names = result_files(working)
+    begin_snapshot(directory, names)
+    if is_remote(directory):
+        upload(working, directory, names)
     else:
-        working.rename(home / key[:16])
-    job_path.unlink(missing_ok=True)
-    return ModelSnapshot(directory=home / key[:16], manifest=manifest, trained_now=True)
+        place_files({directory / name: working / name for name in names if name != MANIFEST})
+        sync_directory(directory, recursive=True)
+        place_files({directory / MANIFEST: working / MANIFEST})
+    finish_snapshot(directory, names)
 
 
 def _is_finished(working: Path, key: str) -> bool:
@@ -232,7 +308,7 @@ def training_job(
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
-        splits=splits or {split: _files(project, pairs, split, output_directory.parent) for split in _splits(pairs)},
+        splits=splits or {split: _files(project, pairs, split, output_directory) for split in _splits(pairs)},
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,
@@ -246,38 +322,50 @@ def training_job(
 
 def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> list[str]:
     """The files of a split as absolute paths of this machine, copied there if they are remote and the job is here."""
+    from rm_assets.training.result import SCRATCH
+
     paths = pairs.paths(split)
     if not is_remote(pairs.directory):
         return [str(path.resolve()) for path in paths]
     if project.settings.launch.launcher != "local":
         return [str(path) for path in paths]
-    copies = [directory / pairs.name / split / path.name for path in paths]
+    copies = [directory / SCRATCH / "pairs" / split / path.name for path in paths]
     for path, copy in zip(paths, copies, strict=True):
         download(path, copy)
     return [str(copy.resolve()) for copy in copies]
 
 
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
-    pinned = pinned_snapshots(home.parent)  # by reports, and by the promoted model
+    from rm_assets.training.result import result_files
+
+    try:
+        needed = pinned_snapshots(home.parent)  # by reports, and by the promoted model
+    except SnapshotError:  # of a manifest that may name any; who reads it will hear of it
+        return
     written: dict[Path, float] = {}
-    for name in subdirectories(home):
+    for name in filter(is_snapshot_name, subdirectories(home)):
         with contextlib.suppress(FileNotFoundError):
-            written[home / name] = (home / name / MANIFEST).stat().st_mtime
-    kept = {current} | {directory for directory in written if (ASSET, directory.name) in pinned}
-    for directory in sorted(written.keys() - kept, key=written.__getitem__, reverse=True)[keep_snapshots - 1 :]:
-        remove_directory(directory)
+            if home / name == current or (ASSET, name) not in needed:
+                written[home / name] = (home / name / MANIFEST).stat().st_mtime
+    newest_first = sorted(written, key=lambda model: (model == current, written[model]), reverse=True)
+    for directory in retired({model: written[model] for model in newest_first}, keep_snapshots):
+        remove_snapshot(directory, result_files(directory))
 
 
 def remove_old_trainings(home: Path, keep: int, say: Callable[[str], object]) -> None:
-    """Remove unfinished trainings of other settings or pairs: those without a checkpoint, all but the newest `keep`."""
-    kept = [path.stem for path in _descriptions(home) if _has_checkpoint(home, path.stem)][:keep]
-    for name in sorted({path.stem for path in (unfinished_trainings(home)).glob("*")} - set(kept)):
-        if _has_checkpoint(home, name):
+    """Remove unfinished trainings of other settings or pairs: those without progress, all but the newest `keep`."""
+    keys = [description.key for description in _descriptions(home)]
+    going_on = [key[:16] for key in keys if _has_progress(home, key)]
+    for name in sorted({key[:16] for key in keys} - {*going_on[:keep]}):
+        if name in going_on:
             say(f"the unfinished training {name} is removed: {keep} newer ones stand")
         _remove_training(home, name)
 
 
 def _remove_training(home: Path, name: str) -> None:
-    """Its directory first: while the description stands, its pairs are kept."""
-    shutil.rmtree(unfinished_trainings(home) / name, ignore_errors=True)
-    (unfinished_trainings(home) / f"{name}.json").unlink(missing_ok=True)
+    """Its files first: while the description stands, its pairs are kept."""
+    from rm_assets.training.result import remove_result
+
+    if name in {description.key[:16] for description in _descriptions(home)}:
+        remove_result(unfinished_trainings(home) / name)
+        remove_files([unfinished_trainings(home) / f"{name}.json"])

@@ -12,6 +12,7 @@ from pydantic import Field, create_model
 
 from rm_assets.data.identities import stage_identities
 from rm_assets.data.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
+from rm_assets.data.ownership import require_ours
 from rm_assets.data.records import Stage
 from rm_assets.data.remote_files import require_reachable
 from rm_assets.data.snapshots import Snapshot, parent_snapshot, required_snapshot
@@ -58,14 +59,19 @@ class _ProjectResource(dg.ConfigurableResource):
 
 
 def _require_usable(setting: str) -> None:
-    """Raise SettingsError unless the storage is a directory that can be written, or can be made, or can be reached."""
+    """Raise SettingsError unless the storage can be written, made or reached, and holds nothing that is not ours."""
     try:
         storage = place(setting)
         if is_remote(storage):
             require_reachable(storage)
-            return
+        else:
+            _require_writable(storage)
+        require_ours(storage)
     except StorageError as error:
         raise SettingsError(f"storage (or RM_STORAGE): {error}") from None
+
+
+def _require_writable(storage: Path) -> None:
     existing = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise SettingsError(

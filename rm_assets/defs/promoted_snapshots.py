@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.ownership import is_snapshot_name
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of
-from rm_assets.data.snapshots import DATA, Snapshot, read_snapshot
+from rm_assets.data.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.storage import place
 from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
@@ -52,7 +53,7 @@ def promotion(
     storage = place(settings.storage)
     with publication(storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
         before = turn.previous
-        champion = before.manifest.inputs[MODEL] if before else ""
+        champion = _champion(before) if before else ""
         question = _question(settings, newest, champion)
         if before and before.manifest.facts.get("question") == question:
             verdict = before.manifest.facts
@@ -66,6 +67,16 @@ def promotion(
         shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
         snapshot = turn.publish([shard], {MODEL: winner}, facts)
     return Promotion(snapshot=snapshot, model=model, verdict=facts)
+
+
+def _champion(before: Snapshot) -> str:
+    name = before.manifest.inputs.get(MODEL)
+    if not is_snapshot_name(name):
+        raise SnapshotError(
+            f"{str(before.directory / MANIFEST)!r} names no {MODEL} but {name!r}: restore it, or remove that "
+            "directory, after which the newest model is promoted"
+        )
+    return str(name)
 
 
 def _question(settings: Settings, newest: ModelSnapshot, champion: str) -> str:

@@ -1,13 +1,13 @@
 """The report of a model as a snapshot: Parquet files of slices, pairs and calibration, and the same as JSON and PNG."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import dagster as dg
+import msgspec
 import pyarrow as pa
 
 from rm_assets.data import records
@@ -15,11 +15,11 @@ from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
-from rm_assets.data.snapshots import DATA, Snapshot
-from rm_assets.data.storage import place, write_json
+from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
+from rm_assets.data.storage import place, read_file, write_json
 from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
-from rm_assets.defs.model_snapshots import ModelSnapshot
+from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
 from rm_assets.settings import Settings
 
 VERSION = 3
@@ -52,20 +52,21 @@ def written_report(
     settings: Settings, model: ModelSnapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
 ) -> WrittenReport:
     """Evaluate the model's held-out scores, score the prompt baselines, and publish the result."""
-    from rm_assets.training.result import METRICS, SCORES_FILE
+    from rm_assets.training.result import SCORES_FILE
 
     storage = place(settings.storage)
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     limits = [settings.max_rescored_pairs, settings.max_length]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
     with publication(storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+        history = _read_history(turn.directory / HISTORY_FILE)
         shard = turn.find(key)
         if shard is None:
             tables, metrics = _evaluated(settings, model, validated, context, launcher)
             shard = stage_shard(turn.directory, ASSET, "", key, tables_writer(tables, metrics))
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
         snapshot = turn.publish([shard], inputs, {})
-        history = _with_this_run(turn.directory / HISTORY_FILE, model, shard.stats)
+        history = _with_this_run(turn.directory / HISTORY_FILE, history, model, shard.stats)
     return WrittenReport(
         snapshot=snapshot,
         metrics=shard.stats,
@@ -73,7 +74,7 @@ def written_report(
         pairs=read_table(snapshot.paths(PAIRS), records.REPORT_PAIRS).to_pandas(),
         calibration=read_table(snapshot.paths(CALIBRATION), records.CALIBRATION).to_pandas(),
         history=history,
-        steps=[json.loads(line) for line in (model.directory / METRICS).read_text().splitlines()],
+        steps=training_steps(model),
     )
 
 
@@ -135,19 +136,43 @@ def _prompt_baselines(
     return baseline_results(scored)
 
 
-def _with_this_run(path: Path, model: ModelSnapshot, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+class _Row(TypedDict):
+    model: str
+    data_snapshot: str
+    time: str
+    num_pairs: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    log_loss: float
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of all models so far; raises SnapshotError where they are damaged, as nothing else tells them."""
+    try:
+        return [dict(row) for row in msgspec.json.decode(read_file(path), type=list[_Row])]
+    except FileNotFoundError:
+        return []
+    except (msgspec.MsgspecError, IsADirectoryError) as error:
+        raise SnapshotError(
+            f"{str(path)!r} cannot be read ({error}): restore it, or remove it to begin a new history"
+        ) from None
+
+
+def _with_this_run(
+    path: Path, rows: list[dict[str, Any]], model: ModelSnapshot, metrics: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The history with this model's row at its end, and in the file; a model that is reported on again has one row.
 
     It is no data of the snapshot, whose name must not depend on what was run before.
     """
-    rows = json.loads(path.read_bytes()) if path.exists() else []
     if not rows or rows[-1]["model"] != model.directory.name:
         rows = [row for row in rows if row["model"] != model.directory.name]
         row = {"model": model.directory.name, "data_snapshot": model.manifest["data_snapshot"]}
         row |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
         rows.append(row | {name: metrics[name] for name in _HISTORY_FIGURES})
         write_json(path, rows)
-    return list(rows)
+    return rows
 
 
 def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], say: Callable[[str], object]) -> None:

@@ -1,6 +1,6 @@
 """Suspect labels as a snapshot: one training per fold, whose model judges the pairs of that fold alone."""
 
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import local_directory
+from rm_assets.data.ownership import FOLDS, is_snapshot_name, remove_named
 from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.splits import SPLITS
-from rm_assets.data.storage import is_remote
+from rm_assets.data.storage import file_sizes, is_remote, remove_directories, remove_files, subdirectories
 from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import training_job
@@ -26,8 +27,8 @@ from rm_assets.defs.project import Project
 
 VERSION = 1
 ASSET = "suspect_annotations"
+_FOLD_FILE = re.compile(r"(train|test)-[0-9]+\.parquet")
 JSONL_FILE = "suspects.jsonl"
-_FOLDS = ".folds"
 
 
 def suspects_snapshot(
@@ -41,17 +42,34 @@ def suspects_snapshot(
     with publication(project.storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
         shard = turn.find(key)
         if shard is None:
-            working = _workshop(turn.directory) / _FOLDS / key[:32]
+            working = _workshop(turn.directory) / FOLDS / key[:32]
             table, num_pairs = _ranked(project, padded, working, context, launcher)
             figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
             shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
         snapshot = turn.publish([shard], {Stage.PADDED: padded.name}, {})
-        shutil.rmtree(_workshop(turn.directory) / _FOLDS, ignore_errors=True)
+        _remove_folds(_workshop(turn.directory) / FOLDS)
         return snapshot
 
 
 def _workshop(home: Path) -> Path:
     return local_directory(home) if is_remote(home) else home
+
+
+def _remove_folds(home: Path) -> None:
+    """Remove what the trainings of folds wrote, of these pairs and of others."""
+    for name in filter(is_snapshot_name, subdirectories(home)):
+        for fold in filter(str.isdecimal, subdirectories(home / name)):
+            _remove_fold(home / name / fold)
+        remove_directories([home / name])
+    remove_directories([home])
+
+
+def _remove_fold(working: Path) -> None:
+    from rm_assets.training.result import remove_result
+
+    remove_named(working, [name for name in file_sizes(working) if _FOLD_FILE.fullmatch(name)])
+    remove_result(working)
+    remove_files([working.with_suffix(".json")])
 
 
 def _ranked(
@@ -102,8 +120,8 @@ def _train(
 ) -> None:
     from rm_assets.training.job import TrainingJob
 
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
+    _remove_fold(working)
+    working.mkdir(parents=True, exist_ok=True)
     splits = _written_fold(padded, fold, project.settings.suspect_folds, working)
     described = training_job(project, padded, key, working, splits)
     job_path = working.with_suffix(".json")

@@ -6,7 +6,7 @@ import dagster as dg
 
 from rm_assets.data.shown_text import code_of
 from rm_assets.defs.model_snapshots import ASSET as MODEL
-from rm_assets.defs.model_snapshots import ModelSnapshot
+from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
 from rm_assets.defs.pictures import markdown_picture, training_curves
 from rm_assets.defs.report_results import numbers
 
@@ -28,11 +28,10 @@ MODEL_CHECKS = [
 
 def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
     """The materialization of a model: its metrics, how it was trained as a picture, and where it lies."""
-    from rm_assets.training.result import GOLDEN, METRICS
+    from rm_assets.training.result import GOLDEN
     from rm_assets.training.result import MODEL as MODEL_DIRECTORY
 
-    lines = [json.loads(line) for line in (model.directory / METRICS).read_text().splitlines()]
-    curves = markdown_picture(training_curves(lines), "loss and accuracy by optimizer step")
+    curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL_DIRECTORY
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
     figures = {_NAMED.get(name, name): value for name, value in numbers(model.manifest["metrics"]).items()}

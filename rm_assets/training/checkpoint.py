@@ -20,7 +20,14 @@ from torch import Tensor
 
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
-from rm_assets.training.result import CHECKPOINTS, MANIFEST, METRICS, sync_directory, synced_sha256
+from rm_assets.training.result import (
+    CHECKPOINTS,
+    MANIFEST,
+    METRICS,
+    remove_checkpoint,
+    sync_directory,
+    synced_sha256,
+)
 
 KEPT = 2
 _UNFINISHED = ".unfinished"
@@ -62,8 +69,8 @@ class Checkpoints:
         """
         beside = self.directory / _UNFINISHED
         if self.group.is_first:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
+            remove_checkpoint(beside)
+            beside.mkdir(parents=True, exist_ok=True)
         self.group.wait()
         own = beside / _file_of(self.group.rank)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, own)
@@ -95,13 +102,12 @@ class Checkpoints:
         (beside / MANIFEST).write_text(json.dumps(content, indent=1, allow_nan=False))
         name = f"step-{position.step:08}-{synced_sha256(beside / MANIFEST)[:16]}"
         sync_directory(beside)
-        shutil.rmtree(self.directory / name, ignore_errors=True)
-        beside.rename(self.directory / name)
+        _move(beside, self.directory / name)
         sync_directory(self.directory)
         self.good = [*self.good, self.directory / name][-KEPT:]
         for other in self.directory.iterdir():
-            if other not in self.good:
-                shutil.rmtree(other)
+            if other not in self.good and other.is_dir():
+                remove_checkpoint(other)
 
     def newest(self) -> tuple[Position, dict[str, Tensor]] | None:
         """The newest checkpoint that is whole, its curves put back in their place; None where there is none.
@@ -170,6 +176,16 @@ def environment(group: Group) -> dict[str, str | int]:
     """What a training's rounding depends on besides its job."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {**versions, "device": group.device.type, "threads": torch.get_num_threads()}
+
+
+def _move(beside: Path, directory: Path) -> None:
+    """Give a checkpoint its name; where one is that has it, which may be damaged, file by file."""
+    if not directory.exists():
+        beside.rename(directory)
+        return
+    for path in beside.iterdir():
+        path.replace(directory / path.name)
+    beside.rmdir()
 
 
 def _file_of(rank: int) -> str:

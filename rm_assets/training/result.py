@@ -6,12 +6,16 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
+
+from rm_assets.data.ownership import is_inside, remove_named
+from rm_assets.data.storage import file_sizes, remove_directories
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -41,6 +45,17 @@ SCORES = pa.schema(
     ]
 )
 """A row for each held-out pair; lengths in tokens."""
+
+
+_RESULT = re.compile(
+    r"manifest\.json(\.tmp)?|error\.txt|metrics\.jsonl|scores\.parquet|(model|adapter)/.+"
+    r"|tensorboard/events\.out\.tfevents\..+|wandb/.+"
+)
+_CHECKPOINT = r"(process-[0-9]+\.safetensors|metrics\.jsonl|manifest\.json)"
+_IN_PROGRESS = re.compile(
+    rf"checkpoints/(step-[0-9]{{8,}}-[0-9a-f]{{16}}|\.unfinished)/{_CHECKPOINT}"
+    r"|scratch/pairs(-[0-9a-f]{32}(\.[^/]+\.tmp)?)?/.+"
+)
 
 
 class TrainingResultError(RuntimeError):
@@ -83,23 +98,37 @@ def read_result(directory: Path, key: str) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-        found, files = manifest["key"], dict(manifest["files"])
-        _ = manifest["data_snapshot"], manifest["metrics"], manifest["versions"]
+        manifest = read_manifest(directory)
     except FileNotFoundError:
         raise TrainingResultError(f"no {MANIFEST} in {str(directory)!r}: the training did not finish") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainingResultError(f"{str(path)!r} is damaged ({error}): remove the directory and train again") from None
+    found, files = manifest["key"], manifest["files"]
     if found != key:
         raise TrainingResultError(f"{str(path)!r} has the key {found!r}, not {key!r}: it belongs to another job")
     for name, expected in files.items():
         _check_file(directory, name, expected)
-    return dict(manifest)
+    return manifest
+
+
+class _Manifest(msgspec.Struct):
+    key: str
+    data_snapshot: str
+    files: dict[str, str]
+    metrics: dict[str, Any]
+    versions: dict[str, Any]
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished job; raises FileNotFoundError, or TrainingResultError where it is damaged."""
+    path = directory / MANIFEST
+    try:
+        return dict(msgspec.to_builtins(msgspec.json.decode(path.read_bytes(), type=_Manifest)))
+    except (msgspec.MsgspecError, IsADirectoryError) as error:
+        raise TrainingResultError(f"{str(path)!r} is damaged ({error}): remove the directory and train again") from None
 
 
 def _check_file(directory: Path, name: str, expected: str) -> None:
     path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
+    if not is_inside(name) or not path.resolve().is_relative_to(directory.resolve()):
         raise TrainingResultError(f"{MANIFEST} names {name!r}, which lies outside {str(directory)!r}")
     try:
         with path.open("rb") as file:
@@ -112,10 +141,30 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
         )
 
 
+def result_files(directory: Path) -> list[str]:
+    """The files in a job's directory that its result consists of, and what a tracker wrote there."""
+    return [name for name in file_sizes(directory) if _RESULT.fullmatch(name)]
+
+
 def remove_scratch(directory: Path) -> None:
     """Remove what only a training in progress needs: its checkpoints, and the pairs as it read them."""
-    for name in (CHECKPOINTS, SCRATCH):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    remove_named(directory, [name for name in file_sizes(directory) if _IN_PROGRESS.fullmatch(name)])
+    remove_directories(directory / name for name in (f"{CHECKPOINTS}/.unfinished", CHECKPOINTS, SCRATCH))
+
+
+def remove_result(directory: Path) -> None:
+    """Remove all that a job wrote into its directory, and nothing else; the directory too, if it is empty then."""
+    remove_scratch(directory)
+    remove_named(directory, result_files(directory))
+    remove_directories([directory / MODEL, directory / ADAPTER, directory])
+
+
+def remove_checkpoint(directory: Path) -> None:
+    """Remove the files of a checkpoint, finished or not, and the directory if it is empty then."""
+    parent = directory.parent
+    names = [f"{CHECKPOINTS}/{directory.name}/{name}" for name in file_sizes(directory)]
+    remove_named(parent.parent, [name for name in names if _IN_PROGRESS.fullmatch(name)])
+    remove_directories([directory])
 
 
 def synced_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ finished checkpoint at once and the result at the end, its manifest last. No tor
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from rm_assets.data.storage import (
     new_file,
     place,
     read_file,
+    remove_directories,
+    remove_files,
     remove_tree,
     subdirectories,
     upload,
@@ -42,6 +45,7 @@ JOBS = ".jobs"
 CHECKPOINT = "step-"
 """What the names of finished checkpoints begin with."""
 
+_ATTEMPT = re.compile(r"[0-9a-f]{32}")
 SECONDS_BETWEEN_UPLOADS = 2.0
 Job = TrainingJob | ScoringJob
 
@@ -62,14 +66,14 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
     Checkpoints that earlier attempts left in the storage are brought back first, and sent again.
     """
     home = storage / JOBS / name / uuid.uuid4().hex
-    earlier = [home.parent / attempt for attempt in subdirectories(home.parent)]
+    earlier = [home.parent / attempt for attempt in subdirectories(home.parent) if _ATTEMPT.fullmatch(attempt)]
     output = _directory_seen(Path(job.output_directory), storage) or home / "output"
     brought_back = output.parent == home
     if brought_back:
         for attempt in earlier:
             _copy(attempt / "output" / CHECKPOINTS, Path(job.output_directory) / CHECKPOINTS)
     for attempt in earlier:
-        remove_tree(attempt)
+        _remove_attempt(attempt)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
     sent = job.moved(_Sender(storage, home / "inputs"), str(output))
@@ -80,10 +84,17 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
         if brought_back:
             with contextlib.suppress(FileNotFoundError):  # removed by a later attempt, which has taken it over
                 _copy(output, Path(job.output_directory))
-        remove_tree(home)
+        _remove_attempt(home)
         if not is_remote(storage):
             with contextlib.suppress(OSError):  # a later attempt is there
                 home.parent.rmdir()
+
+
+def _remove_attempt(home: Path) -> None:
+    remove_files([home / "job.json"])
+    remove_tree(home / "inputs")
+    remove_tree(home / "output")
+    remove_directories([home])
 
 
 class _Sender:

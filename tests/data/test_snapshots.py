@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,6 @@ from rm_assets.data.locks import held_lock
 from rm_assets.data.publication import (
     Publication,
     publication,
-    remove_directory,
     stage_shard,
     tables_writer,
 )
@@ -33,6 +33,7 @@ from rm_assets.data.snapshots import (
     read_snapshot,
     required_snapshot,
 )
+from rm_assets.data.storage import write_json
 
 
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
@@ -89,12 +90,21 @@ def test_shards_finished_before_a_crash_are_found_again(tmp_path: Path) -> None:
     assert required_snapshot(tmp_path, "asset", "").paths()[0].is_file()
 
 
-def test_what_has_no_manifest_does_not_exist_and_is_swept_away(tmp_path: Path) -> None:
-    half = tmp_path / "asset" / "0123456789abcdef"
-    (half / DATA).mkdir(parents=True)
-    (half / DATA / "shard-0.parquet").write_bytes(b"torn")
+def test_a_snapshot_that_was_not_finished_does_not_exist_and_is_swept_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(path: Path, value: object) -> None:
+        if path.name == MANIFEST:
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("rm_assets.data.publication.write_json", cut_short)
+        published(tmp_path, 1)
+    [half] = [path for path in (tmp_path / "asset").iterdir() if not path.name.startswith(".") and path.is_dir()]
+    assert list(half.rglob("*.parquet"))
     assert latest_snapshot(tmp_path, "asset") is None
-    published(tmp_path, 1)
+    published(tmp_path, 2)
     assert not half.exists()
 
 
@@ -167,10 +177,10 @@ def test_what_another_snapshot_was_made_of_is_not_removed(tmp_path: Path) -> Non
     first = published(tmp_path, 0, keep=1)
     with publication(tmp_path, "child", 3, silent) as turn:
         child = turn.publish([], {"asset": first.name}, {})
-    second, third = (published(tmp_path, value, keep=1) for value in (1, 2))
+    second, third = (published(tmp_path, value, keep=1).directory for value in (1, 2))
     assert parent_snapshot(tmp_path, child, "asset") == read_snapshot(first.directory)
-    assert (second.directory.exists(), third.directory.exists()) == (False, True)
-    remove_directory(first.directory)
+    assert (second.exists(), third.exists()) == (False, True)
+    shutil.rmtree(first.directory)
     with pytest.raises(SnapshotError, match="of which child was made, is gone"):
         parent_snapshot(tmp_path, child, "asset")
 

@@ -76,19 +76,35 @@ def test_exit_code_0_without_a_result_that_proves_true_is_a_failure(
 
 
 def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_among_the_newest(tmp_path: Path) -> None:
-    for age, name in enumerate(["new", "older", "oldest", "empty"]):
+    new, older, oldest, empty = (digit * 16 for digit in "abcd")
+    for age, name in enumerate([new, older, oldest, empty]):
         (tmp_path / ".training" / name / "checkpoints").mkdir(parents=True)
-        if name != "empty":
-            (tmp_path / ".training" / name / "checkpoints" / "step-00000001-abc").mkdir()
+        if name != empty:
+            checkpoint = tmp_path / ".training" / name / "checkpoints" / f"step-00000001-{name}"
+            checkpoint.mkdir()
+            (checkpoint / "process-0.safetensors").write_bytes(b"weights")
         description = tmp_path / ".training" / f"{name}.json"
-        description.write_text("{}")
+        description.write_text(json.dumps({"key": name * 4, "data_snapshot": "0" * 16}))
         os.utime(description, (2_000_000_000 - age, 2_000_000_000 - age))
-    (tmp_path / ".training" / "without-description").mkdir()
+    foreign = ["e" * 16, "notes", f"{oldest}/notes", f"{oldest}/checkpoints/notes", f"{new}.txt"]
+    for name in foreign[:-1]:
+        (tmp_path / ".training" / name).mkdir()
+        (tmp_path / ".training" / name / "mine.txt").write_text("mine")
+    (tmp_path / ".training" / foreign[-1]).write_text("mine")
     said: list[str] = []
     remove_old_trainings(tmp_path, 2, said.append)
-    left = sorted(path.name for path in (tmp_path / ".training").iterdir())
-    assert left == ["new", "new.json", "older", "older.json"]
-    assert said == ["the unfinished training oldest is removed: 2 newer ones stand"]
+    left = {path.relative_to(tmp_path / ".training").as_posix() for path in (tmp_path / ".training").rglob("*")}
+    assert {name for name in left if name.endswith(".json")} == {f"{new}.json", f"{older}.json"}
+    assert {name for name in left if name.startswith((oldest, empty))} == {
+        oldest,
+        f"{oldest}/notes",
+        f"{oldest}/notes/mine.txt",
+        f"{oldest}/checkpoints",
+        f"{oldest}/checkpoints/notes",
+        f"{oldest}/checkpoints/notes/mine.txt",
+    }
+    assert {*foreign, *(f"{name}/mine.txt" for name in foreign[:-1])} <= left
+    assert said == [f"the unfinished training {oldest} is removed: 2 newer ones stand"]
 
 
 def test_a_saved_model_carries_its_template_with_the_date_that_its_pairs_were_rendered_with(tmp_path: Path) -> None:

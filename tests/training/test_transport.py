@@ -80,7 +80,7 @@ def test_what_an_attempt_left_in_the_storage_when_its_run_was_killed_comes_back_
     job = make_job("left")
     attempts = tmp_path / "shared" / ".jobs" / "name"
     names = ["step-00000001-a", "step-00000002-b"]
-    for attempt, name in zip(["first", "second"], names, strict=True):
+    for attempt, name in zip(["1" * 32, "2" * 32], names, strict=True):
         checkpoint = attempts / attempt / "output" / "checkpoints" / name
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").write_text("{}")

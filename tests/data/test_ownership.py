@@ -1,0 +1,396 @@
+"""What others keep in or below a storage: refused before the first run, and never removed by a later one."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from s3 import s3_server
+from support import plain_row, run_stages, silent, write_lines
+
+from rm_assets.data import publication as publication_module
+from rm_assets.data.annotations import find_annotations
+from rm_assets.data.listing import content_listing, published_version
+from rm_assets.data.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
+from rm_assets.data.publication import publication, stage_shard, tables_writer
+from rm_assets.data.raw import files_to_read, raw_snapshot
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
+from rm_assets.data.storage import StorageError, file_sizes, place, remove_files, write_json
+from rm_assets.definitions import definitions
+from rm_assets.defs.project import ProjectResource
+from rm_assets.settings import Settings, SettingsError
+
+ASSET = "raw_preferences"
+SNAPSHOT = "0123456789abcdef"
+HEX = "0123456789abcdef" * 2
+
+
+def published(storage: Path, *values: int, keep: int = 1, num_rejects: int = 0) -> Snapshot:
+    """A snapshot of one shard for each value."""
+    with publication(storage, ASSET, keep, silent) as turn:
+        shards = []
+        for value in values:
+            tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
+            key = f"{value:032x}{num_rejects:032x}"
+            shards.append(
+                turn.find(key) or stage_shard(turn.directory, f"s-{value}", "", key, tables_writer(tables, {}))
+            )
+        return turn.publish(shards, {}, {})
+
+
+# --- refused before the first run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "raw_preferences/2026-01/a.jsonl",
+        "validated_preferences/.gitignore",
+        "reward_model/config.json",
+        "padded_pairs/0123456789ABCDEF/x",
+        "padded_pairs/0123456789abcde/x",
+        f"tokenized_pairs/.notes.txt.{HEX}",
+        "suspect_annotations/latest.json.bak",
+        "annotation_files/a.jsonl",
+        "promoted_reward_model",
+    ],
+)
+def test_a_storage_that_holds_what_is_not_ours_is_refused_before_any_work(settings: Settings, entry: str) -> None:
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1)])
+    foreign = Path(settings.storage) / entry
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    named = str(Path(settings.storage, *Path(entry).parts[:2]))
+    with pytest.raises(StorageError) as error:
+        raw_snapshot(settings, silent)
+    assert f"{named!r} was not made by rm_assets. Move it elsewhere, or set storage (or RM_STORAGE)" in str(error.value)
+    with pytest.raises(SettingsError, match=r"storage \(or RM_STORAGE\): .* was not made by rm_assets"):
+        ProjectResource(storage=settings.storage).ready()
+    assert [path for path in Path(settings.storage).rglob("*") if path.is_file()] == [foreign]
+
+
+def test_a_directory_that_holds_other_things_beside_the_assets_may_be_the_storage(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    published(tmp_path, 1)
+    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
+
+
+def test_a_storage_made_before_there_was_a_marker_is_taken_over(settings: Settings) -> None:
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(number) for number in range(9)])
+    before = run_stages(settings)
+    storage = Path(settings.storage)
+    (storage / MARKER).unlink()
+    for directory in (".staging", ".training", ".folds", SNAPSHOT):
+        (storage / "reward_model" / directory).mkdir(parents=True)
+    (storage / ASSET / f".latest.json.{HEX}").write_text("{")
+    after = run_stages(settings)
+    assert sum(snapshot.num_new_shards for snapshot in after.values()) == 0
+    assert {stage: found.name for stage, found in after.items()} == {
+        stage: found.name for stage, found in before.items()
+    }
+    assert (storage / MARKER).is_file()
+    assert not (storage / ASSET / f".latest.json.{HEX}").exists()
+
+
+def test_the_known_assets_are_those_of_the_graph() -> None:
+    keys = {key.to_user_string() for asset in definitions().assets or [] for key in asset.keys}  # type: ignore[union-attr]
+    assert keys == set(ASSETS)
+
+
+# --- annotations and storage apart ---------------------------------------------------------------------------
+
+
+def test_annotations_inside_the_storage_are_refused_wherever_links_lead(tmp_path: Path, monkeypatch) -> None:
+    storage = tmp_path / "storage"
+    write_lines(storage / "annotations" / "deep" / "a.jsonl", [plain_row(1)])
+    (tmp_path / "link").symlink_to(storage / "annotations")
+    (tmp_path / "one.jsonl").symlink_to(storage / "annotations" / "deep" / "a.jsonl")
+    (tmp_path / "to_storage").symlink_to(storage)
+    monkeypatch.chdir(tmp_path)
+    inside = [
+        "storage",
+        "storage/annotations",
+        "storage/nothing/yet",
+        "storage/annotations/deep/a.jsonl",
+        "storage/annotations/*/a.jsonl",
+        "./x/../storage/annotations",
+        "link",
+        "link/deep",
+        "one.jsonl",
+        f"file://{storage}/annotations",
+    ]
+    (tmp_path / "x").mkdir()
+    for setting in inside:
+        for name in ("storage", str(storage), "to_storage", "x/../storage"):
+            with pytest.raises(SettingsError, match="inside the storage"):
+                files_to_read(Settings(annotations=setting, storage=name))
+    with pytest.raises(
+        SettingsError, match=r"evaluation_files \(or RM_EVALUATION_FILES\), 'held', is .* inside the sto"
+    ):
+        files_to_read(Settings(storage="storage", evaluation_files={"held": "link"}))
+
+
+@pytest.mark.parametrize("setting", [".", "**/*.jsonl", "*/*/*/*.jsonl", "../{name}"])
+def test_a_storage_among_the_annotations_is_not_read(tmp_path: Path, monkeypatch, setting: str) -> None:
+    write_lines(tmp_path / "x" / "y" / "z" / "a.jsonl", [plain_row(number) for number in range(5)])
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(annotations=setting.format(name=tmp_path.name), num_workers=1)
+    (tmp_path / "x" / "y" / "z" / "b.jsonl").symlink_to(tmp_path / "rm_storage" / "reward_model" / SNAPSHOT / "m.jsonl")
+    claim_storage(Path(settings.storage))
+    versions = []
+    for number in range(2):
+        write_lines(tmp_path / "rm_storage" / "reward_model" / SNAPSHOT / "m.jsonl", [{"loss": number}])
+        raw = raw_snapshot(settings, silent)
+        assert {shard.source.rsplit("/", 1)[-1] for shard in raw.manifest.shards} == {"a.jsonl"}
+        assert raw.manifest.facts["ignored_files"] == []
+        versions.append(content_listing(files_to_read(settings)[1], Path(settings.storage)).version)
+    assert versions[0] == versions[1] == raw.manifest.facts["content_version"]
+    assert published_version(Path(settings.storage)) is None  # no rejects yet
+
+
+# --- what comes later survives -------------------------------------------------------------------------------
+
+NAMES = st.one_of(
+    st.sampled_from(
+        [
+            SNAPSHOT,
+            SNAPSHOT.upper(),
+            SNAPSHOT[1:],
+            f"{SNAPSHOT}0",
+            HEX,
+            f"s-1.{HEX}",
+            f".{HEX}.x.parquet",
+            f".x.{HEX}",
+            f".latest.json.{HEX.upper()}",
+            f".latest.json.{HEX[1:]}",
+            f"{HEX}.token.txt",
+            ".DS_Store",
+            "latest.json~",
+            "my notes",
+            "data",
+            "manifest.json.bak",
+            "x.parquet",
+            "x.png",
+            "part.json",
+            f"{SNAPSHOT}.files.txt",
+        ]
+    ),
+    st.text("0123456789abcdef", min_size=15, max_size=17),
+    st.text("0123456789abcdefX.-_ é", min_size=1, max_size=33).filter(lambda name: name.strip(".")),
+)
+PLACES = st.sampled_from(
+    ["", ASSET, f"{ASSET}/.staging", f"{ASSET}/{{latest}}", f"{ASSET}/{{latest}}/data", f"{ASSET}/{{older}}", "new"]
+)
+KINDS = st.sampled_from(["file", "directory", "full directory", "link", "link to a directory", "broken link"])
+STEPS = st.sampled_from(["run", "rejects", "change", "cut short", "damaged", "lost latest"])
+
+
+class CutShort(BaseException):
+    """Stands for a kill between two files."""
+
+
+@contextlib.contextmanager
+def cut_short(after: int) -> Iterator[None]:
+    """The writer stops before the JSON file of this number."""
+    left = [after]
+
+    def write(path: Path, value: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise CutShort
+        write_json(path, value)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutShort):
+        patch.setattr(publication_module, "write_json", write)
+        patch.setattr("rm_assets.data.ownership.write_json", write)
+        yield
+
+
+def put(storage: Path, outside: Path, place_of: str, name: str, kind: str) -> list[Path]:
+    """Something of a user's in the storage, unless the name is taken; what there is to look after."""
+    latest = latest_snapshot(storage, ASSET)
+    names = sorted(path.parent.name for path in (storage / ASSET).glob(f"*/{MANIFEST}"))
+    folder = storage / place_of.format(latest=latest.name if latest else SNAPSHOT, older=names[0] if names else "none")
+    if not place_of.startswith(ASSET) or folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    if not folder.is_dir() or path.exists() or path.is_symlink():
+        return []
+    if kind == "file":
+        path.write_text("mine")
+    elif "link" in kind:
+        path.symlink_to(outside / {"link": "a.txt", "broken link": "nothing"}.get(kind, "."))
+    else:
+        path.mkdir()
+        if kind == "full directory":
+            (path / "data").mkdir()
+            for inner in ("data/s-1.parquet", "manifest.json", "latest.json", ".hidden"):
+                (path / inner).write_text("{}")
+    return [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+
+
+def state(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {path.readlink()}"
+    return f"file {path.read_text()!r}" if path.is_file() else "directory" if path.is_dir() else "gone"
+
+
+def step(storage: Path, kind: str, number: int) -> None:
+    if kind == "damaged":
+        for directory in (path.parent for path in (storage / ASSET).glob(f"*/{MANIFEST}")):
+            if published_files(directory) is not None and directory.name != latest_name(storage, ASSET):
+                (directory / MANIFEST).write_text("{")
+    elif kind == "lost latest":
+        (storage / ASSET / LATEST).unlink(missing_ok=True)
+    elif kind == "cut short":
+        with cut_short(number % 7):
+            published(storage, 1, number)
+    else:
+        published(storage, 1, *([number] if kind == "change" else []), num_rejects=number if kind == "rejects" else 0)
+
+
+def check_that_foreign_files_survive(
+    directory: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
+) -> None:
+    storage, outside = directory / "storage", directory / "outside"
+    outside.mkdir()
+    (outside / "a.txt").write_text("mine")
+    (outside / "s-1.parquet").write_text("mine")
+    published(storage, 1)
+    looked_after: dict[Path, str] = {}
+    for number, kind in enumerate([*steps, "run"], start=2):
+        for when, place_of, name, what in foreign:
+            if when == number:
+                looked_after |= {path: state(path) for path in put(storage, outside, place_of, name, what)}
+        step(storage, kind, number)
+        assert {path: state(path) for path in looked_after} == looked_after, kind
+    assert sorted(path.name for path in outside.iterdir()) == ["a.txt", "s-1.parquet"]
+
+
+FOREIGN = st.lists(st.tuples(st.integers(2, 6), PLACES, NAMES, KINDS), min_size=1, max_size=8)
+
+
+@example(
+    [(2, ASSET, SNAPSHOT, "full directory"), (2, f"{ASSET}/{{latest}}", "x.parquet", "file")], ["change", "rejects"]
+)
+@example([(2, f"{ASSET}/.staging", f"s-1.{HEX}", "full directory")], ["cut short", "change"])
+@given(FOREIGN, st.lists(STEPS, min_size=1, max_size=5))
+@hypothesis_settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_others_put_into_a_storage_survives_every_sequence_of_runs(
+    tmp_path: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
+) -> None:
+    directory = tmp_path / "one"
+    directory.mkdir()
+    try:
+        check_that_foreign_files_survive(directory, foreign, steps)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.soak
+@given(FOREIGN, st.lists(STEPS, min_size=1, max_size=9))
+@hypothesis_settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_others_put_into_a_storage_survives_thousands_of_sequences(
+    tmp_path: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
+) -> None:
+    directory = tmp_path / "one"
+    directory.mkdir()
+    try:
+        check_that_foreign_files_survive(directory, foreign, steps)
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_nothing_of_ours_is_left_after_runs_that_were_cut_short_at_each_file(tmp_path: Path) -> None:
+    def tree(storage: Path) -> dict[str, int]:
+        return {name: size for name, size in file_sizes(storage).items() if not name.endswith("writer.lock")}
+
+    for number in range(8):
+        storage = tmp_path / str(number)
+        published(storage, 1, num_rejects=3)
+        with cut_short(number):
+            published(storage, 1, 2)
+        published(storage, 1)
+        assert tree(storage) == tree_of_one(tmp_path, number)
+
+
+def tree_of_one(tmp_path: Path, number: int) -> dict[str, int]:
+    storage = tmp_path / f"undisturbed-{number}"
+    published(storage, 1)
+    return {name: size for name, size in file_sizes(storage).items() if not name.endswith("writer.lock")}
+
+
+def test_pictures_and_reports_of_ours_go_with_their_snapshot(tmp_path: Path) -> None:
+    first = published(tmp_path, 1).directory
+    for name in BESIDE:
+        (first / name).write_text("ours")
+    published(tmp_path, 2)
+    assert not first.exists()
+
+
+def test_a_manifest_copied_from_another_asset_proves_nothing(tmp_path: Path) -> None:
+    first = published(tmp_path, 1)
+    copied = tmp_path / ASSET / SNAPSHOT
+    shutil.copytree(first.directory, copied)
+    shutil.copytree(first.directory, tmp_path / "tokenized_pairs" / first.name)
+    for value in (2, 3):
+        published(tmp_path, value)
+    assert sorted(file_sizes(copied)) == ["data/s-1.parquet", "manifest.json"]
+    assert len(file_sizes(tmp_path / "tokenized_pairs")) == 2
+
+
+def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rm_assets.data.ownership._READING_SECONDS", -1.0)
+    monkeypatch.setattr("rm_assets.data.storage._ABANDONED_SECONDS", -1.0)
+    with s3_server() as bucket:
+        (place(f"{bucket}/taken") / ASSET / "my_notes" / "a.txt").write_bytes(b"mine")
+        with pytest.raises(StorageError, match="raw_preferences/my_notes' was not made by rm_assets"):
+            published(place(f"{bucket}/taken"), 1)
+        home = place(f"{bucket}/a[bc]*?/storage")  # which is no pattern for other prefixes
+        first = published(home, 1)
+        foreign = [
+            place(bucket) / name
+            for name in (
+                f"a[bc]*?/storage/{ASSET}/{SNAPSHOT}/data/s-1.parquet",
+                f"a[bc]*?/storage/{ASSET}/{first.name}/data/x.parquet",
+                f"a[bc]*?/storage/{ASSET}/.staging/notes.txt",
+                f"a[bc]*?/storage/{ASSET}/.notes.txt.{HEX}",
+                f"abxx/storage/{ASSET}/{first.name}/data/s-1.parquet",
+            )
+        ]
+        for path in foreign:
+            path.write_bytes(b"mine")
+        with cut_short(3):
+            published(home, 2)
+        for value in (3, 4):
+            last = published(home, value)
+        remove_files([home / "nothing"])
+        left = set(file_sizes(place(bucket))) - {f"taken/{ASSET}/my_notes/a.txt"}
+        ours = {MARKER, f"{ASSET}/latest.json", *(f"{ASSET}/{last.name}/{name}" for name in file_sizes(last.directory))}
+        assert left == {f"a[bc]*?/storage/{name}" for name in ours} | {
+            str(path).removeprefix(f"{bucket}/") for path in foreign
+        }
+
+
+def test_remote_annotations_and_a_remote_storage_stay_apart() -> None:
+    with s3_server() as bucket:
+        for name in ("annotations/a.jsonl", "team/storage/reward_model/m.jsonl", "team/storage2/b.jsonl"):
+            (place(bucket) / name).write_bytes(b"{}\n")
+        storage = place(f"{bucket}/team//storage/")
+        for setting in (bucket, f"{bucket}/", f"{bucket}/**/*.jsonl"):
+            sources = {file.source for file in find_annotations(setting, storage).files}
+            assert sources == {"annotations/a.jsonl", "team/storage2/b.jsonl"}
+        for setting in ("team/storage", "team/storage/reward_model", "team/storage/*/m.jsonl", "team/storage/new"):
+            with pytest.raises(SettingsError, match="inside the storage"):
+                find_annotations(f"{bucket}/{setting}", storage)
+        for setting in (bucket, f"{bucket}/team"):
+            with pytest.raises(SettingsError, match="inside the storage"):
+                find_annotations(setting, place(bucket))
+        assert Stage.RAW == ASSET
