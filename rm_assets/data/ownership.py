@@ -172,13 +172,13 @@ def published_files(directory: Path) -> set[str] | None:
 
 def begin_snapshot(directory: Path, paths: Iterable[str]) -> None:
     """Note the files that are about to be written into a snapshot's directory, beside those that may be there."""
-    known = {*paths, *_noted_files(directory), *(published_files(directory) or ())}
+    known = {*paths, *(_noted_files(directory) or ()), *(published_files(directory) or ())}
     write_json(_note(directory), _Files(directory.name, tuple(sorted(known))))
 
 
 def finish_snapshot(directory: Path, kept: Collection[str]) -> None:
     """Remove the noted files but for those that are kept, what was left of writing any, and the note."""
-    noted = _noted_files(directory)
+    noted = _noted_files(directory) or set()
     _remove_unfinished(directory, {*noted, *kept, MANIFEST})
     remove_named(directory, noted.difference(kept))
     remove_files([_note(directory)])
@@ -204,6 +204,8 @@ def finish_removals(home: Path) -> None:
     for name in _names(home / STAGING):
         note, snapshot = home / STAGING / name, home / name.removesuffix(".files")
         if note.suffix != ".files" or not is_snapshot_name(snapshot.name):
+            continue
+        if _noted_files(snapshot) is None:
             continue
         kept = published_files(snapshot)
         is_damaged = kept is None and (snapshot / MANIFEST).exists()
@@ -242,12 +244,13 @@ def _note(directory: Path) -> Path:
     return directory.parent / STAGING / f"{directory.name}.files"
 
 
-def _noted_files(directory: Path) -> set[str]:
+def _noted_files(directory: Path) -> set[str] | None:
+    """The files that are noted of a snapshot; None unless there is a note, and it is ours."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         noted = msgspec.json.decode(read_file(_note(directory)), type=_Files)
         if noted.snapshot == directory.name:
             return set(noted.paths)
-    return set()
+    return None
 
 
 def _names(directory: Path) -> list[str]:

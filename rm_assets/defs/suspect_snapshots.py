@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import local_directory
-from rm_assets.data.ownership import FOLDS, is_snapshot_name, remove_named
+from rm_assets.data.ownership import FOLDS, remove_named
 from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
@@ -28,6 +28,7 @@ from rm_assets.defs.project import Project
 VERSION = 1
 ASSET = "suspect_annotations"
 _FOLD_FILE = re.compile(r"(train|test)-[0-9]+\.parquet")
+_KEY = re.compile(r"[0-9a-f]{32}")
 JSONL_FILE = "suspects.jsonl"
 
 
@@ -57,7 +58,7 @@ def _workshop(home: Path) -> Path:
 
 def _remove_folds(home: Path) -> None:
     """Remove what the trainings of folds wrote, of these pairs and of others."""
-    for name in filter(is_snapshot_name, subdirectories(home)):
+    for name in filter(_KEY.fullmatch, subdirectories(home)):
         for fold in filter(str.isdecimal, subdirectories(home / name)):
             _remove_fold(home / name / fold)
         remove_directories([home / name])

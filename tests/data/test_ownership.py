@@ -179,7 +179,8 @@ NAMES = st.one_of(
             "x.parquet",
             "x.png",
             "part.json",
-            f"{SNAPSHOT}.files.txt",
+            f"{SNAPSHOT}.files",
+            f"{SNAPSHOT}.json",
         ]
     ),
     st.text("0123456789abcdef", min_size=15, max_size=17),

@@ -235,6 +235,18 @@ def test_older_remote_snapshots_and_own_leftovers_are_removed_and_those_of_other
     assert file_sizes(home / "asset" / STAGING) == {"0/data/x.parquet": 43}
 
 
+def test_a_remote_snapshot_stays_a_while_for_those_who_read_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = published(home, 1, keep=1)
+    time.sleep(1.1)  # S3 tells times in seconds
+    published(home, 2, keep=1)
+    assert latest_snapshot(home, "asset").name != first.name
+    assert read_table(first.paths(), SCHEMA)["value"].to_pylist() == [1]
+    monkeypatch.setattr("rm_assets.data.ownership._READING_SECONDS", 0.0)  # an hour later
+    time.sleep(1.1)
+    published(home, 2, keep=1)
+    assert file_sizes(first.directory) == {}
+
+
 def test_a_remote_shard_that_is_gone_or_cut_is_computed_again(home: Path) -> None:
     first = published(home, 1, 2)
     first.paths()[0].write_bytes(b"")

@@ -1,12 +1,14 @@
 """Publishing: whole or not at all, found again after a crash, old ones removed, one writer at a time."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from support import silent
 
 from rm_assets.data.fingerprint import file_sha256, fingerprint
 from rm_assets.data.locks import held_lock
+from rm_assets.data.parquet import read_table
 from rm_assets.data.publication import (
     Publication,
     publication,
@@ -28,6 +31,7 @@ from rm_assets.data.snapshots import (
     Shard,
     Snapshot,
     SnapshotError,
+    latest_read,
     latest_snapshot,
     parent_snapshot,
     read_snapshot,
@@ -216,6 +220,210 @@ def test_a_second_writer_waits_says_for_whom_and_goes_on_when_the_first_dies(tmp
             pass
     assert said == [said[0]]
     assert said[0].startswith(f"waiting for lock, held by the first, process {holder.pid} on ")
+
+
+class WaitsError(Exception):
+    """Instead of waiting for a lock."""
+
+
+def refuse_to_wait(text: str) -> None:
+    raise WaitsError(text)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_file_that_is_removed_or_replaced_keeps_its_holder_the_only_one(tmp_path: Path, replaced: bool) -> None:
+    lock = tmp_path / "lock"
+    with held_lock(lock, "the first", silent):
+        lock.unlink()
+        if replaced:
+            lock.write_text("")
+        with pytest.raises(WaitsError), held_lock(lock, "the second", refuse_to_wait):
+            pass
+    with held_lock(lock, "the third", refuse_to_wait):
+        assert lock.read_text().startswith("the third, process ")
+
+
+@pytest.mark.parametrize("name", ["lock", "."])
+def test_who_waited_for_a_lock_that_is_gone_waits_for_the_one_that_is_there(tmp_path: Path, name: str) -> None:
+    """Of the file, as on file systems that lock no directories, and of its directory."""
+    home = tmp_path / "home"
+    home.mkdir()
+    held = [locked(home / name)]
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            shutil.rmtree(home)
+            home.mkdir()
+            held.append(locked(home / name))
+        os.close(held[len(said) - 1])
+
+    with held_lock(home / "lock", "who waited", say):
+        assert (home / "lock").read_text().startswith("who waited, process ")
+        with pytest.raises(WaitsError), held_lock(home / "lock", "another", refuse_to_wait):
+            pass
+    assert len(said) == 2
+
+
+def locked(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from rm_assets.data.snapshots import latest_snapshot
+kept = latest_snapshot(Path(sys.argv[1]), "asset")
+print(kept.name, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_snapshot_that_another_run_reads_is_kept_until_that_run_ends_or_dies(tmp_path: Path) -> None:
+    first = published(tmp_path, 1, keep=1).directory
+    with subprocess.Popen([sys.executable, "-c", READER, str(tmp_path)], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline().decode().strip() == first.name
+        for value in (2, 3):
+            published(tmp_path, value, keep=1)
+            assert read_snapshot(first).manifest.num_rows() == 1
+        reader.kill()
+    published(tmp_path, 4, keep=1)
+    assert not first.exists()
+    assert len(list((tmp_path / "asset").glob(f"*/{MANIFEST}"))) == 1
+
+
+def test_what_a_run_published_is_kept_for_it_while_others_publish(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as other:
+        mine = published(tmp_path, 1, keep=1)
+        other.submit(published, tmp_path, 2, keep=1).result()
+        assert len(read_table(mine.paths(), pa.schema({"value": pa.int64()}))) == 1
+        directory = mine.directory
+        del mine
+        other.submit(published, tmp_path, 3, keep=1).result()
+        assert not directory.exists()
+
+
+def test_a_snapshot_that_is_replaced_while_it_is_looked_up_gives_the_newer_one(tmp_path: Path) -> None:
+    published(tmp_path, 1, keep=1)
+    seen: list[str] = []
+
+    def overtaken(directory: Path) -> Snapshot:
+        seen.append(directory.name)
+        if len(seen) == 1:
+            published(tmp_path, 2, keep=1)
+        return read_snapshot(directory)
+
+    found = latest_read(tmp_path, "asset", overtaken)
+    assert found is not None
+    assert (found.name, len(set(seen))) == (seen[1], 2)
+
+
+def test_a_file_that_another_machine_removed_is_told_with_what_to_do(tmp_path: Path) -> None:
+    snapshot = published(tmp_path, 1)
+    [path] = snapshot.paths()
+    path.unlink()
+    with pytest.raises(SnapshotError, match=r"shard-0\.parquet' is gone, perhaps removed by another run: run again"):
+        read_table([path], pa.schema({"value": pa.int64()}))
+
+
+# --- damaged files -------------------------------------------------------------------------------------------
+
+DAMAGED = [
+    b"",
+    b"{",
+    b"{}",
+    b"[]",
+    b"null",
+    b'"0123456789abcdef"',
+    b"\xff\xfe\x00",
+    b'{"snapshot": 5}',
+    b'{"snapshot": null}',
+    b'{"snapshot": ""}',
+    b'{"snapshot": "."}',
+    b'{"snapshot": "../other/0123456789abcdef"}',
+    b'{"snapshot": "0123456789abcdef"}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_latest_file_is_as_good_as_none_and_heals(tmp_path: Path, content: bytes) -> None:
+    first = published(tmp_path, 1)
+    (tmp_path / "asset" / "latest.json").write_bytes(content)
+    assert latest_snapshot(tmp_path, "asset") is None
+    with pytest.raises(SnapshotError, match="materialize asset first"):
+        required_snapshot(tmp_path, "asset", "")
+    again = published(tmp_path, 1)
+    assert (again.name, again.num_new_shards) == (first.name, 0)
+    assert latest_snapshot(tmp_path, "asset") == again
+
+
+@pytest.mark.parametrize("content", [None, *DAMAGED])
+def test_where_the_latest_file_is_lost_the_newest_snapshot_is_what_was_before(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    published(tmp_path, 1)
+    newest = published(tmp_path, 2)
+    (tmp_path / "asset" / "latest.json").unlink()
+    if content is not None:
+        (tmp_path / "asset" / "latest.json").write_bytes(content)
+    with publication(tmp_path, "asset", 3, silent) as turn:
+        assert turn.previous is not None
+        assert turn.previous.name == newest.name
+
+
+@pytest.mark.parametrize(
+    "content", [*DAMAGED, b'{"asset": "asset", "snapshot": "x", "shards": []}', "of another", "out"]
+)
+def test_a_damaged_manifest_is_named_with_the_way_on_where_it_is_the_newest_and_passed_over_elsewhere(
+    tmp_path: Path, content: bytes | str
+) -> None:
+    older, newest = published(tmp_path, 1), published(tmp_path, 2)
+    for snapshot in (older, newest):
+        sound = (snapshot.directory / MANIFEST).read_bytes()
+        if content == "of another":
+            damaged = sound.replace(b'"asset": "asset"', b'"asset": "other"')
+        elif content == "out":
+            damaged = sound.replace(b'"data/shard-0.parquet"', b'"../../x.parquet"')
+        else:
+            assert isinstance(content, bytes)
+            damaged = content
+        assert damaged != sound
+        (snapshot.directory / MANIFEST).write_bytes(damaged)
+        if snapshot is older:
+            assert published(tmp_path, 2).num_new_shards == 0
+    with pytest.raises(SnapshotError) as error:
+        latest_snapshot(tmp_path, "asset")
+    told = f"{str(newest.directory / MANIFEST)!r} cannot be read: remove that directory and materialize asset again"
+    assert str(error.value).startswith(told)
+    shutil.rmtree(newest.directory)
+    assert published(tmp_path, 2).num_new_shards == 1
+
+
+@pytest.mark.parametrize("inputs", [{}, {"asset": "../asset/x"}, {"asset": ""}])
+def test_a_manifest_without_the_parent_that_is_asked_for_is_named(tmp_path: Path, inputs: dict[str, str]) -> None:
+    with publication(tmp_path, "child", 3, silent) as turn:
+        child = turn.publish([], inputs, {})
+    with pytest.raises(
+        SnapshotError, match=r"manifest\.json' names no snapshot of asset but .*materialize child again"
+    ):
+        parent_snapshot(tmp_path, child, "asset")
+
+
+def test_nothing_is_removed_while_it_is_unknown_what_the_newest_snapshots_need(tmp_path: Path) -> None:
+    first = published(tmp_path, 0, keep=1).directory
+    with publication(tmp_path, "child", 3, silent) as turn:
+        child = turn.publish([], {"asset": first.name}, {})
+    sound = (child.directory / MANIFEST).read_bytes()
+    (child.directory / MANIFEST).write_bytes(b"{")
+    published(tmp_path, 1, keep=1)
+    assert first.exists()
+    (child.directory / MANIFEST).write_bytes(sound)
+    published(tmp_path, 2, keep=1)
+    assert parent_snapshot(tmp_path, child, "asset") == read_snapshot(first)
 
 
 def test_a_value_without_a_known_identity_cannot_be_fingerprinted() -> None:
