@@ -47,10 +47,9 @@ SCORES = pa.schema(
 """A row for each held-out pair; lengths in tokens."""
 
 
-_RESULT = re.compile(
-    r"manifest\.json(\.tmp)?|error\.txt|metrics\.jsonl|scores\.parquet|(model|adapter)/.+"
-    r"|tensorboard/events\.out\.tfevents\..+|wandb/.+"
-)
+_RESULT = re.compile(r"manifest\.json(\.tmp)?|error\.txt|metrics\.jsonl|scores\.parquet")
+_MODELS = re.compile(r"(model|adapter)/.+")
+_TRACKED = re.compile(r"tensorboard/events\.out\.tfevents\..+|wandb/.+")
 _CHECKPOINT = r"(process-[0-9]+\.safetensors|metrics\.jsonl|manifest\.json)"
 _IN_PROGRESS = re.compile(
     rf"checkpoints/(step-[0-9]{{8,}}-[0-9a-f]{{16}}|\.unfinished)/{_CHECKPOINT}"
@@ -142,8 +141,16 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
 
 
 def result_files(directory: Path) -> list[str]:
-    """The files in a job's directory that its result consists of, and what a tracker wrote there."""
-    return [name for name in file_sizes(directory) if _RESULT.fullmatch(name)]
+    """The files of a result: its manifest, those that it names, and what a tracker wrote.
+
+    Before there is a manifest, all in the directories of the models are of the job that writes them.
+    """
+    present = file_sizes(directory)
+    try:
+        named = set(read_manifest(directory)["files"])
+    except (OSError, TrainingResultError):
+        named = {name for name in present if _MODELS.fullmatch(name)}
+    return [name for name in present if name in named or _RESULT.fullmatch(name) or _TRACKED.fullmatch(name)]
 
 
 def remove_scratch(directory: Path) -> None:

@@ -202,3 +202,29 @@ def test_a_file_read_while_it_changed_is_read_again_by_the_next_run(settings: Se
     during_reading(grow_once)
     assert texts(raw_snapshot(settings, silent)) == ["one"]
     assert texts(raw_snapshot(settings, silent)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"[1]",
+        b"null",
+        b"\xff",
+        b'{"a.jsonl": 5}',
+        b'{"a.jsonl": {}}',
+        b'{"a.jsonl": {"stamp": [], "keys": 5}}',
+    ],
+)
+def test_damaged_stamps_cost_a_second_reading_and_no_more(settings: Settings, damage: bytes) -> None:
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1)])
+    age(Path(settings.annotations_path))
+    first = raw_snapshot(settings, silent)
+    stamps = Path(settings.storage) / Stage.RAW / "stamps.json"
+    sound = stamps.read_bytes()
+    stamps.write_bytes(damage)
+    again = raw_snapshot(settings, silent)
+    assert (again.name, again.num_new_shards) == (first.name, 0)
+    assert stamps.read_bytes() == sound

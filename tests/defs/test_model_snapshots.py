@@ -1,23 +1,45 @@
 """Which results of a training count, and which unfinished trainings are kept."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from s3 import s3_server
 from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.publication import unfinished_trainings
 from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import SnapshotError, latest_snapshot
+from rm_assets.data.storage import file_sizes, upload, write_json
 from rm_assets.definitions import definitions
+from rm_assets.defs import model_snapshots
 from rm_assets.defs.launcher import TrainingLauncher
-from rm_assets.defs.model_snapshots import remove_old_trainings, training_job
+from rm_assets.defs.model_snapshots import (
+    ASSET,
+    ModelSnapshot,
+    _descriptions,
+    _remove_old_models,
+    model_key,
+    model_snapshot,
+    newest_model,
+    remove_old_trainings,
+    required_model,
+    trained_model,
+    training_job,
+    training_steps,
+)
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.report_snapshots import _read_history
 from rm_assets.settings import SAMPLE, Settings
+from rm_assets.training.result import TrainingResultError, read_result
 
 
 class LyingLauncher(TrainingLauncher):
@@ -121,3 +143,173 @@ def test_a_saved_model_carries_its_template_with_the_date_that_its_pairs_were_re
     assert carried.endswith(template)
     undated = dataclasses.replace(project, tokenizer=find_tokenizer(Settings()))
     assert training_job(undated, pairs, "key", tmp_path)["chat_template"] is None
+
+
+# --- damaged files -------------------------------------------------------------------------------------------
+
+DAMAGED = [b"", b"{", b"{}", b"[]", b"null", b"\xff\x00", b'{"snapshot": 5}', b'{"snapshot": "../x"}']
+
+
+def model_at(storage: Path, name: str, **changes: Any) -> Path:
+    """A model directory of one file that proves true."""
+    directory = storage / "reward_model" / name
+    (directory / "model").mkdir(parents=True)
+    (directory / "model" / "config.json").write_text("{}")
+    files = {"model/config.json": hashlib.sha256(b"{}").hexdigest()}
+    manifest = {"key": name * 4, "data_snapshot": "d" * 16, "files": files, "metrics": {}, "versions": {}}
+    (directory / "manifest.json").write_text(json.dumps(manifest | changes))
+    return directory
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, json.dumps({"snapshot": "b" * 16}).encode()])
+def test_a_damaged_latest_file_of_the_models_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+    model_at(tmp_path, "a" * 16)
+    latest = tmp_path / "reward_model" / "latest.json"
+    latest.write_text(json.dumps({"snapshot": "a" * 16}))
+    assert required_model(tmp_path).key == "a" * 64
+    latest.write_bytes(content)
+    assert newest_model(tmp_path) is None
+    with pytest.raises(SnapshotError, match="materialize reward_model first"):
+        required_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, {"files": ["a"]}, {"files": {"a": 5}}, {"metrics": []}, {"key": None}])
+def test_a_damaged_manifest_of_a_model_is_named_with_the_way_on(
+    tmp_path: Path, content: bytes | dict[str, Any]
+) -> None:
+    directory = model_at(tmp_path, "a" * 16, **(content if isinstance(content, dict) else {}))
+    if isinstance(content, bytes):
+        (directory / "manifest.json").write_bytes(content)
+    (tmp_path / "reward_model" / "latest.json").write_text(json.dumps({"snapshot": "a" * 16}))
+    told = re.escape(f"{str(directory / 'manifest.json')!r} is damaged (") + ".*: remove the directory and train again"
+    for read in (required_model, lambda storage: model_snapshot(storage, "a" * 16)):
+        with pytest.raises(SnapshotError, match=told):
+            read(tmp_path)
+    with pytest.raises(TrainingResultError, match=told):
+        read_result(directory, "a" * 64)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a\0b", ""])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    directory = model_at(tmp_path, "a" * 16, files={name: "0" * 64})
+    with pytest.raises(TrainingResultError, match="which lies outside"):
+        read_result(directory, "a" * 64)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]\n", b"5\n", b"\xff\n", None])
+def test_damaged_curves_of_a_model_are_named_with_the_way_on(tmp_path: Path, content: bytes | None) -> None:
+    directory = model_at(tmp_path, "a" * 16)
+    (directory / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "loss": 0.5}\n')
+    model = model_snapshot(tmp_path, "a" * 16)
+    assert training_steps(model) == [{"step": 1}, {"step": 2, "loss": 0.5}]
+    (directory / "metrics.jsonl").unlink()
+    if content is not None:
+        (directory / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(
+        SnapshotError, match=r"metrics\.jsonl' cannot be read .*: materialize reward_model, which trains"
+    ):
+        training_steps(model)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[5]", b"[{}]", b'[{"model": 5}]', b"\xff"])
+def test_a_damaged_history_of_reports_is_named_and_not_lost(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "history.json"
+    assert _read_history(path) == []
+    path.write_bytes(content)
+    with pytest.raises(
+        SnapshotError, match=r"history\.json' cannot be read .*: restore it, or remove it to begin a new"
+    ):
+        _read_history(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [*DAMAGED, b'{"key": 5, "data_snapshot": "x"}', b'{"key": "x", "data_snapshot": []}']
+)
+def test_damaged_descriptions_of_trainings_are_passed_over_and_left(tmp_path: Path, content: bytes) -> None:
+    training = tmp_path / ".training"
+    training.mkdir()
+    (training / f"{'a' * 16}.json").write_bytes(content)
+    (training / f"{'b' * 16}.json").write_text(json.dumps({"key": "b" * 64, "data_snapshot": "d" * 16}))
+    assert [description.key for description in _descriptions(tmp_path)] == ["b" * 64]
+    remove_old_trainings(tmp_path, 1, print)
+    assert [path.read_bytes() for path in training.iterdir()] == [content]
+
+
+# --- models that others read, and what is not ours -----------------------------------------------------------
+
+
+def test_older_models_are_removed_but_for_what_is_read_needed_or_not_ours(tmp_path: Path) -> None:
+    home = tmp_path / "reward_model"
+    old, read, needed, current = (model_at(tmp_path, digit * 16) for digit in "1234")
+    foreign = model_at(tmp_path, "5" * 16, key="of another program")
+    (old / "model" / "notes.txt").write_text("mine")
+    (old / "tensorboard").mkdir()
+    (old / "tensorboard" / "events.out.tfevents.1").write_text("ours")
+    held = model_snapshot(tmp_path, read.name)
+    write_json(home.parent / "promoted_reward_model" / ("6" * 16) / "manifest.json", {"inputs": {ASSET: needed.name}})
+    _remove_old_models(home, current, 1)
+    assert [path.relative_to(old).as_posix() for path in old.rglob("*")] == ["model", "model/notes.txt"]
+    assert all((path / "manifest.json").exists() for path in (read, needed, current, foreign))
+    del held
+    _remove_old_models(home, current, 1)
+    assert not read.exists()
+    assert all((path / "manifest.json").exists() for path in (needed, current, foreign))
+
+
+# --- an upload that was killed -------------------------------------------------------------------------------
+
+
+class NoLauncher(TrainingLauncher):
+    """Nothing is to be trained."""
+
+    def run(self, *arguments: Any, **options: Any) -> None:
+        raise AssertionError("a training was launched")
+
+
+class KilledError(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("num_sent", [0, 3])
+def test_an_upload_that_was_killed_goes_on_from_the_finished_training(
+    first_run: tuple[dict[str, Any], Any], monkeypatch: pytest.MonkeyPatch, num_sent: int
+) -> None:
+    settings, _ = first_run
+    trained = required_model(Path(settings["storage"])).directory
+    pairs = latest_snapshot(Path(settings["storage"]), Stage.PADDED)
+    assert pairs is not None
+    with s3_server() as bucket:
+        project = ProjectResource(**{**settings, "storage": f"{bucket}/team", "epochs": 3}).ready()
+        home, key = project.storage / "reward_model", model_key(project, pairs)
+        working = unfinished_trainings(home) / key[:16]
+        shutil.copytree(trained, working)
+        manifest = json.loads((working / "manifest.json").read_text())
+        (working / "manifest.json").write_text(json.dumps(manifest | {"key": key}))
+        (working / "notes.txt").write_text("mine")
+        write_json(working.with_suffix(".json"), {"key": key, "data_snapshot": pairs.name})
+
+        def killed(origin: Path, target: Path, names: Any) -> None:
+            upload(origin, target, sorted({*names} - {"manifest.json"})[:num_sent])
+            raise KilledError
+
+        def train() -> ModelSnapshot:
+            return trained_model(project, pairs, dg.build_asset_context(), NoLauncher())
+
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(model_snapshots, "upload", killed)
+            train()
+        assert newest_model(project.storage) is None
+        if num_sent:
+            with monkeypatch.context() as patch:
+                patch.setenv("XDG_CACHE_HOME", f"{os.environ['XDG_CACHE_HOME']}/of another machine")
+                with pytest.raises(
+                    SnapshotError, match=r"is unfinished in the storage: .* run again later, or remove it"
+                ):
+                    train()
+        model = train()
+        assert read_result(home / key[:16], key) == model.manifest == manifest | {"key": key}
+        assert required_model(project.storage).key == key
+        assert {name.split("/")[0] for name in file_sizes(home)} == {key[:16], "latest.json"}
+        assert [path.relative_to(working).as_posix() for path in working.rglob("*")] == ["notes.txt"]
+        assert not train().trained_now
