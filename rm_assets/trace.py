@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from rm_assets.data.ownership import MANIFEST, is_snapshot_name
+from rm_assets.data.parquet import matching_rows
 from rm_assets.data.records import MEANINGS, Reason, Stage
 from rm_assets.data.shown_text import name_of, one_line, printable
 from rm_assets.data.snapshots import REJECTS, Snapshot, SnapshotError, latest_name, latest_snapshot, read_snapshot
-from rm_assets.data.storage import StorageError, is_remote, on_its_system, place, subdirectories
+from rm_assets.data.storage import StorageError, place, subdirectories
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 
@@ -97,20 +94,8 @@ def _lines_of_pair(stages: dict[Stage, Snapshot], pair_id: str) -> list[Line]:
 
 
 def _rows(paths: list[Path], columns: list[str], **wanted: Any) -> list[dict[str, Any]]:
-    """The rows of Parquet files with these values, by row groups: only what may hold them is read."""
-    condition = None
-    for name, value in wanted.items():
-        term = pc.field(name) == value
-        condition = term if condition is None else condition & term
-    tables = [_read(path, columns, condition) for path in paths]
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def _read(path: Path, columns: list[str], condition: pc.Expression | None) -> pa.Table:
-    if not is_remote(path):
-        return pq.read_table(path, columns=columns, filters=condition, partitioning=None)
-    system, name = on_its_system(path)
-    return pq.read_table(name, filesystem=system, columns=columns, filters=condition, partitioning=None)
+    """The rows of Parquet files with these values."""
+    return [row for path in paths for row in matching_rows(path, wanted, columns)]
 
 
 # --- the trace -----------------------------------------------------------------------------------------------
@@ -212,9 +197,10 @@ def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
 
     wanted = {**vars(line), "pair_id": pair_id}
     for directory in _models(storage):
+        sha256 = _manifest_of_model(directory)["files"].get(SCORES_FILE, "")
         name = f"{_MODEL} {directory.name}{_standing(storage, directory.name)}"
         columns = ["split", "chosen_score", "rejected_score"]
-        rows = _rows([directory / SCORES_FILE], columns, **wanted)
+        rows = matching_rows(directory / SCORES_FILE, wanted, columns, sha256)
         for row in rows:
             right = "right" if row["chosen_score"] > row["rejected_score"] else "not right"
             told = f"chosen {row['chosen_score']:+.4f}, rejected {row['rejected_score']:+.4f}, {right}"
@@ -230,6 +216,15 @@ def _models(storage: Path) -> list[Path]:
     return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns)]
 
 
+def _manifest_of_model(directory: Path) -> dict[str, Any]:
+    from rm_assets.training.result import TrainingResultError, read_manifest
+
+    try:
+        return read_manifest(directory)
+    except TrainingResultError as error:
+        raise SnapshotError(str(error)) from None
+
+
 def _standing(storage: Path, model: str) -> str:
     promoted = latest_snapshot(storage, _PROMOTED)
     marks = ["promoted"] if promoted and promoted.manifest.inputs.get(_MODEL) == model else []
@@ -239,12 +234,7 @@ def _standing(storage: Path, model: str) -> str:
 
 
 def _without_scores(storage: Path, model: Path, wanted: dict[str, Any]) -> str:
-    from rm_assets.training.result import TrainingResultError, read_manifest
-
-    try:
-        padded = read_manifest(model)["data_snapshot"]
-    except TrainingResultError as error:
-        raise SnapshotError(str(error)) from None
+    padded = _manifest_of_model(model)["data_snapshot"]
     try:
         data = read_snapshot(storage / Stage.PADDED / padded)
     except FileNotFoundError:

@@ -4,18 +4,30 @@ Measured on token ids, texts and hashes: zstd at its first level everywhere; tok
 (BYTE_STREAM_SPLIT), which writes and reads a quarter faster than a dictionary at the same size; a dictionary only for
 columns of few values, since Parquet would build one for every column of distinct texts and throw it away; pages as
 large as a row group, as whole groups are read, which writes and reads a fifteenth faster and is as much smaller.
+
+Every file is opened by `parquet_file`, which lets none be read as other values than were written. A file of a snapshot
+must have the sha256 that the manifest states. Only where a few flat columns of a large file are read, as those that
+tell all pairs apart, hashing the rest would take many times as long: then its footer must have the stated hash, and
+Arrow verifies the checksum of each page. Files that no manifest names have these checksums, or a hash in a job's file.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rm_assets.data.snapshots import SnapshotError
-from rm_assets.data.storage import is_remote
+from rm_assets.data.fingerprint import file_sha256
+from rm_assets.data.snapshots import MANIFEST, REJECTS, ShardFile, SnapshotError
+from rm_assets.data.storage import is_remote, new_file, read_file
 
 ROW_GROUP_BYTES = 8 * 2**20
 """About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""
@@ -23,7 +35,10 @@ _BATCH_IDS = 2**16
 """Ids that are handed to a page at a time. Arrow asks only then whether the page is full: texts keep its own 1,024."""
 _MANY_ROWS = 10_000
 _FEW_BYTES = 2**18
-"""Files up to this size are read in one piece."""
+"""Files up to this size are read in one piece, at half the time of a read for each column."""
+_FOOTER_BYTES = 2**16
+"""What is read of a file's end at first, which holds nearly every footer."""
+_MOMENT_SECONDS = 0.3
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
 
@@ -65,17 +80,30 @@ def _leaves_of(field: pa.Field, path: str) -> Iterator[tuple[str, str, pa.DataTy
         yield path, field.name, field.type
 
 
+def write_table(path: Path, table: pa.Table) -> str:
+    """Write a file of one table, durable afterwards; returns its sha256."""
+    with new_file(path) as stream, parquet_writer(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.sha256
+
+
 def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Rows of Parquet files with one schema, in order; an empty table where there is no file."""
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    tables = [_whole_file(path, wanted) for path in paths]
+    only_flat = columns is not None and _are_flat(wanted)
+    tables = [_whole_file(path, wanted, only_flat=only_flat) for path in paths]
     return pa.concat_tables(tables) if tables else wanted.empty_table()
 
 
-def _whole_file(path: Path, wanted: pa.Schema) -> pa.Table:
+def _are_flat(schema: pa.Schema) -> bool:
+    return not any(pa.types.is_nested(field.type) for field in schema)
+
+
+def _whole_file(path: Path, wanted: pa.Schema, *, only_flat: bool) -> pa.Table:
     """The rows of one file; a snapshot may have thousands of small ones, for which threads cost more than they give."""
-    with parquet_file(path) as file:
+    with parquet_file(path, only_flat=only_flat) as file:
         rows = file.read(columns=wanted.names, use_threads=file.metadata.num_rows > _MANY_ROWS)
+        _require_all(rows, file.metadata.num_rows)
     return rows if rows.schema.equals(wanted) else rows.cast(wanted)
 
 
@@ -84,27 +112,168 @@ def read_batches(path: Path | None, schema: pa.Schema, columns: list[str] | None
     if path is None:
         return
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-    with parquet_file(path) as file:
+    with parquet_file(path, only_flat=columns is not None and _are_flat(wanted)) as file:
         for index in range(file.num_row_groups):
-            yield file.read_row_group(index, columns=wanted.names).cast(wanted).combine_chunks()
+            yield _row_group(file, index, wanted.names).cast(wanted).combine_chunks()
+
+
+def _row_group(file: pq.ParquetFile, index: int, names: list[str]) -> pa.Table:
+    rows = file.read_row_group(index, columns=names)
+    _require_all(rows, file.metadata.row_group(index).num_rows)
+    return rows
+
+
+def _require_all(rows: pa.Table, num_rows: int) -> None:
+    """Raise ArrowInvalid where a damaged page gave fewer rows than it holds."""
+    if rows.num_rows != num_rows:
+        raise pa.ArrowInvalid(f"{rows.num_rows} rows instead of {num_rows}")
+
+
+def matching_rows(path: Path, wanted: Mapping[str, Any], columns: list[str], sha256: str = "") -> list[dict[str, Any]]:
+    """These columns of the rows with the wanted values; of row groups without such rows only what decides is read."""
+    condition = functools.reduce(lambda one, other: one & other, [pc.field(n) == value for n, value in wanted.items()])
+
+    def matching(file: pq.ParquetFile, group: int, names: Iterable[str]) -> pa.Table:
+        return _row_group(file, group, [*dict.fromkeys([*wanted, *names])]).filter(condition)
+
+    with parquet_file(path, sha256=sha256, only_flat=True) as file:
+        groups = [group for group in range(file.num_row_groups) if matching(file, group, []).num_rows]
+    if not groups:
+        return []
+    with parquet_file(path, sha256=sha256) as file:
+        return [row for group in groups for row in matching(file, group, columns).select(columns).to_pylist()]
+
+
+# --- opening -------------------------------------------------------------------------------------------------
+
+
+class _Stated(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a file: by a manifest, which also tells how many rows it has, or by its hash alone."""
+
+    asset: str
+    sha256: str
+    footer_sha256: str = ""
+    num_rows: int | None = None
 
 
 @contextlib.contextmanager
-def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of any storage, open; raises SnapshotError where its pages are not as they were written."""
+def parquet_file(
+    path: Path, *, sha256: str = "", asset: str = "", only_flat: bool = False, buffer_size: int = 0
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of any storage, open; raises SnapshotError where it is not as it was written.
+
+    `sha256` is that of a file which no snapshot's manifest names, and `asset` what it was made by, if these are known.
+    `only_flat` says that a few flat columns will be read, for which not all bytes are hashed.
+    """
+    stated = _Stated(asset=asset, sha256=sha256) if sha256 else _stated(path)
     try:
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(path.open("rb")) if is_remote(path) else _local_source(path)
-            yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
+            try:
+                opened = _opened(path, stated, only_flat, buffer_size, stack)
+            except pa.ArrowInvalid:
+                if sha256 or stated is None:
+                    raise
+                stated = _stated_anew(path) or stated
+                opened = _opened(path, stated, only_flat, buffer_size, stack)
+            yield opened
     except FileNotFoundError:
         raise SnapshotError(f"{str(path)!r} is gone, perhaps removed by another run: run again") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system, and it says what
-        told = " ".join(str(error).split())
-        raise SnapshotError(f"{str(path)!r} is damaged: remove its snapshot and materialize anew ({told})") from None
+        told, owner = " ".join(str(error).split()), stated.asset if stated else asset
+        advice = f"materialize {owner} again with RM_VERIFY=full" if owner else "remove it and run again"
+        raise SnapshotError(f"{str(path)!r} is damaged ({told}): {advice}") from None
 
 
-def _local_source(path: Path) -> Path | pa.BufferReader:
-    """What to read a file from: all its bytes at once if they are few, in half the time of a read for each column."""
-    return pa.BufferReader(path.read_bytes()) if path.stat().st_size <= _FEW_BYTES else path
+def _opened(
+    path: Path, stated: _Stated | None, only_flat: bool, buffer_size: int, stack: contextlib.ExitStack
+) -> pq.ParquetFile:
+    """A file, open, whose bytes, or at least footer, are as stated; raises ArrowInvalid where they are not."""
+    footer_sha256 = stated.footer_sha256 if stated and only_flat else ""
+    metadata, source = None, _source(path, stack, is_read_whole=stated is not None and not footer_sha256)
+    if isinstance(source, bytes):
+        _require_equal("sha256", stated and stated.sha256, hashlib.sha256(source).hexdigest())
+        source = pa.BufferReader(source)
+    elif footer_sha256:
+        footer = _footer(stack.enter_context(path.open("rb")) if source is path else source)
+        _require_equal("sha256 of the footer", footer_sha256, hashlib.sha256(footer).hexdigest())
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+    elif stated:
+        _require_equal("sha256", stated.sha256, file_sha256(path))
+    opened = pq.ParquetFile(source, metadata=metadata, buffer_size=buffer_size, page_checksum_verification=True)
+    stack.enter_context(opened)
+    _require_equal("number of rows", stated and stated.num_rows, opened.metadata.num_rows)
+    return opened
+
+
+def _source(path: Path, stack: contextlib.ExitStack, *, is_read_whole: bool) -> Any:
+    """What to read a file from: its bytes, if they are few, or remote and all needed; else its path or a stream."""
+    if is_remote(path):
+        return read_file(path) if is_read_whole else stack.enter_context(path.open("rb"))
+    return read_file(path) if path.stat().st_size <= _FEW_BYTES else path
+
+
+def _require_equal(what: str, stated: Any, found: Any) -> None:
+    if stated is not None and stated != found:
+        raise pa.ArrowInvalid(f"its {what} is {found}, not {stated}")
+
+
+def _footer(stream: Any) -> bytes:
+    """The last bytes of a Parquet file, from where its metadata begin; other last bytes where there are none."""
+    size = stream.seek(0, os.SEEK_END)
+    num_bytes = _FOOTER_BYTES
+    while True:
+        stream.seek(max(size - num_bytes, 0))
+        tail = bytes(stream.read())
+        needed = int.from_bytes(tail[-8:-4], "little") + 8
+        if needed <= len(tail) or needed > size:
+            return tail[-needed:]
+        num_bytes = needed
+
+
+# --- what manifests say --------------------------------------------------------------------------------------
+
+
+class _ShardFiles(msgspec.Struct, frozen=True):
+    files: tuple[ShardFile, ...]
+
+
+class _Contents(msgspec.Struct, frozen=True):
+    asset: str
+    shards: tuple[_ShardFiles, ...]
+
+
+def _stated(path: Path) -> _Stated | None:
+    """What the manifest of its snapshot says of a file; None if it lies in none, or is not named there."""
+    if any(part.startswith(".") for part in path.parts[-4:-1]):  # where files lie that are not published yet
+        return None
+    folder = path.parent
+    directory = folder.parent.parent if folder.parent.name == "evaluation" else folder.parent
+    name = path.relative_to(directory).as_posix()
+    try:
+        if name not in _stated_files(directory):  # by now it may be
+            _stated_files.cache_clear()
+        return _stated_files(directory).get(name)
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):  # no snapshot
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _stated_files(directory: Path) -> dict[str, _Stated]:
+    contents = msgspec.json.decode(read_file(directory / MANIFEST), type=_Contents)
+    return {
+        file.path: _Stated(
+            asset=contents.asset, sha256=file.sha256, footer_sha256=file.footer_sha256, num_rows=file.num_rows
+        )
+        for shard in contents.shards
+        for file in shard.files
+    }
+
+
+def _stated_anew(path: Path) -> _Stated | None:
+    """The same by the manifest of now: a snapshot's rejects may change, and its manifest a moment after them."""
+    if path.parent.name == REJECTS:
+        time.sleep(_MOMENT_SECONDS)
+    _stated_files.cache_clear()
+    return _stated(path)

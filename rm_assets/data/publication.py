@@ -98,7 +98,8 @@ class ShardWriter:
 
     def finish(self) -> tuple[ShardFile, ...]:
         """Close the files, which then are durable."""
-        for _, writer in self._open.values():
+        for stream, writer in self._open.values():
+            stream.begin_end()
             writer.close()
         self._files.close()
         return tuple(
@@ -107,6 +108,7 @@ class ShardWriter:
                 sha256=stream.sha256,
                 num_rows=self._num_rows[folder],
                 num_bytes=stream.num_bytes,
+                footer_sha256=stream.end_sha256,
             )
             for folder, (stream, _) in self._open.items()
         )

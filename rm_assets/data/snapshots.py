@@ -30,12 +30,16 @@ class SnapshotError(RuntimeError):
 
 
 class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One Parquet file of a snapshot; `path` is relative to the snapshot's directory."""
+    """One Parquet file of a snapshot; `path` is relative to the snapshot's directory.
+
+    `footer_sha256` is the hash of its last bytes, from where its metadata begin; empty in old manifests.
+    """
 
     path: str
     sha256: str
     num_rows: int
     num_bytes: int
+    footer_sha256: str = ""
 
     @property
     def folder(self) -> str:

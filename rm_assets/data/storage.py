@@ -143,6 +143,7 @@ class NewFile(io.RawIOBase):
         self._path = path
         self._stream = stream
         self._digest = hashlib.sha256()
+        self._end_digest: Any = None
         self.num_bytes = 0
 
     def writable(self) -> bool:
@@ -152,6 +153,8 @@ class NewFile(io.RawIOBase):
         with _writing(self._path):
             self._stream.write(data)
         self._digest.update(data)
+        if self._end_digest is not None:
+            self._end_digest.update(data)
         self.num_bytes += len(memoryview(data).cast("B"))
         return len(data)
 
@@ -162,6 +165,15 @@ class NewFile(io.RawIOBase):
     def sha256(self) -> str:
         """The hash of all bytes so far, as 64 hexadecimal digits."""
         return self._digest.hexdigest()
+
+    def begin_end(self) -> None:
+        """What is written from now on is the file's end."""
+        self._end_digest = hashlib.sha256()
+
+    @property
+    def end_sha256(self) -> str:
+        """The hash of the file's end."""
+        return str(self._end_digest.hexdigest())
 
 
 @contextlib.contextmanager

@@ -9,11 +9,10 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.evaluation import evaluation_name
-from rm_assets.data.parquet import read_table
+from rm_assets.data.parquet import parquet_file, read_table, write_table
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.storage import download, file_sizes, is_remote
@@ -92,21 +91,26 @@ def scored_anew(
 
     Raises TrainingFailedError where the process ends without a result.
     """
+    from rm_assets.training.result import MANIFEST
     from rm_assets.training.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
     with tempfile.TemporaryDirectory(prefix="rm_assets_scoring_") as name:
         directory = Path(name)
-        pq.write_table(pa.Table.from_pylist(_with_variant(pairs), schema=PAIRS), directory / "pairs.parquet")
+        table = pa.Table.from_pylist(_with_variant(pairs), schema=PAIRS)
+        sha256 = write_table(directory / "pairs.parquet", table)
         job = ScoringJob(
             output_directory=name,
             model=str(model if _is_sent(model, settings) else _on_this_machine(model, directory / "model")),
             pairs=str(directory / "pairs.parquet"),
+            pairs_sha256=sha256,
             max_length=settings.max_length,
             batch_size=BATCH_SIZE,
         )
         (directory / "job.json").write_text(json.dumps(job.model_dump(), indent=1))
         launcher.run(context, directory / "job.json", settings, _MODULE)
-        return pq.read_table(directory / SCORED_FILE).to_pandas()
+        written = json.loads((directory / MANIFEST).read_bytes())["files"]
+        with parquet_file(directory / SCORED_FILE, sha256=written[SCORED_FILE]) as file:
+            return file.read().to_pandas()
 
 
 def _is_sent(model: Path, settings: Settings) -> bool:

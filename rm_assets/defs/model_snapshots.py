@@ -20,7 +20,7 @@ import dagster as dg
 import msgspec
 
 from rm_assets.data.chat import carried_template
-from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.fingerprint import file_sha256, fingerprint
 from rm_assets.data.locks import Pin, held_lock, pinned
 from rm_assets.data.ownership import (
     begin_snapshot,
@@ -53,6 +53,8 @@ from rm_assets.defs.project import Project
 
 VERSION = 2
 ASSET = "reward_model"
+Hashes = dict[str, str]
+"""Files by path, each with its sha256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,16 +301,18 @@ def _is_finished(working: Path, key: str) -> bool:
 
 
 def training_job(
-    project: Project, pairs: Snapshot, key: str, output_directory: Path, splits: dict[str, list[str]] | None = None
+    project: Project, pairs: Snapshot, key: str, output_directory: Path, splits: dict[str, Hashes] | None = None
 ) -> dict[str, Any]:
     """The job's description as JSON, all paths absolute; `splits` are other files than the pairs' own."""
     from rm_assets.training.job import TrainingJob
 
+    splits = splits or {split: _files(project, pairs, split, output_directory) for split in _splits(pairs)}
     return TrainingJob(
         key=key,
         output_directory=str(output_directory.resolve()),
         data_snapshot=pairs.name,
-        splits=splits or {split: _files(project, pairs, split, output_directory) for split in _splits(pairs)},
+        splits={split: list(files) for split, files in splits.items()},
+        sha256={path: sha256 for files in splits.values() for path, sha256 in files.items()},
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,
@@ -320,19 +324,28 @@ def training_job(
     ).model_dump(mode="json")
 
 
-def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> list[str]:
+def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> Hashes:
     """The files of a split as absolute paths of this machine, copied there if they are remote and the job is here."""
     from rm_assets.training.result import SCRATCH
 
-    paths = pairs.paths(split)
-    if not is_remote(pairs.directory):
-        return [str(path.resolve()) for path in paths]
-    if project.settings.launch.launcher != "local":
-        return [str(path) for path in paths]
-    copies = [directory / SCRATCH / "pairs" / split / path.name for path in paths]
-    for path, copy in zip(paths, copies, strict=True):
-        download(path, copy)
-    return [str(copy.resolve()) for copy in copies]
+    files = [file for shard in pairs.manifest.shards for file in shard.files if file.folder == split]
+    found: Hashes = {}
+    for file in files:
+        path = pairs.directory / file.path
+        if not is_remote(path):
+            path = path.resolve()
+        elif project.settings.launch.launcher == "local":
+            path = _copied(path, (directory / SCRATCH / "pairs" / split / path.name).resolve(), file.sha256)
+        found[str(path)] = file.sha256
+    return found
+
+
+def _copied(path: Path, copy: Path, sha256: str) -> Path:
+    """A copy of a remote file on this machine; one of an earlier run that is not whole is made again."""
+    if copy.exists() and file_sha256(copy) != sha256:
+        copy.unlink()
+    download(path, copy)
+    return copy
 
 
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:

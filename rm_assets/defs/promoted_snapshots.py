@@ -124,7 +124,8 @@ def _comparison(
     from rm_assets.training.result import SCORES_FILE
 
     storage = place(settings.storage)
-    with parquet_file(newest.directory / SCORES_FILE) as file:
+    scores_sha256 = newest.manifest["files"][SCORES_FILE]
+    with parquet_file(newest.directory / SCORES_FILE, sha256=scores_sha256, asset=MODEL) as file:
         scores = file.read().to_pandas()
     test = scores[scores["split"] == "test"]
     seen = _trained_on(storage, model_snapshot(storage, champion), newest)

@@ -89,7 +89,8 @@ def _evaluated(
     from rm_assets.training.report import reward_model_report
     from rm_assets.training.result import SCORES_FILE
 
-    with parquet_file(model.directory / SCORES_FILE) as file:
+    scores_sha256 = model.manifest["files"][SCORES_FILE]
+    with parquet_file(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:
         scores = file.read().to_pandas()
     held_out = scores[scores["split"] != "validation"]
     preferences = preferences_of(validated, set(held_out["pair_id"]))

@@ -8,13 +8,12 @@ import dagster as dg
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import local_directory
 from rm_assets.data.ownership import FOLDS, remove_named
-from rm_assets.data.parquet import read_table
+from rm_assets.data.parquet import parquet_file, read_table, write_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
@@ -22,7 +21,7 @@ from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage import file_sizes, is_remote, remove_directories, remove_files, subdirectories
 from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
-from rm_assets.defs.model_snapshots import training_job
+from rm_assets.defs.model_snapshots import Hashes, training_job
 from rm_assets.defs.project import Project
 
 VERSION = 1
@@ -101,13 +100,13 @@ def _fold_scores(
     num_folds = project.settings.suspect_folds
     key = fingerprint(ASSET, working.parent.name, fold)
     try:
-        read_result(working, key)
+        result = read_result(working, key)
     except TrainingResultError:
         context.log.info(f"fold {fold + 1} of {num_folds}: training on the others")
         _train(project, padded, fold, key, working, context, launcher)
-        read_result(working, key)
-    scores = pq.read_table(working / SCORES_FILE).to_pandas()
-    return scores.assign(fold=fold)
+        result = read_result(working, key)
+    with parquet_file(working / SCORES_FILE, sha256=result["files"][SCORES_FILE], asset=ASSET) as file:
+        return file.read().to_pandas().assign(fold=fold)
 
 
 def _train(
@@ -130,19 +129,18 @@ def _train(
     launcher.run(context, job_path, project.settings)
 
 
-def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, list[str]]:
-    """Files of the pairs to train on and of those to judge, a shard at a time, in splits of a training job."""
+def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, Hashes]:
+    """Files with hashes of the pairs to train on and of those to judge, a shard at a time, as splits of a job."""
     from rm_assets.training.suspects import folds_of
 
-    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, Hashes] = {"train": {}, "validation": {}, "test": {}}
     for number, path in enumerate(padded.paths(*SPLITS)):
         table = read_table([path], records.PADDED)
         judged = pa.array(folds_of(table["prompt_key"].to_pylist(), num_folds) == fold)
         for split, rows in (("train", table.filter(pc.invert(judged))), ("test", table.filter(judged))):
             if rows.num_rows:
                 target = directory / f"{split}-{number}.parquet"
-                pq.write_table(rows, target, compression="zstd")
-                splits[split].append(str(target.resolve()))
+                splits[split][str(target.resolve())] = write_table(target, rows)
     if not splits["train"] or not splits["test"]:
         raise SnapshotError(f"fold {fold + 1} of {num_folds} is empty or all there is: lower suspect_folds")
     return splits

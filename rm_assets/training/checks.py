@@ -22,7 +22,7 @@ def read_splits(job: TrainingJob, scratch: Path) -> dict[str, Pairs]:
     if unknown:
         raise TrainingError(f"unknown split {unknown[0]!r}: known are {', '.join(SPLITS)} and {EVALUATION}<name>")
     files = {name: job.splits.get(name, []) for name in (*SPLITS, *further)}
-    splits = open_store(scratch, job.data_snapshot, files)
+    splits = open_store(scratch, job.data_snapshot, files, job.sha256)
     if not len(splits["train"]):
         raise TrainingError("no pairs to train on: the train split is empty; add annotations")
     return splits

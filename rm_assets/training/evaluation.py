@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rm_assets.data.parquet import write_table
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.batches import collate
 from rm_assets.training.group import Group
@@ -81,7 +81,7 @@ def split_metrics(
 def write_scores(path: Path, splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]]) -> None:
     """A row for each pair with the schema SCORES; a file without rows where there are no held-out pairs."""
     tables = [_scores_table(name, splits[name], found) for name, found in scores.items()]
-    pq.write_table(pa.concat_tables(tables), path)
+    write_table(path, pa.concat_tables(tables))
 
 
 def _scores_table(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> pa.Table:

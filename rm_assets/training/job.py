@@ -20,7 +20,7 @@ class TrainingJob(BaseModel):
     """Written as JSON by the launcher, read by `python -m rm_assets.training JOB.json`.
 
     `splits` maps "train", "validation", "test" and any "evaluation/<name>" to Parquet files with the schema
-    `records.PADDED`. `model`
+    `records.PADDED`, `sha256` each of them to its hash; those without one are read with page checksums alone. `model`
     is a directory or Hub name with weights (`model_revision` pins a Hub commit); where `toy` is true it is a
     directory that holds only a `config.json`, whose model is built with random weights at `vocab_size`.
     `chat_template` is the template's text, or None for the tokenizer's own. The job writes into
@@ -33,6 +33,7 @@ class TrainingJob(BaseModel):
     output_directory: str
     data_snapshot: str
     splits: dict[str, list[str]]
+    sha256: dict[str, str] = {}
     pad_token_id: int
     model: str
     model_revision: str | None
@@ -52,6 +53,7 @@ class TrainingJob(BaseModel):
         changes = {
             "output_directory": output_directory,
             "splits": {split: [read(path) for path in paths] for split, paths in self.splits.items()},
+            "sha256": {read(path): sha256 for path, sha256 in self.sha256.items()},
             "model": read(self.model),
             "tokenizer": read(self.tokenizer),
         }

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from rm_assets.data.parquet import parquet_file, write_table
 from rm_assets.data.shown_text import one_line
+from rm_assets.data.snapshots import SnapshotError
+from rm_assets.data.storage import write_json
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError
-from rm_assets.training.result import ERROR
+from rm_assets.training.result import ERROR, MANIFEST
 from rm_assets.training.scoring_job import SCORED, SCORED_FILE, ScoringJob
 from rm_assets.training.transport import run_sent_job
 
@@ -55,7 +57,7 @@ def work(job: ScoringJob) -> int:
     """Run the job; returns the exit code."""
     try:
         run_scoring(job)
-    except TrainingError as error:
+    except (TrainingError, SnapshotError) as error:
         return _failed(job, str(error))
     except Exception as error:
         traceback.print_exc()
@@ -73,14 +75,15 @@ def run_scoring(job: ScoringJob) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     scorer = load_scorer(Path(job.model))
-    with pq.ParquetFile(job.pairs) as file:
+    with parquet_file(Path(job.pairs), sha256=job.pairs_sha256) as file:
         tables = [
             scored_pairs(scorer, batch.to_pylist(), job.max_length, job.batch_size)
             for batch in file.iter_batches(_ROWS_PER_READ)
         ]
-    beside = Path(job.output_directory) / f"{SCORED_FILE}.tmp"
-    pq.write_table(pa.concat_tables([*tables, SCORED.empty_table()]), beside)
-    beside.replace(beside.with_suffix(""))
+    output = Path(job.output_directory)
+    sha256 = write_table(output / f"{SCORED_FILE}.tmp", pa.concat_tables([*tables, SCORED.empty_table()]))
+    (output / f"{SCORED_FILE}.tmp").replace(output / SCORED_FILE)
+    write_json(output / MANIFEST, {"files": {SCORED_FILE: sha256}})
 
 
 def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:

@@ -37,8 +37,8 @@ class ScoringJob(BaseModel):
     """Written as JSON by the launcher, read by `python -m rm_assets.training.score_pairs JOB.json`.
 
     `model` is a directory as `save_pretrained` writes it, with its tokenizer; `pairs` a Parquet file with the schema
-    PAIRS. Pairs with a side of more than `max_length` tokens are not scored. The job writes SCORED_FILE, with the
-    schema SCORED, into `output_directory`.
+    PAIRS, and `pairs_sha256` its hash. Pairs with a side of more than `max_length` tokens are not scored. The job
+    writes SCORED_FILE, with the schema SCORED, into `output_directory`, then a manifest with the hash of that file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +46,7 @@ class ScoringJob(BaseModel):
     output_directory: str
     model: str
     pairs: str
+    pairs_sha256: str = ""
     max_length: int
     batch_size: int
 

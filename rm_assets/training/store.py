@@ -17,10 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rm_assets.data import records
+from rm_assets.data.parquet import parquet_file
+from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import SnapshotError
 from rm_assets.training.job import TrainingError
 
 KEYS = ("source", "line", "pair_id", "prompt_key")
@@ -94,22 +96,32 @@ class Pairs:
         return self.sequences.lengths_of(self.chosen if side == "chosen" else self.rejected)
 
 
-def open_store(directory: Path, snapshot: str, splits: Mapping[str, Sequence[str]]) -> dict[str, Pairs]:
+def open_store(
+    directory: Path, snapshot: str, splits: Mapping[str, Sequence[str]], sha256: Mapping[str, str] | None = None
+) -> dict[str, Pairs]:
     """The pairs of every split, memory-mapped from a store in `directory`, which is made where there is none.
 
     The Parquet files of a split have the schema `records.PADDED`. Padding is found by `chosen_length` and
-    `rejected_length`, never by the pad id, which may be a real token elsewhere. The store's name says which snapshot
-    and splits it was made of; one that is damaged is made anew. Memory: one read of Parquet rows at a time.
-    Raises TrainingError for a missing column, or a length that its row does not have.
+    `rejected_length`, never by the pad id, which may be a real token elsewhere. `sha256` has the hashes of the files,
+    by path. The store's name says which snapshot and splits it was made of; one that is damaged is made anew. Memory:
+    one read of Parquet rows at a time. Raises TrainingError for a file that is not as it was written, a missing
+    column, or a length that its row does not have.
     """
-    path = directory / _store_name(snapshot, splits)
+    known = sha256 or {}
+    path = directory / _store_name(snapshot, splits, known)
     if not _is_sound(path):
-        _write_store(path, splits)
+        try:
+            _write_store(path, splits, known)
+        except SnapshotError as error:
+            raise TrainingError(str(error)) from None
     return {name: _open_split(path / name) for name in splits}
 
 
-def _store_name(snapshot: str, splits: Mapping[str, Sequence[str]]) -> str:
-    files = {split: [(Path(path).name, Path(path).stat().st_size) for path in paths] for split, paths in splits.items()}
+def _store_name(snapshot: str, splits: Mapping[str, Sequence[str]], sha256: Mapping[str, str]) -> str:
+    files = {
+        split: [(Path(path).name, Path(path).stat().st_size, sha256.get(path)) for path in paths]
+        for split, paths in splits.items()
+    }
     digest = hashlib.sha256(json.dumps([VERSION, snapshot, files], sort_keys=True).encode()).hexdigest()
     return f"pairs-{digest[:32]}"
 
@@ -127,13 +139,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_store(path: Path, splits: Mapping[str, Sequence[str]]) -> None:
+def _write_store(path: Path, splits: Mapping[str, Sequence[str]], sha256: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         for name, paths in splits.items():
             (beside / name).mkdir(parents=True)
-            _write_split(beside / name, paths)
+            _write_split(beside / name, paths, sha256)
         files = {file.relative_to(beside).as_posix(): _sha256(file) for file in beside.rglob("*") if file.is_file()}
         (beside / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
         if path.exists():
@@ -158,13 +170,13 @@ def _mapped(path: Path) -> NDArray[Any]:
 # --- decoding ------------------------------------------------------------------------------------------------
 
 
-def _write_split(directory: Path, paths: Sequence[str]) -> None:
+def _write_split(directory: Path, paths: Sequence[str], sha256: Mapping[str, str]) -> None:
     columns = {name: _Column.create(directory / f"{name}.npy", dtype) for name, dtype in _ARRAYS.items()}
     columns["offsets"].append([0])
     decoder = _Decoder()
     with pa.OSFile(str(directory / _KEYS_FILE), "wb") as sink, pa.ipc.new_file(sink, KEYS_SCHEMA) as keys:
         for path in paths:
-            for batch in _batches(path):
+            for batch in _batches(path, sha256.get(path, "")):
                 keys.write_batch(batch.select(list(KEYS)))
                 columns["margin"].append(batch.column("margin").to_numpy(zero_copy_only=False))
                 for name, values in decoder.decode(batch, path).items():
@@ -174,8 +186,8 @@ def _write_split(directory: Path, paths: Sequence[str]) -> None:
         column.close()
 
 
-def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, buffer_size=_BYTES_PER_READ) as file:
+def _batches(path: str, sha256: str) -> Iterator[pa.RecordBatch]:
+    with parquet_file(Path(path), sha256=sha256, asset=Stage.PADDED, buffer_size=_BYTES_PER_READ) as file:
         missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
         if missing:
             raise TrainingError(f"{path!r} has no column {missing[0]!r}: give files of padded_pairs")

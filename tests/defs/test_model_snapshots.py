@@ -313,3 +313,13 @@ def test_an_upload_that_was_killed_goes_on_from_the_finished_training(
         assert {name.split("/")[0] for name in file_sizes(home)} == {key[:16], "latest.json"}
         assert [path.relative_to(working).as_posix() for path in working.rglob("*")] == ["notes.txt"]
         assert not train().trained_now
+
+
+def test_a_job_is_told_the_hash_of_each_file_that_it_reads(tmp_path: Path) -> None:
+    write_lines(tmp_path / "annotations" / "a.jsonl", [plain_row(number) for number in range(20)])
+    paths = {"annotations": str(tmp_path / "annotations"), "storage": str(tmp_path / "storage")}
+    project = ProjectResource(**paths).ready()
+    described = training_job(project, run_stages(project.settings)[Stage.PADDED], "key", tmp_path)
+    files = [Path(name) for names in described["splits"].values() for name in names]
+    assert len(files) > 1
+    assert described["sha256"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

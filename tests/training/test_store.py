@@ -1,4 +1,7 @@
+import hashlib
 import json
+import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +105,34 @@ def test_a_file_of_another_stage_is_an_error(tmp_path):
     pq.write_table(pa.table({"source": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(TrainingError, match="has no column 'line'"):
         opened(tmp_path, [tmp_path / "a.parquet"])
+
+
+def test_no_flipped_bit_of_a_file_is_trained_on(tmp_path, write_pairs):
+    path = Path(write_pairs(tmp_path / "a.parquet", [([4, 5, 6], [4, number]) for number in range(7, 30)]))
+    content, chance = path.read_bytes(), random.Random(0)
+    sha256 = {str(path): hashlib.sha256(content).hexdigest()}
+
+    def sequences():
+        found = open_store(tmp_path / "scratch", "s", {"train": [str(path)], "test": []}, sha256)
+        return found["train"].sequences.ids.tolist()
+
+    for _ in range(50):
+        place = chance.randrange(len(content))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+        with pytest.raises(
+            TrainingError, match=r"a.parquet' is damaged \(its sha256 is .*materialize padded_pairs again"
+        ):
+            sequences()
+    path.write_bytes(content)
+    assert sequences()[:4] == [4, 5, 6, 4]
+
+
+def test_a_job_whose_files_moved_knows_their_hashes(make_job):
+    job = make_job()
+    [train] = job.splits["train"]
+    moved = job.model_copy(update={"sha256": {train: "abc"}}).moved(lambda path: f"/there{path}", "/output")
+    assert moved.splits["train"] == [f"/there{train}"]
+    assert moved.sha256 == {f"/there{train}": "abc"}
 
 
 def test_a_sound_store_is_used_again_and_another_snapshot_gets_its_own(tmp_path, write_pairs):
