@@ -182,8 +182,8 @@ class Settings(BaseModel):
     )
     verify: Literal["stamps", "full"] = Field(
         "stamps",
-        description="What tells that an annotation file is unchanged: its size, times and inode, or its content, read "
-        "anew.",
+        description="How unchanged files are known. stamps: annotations by size, times and inode, finished shards by "
+        "the sizes of their files; full: all by their content, and shards that are damaged are computed again.",
     )
     max_line_bytes: int = Field(
         16 * 2**20,

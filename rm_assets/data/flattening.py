@@ -173,7 +173,7 @@ def flattened_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(place(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say, settings.verify) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
         shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings, say)
         for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):

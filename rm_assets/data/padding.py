@@ -207,7 +207,7 @@ def padded_snapshot(
         key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(place(settings.storage), Stage.PADDED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.PADDED, settings.keep_snapshots, say, settings.verify) as turn:
         tasks = [task(shard) for shard in tokenized.manifest.shards]
         shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings, say)
 

@@ -186,6 +186,22 @@ def parquet_file(
         raise SnapshotError(f"{str(path)!r} is damaged ({told}): {advice}") from None
 
 
+def damage(path: Path, file: ShardFile) -> str:
+    """How a file differs from what is stated of it, all its bytes read; empty where it does not."""
+    stated = _statement("", file)
+    try:
+        for only_flat in (False, True):  # the hash of all, and that of the footer
+            with contextlib.ExitStack() as stack:
+                _opened(path, stated, only_flat, 0, stack)
+    except (pa.ArrowException, OSError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _statement(asset: str, file: ShardFile) -> _Stated:
+    return _Stated(asset=asset, sha256=file.sha256, footer_sha256=file.footer_sha256, num_rows=file.num_rows)
+
+
 def _opened(
     path: Path, stated: _Stated | None, only_flat: bool, buffer_size: int, stack: contextlib.ExitStack
 ) -> pq.ParquetFile:
@@ -262,13 +278,7 @@ def _stated(path: Path) -> _Stated | None:
 @functools.lru_cache(maxsize=8)
 def _stated_files(directory: Path) -> dict[str, _Stated]:
     contents = msgspec.json.decode(read_file(directory / MANIFEST), type=_Contents)
-    return {
-        file.path: _Stated(
-            asset=contents.asset, sha256=file.sha256, footer_sha256=file.footer_sha256, num_rows=file.num_rows
-        )
-        for shard in contents.shards
-        for file in shard.files
-    }
+    return {file.path: _statement(contents.asset, file) for shard in contents.shards for file in shard.files}
 
 
 def _stated_anew(path: Path) -> _Stated | None:

@@ -39,7 +39,7 @@ from rm_assets.data.ownership import (
     retired,
 )
 from rm_assets.data.ownership import STAGING as STAGING
-from rm_assets.data.parquet import parquet_writer
+from rm_assets.data.parquet import damage, parquet_writer
 from rm_assets.data.snapshots import (
     LATEST,
     REJECTS,
@@ -192,14 +192,27 @@ def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardW
 
 
 class Publication:
-    """One writer's turn at an asset: finds what is done, and publishes the next snapshot."""
+    """One writer's turn at an asset: finds what is done, and publishes the next snapshot.
 
-    def __init__(self, storage: Path, asset: str, keep_snapshots: int) -> None:
+    Where `verify` is "full", a shard is only found if all bytes of its files are as its manifest states.
+    """
+
+    def __init__(
+        self,
+        storage: Path,
+        asset: str,
+        keep_snapshots: int,
+        say: Callable[[str], object] = lambda _: None,
+        verify: str = "stamps",
+    ) -> None:
         self.directory = storage / asset
         self._storage = storage
         self._staging = self.directory / STAGING
         self._asset = asset
         self._keep_snapshots = keep_snapshots
+        self._say = say
+        self._verifies = verify == "full"
+        self._verdicts: dict[tuple[Path, str], bool] = {}
         self._latest = latest_name(storage, asset)
         self.previous = latest_snapshot(storage, asset, pin=False)  # which nobody but this writer removes
         self._look()
@@ -236,14 +249,27 @@ class Publication:
             directory, shard = self._published[key]
             if directory not in self._sizes:
                 self._sizes[directory] = file_sizes(directory)
-            if _is_whole(shard, self._sizes[directory]):
+            if _is_whole(shard, self._sizes[directory]) and self._is_sound(shard, directory):
                 self._homes[key] = directory
                 return shard
         staged = self._staged(f"{key}.json")
         if staged is None or not _is_whole(staged.shard, file_sizes(self._staging / staged.directory)):
             return None
+        if not self._is_sound(staged.shard, self._staging / staged.directory):
+            return None
         self._homes[key] = self._staging / staged.directory
         return staged.shard
+
+    def _is_sound(self, shard: Shard, directory: Path) -> bool:
+        """Whether the files of a shard hold what its manifest states, read once; taken on trust unless asked for."""
+        if self._verifies and (directory, shard.key) not in self._verdicts:
+            found = ((directory / file.path, damage(directory / file.path, file)) for file in shard.files)
+            damaged = next(((path, told) for path, told in found if told), None)
+            self._verdicts[directory, shard.key] = damaged is None
+            if damaged:
+                told = f"{str(damaged[0])!r} is damaged ({damaged[1]})"
+                self._say(f"{self._asset}: {told}; its shard of {shard.source!r} is computed again")
+        return self._verdicts.get((directory, shard.key), True)
 
     def _staged(self, name: str) -> _Staged | None:
         try:
@@ -417,8 +443,10 @@ class _Inputs(msgspec.Struct):
 
 
 @contextlib.contextmanager
-def publication(storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object]) -> Iterator[Publication]:
+def publication(
+    storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object], verify: str = "stamps"
+) -> Iterator[Publication]:
     """The one writer's turn at an asset of a storage; a second one on this machine waits."""
     claim_storage(storage, asset)
     with held_lock(storage / asset / "writer.lock", asset, say):
-        yield Publication(storage, asset, keep_snapshots)
+        yield Publication(storage, asset, keep_snapshots, say, verify)

@@ -76,7 +76,7 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     if ignored := annotations.ignored:
         say(f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
-    with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say, settings.verify) as turn:
         stamps = _read_stamps(turn)
         # before the files are read: what arrives while they are makes another version, and is not taken for read
         listing = content_listing(files, place(settings.storage), trusts_stamps=settings.verify == "stamps")

@@ -33,7 +33,7 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
             writer.write(DATA, table)
         return {"num_in": sum(snapshot.manifest.num_rows(rejects=True) for snapshot in stages.values())}
 
-    with publication(place(settings.storage), ASSET, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), ASSET, settings.keep_snapshots, say, settings.verify) as turn:
         files = [
             [stage, file.sha256]
             for stage, snapshot in stages.items()

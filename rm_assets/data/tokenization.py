@@ -425,7 +425,7 @@ def tokenized_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(place(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say, settings.verify) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
         shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings, say)
         for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):

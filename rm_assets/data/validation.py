@@ -168,7 +168,7 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 
 def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
-    with publication(place(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say) as turn:
+    with publication(place(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify) as turn:
         limit, rules = settings.max_malformed_fraction, parsing_rules(settings)
         verdict = f"more than {limit:.4g} of the file's lines are malformed, or one has an ambiguous label"
         sound = [_task(raw, shard, "", rules) for shard in raw.manifest.shards]

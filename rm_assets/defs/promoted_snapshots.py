@@ -51,7 +51,7 @@ def promotion(
     Raises SnapshotError where the setting promoted_model names none.
     """
     storage = place(settings.storage)
-    with publication(storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+    with publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         before = turn.previous
         champion = _champion(before) if before else ""
         question = _question(settings, newest, champion)

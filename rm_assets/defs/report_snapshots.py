@@ -58,7 +58,7 @@ def written_report(
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     limits = [settings.max_rescored_pairs, settings.max_length]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
-    with publication(storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+    with publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         history = _read_history(turn.directory / HISTORY_FILE)
         shard = turn.find(key)
         if shard is None:

@@ -39,7 +39,7 @@ def suspects_snapshot(
     files = [[f.folder, f.sha256] for s in padded.manifest.shards for f in s.files if f.folder in SPLITS]
     identities = [project.model.identity, project.tokenizer.identity, settings.training.decisive()]
     key = fingerprint(ASSET, VERSION, settings.suspect_folds, files, identities)
-    with publication(project.storage, ASSET, settings.keep_snapshots, context.log.info) as turn:
+    with publication(project.storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         shard = turn.find(key)
         if shard is None:
             working = _workshop(turn.directory) / FOLDS / key[:32]
