@@ -13,9 +13,9 @@ from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.listing import CONTENT
 from rm_assets.data.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.records import Stage
-from rm_assets.data.shown_text import code_of
+from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.snapshots import Manifest, Snapshot
-from rm_assets.defs.metadata import MAX_ROWS, column_schema, percentiles, preview, table
+from rm_assets.defs.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.pictures import length_histogram, markdown_picture
 from rm_assets.settings import Settings
 
@@ -122,7 +122,7 @@ def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
     used = Counter(shard.stats[name] for shard in manifest.shards)
     reasons = sorted({shard.stats[reason] for shard in manifest.shards} - {""})
     shown = {name: ", ".join(f"{_WAY_NAMES.get(way, way)} ({count} shards)" for way, count in sorted(used.items()))}
-    return shown | ({reason: "; ".join(reasons)} if reasons else {})
+    return shown | ({reason: name_of("; ".join(reasons), CELL_CHARACTERS)} if reasons else {})
 
 
 def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
