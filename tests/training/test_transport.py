@@ -22,8 +22,8 @@ def checkpoints(directory):
     return {name[1] for name in names if name[0] == "checkpoints" and name[-1] == "manifest.json"}
 
 
-def run_there(uri, *, stop=False):
-    """What the other machine does; with `stop`, SIGTERM comes once a new checkpoint is in the storage."""
+def stopped_there(uri):
+    """What the other machine does; SIGTERM comes once a new checkpoint is in the storage."""
     known = checkpoints(place(uri).parent / "output")
     process = subprocess.Popen(
         [sys.executable, "-m", "rm_assets.training", uri],
@@ -32,12 +32,11 @@ def run_there(uri, *, stop=False):
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    if stop:
-        deadline = time.monotonic() + 90
-        while not checkpoints(place(uri).parent / "output") - known:
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 90
+    while not checkpoints(place(uri).parent / "output") - known:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
     told, _ = process.communicate(timeout=90)
     return process.returncode, told
 
@@ -53,27 +52,18 @@ def test_a_training_on_a_machine_that_shares_nothing_but_s3_is_stopped_and_goes_
             described = json.loads(sent.place.read_bytes())
             paths = [described["model"], described["tokenizer"], *described["splits"]["train"]]
             assert all(path.startswith(f"{home}/inputs/") for path in paths)
-            code, told = run_there(str(sent.place), stop=True)
+            code, told = stopped_there(str(sent.place))
             assert code == 143, told
         assert file_sizes(storage) == {}
         before = checkpoints(output)
         assert before != set()
 
         with sent_job(job, storage, "name") as sent:
-            code, told = run_there(str(sent.place), stop=True)
+            code, told = stopped_there(str(sent.place))
         assert code == 143, told
         last = max(int(name.split("-")[1]) for name in before)
         assert f"goes on after step {last}/" in told
         assert checkpoints(output) - before != set()
-
-
-def test_a_job_that_fails_brings_its_reason(make_job):
-    job = make_job("failed", splits={"train": []})
-    with s3_server() as bucket:
-        with sent_job(job, place(f"{bucket}/team"), "name") as sent:
-            code, _ = run_there(str(sent.place))
-        assert code == 1
-    assert (Path(job.output_directory) / "error.txt").read_text() != ""
 
 
 def test_what_an_attempt_left_in_the_storage_when_its_run_was_killed_comes_back_first(make_job, tmp_path):
@@ -138,8 +128,37 @@ wait(lambda: not (there / "step-2").exists())
 """
 RECEIVE = (
     "import sys; from rm_assets.training import transport as t, job; t.SECONDS_BETWEEN_UPLOADS = 0.3; "
-    "sys.exit(t.run_sent_job(sys.argv[1], 'rotating', job.TrainingJob))"
+    "sys.exit(t.run_sent_job(sys.argv[1], sys.argv[2], job.TrainingJob))"
 )
+FAILING = """
+import json, sys
+from pathlib import Path
+
+output = Path(json.loads(Path(sys.argv[1]).read_text())["output_directory"])
+(output / "error.txt").write_text("no pairs")
+sys.exit(1)
+"""
+
+
+def receive(place, module, directory, **environment):
+    """What the other machine does, with a module of this directory in place of the training."""
+    return subprocess.run(
+        [sys.executable, "-c", RECEIVE, str(place), module],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{directory}:{Path.cwd()}"} | environment,
+        timeout=90,
+        check=False,
+    )
+
+
+def test_a_job_that_fails_brings_its_reason(make_job, tmp_path):
+    job = make_job("failed")
+    (tmp_path / "failing.py").write_text(FAILING)
+    with s3_server() as bucket, sent_job(job, place(f"{bucket}/team"), "name") as sent:
+        run = receive(sent.place, "failing", tmp_path)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert (Path(job.output_directory) / "error.txt").read_text() == "no pairs"
 
 
 def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_and_removed_once_it_is_old(make_job, tmp_path):
@@ -149,14 +168,7 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_and_removed_once_it
     checkpoints_there = Path(job.output_directory) / "checkpoints"
     for name in ("step-1", "step-2"):
         (checkpoints_there / name / "b").mkdir(parents=True)  # where the file b cannot be written
-    run = subprocess.run(
-        [sys.executable, "-c", RECEIVE, str(tmp_path / "job.json")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"THERE": job.output_directory, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
-        timeout=90,
-        check=False,
-    )
+    run = receive(tmp_path / "job.json", "rotating", tmp_path, THERE=job.output_directory)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "a checkpoint is not uploaded yet: " in run.stdout
     assert sorted(path.name for path in (checkpoints_there / "step-1").iterdir()) == ["a", "b"]
