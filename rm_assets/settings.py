@@ -49,7 +49,7 @@ class SettingsError(ValueError):
 class TrainingSettings(BaseModel):
     """What only the training job reads: a change of these costs no data work."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     epochs: int = Field(1, ge=1, description="Passes over the training pairs.")
     learning_rate: float | None = Field(
@@ -122,7 +122,7 @@ class TrainingSettings(BaseModel):
 class LaunchSettings(BaseModel):
     """Where the jobs of training and scoring run: nothing here changes what they make."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     launcher: Literal["local", "kubernetes", "ray"] = Field(
         "local",
@@ -151,7 +151,7 @@ class LaunchSettings(BaseModel):
 class Settings(BaseModel):
     """What to read, with which tokenizer and model, where to store, and where each stage draws its line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     annotations: str | None = Field(
         None,

@@ -6,11 +6,13 @@ settings (only while annotations, model and tokenizer are the built-in ones), th
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from rm_assets.addresses import SERVERS, masked, require_no_credentials
 from rm_assets.settings import SAMPLE, LaunchSettings, Settings, SettingsError, TrainingSettings, knobs
 
 PREFIX = "RM_"
@@ -19,7 +21,8 @@ PREFIX = "RM_"
 def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     """The settings in force; `overrides` (flat, by name) beat the environment, and `None` there means not given.
 
-    Raises SettingsError for an unknown or empty `RM_*` variable, an unknown name, or a value out of its range.
+    Raises SettingsError for an unknown or empty `RM_*` variable, an unknown name, a value out of its range, or an
+    address with credentials in it.
     """
     given = _from_environment(environment)
     given |= {name: value for name, value in overrides.items() if value is not None}
@@ -27,6 +30,9 @@ def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) 
     for name, value in given.items():
         if isinstance(value, str) and not value.strip():
             raise SettingsError(f"{name} is set but empty: unset {PREFIX}{name.upper()}, or give it a value")
+        require_no_credentials(f"{name} (or {PREFIX}{name.upper()})", _parsed(value))
+    for name in SERVERS:
+        require_no_credentials(name, environment.get(name))
     if given.get("annotations") is None and given.get("model") is None and given.get("tokenizer") is None:
         given = json.loads((SAMPLE / "training.json").read_text()) | given
     training = {name: given.pop(name) for name in list(given) if name in TrainingSettings.model_fields}
@@ -37,6 +43,14 @@ def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) 
         raise SettingsError("; ".join(_problems(error, given | training | launch))) from None
     _refuse_jobs_out_of_reach(settings)
     return settings
+
+
+def _parsed(value: Any) -> Any:
+    """A value with the mapping that it is the JSON of, where it is: an escape of JSON may hide an address."""
+    try:
+        return [value, json.loads(value)] if isinstance(value, str) and value.lstrip().startswith(("{", "[")) else value
+    except (ValueError, RecursionError):
+        return [value, re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), value).replace("\\/", "/")]
 
 
 def _refuse_jobs_out_of_reach(settings: Settings) -> None:
@@ -79,4 +93,4 @@ def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> 
 def _problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        yield f"{name} (or {PREFIX}{name.upper()}) is {given.get(name)!r}: {problem['msg']}"
+        yield f"{name} (or {PREFIX}{name.upper()}) is {masked(repr(given.get(name)))}: {problem['msg']}"

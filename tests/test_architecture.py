@@ -13,9 +13,10 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rm_assets"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ["settings", "settings_loading", "data", "training", "trace", "defs", "definitions"]
+ROOMS = ["settings", "addresses", "settings_loading", "data", "training", "trace", "defs", "definitions"]
 FORBIDDEN = {
     "settings": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
+    "addresses": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
     "settings_loading": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
     "data": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
     "sample": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from rm_assets.addresses import masked
 from rm_assets.settings import SettingsError
 
 ADAPTER = "adapter_config.json"
@@ -46,7 +47,7 @@ def _refuse(path: Path, problem: str) -> NoReturn:
 
 
 def _told(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}…"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rm_assets.addresses import masked
 from rm_assets.data.storage import StorageError, remove_files, write_json
 
 MAX_RETRIES = 3
@@ -69,8 +70,8 @@ def _connected() -> Any:
         else:
             ray.init(address="local", include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        told = str(error).splitlines()[0]
-        raise EngineError(f"engine (or RM_ENGINE) is 'ray', RAY_ADDRESS is {address!r}: {told}") from None
+        told = masked(str(error).splitlines()[0])
+        raise EngineError(f"engine (or RM_ENGINE) is 'ray', RAY_ADDRESS is {masked(repr(address))}: {told}") from None
     return ray
 
 

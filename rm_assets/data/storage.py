@@ -31,6 +31,8 @@ from typing import Any, BinaryIO, cast
 import msgspec
 from upath import UPath
 
+from rm_assets.addresses import masked
+
 _ABANDONED_SECONDS = 24 * 3600.0
 """Remote files that no manifest names are left alone this long: a writer on another machine may need them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -103,11 +105,11 @@ def on_its_system(path: Path) -> tuple[Any, str]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file cannot be written or read, in one line."""
+    """Why a file cannot be written or read, in one line, without the credentials of a proxy or an endpoint."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"{os.strerror(error.errno or 0)}: make room and run again, what is finished is kept"
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join((told or type(error).__name__).split())
+    return masked(" ".join((told or type(error).__name__).split()))
 
 
 @contextlib.contextmanager

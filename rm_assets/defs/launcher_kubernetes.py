@@ -18,6 +18,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
+from rm_assets.addresses import masked
 from rm_assets.defs.launching import Ending
 from rm_assets.defs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
@@ -316,4 +317,4 @@ def _misplaced(spec: dict[str, Any]) -> str | None:
 def _one_line(error: Exception) -> str:
     reason = getattr(error, "reason", None)  # of kubernetes' ApiException, whose text has all headers
     status = getattr(error, "status", None)
-    return f"{status} {reason}" if status else " ".join(str(error).split())[:300]
+    return f"{status} {reason}" if status else masked(" ".join(str(error).split()))[:300]

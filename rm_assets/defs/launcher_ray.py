@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from rm_assets.addresses import masked, require_no_credentials
 from rm_assets.defs.launching import Ending
 from rm_assets.defs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
@@ -73,6 +74,7 @@ class RayLauncher:
                 "launcher (or RM_LAUNCHER) is 'ray': RAY_API_SERVER_ADDRESS must name its job server, such as "
                 "http://head:8265"
             )
+        require_no_credentials("RAY_API_SERVER_ADDRESS", address)
         if not address.startswith(("http://", "https://")):
             raise SettingsError(
                 f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: it must begin with "
@@ -88,7 +90,7 @@ class RayLauncher:
                 "launcher (or RM_LAUNCHER) is 'ray', which is not installed: pip install 'rm_assets[ray]'"
             ) from None
         except (ConnectionError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:300]
+            told = masked(" ".join(str(error).split()))[:300]
             raise SettingsError(
                 f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {told}"
             ) from None
@@ -106,10 +108,10 @@ class RayLauncher:
 
 
 def _ending(client: Any, submission: str, error: Exception) -> Ending:
-    told = " ".join(str(error).split())[:300]
+    told = masked(" ".join(str(error).split()))[:300]
     with contextlib.suppress(Exception):  # then the first error is the one to tell
         found = client.get_job_info(submission)
         if found.driver_exit_code:
             return Ending(code=found.driver_exit_code)
-        return Ending(code=1, told=found.message or told)
+        return Ending(code=1, told=masked(found.message or told))
     return Ending(code=1, told=told)

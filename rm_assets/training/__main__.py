@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rm_assets.addresses import masked
 from rm_assets.data.shown_text import one_line, printable
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
@@ -63,7 +64,7 @@ def work(job: TrainingJob, stop: processes.Stop | None = None) -> int:
         return _failed(job, str(error))
     except Exception as error:
         traceback.print_exc()
-        return _failed(job, f"{type(error).__name__}: {error}")
+        return _failed(job, masked(f"{type(error).__name__}: {error}"))
     finally:
         if pipes is not None:
             pipes.close()  # without the error, whose text may be longer than a Pipes message should be

@@ -27,7 +27,7 @@ class TrainingJob(BaseModel):
     `output_directory`, `manifest.json` last.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     key: str
     output_directory: str

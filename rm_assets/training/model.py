@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rm_assets.addresses import masked
 from rm_assets.data import pretrained
 from rm_assets.settings import SettingsError
 from rm_assets.training.job import TrainingError, TrainingJob
@@ -82,7 +83,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
 
 
 def _unloadable(model: str, error: Exception) -> TrainingError:
-    reason = " ".join(str(error).split())[:500]
+    reason = masked(" ".join(str(error).split()))[:500]
     told = reason if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {reason}"
     return TrainingError(f"model {model!r} cannot be loaded as a reward model: {told}; change the setting model")
 

@@ -41,7 +41,7 @@ class ScoringJob(BaseModel):
     writes SCORED_FILE, with the schema SCORED, into `output_directory`, then a manifest with the hash of that file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     output_directory: str
     model: str

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support import plain_row, silent, write_lines
 
 from rm_assets.data.chat import load_chat_tokenizer
@@ -92,7 +94,7 @@ def save_model_files(directory: Path, *, vocab_size: int | None, weights: bool =
     config = {"model_type": "llama"} | ({"vocab_size": vocab_size} if vocab_size else {})
     (directory / "config.json").write_text(json.dumps(config))
     if weights:
-        (directory / "model.safetensors").write_bytes(b"weights")
+        save_file({"weight": np.zeros(2, np.float32)}, directory / "model.safetensors")
     return directory
 
 
@@ -191,7 +193,7 @@ def test_a_storage_that_cannot_be_written_is_named(
 def test_a_changed_weight_or_template_is_another_identity(tmp_path: Path) -> None:
     model = save_model_files(tmp_path / "m", vocab_size=7)
     before = ProjectResource(model=str(model)).ready()
-    (model / "model.safetensors").write_bytes(b"other weights")
+    save_file({"weight": np.ones(2, np.float32)}, model / "model.safetensors")
     (model / "chat_template.jinja").write_text(TEMPLATE + " ")
     after = ProjectResource(model=str(model)).ready()
     assert before.model.identity != after.model.identity
