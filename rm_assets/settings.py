@@ -90,7 +90,11 @@ class TrainingSettings(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Compute each layer again in the backward pass: less memory, a third more work."
     )
-    compile: bool = Field(False, description="Compile each layer (torch.compile); pays on a GPU after some minutes.")
+    compile: bool | None = Field(
+        None,
+        description="Compile each layer (torch.compile), which takes minutes at the start; unset: on a GPU, where "
+        "Triton and a C compiler are.",
+    )
     checkpoint_every_steps: int = Field(
         0, ge=0, description="Optimizer steps between two checkpoints; 0: by checkpoint_minutes alone."
     )
@@ -111,9 +115,11 @@ class TrainingSettings(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """The settings that change the trained model, if only by rounding: all but those of saving and showing.
 
-        One node, the default, goes unnamed: models had no nodes before, and theirs keep their keys.
+        One node, the default, goes unnamed: models had no nodes before, and theirs keep their keys. So do those whose
+        layers were compiled only where that was asked for: unset is named as that.
         """
         decisive = self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
+        decisive["compile"] = bool(self.compile)
         if self.num_nodes == 1:
             del decisive["num_nodes"]
         return decisive

@@ -32,6 +32,7 @@ except ImportError:  # the job runs where no Dagster is installed
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
     processes.die_with_launcher()
+    processes.let_memory_grow(os.environ)
     if processes.is_worker():
         processes.die_with_parent()
     if len(arguments) != 1:

@@ -1,7 +1,12 @@
 """The decoder layers of a model: what is spread, compiled and recomputed one by one."""
 
 import copy
+import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,8 +63,11 @@ def _settings(module: nn.Module, number: int) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def prepare_layers(model: Any, settings: TrainingSettings) -> None:
-    """Let the layers be computed again in the backward pass, and compiled, where the settings ask for it."""
+def prepare_layers(model: Any, settings: TrainingSettings, device: torch.device) -> None:
+    """Let the layers be computed again in the backward pass, and compiled, where the settings ask for it.
+
+    Without such a setting they are compiled where `reason_not_to_compile` has none.
+    """
     layers = decoder_layers(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -70,7 +78,21 @@ def prepare_layers(model: Any, settings: TrainingSettings) -> None:
             for name, value in list(vars(layer).items()):
                 if "drop" in name and isinstance(value, float):
                     setattr(layer, name, 0.0)
-    if settings.compile:
+    if not reason_not_to_compile(settings, device):
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
         for layer in layers:
             layer.compile(dynamic=True)
+
+
+def reason_not_to_compile(settings: TrainingSettings, device: torch.device) -> str:
+    """Why layers are not compiled, or "" where they are."""
+    if settings.compile is not None:
+        return "" if settings.compile else "compile is off"
+    if device.type != "cuda":
+        return "on a CPU it takes longer than it saves"
+    missing = [] if importlib.util.find_spec("triton") else ["the package triton"]
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        missing.append("a C compiler")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        missing.append("Python's headers")
+    return f"this machine lacks {', '.join(missing)}" if missing else ""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -36,6 +36,15 @@ WORKERS_STOP_SIGNAL = signal.SIGUSR1
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_STOP = 10.0
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def let_memory_grow(environment: MutableMapping[str, str]) -> None:
+    """Have torch's memory of a GPU in segments that grow, before torch is imported: rows are of many lengths.
+
+    Whoever has set up that memory has the say.
+    """
+    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def is_worker() -> bool:

@@ -37,6 +37,7 @@ _ROWS_PER_READ = 1024
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
     processes.die_with_launcher()
+    processes.let_memory_grow(os.environ)
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training.score_pairs JOB.json", file=sys.stderr)
         return 2

@@ -29,7 +29,7 @@ from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
-from rm_assets.training.layers import decoder_layers, prepare_layers
+from rm_assets.training.layers import decoder_layers, prepare_layers, reason_not_to_compile
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
 from rm_assets.training.planning import MicroPlan, Packing, epoch_steps, plan_rows
@@ -94,6 +94,9 @@ def train(
     and TrainingStoppedError, its checkpoint saved, where `stop` asks for it.
     """
     run = prepared_run(model, splits["train"], choice, settings, group)
+    if group.device.type == "cuda":
+        reason = reason_not_to_compile(settings, group.device)
+        progress.message(f"layers are not compiled: {reason}" if reason else "layers are compiled in the first steps")
     stop = stop or Stop()
     with stop.awaited():
         position = _resumed(run, checkpoints, progress)
@@ -111,7 +114,7 @@ def prepared_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSet
     """The model spread over the processes, with an optimizer."""
     num_parameters = int(model.num_parameters())
     base = base_of(model)
-    prepare_layers(base, settings)
+    prepare_layers(base, settings, group.device)
     scorer = Scorer(model)
     shard(scorer, decoder_layers(base), base.score, group)
     num_steps = settings.epochs * math.ceil(len(pairs) / settings.batch_pairs)

@@ -108,7 +108,7 @@ def test_a_compiled_layer_has_two_graphs_whatever_the_rows_and_a_process_without
     model, pairs = build("llama").bfloat16(), pairs_of(edge_cases())
     model.score.float()
     model.set_attn_implementation(ATTENTION)
-    prepare_layers(model, TrainingSettings())
+    prepare_layers(model, TrainingSettings(), CPU)
     counter = CompileCounterWithBackend("eager")
     for layer in decoder_layers(model):
         layer.compile(dynamic=True, backend=counter)

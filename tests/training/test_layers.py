@@ -7,11 +7,13 @@ from rm_assets.settings import TrainingSettings
 from rm_assets.training.adapter import with_adapter
 from rm_assets.training.checks import read_splits
 from rm_assets.training.group import ALONE
-from rm_assets.training.layers import decoder_layers, prepare_layers
+from rm_assets.training.layers import decoder_layers, prepare_layers, reason_not_to_compile
 from rm_assets.training.model import build_model
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
 from rm_assets.training.trainer import train
+
+from .architectures import CPU
 
 
 def trained_weights(job, **changes):
@@ -37,7 +39,7 @@ def test_layers_that_are_computed_again_change_nothing_but_memory(make_job, lora
 @pytest.mark.parametrize(("gradient_checkpointing", "num_passes"), [(False, 1), (True, 2)])
 def test_a_layer_is_computed_again_in_the_backward_pass(make_job, gradient_checkpointing, num_passes):
     model = build_model(make_job())
-    prepare_layers(model, TrainingSettings(gradient_checkpointing=gradient_checkpointing))
+    prepare_layers(model, TrainingSettings(gradient_checkpointing=gradient_checkpointing), CPU)
     passes = []
     for layer in decoder_layers(model):
         layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -50,7 +52,7 @@ def test_only_the_layers_own_flags_are_set_and_their_own_dropout_is_off(make_job
     layers = decoder_layers(model)
     assert len(layers) == 2
     layers[0].dropout = 0.3  # as some architectures have it
-    prepare_layers(model, TrainingSettings(gradient_checkpointing=True))
+    prepare_layers(model, TrainingSettings(gradient_checkpointing=True), CPU)
     in_training_mode = [module for module in model.modules() if module.training]
     assert in_training_mode == layers
     assert all(layer.gradient_checkpointing for layer in layers)
@@ -59,8 +61,38 @@ def test_only_the_layers_own_flags_are_set_and_their_own_dropout_is_off(make_job
 
 def test_compiled_layers_may_have_as_many_graphs_as_there_are_kinds_of_rows_and_layers(make_job):
     with torch._dynamo.config.patch(recompile_limit=8):
-        prepare_layers(build_model(make_job()), TrainingSettings(compile=True))
+        prepare_layers(build_model(make_job()), TrainingSettings(compile=True), CPU)
         assert torch._dynamo.config.recompile_limit == 64
+
+
+def test_layers_are_compiled_where_it_is_asked_for_or_on_a_gpu_that_can(monkeypatch):
+    gpu, unset = torch.device("cuda", 0), TrainingSettings()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "gcc" else None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(Path(__file__).parent / "none")})
+    assert reason_not_to_compile(unset, CPU) == "on a CPU it takes longer than it saves"
+    assert reason_not_to_compile(unset, gpu) == "this machine lacks Python's headers"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    missing = "the package triton, a C compiler, Python's headers"
+    assert reason_not_to_compile(unset, gpu) == f"this machine lacks {missing}"
+    for device in (CPU, gpu):
+        assert reason_not_to_compile(TrainingSettings(compile=True), device) == ""
+        assert reason_not_to_compile(TrainingSettings(compile=False), device) == "compile is off"
+
+
+def test_a_gpu_that_has_all_that_compiling_needs_compiles(monkeypatch, tmp_path):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    assert reason_not_to_compile(TrainingSettings(), torch.device("cuda", 0)) == ""
+
+
+def test_models_whose_layers_were_compiled_only_when_asked_for_keep_their_keys():
+    assert TrainingSettings().decisive() == TrainingSettings(compile=False).decisive()
+    assert TrainingSettings().decisive()["compile"] is False
+    assert TrainingSettings(compile=True).decisive()["compile"] is True
 
 
 @pytest.mark.soak

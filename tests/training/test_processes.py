@@ -12,9 +12,9 @@ import dagster_pipes
 import pytest
 import torch
 
-from rm_assets.training.__main__ import work
+from rm_assets.training.__main__ import main, work
 from rm_assets.training.model import build_model
-from rm_assets.training.processes import free_address
+from rm_assets.training.processes import free_address, let_memory_grow
 from rm_assets.training.result import read_result
 
 from .conftest import learnable_pairs
@@ -27,6 +27,19 @@ sys.argv = ["rm_assets.training", sys.argv[1]]
 runpy.run_module("rm_assets.training", run_name="__main__")
 """
 FOR_EVER = {"epochs": 100_000, "batch_pairs": 4}
+
+
+def test_memory_of_a_gpu_grows_in_segments_unless_it_was_set_up_otherwise(monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "environ", environment := dict(os.environ))
+    assert main(["no such job.json"]) == 2
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        given = {name: "max_split_size_mb:512"}
+        let_memory_grow(given)
+        assert given == {name: "max_split_size_mb:512"}
 
 
 @pytest.fixture
