@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rm_assets.training.devices import moved
 from rm_assets.training.layout import Layout, Segment
 from rm_assets.training.planning import IDLE_TOKENS, MicroPlan, Packing, Rows
 from rm_assets.training.store import Pairs
@@ -44,17 +45,17 @@ def collate(pairs: Pairs, plan: MicroPlan, device: torch.device) -> MicroBatch:
         layout = Layout.of(segments, device)
     place = {number: index for index, number in enumerate(numbers)}
     chosen, rejected = (
-        torch.tensor([place[number] for number in side[plan.pairs].tolist()], dtype=torch.int64, device=device)
+        moved(torch.tensor([place[number] for number in side[plan.pairs].tolist()], dtype=torch.int64), device)
         for side in (pairs.chosen, pairs.rejected)
     )
     return MicroBatch(
-        ids=torch.from_numpy(ids).to(device),
-        positions=None if positions is None else torch.from_numpy(positions).to(device),
+        ids=moved(torch.from_numpy(ids), device),
+        positions=None if positions is None else moved(torch.from_numpy(positions), device),
         layout=layout,
-        last=torch.from_numpy(last).to(device),
+        last=moved(torch.from_numpy(last), device),
         chosen=chosen,
         rejected=rejected,
-        margin=torch.from_numpy(pairs.margin[plan.pairs]).to(device),
+        margin=moved(torch.from_numpy(pairs.margin[plan.pairs]), device),
         rows=plan.pairs,
     )
 

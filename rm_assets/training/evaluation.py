@@ -13,6 +13,7 @@ from torch import nn
 from rm_assets.data.parquet import write_table
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.batches import collate
+from rm_assets.training.devices import moved, one_ahead
 from rm_assets.training.group import Group
 from rm_assets.training.job import TrainingError
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
@@ -28,10 +29,10 @@ def pair_scores(
 ) -> NDArray[np.float32]:
     """The scores of the rows, float32 [rows, 2], chosen first; each process computes a share and gets all."""
     found = torch.zeros(len(pairs), 2, device=group.device)
-    for plan in plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]:
-        batch = collate(pairs, plan, group.device)
+    plans = plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]
+    for batch in one_ahead(lambda plan: collate(pairs, plan, group.device), plans, group.device):
         both = torch.stack(scores_of(scorer, batch), dim=1)
-        found[torch.from_numpy(plan.pairs).to(group.device)] = both
+        found[moved(torch.from_numpy(batch.rows), group.device)] = both
     group.add_up(found)  # zero but for one process, so the sum is exact
     return found.cpu().numpy()[rows]
 

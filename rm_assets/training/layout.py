@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rm_assets.training.devices import trains_in_bfloat16
+from rm_assets.training.devices import moved, trains_in_bfloat16
 
 PIECE = 192
 """Queries that are computed at once where there is no kernel for whole rows: on a CPU, and in float32 on a GPU."""
@@ -70,10 +70,10 @@ class Kernel:
                     (segment.start, segment.end),
                 )
             ]
-            index = torch.cat(parts).to(device)
+            index = moved(torch.cat(parts), device)
         return cls(
-            torch.tensor([0, *accumulate(num_queries)], dtype=torch.int32, device=device),
-            torch.tensor([0, *accumulate(num_keys)], dtype=torch.int32, device=device),
+            moved(torch.tensor([0, *accumulate(num_queries)], dtype=torch.int32), device),
+            moved(torch.tensor([0, *accumulate(num_keys)], dtype=torch.int32), device),
             index,
             _power_of_two(max(num_queries)),
             _power_of_two(max(num_keys)),

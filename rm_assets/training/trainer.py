@@ -25,6 +25,7 @@ from rm_assets.settings import TrainingSettings
 from rm_assets.training.adapter import base_of
 from rm_assets.training.batches import MicroBatch, collate
 from rm_assets.training.checkpoint import Checkpoints, Position
+from rm_assets.training.devices import one_ahead
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
 from rm_assets.training.group import Group
@@ -239,23 +240,25 @@ def train_step(
 ) -> tuple[StepFigures, Requests]:
     """One update from the pairs `rows`, of which this process computes its plans, and what all processes do next.
 
+    It waits for the device once, to read the sums: until then the next kernels are queued while others run.
     This one is asked what it wants after its gradients, so that a step which takes long is the last one.
     """
     run.optimizer.zero_grad()
     sums = torch.zeros(4, dtype=torch.float64, device=run.group.device)
     losses: list[Tensor] = []
-    for number, plan in enumerate(plans, start=1):
+    batches = one_ahead(lambda plan: collate(run.pairs, plan, run.group.device), plans, run.group.device)
+    for number, batch in enumerate(batches, start=1):
         sum_gradients_at(run.scorer, last=number == len(plans))
-        of_pairs, num_right_ones = _add_gradients(run, collate(run.pairs, plan, run.group.device), len(rows))
+        of_pairs, num_right_ones = _add_gradients(run, batch, len(rows))
         sums[:2] += torch.stack([of_pairs.sum() / len(rows), num_right_ones])
         losses.append(of_pairs)
     asked = wanted()
-    sums[2:] += torch.tensor([asked.stop, asked.save], device=run.group.device)
+    sums[2] += asked.stop
+    sums[3] += asked.save
     run.group.add_up(sums)
     weights = [weight for weight in run.scorer.parameters() if weight.grad is not None]
     norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
-    loss, right, stop, save = sums.tolist()
-    grad_norm = float(norm)
+    loss, right, stop, save, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):  # both are of all processes, and so each comes here
         raise TrainingError(
             f"loss is {loss!r} and gradient norm {grad_norm!r} at step {step}, stopped before its update: "

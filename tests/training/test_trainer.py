@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
+from torch.overrides import TorchFunctionMode
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.checks import read_splits
@@ -12,11 +13,11 @@ from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
 from rm_assets.training.model import build_model
-from rm_assets.training.planning import Packing
+from rm_assets.training.planning import Packing, plan_rows
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
 from rm_assets.training.scoring import Scorer
-from rm_assets.training.trainer import planned_steps, train, validation_steps
+from rm_assets.training.trainer import planned_steps, prepared_run, train, train_step, validation_steps
 
 from .conftest import learnable_pairs
 
@@ -72,6 +73,35 @@ def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tm
     [line] = step_lines(tmp_path)
     assert line["loss"] == pytest.approx(total.item() / 5, rel=1e-5)
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+class Waits(TorchFunctionMode):
+    """Counts what waits for a device: numbers that leave a tensor."""
+
+    NAMES = frozenset(["item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__"])
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if getattr(function, "__name__", "") in self.NAMES:
+            self.names.append(function.__name__)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
+def test_a_step_waits_for_its_device_once(make_job, tmp_path, max_grad_norm):
+    job = make_job(settings={"batch_pairs": 12, "micro_batch_tokens": 30, "max_grad_norm": max_grad_norm})
+    pairs = read_splits(job, tmp_path)["train"]
+    model = build_model(job)
+    run = prepared_run(model, pairs, choose_packing(model, pairs, ALONE.device), job.settings, ALONE)
+    [(_, rows)] = planned_steps(job.settings, pairs)
+    [plans] = plan_rows(pairs, rows, Packing.SHARED, 30)
+    assert len(plans) > 2
+    with Waits() as waits:
+        train_step(run, 1, 1, rows, plans)
+    assert waits.names == ["tolist"]
 
 
 def test_a_gradient_above_the_limit_is_scaled_down_to_it(make_job, tmp_path):
