@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,3 +167,10 @@ def small_disk(directory: Path, *, kilobytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(directory)], check=True)
+
+
+def trl_templates() -> list[Path]:
+    """The chat templates of the field that TRL carries, if it is installed."""
+    found = find_spec("trl")
+    root = Path(found.origin or "").parent / "chat_templates" if found else Path()
+    return sorted(root.glob("*.jinja")) if found else []

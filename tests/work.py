@@ -1,14 +1,18 @@
 """Work counted instead of timed: bytecodes executed, and characters read by the primitives of C that search texts.
 
 A loop in Python is seen by its bytecodes, whoever runs it. A single call into C is one bytecode however long it takes:
-for searches in a text, hand over a `CountedText`, and a `CountingTokenizer` for what is rendered and encoded.
+for searches in a text, hand over a `CountedText`, and `counting(chat)` for what is rendered and encoded.
 """
 
+import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
+
+from rm_assets.data.chat import ChatTokenizer
 
 
 class Counter:
@@ -37,12 +41,13 @@ class CountedText(str):
         Counter.characters += len(found)
         return found
 
-    def __str__(self) -> str:
-        return self
+    def startswith(self, *arguments: Any) -> bool:
+        Counter.characters += sum(len(argument) for argument in arguments if isinstance(argument, str))
+        return super().startswith(*arguments)
 
 
 class CountingTokenizer:
-    """A tokenizer of transformers that counts what it renders and encodes, and renders texts that count."""
+    """A tokenizer of transformers that counts what it encodes."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -54,12 +59,31 @@ class CountingTokenizer:
         Counter.characters += sum(map(len, texts))
         return self._tokenizer(texts, **options)
 
-    def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
-        rendered = self._tokenizer.apply_chat_template(*arguments, **options)
-        if not isinstance(rendered, str):
-            return rendered
-        Counter.characters += len(rendered)
-        return CountedText(rendered)
+
+class CountingTemplate:
+    """A template that counts what it renders, as texts that count."""
+
+    def __init__(self, template: Any) -> None:
+        self._template = template
+
+    def render(self, *arguments: Any, **variables: Any) -> CountedText:
+        text = CountedText(self._template.render(*arguments, **variables))
+        Counter.characters += len(text)
+        return text
+
+
+class CountingChat(ChatTokenizer):
+    """A tokenizer and its template that count."""
+
+    @functools.cached_property
+    def bounded(self) -> Any:
+        return CountingTemplate(ChatTokenizer.bounded.func(self))  # type: ignore[attr-defined]
+
+
+def counting(chat: ChatTokenizer) -> CountingChat:
+    """The same tokenizer and template, counting."""
+    values = {field.name: getattr(chat, field.name) for field in dataclasses.fields(chat)}
+    return CountingChat(**values | {"reference": CountingTokenizer(chat.reference)})
 
 
 def work_of(function: Callable[[], object]) -> int:

@@ -4,6 +4,7 @@ Control tokens are those the tokenizer marks special, and any token it adds that
 message; text that contains one could forge a turn, an end or padding.
 """
 
+import dataclasses
 import functools
 import re
 import threading
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from rm_assets.data.bounded_templates import BoundedTemplate, TemplateLimitError
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.pretrained import load_tokenizer, tokenizer_errors
 from rm_assets.settings import SettingsError
@@ -29,6 +31,8 @@ _MAX_SHAPE = 500
 _MAX_SHAPES = 10_000
 _LONGEST_TOKEN = 1_000
 """Characters; a fast backend is tried on every added token some thousand times."""
+_LARGE_SIZE = 50_000
+"""Characters of a conversation from which on a bound exceeded is no mistake of the template, but a reject."""
 _STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
@@ -44,12 +48,25 @@ class ChatTokenizer:
     template: str
     control_tokens: tuple[str, ...]
     pad_token_id: int
+    template_file: str = ""  # for errors
     lost_by_shape: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)  # a cache of `lost_parts`
 
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str]:
         """Matches any control token in a text; longer ones first."""
         return re.compile("|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True))) or r"(?!)")
+
+    @functools.cached_property
+    def bounded(self) -> BoundedTemplate:
+        """The template, to be rendered within bounds; raises what Jinja raises, or TemplateLimitError."""
+        return BoundedTemplate(self.template, chat_template_utils()._compile_jinja_template("").environment)
+
+
+def chat_template_utils() -> Any:
+    """The module of transformers that renders templates; its functions for that are its own, and may move."""
+    from transformers.utils import chat_template_utils
+
+    return chat_template_utils
 
 
 def load_chat_tokenizer(files: TokenizerFiles) -> ChatTokenizer:
@@ -69,15 +86,16 @@ def _with_template(reference: Any, files: TokenizerFiles) -> ChatTokenizer:
     if files.chat_template is not None:
         reference.chat_template = files.chat_template
     template = with_frozen_date(reference.get_chat_template(), files.template_date)
-    chat = ChatTokenizer(reference=reference, template=template, control_tokens=(), pad_token_id=-1)
-    before, after, last = _borders(chat)
-    control = tuple(sorted(_special_tokens(reference) | _added_tokens_in(reference, before + after)))
-    return ChatTokenizer(
+    chat = ChatTokenizer(
         reference=reference,
         template=template,
-        control_tokens=control,
-        pad_token_id=_pad_token_id(reference, last),
+        control_tokens=(),
+        pad_token_id=-1,
+        template_file=files.template_file,
     )
+    before, after, last = _borders(chat)
+    control = tuple(sorted(_special_tokens(reference) | _added_tokens_in(reference, before + after)))
+    return dataclasses.replace(chat, control_tokens=control, pad_token_id=_pad_token_id(reference, last))
 
 
 def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
@@ -146,8 +164,8 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
         if first:
             return before, after if conversation is messages else "", int(encode(chat, [text])[0][-1])
     raise SettingsError(
-        "chat_template (or RM_CHAT_TEMPLATE): the template renders no conversation of a user's message and a reply"
-        + problem
+        f"chat_template (or RM_CHAT_TEMPLATE): the template of {chat.template_file!r} renders no conversation of a "
+        f"user's message and a reply{problem}"
     )
 
 
@@ -180,7 +198,55 @@ def _pad_token_id(reference: Any, last_id: int) -> int:
 def render(
     chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, *, add_generation_prompt: bool = False
 ) -> str:
-    """A conversation as the template writes it; raises TemplateError where the template does."""
+    """A conversation as the template writes it; raises TemplateError where the template does.
+
+    Raises SettingsError where a template exceeds its bounds on a conversation of common size.
+    """
+    size = len(tools) + sum(map(_size, messages))
+    try:
+        return chat.bounded.render(
+            size,
+            messages=_with_aliases(messages),
+            tools=_tools(tools),
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **chat.reference.special_tokens_map,
+        )
+    except TemplateLimitError as error:
+        if size > _LARGE_SIZE:
+            raise TemplateError(f"the template exceeds a bound: {error}") from None
+        raise SettingsError(
+            f"chat_template (or RM_CHAT_TEMPLATE): the template of {chat.template_file!r} exceeds a bound on a "
+            f"conversation of {len(messages)} messages: {error}; use a template that does not"
+        ) from None
+    except Exception as error:
+        raise _template_error(chat, error) from None
+
+
+def _size(message: MessageDict) -> int:
+    """Characters of a message, roughly, with what a template writes around it."""
+    return 100 + sum(len(value if isinstance(value, str) else repr(value)) for value in message.values())
+
+
+def _with_aliases(messages: Sequence[MessageDict]) -> list[MessageDict]:
+    """Messages as transformers gives them to a template: thinking stands under each of its names."""
+    if any("reasoning_content" in message for message in messages):
+        aliased: list[MessageDict] = getattr(chat_template_utils(), "_alias_reasoning_fields", list)(messages)
+        return aliased
+    return list(messages)
+
+
+def _tools(tools: str) -> list[Any] | None:
+    listed = msgspec.json.decode(tools) if tools else None
+    if listed is not None and not all(isinstance(tool, dict) for tool in listed):
+        raise ValueError("tools must be objects")
+    return listed
+
+
+def reference_text(
+    chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, *, add_generation_prompt: bool = False
+) -> str:
+    """What `apply_chat_template` of transformers writes: what every other way to it must equal."""
     return str(_apply(chat, messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
@@ -191,6 +257,8 @@ def reference_ids(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: s
 
 
 def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **options: Any) -> Any:
+    # transformers sets no bounds: it only gets what was rendered within them
+    render(chat, messages, tools, add_generation_prompt=options.get("add_generation_prompt", False))
     try:
         return chat.reference.apply_chat_template(
             list(messages),
@@ -198,9 +266,14 @@ def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **o
             chat_template=chat.template,
             **options,
         )
-    except Exception as error:  # whatever a template's Jinja raises: the row's fault or the template's, never ours
-        message = str(error)
-        raise TemplateError(message if message and message in chat.template else type(error).__name__) from None
+    except Exception as error:
+        raise _template_error(chat, error) from None
+
+
+def _template_error(chat: ChatTokenizer, error: Exception) -> TemplateError:
+    """Whatever a template's Jinja raises: the row's fault or the template's, never ours."""
+    message = str(error)
+    return TemplateError(message if message and message in chat.template else type(error).__name__)
 
 
 def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class TokenizerFiles:
     """A tokenizer on disk. `chat_template` is a template's text that replaces the tokenizer's own, or None.
 
     `identity` hashes everything that decides the ids of a conversation: the files, the template, the date a template
-    may ask for, and the versions of the libraries that read them.
+    may ask for, and the versions of the libraries that read them. `template_file` names the template in errors.
     """
 
     directory: str
@@ -65,6 +65,7 @@ class TokenizerFiles:
     template_date: str
     num_tokens: int
     identity: str
+    template_file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ def find_tokenizer(settings: Settings) -> TokenizerFiles:
         template_date=date,
         num_tokens=num_tokens,
         identity=fingerprint(content, template, date, libraries),
+        template_file=settings.chat_template or str(directory / _template_file(directory)),
     )
 
 
@@ -195,8 +197,13 @@ def _chat_template(settings: Settings) -> str | None:
     )
 
 
+def _template_file(directory: Path) -> str:
+    names = ("chat_template.jinja", "chat_template.json")
+    return next((name for name in names if (directory / name).is_file()), "tokenizer_config.json")
+
+
 def _has_chat_template(directory: Path) -> bool:
-    if any((directory / file).is_file() for file in ("chat_template.jinja", "chat_template.json")):
+    if _template_file(directory) != "tokenizer_config.json":
         return True
     configuration = directory / "tokenizer_config.json"
     return configuration.is_file() and bool(read_json(configuration).get("chat_template"))

@@ -16,10 +16,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.chat import ChatTokenizer, MessageDict, TemplateError, lost_parts, render
+from rm_assets.data.chat import (
+    ChatTokenizer,
+    MessageDict,
+    TemplateError,
+    chat_template_utils,
+    lost_parts,
+    reference_text,
+    render,
+)
 from rm_assets.data.template_columns import Columns, Part
 from rm_assets.data.template_symbols import Content, Guard
 from rm_assets.data.template_tracing import on_symbols, traced
+from rm_assets.settings import SettingsError
 
 Roles = tuple[str, ...]
 Row = tuple[str, ...]
@@ -99,9 +108,9 @@ class TemplateRenderer:
         self._lost: dict[Roles, tuple[str, ...]] = {}
         self._variables: dict[str, Any] = {"tools": None, "documents": None, **chat.reference.special_tokens_map}
         try:
-            from transformers.utils.chat_template_utils import _compile_jinja_template
-
-            self._on_symbols = on_symbols(_compile_jinja_template(chat.template), chat.template)
+            compile_template = chat_template_utils()._compile_jinja_template
+            assert chat.bounded  # compiled within bounds before it is compiled without them
+            self._on_symbols = on_symbols(compile_template(chat.template), chat.template)
         except Exception as error:  # transformers keeps this function to itself and may move it
             self.turn_off(f"the template cannot be run on symbols: {type(error).__name__}")
 
@@ -162,8 +171,11 @@ class TemplateRenderer:
             return False
         shape.num_attempts += 1
         try:
+            # first, as this sets bounds: what is traced goes the same way through the template
+            expected = reference_text(self.chat, _messages(roles, row), "", add_generation_prompt=prompt)
             written, guards = traced(self._on_symbols, roles, row, add_generation_prompt=prompt, **self._variables)
-            expected = render(self.chat, _messages(roles, row), "", add_generation_prompt=prompt)
+        except SettingsError:
+            raise
         except Exception:  # not understood, or refused: this conversation is transformers' to render or to refuse
             return False
         literals = "".join(part if isinstance(part, str) else "x" for part in written.parts)
@@ -190,7 +202,7 @@ class TemplateRenderer:
     def _reference(self, one: Rendered) -> str | None:
         messages = _messages(one.roles, one.contents)
         try:
-            return render(self.chat, messages, "", add_generation_prompt=one.add_generation_prompt)
+            return reference_text(self.chat, messages, "", add_generation_prompt=one.add_generation_prompt)
         except TemplateError:
             return None
 

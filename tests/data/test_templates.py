@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import random
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import trl_templates
 from transformers import AutoTokenizer
 
-from rm_assets.data.chat import ChatTokenizer, TemplateError, load_chat_tokenizer, render, with_frozen_date
+from rm_assets.data.chat import ChatTokenizer, TemplateError, load_chat_tokenizer, reference_text, with_frozen_date
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.templates import Rendered, Roles, Row, TemplateRenderer
 from rm_assets.settings import SAMPLE, Settings, SettingsError
@@ -46,7 +46,7 @@ def learnt(template: str, roles: Roles = PAIR, row: Row = ("two words", "three m
 def expected(chat: ChatTokenizer, roles: Roles, row: Row, prompt: bool = False) -> str | None:
     messages = [{"role": role, "content": content} for role, content in zip(roles, row, strict=True)]
     try:
-        return render(chat, messages, "", add_generation_prompt=prompt)
+        return reference_text(chat, messages, "", add_generation_prompt=prompt)
     except TemplateError:
         return None
 
@@ -192,12 +192,6 @@ def test_no_question_about_a_content_goes_unnoticed(name: str) -> None:
     rows = [row_of(random.Random(seed), 2) for seed in range(150)] + [(x, y) for x in FRAGMENTS for y in ("x", "", "a")]
     for row, text in zip(rows, renderer.render_many(PAIR, rows), strict=True):
         assert text is None or text == expected(renderer.chat, PAIR, row), row
-
-
-def trl_templates() -> list[Path]:
-    found = find_spec("trl")
-    root = Path(found.origin or "").parent / "chat_templates" if found else Path()
-    return sorted(root.glob("*.jinja")) if found else []
 
 
 @pytest.mark.parametrize("path", trl_templates(), ids=lambda path: path.stem)

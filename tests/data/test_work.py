@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from work import CountingTokenizer, growth
+from work import CountingChat, counting, growth
 
 from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats import stated_by
@@ -23,9 +23,8 @@ LIMIT = 2.5
 
 
 @functools.cache
-def counting_chat() -> ChatTokenizer:
-    chat = load_chat_tokenizer(find_tokenizer(Settings()))
-    return dataclasses.replace(chat, reference=CountingTokenizer(chat.reference))
+def counting_chat() -> CountingChat:
+    return counting(load_chat_tokenizer(find_tokenizer(Settings())))
 
 
 def rows_of(line: dict[str, Any]) -> list[dict[str, Any]]:
