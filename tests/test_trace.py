@@ -1,9 +1,12 @@
 """What is told of a line or a pair: kept, a duplicate, a reject, an evaluation pair, and what is not there."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import plain_row, rows, run_stages, write_lines
 
@@ -156,3 +159,24 @@ def test_the_command_loads_neither_torch_nor_dagster() -> None:
         "import sys, rm_assets.trace; sys.exit(bool({'torch', 'transformers', 'dagster', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_damaged_files_of_the_storage_are_one_line_that_names_them(stages, told, tmp_path, monkeypatch) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(stages[0], storage)
+    monkeypatch.setenv("RM_STORAGE", str(storage))
+    write_lines(storage / "reward_model" / "notes" / "manifest.json", [{}])
+    model = storage / "reward_model" / ("a" * 16)
+    write_lines(model / "manifest.json", [[]])
+    scores = {"source": "", "line": 0, "pair_id": "", "split": "", "chosen_score": 0.0, "rejected_score": 0.0}
+    pq.write_table(pa.Table.from_pylist([scores]), model / "scores.parquet")
+    (storage / "reward_model" / "latest.json").write_text("{")
+    code, _, error = told("a.jsonl", "2")
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.startswith(f"error: {str(model / 'manifest.json')!r} is damaged (")
+    shutil.rmtree(model)
+    assert told("a.jsonl", "2")[0] == 0
+    raw = storage / "raw_preferences"
+    manifest = raw / stages[1][Stage.RAW].name / "manifest.json"
+    manifest.write_bytes(b"\xff")
+    assert told("a.jsonl", "2")[2].startswith(f"error: {str(manifest)!r} cannot be read: remove that directory")

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-from support import silent
+from support import plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.snapshots import DATA
 from rm_assets.data.storage import place
+from rm_assets.settings import Settings
 
 SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
 
@@ -89,3 +90,12 @@ def kill_writers_of_one_storage(storage: str) -> None:
     for number in writers:
         os.kill(number, signal.SIGKILL)
         os.waitpid(number, 0)
+
+
+def run_stages_again_and_again(annotations: str, storage: str, number: int, passes: int) -> None:
+    """All data stages on one storage that keeps one snapshot, with a file of this process's own that changes."""
+    settings = Settings(annotations=annotations, storage=storage, keep_snapshots=1, num_workers=1)
+    for again in range(passes):
+        rows = [plain_row(1000 * number + row) for row in range(10 + again)]
+        write_lines(Path(annotations) / f"of-{number}.jsonl", list(rows))
+        run_stages(settings)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support import silent
+from support import plain_row, silent, write_lines
+from worker_functions import run_stages_again_and_again
 
 from rm_assets.data.fingerprint import file_sha256, fingerprint
 from rm_assets.data.locks import held_lock
@@ -305,6 +307,23 @@ def test_what_a_run_published_is_kept_for_it_while_others_publish(tmp_path: Path
         del mine
         other.submit(published, tmp_path, 3, keep=1).result()
         assert not directory.exists()
+
+
+@pytest.mark.soak
+def test_three_runs_at_once_that_keep_one_snapshot_take_nothing_from_each_other(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    write_lines(tmp_path / "annotations" / "a.jsonl", [plain_row(1)])
+    context = multiprocessing.get_context("spawn")
+    places = str(tmp_path / "annotations"), str(tmp_path / "storage")
+    runs = [context.Process(target=run_stages_again_and_again, args=(*places, number, 10)) for number in (1, 2, 3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0, 0]
+    run_stages_again_and_again(*places, 4, 6)  # alone: each stage's parents go one pass after their child
+    for asset in (tmp_path / "storage").glob("*_*"):
+        assert len(list(asset.glob(f"*/{MANIFEST}"))) <= 5
 
 
 def test_a_snapshot_that_is_replaced_while_it_is_looked_up_gives_the_newer_one(tmp_path: Path) -> None:

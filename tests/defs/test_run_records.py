@@ -1,6 +1,7 @@
 """Which runs live, told by the locks of real processes; and what becomes of the others."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import dagster as dg
 import pytest
@@ -352,3 +354,20 @@ def test_the_sensor_gives_the_pool_its_default_limit_and_leaves_a_limit_of_its_o
     storage.set_concurrency_slots(POOL, 3)
     dead_runs(dg.build_sensor_context(instance=instance))
     assert storage.get_concurrency_info(POOL).limit == 3
+
+
+def test_a_record_that_another_reader_removes_before_it_is_locked_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / "run", fcntl.flock
+    subprocess.run([sys.executable, "-c", KEEP, str(tmp_path), "run"], stdin=subprocess.DEVNULL, check=True)
+
+    def removed_meanwhile(stream: IO[str], operation: int) -> None:
+        path.unlink()
+        flock(stream, operation)
+
+    with abandoned(path) as record:
+        assert record is not None
+    monkeypatch.setattr("fcntl.flock", removed_meanwhile)
+    with abandoned(path) as record:
+        assert record is None

@@ -8,6 +8,7 @@ import torch
 from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.group import ALONE, Group
 from rm_assets.training.job import TrainingError
+from rm_assets.training.result import remove_scratch
 
 
 @pytest.fixture
@@ -43,6 +44,43 @@ def test_the_newest_of_two_is_read_back_exactly_and_the_curves_with_it(saved):
     assert [path.name[:13] for path in directories(directory)] == ["step-00000002", "step-00000003"]
     assert (directory / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert said == []
+
+
+def test_what_others_put_among_the_checkpoints_survives_later_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "key", ALONE, print)
+    checkpoints.write(Position(step=1), tensors(1))
+    [first] = directories(tmp_path)
+    (first / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    for name in ("notes", "step-1", ".unfinished"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "a.safetensors").write_text("mine")
+    for step in (2, 3):
+        checkpoints.write(Position(step=step), tensors(step))
+    remove_scratch(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    unfinished = next(name for name in left if name.startswith("checkpoints/step-00000002"))  # written into .unfinished
+    assert left == {
+        f"checkpoints/{first.name}/notes.txt",
+        "checkpoints/notes.txt",
+        "checkpoints/notes/a.safetensors",
+        "checkpoints/step-1/a.safetensors",
+        unfinished,
+    }
+    assert unfinished.endswith("/a.safetensors")
+
+
+def test_a_checkpoint_is_written_over_one_of_its_name_that_was_damaged(saved):
+    directory, said = saved
+    _, damaged = directories(directory)
+    (damaged / "process-0.safetensors").write_bytes(b"")
+    (directory / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert newest(directory, said)[0].step == 2
+    again = Checkpoints(directory, "key", ALONE, said.append)
+    again.newest()
+    again.write(Position(step=3, loss_sum=0.1 * 3, tally={"pairs": 3}), tensors(3))
+    assert newest(directory, said)[0].step == 3
+    assert directories(directory)[1] == damaged
 
 
 def test_without_checkpoints_there_is_none(tmp_path):

@@ -74,13 +74,14 @@ def test_what_an_attempt_left_in_the_storage_when_its_run_was_killed_comes_back_
         checkpoint = attempts / attempt / "output" / "checkpoints" / name
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").write_text("{}")
+    (attempts / "notes").mkdir()
     with sent_job(job, tmp_path / "shared", "name") as sent:
-        assert list(attempts.iterdir()) == [sent.place.parent]
+        assert set(attempts.iterdir()) == {sent.place.parent, attempts / "notes"}
         for name in names:
             assert (sent.output / "checkpoints" / name / "manifest.json").read_text() == "{}"
     for name in names:
         assert (Path(job.output_directory) / "checkpoints" / name / "manifest.json").read_text() == "{}"
-    assert list((tmp_path / "shared" / ".jobs").iterdir()) == []
+    assert list((tmp_path / "shared" / ".jobs").rglob("*")) == [attempts, attempts / "notes"]
 
 
 def test_an_attempt_that_another_one_ended_leaves_the_other_ones_files(make_job, tmp_path):
