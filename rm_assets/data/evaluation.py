@@ -3,7 +3,7 @@
 Their sources begin with `evaluation:<name>/`, which is how every stage tells them from annotations: no path gives a
 source that begins so (`annotations.source_name`), and no name of a set has a slash. Two prompts overlap
 if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scripts write no spaces, of 13 characters; a
-prompt shorter than that overlaps an equal one.
+prompt shorter than that overlaps an equal one. Words are compared as they look, see `rm_assets.data.lookalikes`.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rm_assets.data import records
 from rm_assets.data.annotations import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
 from rm_assets.data.fingerprint import fingerprint, short_hash
-from rm_assets.data.normal_form import normalized
+from rm_assets.data.lookalikes import latin_lookalike, may_have_lookalikes, visible
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import Snapshot
 from rm_assets.settings import SettingsError
@@ -30,6 +32,8 @@ _TOKEN = re.compile(
     r"|[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff]+"
 )
+_LATIN_LETTER = re.compile("[A-Za-z]")
+_GRAMS_VERSION = 2
 
 Grams = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -72,13 +76,45 @@ def evaluation_folder(source: str) -> str:
 def prompt_grams(texts: Iterable[str]) -> set[int]:
     """Hashes of the runs of GRAM_WORDS words in a prompt's user turns, in NFKC and case-folded.
 
-    A prompt of fewer words gives one hash, of all of them; one without words gives none.
+    A prompt of fewer words gives one hash, of all of them; one without words gives none. Invisible characters do not
+    count. Where letters of other alphabets stand for Latin ones, the runs also count as what they look like.
     """
-    words = [word for text in texts for word in _TOKEN.findall(normalized("NFKC", text).casefold())]
-    if not words:
+    seen = [visible(text) for text in texts]
+    grams = _grams([word for text in seen for word in _TOKEN.findall(text.casefold())])
+    return grams | _lookalike_grams(seen) if any(map(may_have_lookalikes, seen)) else grams
+
+
+def _grams(words: list[str]) -> set[int]:
+    return {_gram(words[run]) for run in _runs(words)}
+
+
+def _runs(words: list[str]) -> Iterator[slice]:
+    num_runs = max(1, len(words) - GRAM_WORDS + 1) if words else 0
+    return (slice(start, start + GRAM_WORDS) for start in range(num_runs))
+
+
+def _gram(words: list[str]) -> int:
+    return int(short_hash(*words)[:16], 16)
+
+
+def _lookalike_grams(texts: list[str]) -> set[int]:
+    """The hashes of runs with words that look like Latin ones, as what they look like.
+
+    Another language is not taken for that: such a run has Latin letters, too, or it is long and every word of it looks
+    Latin, which no 13 words of Russian or Greek do.
+    """
+    words = [word for text in texts for word in _TOKEN.findall(text)]
+    latin = [latin_lookalike(word) for word in words]
+    is_like = [look not in (word, None) for look, word in zip(latin, words, strict=True)]
+    has_latin = [_LATIN_LETTER.search(word) is not None for word in words]
+    if not any(is_like) or (len(words) < GRAM_WORDS and not any(has_latin)):
         return set()
-    starts = range(max(1, len(words) - GRAM_WORDS + 1))
-    return {int(short_hash(*words[start : start + GRAM_WORDS])[:16], 16) for start in starts}
+    looks = [(look or word).casefold() for look, word in zip(latin, words, strict=True)]
+    return {
+        _gram(looks[run])
+        for run in _runs(words)
+        if True in is_like[run] and (True in has_latin[run] or None not in latin[run])
+    }
 
 
 def evaluation_grams(validated: Snapshot) -> tuple[dict[str, Grams], str]:
@@ -87,22 +123,30 @@ def evaluation_grams(validated: Snapshot) -> tuple[dict[str, Grams], str]:
     grams: dict[str, set[int]] = {}
     for shard in shards:
         path = validated.data_path(shard)
-        for texts in user_turns([path] if path else []):
+        rows = read_table([path] if path else [], records.VALIDATED, ["prompt"])
+        for texts in user_turns(rows):
             grams.setdefault(evaluation_name(shard.source), set()).update(prompt_grams(texts))
-    identity = fingerprint([[evaluation_name(shard.source), shard.key] for shard in shards])
+    identity = fingerprint([[_GRAMS_VERSION, evaluation_name(shard.source), shard.key] for shard in shards])
     return {name: np.array(sorted(hashes), dtype=np.uint64) for name, hashes in grams.items()}, identity
 
 
-def overlapping_rows(paths: list[Path], grams: dict[str, Grams]) -> dict[tuple[int, str], str]:
-    """The pairs of validated files whose prompt overlaps an evaluation set: (line, pair_id) -> name of the set."""
+def overlapping_rows(paths: list[Path], tokenized: list[Path], grams: dict[str, Grams]) -> dict[tuple[int, str], str]:
+    """The pairs of validated files whose prompt overlaps an evaluation set: (line, pair_id) -> name of the set.
+
+    Only pairs that were tokenized count: the prompts of all others are of any length.
+    """
     if not grams:
         return {}
-    keys = read_table(paths, records.VALIDATED, ["line", "pair_id"]).to_pylist()
+    rows = read_table(paths, records.VALIDATED, ["line", "pair_id", "prompt"])
+    kept = read_table(tokenized, records.TOKENIZED, ["pair_id"])["pair_id"].combine_chunks()
+    rows = rows.filter(pc.is_in(rows["pair_id"], kept))
     found = {}
-    for key, texts in zip(keys, user_turns(paths), strict=True):
+    for line, pair_id, texts in zip(
+        rows["line"].to_pylist(), rows["pair_id"].to_pylist(), user_turns(rows), strict=True
+    ):
         own = np.array(list(prompt_grams(texts)), dtype=np.uint64)
         if name := next((name for name, known in grams.items() if _share_any(own, known)), None):
-            found[key["line"], key["pair_id"]] = name
+            found[line, pair_id] = name
     return found
 
 
@@ -112,7 +156,7 @@ def _share_any(own: Grams, known: Grams) -> bool:
     return bool(len(known)) and bool((known[places] == own).any())
 
 
-def user_turns(paths: list[Path]) -> Iterator[list[str]]:
+def user_turns(rows: pa.Table) -> Iterator[list[str]]:
     """What the user says in each row's prompt, message by message; system messages are shared by many prompts."""
-    for prompt in read_table(paths, records.VALIDATED, ["prompt"])["prompt"].to_pylist():
+    for prompt in rows["prompt"].to_pylist():
         yield [message["content"] or "" for message in prompt if message["role"] == "user"]

@@ -92,7 +92,8 @@ class PaddingTask:
 def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
     """Rows by folder, and rejects, of one shard of tokenized pairs."""
     num_in, first, reasons = 0, 0, Counter[Reason]()
-    overlapping = overlapping_rows([task.validated] if task.validated else [], task.grams)
+    validated, tokenized = ([path] if path else [] for path in (task.validated, task.path))
+    overlapping = overlapping_rows(validated, tokenized, task.grams)
     for rows in read_batches(task.path, records.TOKENIZED):
         dropped = task.dropped.between(first, first + rows.num_rows).reasons()
         refused = {row: (reason, _DETAILS[reason]) for row, reason in dropped.items()}

@@ -1,6 +1,7 @@
 """Evaluation sets: kept apart from training, and what overlaps them kept out of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -9,8 +10,9 @@ import pytest
 from support import plain_row, rejects, rows, run_stages, violations, write_lines
 
 from rm_assets.data.annotations import source_name
-from rm_assets.data.evaluation import evaluation_folder, evaluation_name, overlapping_rows, prompt_grams
+from rm_assets.data.evaluation import _gram, evaluation_folder, evaluation_name, overlapping_rows, prompt_grams
 from rm_assets.data.laws import LAWS
+from rm_assets.data.lookalikes import latin_lookalike, may_have_lookalikes, visible
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
 from rm_assets.data.splits import SPLITS
@@ -47,8 +49,99 @@ def test_the_words_of_all_user_turns_count_as_one_text() -> None:
     assert prompt_grams(["one two", "three"]) == prompt_grams(["one two three"])
 
 
+# --- what only looks the same --------------------------------------------------------------------------------
+
+LONG = "Please explain to my younger sister how a quick brown fox jumps over lazy dogs every Monday morning"
+SHORT = "Can you help me?"
+CYRILLIC = str.maketrans("aceiopsxyjABCEHIKMOPTX", "асеіорѕхујАВСЕНІКМОРТХ")
+GREEK = str.maketrans("aiopuvABEHIKMNOPTXYZ", "αιορυνΑΒΕΗΙΚΜΝΟΡΤΧΥΖ")
+INVISIBLE = (
+    "\x01\u00ad\u034f\u061c\u115f\u180e\u200b\u200c\u200d\u200e\u202e\u2060\u2066\u3164\ufe00\ufe0f\ufeff"
+    "\U000e0041\U000e0100"
+)
+
+
+@pytest.mark.parametrize("prompt", [LONG, SHORT])
+@pytest.mark.parametrize(
+    "copied",
+    [
+        *(lambda text, mark=mark: mark.join(text) for mark in INVISIBLE),
+        lambda text: text.translate(CYRILLIC),
+        lambda text: text.translate(GREEK),
+        lambda text: text.replace("o", "\u043e"),
+        lambda text: text.upper().translate(GREEK),
+        lambda text: "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in text),  # full width
+        lambda text: "".join(chr(ord(c) - 97 + 0x1D41A) if c.islower() else c for c in text),  # mathematical
+        lambda text: text.translate(CYRILLIC).replace("\u0430", "\u0430\u200b").replace(" ", "\u00a0"),
+        lambda text: text.replace("h", "\u0570").replace("n", "\u0578").replace("g", "\u0261"),  # Armenian, phonetic
+        lambda text: text.upper().replace("A", "\u13aa").replace("E", "\ua4f0").replace("M", "\u2c98"),
+    ],
+)
+def test_a_copy_that_looks_the_same_overlaps(copied: Callable[[str], str], prompt: str) -> None:
+    assert copied(prompt) != prompt
+    assert overlap(copied(prompt), prompt)
+    assert overlap(prompt, copied(prompt))
+    assert overlap(f"Be so kind: {copied(prompt)} Thanks.", prompt) == (prompt == LONG)
+
+
+def test_a_letter_with_an_accent_looks_like_one() -> None:
+    assert overlap("T\u0451ll m\u0435 of N\u043e\u0451l", "T\u00ebll me of No\u00ebl")
+
+
+REAL = (
+    ("Нос", "Hoc"),
+    ("Вор и сова", "Bop u coba"),
+    ("Как это сделать?", "Как это сдепать?"),
+    (
+        "Рассказ о том, как росла роза в саду у старого мастера",
+        "Рассказ о том, как росла роза в лесу у старого мастера",
+    ),
+    ("Ποια είναι η ώρα;", "Ποιο είναι η ώρα;"),
+    ("ΤΟ ΝΕΟ ΑΥΤΟ", "TO NEO AYTO"),
+    ("今天天气怎么样？", "今天天氣怎麼樣？"),
+    ("日本", "曰本"),
+    ("Isıtma nasıl çalışır?", "Isitma nasil çalisir?"),
+    ("می‌خواهم بدانم", "می خواهم بدانم"),
+)
+
+
+@pytest.mark.parametrize(("one", "other"), REAL)
+def test_other_languages_are_not_taken_for_what_they_look_like(one: str, other: str) -> None:
+    assert overlap(one, f"{one}!")
+    assert not overlap(one, other)
+
+
+RUSSIAN = "однажды весной в час небывало жаркого заката в москве на патриарших прудах появились два гражданина"
+
+
+def test_another_language_has_the_hashes_of_its_own_words_alone() -> None:
+    words = RUSSIAN.split()
+    assert len(words) == 15
+    assert prompt_grams([RUSSIAN]) == {_gram(words[start : start + 13]) for start in range(3)}
+    assert overlap(RUSSIAN.title(), RUSSIAN.upper())
+    assert not overlap(RUSSIAN, RUSSIAN.replace("час", "раз"))
+
+
+def test_nobody_is_told_apart_by_invisible_characters_at_the_ends_of_words() -> None:
+    assert prompt_grams(["\u200bone\ufe0f two\u2060 three\u200d"]) == prompt_grams(["one two three"])
+
+
+def test_the_letters_of_the_table_are_of_one_kind() -> None:
+    looks = {"раypаl": "paypal", "ΑΒΕ": "ABE", "ԝһо": "who", "ѕоrrу": "sorry", "\u0451l": "\u00ebl"}
+    assert {word: latin_lookalike(word) for word in looks} == looks
+    assert [latin_lookalike(word) for word in ("日本", "naïve", "word", "жаr")] == ["日本", "naïve", "word", None]
+    letters = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000 and chr(code).isalpha()]
+    found = [letter for letter in letters if latin_lookalike(letter) not in (letter, None)]
+    assert len(found) > 200
+    assert [letter for letter in found if not may_have_lookalikes(letter) and visible(letter) == letter] == []
+    assert visible("a\u200bb\tc\n \u3000d") == "ab\tc\n  d"
+
+
+# --- sets ----------------------------------------------------------------------------------------------------
+
+
 def test_no_sets_overlap_nothing(tmp_path: Path) -> None:
-    assert overlapping_rows([tmp_path / "is never read"], {}) == {}
+    assert overlapping_rows([tmp_path / "is never read"], [], {}) == {}
 
 
 def test_the_name_of_a_set_is_in_the_source() -> None:
