@@ -28,7 +28,7 @@ _SPARE_IDS = 2**16
 _NO_COUNT = ("tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 """Vocabularies that are not read here: they hold no more tokens than bytes."""
 _MESSAGE_CHARACTERS = 300
-_MOST = {"layer": 10_000, "^num_|^n_(?!ctx|positions)": 1_000_000}
+_MOST = {"layer": 1_000, "^num_|^n_(?!ctx|positions)": 1_000_000}
 """The largest counts that a configuration may state, by what is in their names."""
 # By these names transformers takes classes of its own that are no tokenizers, too: those of models open pickles.
 _TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")

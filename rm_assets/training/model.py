@@ -17,6 +17,7 @@ from rm_assets.settings import SettingsError
 from rm_assets.training.job import TrainingError, TrainingJob
 
 HEAD = "score"
+_SPARE_BYTES = 2**28
 
 
 def build_model(job: TrainingJob) -> Any:
@@ -63,6 +64,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
     try:
         if Path(job.model).is_dir():
             pretrained.check_model_files(Path(job.model))
+            _check_size(Path(job.model))
         model, info = AutoModelForSequenceClassification.from_pretrained(
             job.model,
             revision=job.model_revision or "main",
@@ -80,6 +82,20 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
     if lacking:
         raise TrainingError(f"model {job.model!r} lacks the weights {lacking[:3]!r}: give a complete checkpoint")
     return model, is_new_head
+
+
+def _check_size(directory: Path) -> None:
+    """Raise ValueError where a configuration asks for far more weights than there are: those would be made at random.
+
+    Quantized weights take an eighth of float32, at the least.
+    """
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, num_labels=1)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    needed = 4 * sum(weight.numel() for weight in model.parameters())
+    present = sum(path.stat().st_size for path in directory.glob(f"*{pretrained.WEIGHTS}"))
+    if needed > 10 * present + _SPARE_BYTES:
+        raise ValueError(f"its config.json describes {needed:,} bytes of weights, its safetensors hold {present:,}")
 
 
 def _unloadable(model: str, error: Exception) -> TrainingError:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -85,6 +87,29 @@ def test_a_model_without_the_head_is_an_error_that_names_the_setting(make_job, t
 def test_a_model_that_is_not_there_is_an_error_that_names_the_setting(make_job, tmp_path, toy):
     with pytest.raises(TrainingError, match=r"nowhere' cannot be loaded .*; change the setting model"):
         build_model(make_job(model=str(tmp_path / "nowhere"), toy=toy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hidden_act": "none of them"}, "KeyError"),
+        ({"num_attention_heads": 0}, ""),
+        ({"dtype": "none"}, ""),
+        ({"rope_parameters": []}, ""),
+        ({"hidden_size": None}, ""),
+        ({"num_hidden_layers": 200, "intermediate_size": 200_000}, "describes [0-9,]+ bytes of weights, its safeten"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_an_error_that_names_the_setting(make_job, tmp_path, changes, told):
+    directory = tmp_path / "hostile"
+    LlamaForCausalLM(CONFIGS["llama"]).save_pretrained(directory)
+    configuration = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(configuration | changes))
+    with pytest.raises(
+        TrainingError, match=rf"hostile' cannot be loaded .*{told}.*; change the setting model"
+    ) as error:
+        build_model(make_job(model=str(directory), toy=False))
+    assert "\n" not in str(error.value)
 
 
 def test_a_pad_id_that_the_tokenizer_does_not_have_is_an_error(make_job):
