@@ -107,5 +107,5 @@ def work_of(function: Callable[[], object]) -> int:
 def growth(function: Callable[[Any], object], inputs: Sequence[Any]) -> float:
     """By how much the work grows at most from one input to the next; whatever is cached is cached before."""
     function(inputs[0])
-    amounts = [work_of(lambda value=value: function(value)) for value in inputs]  # type: ignore[misc]
+    amounts = [work_of(functools.partial(function, value)) for value in inputs]
     return max(larger / smaller for smaller, larger in itertools.pairwise(amounts))

@@ -61,6 +61,12 @@ def _num_colons(value: Any, depth: int) -> int:
     return total
 
 
+def nests_deeper(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether objects and lists nest deeper than this in a value; what is written as text in a line may."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return items is not None and (depth == 0 or any(nests_deeper(item, depth - 1) for item in items))
+
+
 def _num_fields(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_num_fields, value.values()))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from rm_assets.data.json_rows import MAX_DEPTH, nests_deeper
 from rm_assets.data.preferences import Message, PreferenceError
 from rm_assets.data.records import Reason
 
@@ -106,6 +107,8 @@ def _calls(text: str) -> str:
         problem = "the value of a `function_call` is not the JSON text of `name` and `arguments`"
         raise PreferenceError(Reason.WRONG_TYPE, problem) from None
     listed = calls if isinstance(calls, list) else [calls]
+    if any(nests_deeper(call.arguments) for call in listed):
+        raise PreferenceError(Reason.WRONG_TYPE, f"the value of a `function_call` nests more than {MAX_DEPTH} deep")
     return canonical_json([{"type": "function", "function": call} for call in listed])
 
 
@@ -117,6 +120,8 @@ def canonical_tools(tools: list[Any] | str | None) -> str:
         parsed = msgspec.json.decode(tools, type=list[Any]) if tools.strip() else []
     except (msgspec.MsgspecError, RecursionError):
         raise PreferenceError(Reason.WRONG_TYPE, "`tools` is a text that is not a JSON list") from None
+    if nests_deeper(parsed):
+        raise PreferenceError(Reason.WRONG_TYPE, f"`tools` is a text that nests more than {MAX_DEPTH} deep")
     return canonical_json(parsed) if parsed else ""
 
 
