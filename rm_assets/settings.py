@@ -64,7 +64,10 @@ class TrainingSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay, on matrices only.")
     batch_pairs: int = Field(64, ge=1, description="Pairs per optimizer step, over all processes.")
     micro_batch_tokens: int = Field(
-        8192, ge=1, description="Tokens per forward pass of one process; bounds memory, not results."
+        8192,
+        ge=1,
+        description="Tokens per forward pass of one process; bounds memory, not results. A GPU with too little memory "
+        "takes fewer.",
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
     loss: Literal["margin", "plain", "scaled"] = Field(

@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,9 @@ from rm_assets.training.planning import MicroPlan, Packing, epoch_steps, plan_ro
 from rm_assets.training.probe import Choice
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress, StepFigures
+from rm_assets.training.room import GpuMemory, Memory, tokens_that_fit
 from rm_assets.training.scoring import Scorer, scores
-from rm_assets.training.sharding import shard, sum_gradients_at, whole
+from rm_assets.training.sharding import local, shard, sum_gradients_at, whole
 from rm_assets.training.state import captured, restore
 from rm_assets.training.store import Pairs
 from rm_assets.training.tally import Tally, tally_of
@@ -67,6 +68,7 @@ class Run:
     group: Group
     peak_rate: float
     num_steps: int
+    row_tokens: int  # of a micro-batch
     work: Work | None = None  # where the figures of a GPU are shown, and can be
 
 
@@ -98,6 +100,9 @@ def train(
     if group.device.type == "cuda":
         reason = reason_not_to_compile(settings, group.device)
         progress.message(f"layers are not compiled: {reason}" if reason else "layers are compiled in the first steps")
+        run = fitted_run(run, GpuMemory(group.device))
+        if run.row_tokens < settings.micro_batch_tokens:
+            progress.message(f"micro-batches have at most {run.row_tokens} tokens: more do not fit into this GPU")
     stop = stop or Stop()
     with stop.awaited():
         position = _resumed(run, checkpoints, progress)
@@ -121,7 +126,27 @@ def prepared_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSet
     num_steps = settings.epochs * math.ceil(len(pairs) / settings.batch_pairs)
     peak = peak_learning_rate(num_parameters, settings)
     work = _work(scorer, pairs, choice, group)
-    return Run(scorer, choice, build_optimizer(scorer, settings), pairs, settings, group, peak, num_steps, work)
+    optimizer, row_tokens = build_optimizer(scorer, settings), settings.micro_batch_tokens
+    return Run(scorer, choice, optimizer, pairs, settings, group, peak, num_steps, row_tokens, work)
+
+
+def fitted_run(run: Run, memory: Memory) -> Run:
+    """The same with micro-batches that fit into this memory in every process, none larger than the setting."""
+    trained = [weight for weight in run.scorer.parameters() if weight.requires_grad]
+    moments = 2 * sum(local(weight).nbytes for weight in trained)  # of AdamW, from the first step on
+    fitting = tokens_that_fit(functools.partial(_tried, run), run.pairs, run.choice.packing, memory, moments)
+    every = torch.zeros(run.group.size, dtype=torch.float64, device=run.group.device)
+    every[run.group.rank] = min(fitting, run.settings.micro_batch_tokens)
+    run.group.add_up(every)
+    return replace(run, row_tokens=max(1, int(every.min())))
+
+
+def _tried(run: Run, plan: MicroPlan) -> None:
+    """What a step of two such micro-batches takes, without its update."""
+    for last in (False, True):
+        sum_gradients_at(run.scorer, last)
+        _add_gradients(run, collate(run.pairs, plan, run.group.device), len(run.pairs))
+    run.optimizer.zero_grad()
 
 
 def _work(scorer: nn.Module, pairs: Pairs, choice: Choice, group: Group) -> Work | None:
@@ -158,7 +183,7 @@ def _loop(
     for step, (epoch, rows) in steps:
         if step <= position.step:
             continue
-        plans = plan_rows(run.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens, run.group.size)
+        plans = plan_rows(run.pairs, rows, run.choice.packing, run.row_tokens, run.group.size)
         wanted = functools.partial(_wanted, stop, checkpoints is not None and _is_due(run, step, saved))
         figures, agreed = train_step(run, step, epoch, rows, plans[run.group.rank], wanted)
         tally = tally_of(run.pairs, rows, plans, _operations(run, plans))
@@ -298,7 +323,6 @@ def _losses_of_all(run: Run, plans: list[MicroPlan], losses: list[Tensor]) -> ND
 def _look(run: Run, pairs: Pairs, step: int, progress: Progress) -> None:
     rows = np.arange(len(pairs), dtype=np.int64)[:: -(-len(pairs) // MAX_VALIDATION_PAIRS) or 1]
     if len(rows):
-        packing, row_tokens = run.choice.packing, run.settings.micro_batch_tokens
-        found = pair_scores(run.scorer, pairs, rows, run.group, packing, row_tokens)
+        found = pair_scores(run.scorer, pairs, rows, run.group, run.choice.packing, run.row_tokens)
         loss, accuracy = mean_loss_and_accuracy(found, pairs, rows, run.settings)
         progress.validation(step, loss, accuracy, len(rows))

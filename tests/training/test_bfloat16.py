@@ -20,14 +20,14 @@ from rm_assets.training.layers import decoder_layers, prepare_layers
 from rm_assets.training.layout import Kernel, Layout, Segment
 from rm_assets.training.model import build_model
 from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
-from rm_assets.training.probe import choose_packing
+from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import METRICS
 from rm_assets.training.run import clear_output, run_job
 from rm_assets.training.scoring import Scorer, bfloat16_scores
 from rm_assets.training.state import captured, restore
-from rm_assets.training.trainer import planned_steps, prepared_run, train_step
+from rm_assets.training.trainer import fitted_run, planned_steps, prepared_run, train_step
 
 from . import architectures, varlen_kernel
 from .architectures import CPU, alone, build, edge_cases, gradients
@@ -209,3 +209,30 @@ def test_weights_are_saved_whole_in_precision_right_after_a_look(make_job, gpu, 
     # and it goes on from there
     restore(run.scorer, run.optimizer, before)
     train_step(run, 2, 1, rows, plan_rows(pairs, rows, Packing.SHARED, 100)[0])
+
+
+class EnoughMemory:
+    def free(self):
+        return 1e15
+
+    def peak(self, work):
+        work()
+        return 1
+
+
+def test_what_was_tried_for_its_memory_leaves_no_trace_in_the_first_step(make_job, gpu, tmp_path):
+    pairs = pairs_of([[np.full(1 + n % 40, 5, np.int32), np.full(2 + n % 40, 6, np.int32)] for n in range(80)])
+    job = make_job(settings={"batch_pairs": 8, "micro_batch_tokens": 200})
+    [(_, rows), *_] = planned_steps(job.settings, pairs)
+    [plans] = plan_rows(pairs, rows, Packing.SHARED, 200)
+    results = []
+    for tried in (False, True):
+        model = build_model(job)
+        use_packing(model, Packing.SHARED)
+        run = prepared_run(model, pairs, Choice(Packing.SHARED, ""), job.settings, gpu)
+        run = fitted_run(run, EnoughMemory()) if tried else run
+        figures, _ = train_step(run, 1, 1, rows, plans)
+        results.append((figures, captured(run.scorer, run.optimizer)))
+    assert len(plans) > 1
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())
