@@ -137,9 +137,12 @@ def _with_odd(folded: Texts, texts: Texts, odd: NDArray[np.int64]) -> Texts:
     """The folded texts, those with these numbers in the normal form of the original."""
     lengths = np.diff(folded.offsets)
     pieces, end = [], 0
+    last, encoded = b"", b""
     for number in odd.tolist():
-        original = texts.content[texts.offsets[number] : texts.offsets[number + 1]].decode("utf-8", "surrogatepass")
-        encoded = normal_form(original).encode("utf-8", "surrogatepass")
+        original = texts.content[texts.offsets[number] : texts.offsets[number + 1]]
+        if original != last:  # the pairs of a ranking have one prompt
+            encoded = normal_form(original.decode("utf-8", "surrogatepass")).encode("utf-8", "surrogatepass")
+            last = original
         pieces += [folded.content[end : folded.offsets[number]], encoded]
         end = folded.offsets[number + 1]
         lengths[number] = len(encoded)

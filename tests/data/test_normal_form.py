@@ -11,8 +11,9 @@ from normalization import NORMALIZE, counted_steps, num_steps
 from support import keys_of
 
 from rm_assets.data.evaluation import prompt_grams
-from rm_assets.data.normal_form import normal_form, normalized
+from rm_assets.data.normal_form import normal_form, normal_texts, normalized
 from rm_assets.data.preferences import Format, Message, Preference
+from rm_assets.data.texts import Texts
 
 Form = Literal["NFC", "NFKC"]
 ABOVE, BELOW, OVERLAY = "\u0301", "\u0316", "\u0338"  # of the classes 230, 220 and 1
@@ -73,6 +74,14 @@ def test_twice_as_many_marks_are_twice_the_work(use: object, mark: str, work: li
         found.append(sum(work))
     assert found[0] > 4_000
     assert found[1] < 2.5 * found[0]
+
+
+def test_the_prompt_of_a_ranking_is_normalized_once(work: list[int]) -> None:
+    text = "a " + (ABOVE + BELOW) * 1_000
+    normal = normal_form(text).encode()
+    once = sum(work)
+    assert normal_texts(Texts.of([text] * 10)).content == normal * 10
+    assert sum(work) == 2 * once
 
 
 def test_the_steps_are_those_of_an_insertion_sort() -> None:
