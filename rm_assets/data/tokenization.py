@@ -62,8 +62,6 @@ SELF_TESTS = "tokenizers"
 _BYTES_PER_TOKEN = 4
 """Of a message as JSON, roughly, in most languages."""
 
-Messages = Callable[[], dict[str, dict[str, Any]]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PairIds:
@@ -191,22 +189,22 @@ def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
 
 def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, is_first: bool) -> Stats:
     chat = load_chat_tokenizer(task.tokenizer)
-    messages = functools.cache(lambda: _validated_rows(task))  # read at most once, and only for an over-long pair
     num_in, reasons = 0, Counter[Reason]()
     for number, rows in enumerate(read_batches(task.path, records.FLATTENED)):
-        huge = _huge(task, encoder, rows)
+        surely_long = _surely_long(task, encoder, rows)
         num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
-        encoded, failed = _encoded(encoder, _emptied(rows, huge), num_sampled)
+        encoded, failed = _encoded(encoder, _emptied(rows, surely_long), num_sampled)
         if encoded.fell_back and is_first:
             raise _EncodedOtherwiseError(encoded.detail)
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
-        is_forged[list(huge)] = False
+        is_forged[list(surely_long)] = False
         pairs = _pairs(encoded, rows.num_rows)
         if task.drop_turns:
-            pairs = _shortened(chat, task, messages, rows, pairs, failed, huge)
+            pairs = _shortened(chat, task, rows, pairs, failed, surely_long)
         prefixes = prefix_lengths(pairs.chosen, pairs.rejected)
         refused = _refused(task, pairs, is_forged) | failed
-        refused |= {row: refusal for row, refusal in huge.items() if not pairs.num_dropped_turns[row]}
+        refused |= {row: refusal for row, refusal in surely_long.items() if not pairs.num_dropped_turns[row]}
+        refused = dict(sorted(refused.items()))
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
         num_in += records.num_rows_of(task.source, rows)
@@ -221,18 +219,24 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
     }
 
 
-def _huge(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> dict[int, Refusal]:
-    """The rows that have too many tokens for certain, by their bytes alone, so that nobody has to encode them."""
+def _surely_long(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> dict[int, Refusal]:
+    """The pairs that are too long by their bytes, or by the control tokens that the template writes: not encoded."""
+    written = [rows[f"{side}_control_tokens"].to_numpy() for side in SIDES]
+    found = {
+        row: (Reason.TOO_LONG, f"at least {written[0][row]} and {written[1][row]} tokens, more than {task.max_length}")
+        for row in np.flatnonzero(np.maximum(*written) > task.max_length).tolist()
+    }
     longer = pc.max_element_wise(*(pc.binary_length(rows[side]) for side in SIDES))
     num_bytes = pc.add(pc.binary_length(rows["prompt"]), longer).to_numpy()
-    if num_bytes.max(initial=0) <= HUGE_BYTES or (token_bytes := max_token_bytes(encoder.reference)) is None:
-        return {}
-    return {
-        row: (Reason.TOO_LONG, f"{num_bytes[row]} bytes, certainly more than {task.max_length} tokens")
-        for row in np.flatnonzero(num_bytes > max(HUGE_BYTES, task.max_length * token_bytes)).tolist()
-        # else both sides may have the same ids, which is another reason
-        if len({normalized("NFC", rows[side][row].as_py()) for side in SIDES}) == len(SIDES)
-    }
+    if num_bytes.max(initial=0) > HUGE_BYTES and (token_bytes := max_token_bytes(encoder.reference)):
+        for row in np.flatnonzero(num_bytes > max(HUGE_BYTES, task.max_length * token_bytes)).tolist():
+            found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, certainly more than {task.max_length} tokens"
+    # sides that are equal in NFC may have the same ids, which is another reason
+    return {row: refusal for row, refusal in found.items() if len(_nfc_sides(rows, row)) == len(SIDES)}
+
+
+def _nfc_sides(rows: pa.Table, row: int) -> set[str]:
+    return {normalized("NFC", rows[side][row].as_py()) for side in SIDES}
 
 
 def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
@@ -296,28 +300,29 @@ def _pairs(encoded: EncodedTexts, num_pairs: int) -> PairIds:
 def _shortened(
     chat: ChatTokenizer,
     task: TokenizationTask,
-    messages: Messages,
     rows: pa.Table,
     pairs: PairIds,
     failed: Collection[int],
-    huge: Collection[int],
+    surely_long: Collection[int],
 ) -> PairIds:
     """The pairs, those that are over-long without their oldest turns where that makes them fit."""
     found_long = np.flatnonzero(pairs.longest > task.max_length).tolist()
-    long_rows = [row for row in sorted({*found_long, *huge}) if row not in failed]
+    long_rows = [row for row in sorted({*found_long, *surely_long}) if row not in failed]
     if not long_rows:
         return pairs
     chosen, rejected = ([lists.row(row) for row in range(rows.num_rows)] for lists in (pairs.chosen, pairs.rejected))
     num_dropped_turns = pairs.num_dropped_turns.copy()
-    for row, pair_id in zip(long_rows, rows["pair_id"].take(long_rows).to_pylist(), strict=True):
-        validated = messages()[pair_id]
+    pair_ids = rows["pair_id"].take(long_rows)
+    messages = _validated_rows(task, pair_ids)
+    for row, pair_id in zip(long_rows, pair_ids.to_pylist(), strict=True):
+        validated = messages[pair_id]
         if found := shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length):
             chosen[row], rejected[row], num_dropped_turns[row] = found
     return PairIds(chosen=rows_of(chosen), rejected=rows_of(rejected), num_dropped_turns=num_dropped_turns)
 
 
 def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_]) -> dict[int, Refusal]:
-    """Why rows go no further, by row in ascending order; of several reasons the first one."""
+    """Why rows go no further, by row; of several reasons the last one."""
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
         lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
@@ -326,7 +331,7 @@ def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_
         refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids"
     for row in np.flatnonzero(is_forged).tolist():
         refused[row] = Reason.CONTROL_TOKEN, "the ids hold more or fewer control tokens than the template writes"
-    return dict(sorted(refused.items()))
+    return refused
 
 
 def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused: dict[int, Refusal]) -> pa.Table:
@@ -381,12 +386,11 @@ def _smallest(rows: pa.Table) -> pa.Table:
     return found.take(pa.array(first))
 
 
-def _validated_rows(task: TokenizationTask, pair_ids: pa.ChunkedArray | None = None) -> dict[str, dict[str, Any]]:
-    """Validated rows of the shard by pair_id, all or those named: equal ids have equal messages, so any will do."""
+def _validated_rows(task: TokenizationTask, pair_ids: pa.ChunkedArray) -> dict[str, dict[str, Any]]:
+    """Validated rows of the shard by pair_id: equal ids have equal messages, so any will do."""
     found = {}
     for rows in read_batches(task.validated, records.VALIDATED, ["pair_id", "prompt", *SIDES, "tools"]):
-        if pair_ids is not None:
-            rows = rows.filter(pc.is_in(rows["pair_id"], pair_ids.combine_chunks()))
+        rows = rows.filter(pc.is_in(rows["pair_id"], pair_ids.combine_chunks()))
         found.update({row["pair_id"]: row for row in rows.to_pylist()})
     return found
 

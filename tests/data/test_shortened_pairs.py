@@ -1,15 +1,20 @@
 """The turns that an over-long pair loses are found as by trying them one after the other."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+import hypothesis
+from hypothesis import given
 from hypothesis import strategies as st
+from support import plain_row, rows, run_stages, violations, write_lines
 
 from rm_assets.data.chat import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.records import Stage
 from rm_assets.data.rendering import flatten_pair
+from rm_assets.data.snapshots import REJECTS
 from rm_assets.data.tokenization import shortened_pair, without_oldest_turns
 from rm_assets.settings import Settings
 
@@ -42,7 +47,7 @@ def message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": f"{content}."}
 
 
-@settings(max_examples=60)
+@hypothesis.settings(max_examples=60)
 @given(
     system=st.none() | TEXT,
     turns=st.lists(TURN, max_size=12),
@@ -59,3 +64,31 @@ def test_the_smallest_number_of_turns_is_dropped(
     found = shortened_pair(sample_chat(), sides, "", max_length)
     as_lists = found and (found[0].tolist(), found[1].tolist(), found[2])
     assert as_lists == one_after_the_other(sample_chat(), sides, max_length)
+
+
+def test_a_pair_that_is_too_long_by_its_control_tokens_alone_is_not_encoded(settings: Settings) -> None:
+    """The sample's template writes two control tokens a message: 30 messages have 60."""
+    turns = [{"role": role, "content": f"no. {n}"} for n in range(14) for role in ("user", "assistant")]
+    long_row = {"prompt": [*turns, {"role": "user", "content": "so?"}], "chosen": "Yes.", "rejected": "No."}
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), long_row, plain_row(3)])
+    short = settings.model_copy(update={"max_length": 50})
+    stages = run_stages(short)
+    [reject] = rows(stages[Stage.TOKENIZED], REJECTS)
+    assert (reject["line"], reject["reason"]) == (2, "too_long")
+    assert reject["detail"] == "at least 60 and 60 tokens, more than 50"
+    assert [row["line"] for row in rows(stages[Stage.TOKENIZED])] == [1, 3]
+    assert set(violations(stages).values()) == {0}
+    shortened = run_stages(short.model_copy(update={"over_long": "drop_turns"}))
+    first, second, third = rows(shortened[Stage.TOKENIZED])
+    assert [row["num_dropped_turns"] for row in (first, second, third)] == [0, second["num_dropped_turns"], 0]
+    found = one_after_the_other(
+        sample_chat(),
+        {"prompt": long_row["prompt"], "chosen": [reply("Yes.")], "rejected": [reply("No.")]},  # type: ignore[dict-item]
+        50,
+    )
+    assert (second["chosen_ids"], second["rejected_ids"], second["num_dropped_turns"]) == found
+    assert set(violations(shortened).values()) == {0}
+
+
+def reply(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
