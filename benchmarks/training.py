@@ -7,7 +7,14 @@ TRL pads the batch and computes its metrics, ours plans rows, collates and check
 Peak memory is measured apart, with a process for each arm. Without `--data` it reads the built-in sample.
 
     python benchmarks/training.py --data hh_harmless_1800.jsonl --tokenizer gpt2-chatml --max-length 512
-    python benchmarks/training.py --device cuda --shape qwen3-0.6b --pairs-per-step 32 --data ...
+
+On a GPU each arm has a process of its own, since both together may not fit, one after the other. Its first steps are
+not counted: libraries load and layers are compiled in them. TRL takes `--trl-pairs` pairs at a time and adds up their
+gradients. Neither uses cuDNN's attention, which plans for every new shape. The data may be prepared elsewhere: the
+machine with the GPU then needs torch, transformers, pyarrow and pydantic, and TRL for its arm alone.
+
+    python benchmarks/training.py --shape qwen3-0.6b --pairs-per-step 32 --data ... --prepare CASE
+    python benchmarks/training.py --device cuda --case CASE --arms ours
 
 Needs `pip install 'rm_assets[test]'` for TRL.
 """
@@ -16,6 +23,7 @@ import argparse
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,22 +33,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 import transformers
 from transformers import AutoTokenizer, LlamaConfig, Qwen3Config, TrainerCallback
-from trl import RewardConfig, RewardTrainer
 
-from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.model_files import find_model, find_tokenizer
-from rm_assets.data.padding import pad_token_id_of, padded_snapshot
-from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.tokenization import tokenized_snapshot
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings, TrainingSettings
-from rm_assets.training.flops import Work, peak_flops, step_flops
-from rm_assets.training.group import Group
+from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
+from rm_assets.training.group import Group, join_group, leave_group
 from rm_assets.training.job import TrainingJob
 from rm_assets.training.model import build_model
 from rm_assets.training.optimizer import build_optimizer, learning_rate
@@ -63,6 +63,8 @@ SHAPES = {
 }
 PEAK_RATE = 1e-4
 NUM_MEMORY_STEPS = 6
+JOB = "job.json"
+ARMS = ["ours", "trl"]
 
 
 @dataclass
@@ -72,15 +74,20 @@ class Case:
     pairs: Pairs
     steps: list[Rows]
     job: TrainingJob
-    device: torch.device
+    group: Group
     arguments: argparse.Namespace
+
+    @property
+    def device(self) -> torch.device:
+        """Where both arms compute."""
+        return self.group.device
 
     def our_run(self) -> Run:
         """Our arm, ready for its first step."""
-        model = build_model(self.job).to(self.device)
+        model = build_model(self.job)
         choice = choose_packing(model, self.pairs, self.device)
         print(choice.reason, file=sys.stderr)
-        return prepared_run(model, self.pairs, choice, self.job.settings, Group(0, 1, self.device))
+        return prepared_run(model, self.pairs, choice, self.job.settings, self.group)
 
     def our_step(self, run: Run, number: int) -> tuple[float, Tally]:
         """The loss and the tally of our step `number`, counted from 0."""
@@ -89,8 +96,16 @@ class Case:
         figures, _ = train_step(run, number + 1, 1, rows, plans[0])
         return figures.loss, tally_of(self.pairs, rows, plans)
 
-    def trainer(self, directory: str, callback: "Turns | None" = None) -> "RecordingTrainer":
-        """TRL's arm: its trainer over the pairs of the steps in their order."""
+    def trainer(self, directory: str, callback: TrainerCallback | None = None) -> Any:
+        """TRL's arm: its trainer over the pairs of the steps in their order, which also keeps `losses`, by pass."""
+        from trl import RewardConfig, RewardTrainer
+
+        class RecordingTrainer(RewardTrainer):  # type: ignore[misc]
+            def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
+                found = super().compute_loss(*arguments, **keywords)
+                self.losses = [*getattr(self, "losses", []), (found[0] if isinstance(found, tuple) else found).detach()]
+                return found
+
         arguments = self.arguments
         tokenizer = AutoTokenizer.from_pretrained(self.job.tokenizer, trust_remote_code=False)
         model = build_model(self.job)
@@ -106,7 +121,9 @@ class Case:
         )
         config = RewardConfig(
             output_dir=directory,
-            per_device_train_batch_size=arguments.pairs_per_step,
+            per_device_train_batch_size=self.trl_pairs,
+            gradient_accumulation_steps=arguments.pairs_per_step // self.trl_pairs,
+            torch_compile=arguments.trl_compile,
             num_train_epochs=1,
             max_length=arguments.max_length,
             pad_token=tokenizer.convert_ids_to_tokens(self.job.pad_token_id),
@@ -129,7 +146,15 @@ class Case:
         trainer.remove_callback(transformers.PrinterCallback)  # standard output is for the figures
         return trainer
 
-    def _dataset(self) -> datasets.Dataset:
+    @property
+    def trl_pairs(self) -> int:
+        """Pairs that TRL computes at a time."""
+        return int(self.arguments.trl_pairs or self.arguments.pairs_per_step)
+
+    def _dataset(self) -> Any:
+        import datasets
+
+        datasets.disable_progress_bars()
         rows = np.concatenate(self.steps)
         sides = {"chosen_ids": self.pairs.chosen, "rejected_ids": self.pairs.rejected}
         columns: dict[str, Any] = {
@@ -139,16 +164,6 @@ class Case:
         if self.pairs.margin.any():
             columns["margin"] = self.pairs.margin[rows].tolist()
         return datasets.Dataset.from_dict(columns)
-
-
-class RecordingTrainer(RewardTrainer):  # type: ignore[misc]
-    """TRL's trainer, which also keeps the loss of every step."""
-
-    def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
-        """The trainer's loss, noted on the way."""
-        found = super().compute_loss(*arguments, **keywords)
-        self.losses = [*getattr(self, "losses", []), (found[0] if isinstance(found, tuple) else found).detach()]
-        return found
 
 
 @dataclass
@@ -204,8 +219,15 @@ class Turns(TrainerCallback):  # type: ignore[misc]
 # --- data and model ------------------------------------------------------------------------------------------
 
 
-def load_case(arguments: argparse.Namespace, storage: Path) -> Case:
-    """The pairs by the project's own stages, and the job of a model with random weights."""
+def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
+    """Write the pairs by the project's own stages, and the job of a model with random weights, its paths relative."""
+    from rm_assets.data.flattening import flattened_snapshot
+    from rm_assets.data.model_files import find_model, find_tokenizer
+    from rm_assets.data.padding import pad_token_id_of, padded_snapshot
+    from rm_assets.data.raw import raw_snapshot
+    from rm_assets.data.tokenization import tokenized_snapshot
+    from rm_assets.data.validation import validated_snapshot
+
     settings = Settings(
         annotations=arguments.data,
         tokenizer=arguments.tokenizer,
@@ -228,29 +250,38 @@ def load_case(arguments: argparse.Namespace, storage: Path) -> Case:
     flattened = flattened_snapshot(settings, tokenizer, validated, _ignore)
     tokenized = tokenized_snapshot(settings, tokenizer, validated, flattened, _ignore)
     padded = padded_snapshot(settings, validated, tokenized, _ignore)
-    files = {"train": [str(path) for path in padded.paths("train")]}
-    pairs = open_store(storage / "scratch", padded.name, files)["train"]
     shape = SHAPES[arguments.shape]
     shape.max_position_embeddings = 32_768
     shape.architectures = ["ForCausalLM"]
     shape.save_pretrained(storage / "shape")
+    shutil.copytree(tokenizer.directory, storage / "tokenizer", dirs_exist_ok=True)
     job = TrainingJob(
         key="benchmark",
-        output_directory=str(storage / "output"),
+        output_directory="output",
         data_snapshot=padded.name,
-        splits=files,
+        splits={"train": [str(Path(path).relative_to(storage)) for path in padded.paths("train")]},
         pad_token_id=pad_token_id_of(padded),
-        model=str(storage / "shape"),
+        model="shape",
         model_revision=None,
         toy=True,
         vocab_size=find_model(settings, tokenizer).vocab_size,
-        tokenizer=tokenizer.directory,
+        tokenizer="tokenizer",
         chat_template=tokenizer.chat_template,
         settings=settings.training,
     )
-    every = epoch_steps(pairs, arguments.seed, 1, arguments.pairs_per_step)
-    steps = [rows for rows in every if len(rows) == arguments.pairs_per_step][: arguments.steps]
-    return Case(pairs, steps, job, torch.device(arguments.device), arguments)
+    (storage / JOB).write_text(job.model_dump_json())
+
+
+def load_case(arguments: argparse.Namespace, storage: Path, group: Group) -> Case:
+    """What `prepare_case` wrote."""
+    job = TrainingJob.read(storage / JOB).moved(lambda path: str(storage / path), str(storage / "output"))
+    if arguments.compile is not None:
+        job = job.model_copy(update={"settings": job.settings.model_copy(update={"compile": arguments.compile})})
+    pairs = open_store(storage / "scratch", job.data_snapshot, job.splits)["train"]
+    arguments.pairs_per_step = job.settings.batch_pairs
+    every = epoch_steps(pairs, job.settings.seed, 1, job.settings.batch_pairs)
+    steps = [rows for rows in every if len(rows) == job.settings.batch_pairs][: arguments.steps]
+    return Case(pairs, steps, job, group, arguments)
 
 
 def _ignore(_: str) -> None:
@@ -296,8 +327,6 @@ def compare(case: Case) -> dict[str, Any]:
         "losses_every_tenth": {"ours": losses[::10], "trl": trl_losses[::10]},
         **tally.figures(seconds["ours"]),
     }
-    if case.device.type == "cuda":
-        found |= _utilisation(case, run, seconds)
     return found
 
 
@@ -306,15 +335,92 @@ def _spread(ratios: Any) -> dict[str, float]:
     return {"median": median, "p10": low, "p90": high, "least": ratios.min(), "most": ratios.max()}
 
 
-def _utilisation(case: Case, run: Run, seconds: dict[str, float]) -> dict[str, Any]:
-    """MFU of both arms, for the same useful work: the tokens of shared rows."""
-    name = torch.cuda.get_device_name(case.device)
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Keeps the seconds of each of TRL's steps, its loading of data among them."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.marks: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The first step begins."""
+        self.marks.append(self.now())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """A step is done."""
+        self.marks.append(self.now())
+
+
+def measured_arm(case: Case, arm: str) -> dict[str, Any]:
+    """The seconds and losses of every step of one arm, and its peak memory, in a process of its own."""
+
+    def now() -> float:
+        if case.device.type == "cuda":
+            torch.cuda.synchronize(case.device)
+        return time.perf_counter()
+
+    _peak_bytes(case.device, reset=True)
+    if arm == "ours":
+        run = case.our_run()
+        _peak_bytes(case.device, reset=True)  # the probe is no step
+        marks, losses = [now()], []
+        for number in range(len(case.steps)):
+            losses.append(case.our_step(run, number)[0])
+            marks.append(now())
+        further = {"packing": str(run.choice.packing), **_work(case, run)}
+    else:
+        leave_group()  # TRL would make a group of its own
+        clock = Clock(now)
+        with tempfile.TemporaryDirectory() as directory:
+            trainer = case.trainer(directory, clock)
+            trainer.train()
+        passes = np.array([float(loss) for loss in trainer.losses]).reshape(len(case.steps), -1)
+        marks, losses, further = clock.marks, passes.mean(axis=1).tolist(), {}
+    return {
+        "seconds": np.diff(marks).tolist(),
+        "losses": losses,
+        "peak_memory_mib": _peak_bytes(case.device) / 2**20,
+        **further,
+    }
+
+
+def _work(case: Case, run: Run) -> dict[str, Any]:
+    """The useful operations of every step: those of shared rows, whichever arm computes them, where they are known."""
+    if not is_exact(run.scorer, case.pairs):
+        return {"flops": None}
     work = Work.of(run.scorer)
-    flops = sum(
-        step_flops(work, case.pairs, plan_rows(case.pairs, rows, Packing.SHARED, 1 << 30)[0]) for rows in case.steps
-    )
-    peak = peak_flops(name)
-    return {"device": name, "mfu": {arm: flops / value / peak if peak else None for arm, value in seconds.items()}}
+    plans = [plan_rows(case.pairs, rows, Packing.SHARED, 1 << 30)[0] for rows in case.steps]
+    return {"flops": [step_flops(work, case.pairs, of_step) for of_step in plans]}
+
+
+def apart(case: Case, storage: str) -> dict[str, Any]:
+    """Times, losses and memory of the arms, a process each, without their first steps."""
+    arms = {arm: _in_a_process(arm, storage) for arm in case.arguments.arms}
+    counted = slice(case.arguments.warm_up, None)
+    seconds = {arm: float(sum(found["seconds"][counted])) for arm, found in arms.items()}
+    num_pairs = sum(map(len, case.steps[counted]))
+    name = torch.cuda.get_device_name(case.device) if case.device.type == "cuda" else "cpu"
+    found: dict[str, Any] = {
+        "device": name,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "steps": len(case.steps[counted]),
+        "pairs_per_second": {arm: num_pairs / value for arm, value in seconds.items()},
+        "milliseconds_per_step": {arm: 1e3 * float(np.median(each["seconds"][counted])) for arm, each in arms.items()},
+        "seconds_of_first_steps": {arm: sum(each["seconds"][: counted.start]) for arm, each in arms.items()},
+        "losses_every_tenth": {arm: each["losses"][::10] for arm, each in arms.items()},
+        "peak_memory_mib": {arm: each["peak_memory_mib"] for arm, each in arms.items()},
+    }
+    if len(arms) == 2:
+        differences = np.abs(np.array(arms["ours"]["losses"]) - np.array(arms["trl"]["losses"]))
+        found |= {
+            "ratio_of_totals": seconds["trl"] / seconds["ours"],
+            "largest_loss_difference": float(differences.max()),
+        }
+    if "ours" in arms:
+        peak, flops = peak_flops(name), arms["ours"]["flops"]
+        found["packing"] = arms["ours"]["packing"]
+        found["mfu"] = peak and flops and {arm: sum(flops[counted]) / value / peak for arm, value in seconds.items()}
+    return found
 
 
 def memory(case: Case, arm: str) -> dict[str, float]:
@@ -349,8 +455,8 @@ def _peak_bytes(device: torch.device, reset: bool = False) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _memory_in_a_process(arm: str, storage: str) -> dict[str, float]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm, "--storage", storage]
+def _in_a_process(arm: str, storage: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm, "--case", storage]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
         raise SystemExit(found.stderr)
@@ -371,33 +477,59 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch, for both arms; unset: torch's own choice")
     parser.add_argument("--trl-defaults", action="store_true", help="TRL with gradient checkpointing, as it comes")
     parser.add_argument("--trl-attention", help="TRL's attention, such as flash_attention_2; unset: stock")
-    parser.add_argument("--compile", action="store_true", help="compile our layers")
+    parser.add_argument("--trl-pairs", type=int, help="pairs that TRL computes at a time; unset: those of a step")
+    parser.add_argument("--trl-compile", action="store_true", help="TRL with torch_compile")
+    compiled = argparse.BooleanOptionalAction
+    parser.add_argument("--compile", action=compiled, help="compile our layers; unset: as the project does by itself")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--arm", choices=["ours", "trl"], help="measure the peak memory of one arm, and nothing else")
-    parser.add_argument("--storage", help="directory of the prepared data; unset: a temporary one")
-    return parser.parse_args(arguments)
+    parser.add_argument("--apart", action="store_true", help="a process for each arm, as on a GPU")
+    parser.add_argument("--warm-up", type=int, default=5, help="first steps that are not counted, where arms are apart")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="which ones, where they are apart")
+    parser.add_argument("--prepare", type=Path, help="write what is measured into this directory, and measure nothing")
+    parser.add_argument("--case", type=Path, help="measure what --prepare wrote, with its settings of training")
+    parser.add_argument("--arm", choices=ARMS, help="measure one arm alone")
+    given = parser.parse_args(arguments)
+    given.apart |= given.device == "cuda"
+    if given.trl_pairs and given.pairs_per_step % given.trl_pairs:
+        parser.error(f"--trl-pairs {given.trl_pairs} does not divide the {given.pairs_per_step} pairs of a step")
+    return given
 
 
 def main() -> None:
     """Measure, and print the figures as JSON."""
     arguments = parsed()
     transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.prepare:
+        arguments.prepare.mkdir(parents=True, exist_ok=True)
+        prepare_case(arguments, arguments.prepare.absolute())
+        return
+    group = join_group()
+    if group.device.type != arguments.device:
+        raise SystemExit(f"device is {arguments.device!r}, but torch finds {group.device.type!r}")
     with tempfile.TemporaryDirectory() as temporary:
-        storage = arguments.storage or temporary
-        case = load_case(arguments, Path(storage))
-        if not case.steps:
-            raise SystemExit(f"{len(case.pairs)} pairs are no step of {arguments.pairs_per_step}")
-        if arguments.arm:
-            print(json.dumps(memory(case, arguments.arm)))
-            return
-        found = compare(case)
-        if not arguments.no_memory:
-            found["peak_memory_mib"] = _memory_in_a_process("ours", storage) | _memory_in_a_process("trl", storage)
-    print(json.dumps(found, indent=2))
+        storage = arguments.case or Path(temporary)
+        if not arguments.case:
+            prepare_case(arguments, storage)
+        print(json.dumps(measured(load_case(arguments, storage, group), storage), indent=None if arguments.arm else 2))
+    leave_group()
+
+
+def measured(case: Case, storage: Path) -> dict[str, Any]:
+    """All figures that the command line asks for."""
+    arguments = case.arguments
+    if len(case.steps) <= arguments.warm_up * arguments.apart:
+        raise SystemExit(f"{len(case.pairs)} pairs are {len(case.steps)} steps of {arguments.pairs_per_step}: too few")
+    if arguments.arm:
+        return measured_arm(case, arguments.arm) if arguments.apart else memory(case, arguments.arm)
+    if arguments.apart:
+        return apart(case, str(storage))
+    found = compare(case)
+    if not arguments.no_memory:
+        found["peak_memory_mib"] = {name: mib for arm in ARMS for name, mib in _in_a_process(arm, str(storage)).items()}
+    return found
 
 
 if __name__ == "__main__":

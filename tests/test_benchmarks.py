@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,24 @@ def test_the_benchmark_of_a_refresh_writes_what_changed_alone() -> None:
     assert unchanged[-1] == "0"
     assert int(appended[1].replace(",", "")) == int(cold[1].replace(",", "")) + 1
     assert int(appended[-1]) >= 5  # the one shard, at each of five stages
+
+
+@pytest.mark.soak
+def test_what_was_prepared_elsewhere_is_measured_without_the_libraries_of_the_data(tmp_path: Path) -> None:
+    benchmark = str(BENCHMARKS / "training.py")
+    subprocess.run([sys.executable, benchmark, "--prepare", str(tmp_path)], check=True)
+    command = [sys.executable, benchmark, "--apart", "--steps", "4", "--warm-up", "1", "--case", str(tmp_path)]
+    absent = "".join(f"sys.modules[{name!r}] = None; " for name in ("trl", "datasets", "msgspec", "upath", "fastokens"))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "sitecustomize.py").write_text(f"import sys; {absent}")
+    bare = os.environ | {"PYTHONPATH": f"{tmp_path / 'bare'}:{BENCHMARKS.parent}"}
+    alone = subprocess.run([*command, "--arms", "ours"], capture_output=True, text=True, check=True, env=bare)
+    both = subprocess.run([*command, "--trl-pairs", "4"], capture_output=True, text=True, check=True)
+    found, compared = json.loads(alone.stdout), json.loads(both.stdout)
+    assert found["steps"] == compared["steps"] == 3
+    assert found["losses_every_tenth"]["ours"] == compared["losses_every_tenth"]["ours"]
+    assert compared["largest_loss_difference"] < 2e-5
+    assert compared["pairs_per_second"].keys() == compared["peak_memory_mib"].keys() == {"ours", "trl"}
 
 
 @pytest.mark.soak

@@ -1,5 +1,6 @@
 """A training job from its description to its manifest."""
 
+import gc
 import shutil
 import time
 from pathlib import Path
@@ -72,6 +73,8 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     figures = train(model, splits, choice, job.settings, group, progress, checkpoints, stop)
     _save(job, model, tokenizer, group)
     del model  # with its gradients: what was saved takes their room
+    if is_spread(group):
+        gc.collect()  # spread layers and their hooks hold each other
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
         **figures,
