@@ -15,6 +15,10 @@ from rm_assets.data.records import Reason
 
 MAX_RESPONSES = 256
 """The pairs of a row grow with the square of its responses."""
+MAX_CHARACTERS = 2**28
+"""Of all pairs of one row, each of which holds the prompt, the tools and two responses."""
+_MANY_PAIRS = 16
+"""So many pairs of one line are no matter, however long it is."""
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
 
@@ -166,6 +170,8 @@ def _stated(
         raise PreferenceError(Reason.TIE, "no two responses of different rank")
     # The draw does not depend on the order of the responses.
     drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]
+    if len(drawn) > _MANY_PAIRS:
+        _require_small(record, texts, drawn)
     preferences = [
         preference(
             record,
@@ -177,6 +183,14 @@ def _stated(
     ]
     num_tied = len(ranked) * (len(ranked) - 1) // 2 - len(pairs)
     return Stated(preferences=preferences, num_tied=num_tied, num_not_taken=len(pairs) - len(drawn))
+
+
+def _require_small(record: Common, texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> None:
+    shared = max(0, len(msgspec.json.encode(record)) - sum(map(len, texts)))
+    num_characters = sum(shared + len(texts[one]) + len(texts[other]) for one, other in pairs)
+    if num_characters > MAX_CHARACTERS:
+        problem = f"{len(pairs)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
+        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{problem}; max_pairs_per_prompt says how many are taken")
 
 
 def _text(reply: Reply) -> str:
