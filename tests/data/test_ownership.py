@@ -297,8 +297,8 @@ def test_what_others_put_into_a_storage_survives_every_sequence_of_runs(
 
 @pytest.mark.soak
 @given(FOREIGN, st.lists(STEPS, min_size=1, max_size=9))
-@hypothesis_settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_others_put_into_a_storage_survives_thousands_of_sequences(
+@hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_others_put_into_a_storage_survives_hundreds_of_sequences(
     tmp_path: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
 ) -> None:
     directory = tmp_path / "one"

@@ -15,7 +15,7 @@ from s3 import s3_server
 from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.publication import unfinished_trainings
+from rm_assets.data.publication import publication, unfinished_trainings
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.storage import file_sizes, upload, write_json
@@ -37,6 +37,7 @@ from rm_assets.defs.model_snapshots import (
     training_steps,
 )
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.promoted_snapshots import _champion
 from rm_assets.defs.report_snapshots import _read_history
 from rm_assets.settings import SAMPLE, Settings
 from rm_assets.training.result import TrainingResultError, read_result
@@ -323,3 +324,15 @@ def test_a_job_is_told_the_hash_of_each_file_that_it_reads(tmp_path: Path) -> No
     files = [Path(name) for names in described["splits"].values() for name in names]
     assert len(files) > 1
     assert described["sha256"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("inputs", [{}, {"reward_model": ""}, {"reward_model": "../x"}])
+def test_a_promoted_snapshot_that_names_no_champion_is_an_error_and_no_new_promotion(
+    tmp_path: Path, inputs: dict[str, str]
+) -> None:
+    with publication(tmp_path, "promoted_reward_model", 3, print) as turn:
+        before = turn.publish([], inputs, {})
+    with pytest.raises(
+        SnapshotError, match=r"manifest\.json' names no reward_model but .*: restore it, or remove that"
+    ):
+        _champion(before)
