@@ -5,16 +5,16 @@ What a server gives, this must give: the directory's own tokenizer and chat temp
 padding.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rm_assets.data.chat import message_dict
+from rm_assets.data.chat import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.data.pretrained import check_model_files, load_tokenizer, reraise_unless_of_a_library
 from rm_assets.training.devices import prepare
 from rm_assets.training.job import TrainingError
@@ -64,17 +64,28 @@ def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str
 def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
     """A conversation as the directory's chat template writes it; `tools` is JSON text or empty.
 
-    Raises ConversationError where the template raises.
+    Raises ConversationError where the template raises, and SettingsError where it exceeds its bounds.
     """
     try:
-        text = tokenizer.apply_chat_template(
-            [message_dict(dict(message)) for message in messages],
-            tools=msgspec.json.decode(tools) if tools else None,
-            tokenize=False,
-        )
-    except Exception as error:  # whatever a template's Jinja raises
-        raise ConversationError(f"the chat template refuses it ({type(error).__name__})") from None
-    return str(text)
+        template = tokenizer.get_chat_template(tools=tools or None)
+    except ValueError:
+        raise ConversationError("the tokenizer has no chat template for it") from None
+    try:
+        return reference_text(_chat(tokenizer, template), [message_dict(dict(message)) for message in messages], tools)
+    except TemplateError as error:
+        raise ConversationError(f"the chat template refuses it ({error})") from None
+
+
+@functools.lru_cache(maxsize=2)
+def _chat(tokenizer: Any, template: str) -> ChatTokenizer:
+    """A directory's tokenizer, and its template to be rendered within bounds."""
+    return ChatTokenizer(
+        reference=tokenizer,
+        template=template,
+        control_tokens=(),
+        pad_token_id=-1,
+        template_file=str(tokenizer.name_or_path),
+    )
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:

@@ -148,7 +148,7 @@ def test_a_template_that_refuses_says_why_only_in_its_own_words(tmp_path: Path) 
         ("{{ (''|attr('__class__')).__mro__ }}", "SecurityError"),
         ("{{ ().__class__.__base__.__subclasses__() }}", "SecurityError"),
         ("{{ cycler.__init__.__globals__.os.system('touch run') }}", "SecurityError"),
-        ("{{ lipsum.__globals__['os'].system('touch run') }}", "SecurityError"),
+        ("{{ lipsum.__globals__['os'].system('touch run') }}", "UndefinedError"),
         ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "SecurityError"),
         ("{{ messages.append(messages[0]) }}", "SecurityError"),
         ("{{ messages[0].update({'content': 'x'}) }}", "SecurityError"),
@@ -164,6 +164,7 @@ def test_a_template_that_reaches_for_more_than_a_conversation_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError) as error:
         chat_tokenizer(tmp_path / "t", written + CHATML, pad_token="<|pad|>")
-    told = "the template renders no conversation of a user's message and a reply"
+    file = tmp_path / "t" / "chat_template.jinja"
+    told = f"the template of {str(file)!r} renders no conversation of a user's message and a reply"
     assert str(error.value) == f"chat_template (or RM_CHAT_TEMPLATE): {told}: {problem}"
     assert [path.name for path in tmp_path.iterdir()] == ["t"]

@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.data.preferences import ParsingRules
-from rm_assets.training.conversations import Scorer, load_scorer
+from rm_assets.settings import SettingsError
+from rm_assets.training.conversations import Scorer, conversation_text, load_scorer
 from rm_assets.training.group import ALONE
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import clear_output, run_job
@@ -199,6 +200,13 @@ def test_bfloat16_is_scored_with_its_difference_reported(scored):
     assert "in bfloat16" in told
     assert results[0]["chosen_score"] != exact[0]["chosen_score"]
     assert results[0]["chosen_score"] == pytest.approx(exact[0]["chosen_score"], abs=0.1)
+
+
+def test_a_template_that_costs_without_bounds_is_one_error(directory):
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = "{{ messages[0].content * 4000000000 }}"
+    with pytest.raises(SettingsError, match="exceeds a bound on a conversation of 1 messages: more work than writing"):
+        conversation_text(tokenizer, [{"role": "user", "content": "w7"}])
 
 
 def test_a_model_whose_template_was_changed_scores_nothing(scored, directory, tmp_path):
