@@ -177,6 +177,7 @@ def test_no_text_of_a_million_characters_is_encoded_again_for_the_sample(
 # --- runs that are stopped -----------------------------------------------------------------------------------
 
 STAGES = """
+import signal
 import sys
 from pathlib import Path
 from support import *
@@ -184,6 +185,7 @@ from rm_assets.data.encoders import load_encoder
 from rm_assets.data.storage import place
 from rm_assets.data.tokenization import SELF_TESTS
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     directory, stage, tokenizer = sys.argv[1:]
     chosen = Settings(annotations=f"{directory}/a.jsonl", storage=f"{directory}/storage", tokenizer=tokenizer)
     files = find_tokenizer(chosen)
@@ -220,7 +222,7 @@ def test_a_stage_is_stopped_within_seconds_whatever_line_it_is_at(stage: str, tm
             assert running.stdout is not None
             assert running.stdout.readline() == b"ready\n"
             start = cpu_seconds(running.pid)
-            assert wait_until(lambda: cpu_seconds(running.pid) > start + 2, SECONDS_TO_START)  # it is at that line now
+            assert wait_until(lambda: cpu_seconds(running.pid) > start + 0.5, SECONDS_TO_START)  # it is at that line now
             running.send_signal(signal.SIGINT)
             assert running.wait(SECONDS_TO_LEAVE) != 0
         finally:

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from worker_functions import has_torch, own_number, write_own_number
 
 from rm_assets.data.workers import close_workers, mapped, warm_up
@@ -50,12 +49,13 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 
 
 BUSY = """
+import signal
 import sys
 from pathlib import Path
-from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from worker_functions import count_for_minutes
 from rm_assets.data.workers import mapped
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     list(mapped(count_for_minutes, [Path(sys.argv[1])] * 9, 2))
 """
 
