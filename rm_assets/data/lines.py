@@ -244,7 +244,8 @@ def _cut_in_twos(
             pieces, num_bytes = [], 0
         pieces.append(piece)
         num_bytes += _num_bytes(piece)
-        num_texts += bool(line.strip())
+        # also a blank one is a reject if it is too long
+        num_texts += bool(line.strip()) or len(line.removesuffix(b"\n").removesuffix(b"\r")) > max_line_bytes
     if pieces:
         yield _joined(pieces)
 

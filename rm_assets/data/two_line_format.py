@@ -2,12 +2,14 @@ r"""NeMo-Aligner's files of two lines a pair: `{"text": "<prompt, chosen>"}`, th
 
 Read by the setting `two_line_files` only: nothing in a line says which of the two it is, and a lost line would turn all
 pairs after it round or apart. So a pair is made of the 1st and 2nd, the 3rd and 4th non-blank line of a file, rejected
-ones included, and two texts that do not share their prompt are rejects, never matched with others. A text is a
-transcript (`\n\nHuman:`) or NeMo's chat (`<extra_id_0>System\n...\n<extra_id_1>User\n...\n<extra_id_1>Assistant\n`).
+ones included, and two texts that do not share their prompt are rejects, never matched with others. Where a line is lost
+among several pairs of one prompt, those after it share their prompt, but are turned round: the last line of that prompt
+then has no partner, and the file is held back. A text is a transcript (`\n\nHuman:`) or NeMo's chat
+(`<extra_id_0>System\n...\n<extra_id_1>User\n...\n<extra_id_1>Assistant\n`).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -19,6 +21,8 @@ from rm_assets.data.records import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
 """A line's number and its text, or the text's UTF-8; None where it was rejected before."""
+PairOfLines = tuple[NumberedLine, NumberedLine | None]
+"""Two lines that follow each other; None where an odd last one has no partner."""
 
 _TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
 _ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
@@ -30,11 +34,34 @@ class TwoLineRecord(Struct, kw_only=True):
     text: str
 
 
-def pairs_of_lines(lines: list[NumberedLine]) -> Iterator[tuple[NumberedLine, NumberedLine | None]]:
-    """Non-blank lines two by two, in the order of their numbers; None where an odd last line has no partner."""
+def pairs_of_lines(lines: list[NumberedLine]) -> Iterator[PairOfLines]:
+    """Non-blank lines two by two, in the order of their numbers."""
     ordered = sorted(lines, key=lambda line: line[0])
     for place in range(0, len(ordered), 2):
         yield ordered[place], ordered[place + 1] if place + 1 < len(ordered) else None
+
+
+def num_broken_prompts(pairs: Sequence[PairOfLines], unmatched: Collection[int], before: PairOfLines | None) -> int:
+    """How many prompts have lost a line, so that some pairs of theirs may be turned round.
+
+    The pair before a line without a partner has the same prompt then. `unmatched` are the first lines of pairs whose
+    two lines do not match; `before` is the pair before the first one.
+    """
+    return sum(
+        previous is not None and _share_prompt(*previous) and _share_prompt(previous[1], first)
+        for previous, (first, second) in zip([before, *pairs], pairs, strict=False)
+        if first[0] in unmatched and not (second and second[1] is None)  # a reject stands where its line did
+    )
+
+
+def _share_prompt(one: NumberedLine | None, other: NumberedLine | None) -> bool:
+    if one is None or other is None:
+        return False
+    try:
+        stated_by_two_lines(one, other)
+    except PreferenceError as error:
+        return error.reason is Reason.IDENTICAL_REPLIES
+    return True
 
 
 def stated_by_two_lines(first: NumberedLine, second: NumberedLine | None) -> Stated:

@@ -3,7 +3,8 @@
 A file with more malformed lines than `max_malformed_fraction` is held back whole: its sound lines become rejects too,
 so that a delivery gone wrong is not half used. So is a file with any ambiguous label: if `0` beside `output_1` and
 `output_2` is a label, the `1` of the file's other lines may not mean `output_1`. The verdict is taken first, from
-counts alone, and is part of the keys of the file's shards.
+counts alone, and is part of the keys of the file's shards. A two-line file that has lost a line among several pairs of
+one prompt is held back, too, as some of these may be turned round.
 """
 
 import functools
@@ -35,7 +36,7 @@ from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.soundness import require_sound
 from rm_assets.data.storage import place
-from rm_assets.data.two_line_format import NumberedLine, pairs_of_lines, stated_by_two_lines
+from rm_assets.data.two_line_format import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
 VERSION = 4
@@ -47,10 +48,14 @@ _COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_line
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationTask:
-    """A shard of raw lines with its rejects; `held_back` says why its file is held back, or is empty."""
+    """A shard of raw lines with its rejects; `held_back` says why its file is held back, or is empty.
+
+    `before` are the lines and the rejects of the shard before it, in two-line files.
+    """
 
     path: Path | None
     rejected: Path | None
+    before: tuple[Path | None, Path | None]
     source: str
     held_back: str
     rules: ParsingRules
@@ -89,6 +94,8 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
         writer.write(REJECTS, reject_table(rejects))
         formats.update(rows.formats)
         reasons.update(reject["reason"] for reject in rejects)
+        if task.rules.two_line_files:
+            counts["num_broken_prompts"] = _num_broken_prompts(task, rejects)
     return {
         **counts,
         "num_malformed": sum(count for reason, count in reasons.items() if reason in MALFORMED),
@@ -110,21 +117,32 @@ def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int
             statements = _single_lines(rows["line"].to_pylist(), _utf8(rows["text"]), task.rules)
             yield statements, records.num_rows_of(task.source, rows)
         return
-    found: list[NumberedLine] = []
-    num_lines = 0
-    for rows in batches:
-        found += zip(rows["line"].to_pylist(), _utf8(rows["text"]), strict=True)
-        num_lines += records.num_rows_of(task.source, rows)
-    for rejects in read_batches(task.rejected, records.REJECTS, ["line"]):
-        found += [(line, None) for line in rejects["line"].to_pylist() if line]
-    pairs = pairs_of_lines(found)
+    num_lines = sum(records.num_rows_of(task.source, rows) for rows in batches)
     yield (
         (
             ([first, *([second] if second else [])], functools.partial(stated_by_two_lines, first, second))
-            for first, second in pairs
+            for first, second in pairs_of_lines(_all_lines(task.path, task.rejected))
         ),
         num_lines,
     )
+
+
+def _all_lines(path: Path | None, rejected: Path | None) -> list[NumberedLine]:
+    found: list[NumberedLine] = []
+    for rows in read_batches(path, records.RAW, ["line", "text"]):
+        found += zip(rows["line"].to_pylist(), _utf8(rows["text"]), strict=True)
+    for rejects in read_batches(rejected, records.REJECTS, ["line"]):
+        found += [(line, None) for line in rejects["line"].to_pylist() if line]
+    return found
+
+
+def _num_broken_prompts(task: ValidationTask, rejects: list[dict[str, Any]]) -> int:
+    reasons = (Reason.UNSHARED_PROMPT, Reason.INCOMPLETE_PAIR)
+    unmatched = {reject["line"] for reject in rejects if reject["reason"] in reasons}
+    if not unmatched:  # then nothing has to be read again
+        return 0
+    *_, before = (None, *pairs_of_lines(_all_lines(*task.before)))
+    return num_broken_prompts(list(pairs_of_lines(_all_lines(task.path, task.rejected))), unmatched, before)
 
 
 def _single_lines(lines: list[int], texts: list[bytes], rules: ParsingRules) -> Iterator[Statement]:
@@ -171,8 +189,11 @@ def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], o
     with publication(place(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify) as turn:
         limit, rules = settings.max_malformed_fraction, parsing_rules(settings)
         verdict = f"more than {limit:.4g} of the file's lines are malformed, or one has an ambiguous label"
-        sound = [_task(raw, shard, "", rules) for shard in raw.manifest.shards]
-        held = [_task(raw, shard, verdict, rules) for shard in raw.manifest.shards]
+        if settings.two_line_files:
+            verdict += ", or a line is missing among several pairs of one prompt"
+        before = _shards_before(raw) if settings.two_line_files else {}
+        sound = [_task(raw, shard, before.get(shard.name), "", rules) for shard in raw.manifest.shards]
+        held = [_task(raw, shard, before.get(shard.name), verdict, rules) for shard in raw.manifest.shards]
         held_back = _held_back_files(raw, _first_looks(turn, sound, held, settings, say), limit)
         tasks = [worse if task.source in held_back else task for task, worse in zip(sound, held, strict=True)]
         shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings, say)
@@ -194,12 +215,37 @@ def parsing_rules(settings: Settings) -> ParsingRules:
     )
 
 
-def _task(raw: Snapshot, shard: Shard, held_back: str, rules: ParsingRules) -> Task:
-    data = raw.data_path(shard)
-    key = fingerprint(Stage.VALIDATED, VERSION, msgspec.to_builtins(rules), shard.key, held_back)
-    rejected = next((raw.directory / file.path for file in shard.files if file.folder == REJECTS), None)
-    arguments = ValidationTask(path=data, rejected=rejected, source=shard.source, held_back=held_back, rules=rules)
+def _shards_before(raw: Snapshot) -> dict[str, Shard]:
+    """The shard with lines that comes before each shard in its file, by name."""
+    found, last = {}, dict[str, Shard]()
+    for shard in raw.manifest.shards:
+        if shard.source in last:
+            found[shard.name] = last[shard.source]
+        if shard.files:
+            last[shard.source] = shard
+    return found
+
+
+def _task(raw: Snapshot, shard: Shard, before: Shard | None, held_back: str, rules: ParsingRules) -> Task:
+    key = fingerprint(
+        Stage.VALIDATED, VERSION, msgspec.to_builtins(rules), shard.key, held_back, *([before.key] if before else [])
+    )
+    data, rejected = _raw_paths(raw, shard)
+    arguments = ValidationTask(
+        path=data,
+        rejected=rejected,
+        before=_raw_paths(raw, before),
+        source=shard.source,
+        held_back=held_back,
+        rules=rules,
+    )
     return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
+
+
+def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | None]:
+    """The files of a shard's lines and of its rejects."""
+    paths = {file.folder: raw.directory / file.path for file in shard.files} if shard else {}
+    return paths.get(DATA), paths.get(REJECTS)
 
 
 def _first_looks(
@@ -215,16 +261,19 @@ def _first_looks(
 
 
 def _held_back_files(raw: Snapshot, validated: list[Shard], limit: float) -> dict[str, dict[str, int]]:
-    """The files with too much damage or an ambiguous label: their malformed and their non-blank lines, by source."""
+    """The files with too much damage or an ambiguous label: their malformed and their non-blank lines, by source.
+
+    So are two-line files whose pairs may be turned round.
+    """
     num_lines: Counter[str] = Counter()
     num_malformed: Counter[str] = Counter()
-    num_ambiguous: Counter[str] = Counter()
+    num_unclear: Counter[str] = Counter()
     for shard, seen in zip(raw.manifest.shards, validated, strict=True):
         num_lines[shard.source] += shard.stats["num_lines"] - shard.stats["num_blank"]
         num_malformed[shard.source] += shard.stats["num_malformed"] + seen.stats["num_malformed"]
-        num_ambiguous[shard.source] += seen.stats["num_ambiguous_labels"]
+        num_unclear[shard.source] += seen.stats["num_ambiguous_labels"] + seen.stats.get("num_broken_prompts", 0)
     return {
         source: {"num_malformed": num_malformed[source], "num_lines": total}
         for source, total in sorted(num_lines.items())
-        if num_malformed[source] > limit * total or num_ambiguous[source]
+        if num_malformed[source] > limit * total or num_unclear[source]
     }

@@ -217,7 +217,8 @@ def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
     if len(named) > NUM_NAMED:
         named[NUM_NAMED:] = [f"{len(named) - NUM_NAMED:,} more files"]
     rule = (
-        f"a file may have {limit * 100:.4g} % of its lines malformed (max_malformed_fraction), and no ambiguous label"
+        f"a file may have {limit * 100:.4g} % of its lines malformed (max_malformed_fraction), no ambiguous label, "
+        "and, if it is a two-line file, no line missing among several pairs of one prompt"
     )
     return dg.AssetCheckResult(
         check_name=HELD_BACK_CHECK,

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import rejects, rows, run_stages, violations, write_lines
+from support import rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.preferences import Message
+from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
+from rm_assets.data.snapshots import Snapshot
 from rm_assets.data.two_line_format import pairs_of_lines, stated_by_two_lines
+from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=20).filter(
@@ -57,6 +60,20 @@ def two_lines(settings: Settings) -> Settings:
     return settings.model_copy(update={"two_line_files": True, "max_malformed_fraction": 1.0, "shard_bytes": 150})
 
 
+def several_pairs(prompt: str, num_pairs: int) -> list[Any]:
+    """Lines of several pairs of one prompt."""
+    return [
+        {"text": f"\n\nHuman: {prompt}\n\nAssistant: {reply} {number}."}
+        for number in range(num_pairs)
+        for reply in ("Good", "Bad")
+    ]
+
+
+def first_stages(settings: Settings) -> dict[Stage, Snapshot]:
+    raw = raw_snapshot(settings, silent)
+    return {Stage.RAW: raw, Stage.VALIDATED: validated_snapshot(settings, raw, silent)}
+
+
 def written(settings: Settings, lines: list[Any]) -> None:
     write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
 
@@ -99,3 +116,53 @@ def test_a_missing_line_makes_rejects_of_what_follows_and_never_a_wrong_pair(two
     reasons = [reject[2] for reject in rejects(stages[Stage.VALIDATED])]
     assert reasons == ["unshared_prompt"] * 14 + ["incomplete_pair"]
     assert set(violations(stages).values()) == {0}
+
+
+@pytest.mark.parametrize("shard_bytes", [150, 2**20])
+@pytest.mark.parametrize("spoil", ["lost", "torn", "doubled"])
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_line_too_few_or_too_many_among_pairs_of_one_prompt_turns_none_round(
+    two_lines: Settings, prompts: int, spoil: str, shard_bytes: int
+) -> None:
+    lines = [line for prompt in range(prompts) for line in several_pairs(f"{prompt}?", 6)]
+    lines[7:8] = {"lost": [], "torn": [b'{"te', lines[7]], "doubled": [lines[7], lines[7]]}[spoil]
+    written(two_lines, lines)
+    stages = first_stages(two_lines.model_copy(update={"shard_bytes": shard_bytes}))
+    assert rows(stages[Stage.VALIDATED]) == []
+    assert list(stages[Stage.VALIDATED].manifest.facts["held_back"]) == ["a.jsonl"]
+    assert set(violations(stages).values()) == {0}
+
+
+@pytest.mark.parametrize("shard_bytes", [150, 2**20])
+def test_a_reject_or_an_open_end_among_pairs_of_one_prompt_costs_its_own_pair_alone(
+    two_lines: Settings, shard_bytes: int
+) -> None:
+    lines = [*several_pairs("a?", 3), *several_pairs("b?", 3), *sides(1)]
+    lines[5] = b"\xff"
+    written(two_lines, lines[:-1])
+    stages = first_stages(two_lines.model_copy(update={"shard_bytes": shard_bytes}))
+    assert [row["line"] for row in rows(stages[Stage.VALIDATED])] == [1, 3, 7, 9, 11]
+    assert all(row["chosen"][0]["content"].startswith("Good") for row in rows(stages[Stage.VALIDATED]))
+
+
+@pytest.mark.parametrize("spaces", [301, 302, 400])
+@pytest.mark.parametrize("content", [b"", b'{"text": ""}'])
+def test_a_line_too_long_that_begins_blank_is_a_line_of_its_pair(
+    two_lines: Settings, content: bytes, spaces: int
+) -> None:
+    lines = several_pairs("a?", 12)
+    lines[7] = b" " * spaces + content
+    written(two_lines, lines)
+    stages = first_stages(two_lines.model_copy(update={"max_line_bytes": 300}))
+    found = rows(stages[Stage.VALIDATED])
+    assert [row["line"] for row in found] == [number for number in range(1, 25, 2) if number != 7]
+    assert all(row["chosen"][0]["content"].startswith("Good") for row in found)
+    assert set(violations(stages).values()) == {0}
+
+
+def test_a_blank_line_as_long_as_lines_may_be_is_no_line_of_a_pair(two_lines: Settings) -> None:
+    lines = several_pairs("a?", 12)
+    written(two_lines, [*lines[:7], b" " * 300 + b"\r", *lines[7:]])
+    stages = first_stages(two_lines.model_copy(update={"max_line_bytes": 300}))
+    assert [row["line"] for row in rows(stages[Stage.VALIDATED])] == [1, 3, 5, 7, *range(10, 26, 2)]
+    assert rejects(stages[Stage.VALIDATED]) == []
