@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         tolerance = math.inf if given.bfloat16 else given.tolerance
         difference = verify_golden_scores(given.model, scorer, given.batch_size, given.padding, tolerance)
         _tell(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
-        with _source(given.file) as source, _target(given.output) as target:
+        with _source(given.file) as source, _target(given.output, source) as target:
             lines = numbered_lines(source, settings.max_line_bytes)
             _tell(_summary(_written(lines, target, scorer, rules, given)))
     except (TrainingError, SettingsError, OSError) as error:
@@ -99,8 +99,14 @@ def _source(name: str) -> contextlib.AbstractContextManager[io.BufferedReader]:
     return contextlib.nullcontext(standard) if name == "-" else Path(name).open("rb")
 
 
-def _target(name: str) -> contextlib.AbstractContextManager[TextIO]:
-    return contextlib.nullcontext(sys.stdout) if name == "-" else Path(name).open("w", encoding="utf-8")
+def _target(name: str, source: io.BufferedReader) -> contextlib.AbstractContextManager[TextIO]:
+    """Where the scores go; raises TrainingError where that is the file that is read, which opening would empty."""
+    if name == "-":
+        return contextlib.nullcontext(sys.stdout)
+    path = Path(name)
+    if path.is_file() and os.path.samestat(path.stat(), os.fstat(source.fileno())):
+        raise TrainingError(f"--output is {name!r}, the file whose lines are to be scored: name another one")
+    return path.open("w", encoding="utf-8")
 
 
 def _tell(text: str) -> None:

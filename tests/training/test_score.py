@@ -193,6 +193,24 @@ def test_the_output_goes_into_a_file_where_one_is_named(scored, tmp_path):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 6
 
 
+@pytest.mark.parametrize("way", ["same", "symbolic link", "hard link", "standard input"])
+def test_scores_never_replace_the_file_that_they_are_of(scored, tmp_path, monkeypatch, way):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.touch()
+    if way == "symbolic link":
+        target.symlink_to(source)
+    elif way == "hard link":
+        target.hardlink_to(source)
+    else:
+        target = source
+    with source.open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stream))
+        code, printed, told = scored(ROWS, "--output", str(target), file="-" if way == "standard input" else source)
+    assert (code, printed) == (1, [])
+    assert "the file whose lines are to be scored: name another one" in told
+    assert [json.loads(line) for line in source.read_bytes().splitlines()] == ROWS
+
+
 def test_bfloat16_is_scored_with_its_difference_reported(scored):
     code, results, told = scored(ROWS[:1], "--bfloat16")
     _, exact, _ = scored(ROWS[:1])
