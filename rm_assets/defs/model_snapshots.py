@@ -182,9 +182,7 @@ def _verified(home: Path, key: str, context: dg.AssetExecutionContext) -> ModelS
                     "it has no manifest yet and may be on its way from another machine: run again later, or remove it"
                 )
                 raise SnapshotError(f"{ASSET} {directory.name!r} is unfinished in the storage: {told}") from None
-        context.log.warning(f"a damaged model is trained anew: {error}")
-    del pin
-    remove_snapshot(directory)
+        context.log.warning(f"a damaged model is trained anew, and its files stay until then: {error}")
     return None
 
 
@@ -274,7 +272,10 @@ def _train(
 
 
 def _publish(working: Path, directory: Path) -> None:
-    """Move a result to its place: at once, or where that is remote or holds files, file by file, the manifest last."""
+    """Move a result to its place: at once, or where that is remote or holds files, file by file, the manifest last.
+
+    A damaged model is replaced so: whoever reads it meanwhile finds its files to be other ones than its manifest names.
+    """
     from rm_assets.training.result import result_files
 
     if not is_remote(directory) and not directory.exists():

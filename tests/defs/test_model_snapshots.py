@@ -21,7 +21,7 @@ from rm_assets.data.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.storage import file_sizes, upload, write_json
 from rm_assets.definitions import definitions
 from rm_assets.defs import model_snapshots
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launcher import TrainingFailedError, TrainingLauncher
 from rm_assets.defs.model_snapshots import (
     ASSET,
     ModelSnapshot,
@@ -256,6 +256,40 @@ def test_older_models_are_removed_but_for_what_is_read_needed_or_not_ours(tmp_pa
     _remove_old_models(home, current, 1)
     assert not read.exists()
     assert all((path / "manifest.json").exists() for path in (needed, current, foreign))
+
+
+class FailingLauncher(TrainingLauncher):
+    """A job that ends without a result."""
+
+    def run(self, *arguments: Any, **options: Any) -> None:
+        raise TrainingFailedError("out of memory")
+
+
+@pytest.mark.parametrize("damaged", ["model/README.md", "model/model.safetensors", "manifest.json"])
+def test_a_damaged_model_stays_until_another_has_taken_its_place(
+    first_run: tuple[dict[str, Any], Any], tmp_path: Path, damaged: str
+) -> None:
+    settings, _ = first_run
+    storage = tmp_path / "storage"
+    shutil.copytree(settings["storage"], storage)
+    project = ProjectResource(**{**settings, "storage": str(storage)}).ready()
+    pairs, directory = latest_snapshot(storage, Stage.PADDED), required_model(storage).directory
+    assert pairs is not None
+    whole = Path(shutil.copytree(directory, tmp_path / "whole"))
+    (directory / damaged).write_bytes((directory / damaged).read_bytes()[:-1] + b"!")
+    (directory / "model" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingFailedError):
+        trained_model(project, pairs, dg.build_asset_context(), FailingLauncher())
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+    trained_model(project, pairs, dg.build_asset_context(), LyingLauncher(lie="", model=str(whole)))
+    shutil.copy(directory / "model" / "notes.txt", whole / "model")
+    (whole / "manifest.json").write_text(json.dumps(json.loads((whole / "manifest.json").read_text())))
+    after = {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert after == {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert not (storage / "reward_model" / ".training").exists() or not list(
+        (storage / "reward_model" / ".training").iterdir()
+    )
 
 
 # --- an upload that was killed -------------------------------------------------------------------------------
