@@ -1,10 +1,12 @@
 """The decoder layers of a model: what is spread, compiled and recomputed one by one."""
 
+import atexit
 import copy
 import importlib.util
 import os
 import shutil
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from rm_assets.settings import TrainingSettings
 MAX_GRAPHS = 64
 """Of compiled layers: they double with kinds of layers, with rows that share prompts and rows that do not, gradients
 and none, recomputation and none. torch's own limit is 8, beyond which layers run uncompiled without a word."""
+
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable: where torch keeps compiled code. Whoever has set it has the say."""
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
@@ -79,9 +84,23 @@ def prepare_layers(model: Any, settings: TrainingSettings, device: torch.device)
                 if "drop" in name and isinstance(value, float):
                     setattr(layer, name, 0.0)
     if not reason_not_to_compile(settings, device):
+        _compile_privately()
         torch._dynamo.config.recompile_limit = MAX_GRAPHS
         for layer in layers:
             layer.compile(dynamic=True)
+
+
+def _compile_privately() -> None:
+    """Have compiled code in a directory that only this user can write to, and its pickles neither kept nor opened.
+
+    torch's own directory has a name that anyone on this machine can guess, and make before us.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    torch.compiler.config.force_disable_caches = True
+    if os.environ.get(_COMPILED, default_cache_dir()) == default_cache_dir():
+        os.environ[_COMPILED] = tempfile.mkdtemp(prefix="rm_assets_compiled_")
+        atexit.register(shutil.rmtree, os.environ[_COMPILED], ignore_errors=True)
 
 
 def reason_not_to_compile(settings: TrainingSettings, device: torch.device) -> str:

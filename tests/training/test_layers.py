@@ -1,3 +1,5 @@
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,24 @@ def test_compiled_layers_may_have_as_many_graphs_as_there_are_kinds_of_rows_and_
     with torch._dynamo.config.patch(recompile_limit=8):
         prepare_layers(build_model(make_job()), TrainingSettings(compile=True), CPU)
         assert torch._dynamo.config.recompile_limit == 64
+
+
+def test_compiled_code_lies_where_nobody_else_can_write_and_without_pickles(make_job, monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    prepare_layers(build_model(make_job()), TrainingSettings(compile=True), CPU)
+    assert torch.compile(lambda x: x.cos() + 1)(torch.zeros(8)).tolist() == [2.0] * 8
+    [directory] = (tmp_path / "temporary").iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert list(directory.rglob("*.so"))  # it was compiled, and there
+    assert {path.name for path in directory.iterdir()} & {"fxgraph", "aotautograd"} == set()
+
+
+def test_a_directory_for_compiled_code_that_is_given_is_kept(make_job, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    prepare_layers(build_model(make_job()), TrainingSettings(compile=True), CPU)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
 def test_layers_are_compiled_where_it_is_asked_for_or_on_a_gpu_that_can(monkeypatch):
