@@ -222,7 +222,7 @@ def test_a_stage_is_stopped_within_seconds_whatever_line_it_is_at(stage: str, tm
             assert running.stdout is not None
             assert running.stdout.readline() == b"ready\n"
             start = cpu_seconds(running.pid)
-            assert wait_until(lambda: cpu_seconds(running.pid) > start + 0.5, SECONDS_TO_START)  # it is at that line now
+            assert wait_until(lambda: cpu_seconds(running.pid) > start + 0.5, SECONDS_TO_START)  # at that line
             running.send_signal(signal.SIGINT)
             assert running.wait(SECONDS_TO_LEAVE) != 0
         finally:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from worker_functions import has_torch, own_number, write_own_number
 
 from rm_assets.data.workers import close_workers, mapped, warm_up
