@@ -228,7 +228,9 @@ class Settings(BaseModel):
     )
     max_length: int = Field(1024, ge=2, description="Longest side of a pair, in tokens.")
     over_long: Literal["reject", "drop_turns"] = Field(
-        "reject", description="Over-long pairs: rejects, or shortened by the oldest turns of the prompt."
+        "reject",
+        description="Over-long pairs: rejects, or shortened by the oldest turns of the prompt; they stay in the "
+        "split of the whole prompt.",
     )
     conflicts: Literal["drop", "majority", "keep"] = Field(
         "drop",

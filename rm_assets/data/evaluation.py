@@ -7,8 +7,9 @@ prompt shorter than that overlaps an equal one. Words are compared as they look,
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,40 @@ def _lookalike_grams(texts: list[str]) -> set[int]:
     }
 
 
-def evaluation_grams(validated: Snapshot) -> tuple[dict[str, Grams], str]:
+def evaluation_grams(validated: Snapshot, tokenized: Snapshot) -> tuple[dict[str, Grams], str]:
     """The sorted hashes of each evaluation set's prompts, by name, and an identity of all of them."""
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
+    tokens = {shard.name: shard for shard in tokenized.manifest.shards}
     grams: dict[str, set[int]] = {}
+    decisive = []
     for shard in shards:
-        path = validated.data_path(shard)
-        rows = read_table([path] if path else [], records.VALIDATED, ["prompt"])
-        for texts in user_turns(rows):
-            grams.setdefault(evaluation_name(shard.source), set()).update(prompt_grams(texts))
-    identity = fingerprint([[_GRAMS_VERSION, evaluation_name(shard.source), shard.key] for shard in shards])
-    return {name: np.array(sorted(hashes), dtype=np.uint64) for name, hashes in grams.items()}, identity
+        path, name = validated.data_path(shard), evaluation_name(shard.source)
+        rows = read_table([path] if path else [], records.VALIDATED, ["pair_id", "prompt"])
+        ids = tokenized.data_path(tokens[shard.name])
+        dropped = _dropped_turns(read_table([ids] if ids else [], records.TOKENIZED, ["pair_id", "num_dropped_turns"]))
+        for texts, num_dropped in _prompts(rows, dropped):
+            grams.setdefault(name, set()).update(_grams_of_prompt(texts, num_dropped))
+        decisive.append([_GRAMS_VERSION, name, shard.key, *sorted(dropped.items())])
+    arrays = {name: np.array(sorted(hashes), dtype=np.uint64) for name, hashes in grams.items()}
+    return arrays, fingerprint(decisive)
+
+
+def _dropped_turns(tokenized: pa.Table) -> dict[str, int]:
+    """How many turns the shortened ones among tokenized pairs lost, by pair_id."""
+    shortened = tokenized.filter(pc.greater(tokenized["num_dropped_turns"], 0))
+    return dict(zip(shortened["pair_id"].to_pylist(), shortened["num_dropped_turns"].to_pylist(), strict=True))
+
+
+def _prompts(rows: pa.Table, dropped: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
+    """What the user says in each row's prompt, and how many of these messages were dropped."""
+    numbers = (dropped.get(pair_id, 0) for pair_id in rows["pair_id"].to_pylist()) if dropped else itertools.repeat(0)
+    return zip(user_turns(rows), numbers, strict=False)
+
+
+def _grams_of_prompt(texts: list[str], num_dropped: int) -> set[int]:
+    """The hashes of a prompt, and of what is left of it without its oldest turns."""
+    grams = prompt_grams(texts)
+    return grams | prompt_grams(texts[num_dropped:]) if num_dropped else grams
 
 
 def overlapping_rows(paths: list[Path], tokenized: list[Path], grams: dict[str, Grams]) -> dict[tuple[int, str], str]:
@@ -138,13 +162,12 @@ def overlapping_rows(paths: list[Path], tokenized: list[Path], grams: dict[str, 
     if not grams:
         return {}
     rows = read_table(paths, records.VALIDATED, ["line", "pair_id", "prompt"])
-    kept = read_table(tokenized, records.TOKENIZED, ["pair_id"])["pair_id"].combine_chunks()
-    rows = rows.filter(pc.is_in(rows["pair_id"], kept))
+    kept = read_table(tokenized, records.TOKENIZED, ["pair_id", "num_dropped_turns"])
+    rows = rows.filter(pc.is_in(rows["pair_id"], kept["pair_id"].combine_chunks()))
+    prompts = _prompts(rows, _dropped_turns(kept))
     found = {}
-    for line, pair_id, texts in zip(
-        rows["line"].to_pylist(), rows["pair_id"].to_pylist(), user_turns(rows), strict=True
-    ):
-        own = np.array(list(prompt_grams(texts)), dtype=np.uint64)
+    for line, pair_id, prompt in zip(rows["line"].to_pylist(), rows["pair_id"].to_pylist(), prompts, strict=True):
+        own = np.array(list(_grams_of_prompt(*prompt)), dtype=np.uint64)
         if name := next((name for name, known in grams.items() if _share_any(own, known)), None):
             found[line, pair_id] = name
     return found

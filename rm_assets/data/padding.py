@@ -187,7 +187,7 @@ def padded_snapshot(
         settings.test_fraction,
     )
     dropped = _dropped_by_shard(tokenized, settings.conflicts)
-    grams, grams_identity = evaluation_grams(validated)
+    grams, grams_identity = evaluation_grams(validated, tokenized)
     messages = {shard.name: shard for shard in validated.manifest.shards}
 
     def task(shard: Shard) -> Task:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rm_assets.data import records
 from rm_assets.data.chat import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
+from rm_assets.data.conversations import Conversations
 from rm_assets.data.encoders import (
     FAST,
     NUM_SAMPLED_IDS,
@@ -40,8 +41,9 @@ from rm_assets.data.identities import stage_identity
 from rm_assets.data.message_columns import single_chunk
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.normal_form import normalized
+from rm_assets.data.pair_keys import pair_keys
 from rm_assets.data.parquet import read_batches
-from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.preferences import Message, PreferenceError
 from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
@@ -51,7 +53,7 @@ from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
-VERSION = 2
+VERSION = 3
 NUM_SAMPLED = 32
 """Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
 HUGE_BYTES = 2**17
@@ -65,11 +67,16 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class PairIds:
-    """Both sides of pairs as ids, and how many of their oldest turns were dropped, int [pairs]."""
+    """Both sides of pairs as ids, and how many of their oldest turns were dropped, int [pairs].
+
+    `keys` are the hashes of both conversations as they are then, of the pairs that lost turns: by these, equal and
+    flipped pairs are found.
+    """
 
     chosen: IdLists
     rejected: IdLists
     num_dropped_turns: NDArray[np.int32]
+    keys: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def longest(self) -> NDArray[np.int64]:
@@ -311,14 +318,25 @@ def _shortened(
     if not long_rows:
         return pairs
     chosen, rejected = ([lists.row(row) for row in range(rows.num_rows)] for lists in (pairs.chosen, pairs.rejected))
-    num_dropped_turns = pairs.num_dropped_turns.copy()
+    num_dropped_turns, keys = pairs.num_dropped_turns.copy(), dict[int, tuple[str, str]]()
     pair_ids = rows["pair_id"].take(long_rows)
     messages = _validated_rows(task, pair_ids)
     for row, pair_id in zip(long_rows, pair_ids.to_pylist(), strict=True):
         validated = messages[pair_id]
         if found := shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length):
             chosen[row], rejected[row], num_dropped_turns[row] = found
-    return PairIds(chosen=rows_of(chosen), rejected=rows_of(rejected), num_dropped_turns=num_dropped_turns)
+            keys[row] = _keys_without_turns(validated, found[2])
+    return PairIds(chosen=rows_of(chosen), rejected=rows_of(rejected), num_dropped_turns=num_dropped_turns, keys=keys)
+
+
+def _keys_without_turns(validated: dict[str, Any], num_turns: int) -> tuple[str, str]:
+    """The hashes of both conversations of a validated row without its oldest turns."""
+    sides = Conversations(), Conversations(), Conversations()
+    shortened = validated | {"prompt": without_oldest_turns(validated["prompt"], num_turns)}
+    for side, name in zip(sides, ("prompt", *SIDES), strict=True):
+        side.add([Message(**message) for message in shortened[name]])
+    keys = pair_keys(*sides, [validated["tools"]])
+    return keys.chosen[0], keys.rejected[0]
 
 
 def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_]) -> dict[int, Refusal]:
@@ -337,6 +355,7 @@ def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_
 def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused: dict[int, Refusal]) -> pa.Table:
     keep = np.ones(rows.num_rows, np.bool_)
     keep[list(refused)] = False
+    rows = _with_keys(rows, pairs.keys)
     rows = rows if keep.all() else rows.filter(pa.array(keep))
     ids_type = records.TOKENIZED.field("chosen_ids").type
     columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
@@ -345,6 +364,19 @@ def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused:
     columns["prefix_length"] = prefixes[keep]
     columns["num_dropped_turns"] = pairs.num_dropped_turns[keep]
     return records.table(columns, records.TOKENIZED)
+
+
+def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
+    """The rows, some with other hashes of their conversations."""
+    if not keys:
+        return rows
+    for which, side in enumerate(SIDES):
+        column = rows[f"{side}_key"].to_pylist()
+        for row, pair in keys.items():
+            column[row] = pair[which]
+        number = rows.column_names.index(f"{side}_key")
+        rows = rows.set_column(number, rows.schema.field(number), pa.array(column, pa.string()))
+    return rows
 
 
 # --- the laws of one shard -----------------------------------------------------------------------------------
