@@ -181,7 +181,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
     found = _Found(base=place(fixed), storage=storage)
     _refuse_inside(setting, found.base, storage)
     for match, status in remote_matches(setting):
-        if found.is_left_out(match):
+        if found.is_left_out(match) or _is_hidden(match, found.base):
             continue
         if status is None:
             found.unsearched.append(match)
@@ -231,9 +231,14 @@ def _in_glob(setting: str, path: Path, storage: Path | None) -> _Found:
     found = _Found(base=Path(*path.parts[:first_magic]), storage=storage)
     _refuse_inside(setting, found.base, storage)
     for entry in found.base.glob("/".join(path.parts[first_magic:])):
-        if not found.is_left_out(entry):
+        if not (found.is_left_out(entry) or _is_hidden(entry, found.base)):
             _take(entry, found)
     return found
+
+
+def _is_hidden(path: Path, base: Path) -> bool:
+    """Whether a file, or a directory on the way to it from the base, is hidden, as `*` of a shell leaves them out."""
+    return any(part.startswith(".") and part != ".." for part in path.relative_to(base).parts)
 
 
 def _take(path: Path, found: _Found) -> None:

@@ -76,7 +76,7 @@ def lies_in(path: Path, directory: Path) -> bool:
     """Whether a place is a directory or lies in it, whichever links and `..` lead there."""
     if is_remote(path) or is_remote(directory):
         return _remote_parts(path)[: len(_remote_parts(directory))] == _remote_parts(directory)
-    resolved, target = path.resolve(), directory.resolve()
+    resolved, target = Path(os.path.realpath(path)), directory.resolve()  # a link to itself leads nowhere
     if resolved.is_relative_to(target):
         return True
     return target.exists() and any(parent.exists() and parent.samefile(target) for parent in resolved.parents)

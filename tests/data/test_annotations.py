@@ -53,13 +53,28 @@ def test_a_directory_that_a_glob_names_is_listed_as_ignored(tmp_path: Path) -> N
     assert ([file.source for file in found.files], found.ignored) == (["x.jsonl"], ("sub/",))
 
 
-@pytest.mark.parametrize("setting", [".", "*.jsonl"])
-def test_one_bad_entry_stays_in_the_list_for_reading_to_reject(tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize("storage", [None, "storage"])
+@pytest.mark.parametrize("setting", [".", "*.jsonl", "**/*.jsonl"])
+def test_one_bad_entry_stays_in_the_list_for_reading_to_reject(
+    tmp_path: Path, setting: str, storage: str | None
+) -> None:
     touch(tmp_path / "good.jsonl")
     os.mkfifo(tmp_path / "fifo.jsonl")
     (tmp_path / "broken.jsonl").symlink_to("gone")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
-    assert sources(tmp_path / setting) == ["broken.jsonl", "fifo.jsonl", "good.jsonl", "loop.jsonl"]
+    (tmp_path / "there.jsonl").symlink_to("back.jsonl")
+    (tmp_path / "back.jsonl").symlink_to("there.jsonl")
+    files = find_annotations(str(tmp_path / setting), storage and tmp_path / storage).files
+    assert [file.source.removesuffix(".jsonl") for file in files] == [
+        *("back", "broken", "fifo", "good", "loop", "there")
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["*", "*.jsonl", "**/*.jsonl", "[.x]*.jsonl", "../a/*.jsonl"])
+def test_hidden_files_are_not_read_whatever_the_pattern(tmp_path: Path, pattern: str) -> None:
+    touch(*(tmp_path / "a" / name for name in ("x.jsonl", ".h.jsonl", "._x.jsonl", ".git/y.jsonl", ".git/b/z.jsonl")))
+    assert sources(tmp_path / "a" / pattern) == ["x.jsonl"]
+    assert sources(tmp_path / "a" / ".git" / "*.jsonl") == ["y.jsonl"]
 
 
 def test_a_directory_that_cannot_be_listed_stays_in_the_list_too(
