@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     r"\U00020000-\U0003ffff]+"
 )
 _LATIN_LETTER = re.compile("[A-Za-z]")
-_GRAMS_VERSION = 2
+_GRAMS_VERSION = 3
 
 Grams = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -77,11 +77,13 @@ def evaluation_folder(source: str) -> str:
 def prompt_grams(texts: Iterable[str]) -> set[int]:
     """Hashes of the runs of GRAM_WORDS words in a prompt's user turns, in NFKC and case-folded.
 
-    A prompt of fewer words gives one hash, of all of them; one without words gives none. Invisible characters do not
-    count. Where letters of other alphabets stand for Latin ones, the runs also count as what they look like.
+    A prompt of fewer words gives one hash, of all of them. In one without words, such as "?!", each visible character
+    counts as a word. Invisible characters do not count. Where letters of other alphabets stand for Latin ones, the runs
+    also count as what they look like.
     """
     seen = [visible(text) for text in texts]
-    grams = _grams([word for text in seen for word in _TOKEN.findall(text.casefold())])
+    words = [word for text in seen for word in _TOKEN.findall(text.casefold())]
+    grams = _grams(words or [sign for text in seen for sign in text if not sign.isspace()] or [""])
     return grams | _lookalike_grams(seen) if any(map(may_have_lookalikes, seen)) else grams
 
 

@@ -36,7 +36,15 @@ def test_thirteen_words_in_a_row_overlap_and_twelve_do_not() -> None:
 def test_a_short_prompt_overlaps_an_equal_one_only() -> None:
     assert overlap("What is love?", "what is  LOVE")
     assert not overlap("What is love?", "What is love, really?")
-    assert prompt_grams(["?!", " "]) == set()
+
+
+def test_a_prompt_without_words_overlaps_an_equal_one_too() -> None:
+    assert overlap("?!", " ? !\u200b")
+    assert overlap("\U0001f600\ufe0f\U0001f680", "\U0001f600\U0001f680\n")
+    assert overlap("\u200b", "\u2060")  # both look like nothing
+    assert not overlap("?!", "!!")
+    assert not overlap("?!", "Really?!")
+    assert overlap(f"{'()[]{}<>+-*/='}!", f"?{'()[]{}<>+-*/='}")
 
 
 def test_characters_count_where_a_script_has_no_spaces() -> None:
