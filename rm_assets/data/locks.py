@@ -8,13 +8,17 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
+import stat
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rm_assets.data.storage import is_remote, make_directory
+from rm_assets.data.storage import StorageError, is_remote, make_directory, read_file
 
+_HOLDER = re.compile(rb".+, process [0-9]+ on [^ \n]+")
+_HOLDER_BYTES = 4096
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What file systems say that have no locks for directories, as some network ones."""
 
@@ -31,14 +35,16 @@ def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterato
 
     The directory of the file is locked with it, where directories can be: a file that is removed under its holder is
     made and locked anew by others. The lock of a remote file is one of this machine, and says nothing to others.
+    The holder's name is written into a file of ours alone: what else somebody keeps there, or under another name of
+    the same file, is locked and stays as it is.
     """
     if is_remote(path):
         path = local_directory(path.parent) / path.name
 
     def wait() -> None:
         holder = "a process that gave no name"
-        with contextlib.suppress(OSError):
-            holder = path.read_text(errors="replace").strip() or holder
+        with contextlib.suppress(OSError, StorageError):
+            holder = read_file(path).decode(errors="replace").strip() or holder
         say(f"waiting for {path.name}, held by {holder}")
 
     with contextlib.ExitStack() as stack:
@@ -49,14 +55,25 @@ def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterato
             with contextlib.suppress(FileNotFoundError):
                 stack.enter_context(_locked_directory(path.parent, wait))
                 descriptor = _locked(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, wait)
-        stream = stack.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
-        stream.truncate(0)
-        with contextlib.suppress(OSError):  # on a full disk it holds without its holder's name
-            stream.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
+        stack.callback(os.close, descriptor)
+        names_its_holder = _is_ours(path, descriptor)
+        if names_its_holder:
+            os.truncate(descriptor, 0)
+            with contextlib.suppress(OSError):  # on a full disk it holds without its holder's name
+                os.write(descriptor, f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:
-            stream.truncate(0)
+            if names_its_holder:
+                os.truncate(descriptor, 0)
+
+
+def _is_ours(path: Path, descriptor: int) -> bool:
+    """Whether a file can be written into: it is empty or holds a holder's name, and has no other name itself."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or path.is_symlink():
+        return False
+    return status.st_size == 0 or _HOLDER.fullmatch(os.pread(descriptor, _HOLDER_BYTES, 0)) is not None
 
 
 def _locked(path: Path, flags: int, wait: Callable[[], None]) -> int | None:
@@ -104,7 +121,7 @@ class Pin:
     """Keeps others from `exclusive_lock` on a directory of this machine, until it is released or collected."""
 
     def __init__(self, directory: Path) -> None:
-        descriptor = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)  # no FIFO, which would wait for its writer
         self.release = weakref.finalize(self, os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -126,7 +143,7 @@ def exclusive_lock(directory: Path) -> Iterator[bool]:
     if is_remote(directory):
         yield True
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)  # no FIFO, which would wait for its writer
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

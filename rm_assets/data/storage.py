@@ -21,6 +21,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -299,8 +300,13 @@ def download(origin: Path, target: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of a small file, in one request; raises FileNotFoundError."""
+    """All bytes of a small file, in one request; raises FileNotFoundError.
+
+    Raises StorageError where a FIFO, a socket or a device has its place, which may let a reader wait for ever.
+    """
     if not is_remote(path):
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise StorageError(f"{str(path)!r} is not a regular file: remove it and run again")
         return path.read_bytes()
     system, name = on_its_system(path)
     with reaching(path):

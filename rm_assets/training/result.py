@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from rm_assets.data.ownership import is_inside, remove_named
-from rm_assets.data.storage import file_sizes, remove_directories
+from rm_assets.data.storage import file_sizes, read_file, remove_directories
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -120,7 +120,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a finished job; raises FileNotFoundError, or TrainingResultError where it is damaged."""
     path = directory / MANIFEST
     try:
-        return dict(msgspec.to_builtins(msgspec.json.decode(path.read_bytes(), type=_Manifest)))
+        return dict(msgspec.to_builtins(msgspec.json.decode(read_file(path), type=_Manifest)))
     except (msgspec.MsgspecError, IsADirectoryError) as error:
         raise TrainingResultError(f"{str(path)!r} is damaged ({error}): remove the directory and train again") from None
 

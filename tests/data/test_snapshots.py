@@ -29,6 +29,7 @@ from rm_assets.data.publication import (
 )
 from rm_assets.data.snapshots import (
     DATA,
+    LATEST,
     MANIFEST,
     REJECTS,
     Shard,
@@ -40,7 +41,7 @@ from rm_assets.data.snapshots import (
     read_snapshot,
     required_snapshot,
 )
-from rm_assets.data.storage import write_json
+from rm_assets.data.storage import StorageError, write_json
 
 
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
@@ -245,6 +246,42 @@ def test_a_lock_file_that_is_removed_or_replaced_keeps_its_holder_the_only_one(t
             pass
     with held_lock(lock, "the third", refuse_to_wait):
         assert lock.read_text().startswith("the third, process ")
+
+
+@pytest.mark.parametrize("way", ["symbolic link", "hard link", "the file itself", "of a longer text"])
+def test_a_lock_changes_no_file_but_its_own(tmp_path: Path, way: str) -> None:
+    lock, mine = tmp_path / "lock", tmp_path / "mine.txt"
+    text = "mine" + "\nasset, process 1 on host" * ("longer" in way)
+    mine.write_text(text)
+    if way == "symbolic link":
+        lock.symlink_to(mine)
+    elif way == "hard link":
+        lock.hardlink_to(mine)
+    else:
+        lock = mine
+    with held_lock(lock, "the first", silent):
+        with pytest.raises(WaitsError), held_lock(lock, "the second", refuse_to_wait):
+            pass
+        assert mine.read_text() == text
+    assert mine.read_text() == text
+
+
+def test_a_lock_that_a_killed_holder_left_names_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("training of run 5a, process 17 on some.host")
+    with held_lock(tmp_path / "lock", "the next", silent):
+        assert (tmp_path / "lock").read_text().startswith("the next, process ")
+    assert (tmp_path / "lock").read_text() == ""
+
+
+@pytest.mark.parametrize("name", [LATEST, MANIFEST, ".", "../.rm_assets.json"])
+def test_a_fifo_in_place_of_a_file_lets_nobody_wait(tmp_path: Path, name: str) -> None:
+    snapshot = published(tmp_path, 1)
+    path = tmp_path / "asset" / name if name in (LATEST, "../.rm_assets.json") else snapshot.directory / name
+    shutil.move(path, tmp_path / "moved")
+    os.mkfifo(path)
+    with pytest.raises((StorageError, NotADirectoryError), match=r"not a regular file: remove it|Not a directory"):
+        latest_snapshot(tmp_path, "asset")
+        published(tmp_path, 2)
 
 
 @pytest.mark.parametrize("name", ["lock", "."])
