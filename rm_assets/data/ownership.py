@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import msgspec
 
@@ -77,6 +78,34 @@ _READING_SECONDS = 3600.0
 """A snapshot at a remote place is kept this long after a newer one took its place: who reads it cannot be seen."""
 
 
+class _Latest(msgspec.Struct, forbid_unknown_fields=True):
+    snapshot: Annotated[str, msgspec.Meta(pattern=f"^{_SNAPSHOT.pattern}$")]
+
+
+class _Stamp(msgspec.Struct):
+    stamp: list[Any]
+    keys: list[str]
+
+
+class _Listing(msgspec.Struct, forbid_unknown_fields=True):
+    seen: dict[str, Any]
+    waiting_since: float | None = None
+
+
+class _Reported(msgspec.Struct):
+    model: str
+    data_snapshot: str
+
+
+_CONTENTS: dict[str, Any] = {
+    "latest.json": _Latest,
+    "stamps.json": dict[str, _Stamp | None],
+    "listing.json": _Listing,
+    "history.json": list[_Reported],
+}
+"""What the small files of an asset hold, by which those of a storage without a marker are told from other people's."""
+
+
 def is_snapshot_name(name: object) -> bool:
     """Whether this can be the name of a snapshot: 16 hexadecimal digits in lower case."""
     return isinstance(name, str) and _SNAPSHOT.fullmatch(name) is not None
@@ -114,7 +143,7 @@ def require_ours(storage: Path, asset: str = "") -> None:
 
 
 def _is_claimed(storage: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
         read_file(storage / MARKER)
         return True
     return False
@@ -126,7 +155,20 @@ def _first_foreign_entry(directory: Path) -> Path | None:
     except NotADirectoryError:
         return directory
     own = {True: _OWN_DIRECTORY, False: _OWN_FILE}
-    return next((directory / name for name in sorted(found) if not own[found[name]].fullmatch(name)), None)
+    strange = (
+        name for name in sorted(found) if not (own[found[name]].fullmatch(name) and _reads_as_ours(directory / name))
+    )
+    return next((directory / name for name in strange), None)
+
+
+def _reads_as_ours(path: Path) -> bool:
+    """Whether a file that has the name of one that is written anew by every run also holds what that would hold."""
+    if path.name not in _CONTENTS:
+        return True
+    with contextlib.suppress(OSError, StorageError, msgspec.MsgspecError):
+        msgspec.json.decode(read_file(path), type=_CONTENTS[path.name])
+        return True
+    return False
 
 
 # --- files that a record names -------------------------------------------------------------------------------

@@ -75,6 +75,33 @@ def test_a_storage_that_holds_what_is_not_ours_is_refused_before_any_work(settin
     assert [path for path in Path(settings.storage).rglob("*") if path.is_file()] == [foreign]
 
 
+@pytest.mark.parametrize(
+    "content", ["", "mine", "{}", '{"snapshot": "v2"}', '{"snapshot": "0123456789abcdef", "x": 1}', "[1]"]
+)
+@pytest.mark.parametrize("name", ["latest.json", "stamps.json", "listing.json", "history.json"])
+def test_files_of_others_that_have_names_of_ours_are_refused_and_not_replaced(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    path = tmp_path / ASSET / name
+    path.parent.mkdir()
+    path.write_text(content)
+    if (name, content) == ("stamps.json", "{}"):  # that is one of ours which knows of no file
+        claim_storage(tmp_path)
+        return
+    with pytest.raises(StorageError, match=rf"{name}' was not made by rm_assets\. Move it elsewhere"):
+        published(tmp_path, 1)
+    assert path.read_text() == content
+
+
+def test_links_that_have_names_of_ours_are_refused(tmp_path: Path) -> None:
+    (tmp_path / ASSET).mkdir()
+    for target in ("nothing", "."):
+        (tmp_path / ASSET / LATEST).symlink_to(target)
+        with pytest.raises(StorageError, match=r"latest\.json' was not made by rm_assets"):
+            published(tmp_path, 1)
+        (tmp_path / ASSET / LATEST).unlink()
+
+
 def test_a_directory_that_holds_other_things_beside_the_assets_may_be_the_storage(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
