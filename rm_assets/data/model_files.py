@@ -41,6 +41,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "tekken.json",
+    "additional_chat_templates/default.jinja",
 )
 _WEIGHTS = f"*{WEIGHTS}"
 

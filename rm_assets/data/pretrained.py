@@ -72,6 +72,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
 
 
+def keep_default_template(tokenizer: Any) -> None:
+    """Of several chat templates keep the one that all conversations are written by, with tools or without."""
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.get_chat_template()
+
+
 @contextlib.contextmanager
 def tokenizer_errors(name: str) -> Iterator[None]:
     """Whatever transformers and tokenizers raise over a tokenizer's files as one SettingsError."""

@@ -15,7 +15,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rm_assets.data.chat import ChatTokenizer, TemplateError, message_dict, reference_text
-from rm_assets.data.pretrained import check_model_files, load_tokenizer, reraise_unless_of_a_library
+from rm_assets.data.pretrained import (
+    check_model_files,
+    keep_default_template,
+    load_tokenizer,
+    reraise_unless_of_a_library,
+)
 from rm_assets.training.devices import prepare
 from rm_assets.training.job import TrainingError
 
@@ -50,6 +55,7 @@ def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str
             raise NotADirectoryError("no such directory")
         check_model_files(directory)
         tokenizer = load_tokenizer(str(directory))
+        keep_default_template(tokenizer)
         model = AutoModelForSequenceClassification.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )

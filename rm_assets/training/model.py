@@ -154,6 +154,7 @@ def load_tokenizer(job: TrainingJob) -> Any:
     tokenizer.padding_side = "right"
     if job.chat_template is not None:
         tokenizer.chat_template = job.chat_template
+    pretrained.keep_default_template(tokenizer)
     return tokenizer
 
 

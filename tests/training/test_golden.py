@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from rm_assets.training.conversations import load_scorer, sequence_logits
 from rm_assets.training.golden import GoldenScoresError, read_golden_scores, verify_golden_scores, write_golden_scores
@@ -166,3 +167,16 @@ def test_the_card_tells_how_to_load_the_model_and_what_it_was_made_of(trained):
         assert word in card
     for library in ("from transformers import", "from trl import", "from vllm import"):
         assert library in card
+
+
+@pytest.mark.parametrize("tools", [None, [{"name": "tool"}]])
+def test_a_model_of_a_tokenizer_with_several_templates_has_the_one_it_was_trained_on(job_in, tmp_path, tools):
+    job = job_in(tmp_path)
+    tokenizer = Path(shutil.copytree(job.tokenizer, tmp_path / "tokenizer"))
+    (tokenizer / "additional_chat_templates").mkdir()
+    (tokenizer / "additional_chat_templates" / "tool_use.jinja").write_text("w9")
+    directory = Path(job.output_directory) / "model"
+    run_job(job.model_copy(update={"tokenizer": str(tokenizer)}), ALONE, Progress())
+    assert verified(directory) == 0
+    stock = AutoTokenizer.from_pretrained(directory)
+    assert stock.apply_chat_template([{"role": "user", "content": "w7"}], tools=tools, tokenize=False) == "w7 <end>"
