@@ -107,13 +107,19 @@ def check_tokenizer_files(directory: Path) -> None:
         if name is not None and not (isinstance(name, str) and _TOKENIZER_CLASS.fullmatch(name)):
             _refuse(path, f"tokenizer_class is {name!r}, not the name of a tokenizer's class")
         _check_counts(path, found)
-        if "fast_tokenizer_files" in found:
-            _refuse(path, f"fast_tokenizer_files names other files than {_FAST}, which is the one to read")
+        _check_names_no_other(path, found)
     ids_by_file = {directory / name: ids for name, ids in _ids(directory)}
     num_tokens = sum(len(ids) for ids in ids_by_file.values())
     num_tokens += sum((directory / name).stat().st_size for name in _NO_COUNT if (directory / name).is_file())
     for path, ids in ids_by_file.items():
         _check_ids(path, ids, 2 * num_tokens + _SPARE_IDS)
+
+
+def _check_names_no_other(path: Path, found: dict[str, Any]) -> None:
+    """Refuse a file that names others to be read in place of those that are checked, each by transformers' version."""
+    for name, checked in (("fast_tokenizer_files", _FAST), ("configuration_files", CONFIGURATION)):
+        if name in found:
+            _refuse(path, f"{name} names other files than {checked}, which is the one to read")
 
 
 def num_ids(directory: Path) -> int | None:
@@ -190,6 +196,7 @@ def _check_configuration(path: Path, configuration: dict[str, Any]) -> None:
             "give a model of a type that transformers knows"
         )
     _check_counts(path, configuration)
+    _check_names_no_other(path, configuration)
     for name, value in _values(configuration):
         if name.endswith("_implementation") and "/" in str(value):
             _refuse(path, f"{name} is {_short(value)}, code on the Hub that is never run")

@@ -148,6 +148,17 @@ def test_kernels_of_the_hub_are_not_asked_for(tmp_path: Path) -> None:
     assert "_attn_implementation is 'kernels-community/flash-attn', code on the Hub that is never run" in told
 
 
+def test_another_configuration_than_the_one_that_is_checked_is_not_read(tmp_path: Path) -> None:
+    """transformers reads it in place of config.json: here it asks for code on the Hub."""
+    directory = sample_model(tmp_path / "m", configuration_files=["config.4.0.0.json"])
+    hidden = {"model_type": "qwen3", "attn_implementation": "kernels-community/flash-attn"}
+    (directory / "config.4.0.0.json").write_text(json.dumps(hidden))
+    problem = "configuration_files names other files than config.json, which is the one to read"
+    assert problem in error_of_model(directory)
+    shutil.copytree(SAMPLE / "tokenizer", directory, dirs_exist_ok=True)
+    assert f"'config.json' in {str(directory)!r}: {problem}" in error_of_tokenizer(directory)
+
+
 # --- pickles -------------------------------------------------------------------------------------------------
 
 
