@@ -23,6 +23,7 @@ from rm_assets.data.pretrained import (
 )
 from rm_assets.training.devices import prepare
 from rm_assets.training.job import TrainingError
+from rm_assets.training.model import check_size, require_whole_weights
 
 Padding = Literal["right", "left"]
 
@@ -56,9 +57,11 @@ def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str
         check_model_files(directory)
         tokenizer = load_tokenizer(str(directory))
         keep_default_template(tokenizer)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        check_size(directory)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+        require_whole_weights(model, info)
     except Exception as error:  # whatever the files lead transformers to
         reason = " ".join(str(error).split())[:500]
         raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error

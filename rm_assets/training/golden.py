@@ -8,11 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 
 from rm_assets.data.pretrained import load_tokenizer
+from rm_assets.settings import SettingsError
 from rm_assets.training.conversations import (
     ConversationError,
     Padding,
@@ -81,7 +83,12 @@ def verify_golden_scores(
         if golden.get(name) != value:
             raise _differs(directory, name, golden.get(name), value)
     for number, item in enumerate(golden["conversations"], start=1):
-        text = conversation_text(scorer.tokenizer, item["messages"])
+        try:
+            text = conversation_text(scorer.tokenizer, item["messages"])
+        except ConversationError as error:
+            raise GoldenScoresError(
+                f"{str(directory)!r} does not give its golden scores: of conversation {number}, {error}"
+            ) from None
         if text != item["text"]:
             raise _differs(directory, f"the text of conversation {number}", item["text"], text)
         ids = text_ids(scorer.tokenizer, text)
@@ -99,13 +106,27 @@ def verify_golden_scores(
 def read_golden_scores(directory: Path) -> dict[str, Any]:
     """The file's content; raises GoldenScoresError where it is missing or damaged."""
     try:
-        content = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
-        _ = content["tolerance"], [(c["messages"], c["text"], c["ids"], c["score"]) for c in content["conversations"]]
+        written = (directory / GOLDEN).read_bytes()
+        msgspec.json.decode(written, type=_Golden)
     except FileNotFoundError:
         raise GoldenScoresError(f"no {GOLDEN} in {str(directory)!r}: nothing says what it should give") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise GoldenScoresError(f"{GOLDEN} in {str(directory)!r} is damaged: {error}") from None
-    return dict(content)
+    return dict(json.loads(written))
+
+
+class _Conversation(msgspec.Struct):
+    messages: list[dict[str, Any]]
+    text: str
+    ids: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]], msgspec.Meta(min_length=1)]
+    score: float
+
+
+class _Golden(msgspec.Struct):
+    """What must be in the file to be compared, and of which types."""
+
+    tolerance: float
+    conversations: list[_Conversation]
 
 
 def largest_difference(scores: list[float], others: list[float]) -> float:
@@ -118,7 +139,7 @@ def _rendered(scorer: Scorer) -> Iterator[tuple[list[dict[str, Any]], str]]:
     for messages in CONVERSATIONS:
         try:
             text = conversation_text(scorer.tokenizer, messages)
-        except ConversationError:
+        except (ConversationError, SettingsError):  # of the template: it refuses them, or exceeds its bounds
             continue
         if len(text_ids(scorer.tokenizer, text)) <= (scorer.max_length or len(text)):
             yield messages, text

@@ -4,6 +4,7 @@ It is stock `AutoModelForSequenceClassification` with one label. Dropout is off 
 eval mode while it is trained: the modes differ in nothing else that we use, and a reward is not a draw.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load_model(directory: Path) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
     )
-    assert not info["missing_keys"], f"saved model lacks {sorted(info['missing_keys'])!r}"
+    require_whole_weights(model, info)
     return model.eval()
 
 
@@ -64,7 +65,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
     try:
         if Path(job.model).is_dir():
             pretrained.check_model_files(Path(job.model))
-            _check_size(Path(job.model))
+            check_size(Path(job.model))
         model, info = AutoModelForSequenceClassification.from_pretrained(
             job.model,
             revision=job.model_revision or "main",
@@ -74,17 +75,27 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
             trust_remote_code=False,
             output_loading_info=True,
         )
+        is_new_head = f"{HEAD}.weight" in info["missing_keys"]
+        require_whole_weights(model, info, may_lack=f"{HEAD}.")
     except Exception as error:  # whatever a configuration or its weights lead transformers to
         raise _unloadable(job.model, error) from error
-    missing = set(info["missing_keys"])
-    is_new_head = f"{HEAD}.weight" in missing
-    lacking = sorted(name for name in missing if not name.startswith(f"{HEAD}."))
-    if lacking:
-        raise TrainingError(f"model {job.model!r} lacks the weights {lacking[:3]!r}: give a complete checkpoint")
     return model, is_new_head
 
 
-def _check_size(directory: Path) -> None:
+def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: str = "-") -> None:
+    """Raise ValueError where weights were not in the files, and so made at random, or are no finite numbers.
+
+    `info` is what transformers tells of loading; of weights whose names begin with `may_lack`, nothing is asked.
+    """
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
+    if lacking:
+        raise ValueError(f"it lacks the weights {lacking[:3]!r}: give a complete checkpoint")
+    for name, weight in model.named_parameters():
+        if not name.startswith(may_lack) and not bool(weight.isfinite().all()):
+            raise ValueError(f"its weights {name!r} are not all finite numbers: get the files again")
+
+
+def check_size(directory: Path) -> None:
     """Raise ValueError where a configuration asks for far more weights than there are: those would be made at random.
 
     Quantized weights take an eighth of float32, at the least.

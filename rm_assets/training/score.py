@@ -87,11 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="the model directory")
     parser.add_argument("file", help="a JSONL file, or - for standard input")
     parser.add_argument("--output", default="-", help="a JSONL file for the scores; standard output if not given")
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences per forward pass; changes no score")
+    parser.add_argument("--batch-size", type=_size, default=16, help="sequences per forward pass; changes no score")
     parser.add_argument("--padding", choices=["right", "left"], default="right", help="changes no score")
-    parser.add_argument("--tolerance", type=float, help="allowed difference of a golden score; unset: the file's")
+    parser.add_argument("--tolerance", type=_tolerance, help="allowed difference of a golden score; unset: the file's")
     parser.add_argument("--bfloat16", action="store_true", help="score in bfloat16; the difference is only reported")
     return parser
+
+
+def _size(text: str) -> int:
+    if (size := int(text)) < 1:
+        raise ValueError
+    return size
+
+
+def _tolerance(text: str) -> float:
+    if not (tolerance := float(text)) >= 0:
+        raise ValueError
+    return tolerance
 
 
 def _source(name: str) -> contextlib.AbstractContextManager[io.BufferedReader]:
@@ -176,10 +188,20 @@ def scored_lines(
             places += [(result, name) for name in sides]
     for (result, name), score in zip(places, sequence_logits(scorer, sequences, batch_size, padding), strict=True):
         result[name] = score
-    for result in results:
-        if "chosen_score" in result:
-            result["margin"] = result["chosen_score"] - result["rejected_score"]
-    return results
+    return [_finished(result) for result in results]
+
+
+def _finished(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with its margin, or with a problem in place of scores that are no finite numbers."""
+    scores = {name: score for name, score in result.items() if name.endswith("score")}
+    if not all(map(math.isfinite, scores.values())):
+        place = {name: value for name, value in result.items() if name not in scores}
+        return place | {
+            "problem": f"the model gives scores that are not finite: {', '.join(map(str, scores.values()))}"
+        }
+    if "chosen_score" in scores:
+        return result | {"margin": scores["chosen_score"] - scores["rejected_score"]}
+    return result
 
 
 def _stated(line: str, rules: ParsingRules) -> list[_Sides]:

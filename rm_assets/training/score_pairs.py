@@ -5,6 +5,7 @@ directory), 2 no usable job file, 143 and 130 stopped by SIGTERM and SIGINT.
 """
 
 import contextlib
+import math
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from rm_assets.data.parquet import parquet_file, write_table
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.snapshots import SnapshotError
 from rm_assets.data.storage import write_json
+from rm_assets.settings import SettingsError
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError
 from rm_assets.training.result import ERROR, MANIFEST
@@ -58,7 +60,7 @@ def work(job: ScoringJob) -> int:
     """Run the job; returns the exit code."""
     try:
         run_scoring(job)
-    except (TrainingError, SnapshotError) as error:
+    except (TrainingError, SettingsError, SnapshotError) as error:
         return _failed(job, str(error))
     except Exception as error:
         traceback.print_exc()
@@ -102,8 +104,11 @@ def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int
         results.append(result)
     scores = iter(sequence_logits(scorer, sequences, batch_size))
     for result in results:
-        known = not result["problem"]
-        result |= {f"{side}_score": next(scores) if known else None for side in ("chosen", "rejected")}
+        both = [next(scores), next(scores)] if not result["problem"] else [None, None]
+        if not all(score is None or math.isfinite(score) for score in both):
+            result["problem"] = f"the model gives scores that are not finite: {both[0]}, {both[1]}"
+            both = [None, None]
+        result |= {"chosen_score": both[0], "rejected_score": both[1]}
     return pa.Table.from_pylist(results, schema=SCORED)
 
 

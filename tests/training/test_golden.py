@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -147,7 +148,49 @@ def test_changed_weights_are_detected(copy):
         verified(copy)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"tolerance": 1, "conversations": [{}]}'])
+DAMAGES = {
+    "ids as text": {"ids": ["1"]},
+    "negative ids": {"ids": [-1]},
+    "huge ids": {"ids": [10**30]},
+    "no ids": {"ids": []},
+    "a score as text": {"score": "1"},
+    "messages that are none": {"messages": 5},
+    "messages that are numbers": {"messages": [5]},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_conversation_of_other_types_is_a_damage_of_the_file(copy, name):
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["conversations"][1] |= DAMAGES[name]
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    with pytest.raises(GoldenScoresError, match=r"golden_scores.json in .* is damaged: .*conversations\[1\]"):
+        verified(copy)
+
+
+def test_a_conversation_that_the_template_refuses_is_told(copy):
+    template = "{{ raise_exception('no user') }}"
+    (copy / "chat_template.jinja").write_text(template)
+    golden = json.loads((copy / GOLDEN).read_text())
+    golden["chat_template_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+    (copy / GOLDEN).write_text(json.dumps(golden))
+    with pytest.raises(GoldenScoresError, match=r"of conversation 1, the chat template refuses it \(no user\)"):
+        verified(copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"tolerance": "1", "conversations": []}',
+        "\x00",
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"tolerance": 1, "conversations": [{}]}',
+    ],
+)
 def test_a_missing_or_damaged_file_is_a_clear_error(copy, content):
     (copy / GOLDEN).unlink()
     if content is not None:

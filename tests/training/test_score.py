@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.data.preferences import ParsingRules
@@ -23,6 +24,11 @@ def directory(tmp_path_factory, job_in):
     clear_output(Path(job.output_directory))
     run_job(job, ALONE, Progress())
     return Path(job.output_directory) / "model"
+
+
+@pytest.fixture
+def copy(directory, tmp_path):
+    return Path(shutil.copytree(directory, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -155,7 +161,8 @@ def test_a_conversation_that_the_tokenizer_fails_on_is_a_problem_of_its_own(dire
     scorer = load_scorer(directory)
 
     class FailsOnW11:
-        apply_chat_template = scorer.tokenizer.apply_chat_template
+        def __getattr__(self, name):
+            return getattr(scorer.tokenizer, name)
 
         def __call__(self, text, **options):
             if "w11" in text:
@@ -209,6 +216,56 @@ def test_scores_never_replace_the_file_that_they_are_of(scored, tmp_path, monkey
     assert (code, printed) == (1, [])
     assert "the file whose lines are to be scored: name another one" in told
     assert [json.loads(line) for line in source.read_bytes().splitlines()] == ROWS
+
+
+def test_the_output_may_be_a_device(scored):
+    code, printed, told = scored(ROWS, "--output", "/dev/null")
+    assert (code, printed) == (0, [])
+    assert "4 pairs" in told
+
+
+@pytest.mark.parametrize(
+    "option", [("--batch-size", "0"), ("--batch-size", "-1"), ("--tolerance", "nan"), ("--tolerance", "-1")]
+)
+def test_a_number_that_would_score_nothing_is_a_wrong_argument(scored, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        scored(ROWS, *option, "--bfloat16")
+    assert f"argument {option[0]}: invalid" in capsys.readouterr().err
+
+
+def changed_weights(directory, change):
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+def test_a_model_without_some_of_its_weights_scores_nothing_in_any_precision(scored, copy):
+    changed_weights(copy, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    code, results, told = scored(ROWS, "--bfloat16", model=copy)
+    assert (code, results) == (1, [])
+    assert "it lacks the weights ['model.layers.1.mlp.up_proj.weight']: give a complete checkpoint" in told
+
+
+def test_a_model_with_weights_that_are_no_numbers_scores_nothing(scored, copy):
+    changed_weights(copy, lambda weights: weights["model.embed_tokens.weight"][30].fill_(float("nan")))
+    code, results, told = scored(ROWS, "--bfloat16", model=copy)
+    assert (code, results) == (1, [])
+    assert "its weights 'model.embed_tokens.weight' are not all finite numbers: get the files again" in told
+
+
+def test_scores_that_are_no_finite_numbers_are_problems_of_their_lines(copy):
+    changed_weights(copy, lambda weights: weights["score.weight"].mul_(0).add_(3e38))
+    scorer = load_scorer(copy)
+    results = scored_lines([(7, json.dumps(ROWS[0])), (8, json.dumps(ROWS[1]))], scorer, ParsingRules(), 4, "right")
+    told = [result.pop("problem") for result in results]
+    assert results == [{"line": 7, "pair": 1}, {"line": 8}]
+    assert all(text.startswith("the model gives scores that are not finite: ") for text in told)
+    row = dict.fromkeys(PAIRS.names, "") | {"line": 1, "prompt": [message("user", "w7")]}
+    row |= {"chosen": [message("assistant", "w5")], "rejected": [message("assistant", "w6")]}
+    [pair] = scored_pairs(scorer, [row], 64, 4).to_pylist()
+    assert (pair["chosen_score"], pair["rejected_score"]) == (None, None)
+    assert pair["problem"].startswith("the model gives scores that are not finite: ")
 
 
 def test_bfloat16_is_scored_with_its_difference_reported(scored):
