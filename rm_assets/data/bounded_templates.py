@@ -88,6 +88,8 @@ class _Account:
 
 _SEQUENCES = (str, list, tuple)
 _WIDE_FIELD = re.compile(r"%[^%a-zA-Z]*(?:\d{4}|\*)")
+_WIDE_NAMED_FIELD = re.compile(r"\)[#0\- +]*(?:\d{4}|\*|\d*\.(?:\d{4}|\*))")
+"""The width of a field whose name stands in parentheses, which may be nested."""
 _WIDE_FORMAT = re.compile(r"[:.][^{}]*(?:\d{4}|\{)")
 
 
@@ -111,7 +113,8 @@ def _pay_for_operator(account: _Account, operator: str, left: Any, right: Any) -
 
 
 def _pay_for_format(account: _Account, text: str, values: Any) -> None:
-    account.require(not _WIDE_FIELD.search(text), "a formatted field of a thousand characters or more")
+    is_wide = _WIDE_FIELD.search(text) or ("%(" in text and _WIDE_NAMED_FIELD.search(text))
+    account.require(not is_wide, "a formatted field of a thousand characters or more")
     account.pay(len(text))
     account.pay_for(values, 1 + text.count("%"))
     account.pay(1000 * text.count("%"))
@@ -122,7 +125,7 @@ def _pay_for_format(account: _Account, text: str, values: Any) -> None:
 _PLAIN_FILTERS = frozenset(
     {
         *("abs", "attr", "capitalize", "count", "d", "default", "e", "escape", "first", "float", "forceescape", "int"),
-        *("items", "last", "length", "lower", "map", "random", "reject", "rejectattr", "reverse", "safe", "select"),
+        *("items", "last", "length", "lower", "map", "reject", "rejectattr", "reverse", "safe", "select"),
         *("selectattr", "title", "trim", "upper", "filesizeformat"),
     }
 )
@@ -152,7 +155,8 @@ def _bounded_filter(account: _Account, name: str, function: Callable[..., Any]) 
         return result
 
     def refused(*arguments: Any, **options: Any) -> Any:
-        account.require(False, f"the filter {name!r}, whose work nothing bounds")
+        why = "by which no two renderings are alike" if name == "random" else "whose work nothing bounds"
+        account.require(False, f"the filter {name!r}, {why}")
 
     bounded = plain if name in _PLAIN_FILTERS else other if name in _OTHER_FILTERS else refused
     if passes_first:
@@ -301,12 +305,20 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum", None)
         self.tests.update(own.tests)
         self.filters.update({name: _bounded_filter(account, name, own.filters[name]) for name in own.filters})
+        self.filters["_data"] = pass_context(lambda _, length: account.pay(length))
+        self.filters["_sliced"] = self._sliced
         self.filters["_round"] = pass_context(lambda _, value: account.pay_round())
         self.filters["_built"] = self._built
 
     @pass_context
     def _built(self, context: Any, value: Any) -> Any:
         self.account.pay_for(value)
+        return value
+
+    @pass_context
+    def _sliced(self, context: Any, value: Any) -> Any:
+        if isinstance(value, _SEQUENCES):
+            self.account.pay(len(value) if isinstance(value, str) else _ITEM * len(value))
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -316,6 +328,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **options: Any) -> Any:
         """A call, paid for."""
+        self.account.pay(_ITEM * (len(arguments) + len(options)))
         arguments = _pay_for_call(self.account, function, arguments, options)
         result = super().call(context, function, *arguments, **options)
         if type(result) is list:
@@ -329,13 +342,13 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Instrumented(NodeTransformer):
-    """Lets rounds and lists be paid for, and constants be computed here, where they are."""
+    """Lets rounds, lists, slices and the own text of a template be paid for, and constants be computed where they are."""
 
     def __init__(self, environment: _BoundedEnvironment) -> None:
         self._environment = environment
 
     def visit(self, node: nodes.Node, *arguments: Any, **options: Any) -> Any:
-        """The node with what it holds, and with what pays for it."""
+        """The node with what it holds, and with what pays for it, maybe before it."""
         node = self.generic_visit(node)
         if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
             paid = nodes.ExprStmt(self._filtered(nodes.Const(None), "_round"), lineno=node.lineno)
@@ -344,9 +357,20 @@ class _Instrumented(NodeTransformer):
             is_constant = all(isinstance(item, nodes.Const) for item in node.items)
             if not is_constant and getattr(node, "ctx", "load") == "load":
                 return self._filtered(node, "_built")
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+            return self._filtered(node, "_sliced")
+        elif isinstance(node, nodes.Output):
+            return self._paid_output(node)
         elif isinstance(node, nodes.BinExpr) and node.operator in self._environment.intercepted_binops:
             return self._computed(node)
         return node
+
+    def _paid_output(self, node: nodes.Output) -> list[nodes.Node]:
+        """What the template itself writes there is written as it is, and so paid for before it."""
+        if not (num_characters := sum(map(_num_constant_characters, node.nodes))):
+            return [node]
+        paid = self._filtered(nodes.Const(num_characters), "_data")
+        return [nodes.ExprStmt(paid, lineno=node.lineno).set_environment(self._environment), node]
 
     def _filtered(self, node: nodes.Expr, name: str) -> nodes.Node:
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno).set_environment(self._environment)
@@ -361,6 +385,13 @@ class _Instrumented(NodeTransformer):
         except Exception:  # no constants, or what raises where it is run
             return node
         return nodes.Const(value, lineno=node.lineno).set_environment(self._environment)
+
+
+def _num_constant_characters(node: nodes.Expr) -> int:
+    try:
+        return len(str(node.as_const()))
+    except Exception:  # no constant, which pays where it is written, or what raises there
+        return 0
 
 
 class BoundedTemplate:

@@ -53,6 +53,9 @@ HOSTILE = {
     "a format that is made": ("{% set c = '%' ~ '9999999999d' %}{{ c % 1 }}", WIDE),
     "a wide field": ("{{ '{:9999999999}'.format(1) }}", WIDE),
     "a field in a field": ("{{ '{:{}}'.format(1, 9999999999) }}", WIDE),
+    "a wide field by its name": ("{{ '%(a)9999999999d' % {'a': 1} }}", WIDE),
+    "a wide field by a name with parentheses": ("{{ '%((a))-9999999999d' % {'(a)': 1} }}", WIDE),
+    "a precise field by its name": ("{{ '%(a)8.9999999999f' | format(a=1.0) }}", WIDE),
     "a field of a mapping": ("{{ '{a:9999999999}'.format_map({'a': 1}) }}", WIDE),
     "a centered text": ("{{ 'a' | center(10000000000) }}", "a number above 10000 for the filter 'center'"),
     "a centered block": ("{% filter center(10000000000) %}a{% endfilter %}", "a number above 10000"),
@@ -87,6 +90,16 @@ HOSTILE = {
         "{% autoescape true %}" + BIG + "{% for n in range(99) %}{{ b }}{% endfor %}{% endautoescape %}",
         WORK,
     ),
+    "its own text again and again": ("{% for n in range(99) %}" + "x" * 500000 + "{% endfor %}", WORK),
+    "a constant again and again": ("{% for n in range(99) %}{{ 'x' * 500000 }}{% endfor %}", WORK),
+    "its own text in a macro": (
+        "{% macro f() %}" + "x" * 500000 + "{% endmacro %}" + doubled("{% set ns.s = [f(), ", "] %}", "''"),
+        WORK,
+    ),
+    "a text cut again and again": (BIG + "{% set a = b[1:] %}" * 99, WORK),
+    "a list cut again and again": ("{% set l = [1] * 100000 %}" + "{% set a = l[1:] %}" * 99, WORK),
+    "kept arguments": (doubled("{% set ns.s = [", ", cycler(*range(99999))] %}", "''"), WORK),
+    "chance": ("{{ [1, 2] | random }}", "the filter 'random', by which no two renderings are alike"),
     "a very long template": ("{# " + "x" * 2**20 + " #}", "1048576 characters of template"),
 }
 
