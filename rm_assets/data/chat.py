@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from jinja2 import TemplateSyntaxError, nodes
 
 from rm_assets.data.bounded_templates import BoundedTemplate, TemplateLimitError
 from rm_assets.data.model_files import TokenizerFiles
@@ -33,7 +34,6 @@ _LONGEST_TOKEN = 1_000
 """Characters; a fast backend is tried on every added token some thousand times."""
 _LARGE_SIZE = 50_000
 """Characters of a conversation from which on a bound exceeded is no mistake of the template, but a reject."""
-_STRFTIME = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 class TemplateError(ValueError):
@@ -131,17 +131,38 @@ def with_frozen_date(template: str, date: str) -> str:
 
     transformers passes no functions to a template, so the answers to the formats it asks for are written out.
     """
-    formats = {found[2] for found in _STRFTIME.finditer(template)}
-    if template.count("strftime_now(") != len(_STRFTIME.findall(template)):
-        raise SettingsError(
-            "chat_template (or RM_CHAT_TEMPLATE): the template asks strftime_now for a format that is no literal"
-        )
+    formats = _date_formats(template) if "strftime_now" in template else set()
     if not formats:
         return template
     day = datetime.fromisoformat(date)
     answers = "".join(f"{{%- if format == {f!r} -%}}{day.strftime(f)}{{%- endif -%}}" for f in sorted(formats))
     # The empty expression keeps a line feed at the template's start: after a block, Jinja would trim it.
     return f"{{%- macro strftime_now(format) -%}}{answers}{{%- endmacro %}}{{{{ '' }}}}{template}"
+
+
+def _date_formats(template: str) -> set[str]:
+    """The formats that a template asks `strftime_now` for; raises SettingsError where it may ask for others.
+
+    Besides the calls it may be tested, as in `strftime_now is defined`.
+    """
+    try:
+        tree = chat_template_utils()._compile_jinja_template("").environment.parse(template)
+    except TemplateSyntaxError:
+        return set()  # which is told where it is rendered
+    known = {id(test.node) for test in tree.find_all(nodes.Test)}
+    formats = set()
+    for call in tree.find_all(nodes.Call):
+        if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) and not call.kwargs:
+            known.add(id(call.node))
+            if getattr(call.node, "name", "") == "strftime_now":
+                formats.add(str(call.args[0].value))
+    names = [name for name in tree.find_all(nodes.Name) if name.name == "strftime_now"]
+    if not all(id(name) in known for name in names):
+        raise SettingsError(
+            "chat_template (or RM_CHAT_TEMPLATE): the template uses strftime_now otherwise than with a format that is "
+            "a literal, as in strftime_now('%d %B %Y'): what it writes would depend on the day"
+        )
+    return formats
 
 
 def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:

@@ -93,6 +93,31 @@ def test_a_template_that_asks_for_the_day_gets_the_one_in_the_settings(tmp_path:
     assert files.identity != find_tokenizer(Settings(tokenizer=str(tmp_path))).identity
 
 
+@pytest.mark.parametrize(
+    "call", ["strftime_now ('%Y')", "strftime_now(\n'%Y')", "strftime_now('%' '')[:0] ~ strftime_now('%Y')"]
+)
+def test_no_spelling_of_the_call_tells_today(tmp_path: Path, call: str) -> None:
+    chat_tokenizer(tmp_path, "{{ " + call + " }}" + CHATML, pad_token="<|pad|>")
+    files = find_tokenizer(Settings(tokenizer=str(tmp_path), template_date="1999-02-03"))
+    assert render(load_chat_tokenizer(files), [USER, REPLY], "").startswith("1999<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "{% set now = strftime_now %}{{ now('%Y') }}",
+        "{{ strftime_now('%' ~ 'Y') }}",
+        "{{ strftime_now(format='%Y') }}",
+        "{{ strftime_now(*['%Y']) }}",
+        "{{ [strftime_now][0]('%Y') }}",
+        "{{ messages[0].role | default(strftime_now('%Y') ~ strftime_now) }}",
+    ],
+)
+def test_a_template_that_may_tell_today_is_refused(use: str) -> None:
+    with pytest.raises(SettingsError, match="what it writes would depend on the day"):
+        with_frozen_date(use + CHATML, "2024-02-29")
+
+
 def test_prompt_and_reply_make_the_whole_conversation_where_the_template_rewrites_earlier_turns(tmp_path: Path) -> None:
     # Like Qwen3: the last reply is written with an empty thought, so the prompt alone renders differently.
     template = (
