@@ -8,6 +8,7 @@ are empty, and nothing is removed through a symbolic link.
 """
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Collection, Iterable
@@ -230,15 +231,24 @@ def finish_snapshot(directory: Path, kept: Collection[str]) -> None:
 def remove_snapshot(directory: Path, besides: Iterable[str] = ()) -> None:
     """Remove the files of a snapshot, its manifest first, so that what is half removed does not exist.
 
-    Left alone is what its manifest does not prove to be ours, and a snapshot that somebody on this machine reads.
+    Left alone is what its manifest does not prove to be ours, what may not be changed, and a snapshot that somebody on
+    this machine reads.
     """
     paths = published_files(directory)
+    if paths is None or not _may_be_changed(directory):
+        return
     with exclusive_lock(directory) as is_free:
-        if paths is None or not is_free:
-            return
-        begin_snapshot(directory, [*paths, *besides, *BESIDE])
-        remove_files([directory / MANIFEST])
-        finish_snapshot(directory, ())
+        if is_free:
+            begin_snapshot(directory, [*paths, *besides, *BESIDE])
+            remove_files([directory / MANIFEST])
+            with contextlib.suppress(PermissionError):  # of a folder in it; the note stays for the next run
+                finish_snapshot(directory, ())
+
+
+def _may_be_changed(directory: Path) -> bool:
+    """Whether entries of a directory can be removed: people take the permission from what is to stay."""
+    whose = {"effective_ids": os.access in os.supports_effective_ids}
+    return is_remote(directory) or os.access(directory, os.R_OK | os.W_OK | os.X_OK, **whose)
 
 
 def finish_removals(home: Path) -> None:
@@ -252,7 +262,8 @@ def finish_removals(home: Path) -> None:
         kept = published_files(snapshot)
         is_damaged = kept is None and (snapshot / MANIFEST).exists()
         if not is_damaged and is_abandoned(snapshot) and is_abandoned(note):
-            finish_snapshot(snapshot, kept or ())
+            with contextlib.suppress(PermissionError):
+                finish_snapshot(snapshot, kept or ())
 
 
 def remove_named(directory: Path, paths: Collection[str]) -> None:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import Pin, held_lock, local_directory, pinned
 from rm_assets.data.ownership import (
+    ASSETS,
     MANIFEST,
     TRAINING,
     begin_snapshot,
@@ -227,7 +228,11 @@ class Publication:
         for directory in self._snapshots():
             try:
                 snapshot = read.get(directory) or read_snapshot(directory, pin=False)
-            except (FileNotFoundError, SnapshotError):  # its shards are found elsewhere, or computed again
+            except (
+                FileNotFoundError,
+                PermissionError,
+                SnapshotError,
+            ):  # its shards are found elsewhere, or computed again
                 continue
             self.previous = self.previous or snapshot
             for shard in snapshot.manifest.shards:
@@ -237,7 +242,7 @@ class Publication:
         """The snapshots on disk and when each was written, newest first, `latest` before all."""
         written: dict[Path, float] = {}
         for name in filter(is_snapshot_name, subdirectories(self.directory)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 written[self.directory / name] = (self.directory / name / MANIFEST).stat().st_mtime
         latest = self.previous.directory if self.previous else None
         newest_first = sorted(written, key=lambda directory: (directory == latest, written[directory]), reverse=True)
@@ -416,15 +421,26 @@ def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
     """
     needed: set[tuple[str, str]] = set()
     for asset in subdirectories(storage):
-        for name in filter(is_snapshot_name, subdirectories(storage / asset)):
-            try:
-                needed |= _inputs(storage / asset / name / MANIFEST)
-            except msgspec.MsgspecError as error:
-                if latest_name(storage, asset) in (None, name):
-                    raise SnapshotError(f"{str(storage / asset / name / MANIFEST)!r} cannot be read: {error}") from None
-        for path in unfinished_trainings(storage / asset).glob("*.json"):
-            with contextlib.suppress(msgspec.MsgspecError):
-                needed |= _inputs(path)
+        try:
+            needed |= _needed_by(storage, asset)
+        except PermissionError as error:
+            if asset in ASSETS:  # other directories are not ours, such as `lost+found`
+                raise SnapshotError(f"{str(storage / asset)!r} cannot be read: {error.strerror}") from None
+    return needed
+
+
+def _needed_by(storage: Path, asset: str) -> set[tuple[str, str]]:
+    needed: set[tuple[str, str]] = set()
+    for name in filter(is_snapshot_name, subdirectories(storage / asset)):
+        try:
+            needed |= _inputs(storage / asset / name / MANIFEST)
+        except msgspec.MsgspecError as error:
+            latest = latest_name(storage, asset)
+            if latest == name or (latest is None and asset in ASSETS):
+                raise SnapshotError(f"{str(storage / asset / name / MANIFEST)!r} cannot be read: {error}") from None
+    for path in unfinished_trainings(storage / asset).glob("*.json"):
+        with contextlib.suppress(msgspec.MsgspecError):
+            needed |= _inputs(path)
     return needed
 
 

@@ -339,7 +339,10 @@ def subdirectories(directory: Path) -> list[str]:
 
 
 def file_sizes(directory: Path) -> dict[str, int]:
-    """All files of a directory and below, with their sizes in bytes, by their path relative to it."""
+    """All files of a directory and below, with their sizes in bytes, by their path relative to it.
+
+    Not those in a folder that may not be read, nor links that lead nowhere.
+    """
     if is_remote(directory):
         system, path = on_its_system(directory)
         with reaching(directory):
@@ -349,12 +352,12 @@ def file_sizes(directory: Path) -> dict[str, int]:
 
 
 def _local_sizes(directory: "Path | os.DirEntry[str]", prefix: str) -> Iterator[tuple[str, int]]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _local_sizes(entry, f"{prefix}{entry.name}/")
             else:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     yield f"{prefix}{entry.name}", entry.stat().st_size
 
 

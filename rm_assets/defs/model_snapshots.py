@@ -358,7 +358,7 @@ def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
         return
     written: dict[Path, float] = {}
     for name in filter(is_snapshot_name, subdirectories(home)):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             if home / name == current or (ASSET, name) not in needed:
                 written[home / name] = (home / name / MANIFEST).stat().st_mtime
     newest_first = sorted(written, key=lambda model: (model == current, written[model]), reverse=True)

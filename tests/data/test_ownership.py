@@ -1,7 +1,9 @@
 """What others keep in or below a storage: refused before the first run, and never removed by a later one."""
 
 import contextlib
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +182,71 @@ def test_a_storage_among_the_annotations_is_not_read(tmp_path: Path, monkeypatch
         versions.append(content_listing(files_to_read(settings)[1], Path(settings.storage)).version)
     assert versions[0] == versions[1] == raw.manifest.facts["content_version"]
     assert published_version(Path(settings.storage)) is None  # no rejects yet
+
+
+# --- what may not be read or changed ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage_of_a_user() -> Iterator[Path]:
+    """A storage in which permissions count: whoever has all of them becomes somebody with none, once all is loaded."""
+    with tempfile.TemporaryDirectory() as name:
+        storage = Path(name) / "storage"
+        published(storage, 1)
+        shutil.rmtree(storage)
+        is_root = os.geteuid() == 0
+        if is_root:
+            (storage / "lost+found").mkdir(parents=True, mode=0o700)
+            for path in (Path(name), storage):
+                os.chown(path, 65534, -1)
+            os.seteuid(65534)
+        else:
+            (storage / "lost+found").mkdir(parents=True, mode=0)
+        try:
+            yield storage
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for path in [storage, *storage.rglob("*")]:
+                if path.is_dir():
+                    path.chmod(0o700)
+
+
+def test_a_directory_of_others_that_may_not_be_read_is_passed_over(storage_of_a_user: Path) -> None:
+    with pytest.raises(PermissionError):
+        list((storage_of_a_user / "lost+found").iterdir())
+    for value in (1, 2, 3):
+        last = published(storage_of_a_user, value)
+    assert [path.name for path in (storage_of_a_user / ASSET).glob("?" * 16)] == [last.name]
+
+
+@pytest.mark.parametrize("of_what", [".", "data"])
+@pytest.mark.parametrize("mode", [0o500, 0])
+def test_a_snapshot_that_may_not_be_changed_stays_and_stops_no_run(
+    storage_of_a_user: Path, of_what: str, mode: int
+) -> None:
+    protected = published(storage_of_a_user, 1).directory
+    published(storage_of_a_user, 2, keep=2)
+    (protected / "loop").symlink_to("loop")
+    (protected / of_what).chmod(mode)
+    published(storage_of_a_user, 3)
+    last = published(storage_of_a_user, 1, 4)
+    (protected / of_what).chmod(0o700)
+    assert {path.name for path in (storage_of_a_user / ASSET).glob("?" * 16)} == {protected.name, last.name}
+    assert (protected / "data" / "s-1.parquet").is_file()
+    assert (protected / MANIFEST).is_file() == (of_what == ".")
+    published(storage_of_a_user, 4)
+    assert [path.name for path in protected.iterdir()] == ["loop"]
+
+
+def test_a_directory_of_others_that_looks_like_snapshots_keeps_nothing_of_ours(tmp_path: Path) -> None:
+    foreign = tmp_path / "runs" / SNAPSHOT / MANIFEST
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("not JSON")
+    for value in (1, 2, 3):
+        last = published(tmp_path, value)
+    assert [path.name for path in (tmp_path / ASSET).glob("?" * 16)] == [last.name]
+    assert foreign.read_text() == "not JSON"
 
 
 # --- what comes later survives -------------------------------------------------------------------------------
