@@ -1,4 +1,4 @@
-"""One line of JSON to one object: bounded in depth, and no known field given twice in it."""
+"""One line of JSON to one object: bounded in depth, and no field that is read given twice in it."""
 
 import json
 import re
@@ -11,6 +11,8 @@ from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
 MAX_DEPTH = 64
+_WHOLE = ("tools", "tool_calls")
+"""What is kept as it stands: each field in it is read."""
 # Possessive, and the end quote optional: linear in the length of any text, also one whose strings never end.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
@@ -67,18 +69,40 @@ def nests_deeper(value: Any, depth: int = MAX_DEPTH) -> bool:
     return items is not None and (depth == 0 or any(nests_deeper(item, depth - 1) for item in items))
 
 
+def repeats_fields(text: str, value: Any) -> bool:
+    """Whether a JSON text gives some field twice in one object, so that its parsed value has fewer fields."""
+    return _STRING.sub(b"", text.encode("utf-8", "surrogatepass")).count(b":") != _num_fields(value)
+
+
 def _num_fields(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_num_fields, value.values()))
     return sum(map(_num_fields, value)) if isinstance(value, list) else 0
 
 
+class _Repeating(dict[str, Any]):
+    """An object that gives some field more than once."""
+
+
 def _require_single(content: bytes, known_fields: set[str]) -> None:
-    def require(fields: list[tuple[str, Any]]) -> None:
-        names = [name for name, _ in fields]
-        for name in known_fields.intersection(names):
-            if names.count(name) > 1:
-                raise PreferenceError(Reason.REPEATED_FIELD, f"an object gives `{name}` {names.count(name)} times")
+    def require(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(fields)
+        if len(found) < len(fields):
+            names = [name for name, _ in fields]
+            for name in known_fields.intersection(names):
+                if names.count(name) > 1:
+                    raise PreferenceError(Reason.REPEATED_FIELD, f"an object gives `{name}` {names.count(name)} times")
+            found = _Repeating(found)
+        for name in _WHOLE:
+            if name in found and _holds_repeating(found[name]):
+                raise PreferenceError(Reason.REPEATED_FIELD, f"an object in `{name}` gives a field several times")
+        return found
 
     # Numbers do not matter here, and Python's own refuses very long ones.
     json.loads(content, object_pairs_hook=require, parse_int=len, parse_float=len)
+
+
+def _holds_repeating(value: Any) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value, _Repeating) or any(map(_holds_repeating, value.values()))
+    return isinstance(value, list) and any(map(_holds_repeating, value))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.json_rows import MAX_DEPTH, nests_deeper
+from rm_assets.data.json_rows import MAX_DEPTH, nests_deeper, repeats_fields
 from rm_assets.data.preferences import Message, PreferenceError
 from rm_assets.data.records import Reason
 
@@ -101,14 +101,12 @@ def _part(part: ContentPart) -> str:
 
 
 def _calls(text: str) -> str:
+    what = "the value of a `function_call`"
     try:
-        calls = msgspec.json.decode(text, type=list[CallRecord] | CallRecord)
+        calls = msgspec.convert(_parsed(text, what), list[CallRecord] | CallRecord)
     except (msgspec.MsgspecError, RecursionError):
-        problem = "the value of a `function_call` is not the JSON text of `name` and `arguments`"
-        raise PreferenceError(Reason.WRONG_TYPE, problem) from None
+        raise PreferenceError(Reason.WRONG_TYPE, f"{what} is not the JSON text of `name` and `arguments`") from None
     listed = calls if isinstance(calls, list) else [calls]
-    if any(nests_deeper(call.arguments) for call in listed):
-        raise PreferenceError(Reason.WRONG_TYPE, f"the value of a `function_call` nests more than {MAX_DEPTH} deep")
     return canonical_json([{"type": "function", "function": call} for call in listed])
 
 
@@ -117,12 +115,20 @@ def canonical_tools(tools: list[Any] | str | None) -> str:
     if not isinstance(tools, str):
         return canonical_json(tools) if tools else ""
     try:
-        parsed = msgspec.json.decode(tools, type=list[Any]) if tools.strip() else []
+        parsed = msgspec.convert(_parsed(tools, "`tools` is a text that"), list[Any]) if tools.strip() else []
     except (msgspec.MsgspecError, RecursionError):
         raise PreferenceError(Reason.WRONG_TYPE, "`tools` is a text that is not a JSON list") from None
-    if nests_deeper(parsed):
-        raise PreferenceError(Reason.WRONG_TYPE, f"`tools` is a text that nests more than {MAX_DEPTH} deep")
     return canonical_json(parsed) if parsed else ""
+
+
+def _parsed(text: str, what: str) -> Any:
+    """What a JSON text inside a line holds, which is as bounded, and as free of repeated fields, as the line itself."""
+    parsed = msgspec.json.decode(text)
+    if nests_deeper(parsed):
+        raise PreferenceError(Reason.WRONG_TYPE, f"{what} nests more than {MAX_DEPTH} deep")
+    if repeats_fields(text, parsed):
+        raise PreferenceError(Reason.REPEATED_FIELD, f"{what} gives a field of an object several times")
+    return parsed
 
 
 def canonical_json(value: Any) -> str:

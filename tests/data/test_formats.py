@@ -424,3 +424,17 @@ def test_no_field_that_a_record_has_may_be_given_twice() -> None:
     records = [record for record, _ in FORMATS.values()] + [MessageRecord, ContentPart, ResponseRecord]
     read = {name for record in records for name in record.__struct_encode_fields__}
     assert read <= KNOWN
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chosen": "a", "tools": '[{"function": {"name": "f", "name": "g"}}]'},
+        {"chosen": [{"from": "function_call", "value": '{"name": "f", "arguments": {"q": 1, "q": 2}}'}]},
+        {"chosen": {"from": "function_call", "value": '[{"name": "f", "arguments": "", "arguments": "{}"}]'}},
+    ],
+)
+def test_a_json_text_in_a_row_may_give_no_field_twice(fields: dict[str, object]) -> None:
+    with pytest.raises(PreferenceError, match="gives a field of an object several times") as error:
+        parse_row(json.dumps({"prompt": "q", "rejected": "b"} | fields))
+    assert error.value.reason == Reason.REPEATED_FIELD

@@ -44,6 +44,23 @@ def test_a_field_that_nobody_reads_may_be_given_twice_and_a_known_one_in_two_obj
     assert json_object('{"a": {"role": 1}, "b": {"role": 2}}', KNOWN) == {"a": {"role": 1}, "b": {"role": 2}}
 
 
+@pytest.mark.parametrize("name", ["tools", "tool_calls"])
+@pytest.mark.parametrize(
+    "repeating",
+    [
+        '{"function": 1, "function": 1}',
+        '{"function": {"arguments": {"q": 1, "\\u0071": 2}}}',
+        '{"b": [[{"": 1, "": 2}]]}',
+    ],
+)
+def test_no_field_of_a_tool_or_a_call_may_be_given_twice(name: str, repeating: str) -> None:
+    for line in (f'{{"{name}": [1, {repeating}]}}', f'{{"chosen": [{{"role": 1, "{name}": {repeating}}}]}}'):
+        with pytest.raises(PreferenceError, match=f"an object in `{name}` gives a field several times") as error:
+            json_object(line, KNOWN)
+        assert error.value.reason == Reason.REPEATED_FIELD
+    assert json_object(f'{{"note": {repeating}, "{name}": [{{"a": 1}}, {{"a": 2}}]}}', KNOWN)
+
+
 def test_depth_is_bounded() -> None:
     def nested(depth: int) -> str:
         return '{"a": ' * (depth - 1) + "[" + "]" + "}" * (depth - 1)
