@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_assets.data.messages import Prompt, Reply, compared
-from rm_assets.data.pair_formats import Common, preference
+from rm_assets.data.pair_formats import Common, preference, stated_margin
 from rm_assets.data.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.records import Reason
 from rm_assets.data.spellings import LABELS, RESPONSES, Row, only_value, response_fields, with_one_name
@@ -21,7 +21,7 @@ class ComparisonRecord(Common, kw_only=True):
     """`{"prompt": "...", "response_a": "...", "response_b": "...", "label": "A>B"}`, after its label is read.
 
     With `preference_strength` (HelpSteer's, -3 to 3; negative: the first response is better) its absolute value is
-    the margin.
+    the margin, else the difference of `score_chosen` and `score_rejected` is.
     Responses may be whole conversations; then there needs to be no prompt.
     """
 
@@ -39,7 +39,8 @@ def from_comparison(record: ComparisonRecord, rules: ParsingRules) -> Stated:
         raise PreferenceError(Reason.TIE, "the verdict prefers neither response")
     sides = (record.response_a, record.response_b)
     chosen, rejected = sides if better == "first" else reversed(sides)
-    margin = abs(record.preference_strength or 0.0)
+    difference = stated_margin(record)
+    margin = abs(record.preference_strength or 0.0) or difference
     pair = compared(record.prompt, chosen, rejected)
     return Stated(preferences=[preference(record, Format.COMPARISON, pair, margin)])
 

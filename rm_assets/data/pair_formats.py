@@ -111,13 +111,16 @@ def from_sharegpt(record: ShareGPTRecord, rules: ParsingRules) -> Stated:
 
 def from_openai(record: OpenAIRecord, rules: ParsingRules) -> Stated:
     """The pair of a row in OpenAI's preference format."""
-    record = msgspec.structs.replace(record, tools=record.input.tools or record.tools)
+    tools = [text for text in map(canonical_tools, (record.input.tools, record.tools)) if text]
+    if len(set(tools)) > 1:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`tools` and the `tools` of `input` differ")
+    record = msgspec.structs.replace(record, tools=tools[0] if tools else None)
     sides = compared(record.input.messages, record.preferred_output, record.non_preferred_output)
     return _stated(record, Format.OPENAI, sides)
 
 
 def _stated(record: Common, format_name: Format, sides: Sides) -> Stated:
-    return Stated(preferences=[preference(record, format_name, sides, _margin(record))])
+    return Stated(preferences=[preference(record, format_name, sides, stated_margin(record))])
 
 
 def preference(record: Common, format_name: Format, sides: Sides, margin: float) -> Preference:
@@ -136,7 +139,7 @@ def preference(record: Common, format_name: Format, sides: Sides, margin: float)
     )
 
 
-def _margin(record: Common) -> float:
+def stated_margin(record: Common) -> float:
     """The difference of the scores of a row that has both; it must agree with the labels."""
     if record.score_chosen is None or record.score_rejected is None:
         return 0.0

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from rm_assets.data.fingerprint import short_hash
 from rm_assets.data.messages import Prompt, Reply, compared
-from rm_assets.data.pair_formats import Common, preference
+from rm_assets.data.pair_formats import Common, preference, stated_margin
 from rm_assets.data.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
@@ -105,7 +105,7 @@ def from_reply_lists(record: ReplyListsRecord, rules: ParsingRules) -> Stated:
     _require_few(len(ranked))
     if not record.chosen or not record.rejected:
         raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` is an empty list")
-    return _stated(record, Format.REPLY_LISTS, record.prompt, ranked, rules)
+    return _stated(record, Format.REPLY_LISTS, record.prompt, ranked, rules, margin=stated_margin(record))
 
 
 def _require_few(num_responses: int) -> None:
@@ -156,9 +156,18 @@ def _require_agreement(scores: list[float], ranks: list[float]) -> None:
 
 
 def _stated(
-    record: Common, format_name: Format, prompt: Prompt | None, ranked: list[Ranked], rules: ParsingRules
+    record: Common,
+    format_name: Format,
+    prompt: Prompt | None,
+    ranked: list[Ranked],
+    rules: ParsingRules,
+    *,
+    margin: float = 0.0,
 ) -> Stated:
-    """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted."""
+    """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted.
+
+    `margin` is that of pairs whose standings are no scores.
+    """
     texts = [_text(response.reply) for response in ranked]
     _require_distinct(ranked, texts)
     pairs = [
@@ -177,7 +186,7 @@ def _stated(
             record,
             format_name,
             compared(prompt, ranked[better].reply, ranked[worse].reply),
-            ranked[better].standing - ranked[worse].standing if ranked[better].scored else 0.0,
+            ranked[better].standing - ranked[worse].standing if ranked[better].scored else margin,
         )
         for better, worse in sorted(drawn)
     ]

@@ -79,8 +79,17 @@ def with_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
     """The row with the user's columns under the names of this project; other spellings of those fields are not read.
 
     With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` is `{"prompt": "2+2?"}`. A row without the column
-    is left as it is, so that files with and without it may lie side by side.
+    is left as it is, so that files with and without it may lie side by side. A side of it never meets the other side of
+    such a row: `{"winner": "4.", "rejected": "5."}` is a reject where `rejected` has a column, too.
     """
+    for sides in (("chosen", "rejected"), ("response_a", "response_b")):
+        there = [name for name in sides if columns.get(name) in row]
+        missing = [name for name in sides if name in columns and name in row and name not in there]
+        if there and missing:
+            problem = (
+                f"the row has the column of `{there[0]}`, but not that of `{missing[0]}`, and a field of that name"
+            )
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     given = {name: row[column] for name, column in columns.items() if column in row}
     hidden = {columns[name] for name in given}.union(*(_spellings(name) for name in given))
     return {name: value for name, value in row.items() if name not in hidden} | given

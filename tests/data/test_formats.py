@@ -438,3 +438,15 @@ def test_a_json_text_in_a_row_may_give_no_field_twice(fields: dict[str, object])
     with pytest.raises(PreferenceError, match="gives a field of an object several times") as error:
         parse_row(json.dumps({"prompt": "q", "rejected": "b"} | fields))
     assert error.value.reason == Reason.REPEATED_FIELD
+
+
+def test_tools_of_a_request_and_of_its_row_must_agree() -> None:
+    row = {
+        "input": {"messages": [{"role": "user", "content": "q"}], "tools": [{"name": "f"}]},
+        "preferred_output": [{"role": "assistant", "content": "a"}],
+        "non_preferred_output": [{"role": "assistant", "content": "b"}],
+    }
+    [pair] = parse_row(json.dumps(row | {"tools": '[{"name": "f"}]'}))
+    assert pair.tools == '[{"name":"f"}]'
+    with pytest.raises(PreferenceError, match="ambiguous_field: `tools` and the `tools` of `input` differ"):
+        parse_row(json.dumps(row | {"tools": [{"name": "g"}]}))

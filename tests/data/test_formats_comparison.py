@@ -163,3 +163,42 @@ def test_chosen_and_rejected_go_before_the_responses_they_repeat() -> None:
     row = {"prompt": "q", "response_a": "one", "response_b": "two", "chosen": "two", "rejected": "one"}
     [read] = parse_row(json.dumps(row))
     assert (read.format, read.chosen[0].content) == (Format.PLAIN, "two")
+
+
+@pytest.mark.parametrize(
+    "row", [{"response_a": "one", "response_b": "two", "label": "A"}, {"chosen": ["one"], "rejected": ["two"]}]
+)
+def test_scores_of_both_sides_must_agree_with_a_label_and_give_the_margin(row: dict[str, Any]) -> None:
+    def read(chosen: float, rejected: float) -> float:
+        [pair] = parse_row(json.dumps({"prompt": "q", "score_chosen": chosen, "score_rejected": rejected} | row))
+        assert pair.chosen[0].content == "one"
+        return pair.margin
+
+    assert read(9, 1.5) == 7.5
+    with pytest.raises(PreferenceError, match="`score_chosen` is below `score_rejected`"):
+        read(1, 9)
+    with pytest.raises(PreferenceError, match="are equal"):
+        read(1, 1)
+
+
+def test_a_strength_is_the_margin_before_the_difference_of_scores() -> None:
+    assert compare({"preference_strength": -2, "score_chosen": 9, "score_rejected": 1}).margin == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"chosen": "winner", "rejected": "loser"}, {"winner": "A", "chosen": "one", "rejected": "two"}),
+        ({"chosen": "winner", "rejected": "loser"}, {"loser": "A", "chosen": "one"}),
+        (
+            {"response_a": "left", "response_b": "right"},
+            {"left": "A", "response_a": "one", "response_b": "two", "label": "A"},
+        ),
+    ],
+)
+def test_a_side_of_own_columns_never_meets_the_other_side_of_a_row_without_them(
+    columns: Any, row: dict[str, Any]
+) -> None:
+    with pytest.raises(PreferenceError, match="the row has the column of") as error:
+        parse_row(json.dumps({"prompt": "q"} | row), ParsingRules(columns=columns))
+    assert error.value.reason == Reason.AMBIGUOUS_FIELD
