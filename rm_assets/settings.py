@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
+_TOO_LARGE = 2**63
 
 
 Column = Literal[
@@ -46,10 +47,17 @@ class SettingsError(ValueError):
     """A setting that cannot be used. The message names the setting and says what to do."""
 
 
+def _below_the_largest(value: Any) -> Any:
+    """What libraries count with: no setting needs more."""
+    if isinstance(value, int) and value >= _TOO_LARGE:
+        raise ValueError("it must be below 2**63")
+    return value
+
+
 class TrainingSettings(BaseModel):
     """What only the training job reads: a change of these costs no data work."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     epochs: int = Field(1, ge=1, description="Passes over the training pairs.")
     learning_rate: float | None = Field(
@@ -115,6 +123,8 @@ class TrainingSettings(BaseModel):
         "none", description="Where the curves of a training also go while it runs."
     )
 
+    _of_bounded_size = field_validator("*")(_below_the_largest)
+
     def decisive(self) -> dict[str, Any]:
         """The settings that change the trained model, if only by rounding: all but those of saving and showing.
 
@@ -131,7 +141,7 @@ class TrainingSettings(BaseModel):
 class LaunchSettings(BaseModel):
     """Where the jobs of training and scoring run: nothing here changes what they make."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     launcher: Literal["local", "kubernetes", "ray"] = Field(
         "local",
@@ -156,11 +166,13 @@ class LaunchSettings(BaseModel):
         "selectors.",
     )
 
+    _of_bounded_size = field_validator("*")(_below_the_largest)
+
 
 class Settings(BaseModel):
     """What to read, with which tokenizer and model, where to store, and where each stage draws its line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     annotations: str | None = Field(
         None,
@@ -297,6 +309,17 @@ class Settings(BaseModel):
     )
     training: TrainingSettings = TrainingSettings()
     launch: LaunchSettings = LaunchSettings()
+
+    _of_bounded_size = field_validator("*")(_below_the_largest)
+
+    @field_validator("split_seed")
+    @classmethod
+    def _can_be_hashed(cls, value: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("it must be UTF-8 text") from None
+        return value
 
     @field_validator("evaluation_files")
     @classmethod

@@ -30,6 +30,8 @@ def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) 
     for name, value in given.items():
         if isinstance(value, str) and not value.strip():
             raise SettingsError(f"{name} is set but empty: unset {PREFIX}{name.upper()}, or give it a value")
+        if isinstance(value, str) and "\0" in value:
+            raise SettingsError(f"{name} (or {PREFIX}{name.upper()}) holds a null character: give it without")
         require_no_credentials(f"{name} (or {PREFIX}{name.upper()})", _parsed(value))
     for name in SERVERS:
         require_no_credentials(name, environment.get(name))

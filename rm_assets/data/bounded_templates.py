@@ -342,7 +342,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Instrumented(NodeTransformer):
-    """Lets rounds, lists, slices and the own text of a template be paid for, and constants be computed where they are."""
+    """Lets rounds, lists, slices and a template's own text be paid for, and constants be computed where they are."""
 
     def __init__(self, environment: _BoundedEnvironment) -> None:
         self._environment = environment

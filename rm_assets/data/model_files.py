@@ -6,7 +6,7 @@ job fetches the weights. Every mistake is a SettingsError before any work.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -162,22 +162,30 @@ def _tokenizer_setting(settings: Settings) -> tuple[str, str]:
 def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) -> Path:
     """The directory of a local name, or of the Hub's cache with the files of these patterns."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if _holds(path.is_dir):
         if is_model and not (path / "config.json").is_file():
             raise SettingsError(f"{setting} is {name!r}: no model there (no config.json)")
         return path.resolve()
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or _holds(path.exists):
         raise SettingsError(f"{setting} is {name!r}: no such directory, and no name on the Hub (owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise SettingsError(
             f"{setting} is {name!r}: no such directory, and the Hub did not give it ({type(error).__name__}); give a "
             "local path, or log in by `hf auth login` if the repository asks for it"
-        ) from error
+        ) from None
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer to a question about a path, no where it cannot be asked: its name is too long, or its disk fails."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _chat_template(settings: Settings) -> str | None:

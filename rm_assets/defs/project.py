@@ -67,7 +67,7 @@ def _require_usable(setting: str) -> None:
         else:
             _require_writable(storage)
         require_ours(storage)
-    except StorageError as error:
+    except (StorageError, OSError) as error:
         raise SettingsError(f"storage (or RM_STORAGE): {error}") from None
 
 

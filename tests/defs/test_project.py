@@ -128,6 +128,11 @@ def test_a_model_that_cannot_be_trained_is_told_before_any_work(
     [
         ({"model": "./nowhere"}, r"model \(or RM_MODEL\) is './nowhere': no such directory"),
         ({"model": "owner/not-in-the-cache"}, r"model \(or RM_MODEL\) is 'owner/not-in-the-cache': .* the Hub did not"),
+        ({"model": "my models/a b"}, r"model \(or RM_MODEL\) is 'my models/a b': .* the Hub did not give it"),
+        ({"tokenizer": "-/a..b"}, r"tokenizer \(or RM_TOKENIZER\) is '-/a..b': .* the Hub did not give it"),
+        ({"model": "x" * 5000}, r"model \(or RM_MODEL\) is 'x+': no such directory"),
+        ({"model": "x/" + "y" * 5000}, r"model \(or RM_MODEL\) is 'x/y+': no such directory"),
+        ({"storage": "x" * 5000}, r"storage \(or RM_STORAGE\): .*File name too long"),
         ({"tokenizer": "./nowhere"}, r"tokenizer \(or RM_TOKENIZER\) is './nowhere'"),
         ({"model": "."}, "no model there"),
         ({"tokenizer": "."}, "no tokenizer there"),
@@ -137,8 +142,9 @@ def test_a_name_that_leads_nowhere_is_one_clear_error(
     given: dict, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingsError, match=complaint):
+    with pytest.raises(SettingsError, match=complaint) as error:
         ProjectResource(**given).ready()
+    assert error.value.__cause__ is None  # which the last line of a command would be about
 
 
 @pytest.mark.parametrize(
