@@ -25,6 +25,8 @@ from rm_assets.settings_loading import load_settings
 USAGE = "usage: python -m rm_assets.trace PAIR_ID | FILE LINE"
 _MODEL, _PROMOTED = "reward_model", "promoted_reward_model"
 _PREVIEW_CHARACTERS = 100
+_MOST_DIGITS = 18
+"""Of the number of a line, which the datasets have as int64."""
 
 
 class NotFoundError(LookupError):
@@ -41,7 +43,7 @@ class Line:
 
 def main(arguments: list[str]) -> int:
     """Print the trace of what the arguments name; returns the exit code."""
-    if len(arguments) not in (1, 2) or (len(arguments) == 2 and not arguments[1].isdecimal()):
+    if len(arguments) not in (1, 2) or not all(map(_is_line_number, arguments[1:])):
         print(USAGE, file=sys.stderr)
         return 2
     try:
@@ -52,6 +54,10 @@ def main(arguments: list[str]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_line_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def traced(storage: Path, name: str, number: str = "") -> Iterator[str]:
@@ -86,7 +92,8 @@ def _lines_of_pair(stages: dict[Stage, Snapshot], pair_id: str) -> list[Line]:
     """Every line that states the pair: an equal one may stand in several files."""
     if Stage.VALIDATED not in stages:
         raise NotFoundError("validated_preferences has no snapshot, so no pair has an id yet: materialize it first")
-    rows = _rows(stages[Stage.VALIDATED].paths(), ["source", "line"], pair_id=pair_id)
+    known = pair_id.isascii()  # an argument may be no UTF-8 text, which Parquet cannot be asked for
+    rows = _rows(stages[Stage.VALIDATED].paths(), ["source", "line"], pair_id=pair_id) if known else []
     found = sorted({(row["source"], row["line"]) for row in rows})
     if not found:
         raise NotFoundError(f"no pair {pair_id!r} in validated_preferences {stages[Stage.VALIDATED].name!r}")

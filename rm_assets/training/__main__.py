@@ -12,8 +12,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rm_assets.addresses import masked
 from rm_assets.data.shown_text import one_line, printable
 from rm_assets.training import processes
@@ -43,7 +41,7 @@ def main(arguments: list[str]) -> int:
     path = Path(arguments[0])
     try:
         job = TrainingJob.read(path)
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:  # also of text that is no UTF-8
         print(f"error: cannot read the training job {str(path)!r}: {one_line(error)}", file=sys.stderr)
         return 2
     if not processes.is_worker():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from rm_assets.data.parquet import parquet_file, write_table
 from rm_assets.data.shown_text import one_line
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> int:
         return run_sent_job(arguments[0], "rm_assets.training.score_pairs", ScoringJob)
     try:
         job = ScoringJob.read(Path(arguments[0]))
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:  # also of text that is no UTF-8
         print(f"error: cannot read the scoring job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
         return 2
     processes.listen_for_signals(processes.Stop())

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rm_assets.addresses import masked, require_no_credentials
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.storage import (
     StorageError,
@@ -163,8 +164,13 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: leave(number))
-    job = job_type.model_validate_json(read_file(place(uri)))
-    output = place(job.output_directory)
+    try:
+        require_no_credentials("the address of a job", uri)
+        job = job_type.model_validate_json(read_file(place(uri)))
+        output = place(job.output_directory)
+    except (StorageError, OSError, ValueError) as error:
+        print(f"error: cannot read the job {masked(uri)!r}: {one_line(error)}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory(prefix="rm_assets_job_") as name:
         directory = Path(name)
         working = directory / "output"

@@ -180,6 +180,18 @@ def test_a_file_that_is_no_job_is_a_usage_error(tmp_path):
     assert "cannot read the training job" in done.stderr
 
 
+@pytest.mark.parametrize("module", ["rm_assets.training", "rm_assets.training.score_pairs"])
+@pytest.mark.parametrize(
+    "address", ["job.json", "memory://none/job.json", "https://name:kingfisher@127.0.0.1:9/job.json"]
+)
+def test_a_job_that_cannot_be_read_is_one_line_without_credentials(tmp_path, module, address):
+    (tmp_path / "job.json").write_bytes(b'{"key": "\xff"}')
+    done = run([sys.executable, "-m", module], tmp_path / address if address == "job.json" else address)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: cannot read the .*job .*\n", done.stderr)
+    assert "kingfisher" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     # a thread of numpy's or arrow's may receive the signal, and the main thread is deep in a call of a minute
