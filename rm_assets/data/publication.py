@@ -52,6 +52,7 @@ from rm_assets.data.snapshots import (
     latest_name,
     latest_snapshot,
     read_snapshot,
+    with_own_hash,
 )
 from rm_assets.data.storage import (
     NewFile,
@@ -327,7 +328,7 @@ class Publication:
         if callable(facts):
             manifest = msgspec.structs.replace(manifest, facts=facts())
         sync_directory(directory, recursive=True)
-        write_json(directory / MANIFEST, manifest)
+        write_json(directory / MANIFEST, with_own_hash(manifest))
         write_json(self.directory / LATEST, {"snapshot": name})
         finish_snapshot(directory, paths)
         return self._published_now(Snapshot(directory, manifest, len(new)), new)

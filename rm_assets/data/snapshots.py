@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import Pin, pinned
 from rm_assets.data.ownership import MANIFEST as MANIFEST
 from rm_assets.data.ownership import is_inside, is_snapshot_name
@@ -86,6 +87,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def total(self, statistic: str) -> int:
         """The sum of one figure over all shards."""
         return sum(shard.stats.get(statistic, 0) for shard in self.shards)
+
+
+_OWN_SHA256 = "sha256"
+
+
+def with_own_hash(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as JSON, with the hash of all that it says: no other file would tell that a shard of it is missing."""
+    content = msgspec.json.decode(msgspec.json.encode(manifest))
+    return {**content, _OWN_SHA256: fingerprint(content)}
 
 
 @dataclass(frozen=True)
@@ -184,9 +194,13 @@ def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
     held = pinned(directory) if pin else None
     path = directory / MANIFEST
     try:
-        manifest = msgspec.json.decode(read_file(path), type=Manifest)
+        raw = read_file(path)
+        manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, IsADirectoryError) as error:
         raise _damaged(path, str(error)) from None
+    content = msgspec.json.decode(raw)
+    if (sha256 := content.pop(_OWN_SHA256, None)) not in (None, fingerprint(content)):
+        raise _damaged(path, f"what it says has not the sha256 {sha256!r} that it had when it was written")
     if (manifest.asset, manifest.snapshot) != (directory.parent.name, directory.name):
         raise _damaged(path, f"it is that of {manifest.asset} {manifest.snapshot!r}")
     for shard in manifest.shards:

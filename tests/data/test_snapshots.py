@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -459,6 +461,41 @@ def test_a_damaged_manifest_is_named_with_the_way_on_where_it_is_the_newest_and_
     assert str(error.value).startswith(told)
     shutil.rmtree(newest.directory)
     assert published(tmp_path, 2).num_new_shards == 1
+
+
+def with_less(manifest: dict[str, Any]) -> None:
+    manifest["shards"].pop()
+
+
+def with_other_counts(manifest: dict[str, Any]) -> None:
+    manifest["shards"][0]["stats"]["num_lines"] = 9
+
+
+def with_other_facts(manifest: dict[str, Any]) -> None:
+    manifest["facts"]["accuracy"] = 0.99
+
+
+def with_another_parent(manifest: dict[str, Any]) -> None:
+    manifest["inputs"]["asset"] = "0" * 16
+
+
+@pytest.mark.parametrize("change", [with_less, with_other_counts, with_other_facts, with_another_parent])
+def test_a_manifest_that_says_something_else_than_was_written_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    path = published(tmp_path, 1, 2).directory / MANIFEST
+    manifest = json.loads(path.read_bytes())
+    path.write_text(json.dumps(manifest))  # in another form of JSON
+    assert latest_snapshot(tmp_path, "asset") is not None
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        SnapshotError, match=r"manifest\.json' cannot be read: remove that .* \(what it says has not the"
+    ):
+        latest_snapshot(tmp_path, "asset")
+    del manifest["sha256"]  # as manifests were written before they had it
+    path.write_text(json.dumps(manifest))
+    assert latest_snapshot(tmp_path, "asset") is not None
 
 
 @pytest.mark.parametrize("inputs", [{}, {"asset": "../asset/x"}, {"asset": ""}])
