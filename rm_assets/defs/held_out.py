@@ -17,6 +17,7 @@ from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.storage import download, file_sizes, is_remote
 from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 
 BATCH_SIZE = 16
@@ -84,23 +85,28 @@ def scored_anew(
     context: dg.AssetExecutionContext,
     launcher: TrainingLauncher,
     settings: Settings,
-    model: Path,
+    model: ModelSnapshot,
     pairs: Sequence[Mapping[str, Any]],
 ) -> Any:
-    """A data frame with the schema `scoring_job.SCORED`: what the model in a directory gives for these pairs.
+    """A data frame with the schema `scoring_job.SCORED`: what a model gives for these pairs.
 
     Raises TrainingFailedError where the process ends without a result.
     """
-    from rm_assets.training.result import MANIFEST
+    from rm_assets.training.result import MANIFEST, MODEL
     from rm_assets.training.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
     with tempfile.TemporaryDirectory(prefix="rm_assets_scoring_") as name:
-        directory = Path(name)
+        directory, saved = Path(name), model.directory / MODEL
         table = pa.Table.from_pylist(_with_variant(pairs), schema=PAIRS)
         sha256 = write_table(directory / "pairs.parquet", table)
         job = ScoringJob(
             output_directory=name,
-            model=str(model if _is_sent(model, settings) else _on_this_machine(model, directory / "model")),
+            model=str(saved if _is_sent(saved, settings) else _on_this_machine(saved, directory / MODEL)),
+            model_sha256={
+                file.removeprefix(f"{MODEL}/"): sha256
+                for file, sha256 in model.manifest["files"].items()
+                if file.startswith(f"{MODEL}/")
+            },
             pairs=str(directory / "pairs.parquet"),
             pairs_sha256=sha256,
             max_length=settings.max_length,

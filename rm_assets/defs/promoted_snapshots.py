@@ -120,7 +120,6 @@ def _comparison(
 ) -> dict[str, Any]:
     """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
     from rm_assets.training.promotion import compared, verdict
-    from rm_assets.training.result import MODEL as MODEL_DIRECTORY
     from rm_assets.training.result import SCORES_FILE
 
     storage = place(settings.storage)
@@ -139,8 +138,7 @@ def _comparison(
     rows = {pair_key(row): row for row in preferences_of(validated, set(today["pair_id"])).to_pylist()}
     pairs = [rows[pair_key(row)] for row in today.to_dict("records")]
     context.log.info(f"scoring {len(pairs)} of today's test pairs with the promoted model {champion}")
-    directory = storage / MODEL / champion / MODEL_DIRECTORY
-    again = scored_anew(context, launcher, settings, directory, pairs)
+    again = scored_anew(context, launcher, settings, model_snapshot(storage, champion), pairs)
     kept = again[again["problem"] == ""].drop(columns=["prompt_key", "variant", "problem"])
     counts["unscored_by_champion"] = len(again) - len(kept)
     if kept.empty:

@@ -117,7 +117,6 @@ def _prompt_baselines(
 ) -> Any:
     """The baselines of the pairs drawn from each held-out set; prompts are exchanged within a set."""
     from rm_assets.training.baselines import baseline_results, prompt_variants
-    from rm_assets.training.result import MODEL
 
     rows = {pair_key(row): row for row in preferences.to_pylist()}
     variants = []
@@ -125,13 +124,7 @@ def _prompt_baselines(
         keys = map(pair_key, drawn(pairs, settings.max_rescored_pairs).to_dict("records"))
         variants += prompt_variants([rows[key] for key in dict.fromkeys(keys)])
     context.log.info(f"scoring {len(variants)} pairs with other prompts or none, for the baselines")
-    scored = scored_anew(
-        context,
-        launcher,
-        settings,
-        model.directory / MODEL,
-        variants,
-    )
+    scored = scored_anew(context, launcher, settings, model, variants)
     if problems := int((scored["problem"] != "").sum()):
         context.log.info(f"{problems} of them have no score, such as: {scored['problem'].max()}")
     return baseline_results(scored)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rm_assets.data.fingerprint import file_sha256
 from rm_assets.data.parquet import parquet_file, write_table
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.snapshots import SnapshotError
@@ -76,6 +77,7 @@ def run_scoring(job: ScoringJob) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    check_model(Path(job.model), job.model_sha256)
     scorer = load_scorer(Path(job.model))
     with parquet_file(Path(job.pairs), sha256=job.pairs_sha256) as file:
         tables = [
@@ -86,6 +88,18 @@ def run_scoring(job: ScoringJob) -> None:
     sha256 = write_table(output / f"{SCORED_FILE}.tmp", pa.concat_tables([*tables, SCORED.empty_table()]))
     (output / f"{SCORED_FILE}.tmp").replace(output / SCORED_FILE)
     write_json(output / MANIFEST, {"files": {SCORED_FILE: sha256}})
+
+
+def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
+    """Raise TrainingError unless these files of a model are as they were written."""
+    for name, expected in sha256.items():
+        path = directory / name
+        found = file_sha256(path) if path.is_file() else "of no file"
+        if found != expected:
+            raise TrainingError(
+                f"{str(path)!r} is damaged (its sha256 is {found}, not {expected}): restore it, or train or promote "
+                "another model"
+            )
 
 
 def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:

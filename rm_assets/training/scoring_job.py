@@ -36,15 +36,17 @@ SCORED = pa.schema(
 class ScoringJob(BaseModel):
     """Written as JSON by the launcher, read by `python -m rm_assets.training.score_pairs JOB.json`.
 
-    `model` is a directory as `save_pretrained` writes it, with its tokenizer; `pairs` a Parquet file with the schema
-    PAIRS, and `pairs_sha256` its hash. Pairs with a side of more than `max_length` tokens are not scored. The job
-    writes SCORED_FILE, with the schema SCORED, into `output_directory`, then a manifest with the hash of that file.
+    `model` is a directory as `save_pretrained` writes it, with its tokenizer, and `model_sha256` has the hashes of its
+    files, by name; `pairs` is a Parquet file with the schema PAIRS, and `pairs_sha256` its hash. Pairs with a side of
+    more than `max_length` tokens are not scored. The job writes SCORED_FILE, with the schema SCORED, into
+    `output_directory`, then a manifest with the hash of that file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     output_directory: str
     model: str
+    model_sha256: dict[str, str] = {}
     pairs: str
     pairs_sha256: str = ""
     max_length: int

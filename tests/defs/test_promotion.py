@@ -103,3 +103,17 @@ def test_a_model_that_is_not_there_cannot_be_promoted(runs, run_graph) -> None:
     result = run_graph(selection="promoted_reward_model", **settings, promoted_model="nosuchmodel")
     errors = "\n".join(event.step_failure_data.error_display_string for event in result.get_step_failure_events())
     assert "reward_model 'nosuchmodel' is not in" in errors
+
+
+def test_a_champion_whose_weights_are_damaged_decides_nothing(runs, run_graph) -> None:
+    _, settings, good, _ = runs
+    weights = Path(metadata(good, "reward_model")["path"]) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        asked_anew = run_graph(selection="promoted_reward_model", **settings, max_rescored_pairs=30)
+    finally:
+        weights.write_bytes(whole)
+    errors = "\n".join(event.step_failure_data.error_display_string for event in asked_anew.get_step_failure_events())
+    assert f"{str(weights)!r} is damaged (its sha256 is " in errors
+    assert "restore it, or train or promote another model" in errors

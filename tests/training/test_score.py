@@ -7,14 +7,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_assets.data.fingerprint import file_sha256
 from rm_assets.data.preferences import ParsingRules
 from rm_assets.settings import SettingsError
 from rm_assets.training.conversations import Scorer, conversation_text, load_scorer
 from rm_assets.training.group import ALONE
+from rm_assets.training.job import TrainingError
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import clear_output, run_job
 from rm_assets.training.score import main, scored_lines
-from rm_assets.training.score_pairs import scored_pairs
+from rm_assets.training.score_pairs import check_model, scored_pairs
 from rm_assets.training.scoring_job import PAIRS
 
 
@@ -297,3 +299,17 @@ def test_a_missing_file_or_model_is_one_clear_error(directory, tmp_path, capsys)
     assert "No such file" in capsys.readouterr().err
     assert main([str(tmp_path), str(tmp_path / "none.jsonl")]) == 1
     assert "no reward model can be loaded" in capsys.readouterr().err
+
+
+def test_a_job_scores_with_no_model_but_the_one_that_was_written(directory, tmp_path):
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    hashes = {path.name: file_sha256(path) for path in copy.iterdir()}
+    check_model(copy, hashes)
+    for name in ("tokenizer.json", "config.json"):
+        (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+        with pytest.raises(TrainingError, match=rf"{name}' is damaged \(its sha256 is"):
+            check_model(copy, hashes)
+        (copy / name).unlink()
+        with pytest.raises(TrainingError, match=rf"{name}' is damaged \(its sha256 is of no file"):
+            check_model(copy, hashes)
+        shutil.copy(directory / name, copy)
