@@ -10,13 +10,14 @@ then has no partner, and the file is held back. A text is a transcript (`\n\nHum
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from rm_assets.data.json_rows import json_object
-from rm_assets.data.messages import is_transcript, parse_transcript, split_shared
-from rm_assets.data.preferences import Format, Message, Preference, PreferenceError, Stated
+from rm_assets.data.messages import Sides, is_transcript, parse_transcript, split_shared
+from rm_assets.data.pair_formats import Common, preference, stated_margin
+from rm_assets.data.preferences import Format, Message, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
@@ -28,8 +29,8 @@ _TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
 _ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
 
 
-class TwoLineRecord(Struct, kw_only=True):
-    """One side of a pair: its whole conversation."""
+class TwoLineRecord(Common, kw_only=True):
+    """One side of a pair: its whole conversation. What the pair has besides stands in one line, or in both."""
 
     text: str
 
@@ -55,10 +56,10 @@ def num_broken_prompts(pairs: Sequence[PairOfLines], unmatched: Collection[int],
 
 
 def _share_prompt(one: NumberedLine | None, other: NumberedLine | None) -> bool:
-    if one is None or other is None:
+    if one is None or other is None or one[1] is None or other[1] is None:
         return False
     try:
-        stated_by_two_lines(one, other)
+        _compared(one[1], other[1])
     except PreferenceError as error:
         return error.reason is Reason.IDENTICAL_REPLIES
     return True
@@ -70,19 +71,39 @@ def stated_by_two_lines(first: NumberedLine, second: NumberedLine | None) -> Sta
         raise PreferenceError(Reason.INCOMPLETE_PAIR, "the file has an odd number of lines")
     if first[1] is None or second[1] is None:
         raise PreferenceError(Reason.INCOMPLETE_PAIR, "the other line of the pair is a reject")
-    prompt, chosen, rejected = split_shared(_conversation(first[1]), _conversation(second[1]))
-    pair = Preference(prompt=prompt, chosen=chosen, rejected=rejected, format=Format.TWO_LINES)
-    return Stated(preferences=[pair])
+    sides, records = _compared(first[1], second[1])
+    common = _common(*records)
+    return Stated(preferences=[preference(common, Format.TWO_LINES, sides, stated_margin(common))])
 
 
-def _conversation(line: str | bytes) -> tuple[Message, ...]:
-    row = json_object(line, {"text"})
+def _compared(one: str | bytes, other: str | bytes) -> tuple[Sides, tuple[TwoLineRecord, TwoLineRecord]]:
+    first, second = _record(one), _record(other)
+    return split_shared(_conversation(first.text), _conversation(second.text)), (first, second)
+
+
+def _record(line: str | bytes) -> TwoLineRecord:
+    row = json_object(line, TwoLineRecord.__struct_fields__)
     if "text" not in row:
         raise PreferenceError(Reason.MISSING_FIELD, "no field `text`, which each line of two-line files has")
     try:
-        text = msgspec.convert(row, TwoLineRecord).text
+        return msgspec.convert(row, TwoLineRecord)
     except msgspec.ValidationError:
-        raise PreferenceError(Reason.WRONG_TYPE, "`text` is no text") from None
+        problem = "a field besides `text` is of a wrong type" if isinstance(row["text"], str) else "`text` is no text"
+        raise PreferenceError(Reason.WRONG_TYPE, problem) from None
+
+
+def _common(*records: TwoLineRecord) -> Common:
+    """What the two lines of a pair say of it besides their texts."""
+    found: dict[str, Any] = {}
+    for name in Common.__struct_fields__:
+        given = [value for record in records if (value := getattr(record, name)) is not None]
+        if any(value != given[0] for value in given):
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"the two lines give different values of `{name}`")
+        found[name] = given[0] if given else None
+    return Common(**found)
+
+
+def _conversation(text: str) -> tuple[Message, ...]:
     return parse_transcript(text) if is_transcript(text) else _nemo_chat(text)
 
 

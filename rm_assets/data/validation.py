@@ -39,7 +39,7 @@ from rm_assets.data.storage import place
 from rm_assets.data.two_line_format import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
-VERSION = 4
+VERSION = 5
 _COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_lines", "num_held_back")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data.preferences import Message
+from rm_assets.data.preferences import Message, Preference, PreferenceError
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot
@@ -166,3 +166,32 @@ def test_a_blank_line_as_long_as_lines_may_be_is_no_line_of_a_pair(two_lines: Se
     stages = first_stages(two_lines.model_copy(update={"max_line_bytes": 300}))
     assert [row["line"] for row in rows(stages[Stage.VALIDATED])] == [1, 3, 5, 7, *range(10, 26, 2)]
     assert rejects(stages[Stage.VALIDATED]) == []
+
+
+def stated(first: dict[str, Any], second: dict[str, Any]) -> Preference:
+    texts = [f"\n\nHuman: q\n\nAssistant: {reply}" for reply in "ab"]
+    lines = [json.dumps({"text": text} | more) for text, more in zip(texts, (first, second), strict=True)]
+    return stated_by_two_lines((1, lines[0]), (2, lines[1])).preferences[0]
+
+
+def test_what_a_pair_has_besides_may_stand_in_either_line() -> None:
+    tools = [{"name": "f"}]
+    one = stated({"margin": 2, "system": "s"}, {"subset": "easy", "tools": tools, "history": [["u", "v"]]})
+    assert (one.margin, one.subset, one.tools) == (2, "easy", '[{"name":"f"}]')
+    assert [message.content for message in one.prompt] == ["s", "u", "v", "q"]
+    assert stated({"margin": 2}, {"margin": 2.0}).margin == 2
+    assert stated({"score_chosen": 3}, {"score_rejected": 1}).margin == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "problem"),
+    [
+        ({"margin": 2}, {"margin": 3}, "ambiguous_field: the two lines give different values of `margin`"),
+        ({"subset": "a"}, {"subset": "b"}, "ambiguous_field: .* `subset`"),
+        ({"score_chosen": 1}, {"score_rejected": 3}, "scores_disagree: "),
+        ({"margin": "2"}, {}, "wrong_type: a field besides `text` is of a wrong type"),
+    ],
+)
+def test_two_lines_that_contradict_each_other_are_rejects(first: Any, second: Any, problem: str) -> None:
+    with pytest.raises(PreferenceError, match=problem):
+        stated(first, second)
