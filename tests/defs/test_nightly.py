@@ -60,7 +60,8 @@ def leave_model(settings: dict[str, Any]) -> str:
     """What the schedule reads of a model that was trained on the newest pairs; their name."""
     storage = Path(settings["storage"])
     trained_on = str(json.loads((storage / Stage.PADDED / "latest.json").read_text())["snapshot"])
-    write_json(storage / "reward_model" / "0123456789abcdef" / "manifest.json", {"data_snapshot": trained_on})
+    manifest = {"key": "0123456789abcdef" * 4, "data_snapshot": trained_on, "files": {}, "metrics": {}, "versions": {}}
+    write_json(storage / "reward_model" / "0123456789abcdef" / "manifest.json", manifest)
     write_json(storage / "reward_model" / "latest.json", {"snapshot": "0123456789abcdef"})
     return trained_on
 
