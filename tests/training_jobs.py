@@ -16,8 +16,8 @@ from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingJob
 from rm_assets.training.processes import Stop, listen_for_signals
 from rm_assets.training.progress import Progress, StepFigures
-from rm_assets.training.result import METRICS, read_result
-from rm_assets.training.run import clear_output, run_job
+from rm_assets.training.result import METRICS, clear_output, read_result
+from rm_assets.training.run import run_job
 from rm_assets.training.trainer import TrainingStoppedError
 
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -18,7 +18,7 @@ from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
 from rm_assets.training.nodes import run_on_nodes
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import ERROR, METRICS
+from rm_assets.training.result import ERROR, METRICS, ForeignOutputError, clear_output
 from rm_assets.training.transport import run_sent_job
 
 try:
@@ -59,6 +59,9 @@ def work(job: TrainingJob, stop: processes.Stop | None = None) -> int:
     pipes = _open_pipes() if processes.is_first_worker() else None
     try:
         return _run(job, pipes, stop)
+    except ForeignOutputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
     except TrainingError as error:
         return _failed(job, str(error))
     except Exception as error:
@@ -74,7 +77,7 @@ def _run(job: TrainingJob, pipes: Any, stop: processes.Stop | None) -> int:
     import transformers
 
     from rm_assets.training.group import join_group, leave_group
-    from rm_assets.training.run import clear_output, run_job
+    from rm_assets.training.run import run_job
     from rm_assets.training.tracking import open_tracker
     from rm_assets.training.trainer import TrainingStoppedError
 

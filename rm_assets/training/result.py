@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from rm_assets.data.ownership import is_inside, remove_named
 from rm_assets.data.storage import file_sizes, read_file, remove_directories
+from rm_assets.training.job import TrainingError
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -53,12 +54,16 @@ _TRACKED = re.compile(r"tensorboard/events\.out\.tfevents\..+|wandb/.+")
 _CHECKPOINT = r"(process-[0-9]+\.safetensors|metrics\.jsonl|manifest\.json)"
 _IN_PROGRESS = re.compile(
     rf"checkpoints/(step-[0-9]{{8,}}-[0-9a-f]{{16}}|\.unfinished)/{_CHECKPOINT}"
-    r"|scratch/pairs(-[0-9a-f]{32}(\.[^/]+\.tmp)?)?/.+"
+    r"|scratch/pairs(-[0-9a-f]{32}(\.[^/]+\.tmp)?)?/.+|scratch/begun"
 )
 
 
 class TrainingResultError(RuntimeError):
     """A training result that is missing, of another job, or not as it was written."""
+
+
+class ForeignOutputError(TrainingError):
+    """A job's directory for results that holds files of others: nothing is written there, not even the reason."""
 
 
 def write_manifest(
@@ -151,6 +156,40 @@ def result_files(directory: Path) -> list[str]:
     except (OSError, TrainingResultError):
         named = {name for name in present if _MODELS.fullmatch(name)}
     return [name for name in present if name in named or _RESULT.fullmatch(name) or _TRACKED.fullmatch(name)]
+
+
+def clear_output(directory: Path) -> None:
+    """Make the directory and remove what an earlier attempt left, its manifest first; its checkpoints stay.
+
+    Raises ForeignOutputError, with nothing removed, where what lies there is no training's.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    named = (MANIFEST, f"{MANIFEST}.tmp", ERROR, METRICS, SCORES_FILE, MODEL, ADAPTER)
+    found = [name for name in named if (directory / name).exists()]
+    if found and not _is_of_a_training(directory):
+        raise ForeignOutputError(
+            f"output_directory is {str(directory)!r}, where {found[0]!r} is no training's and would be replaced: "
+            "name an empty directory"
+        )
+    (directory / SCRATCH).mkdir(exist_ok=True)
+    (directory / SCRATCH / "begun").touch()
+    names = [name for name in result_files(directory) if not _TRACKED.fullmatch(name)]
+    remove_named(directory, sorted(names, key=lambda name: name != MANIFEST))
+    remove_directories(directory / name for name in (MODEL, ADAPTER))
+
+
+def _is_of_a_training(directory: Path) -> bool:
+    """Whether a job wrote there before: it left its manifest, it is in progress, or its description lies beside."""
+    if any(_IN_PROGRESS.fullmatch(name) for name in file_sizes(directory)):
+        return True
+    try:
+        return bool(read_manifest(directory))
+    except (OSError, TrainingResultError):
+        beside = directory.with_name(f"{directory.name}.json")
+        try:
+            return bool(json.loads(beside.read_bytes())["output_directory"] == str(directory))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 def remove_scratch(directory: Path) -> None:

@@ -1,7 +1,6 @@
 """A training job from its description to its manifest."""
 
 import gc
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,6 @@ from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import (
-    ADAPTER,
-    ERROR,
-    MANIFEST,
-    METRICS,
     MODEL,
     SCORES_FILE,
     SCRATCH,
@@ -104,16 +99,6 @@ def _choice(model: Any, pairs: Pairs, group: Group) -> Choice:
         choice = Choice(packings[int(number)], "as the first process found")
         use_packing(model, choice.packing)
     return choice
-
-
-def clear_output(directory: Path) -> None:
-    """Make the directory and remove what an earlier attempt left, its manifest first; its checkpoints stay."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST, f"{MANIFEST}.tmp", ERROR, METRICS, SCORES_FILE):
-        (directory / name).unlink(missing_ok=True)
-    for name in (MODEL, ADAPTER):
-        if (directory / name).exists():
-            shutil.rmtree(directory / name)
 
 
 def _read_splits(job: TrainingJob, group: Group, scratch: Path) -> dict[str, Pairs]:

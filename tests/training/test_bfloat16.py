@@ -23,8 +23,8 @@ from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
 from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import METRICS
-from rm_assets.training.run import clear_output, run_job
+from rm_assets.training.result import METRICS, clear_output
+from rm_assets.training.run import run_job
 from rm_assets.training.scoring import Scorer, bfloat16_scores
 from rm_assets.training.state import captured, restore
 from rm_assets.training.trainer import fitted_run, planned_steps, prepared_run, train_step

@@ -16,8 +16,8 @@ from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
 from rm_assets.training.model import load_model
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import GOLDEN
-from rm_assets.training.run import clear_output, run_job
+from rm_assets.training.result import GOLDEN, clear_output
+from rm_assets.training.run import run_job
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_assets.training.__main__ import work
 from rm_assets.training.group import ALONE
 from rm_assets.training.job import TrainingError
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import SCORES, read_result
-from rm_assets.training.run import clear_output, run_job
+from rm_assets.training.result import SCORES, clear_output, read_result
+from rm_assets.training.run import run_job
 
 
 def run(job):
@@ -164,7 +165,50 @@ def test_an_earlier_attempt_leaves_nothing_behind(make_job):
     (output / "model").mkdir(parents=True)
     for name in ("manifest.json", "metrics.jsonl", "model/leftover.safetensors"):
         (output / name).write_text("old")
+    output.with_name("output.json").write_text(job.model_dump_json())  # as the launcher does
     run(job)
     assert not (output / "model" / "leftover.safetensors").exists()
     assert "old" not in (output / "metrics.jsonl").read_text()
     read_result(output, job.key)
+
+
+@pytest.mark.parametrize(
+    "name", ["model/config.json", "adapter/mine.txt", "metrics.jsonl", "manifest.json", "error.txt"]
+)
+def test_a_directory_with_files_of_others_is_left_as_it_is(make_job, capsys, name):
+    job = make_job()
+    mine = Path(job.output_directory) / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert work(job) == 1
+    told = f"output_directory is {job.output_directory!r}, where {name.split('/')[0]!r} is no training's"
+    assert f"error: {told} and would be replaced: name an empty directory\n" in capsys.readouterr().err
+    assert [path for path in Path(job.output_directory).rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_of_a_finished_training_only_its_own_files_are_replaced(make_job):
+    job = make_job()
+    assert work(job) == 0
+    output = Path(job.output_directory)
+    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
+    (output / "model" / "mine.txt").write_text("mine")
+    assert work(job) == 0
+    found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
+    assert found == sorted([*names, "model/mine.txt"])
+
+
+@pytest.mark.parametrize("left", ["nothing", "a model", "a damaged manifest"])
+def test_an_attempt_that_failed_at_once_is_followed_by_another(make_job, left):
+    job = make_job(pad_token_id=5)  # an ordinary token
+    assert work(job) == 1
+    output = Path(job.output_directory)
+    assert (output / "error.txt").exists()
+    if left == "a model":
+        (output / "model").mkdir()
+        (output / "model" / "half.safetensors").write_text("half")
+    if left == "a damaged manifest":
+        (output / "manifest.json").write_text("{")
+    assert work(job.model_copy(update={"pad_token_id": 0})) == 0
+    assert not (output / "model" / "half.safetensors").exists()
+    assert not (output / "scratch").exists()
