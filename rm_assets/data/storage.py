@@ -199,7 +199,11 @@ def new_file(path: Path) -> Iterator[NewFile]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically: readers see the old bytes or the new ones, also after a power cut."""
-    content = msgspec.json.format(msgspec.json.encode(value), indent=1)
+    write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a small file atomically. Other names of the old one, as in a backup of hard links, keep its bytes."""
     make_directory(path.parent)
     with _writing(path):
         if is_remote(path):

@@ -16,7 +16,7 @@ from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
-from rm_assets.data.storage import place, read_file, write_json
+from rm_assets.data.storage import place, read_file, write_file, write_json
 from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
@@ -174,5 +174,5 @@ def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], say: Callable[[
     for name, content in files.items():
         path = snapshot.directory / name
         if not path.exists() or path.read_bytes() != content:
-            path.write_bytes(content)
+            write_file(path, content)
             say(f"wrote {path}")

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
+from support import silent
 
+from rm_assets.data.publication import publication
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.defs.report_pictures import slices_plot
 from rm_assets.defs.report_results import report_result
-from rm_assets.defs.report_snapshots import WrittenReport
+from rm_assets.defs.report_snapshots import WrittenReport, write_beside
 from rm_assets.settings import Settings
 from rm_assets.training.report import reward_model_report
 
@@ -113,3 +115,19 @@ def test_no_subset_writes_markdown_into_the_page(tmp_path: Path, name: str) -> N
     for part in ("verdict", "report"):
         pages = [MarkdownIt("gfm-like", {"linkify": False}).render(found[part].value) for found in (metadata, plain)]
         assert pages[0] == pages[1]
+
+
+def test_files_beside_a_snapshot_are_replaced_and_never_written_into(tmp_path: Path) -> None:
+    with publication(tmp_path, "reward_model_report", 1, silent) as turn:
+        snapshot = turn.publish([], {}, {})
+    backup, mine = tmp_path / "backup.json", tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    (snapshot.directory / "history.png").symlink_to(mine)
+    write_beside(snapshot, {"report.json": b"one", "history.png": b"one"}, silent)
+    backup.hardlink_to(snapshot.directory / "report.json")
+    write_beside(snapshot, {"report.json": b"two", "history.png": b"one"}, silent)
+    assert (backup.read_bytes(), mine.read_bytes()) == (b"one", b"mine")
+    assert {path.name: path.read_bytes() for path in snapshot.directory.iterdir() if path.name != "manifest.json"} == {
+        "report.json": b"two",
+        "history.png": b"one",
+    }
