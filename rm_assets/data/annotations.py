@@ -12,9 +12,10 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rm_assets.data.file_bytes import RejectedFileError, Status, file_status, opened
+from rm_assets.data.ownership import MARKER
 from rm_assets.data.remote_files import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
 from rm_assets.data.storage import is_remote, lies_in, place, remote_path_below
 from rm_assets.settings import SettingsError
@@ -67,9 +68,12 @@ class _Found:
     unlisted: list[Path] = field(default_factory=list)  # directories that cannot be listed
     statuses: dict[Path, RemoteStatus] = field(default_factory=dict)  # of remote files, where the listing tells them
     _known: dict[Path, bool] = field(default_factory=dict)  # whether a directory lies in the storage
+    _storages: dict[str, bool] = field(default_factory=dict)  # whether a directory below the base is any storage
 
     def is_left_out(self, path: Path) -> bool:
-        """Whether a path lies in the storage, itself or by where it leads to."""
+        """Whether a path lies in the storage, itself or by where it leads to, or in another one below the base."""
+        if self._is_in_a_storage(path):
+            return True
         if self.storage is None:
             return False
         if is_remote(path) or path.is_symlink():
@@ -78,9 +82,25 @@ class _Found:
             self._known[path.parent] = lies_in(path.parent, self.storage)
         return self._known[path.parent]
 
+    def _is_in_a_storage(self, path: Path) -> bool:
+        below = remote_path_below(path, self.base) or "" if is_remote(path) else path.relative_to(self.base).as_posix()
+        folders = [parent.as_posix() for parent in PurePosixPath(below).parents][:-1]
+        for folder in folders:
+            if folder not in self._storages:
+                self._storages[folder] = _is_storage(self.base / folder)
+        return any(self._storages[folder] for folder in folders)
+
+
+def _is_storage(directory: Path) -> bool:
+    """Whether a directory is marked as a storage of ours, whichever settings it belongs to."""
+    try:
+        return (directory / MARKER).exists()
+    except OSError:
+        return False
+
 
 def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
-    """The annotation files of a path, a directory (searched in all depths) or a glob, but for those in the storage.
+    """The annotation files of a path, a directory (searched in all depths) or a glob, but for those in a storage.
 
     Raises SettingsError where there is none, where a path given by itself cannot be read, or where all that the setting
     names lies in the storage, whose files would be read as annotations, and change with every run.
@@ -165,11 +185,14 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
         return _by_itself(path)
     if kind == "directory":
         inside = remote_path_below(storage, path) if storage is not None else None
+        listed = list(remote_files(path))
+        left_out = [name.removesuffix(MARKER).lstrip("/") for name, _ in listed if name.endswith(f"/{MARKER}")]
+        left_out += [f"{inside}/"] if inside else []
         statuses = {
             path / name: status
-            for name, status in remote_files(path)
+            for name, status in listed
             if not any(part.startswith(".") for part in name.split("/"))
-            and not (inside and name.strip("/").startswith(f"{inside}/"))
+            and not name.lstrip("/").startswith(tuple(left_out))
         }
         return _Found(base=path, files=list(statuses), statuses=statuses)
     if not _MAGIC.search(setting):
@@ -215,7 +238,7 @@ def _in_directory(base: Path, storage: Path | None) -> _Found:
             if entry.is_dir(follow_symlinks=False):
                 is_storage = entry.inode() == number and storage is not None and storage.samefile(entry.path)
                 if not is_storage:
-                    waiting.append(Path(entry.path))
+                    (found.unsearched if _is_storage(Path(entry.path)) else waiting).append(Path(entry.path))
             elif not (entry.is_symlink() and found.is_left_out(Path(entry.path))):
                 _take(Path(entry.path), found)
     return found

@@ -184,6 +184,21 @@ def test_a_storage_among_the_annotations_is_not_read(tmp_path: Path, monkeypatch
     assert published_version(Path(settings.storage)) is None  # no rejects yet
 
 
+@pytest.mark.parametrize("setting", [".", "**/*.jsonl", "*/*/*/*.jsonl", "../{name}"])
+def test_no_other_storage_among_the_annotations_is_read(tmp_path: Path, monkeypatch, setting: str) -> None:
+    write_lines(tmp_path / "x" / "y" / "z" / "a.jsonl", [plain_row(1)])
+    for other in ("x/first", "second"):
+        claim_storage(tmp_path / other)
+        write_lines(tmp_path / other / "reward_model" / SNAPSHOT / "metrics.jsonl", [{"loss": 1}])
+    monkeypatch.chdir(tmp_path)
+    for storage in (Path("storage"), None):
+        found = find_annotations(setting.format(name=tmp_path.name), storage)
+        assert [file.path.name for file in found.files] == ["a.jsonl"]
+    assert found.ignored == (() if "*" in setting else ("second/", "x/first/"))
+    found = find_annotations("second", Path("storage"))  # that is what was asked for
+    assert [file.source for file in found.files] == [f"reward_model/{SNAPSHOT}/metrics.jsonl"]
+
+
 # --- what may not be read or changed ----------------------------------------------------------------------------
 
 
@@ -482,6 +497,9 @@ def test_remote_annotations_and_a_remote_storage_stay_apart() -> None:
         for setting in (bucket, f"{bucket}/", f"{bucket}/**/*.jsonl"):
             sources = {file.source for file in find_annotations(setting, storage).files}
             assert sources == {"annotations/a.jsonl", "team/storage2/b.jsonl"}
+        claim_storage(place(f"{bucket}/team/storage2"))
+        for setting in (bucket, f"{bucket}/**/*.jsonl"):
+            assert {file.source for file in find_annotations(setting, storage).files} == {"annotations/a.jsonl"}
         for setting in ("team/storage", "team/storage/reward_model", "team/storage/*/m.jsonl", "team/storage/new"):
             with pytest.raises(SettingsError, match="inside the storage"):
                 find_annotations(f"{bucket}/{setting}", storage)
