@@ -57,14 +57,24 @@ def visible(text: str) -> str:
     return text if text.isascii() else normalized("NFKC", _INVISIBLE_BEYOND.sub("", text))
 
 
-@functools.lru_cache(maxsize=4096)
+_LONGEST_KEPT = 64
+"""Characters of words whose look is kept: others are rare, and may be megabytes."""
+
+
 def latin_lookalike(word: str) -> str | None:
     """The Latin word that a word looks like, itself if it is Latin; None where it holds a letter that stands out.
 
     For "раypаl" with three Cyrillic letters it is "paypal"; in "жаr" stands a letter that no Latin one looks like.
     """
+    return _kept_lookalike(word) if len(word) <= _LONGEST_KEPT else _lookalike(word)
+
+
+def _lookalike(word: str) -> str | None:
     if word.isascii():
         return word
     decomposed = unicodedata.normalize("NFD", word)  # ё like ë; a word holds no marks that would have to be sorted
     latin = unicodedata.normalize("NFC", decomposed.translate(_TABLE))
     return None if _OTHER_LETTER.search(latin) else latin
+
+
+_kept_lookalike = functools.lru_cache(maxsize=4096)(_lookalike)

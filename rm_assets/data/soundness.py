@@ -63,9 +63,12 @@ def _signature(messages: tuple[Message, ...]) -> Signature:
     return tuple([(message.role, message.tool_calls is not None) for message in messages])
 
 
-@functools.lru_cache(maxsize=4096)
 def _out_of_order(signature: Signature) -> tuple[int, str, str] | None:
-    """The first message whose role cannot follow: its number, the role before it and its own. Few shapes occur."""
+    """The first message whose role cannot follow: its number, the role before it and its own."""
+    return _known(signature) if len(signature) <= _FEW_MESSAGES else _first_out_of_order(signature)
+
+
+def _first_out_of_order(signature: Signature) -> tuple[int, str, str] | None:
     before, calls = "", False
     for number, (role, calls_tools) in enumerate(signature, start=1):
         if role not in _FOLLOWERS[before] or (role == "tool" and not (calls or before == "tool")):
@@ -74,9 +77,21 @@ def _out_of_order(signature: Signature) -> tuple[int, str, str] | None:
     return None
 
 
-@functools.lru_cache(maxsize=4096)
+_FEW_MESSAGES = 64
+_known = functools.lru_cache(maxsize=4096)(_first_out_of_order)
+"""Few shapes of conversations occur; those of long ones are not kept, as each may be large, and another one."""
+
+
 def are_in_order(prompt: tuple[str, ...], reply: tuple[str, ...]) -> bool:
     """The same of roles alone, of messages that call no tools: whether such a reply may follow such a prompt."""
+    are_few = len(prompt) + len(reply) <= _FEW_MESSAGES
+    return _known_in_order(prompt, reply) if are_few else _are_in_order(prompt, reply)
+
+
+def _are_in_order(prompt: tuple[str, ...], reply: tuple[str, ...]) -> bool:
     if not prompt or reply[:1] != ("assistant",) or reply[-1] != "assistant":
         return False
     return _out_of_order(tuple((role, False) for role in prompt + reply)) is None
+
+
+_known_in_order = functools.lru_cache(maxsize=4096)(_are_in_order)

@@ -41,6 +41,8 @@ _MAX_ATTEMPTS = 8
 
 _MAX_SHAPES = 10_000
 """Shapes that are remembered; one more, and all are learnt anew."""
+_MAX_MESSAGES = 500
+"""Messages of a shape that is remembered: each longer one may be another one, and large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,9 @@ class TemplateRenderer:
         """The pieces of conversations of one shape, each with the rows that it writes; all others are transformers'."""
         if len(self._shapes) >= _MAX_SHAPES:
             self._shapes.clear()
-        shape = self._shapes.setdefault((roles, add_generation_prompt), _Shape())
+        shape = _Shape()
+        if len(roles) <= _MAX_MESSAGES:
+            shape = self._shapes.setdefault((roles, add_generation_prompt), shape)
         shape.num_seen += columns.num_rows
         if self.reason or shape.num_seen < _LEARN_AFTER:
             return []
@@ -210,9 +214,11 @@ class TemplateRenderer:
 
     def lost_parts(self, roles: Roles, row: Row) -> tuple[str, ...]:
         """What the template leaves out altogether of such a conversation, see `rm_assets.data.chat.lost_parts`."""
-        if not all(row):
+        if not all(row) or len(roles) > _MAX_MESSAGES:
             return lost_parts(self.chat, _messages(roles, row), "")
         if roles not in self._lost:
+            if len(self._lost) >= _MAX_SHAPES:
+                self._lost.clear()
             self._lost[roles] = lost_parts(self.chat, _messages(roles, row), "")
         return self._lost[roles]
 

@@ -4,11 +4,15 @@ Work is counted, not timed: lines of Python, calls of functions in C, and the st
 call. What fills megabytes stands in thousands here, as growth shows early.
 """
 
+import functools
+import gc
 import json
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from normalization import counted_steps
 from support import keys_of
@@ -21,6 +25,8 @@ from rm_assets.data.plain_lines import plain_pair
 from rm_assets.data.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.rendering import SIDES, flatten_pair, require_no_control_tokens
 from rm_assets.data.soundness import require_sound
+from rm_assets.data.template_columns import Columns
+from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
 RULES = ParsingRules(labels={"x": "first"})
@@ -160,3 +166,50 @@ def test_the_work_of_two_loops_in_each_other_is_noticed(steps: list[int]) -> Non
 
     found = [work(lambda n=n: loops(n), steps) for n in (100, 200)]
     assert found[1] > 3.5 * found[0]
+
+
+# --- what is kept from line to line --------------------------------------------------------------------------
+
+
+def turns(number: int) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": "a"} for place in range(number)]
+
+
+def read_plain(number: int) -> None:
+    assert plain_pair(json.dumps({"prompt": turns(number), "chosen": reply("x"), "rejected": reply("y")}).encode())
+
+
+def read_any(number: int) -> None:
+    line = json.dumps({"prompt": turns(number + 100), "chosen": "x", "rejected": "y"})  # other lengths than above
+    [preference] = stated_by(line, RULES).preferences
+    require_sound(preference)
+
+
+def render_many(number: int) -> None:
+    roles = tuple(message["role"] for message in turns(number))
+    renderer().ways(roles, Columns([pa.array(["a"])] * number))
+    renderer().lost_parts(roles, ("a",) * number)
+
+
+def compare_words(number: int) -> None:
+    assert prompt_grams(["а" * 10 * number])  # Cyrillic
+
+
+@functools.cache
+def renderer() -> TemplateRenderer:
+    return TemplateRenderer(load_chat_tokenizer(find_tokenizer(Settings())))
+
+
+@pytest.mark.parametrize("read", [read_plain, read_any, render_many, compare_words])
+def test_of_long_conversations_and_words_nothing_is_kept(read: Callable[[int], None]) -> None:
+    read(1001)  # what is kept from one call to the next
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1003, 1023, 2):
+            read(number)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 40_000
