@@ -94,7 +94,7 @@ def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
         row = with_own_columns(row, rules.columns)
     row = {name: value for name, value in row.items() if value is not None}
     row = _with_usual_names(row)
-    format_name = _format_of(row)
+    format_name = _format_of(row, rules)
     record_type, stated = FORMATS[format_name]
     try:
         record = msgspec.convert(_in_form(row, format_name, rules), record_type)
@@ -129,10 +129,10 @@ def _with_usual_names(row: Row) -> Row:
 
 def row_format(row: Row) -> Format:
     """The format of a row, by the fields it has and whether they are texts or lists."""
-    return _format_of(_with_usual_names(row))
+    return _format_of(_with_usual_names(row), _DEFAULTS)
 
 
-def _format_of(row: Row) -> Format:
+def _format_of(row: Row, rules: ParsingRules) -> Format:
     if "preferred_output" in row and "non_preferred_output" in row:
         return Format.OPENAI
     responses = response_fields(row)
@@ -140,6 +140,8 @@ def _format_of(row: Row) -> Format:
         if responses and sorted(map(repr, map(row.get, responses))) != sorted(map(repr, _sides(row))):
             problem = "`chosen` and `rejected` are not the two responses; the setting columns says which are meant"
             raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
+        if responses:
+            _require_no_other_label(row, responses, rules)
         return _format_of_sides(row)
     if responses:
         return Format.COMPARISON
@@ -149,6 +151,17 @@ def _format_of(row: Row) -> Format:
     missing = "rejected" if "chosen" in row else "chosen"
     known = "chosen" in row or "rejected" in row
     raise PreferenceError(Reason.MISSING_FIELD if known else Reason.UNKNOWN_FORMAT, f"no field `{missing}`")
+
+
+def _require_no_other_label(row: Row, responses: tuple[str, str], rules: ParsingRules) -> None:
+    """Raise PreferenceError where a label of known spelling names another of the two responses than `chosen` is."""
+    try:
+        label = with_label({name: row[name] for name in row if name not in ("chosen", "rejected")}, rules).get("label")
+    except PreferenceError:  # that field says something else
+        return
+    better = dict(zip(("first", "second"), responses, strict=True)).get(label or "")
+    if better and row[better] != row["chosen"]:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`chosen` and the label of the row name different responses")
 
 
 def _format_of_sides(row: Row) -> Format:

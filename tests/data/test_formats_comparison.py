@@ -202,3 +202,15 @@ def test_a_side_of_own_columns_never_meets_the_other_side_of_a_row_without_them(
     with pytest.raises(PreferenceError, match="the row has the column of") as error:
         parse_row(json.dumps({"prompt": "q"} | row), ParsingRules(columns=columns))
     assert error.value.reason == Reason.AMBIGUOUS_FIELD
+
+
+def test_sides_that_are_the_two_responses_must_agree_with_a_label_beside_them() -> None:
+    def chosen(**more: object) -> str | None:
+        row = {"prompt": "q", "response_a": "one", "response_b": "two", "chosen": "two", "rejected": "one"}
+        return parse_row(json.dumps(row | more))[0].chosen[0].content
+
+    for agreeing in ({"label": "B"}, {"winner": "model_b"}, {"label": 1}, {"label": "helpful"}, {}):
+        assert chosen(**agreeing) == "two"
+    for other in ({"label": "A"}, {"winner": "model_a"}, {"verdict": "B<A"}):
+        with pytest.raises(PreferenceError, match="ambiguous_field: `chosen` and the label"):
+            chosen(**other)
