@@ -212,6 +212,8 @@ class _Stored(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             num_read = self._opened.file.readinto(memoryview(buffer)[: self._num_left]) or 0  # type: ignore[attr-defined]
+            if not num_read and self._num_left and is_remote(self._opened.path):
+                raise OSError(f"it ends {self._num_left:,} bytes before the end that its server tells")
         except Exception as error:  # of whatever library reaches a remote file
             raise self._problem(error) from None
         self._num_left -= num_read

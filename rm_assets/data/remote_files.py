@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from upath import UPath
 
+from rm_assets.addresses import masked
 from rm_assets.data.storage import StorageError, modified_seconds, on_its_system, place, reaching, reason_of
 
 _VERSIONS = ("ETag", "etag", "VersionId", "generation", "md5Hash", "content_md5")
@@ -54,6 +55,9 @@ def remote_status(path: Path) -> RemoteStatus:
 
 def _status(entry: dict[str, Any]) -> RemoteStatus:
     written = modified_seconds(entry)
+    if entry.get("size") is None:
+        name, way = masked(str(entry["name"])), "download it and name the copy"
+        raise StorageError(f"{name!r} cannot be read: its server does not tell its size; {way}")
     version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(written))
     return RemoteStatus(
         st_size=int(entry["size"]), st_mtime=time.time() if written is None else written, version=version
