@@ -11,6 +11,7 @@ of this machine, which is then uploaded, the manifest last.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,9 +157,13 @@ def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
 
     path = model.directory / METRICS
     try:
-        lines = filter(None, read_file(path).splitlines())
+        content = read_file(path)
+        found, stated = hashlib.sha256(content).hexdigest(), model.manifest["files"].get(METRICS)
+        if stated not in (None, found):
+            raise ValueError(f"its sha256 is {found}, not {stated}")
+        lines = filter(None, content.splitlines())
         return msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[dict[str, Any]])
-    except (FileNotFoundError, msgspec.MsgspecError) as error:
+    except (FileNotFoundError, ValueError) as error:  # msgspec's errors are ValueErrors
         told = f"{str(path)!r} cannot be read ({error})"
         raise SnapshotError(f"{told}: materialize {ASSET}, which trains a damaged model anew") from None
 

@@ -212,6 +212,19 @@ def test_damaged_curves_of_a_model_are_named_with_the_way_on(tmp_path: Path, con
         training_steps(model)
 
 
+def test_curves_of_a_model_that_lost_a_line_are_damaged(tmp_path: Path) -> None:
+    content = b'{"step": 1}\n{"step": 2}\n'
+    directory = model_at(tmp_path, "a" * 16, files={"metrics.jsonl": hashlib.sha256(content).hexdigest()})
+    (directory / "metrics.jsonl").write_bytes(content)
+    model = model_snapshot(tmp_path, "a" * 16)
+    assert training_steps(model) == [{"step": 1}, {"step": 2}]
+    (directory / "metrics.jsonl").write_bytes(content[12:])
+    with pytest.raises(
+        SnapshotError, match=r"metrics\.jsonl' cannot be read \(its sha256 is \w+, not \w+\): materialize"
+    ):
+        training_steps(model)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[5]", b"[{}]", b'[{"model": 5}]', b"\xff"])
 def test_a_damaged_history_of_reports_is_named_and_not_lost(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "history.json"
