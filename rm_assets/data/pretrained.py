@@ -27,6 +27,8 @@ _SPARE_IDS = 2**16
 """How far ids may lie above twice the number of tokens: memory is taken for every id up to the largest."""
 _NO_COUNT = ("tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 """Vocabularies that are not read here: they hold no more tokens than bytes."""
+_MAX_GROWTH = 100
+"""How many times as long a tokenizer may make a text before it parts it; a space that becomes `▁` is three bytes."""
 _MESSAGE_CHARACTERS = 300
 _MOST = {"layer": 1_000, "^num_|^n_(?!ctx|positions)": 1_000_000}
 """The largest counts that a configuration may state, by what is in their names."""
@@ -109,6 +111,8 @@ def check_tokenizer_files(directory: Path) -> None:
         _check_counts(path, found)
         _check_names_no_other(path, found)
     ids_by_file = {directory / name: ids for name, ids in _ids(directory)}
+    if (directory / _FAST).is_file():
+        _check_normalizer(directory / _FAST)
     num_tokens = sum(len(ids) for ids in ids_by_file.values())
     num_tokens += sum((directory / name).stat().st_size for name in _NO_COUNT if (directory / name).is_file())
     for path, ids in ids_by_file.items():
@@ -120,6 +124,23 @@ def _check_names_no_other(path: Path, found: dict[str, Any]) -> None:
     for name, checked in (("fast_tokenizer_files", _FAST), ("configuration_files", CONFIGURATION)):
         if name in found:
             _refuse(path, f"{name} names other files than {checked}, which is the one to read")
+
+
+def _check_normalizer(path: Path) -> None:
+    """Refuse what makes texts many times as long: where there is no memory for them, the library ends the process."""
+    growth = 1.0
+    waiting = [read_json(path).get("normalizer")]
+    while waiting:
+        part = waiting.pop()
+        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        if isinstance(part, dict) and part.get("type") == "Replace":
+            pattern, content = part.get("pattern"), str(part.get("content")).encode()
+            replaced = str(pattern.get("String", "")).encode() if isinstance(pattern, dict) else b""
+            growth *= (
+                max(1, len(content) / len(replaced)) if replaced else 1 + len(content)
+            )  # an expression may be empty
+    if growth > _MAX_GROWTH:
+        _refuse(path, f"its normalizer may make texts {growth:.0f} times as long, more than {_MAX_GROWTH} times")
 
 
 def num_ids(directory: Path) -> int | None:

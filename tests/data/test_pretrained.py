@@ -201,6 +201,32 @@ def test_a_vocabulary_without_sound_ids_is_refused_before_a_library_reads_it(tmp
     assert told.endswith("; get the files again, or have save_pretrained of transformers write them")
 
 
+def replacing(content: str, **pattern: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        replacing("e" * 101, String="e"),
+        {"type": "Sequence", "normalizers": [replacing("e" * 100, String="e")] * 4},
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [replacing("x", Regex="")] * 9}]},
+        {"type": "Sequence", "normalizers": [replacing("é", String="")] * 5},
+    ],
+)
+def test_a_normalizer_that_makes_texts_far_longer_is_refused(tmp_path: Path, normalizer: Any) -> None:
+    definition = sample_file("tokenizer") | {"normalizer": normalizer}
+    told = error_of_tokenizer(sample_tokenizer(tmp_path / "t", tokenizer=definition))
+    assert "'tokenizer.json' in " in told
+    assert "its normalizer may make texts " in told
+
+
+def test_a_normalizer_as_others_have_it_is_taken(tmp_path: Path) -> None:
+    steps = [replacing('"', String="``"), replacing("▁", Regex=" {2,}"), replacing("▁", String=" ")]
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, *steps]}
+    assert used(sample_tokenizer(tmp_path / "t", tokenizer=sample_file("tokenizer") | {"normalizer": normalizer})) > 0
+
+
 @pytest.mark.parametrize("number", [2_000_000_000, -1, "4", None, 2**100])
 def test_an_added_token_without_a_sound_id_is_refused_wherever_it_stands(tmp_path: Path, number: Any) -> None:
     token = {"id": number, "content": "<x>", "special": True}
