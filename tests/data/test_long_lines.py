@@ -205,7 +205,7 @@ def cpu_seconds(process: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("stage", ["validated", "tokenized"])
+@pytest.mark.parametrize("stage", [pytest.param("validated", marks=pytest.mark.soak), "tokenized"])
 def test_a_stage_is_stopped_within_seconds_whatever_line_it_is_at(stage: str, tmp_path: Path) -> None:
     num_bytes = 16 * 2**20 - 1_000
     text = {

@@ -142,8 +142,8 @@ def expected(tmp_path: Path, settings: Settings) -> list[str]:
     [
         Network.refuses_every_fourth,
         Network.fails_every_second_write,
-        Network.hangs_up_on_every_fifth,
-        Network.cuts_every_fourth_reading,
+        pytest.param(Network.hangs_up_on_every_fifth, marks=pytest.mark.soak),
+        pytest.param(Network.cuts_every_fourth_reading, marks=pytest.mark.soak),
     ],
 )
 def test_requests_that_go_wrong_are_repeated_until_the_snapshots_are_those_of_a_local_run(
