@@ -15,10 +15,8 @@ from rm_assets.data.records import Reason
 
 MAX_RESPONSES = 256
 """The pairs of a row grow with the square of its responses."""
-MAX_CHARACTERS = 2**28
-"""Of all pairs of one row, each of which holds the prompt, the tools and two responses."""
-_MANY_PAIRS = 16
-"""So many pairs of one line are no matter, however long it is."""
+MAX_CHARACTERS = 2**26
+"""Of all pairs of one row, each of which holds the prompt, the tools and two responses: memory of ten times as much."""
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
 
@@ -179,8 +177,7 @@ def _stated(
         raise PreferenceError(Reason.TIE, "no two responses of different rank")
     # The draw does not depend on the order of the responses.
     drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]
-    if len(drawn) > _MANY_PAIRS:
-        _require_small(record, texts, drawn)
+    _require_small(record, texts, drawn)
     preferences = [
         preference(
             record,

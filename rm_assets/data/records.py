@@ -90,7 +90,7 @@ MEANINGS = {
     Reason.NOT_TEXT: "A message has a part that is no text.",
     Reason.TIE: "The annotation prefers no reply: a tie, equal scores, or nothing to compare with.",
     Reason.SCORES_DISAGREE: "The scores or the margin contradict the label or the ranks.",
-    Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 268435456 characters.",
+    Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67108864 characters.",
     Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge a turn or an end.",
     Reason.TEMPLATE_ERROR: "The chat template refuses the conversation.",
     Reason.MESSAGE_LOST: "The chat template leaves a whole message, tool list or tool call out.",

@@ -77,12 +77,16 @@ def test_the_pairs_taken_do_not_depend_on_the_order_of_the_responses_and_the_oth
 
 
 def test_a_ranking_whose_pairs_would_repeat_a_long_prompt_too_often_is_a_reject() -> None:
-    """24 responses are 276 pairs, which hold the prompt each."""
-    row = {"prompt": "q" * 1_000_000, "responses": [{"text": f"{n:02}", "rank": n} for n in range(24)]}
-    with pytest.raises(PreferenceError, match=r"too_many_responses: 276 pairs of 276\d{6} characters, more than"):
+    """24 responses are 276 pairs, which hold the prompt each; by default 10 of them are taken."""
+    row = {"prompt": "q" * 250_000, "responses": [{"text": f"{n:02}", "rank": n} for n in range(24)]}
+    with pytest.raises(PreferenceError, match=r"too_many_responses: 276 pairs of 69\d{6} characters, more than"):
         parse_row(json.dumps(row), ALL)
-    assert len(parse_row(json.dumps(row | {"prompt": "q" * 900_000}), ALL)) == 276
+    assert len(parse_row(json.dumps(row | {"prompt": "q" * 230_000}), ALL)) == 276
     assert len(parse_row(json.dumps(row))) == 10
+    with pytest.raises(
+        PreferenceError, match=r"too_many_responses: 10 pairs of 70\d{6} characters, more than 67108864"
+    ):
+        parse_row(json.dumps(row | {"prompt": "q" * 7_000_000}))
 
 
 @pytest.mark.parametrize(
