@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from rm_assets.data.ownership import is_inside, remove_named
-from rm_assets.data.storage import file_sizes, read_file, remove_directories
+from rm_assets.data.storage import file_sizes, read_file, remove_directories, subdirectories
 from rm_assets.training.job import TrainingError
 
 MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ SCORES = pa.schema(
 _RESULT = re.compile(r"manifest\.json(\.tmp)?|error\.txt|metrics\.jsonl|scores\.parquet")
 _MODELS = re.compile(r"(model|adapter)/.+")
 _TRACKED = re.compile(r"tensorboard/events\.out\.tfevents\..+|wandb/.+")
-_CHECKPOINT = r"(process-[0-9]+\.safetensors|metrics\.jsonl|manifest\.json)"
+_CHECKPOINT = r"(process-[0-9]+\.safetensors|metrics\.jsonl|manifest\.json|\.tmp[A-Za-z0-9]{6})"  # last: safetensors
 _IN_PROGRESS = re.compile(
     rf"checkpoints/(step-[0-9]{{8,}}-[0-9a-f]{{16}}|\.unfinished)/{_CHECKPOINT}"
     r"|scratch/pairs(-[0-9a-f]{32}(\.[^/]+\.tmp)?)?/.+|scratch/begun"
@@ -195,7 +195,10 @@ def _is_of_a_training(directory: Path) -> bool:
 def remove_scratch(directory: Path) -> None:
     """Remove what only a training in progress needs: its checkpoints, and the pairs as it read them."""
     remove_named(directory, [name for name in file_sizes(directory) if _IN_PROGRESS.fullmatch(name)])
-    remove_directories(directory / name for name in (f"{CHECKPOINTS}/.unfinished", CHECKPOINTS, SCRATCH))
+    # a kill while a checkpoint was removed leaves its directory empty
+    of_checkpoints = [f"{CHECKPOINTS}/{name}" for name in subdirectories(directory / CHECKPOINTS)]
+    ours = [name for name in of_checkpoints if _IN_PROGRESS.fullmatch(f"{name}/{MANIFEST}")]
+    remove_directories(directory / name for name in (*ours, CHECKPOINTS, SCRATCH))
 
 
 def remove_result(directory: Path) -> None:

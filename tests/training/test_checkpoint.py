@@ -188,3 +188,15 @@ def test_another_number_of_threads_is_said_to_round_differently(saved):
         torch.set_num_threads(before)
     [told] = said
     assert told.startswith(f"this training began elsewhere (threads {before} -> {before + 1}): ")
+
+
+def test_what_a_kill_left_of_removed_checkpoints_goes_with_the_others_and_no_more(tmp_path):
+    home = tmp_path / "checkpoints"
+    for name in ("step-00000004-0123456789abcdef", ".unfinished", "step-of-somebody"):
+        (home / name).mkdir(parents=True)
+    (home / ".unfinished" / ".tmpF3Y9MS").touch()  # as safetensors names a file before it renames it
+    remove_scratch(tmp_path)
+    assert [path.name for path in home.iterdir()] == ["step-of-somebody"]
+    (home / "step-of-somebody").rmdir()
+    remove_scratch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
