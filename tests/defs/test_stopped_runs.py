@@ -238,8 +238,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site.kill_everything()
 
 
+@pytest.mark.soak
 def test_after_each_signal_the_next_run_goes_on_to_the_model_of_an_undisturbed_one(site: Site) -> None:
-    """A cancelled and a killed run. The others stand elsewhere.
+    """A cancelled and a killed run. Shorter forms stand elsewhere, and are always run.
 
     SIGINT is sent in test_command_line, SIGTERM in test_launcher_kubernetes, and SIGKILL to the job in
     test_stopped_training. The soak runs have every way at every kind of moment.
