@@ -367,9 +367,8 @@ def step(storage: Path, kind: str, number: int) -> None:
 
 
 def check_that_foreign_files_survive(
-    directory: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
+    storage: Path, outside: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
 ) -> None:
-    storage, outside = directory / "storage", directory / "outside"
     outside.mkdir()
     (outside / "a.txt").write_text("mine")
     (outside / "s-1.parquet").write_text("mine")
@@ -396,12 +395,8 @@ FOREIGN = st.lists(st.tuples(st.integers(2, 6), PLACES, NAMES, KINDS), min_size=
 def test_what_others_put_into_a_storage_survives_every_sequence_of_runs(
     tmp_path: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
 ) -> None:
-    directory = tmp_path / "one"
-    directory.mkdir()
-    try:
-        check_that_foreign_files_survive(directory, foreign, steps)
-    finally:
-        shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as one:
+        check_that_foreign_files_survive(Path(one, "storage"), Path(one, "outside"), foreign, steps)
 
 
 @pytest.mark.soak
@@ -410,12 +405,8 @@ def test_what_others_put_into_a_storage_survives_every_sequence_of_runs(
 def test_what_others_put_into_a_storage_survives_hundreds_of_sequences(
     tmp_path: Path, foreign: list[tuple[int, str, str, str]], steps: list[str]
 ) -> None:
-    directory = tmp_path / "one"
-    directory.mkdir()
-    try:
-        check_that_foreign_files_survive(directory, foreign, steps)
-    finally:
-        shutil.rmtree(directory)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as one:
+        check_that_foreign_files_survive(Path(one, "storage"), Path(one, "outside"), foreign, steps)
 
 
 def test_nothing_of_ours_is_left_after_runs_that_were_cut_short_at_each_file(tmp_path: Path) -> None:
