@@ -178,6 +178,7 @@ def test_a_run_at_an_address_with_a_password_ends_before_any_work_and_tells_it_n
     assert_told_nowhere(run, tmp_path)
 
 
+@pytest.mark.soak
 def test_a_run_whose_password_comes_by_the_environment_tells_it_nowhere(tmp_path: Path, server: str) -> None:
     given = json.dumps({"headers": {"Authorization": AUTHORIZATION}})
     run = materialized(tmp_path, RM_ANNOTATIONS=f"http://{server}/a.jsonl", FSSPEC_HTTP=given)

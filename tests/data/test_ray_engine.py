@@ -62,7 +62,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Snapshot]:
     return list(run_stages(Settings(storage=str(tmp_path_factory.mktemp("local")), num_workers=1)).values())
 
 
-@pytest.mark.parametrize("remote", [False, True], ids=["directory", "s3"])
+@pytest.mark.parametrize("remote", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["directory", "s3"])
 def test_two_nodes_give_the_snapshots_of_a_local_run(
     cluster: Any, alone: list[Snapshot], bucket: str, tmp_path: Path, remote: bool
 ) -> None:

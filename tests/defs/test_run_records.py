@@ -286,7 +286,8 @@ def test_what_follows_the_log_of_a_run_that_was_killed_before_it_was_watched_is_
         site.kill_everything()
 
 
-@pytest.mark.parametrize("seconds", [31, -3600])  # a clock that was set back proves nothing either
+# a clock that was set back proves nothing either
+@pytest.mark.parametrize("seconds", [pytest.param(31, marks=pytest.mark.soak), -3600])
 def test_a_run_that_was_killed_before_it_left_a_record_is_ended_a_while_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:

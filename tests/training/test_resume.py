@@ -53,7 +53,7 @@ def killed(job, step):
     return job
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}])
+@pytest.mark.parametrize("settings", [{}, pytest.param({"lora_rank": 2}, marks=pytest.mark.soak)])
 def test_a_training_that_was_killed_twice_ends_bit_equal_in_weights_and_curves(forty_steps, settings):
     whole = forty_steps("whole", **settings)
     expected = finish(whole)
