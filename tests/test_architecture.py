@@ -127,11 +127,11 @@ def test_workspace_alone_names_the_code_location() -> None:
     assert not re.search(r"^\[tool\.(dg|dagster)", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 
 
-def test_the_readme_tells_of_every_module() -> None:
+def test_the_readme_tells_of_every_folder() -> None:
     readme = (ROOT / "README.md").read_text()
     tree = readme[readme.index("## The tree") :]
     for path in MODULES:
-        assert re.search(rf"\b{re.escape(path.name)}\s", tree), f"{path.relative_to(ROOT)} is not in the README's tree"
+        assert path.name != "__init__.py" or f" {path.parent.name}/ " in tree or path.parent == PACKAGE, path.parent
 
 
 def test_the_readme_tells_of_every_setting_and_reason_in_the_words_of_the_code() -> None:

@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
 Span = tuple[int, int]

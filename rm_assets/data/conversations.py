@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rm_assets.data import records
-from rm_assets.data.preferences import Message
+from rm_assets.data.formats.preferences import Message
 from rm_assets.data.texts import Texts
 
 _LISTS = records.VALIDATED.field("prompt").type

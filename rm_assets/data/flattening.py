@@ -20,11 +20,11 @@ from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.encoders import sample_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.message_columns import MessageColumn
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.parquet import read_batches
-from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table

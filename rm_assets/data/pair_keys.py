@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rm_assets.data.conversations import Conversations
+from rm_assets.data.formats.preferences import Message
 from rm_assets.data.normal_form import normal_form, normal_texts
-from rm_assets.data.preferences import Message
 from rm_assets.data.texts import Texts
 
 _ROLES = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
@@ -42,7 +42,7 @@ class PairKeys(NamedTuple):
 
 
 def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversations, tools: Sequence[str]) -> PairKeys:
-    """The keys of pairs; all are sound, see `rm_assets.data.soundness.require_sound`."""
+    """The keys of pairs; all are sound, see `rm_assets.data.formats.soundness.require_sound`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
     # empty or a JSON list, and no head begins with "[": what follows cannot be taken for it

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.conversations import Conversations
+from rm_assets.data.formats.fast_path import PlainPair
+from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.pair_keys import pair_keys
-from rm_assets.data.plain_lines import PlainPair
-from rm_assets.data.preferences import Format, Preference
 
 
 class PairRows:

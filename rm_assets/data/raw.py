@@ -22,21 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data import records
-from rm_assets.data.annotations import AnnotationFile, Annotations, find_annotations
 from rm_assets.data.evaluation import find_evaluation_files
-from rm_assets.data.file_bytes import (
-    Change,
-    OpenedFile,
-    RejectedFileError,
-    Status,
-    file_stamp,
-    is_same_file,
-    opened,
-)
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.lines import Block, Lines, blocks_of_lines, plain_block_sha256, read_block
-from rm_assets.data.listing import CONTENT, content_listing
 from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.progress import Progress
 from rm_assets.data.publication import (
@@ -50,6 +38,18 @@ from rm_assets.data.publication import (
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
+from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, plain_block_sha256, read_block
+from rm_assets.data.sources.content_version import CONTENT, content_listing
+from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
+from rm_assets.data.sources.opened_file import (
+    Change,
+    OpenedFile,
+    RejectedFileError,
+    Status,
+    file_stamp,
+    is_same_file,
+    opened,
+)
 from rm_assets.data.storage import is_remote, place, read_file, write_json
 from rm_assets.settings import Settings
 

@@ -36,6 +36,7 @@ from rm_assets.data.encoders import (
 )
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
+from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.id_lists import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.message_columns import single_chunk
@@ -43,7 +44,6 @@ from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.normal_form import normalized
 from rm_assets.data.pair_keys import pair_keys
 from rm_assets.data.parquet import read_batches
-from rm_assets.data.preferences import Message, PreferenceError
 from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows

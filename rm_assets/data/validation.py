@@ -23,20 +23,20 @@ from numpy.typing import NDArray
 from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.formats import stated_by
+from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.parsing import stated_by
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError, Stated
+from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.message_columns import num_equal_conversations
 from rm_assets.data.pair_rows import PairRows
 from rm_assets.data.parquet import read_batches
-from rm_assets.data.plain_lines import plain_pair
-from rm_assets.data.preferences import ParsingRules, PreferenceError, Stated
 from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.soundness import require_sound
 from rm_assets.data.storage import place
-from rm_assets.data.two_line_format import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.settings import Settings
 
 VERSION = 5

@@ -5,8 +5,9 @@ import warnings
 
 import dagster as dg
 
-from rm_assets.data import flattening, listing, padding, raw, records, rejects, tokenization, validation
+from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
 from rm_assets.data.records import Stage
+from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.storage import place
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
@@ -18,9 +19,9 @@ def _observed(project: ProjectResource) -> dg.ObserveResult:
     """The version of the annotation files: only those that are new are read."""
     settings = project.settings()
     _, files = raw.files_to_read(settings)
-    found = listing.content_listing(files, place(settings.storage))
+    found = content_listing(files, place(settings.storage))
     return dg.ObserveResult(
-        asset_key=listing.ASSET,
+        asset_key=ASSET,
         data_version=dg.DataVersion(str(found.version)),
         metadata={
             "content_version": found.version,
@@ -31,7 +32,7 @@ def _observed(project: ProjectResource) -> dg.ObserveResult:
 
 
 _SOURCE = dg.AssetSpec(
-    listing.ASSET,
+    ASSET,
     group_name="annotations",
     kinds={"jsonl"},
     owners=OWNERS,
@@ -40,13 +41,11 @@ _SOURCE = dg.AssetSpec(
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.BetaWarning)  # every way to make a source that Dagster can observe is beta
-    annotation_files: dg.AssetsDefinition = dg.multi_observable_source_asset(name=listing.ASSET, specs=[_SOURCE])(
-        _observed
-    )
+    annotation_files: dg.AssetsDefinition = dg.multi_observable_source_asset(name=ASSET, specs=[_SOURCE])(_observed)
 
 
 @dg.asset(
-    deps=[listing.ASSET],
+    deps=[ASSET],
     group_name="annotations",
     kinds={"jsonl", "parquet"},
     owners=OWNERS,

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from rm_assets.data import records
 from rm_assets.data.laws import LAWS, Law
-from rm_assets.data.listing import CONTENT
 from rm_assets.data.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.snapshots import Manifest, Snapshot
+from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.defs.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.pictures import length_histogram, markdown_picture
 from rm_assets.settings import Settings

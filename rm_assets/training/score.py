@@ -24,14 +24,14 @@ import msgspec
 import torch
 import transformers
 
-from rm_assets.data.formats import stated_by
-from rm_assets.data.json_rows import json_object
-from rm_assets.data.lines import blocks_of_lines, read_block
-from rm_assets.data.messages import MessageRecord, canonical_tools, messages_of
-from rm_assets.data.preferences import Message, ParsingRules, PreferenceError
+from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
+from rm_assets.data.formats.json_lines import json_object
+from rm_assets.data.formats.messages import MessageRecord, canonical_tools, messages_of
+from rm_assets.data.formats.parsing import stated_by
+from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError
 from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import one_line
-from rm_assets.data.spellings import CONVERSATIONS, response_fields
+from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.settings import Settings, SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.conversations import (

@@ -16,7 +16,7 @@ from rm_assets.data.chat import (
     render,
     with_frozen_date,
 )
-from rm_assets.data.formats import PreferenceError
+from rm_assets.data.formats.parsing import PreferenceError
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.records import Reason
 from rm_assets.data.rendering import flatten_pair, require_no_control_tokens

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from support import is_linear
 
-from rm_assets.data.formats import FORMATS, Format, PreferenceError, parse_row, stated_by
-from rm_assets.data.plain_lines import plain_pair
-from rm_assets.data.preferences import ParsingRules
-from rm_assets.data.ranking_formats import MAX_RESPONSES
-from rm_assets.data.soundness import require_sound
+from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.parsing import FORMATS, Format, PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.formats.rankings import MAX_RESPONSES
+from rm_assets.data.formats.soundness import require_sound
 
 QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 OTHER = {"role": "assistant", "content": "b"}

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import keys_of
 
+from rm_assets.data.formats.preferences import Format, Message, Preference
 from rm_assets.data.normal_form import normal_form, normal_texts
-from rm_assets.data.preferences import Format, Message, Preference
 from rm_assets.data.texts import Texts
 
 

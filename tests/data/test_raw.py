@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data.file_bytes import RejectedFileError, opened, zstd
-from rm_assets.data.lines import Block, blocks_of_lines
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.snapshots import REJECTS, Snapshot
+from rm_assets.data.sources.blocks import Block, blocks_of_lines
+from rm_assets.data.sources.opened_file import RejectedFileError, opened, zstd
 from rm_assets.settings import Settings
 
 
@@ -91,7 +91,7 @@ def test_bad_entries_are_rejects_and_the_good_ones_go_on(settings: Settings) -> 
 
 
 def test_a_bomb_is_read_again_under_another_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_assets.data.file_bytes.EXPANSION_ALLOWANCE", 1000)
+    monkeypatch.setattr("rm_assets.data.sources.opened_file.EXPANSION_ALLOWANCE", 1000)
     path = Path(settings.annotations_path) / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"one\n" * 100_000))
     age(path.parent)

@@ -14,9 +14,9 @@ from support import plain_row, rejects, run_stages, write_lines
 from rm_assets.data import flattening
 from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.conversations import Conversations
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.message_columns import MessageColumn
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.preferences import PreferenceError
 from rm_assets.data.records import Stage
 from rm_assets.data.rendering import (
     SIDES,

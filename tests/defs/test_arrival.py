@@ -11,7 +11,7 @@ from dagster import DagsterRunStatus as Status
 from real_runs import Site
 from support import QUICK, age, polite_rows, write_lines
 
-from rm_assets.data import listing as listing_module
+from rm_assets.data.sources import content_version as listing_module
 from rm_assets.definitions import definitions
 from rm_assets.defs.arrival import CONTENT_TAG, new_annotations
 from rm_assets.defs.jobs import refresh_data

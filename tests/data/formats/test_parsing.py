@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import keys_of, pair_id
 
-from rm_assets.data.formats import (
+from rm_assets.data.formats.field_names import KNOWN
+from rm_assets.data.formats.messages import ContentPart, MessageRecord
+from rm_assets.data.formats.parsing import (
     FORMATS,
     Format,
     Message,
@@ -20,12 +22,10 @@ from rm_assets.data.formats import (
     parse_row,
     parse_transcript,
 )
-from rm_assets.data.messages import ContentPart, MessageRecord
-from rm_assets.data.ranking_formats import ResponseRecord
+from rm_assets.data.formats.rankings import ResponseRecord
+from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.two_lines import stated_by_two_lines
 from rm_assets.data.records import Reason
-from rm_assets.data.soundness import require_sound
-from rm_assets.data.spellings import KNOWN
-from rm_assets.data.two_line_format import stated_by_two_lines
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
 # In a transcript a message can hold no marker after an empty line, and no second space at its start is lost.
@@ -180,7 +180,7 @@ def test_a_pair_comes_back_from_openais_format_and_from_chosen_messages(preferen
 
 
 def test_the_readme_shows_a_line_of_every_format() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     table = readme[readme.index("| format | a line |") :].split("\n\n")[0]
     lines = re.findall(r"^\| `(\w+)` \| `(.*)` \|$", table, re.MULTILINE)
     assert [name for name, _ in lines] == list(Format)

@@ -1,7 +1,7 @@
 """The short way for most lines: `chosen` and `rejected`, perhaps `prompt`, all texts or all messages, and nothing else.
 
 Such a line is parsed straight into its type, and known to be sound by its roles and texts; whatever is not sound for
-certain is left to `rm_assets.data.formats`, which reads every format and says what is wrong.
+certain is left to `rm_assets.data.formats.parsing`, which reads every format and says what is wrong.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from rm_assets.data.messages import compared, is_transcript
-from rm_assets.data.preferences import Format, Message, PreferenceError
-from rm_assets.data.soundness import are_in_order
+from rm_assets.data.formats.messages import compared, is_transcript
+from rm_assets.data.formats.preferences import Format, Message, PreferenceError
+from rm_assets.data.formats.soundness import are_in_order
 
 
 class _Message(Struct, forbid_unknown_fields=True, gc=False):
@@ -42,7 +42,7 @@ class PlainPair(NamedTuple):
 
 
 def plain_pair(line: bytes) -> PlainPair | None:
-    """The sound preference that such a line states, as `rm_assets.data.formats` reads it; None for any other line."""
+    """The sound preference that such a line states, as `formats.parsing` reads it; None for any other line."""
     try:
         row = _decode(line)
     except (msgspec.MsgspecError, RecursionError):
@@ -102,7 +102,7 @@ def _is_sound(pair: PlainPair, contents: tuple[str, ...]) -> bool:
 
 
 def _has_each_field_once(line: bytes, row: _Row, pair: PlainPair, contents: tuple[str, ...]) -> bool:
-    """See `rm_assets.data.json_rows.json_object`: every colon outside the texts belongs to one of the fields."""
+    """See `formats.json_lines.json_object`: every colon outside the texts belongs to one of the fields."""
     has_prompt = row.prompt is not UNSET
     if isinstance(row.chosen, list):
         # without a prompt field, the messages that both sides begin with stand in the line twice

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.fingerprint import short_hash
-from rm_assets.data.messages import Prompt, Reply, compared
-from rm_assets.data.pair_formats import Common, preference, stated_margin
-from rm_assets.data.preferences import Format, ParsingRules, PreferenceError, Stated
+from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.messages import Prompt, Reply, compared
+from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
 MAX_RESPONSES = 256

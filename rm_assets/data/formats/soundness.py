@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from rm_assets.data.preferences import Message, Preference, PreferenceError
+from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
 from rm_assets.data.records import Reason
 
 _FOLLOWERS = {

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.formats import PreferenceError, stated_by
-from rm_assets.data.plain_lines import PlainPair, plain_pair
-from rm_assets.data.preferences import Format, Message, ParsingRules, Preference
-from rm_assets.data.soundness import require_sound
+from rm_assets.data.formats.fast_path import PlainPair, plain_pair
+from rm_assets.data.formats.parsing import PreferenceError, stated_by
+from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference
+from rm_assets.data.formats.soundness import require_sound
 
 TEXT = st.one_of(
     st.sampled_from(["", " ", "a", "a: b", "\n\nHuman: hi", "Human: hi", "\n\nAssistant: ho", "\u00a0", 'x"y'])

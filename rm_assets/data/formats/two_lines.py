@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.json_rows import json_object
-from rm_assets.data.messages import Sides, is_transcript, parse_transcript, split_shared
-from rm_assets.data.pair_formats import Common, preference, stated_margin
-from rm_assets.data.preferences import Format, Message, PreferenceError, Stated
+from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.json_lines import json_object
+from rm_assets.data.formats.messages import Sides, is_transcript, parse_transcript, split_shared
+from rm_assets.data.formats.preferences import Format, Message, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
 NumberedLine = tuple[int, str | bytes | None]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rm_assets.data.file_bytes import EXPANSION_ALLOWANCE, Change, RejectedFileError, opened, zstd
 from rm_assets.data.records import Reason
+from rm_assets.data.sources.opened_file import EXPANSION_ALLOWANCE, Change, RejectedFileError, opened, zstd
 
 WIDE = {zstd.CompressionParameter.window_log: 28}
 CHECKED = {zstd.CompressionParameter.checksum_flag: 1}
@@ -117,7 +117,7 @@ def test_a_bomb_is_refused_at_the_limit_in_little_memory(tmp_path: Path, suffix:
 def test_an_archive_above_the_allowance_may_expand_as_far_as_the_setting_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rm_assets.data.file_bytes.EXPANSION_ALLOWANCE", 1000)
+    monkeypatch.setattr("rm_assets.data.sources.opened_file.EXPANSION_ALLOWANCE", 1000)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(bytes(100_000)))
     ratio = 100_000 / path.stat().st_size

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.messages import MessageRecord, Prompt, Reply, Sides, canonical_tools, compared
-from rm_assets.data.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, Sides, canonical_tools, compared
+from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.formats import Format, ParsingRules, Preference, PreferenceError, parse_row
+from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
 from rm_assets.data.records import Reason
 
 PAIRS = [

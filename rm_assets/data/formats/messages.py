@@ -6,8 +6,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.json_rows import MAX_DEPTH, nests_deeper, repeats_fields
-from rm_assets.data.preferences import Message, PreferenceError
+from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_fields
+from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.records import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ spellings of one field are given with different values, the row is a reject: the
 from collections.abc import Mapping
 from typing import Any
 
-from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 from rm_assets.settings import Column
 

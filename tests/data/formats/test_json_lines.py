@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.json_rows import MAX_DEPTH, json_object
-from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.formats.json_lines import MAX_DEPTH, json_object
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
 KNOWN = {"prompt", "role"}

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote_from_bytes
 
 from rm_assets.data.records import Reason
-from rm_assets.data.remote_files import RemoteStatus, open_remote, remote_status
+from rm_assets.data.sources.remote import RemoteStatus, open_remote, remote_status
 from rm_assets.data.storage import StorageError, is_remote, reason_of
 
 if sys.version_info >= (3, 14):

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from support import plain_row, rows, silent, violations, write_lines
 
-from rm_assets.data.formats import PreferenceError, parse_row
-from rm_assets.data.lines import blocks_of_lines, read_block
+from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
-SUITE = Path(__file__).parents[2].parent / "shared" / "json_test_suite"
+SUITE = Path(__file__).parents[3].parent / "shared" / "json_test_suite"
 """JSONTestSuite, where it lies beside the checkout: `y_` must be accepted, `n_` refused, `i_` is ours to decide."""
 REFUSED = {"blank", "not_utf8", "not_json"}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.annotations import find_annotations, source_name
+from rm_assets.data.sources.discovery import find_annotations, source_name
 from rm_assets.settings import SettingsError
 
 

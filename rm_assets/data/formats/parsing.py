@@ -11,10 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.comparison_format import ComparisonRecord, from_comparison, with_label
-from rm_assets.data.json_rows import json_object
-from rm_assets.data.messages import is_transcript, parse_transcript
-from rm_assets.data.pair_formats import (
+from rm_assets.data.formats.chosen_rejected import (
     ConversationsRecord,
     MessagesRecord,
     OpenAIRecord,
@@ -28,17 +25,8 @@ from rm_assets.data.pair_formats import (
     from_sharegpt,
     from_transcript,
 )
-from rm_assets.data.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
-from rm_assets.data.ranking_formats import (
-    RankingRecord,
-    ReplyListsRecord,
-    ScoredListsRecord,
-    from_ranking,
-    from_reply_lists,
-    from_scored_lists,
-)
-from rm_assets.data.records import Reason
-from rm_assets.data.spellings import (
+from rm_assets.data.formats.comparisons import ComparisonRecord, from_comparison, with_label
+from rm_assets.data.formats.field_names import (
     CONVERSATIONS,
     KNOWN,
     SPELLINGS,
@@ -51,6 +39,18 @@ from rm_assets.data.spellings import (
     with_own_columns,
     with_prompt,
 )
+from rm_assets.data.formats.json_lines import json_object
+from rm_assets.data.formats.messages import is_transcript, parse_transcript
+from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.formats.rankings import (
+    RankingRecord,
+    ReplyListsRecord,
+    ScoredListsRecord,
+    from_ranking,
+    from_reply_lists,
+    from_scored_lists,
+)
+from rm_assets.data.records import Reason
 
 __all__ = [
     "FORMATS",

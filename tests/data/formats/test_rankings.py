@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import pair_id
 
-from rm_assets.data.formats import Format, ParsingRules, PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.parsing import Format, ParsingRules, PreferenceError, parse_row, stated_by
 from rm_assets.data.records import Reason
 
 ALL = ParsingRules(max_pairs_per_prompt=1000)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.preferences import PreferenceError
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
 MAX_DEPTH = 64

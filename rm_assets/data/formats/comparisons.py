@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rm_assets.data.messages import Prompt, Reply, compared
-from rm_assets.data.pair_formats import Common, preference, stated_margin
-from rm_assets.data.preferences import Format, ParsingRules, PreferenceError, Stated
+from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.field_names import LABELS, RESPONSES, Row, only_value, response_fields, with_one_name
+from rm_assets.data.formats.messages import Prompt, Reply, compared
+from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.records import Reason
-from rm_assets.data.spellings import LABELS, RESPONSES, Row, only_value, response_fields, with_one_name
 from rm_assets.settings import Label
 
 

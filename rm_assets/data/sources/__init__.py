@@ -1,0 +1,1 @@
+"""The files of annotations: which there are, whether they change, and their lines."""
