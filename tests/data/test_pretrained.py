@@ -139,7 +139,7 @@ def test_code_of_a_model_is_not_run(tmp_path: Path, canary: Path) -> None:
 
 def test_a_model_that_transformers_knows_may_name_code_which_is_not_run(tmp_path: Path, canary: Path) -> None:
     directory = with_code(sample_model(tmp_path / "m", auto_map=OWN), canary)
-    assert find_model(Settings(model=str(directory)), find_tokenizer(Settings())).vocab_size == 2000
+    assert find_model(Settings(model=str(directory)), find_tokenizer(Settings())).vocab_size == 1500
 
 
 def test_kernels_of_the_hub_are_not_asked_for(tmp_path: Path) -> None:
@@ -375,5 +375,5 @@ def test_a_sound_tokenizer_with_all_these_files_is_taken(tmp_path: Path) -> None
 def test_a_token_that_the_self_test_would_repeat_for_minutes_is_refused(tmp_path: Path) -> None:
     definition = changed(sample_file("tokenizer"), ("added_tokens", 3, "content"), "x" * 100_000)
     files = find_tokenizer(Settings(tokenizer=str(sample_tokenizer(tmp_path / "t", tokenizer=definition))))
-    with pytest.raises(SettingsError, match="its token of id 2000 has 100000 characters, more than 1000"):
+    with pytest.raises(SettingsError, match="its token of id 1500 has 100000 characters, more than 1000"):
         load_encoder(files)

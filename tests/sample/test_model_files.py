@@ -19,7 +19,7 @@ def tokenizer():
 
 
 def test_the_tokenizer_has_its_control_tokens(tokenizer):
-    assert len(tokenizer) == 2000
+    assert len(tokenizer) == 1500
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|pad|>"
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -75,7 +75,7 @@ def test_an_unknown_role_is_an_error(tokenizer):
         tokenizer.apply_chat_template([{"role": "narrator", "content": "Once upon a time"}], tokenize=False)
 
 
-@pytest.mark.parametrize("vocab_size", [2000, 151_936])
+@pytest.mark.parametrize("vocab_size", [1500, 151_936])
 def test_the_configuration_builds_a_tiny_model_at_any_vocabulary_size(vocab_size):
     config = AutoConfig.from_pretrained(SAMPLE / "model", num_labels=1)
     config.vocab_size = vocab_size
