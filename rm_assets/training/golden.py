@@ -42,14 +42,15 @@ class GoldenScoresError(TrainingError):
 def write_golden_scores(directory: Path, model: Any) -> None:
     """Score the conversations with the model as loaded from its directory, and write the file into that.
 
-    It is used up by this: the model is left in bfloat16.
+    It is used up by this: the model's weights are left in bfloat16.
     """
     scorer = Scorer(model, load_tokenizer(str(directory)))
     rendered = list(_rendered(scorer))[:NUM_CONVERSATIONS]
     ids = [text_ids(scorer.tokenizer, text) for _, text in rendered]
     scores = sequence_logits(scorer, ids, _BATCH_SIZE)
     device = scorer.model.device.type
-    scorer.model.to(torch.bfloat16)
+    for weight in scorer.model.parameters():  # the buffers stay float32, as where a model is loaded in bfloat16
+        weight.data = weight.data.to(torch.bfloat16)
     in_bfloat16 = sequence_logits(scorer, ids, _BATCH_SIZE)
     of_bfloat16 = largest_difference(scores, in_bfloat16)
     content = {

@@ -60,7 +60,16 @@ def test_the_difference_in_bfloat16_is_that_of_its_scores(trained):
     assert golden["largest_bfloat16_difference"] == max(differences) > 0
     scorer = load_scorer(trained, torch.bfloat16)
     found = verify_golden_scores(trained, scorer, tolerance=float("inf"))
-    assert found == pytest.approx(max(differences), rel=0.5)
+    assert found == max(differences)
+
+
+def test_what_rotary_positions_are_computed_from_is_not_rounded_where_a_server_would_not(copy):
+    in_bfloat16 = {name: buffer.dtype for name, buffer in load_scorer(copy, torch.bfloat16).model.named_buffers()}
+    model = load_model(copy)
+    write_golden_scores(copy, model)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {name: buffer.dtype for name, buffer in model.named_buffers()} == in_bfloat16
+    assert torch.float32 in in_bfloat16.values()
 
 
 def test_the_tolerance_has_room_for_another_order_of_adding_and_none_for_bfloat16(trained):
