@@ -72,6 +72,11 @@ class ModelSnapshot:
         """What went into the model, as one hash."""
         return str(self.manifest["key"])
 
+    @property
+    def precision(self) -> str:
+        """In what its held-out scores were computed; models whose manifest does not tell have theirs in float32."""
+        return str(self.manifest["metrics"].get("scores_precision", "held-out scores computed in float32"))
+
 
 def trained_model(
     project: Project, pairs: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher

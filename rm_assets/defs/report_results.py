@@ -68,6 +68,7 @@ def report_files(written: WrittenReport, drawn: dict[str, bytes]) -> dict[str, b
 
     content = {
         "intervals": METHOD,
+        "precision": written.precision,
         "metrics": written.metrics,
         "slices": _plain(written.table),
         "calibration": _plain(written.calibration),
@@ -101,6 +102,7 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
             "slices": table(_slices(written.table)),
             **numbers(written.metrics),
             "intervals": METHOD,
+            "precision": written.precision,
             "dagster/row_count": len(written.table),
             "dagster/uri": written.snapshot.directory.resolve().as_uri(),
             "path": dg.MetadataValue.path(str(written.snapshot.directory)),

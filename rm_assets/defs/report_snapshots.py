@@ -36,7 +36,8 @@ class WrittenReport:
     """A published report: its figures, its tables as data frames, and what its pictures need besides.
 
     `table`, `pairs` and `calibration` have the schemas records.REPORT, REPORT_PAIRS and CALIBRATION; `history` has a
-    row for each model that was reported on, oldest first; `steps` are the lines of the training's metrics.jsonl.
+    row for each model that was reported on, oldest first; `steps` are the lines of the training's metrics.jsonl;
+    `precision` says in what the scores were computed.
     """
 
     snapshot: Snapshot
@@ -46,6 +47,7 @@ class WrittenReport:
     calibration: Any
     history: list[dict[str, Any]]
     steps: list[dict[str, Any]]
+    precision: str
 
 
 def written_report(
@@ -75,6 +77,7 @@ def written_report(
         calibration=read_table(snapshot.paths(CALIBRATION), records.CALIBRATION).to_pandas(),
         history=history,
         steps=training_steps(model),
+        precision=model.precision,
     )
 
 

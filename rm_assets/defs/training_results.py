@@ -44,6 +44,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
             "golden_conversations": len(golden["conversations"]),
             "packing": model.manifest["metrics"]["packing_reason"],
+            "precision": model.precision,
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],
             "versions": dg.MetadataValue.json(model.manifest["versions"]),

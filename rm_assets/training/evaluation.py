@@ -1,7 +1,12 @@
-"""Scores of held-out pairs, each the score of its sequence alone whatever it is batched with."""
+"""Scores of held-out pairs, each the score of its sequence alone whatever it is batched with.
+
+On a GPU the final ones are computed in bfloat16, several times as fast as in float32. A sample of the pairs is computed
+in both, and what bfloat16 changed there is published with the scores.
+"""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +24,65 @@ from rm_assets.training.job import TrainingError
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.planning import Packing, Rows, plan_rows
 from rm_assets.training.result import SCORES
+from rm_assets.training.scoring import Scorer, round_weights
 from rm_assets.training.scoring import scores as scores_of
 from rm_assets.training.store import Pairs
+
+NUM_SAMPLED = 64
+"""Pairs that are computed in both precisions. Where there are no more than these, all are computed in float32."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What bfloat16 changed in a sample of the pairs: the largest difference of a score, and pairs ranked differently.
+
+    A pair is ranked by which of its sides scores higher, or that neither does.
+    """
+
+    sample_pairs: int
+    largest_difference: float
+    changed_pairs: int
+
+    @classmethod
+    def of(cls, exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> "Rounding":
+        """The difference of scores in float32 and in bfloat16 of the same pairs, each float32 [pairs, 2]."""
+        of_both = [np.sign(scores[:, 0] - scores[:, 1]) for scores in (exact, rounded)]
+        largest = np.abs(exact.astype(np.float64) - rounded).max()
+        return cls(len(exact), float(largest), int((of_both[0] != of_both[1]).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of every pair of every split, each float32 [pairs, 2], chosen first; `rounding` if not in float32."""
+
+    scores: dict[str, NDArray[np.float32]]
+    rounding: Rounding | None = None
+
+    @property
+    def precision(self) -> str:
+        """In what the scores were computed, and what that changed, as a sentence."""
+        num_pairs = sum(map(len, self.scores.values()))
+        what = f"scores of {num_pairs:,} held-out pairs computed in"
+        if self.rounding is None:
+            return f"{what} float32"
+        sample, changed = self.rounding.sample_pairs, self.rounding.changed_pairs
+        ranked = f"{changed} of {sample} pairs were" if changed else "no pair was"
+        return (
+            f"{what} bfloat16; on a float32 sample of {sample} pairs the largest difference of a score was "
+            f"{self.rounding.largest_difference:.2g} and {ranked} ranked differently"
+        )
+
+    def figures(self) -> dict[str, str | float | int]:
+        """The precision for the manifest: `scores_dtype`, `scores_precision`, and the figures of the rounding."""
+        found: dict[str, str | float | int] = {"scores_dtype": "float32", "scores_precision": self.precision}
+        if self.rounding is None:
+            return found
+        return found | {
+            "scores_dtype": "bfloat16",
+            "bfloat16_sample_pairs": self.rounding.sample_pairs,
+            "bfloat16_sample_largest_difference": self.rounding.largest_difference,
+            "bfloat16_sample_changed_pairs": self.rounding.changed_pairs,
+        }
 
 
 @torch.no_grad()  # no inference mode: what FSDP gathers into is written again by training, after a resumed look
@@ -57,13 +119,32 @@ def mean_loss_and_accuracy(
 
 
 def evaluate(
-    scorer: nn.Module, splits: Mapping[str, Pairs], group: Group, packing: Packing, row_tokens: int
-) -> dict[str, NDArray[np.float32]]:
-    """Scores of every pair of every split, each float32 [pairs, 2], chosen first."""
-    return {
-        name: pair_scores(scorer, pairs, np.arange(len(pairs)), group, packing, row_tokens)
-        for name, pairs in splits.items()
-    }
+    scorer: Scorer, splits: Mapping[str, Pairs], group: Group, packing: Packing, row_tokens: int, bfloat16: bool = False
+) -> Evaluation:
+    """Scores of every pair of every split. In `bfloat16` the scorer is used up: its weights stay rounded."""
+
+    def scored(rows: Mapping[str, Rows]) -> dict[str, NDArray[np.float32]]:
+        return {
+            name: pair_scores(scorer, pairs, rows[name], group, packing, row_tokens) for name, pairs in splits.items()
+        }
+
+    every = {name: np.arange(len(pairs)) for name, pairs in splits.items()}
+    if not bfloat16 or sum(map(len, splits.values())) <= NUM_SAMPLED:
+        return Evaluation(scored(every))
+    sample = _sample(splits, NUM_SAMPLED)
+    exact = scored(sample)
+    round_weights(scorer)
+    found = scored(every)
+    of_sample = [found[name][rows] for name, rows in sample.items()]
+    return Evaluation(found, Rounding.of(np.concatenate([*exact.values()]), np.concatenate(of_sample)))
+
+
+def _sample(splits: Mapping[str, Pairs], size: int) -> dict[str, Rows]:
+    """Rows of `size` pairs at even distances over all splits; of splits of 3 and 5 and a size of 4: 0, 2 and 1, 3."""
+    ends = np.cumsum([len(pairs) for pairs in splits.values()])
+    places = np.arange(size) * ends[-1] // size
+    parts = np.split(places, np.searchsorted(places, ends[:-1]))
+    return {name: part - (end - len(splits[name])) for name, part, end in zip(splits, parts, ends, strict=True)}
 
 
 def split_metrics(

@@ -15,6 +15,7 @@ from rm_assets.training.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.card import base_name, model_card
 from rm_assets.training.checkpoint import Checkpoints
 from rm_assets.training.checks import check_pairs, read_splits
+from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
 from rm_assets.training.golden import read_golden_scores, write_golden_scores
 from rm_assets.training.group import Group, peak_memory
@@ -130,19 +131,20 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     group.wait()
 
 
-def _evaluate(
-    job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group
-) -> dict[str, float | int | None]:
+def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group) -> dict[str, Any]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
     use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
-    scores = evaluate(Scorer(saved), held_out, group, packing, job.settings.micro_batch_tokens)
+    bfloat16, row_tokens = trains_in_bfloat16(group.device), job.settings.micro_batch_tokens
+    evaluation = evaluate(Scorer(saved), held_out, group, packing, row_tokens, bfloat16)
+    scores = evaluation.scores
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
         write_golden_scores(directory / MODEL, load_model(directory / MODEL).to(group.device))
     intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
-    return split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
+    metrics = split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
+    return {**metrics, **evaluation.figures()}
 
 
 def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tuple[str, float]]:

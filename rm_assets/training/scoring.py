@@ -50,6 +50,18 @@ def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
     return found
 
 
+@torch.no_grad()
+def round_weights(scorer: Scorer) -> None:
+    """Keep the weights of the body in bfloat16 and those of the head in float32, as sharding has both on a GPU.
+
+    Buffers stay as they are: what rotary positions are computed from is no weight, and loses places in bfloat16.
+    """
+    head = {id(weight) for weight in getattr(base_of(scorer.model), HEAD, nn.Module()).parameters()}
+    for weight in scorer.parameters():
+        if id(weight) not in head:
+            weight.data = weight.data.to(torch.bfloat16)
+
+
 def scores(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """The scores of the chosen and of the rejected sides, float32 [B] each."""
     found = scorer(batch)

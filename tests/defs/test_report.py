@@ -84,6 +84,9 @@ def test_every_picture_and_table_lies_in_the_snapshot(first_run) -> None:
     content = json.loads((directory / "report.json").read_text())
     assert content["metrics"]["accuracy"] == pytest.approx(report["accuracy"], abs=1e-4)
     assert "1000 resamples, seed 0" in content["intervals"] == report["intervals"]
+    num_scored = len(pq.read_table(Path(metadata(result, "reward_model")["path"]).parent / "scores.parquet"))
+    assert content["precision"] == report["precision"] == metadata(result, "reward_model")["precision"]
+    assert report["precision"] == f"scores of {num_scored} held-out pairs computed in float32"
     assert len(content["slices"]) == report["dagster/row_count"]
     assert [row["model"] for row in content["history"]] == [Path(metadata(result, "reward_model")["path"]).parent.name]
     names = {"accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"}

@@ -47,6 +47,7 @@ def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> 
         calibration=report.calibration,
         history=[],
         steps=[],
+        precision="",
     )
     drawn = dict.fromkeys(
         ("accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"), b""

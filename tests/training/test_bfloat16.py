@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,12 +19,12 @@ from rm_assets.training.evaluation import pair_scores
 from rm_assets.training.group import ALONE, join_group, leave_group
 from rm_assets.training.layers import decoder_layers, prepare_layers
 from rm_assets.training.layout import Kernel, Layout, Segment
-from rm_assets.training.model import build_model
+from rm_assets.training.model import build_model, load_model
 from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
 from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import METRICS, clear_output
+from rm_assets.training.result import METRICS, MODEL, SCORES_FILE, clear_output
 from rm_assets.training.run import run_job
 from rm_assets.training.scoring import Scorer, bfloat16_scores
 from rm_assets.training.state import captured, restore
@@ -31,6 +32,7 @@ from rm_assets.training.trainer import fitted_run, planned_steps, prepared_run, 
 
 from . import architectures, varlen_kernel
 from .architectures import CPU, alone, build, edge_cases, gradients
+from .conftest import learnable_pairs
 
 
 @pytest.fixture
@@ -169,6 +171,10 @@ def test_processes_wait_for_the_first_and_plan_nothing_for_a_new_shape(gpu):
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+def as_arrays(pairs):
+    return [[np.array(ids, np.int32) for ids in pair] for pair in pairs]
+
+
 def curves(job, group):
     clear_output(Path(job.output_directory))
     progress = Progress(Path(job.output_directory) / METRICS, print)
@@ -191,6 +197,24 @@ def test_a_gpu_trains_as_a_cpu_does_but_for_rounding(make_job, gpu, monkeypatch,
     assert losses != expected  # which were computed in float32
     assert figures["packing"] == expected_figures["packing"] == Packing.SHARED
     assert figures["test_loss"] == pytest.approx(expected_figures["test_loss"], abs=0.02)
+
+
+def test_a_gpu_scores_held_out_pairs_in_bfloat16_and_tells_what_that_changed(make_job, gpu, monkeypatch):
+    splits = {"train": learnable_pairs(8), "validation": learnable_pairs(30, 50), "test": learnable_pairs(40, 90)}
+    job = make_job(splits=splits)
+    figures, _ = curves(job, gpu)
+    assert (figures["scores_dtype"], figures["bfloat16_sample_pairs"]) == ("bfloat16", 64)
+    assert 0 < figures["bfloat16_sample_largest_difference"] < 0.05
+    card = (Path(job.output_directory) / MODEL / "README.md").read_text()
+    assert f"| scores_precision | {figures['scores_precision']} |" in card
+    scores = pq.read_table(Path(job.output_directory) / SCORES_FILE)
+    monkeypatch.undo()
+    model = load_model(Path(job.output_directory) / MODEL)
+    exact = [alone(model, [pair]) for name in ("validation", "test") for pair in as_arrays(splits[name])]
+    expected = torch.stack(exact).detach().numpy()
+    found = np.stack([scores["chosen_score"], scores["rejected_score"]], axis=1)
+    assert found == pytest.approx(expected, abs=2 * figures["bfloat16_sample_largest_difference"])
+    assert (found != expected).mean() > 0.9
 
 
 def test_weights_are_saved_whole_in_precision_right_after_a_look(make_job, gpu, tmp_path):

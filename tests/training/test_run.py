@@ -77,6 +77,8 @@ def test_the_manifest_tells_what_the_result_is(make_job, metrics_of):
     metrics = manifest["metrics"]
     assert metrics["num_steps"] == 6  # 2 epochs of 12 pairs, 4 to a step
     assert (metrics["train_pairs"], metrics["validation_pairs"], metrics["test_pairs"]) == (12, 5, 3)
+    assert metrics["scores_dtype"] == "float32"
+    assert metrics["scores_precision"] == "scores of 8 held-out pairs computed in float32"
     steps, validations = metrics_of(job)
     assert [(line["step"], line["epoch"]) for line in steps] == [
         (1, 1),
