@@ -28,24 +28,31 @@ _CONTEXT.set_forkserver_preload(
 
 @dataclass
 class _KilledProgress(Progress):
-    """Kills its own process once a step is noted, before its checkpoint: 0 never."""
+    """Kills its own process once a step is noted, before its checkpoint: 0 never.
+
+    It waits until the checkpoint of step `saved` is written, where one is named.
+    """
 
     kill_after: int = 0
+    saved: int = 0
 
     def step(self, figures: StepFigures, num_steps: int, num_pairs_done: int) -> None:
         super().step(figures, num_steps, num_pairs_done)
         if figures.step == self.kill_after:
+            assert self.metrics_file is not None
+            while self.saved and not [*self.metrics_file.parent.glob(f"{CHECKPOINTS}/step-{self.saved:08}-*")]:
+                time.sleep(0.0002)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def start_job(job: TrainingJob, kill_after: int = 0) -> BaseProcess:
+def start_job(job: TrainingJob, kill_after: int = 0, saved: int = 0) -> BaseProcess:
     """A process that runs the job, its messages in `said.txt` of the output directory."""
-    process = _CONTEXT.Process(target=_work, args=(job.model_dump_json(), kill_after))
+    process = _CONTEXT.Process(target=_work, args=(job.model_dump_json(), kill_after, saved))
     process.start()
     return process
 
 
-def _work(description: str, kill_after: int) -> None:
+def _work(description: str, kill_after: int, saved: int) -> None:
     torch.set_num_threads(1)
     stop = Stop()
     listen_for_signals(stop)
@@ -54,7 +61,7 @@ def _work(description: str, kill_after: int) -> None:
     clear_output(output)
     with (output / "said.txt").open("a") as said:
         progress = _KilledProgress(
-            output / METRICS, lambda text: print(text, file=said, flush=True), kill_after=kill_after
+            output / METRICS, lambda text: print(text, file=said, flush=True), kill_after=kill_after, saved=saved
         )
         try:
             run_job(job, ALONE, progress, stop)

@@ -47,6 +47,14 @@ class Position:
     tally: dict[str, float] = field(default_factory=dict)  # of rm_assets.training.tally.Tally
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a checkpoint holds besides tensors, taken when these are: its manifest without files, the curves so far."""
+
+    content: Mapping[str, Any]
+    curves: bytes | None
+
+
 @dataclass
 class Checkpoints:
     """The checkpoints of one job, as one process of its group sees them. `say` tells people."""
@@ -62,45 +70,43 @@ class Checkpoints:
         """Where they lie."""
         return self.output / CHECKPOINTS
 
-    def write(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Write the tensors of every process as one checkpoint; the two newest are kept.
-
-        All processes of the group call this. A kill at any moment leaves the older checkpoints as they were.
-        """
-        beside = self.directory / _UNFINISHED
-        if self.group.is_first:
-            remove_checkpoint(beside)
-            beside.mkdir(parents=True, exist_ok=True)
-        self.group.wait()
-        own = beside / _file_of(self.group.rank)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, own)
-        hashes = self._gathered(synced_sha256(own))
-        if self.group.is_first:
-            self._finish(beside, position, hashes)
-        self.group.wait()
-
-    def _gathered(self, sha256: str) -> list[str]:
-        """The hash of each process's file, in every process."""
-        table = torch.zeros(self.group.size, 32, dtype=torch.int64)
-        table[self.group.rank] = torch.tensor(list(bytes.fromhex(sha256)))
-        table = table.to(self.group.device)
-        self.group.add_up(table)
-        return [bytes(row).hex() for row in table.tolist()]
-
-    def _finish(self, beside: Path, position: Position, hashes: list[str]) -> None:
-        files = {_file_of(rank): sha256 for rank, sha256 in enumerate(hashes)}
-        if (self.output / METRICS).exists():
-            shutil.copyfile(self.output / METRICS, beside / METRICS)
-            files[METRICS] = synced_sha256(beside / METRICS)
+    def moment(self, position: Position) -> Moment:
+        """What `write` needs to know of now."""
         content = {
             "key": self.key,
             "position": asdict(position),
-            "files": files,
             "num_processes": self.group.size,
             "environment": environment(self.group),
         }
+        curves = self.output / METRICS
+        return Moment(content, curves.read_bytes() if curves.exists() else None)
+
+    def write(self, moment: Moment, tensors: Mapping[str, Tensor], group: Group | None = None) -> None:
+        """Write the tensors of every process as one checkpoint; the two newest are kept.
+
+        All processes call this, with the group aside where a thread does. A kill at any moment leaves the older
+        checkpoints as they were.
+        """
+        group, beside = group or self.group, self.directory / _UNFINISHED
+        if group.is_first:
+            remove_checkpoint(beside)
+            beside.mkdir(parents=True, exist_ok=True)
+        group.wait()
+        own = beside / _file_of(group.rank)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, own)
+        hashes = _gathered(synced_sha256(own), group)
+        if group.is_first:
+            self._finish(beside, moment, hashes)
+        group.wait()
+
+    def _finish(self, beside: Path, moment: Moment, hashes: list[str]) -> None:
+        files = {_file_of(rank): sha256 for rank, sha256 in enumerate(hashes)}
+        if moment.curves is not None:
+            (beside / METRICS).write_bytes(moment.curves)
+            files[METRICS] = synced_sha256(beside / METRICS)
+        content = {**moment.content, "files": files}
         (beside / MANIFEST).write_text(json.dumps(content, indent=1, allow_nan=False))
-        name = f"step-{position.step:08}-{synced_sha256(beside / MANIFEST)[:16]}"
+        name = f"step-{moment.content['position']['step']:08}-{synced_sha256(beside / MANIFEST)[:16]}"
         sync_directory(beside)
         _move(beside, self.directory / name)
         sync_directory(self.directory)
@@ -170,6 +176,15 @@ class Checkpoints:
         total = torch.tensor(number, device=self.group.device)
         self.group.add_up(total)
         return int(total)
+
+
+def _gathered(sha256: str, group: Group) -> list[str]:
+    """The hash of each process's file, in every process."""
+    table = torch.zeros(group.size, 32, dtype=torch.int64)
+    table[group.rank] = torch.tensor(list(bytes.fromhex(sha256)))
+    table = table.to(group.device)
+    group.add_up(table)
+    return [bytes(row).hex() for row in table.tolist()]
 
 
 def environment(group: Group) -> dict[str, str | int]:

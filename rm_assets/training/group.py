@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ class Group:
     rank: int
     size: int
     device: torch.device
+    connections: Any = None  # torch's own group of these processes; None: that of all
 
     @property
     def is_first(self) -> bool:
@@ -31,7 +32,17 @@ class Group:
     def add_up(self, tensor: Tensor) -> None:
         """Replace `tensor` by its sum over all processes."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+            torch.distributed.all_reduce(tensor, group=self.connections)
+
+    @property
+    def local_size(self) -> int:
+        """Processes of the group on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+
+    def aside(self) -> "Group":
+        """The same processes on CPUs, connected anew, for a thread of each; all of them must call this."""
+        connected = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
+        return replace(self, device=torch.device("cpu"), connections=connected)
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -70,7 +81,7 @@ def join_group() -> Group:
         raise TrainingError(f"process {local_rank!r} has no GPU, this machine has {num_gpus}: lower num_processes")
     prepare()
     if size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // Group(rank, size, device).local_size))
         _connect(device)
     elif trains_in_bfloat16(device):  # whose models are spread over one process, too
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]

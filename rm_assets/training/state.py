@@ -11,15 +11,18 @@ _RANDOM = "random"
 
 
 def captured(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU. Frozen weights are left out: the base model has them."""
+    """Tensors by name, where they lie: the next step writes to them.
+
+    Frozen weights are left out: the base model has them.
+    """
     gather_nothing(model)
     tensors = {f"{_RANDOM}.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors[f"{_RANDOM}.cuda"] = torch.cuda.get_rng_state()
     for name, weight in _trained(model):
-        tensors[f"weight.{name}"] = local(weight.detach()).cpu()
+        tensors[f"weight.{name}"] = local(weight.detach())
         for what, value in optimizer.state.get(weight, {}).items():
-            tensors[f"{what}.{name}"] = local(value).cpu()
+            tensors[f"{what}.{name}"] = local(value)
     return tensors
 
 

@@ -3,10 +3,11 @@
 The processes share out the pairs of a step and add up their gradients once. Every pair's loss is divided by
 the step's number of pairs over all processes, so that the sum is the mean, however many pairs each has.
 
-Between two steps the loop saves a checkpoint where one is due, and leaves where it is asked to. A look at held-out
-pairs follows the checkpoint of its step, so that a training which goes on from that looks again.
+Between two steps the loop takes a checkpoint where one is due, and leaves where it is asked to, once that is written.
+A look at held-out pairs follows the checkpoint of its step, so that a training which goes on from that looks again.
 """
 
+import contextlib
 import functools
 import math
 import signal
@@ -38,6 +39,7 @@ from rm_assets.training.probe import Choice
 from rm_assets.training.processes import Stop
 from rm_assets.training.progress import Progress, StepFigures
 from rm_assets.training.room import GpuMemory, Memory, tokens_that_fit
+from rm_assets.training.saving import Saver
 from rm_assets.training.scoring import Scorer, scores
 from rm_assets.training.sharding import local, shard, sum_gradients_at, whole
 from rm_assets.training.state import captured, restore
@@ -106,7 +108,8 @@ def train(
     stop = stop or Stop()
     with stop.awaited():
         position = _resumed(run, checkpoints, progress)
-        position = _loop(run, splits, position, progress, checkpoints, stop)
+        with Saver(checkpoints) if checkpoints else contextlib.nullcontext() as saver:
+            position = _loop(run, splits, position, progress, saver, stop)
     return {
         "num_steps": run.num_steps,
         "seconds": position.seconds,
@@ -173,7 +176,7 @@ def _loop(
     splits: Mapping[str, Pairs],
     position: Position,
     progress: Progress,
-    checkpoints: Checkpoints | None,
+    saver: Saver | None,
     stop: Stop,
 ) -> Position:
     looks = validation_steps(run.settings.epochs, run.num_steps // run.settings.epochs)
@@ -184,16 +187,20 @@ def _loop(
         if step <= position.step:
             continue
         plans = plan_rows(run.pairs, rows, run.choice.packing, run.row_tokens, run.group.size)
-        wanted = functools.partial(_wanted, stop, checkpoints is not None and _is_due(run, step, saved))
+        wanted = functools.partial(_wanted, stop, saver is not None and _is_due(run, step, saved))
         figures, agreed = train_step(run, step, epoch, rows, plans[run.group.rank], wanted)
         tally = tally_of(run.pairs, rows, plans, _operations(run, plans))
         position = _advanced(run, position, figures, len(rows), tally, progress)
         progress.step(figures, run.num_steps, position.num_pairs)
-        if checkpoints and (agreed.save or agreed.stop or step == run.num_steps):
-            checkpoints.write(position, captured(run.scorer, run.optimizer))
+        if saver:
+            saver.check()
+        if saver and (agreed.save or agreed.stop or step == run.num_steps):
+            saver.save(position, captured(run.scorer, run.optimizer))
             saved = time.monotonic()
         if agreed.stop:
-            progress.message(f"stops after step {step}/{run.num_steps}" + ", which is saved" * bool(checkpoints))
+            if saver:
+                saver.wait()
+            progress.message(f"stops after step {step}/{run.num_steps}" + ", which is saved" * bool(saver))
             raise TrainingStoppedError(stop.number or signal.SIGTERM)  # another process may have heard it alone
         if step in looks:
             _look(run, splits["validation"], step, progress)

@@ -18,8 +18,12 @@ def saved(tmp_path):
     said = []
     checkpoints = Checkpoints(tmp_path, "key", ALONE, said.append)
     for step in (1, 2, 3):
-        checkpoints.write(Position(step=step, loss_sum=0.1 * step, tally={"pairs": step}), tensors(step))
+        write(checkpoints, Position(step=step, loss_sum=0.1 * step, tally={"pairs": step}))
     return tmp_path, said
+
+
+def write(checkpoints, position):
+    checkpoints.write(checkpoints.moment(position), tensors(position.step))
 
 
 def tensors(step):
@@ -48,7 +52,7 @@ def test_the_newest_of_two_is_read_back_exactly_and_the_curves_with_it(saved):
 
 def test_what_others_put_among_the_checkpoints_survives_later_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path, "key", ALONE, print)
-    checkpoints.write(Position(step=1), tensors(1))
+    write(checkpoints, Position(step=1))
     [first] = directories(tmp_path)
     (first / "notes.txt").write_text("mine")
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
@@ -56,7 +60,7 @@ def test_what_others_put_among_the_checkpoints_survives_later_ones(tmp_path):
         (tmp_path / "checkpoints" / name).mkdir()
         (tmp_path / "checkpoints" / name / "a.safetensors").write_text("mine")
     for step in (2, 3):
-        checkpoints.write(Position(step=step), tensors(step))
+        write(checkpoints, Position(step=step))
     remove_scratch(tmp_path)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     unfinished = next(name for name in left if name.startswith("checkpoints/step-00000002"))  # written into .unfinished
@@ -78,7 +82,7 @@ def test_a_checkpoint_is_written_over_one_of_its_name_that_was_damaged(saved):
     assert newest(directory, said)[0].step == 2
     again = Checkpoints(directory, "key", ALONE, said.append)
     again.newest()
-    again.write(Position(step=3, loss_sum=0.1 * 3, tally={"pairs": 3}), tensors(3))
+    write(again, Position(step=3, loss_sum=0.1 * 3, tally={"pairs": 3}))
     assert newest(directory, said)[0].step == 3
     assert directories(directory)[1] == damaged
 
@@ -143,7 +147,7 @@ def test_a_save_that_was_cut_short_does_not_count_and_is_cleared_away(saved):
     shutil.copytree(directories(directory)[1], directory / "checkpoints" / ".unfinished")
     checkpoints = Checkpoints(directory, "key", ALONE, said.append)
     assert checkpoints.newest()[0].step == 3
-    checkpoints.write(Position(step=4), tensors(4))
+    write(checkpoints, Position(step=4))
     assert [path.name[:13] for path in directories(directory)] == ["step-00000003", "step-00000004"]
 
 
@@ -153,7 +157,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(saved):
     (damaged / "manifest.json").write_text("{}")
     checkpoints = Checkpoints(directory, "key", ALONE, said.append)
     assert checkpoints.newest()[0].step == 2
-    checkpoints.write(Position(step=3), tensors(3))
+    write(checkpoints, Position(step=3))
     left = directories(directory)
     assert [path.name[:13] for path in left] == ["step-00000002", "step-00000003"]
     assert damaged not in left
