@@ -39,7 +39,7 @@ from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
 from rm_assets.settings import Settings
 
-VERSION = 5
+VERSION = 6
 _COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_lines", "num_held_back")
 
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 from rm_assets.data.formats.messages import compared, is_transcript
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError
 from rm_assets.data.formats.soundness import are_in_order
+from rm_assets.data.formats.written_lists import opens_like_list
 
 
 class _Message(Struct, forbid_unknown_fields=True, gc=False):
@@ -67,6 +68,8 @@ def _stated(row: _Row) -> PlainPair | None:
     if isinstance(prompt, list) or isinstance(chosen, list) or isinstance(rejected, list):
         return None
     given = None if isinstance(prompt, UnsetType) else prompt
+    if opens_like_list(chosen) or opens_like_list(rejected) or (given and opens_like_list(given)):
+        return None
     format_name = Format.TRANSCRIPT if is_transcript(chosen if given is None else given) else Format.PLAIN
     try:
         one, two, three = compared(given, chosen, rejected)

@@ -50,6 +50,7 @@ from rm_assets.data.formats.rankings import (
     from_reply_lists,
     from_scored_lists,
 )
+from rm_assets.data.formats.written_lists import with_lists_read
 from rm_assets.data.records import Reason
 
 __all__ = [
@@ -93,7 +94,7 @@ def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     if rules.columns:
         row = with_own_columns(row, rules.columns)
     row = {name: value for name, value in row.items() if value is not None}
-    row = _with_usual_names(row)
+    row = _with_usual_names(with_lists_read(row))
     format_name = _format_of(row, rules)
     record_type, stated = FORMATS[format_name]
     try:

@@ -1,0 +1,192 @@
+"""Conversations that stand in a text: as JSON, which is read, or as str() and repr() write them, which is a reject.
+
+A CSV file or a careless `str()` turns a list of messages into a text. A text is taken for such a list only where no
+honest text looks so: `[1, 2, 3]`, a link, code, or one JSON reply beside another one in prose stay the texts they are.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from rm_assets.data.formats.field_names import CONVERSATIONS, PROMPTS, RESPONSES, SPELLINGS, Row, is_blank
+from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_fields
+from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.records import Reason
+
+_ROLES = ("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation")
+_OPENINGS = ("[", "{")
+# Quotes are doubled where CSV has quoted a field.
+_ROLE = re.compile(rf"""['"]{{1,2}}(?:role|from)['"]{{1,2}}\s*+:\s*+['"]{{1,2}}(?:{"|".join(_ROLES)})['"]""")
+_CONTENT = re.compile(r"""['"]{1,2}(?:content|value)['"]{1,2}\s*+:""")
+# `[{'role': ...}]`, numpy's `[{...}\n {...}]`, `array([{...}], dtype=object)`, `[Message(role=...)]`, `[('user', ...)]`
+_DICTS = re.compile(r"(?:array\()?\[?\s*\{")
+_CALLS = re.compile(r"(\[?)\s*\w{1,64}+\((?:role|content)=['\"]")
+_PAIRS = re.compile(r"\[\s*\(\s*['\"](?:system|user|human|assistant|gpt)['\"]\s*,")
+_TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
+
+
+def opens_like_list(text: str) -> bool:
+    """Whether a text may be such a list at all; the functions below say whether it is one."""
+    return text.lstrip().startswith(_OPENINGS) or text.rstrip().endswith((")", ")]"))
+
+
+def written_messages(text: str) -> list[dict[str, Any]] | None:
+    """The messages of a text that is a JSON list of them, or one alone; None for any other text.
+
+    Each has `role` and `content` (or `tool_calls`), or `from` and `value`, and one of them a role that we know.
+    """
+    if not text.lstrip().startswith(_OPENINGS):
+        return None
+    value = _decoded(text)
+    messages = [value] if isinstance(value, dict) else value
+    if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+        return None
+    if not any(message.get("role", message.get("from")) in _ROLES for message in messages):
+        return None
+    if nests_deeper(messages):
+        raise PreferenceError(Reason.WRONG_TYPE, f"a list written as text nests more than {MAX_DEPTH} deep")
+    if repeats_fields(text, value):
+        raise PreferenceError(Reason.REPEATED_FIELD, "a list written as text gives a field of an object several times")
+    return messages
+
+
+def written_texts(text: str) -> list[str] | None:
+    """The texts of a text that is a JSON list of them, a null as an empty one; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    value = _decoded(text)
+    if not (isinstance(value, list) and value and all(item is None or isinstance(item, str) for item in value)):
+        return None
+    return [item or "" for item in value]
+
+
+def alternating(questions: Sequence[str], answers: Sequence[str]) -> list[dict[str, str]]:
+    """The conversation of a user's turns and of the replies to them."""
+    return [
+        {"role": role, "content": content}
+        for turns in zip(questions, answers, strict=True)
+        for role, content in zip(("user", "assistant"), turns, strict=True)
+    ]
+
+
+def is_printed_messages(text: str) -> bool:
+    """Whether a text is a list of messages, or one alone, as str() or repr() write it, or JSON that is cut off."""
+    text = text.strip()
+    if call := _CALLS.match(text):
+        return text.endswith(")]" if call[1] else ")") and (bool(call[1]) or ("role=" in text and "content=" in text))
+    if _PAIRS.match(text):
+        return text.endswith(")]")
+    return all((_DICTS.match(text), _ROLE.search(text), _CONTENT.search(text)))
+
+
+def is_printed_texts(text: str) -> bool:
+    """Whether a text is a list of texts, as JSON, str() or repr() write it."""
+    return _TEXTS.match(text.strip()) is not None and text.rstrip().endswith(("]", ")"))
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return None
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if isinstance(value.get("role"), str):
+        return "content" in value or "tool_calls" in value
+    return isinstance(value.get("from"), str) and "value" in value
+
+
+# --- whole rows ----------------------------------------------------------------------------------------------
+
+_SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("preferred_output", "non_preferred_output"),
+    *RESPONSES,
+)
+_RESPONSES = ("response", "completion", "answer", "output", "text")
+
+
+def with_lists_read(row: Row) -> Row:
+    """The row with its conversations as lists where they are JSON in texts; raises PreferenceError for other lists.
+
+    Both sides must be such lists, or one of them and the prompt, or one that repeats the prompt: a single JSON reply
+    answers whoever asked for JSON. Lists of plain texts must be the prompt and both sides, as its turns.
+    """
+    prompts = [name for name in (*PROMPTS, *CONVERSATIONS) if _opens(row.get(name))]
+    sides = next(((one, other) for one, other in _SIDES if one in row and other in row), ())
+    opening = [name for name in sides if _opens(row[name])]
+    if not prompts and not opening:
+        return _without_lists_in_lists(row)
+    if len(opening) == 2 and (turns := _with_turns(row, prompts, opening)):
+        return turns
+    found = [name for name in prompts if _is_prompt(row, name)]
+    listed = [name for name in opening if _is_list(row[name])]
+    others = [name for name in sides if name not in listed]
+    if not others or found or isinstance(row[others[0]], list | dict) or any(_repeats(row, name) for name in listed):
+        found += listed
+    return row | {name: _messages(row[name], name) for name in found}
+
+
+def _opens(value: Any) -> bool:
+    return isinstance(value, str) and opens_like_list(value)
+
+
+def _is_list(text: str) -> bool:
+    return written_messages(text) is not None or is_printed_messages(text)
+
+
+def _is_prompt(row: Row, name: str) -> bool:
+    """Whether a prompt is a list of messages from start to end; of earlier messages, where the prompt says nothing."""
+    if name in CONVERSATIONS and not all(is_blank(row.get(other)) for other in PROMPTS):
+        return False
+    return _is_list(row[name]) and row[name].rstrip().endswith(("]", "}", ")"))
+
+
+def _repeats(row: Row, side: str) -> bool:
+    """Whether a side that is a list holds the prompt as a message of its own."""
+    prompts = {row[name].strip() for name in PROMPTS if isinstance(row.get(name), str) and not is_blank(row[name])}
+    messages = written_messages(row[side])
+    if messages is None:
+        return any(f"{quote}{prompt}{quote}" in row[side] for prompt in prompts for quote in "'\"")
+    contents = [message.get("content", message.get("value")) for message in messages]
+    return any(isinstance(content, str) and content.strip() in prompts for content in contents)
+
+
+def _messages(text: str, name: str) -> list[dict[str, Any]]:
+    messages = written_messages(text)
+    if messages is None:
+        problem = f"`{name}` is a list written as text, and not as JSON: write it by json.dumps(), not by str()"
+        raise PreferenceError(Reason.WRONG_TYPE, problem)
+    return messages
+
+
+def _with_turns(row: Row, prompts: Sequence[str], sides: Sequence[str]) -> Row | None:
+    """The row with both sides as conversations, where they and the prompt are lists of texts, else None."""
+    names = [name for name in prompts if is_printed_texts(row[name])][:1] + list(sides)
+    if len(names) < 3 or not all(is_printed_texts(row[name]) for name in names):
+        return None
+    questions, *answers = (written_texts(row[name]) or [] for name in names)
+    if not questions or any(len(replies) != len(questions) for replies in answers):
+        listed = ", ".join(f"`{name}`" for name in names)
+        problem = f"{listed}: each is a list written as text, but they are not JSON lists of as many texts"
+        raise PreferenceError(Reason.WRONG_TYPE, f"{problem}; write the turns as messages, by json.dumps()")
+    others = {name: value for name, value in row.items() if name not in PROMPTS}
+    return others | dict(zip(sides, (alternating(questions, replies) for replies in answers), strict=True))
+
+
+def _without_lists_in_lists(row: Row) -> Row:
+    """The row; raises PreferenceError where the responses of a ranking are lists that are written as texts."""
+    for name in (*SPELLINGS["responses"], "chosen", "rejected"):
+        replies = row[name] if isinstance(row.get(name), list) else []
+        texts = [reply.get(key) for reply in replies if isinstance(reply, dict) for key in _RESPONSES if key in reply]
+        texts += [reply for reply in replies if isinstance(reply, str)]
+        if len(texts) > 1 and all(isinstance(text, str) and _opens(text) and _is_list(text) for text in texts):
+            problem = f"each text of `{name}` is a list written as text: write the lists themselves"
+            raise PreferenceError(Reason.WRONG_TYPE, problem)
+    return row
