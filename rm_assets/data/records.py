@@ -87,7 +87,7 @@ MEANINGS = {
     Reason.UNSHARED_PROMPT: "The two sides answer different prompts.",
     Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the one before it, or a reply is not the assistant's.",
     Reason.MARGIN_NOT_FINITE: "The margin is no finite float32.",
-    Reason.NOT_TEXT: "A message has a part that is no text.",
+    Reason.NOT_TEXT: "The row or a message holds more than text: an image, a video, a sound or a placeholder of one.",
     Reason.TIE: "The annotation prefers no reply: a tie, equal scores, or nothing to compare with.",
     Reason.SCORES_DISAGREE: "The scores or the margin contradict the label or the ranks.",
     Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67108864 characters.",

@@ -42,6 +42,13 @@ LABELS = (
     "preferred_response",
 )
 
+MEDIA = {
+    **dict.fromkeys(("image", "images"), "<image>"),
+    **dict.fromkeys(("video", "videos"), "<video>"),
+    **dict.fromkeys(("audio", "audios"), "<audio>"),
+}
+"""The fields that hold media, of a row or of a message, and the placeholder that says where in a text they belong."""
+
 _STEMS = ("response", "output", "answer", "completion", "conversation", "model_response")
 _SEPARATORS = ("_", "", " ")
 SUFFIXES = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"))
@@ -66,7 +73,7 @@ KNOWN = frozenset(
     | {*PROMPTS, *CONVERSATIONS, *LABELS, "margin", "subset", "tools", "ranks", "history"}
     | {"preferred_output", "non_preferred_output", "role", "content", "from", "value", "type", "text", "name"}
     | {"tool_calls", "tool_call_id", "reasoning_content", "score", "rating", "rank", "response", "completion"}
-    | {"answer", "output"}
+    | {"answer", "output", *MEDIA}
     | {name for pair in RESPONSES for name in pair}
 )
 """Every field that some format reads: none of them may be given twice in one object."""

@@ -40,6 +40,7 @@ from rm_assets.data.formats.field_names import (
     with_prompt,
 )
 from rm_assets.data.formats.json_lines import json_object
+from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import is_transcript, parse_transcript
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.rankings import (
@@ -93,6 +94,7 @@ def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     row = json_object(text, KNOWN, rules.columns.values())
     if rules.columns:
         row = with_own_columns(row, rules.columns)
+    require_no_media(row)
     row = {name: value for name, value in row.items() if value is not None}
     row = _with_usual_names(with_lists_read(row))
     format_name = _format_of(row, rules)
