@@ -118,6 +118,11 @@ LAWS: dict[Stage, tuple[Law, ...]] = {
             violations=_lines,
         ),
         _SIDES_DIFFER,
+        Law(
+            name="tools_are_as_written",
+            description="Every tool and tool call is one of its line, with its members in the order of the line.",
+            violations=_zero("lines with other tools or calls", "num_other_tools"),
+        ),
     ),
     Stage.FLATTENED: (_PAIRS_CONSERVED, _SIDES_DIFFER),
     Stage.TOKENIZED: (

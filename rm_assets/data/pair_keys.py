@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.formats.preferences import Message
+from rm_assets.data.formats.tool_texts import sorted_json
 from rm_assets.data.normal_form import normal_form, normal_texts
 from rm_assets.data.texts import Texts
 
@@ -25,14 +26,16 @@ _MORE = 16  # added to the role of a message that has more than a content
 _LAST = 128  # added to the last one of a conversation
 _NO_CONTENT = 32
 _EXTRAS = {"name": 33, "reasoning_content": 34, "tool_calls": 35, "tool_call_id": 36}
+_CALLS = _EXTRAS["tool_calls"]
 
 
 class PairKeys(NamedTuple):
     """Hashes of pairs, one column each, of 32 hexadecimal digits.
 
-    `pair_id` is a pair's identity: of its messages and tools, whatever file, format or margin it came with. `prompt` is
-    of the system message and the first user turn, and decides the split. `chosen` and `rejected` are of all texts of a
-    conversation and the tools. The last three are of texts in their normal form.
+    `pair_id` is a pair's identity: of its messages and tools, whatever file, format or margin it came with, exactly as
+    they are rendered. `prompt` is of the system message and the first user turn, and decides the split. `chosen` and
+    `rejected` are of all texts of a conversation and the tools. The last three are of texts in their normal form, and
+    of tools and tool calls with their members sorted.
     """
 
     pair_id: Sequence[str]
@@ -46,15 +49,25 @@ def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversat
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
     # empty or a JSON list, and no head begins with "[": what follows cannot be taken for it
-    ending = pa.array(tools, pa.large_string()).cast(pa.large_binary())
+    ending, normal_ending = _texts(tools), _texts(_sorted_texts(tools))
     exact_parts = [_parts(side, side.texts, _exact) for side in sides]
     normal_parts = [_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)]
     pairs = _joined(*exact_parts[0], *exact_parts[1], *exact_parts[2], ending)
     return PairKeys(
         [blake2b(pair, digest_size=16).hexdigest() for pair in pairs],
         [blake2b(opening, digest_size=16).hexdigest() for opening in _openings(prompts, normal[0])],
-        *_conversation_keys((*normal_parts[0], ending), *normal_parts[1:]),
+        *_conversation_keys((*normal_parts[0], normal_ending), *normal_parts[1:]),
     )
+
+
+def _texts(texts: Sequence[str]) -> pa.LargeBinaryArray:
+    return pa.array(texts, pa.large_string()).cast(pa.large_binary())
+
+
+def _sorted_texts(tools: Sequence[str]) -> Sequence[str]:
+    """The tools with the members of all objects sorted; most pairs have none, and many the same."""
+    known = {text: sorted_json(text) for text in set(tools) if text}
+    return [known.get(text, text) for text in tools] if known else tools
 
 
 def _conversation_keys(prompts: "Columns", chosen: "Columns", rejected: "Columns") -> tuple[list[str], list[str]]:
@@ -137,7 +150,8 @@ def _exact(message: Message) -> Iterator[tuple[int, str]]:
 
 def _normal(message: Message) -> Iterator[tuple[int, str]]:
     # an empty name is no name
-    extras = [(code, normal_form(text)) for name, code in _EXTRAS.items() if (text := getattr(message, name))]
+    found = [(code, text) for name, code in _EXTRAS.items() if (text := getattr(message, name))]
+    extras = [(code, normal_form(sorted_json(text) if code == _CALLS else text)) for code, text in found]
     yield _ROLES[message.role] + _MORE * bool(extras), normal_form(message.content or "")
     yield from extras
 

@@ -108,13 +108,17 @@ def _whole_file(path: Path, wanted: pa.Schema, *, only_flat: bool) -> pa.Table:
 
 
 def read_batches(path: Path | None, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file as tables of one chunk each, one at a time; nothing where there is no file."""
+    """The row groups of a Parquet file as tables of one chunk each, one at a time; nothing where there is no file.
+
+    Of nested columns no more is read than the schema names.
+    """
     if path is None:
         return
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    leaves = [leaf for leaf, _, _ in _leaves(wanted)]
     with parquet_file(path, only_flat=columns is not None and _are_flat(wanted)) as file:
         for index in range(file.num_row_groups):
-            yield _row_group(file, index, wanted.names).cast(wanted).combine_chunks()
+            yield _row_group(file, index, leaves).cast(wanted).combine_chunks()
 
 
 def _row_group(file: pq.ParquetFile, index: int, names: list[str]) -> pa.Table:

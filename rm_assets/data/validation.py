@@ -37,6 +37,7 @@ from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.settings import Settings
 
 VERSION = 6
@@ -167,14 +168,30 @@ def _reject(source: str, line: int, error: PreferenceError, text: str | bytes) -
     }
 
 
+_EXAMINED = pa.schema(
+    [
+        *(records.VALIDATED.field(name) for name in ("source", "line")),
+        pa.field("prompt", CALLS, nullable=False),
+        *(records.VALIDATED.field(name) for name in ("chosen", "rejected", "tools")),
+    ]
+)
+
+
 def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
-    """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal."""
+    """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal.
+
+    And how many of its lines have other tools or tool calls than their pairs, or have them in another order.
+    """
     figures: Counter[str] = Counter(num_out=0, num_identical=0)
     lines: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    for rows in read_batches(paths.get(DATA), records.VALIDATED, ["source", "line", "chosen", "rejected"]):
+    tools: dict[int, set[str]] = {}
+    for rows in read_batches(paths.get(DATA), _EXAMINED):
         num_identical = num_equal_conversations(rows["chosen"], rows["rejected"])
         figures.update(num_out=records.num_rows_of(task.source, rows), num_identical=num_identical)
         lines.append(rows["line"].to_numpy())
+        for line, texts in tools_by_line(rows):
+            tools.setdefault(line, set()).update(texts)
+    figures["num_other_tools"] = num_lines_with_other_tools(task.path, tools, two_line_files=task.rules.two_line_files)
     sorted_lines = np.sort(np.concatenate(lines))
     num_lines_with_pairs = min(len(sorted_lines), 1) + int(np.count_nonzero(np.diff(sorted_lines)))
     refused = num_rejects(paths, task.source)

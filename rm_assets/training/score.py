@@ -26,9 +26,10 @@ import transformers
 
 from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.messages import MessageRecord, canonical_tools, messages_of
+from rm_assets.data.formats.messages import MessageRecord, messages_of
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError
+from rm_assets.data.formats.tool_texts import Listed, tools_text
 from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
@@ -213,7 +214,11 @@ def _stated(line: str, rules: ParsingRules) -> list[_Sides]:
             records = msgspec.convert(row[name], list[MessageRecord])
         except msgspec.ValidationError:
             raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is no list of messages") from None
-        return [{"score": (messages_of(records, "user"), canonical_tools(row.get("tools")))}]
+        try:
+            tools = msgspec.convert(row.get("tools"), Listed)
+        except msgspec.ValidationError:
+            raise PreferenceError(Reason.WRONG_TYPE, "`tools` is neither a list nor its JSON text") from None
+        return [{"score": (messages_of(records, "user"), tools_text(tools))}]
     return [
         {
             "chosen_score": (pair.prompt + pair.chosen, pair.tools),

@@ -1,12 +1,11 @@
 """The formats whose rows say which of two replies is the chosen one: a typed record each, and what it states."""
 
-from typing import Any
-
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, Sides, canonical_tools, compared
+from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, Sides, compared
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.formats.tool_texts import Listed, sorted_json, tools_text
 from rm_assets.data.records import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
@@ -17,7 +16,7 @@ class Common(Struct, kw_only=True):
 
     system: str | None = None
     history: list[tuple[str, str]] | None = None
-    tools: list[Any] | str | None = None
+    tools: Listed = None
     margin: float | None = None
     score_chosen: float | None = None
     score_rejected: float | None = None
@@ -70,7 +69,7 @@ class OpenAIInput(Struct, kw_only=True):
     """The request whose two outputs are compared."""
 
     messages: list[MessageRecord]
-    tools: list[Any] | None = None
+    tools: Listed = None
 
 
 class OpenAIRecord(Common, kw_only=True):
@@ -111,8 +110,8 @@ def from_sharegpt(record: ShareGPTRecord, rules: ParsingRules) -> Stated:
 
 def from_openai(record: OpenAIRecord, rules: ParsingRules) -> Stated:
     """The pair of a row in OpenAI's preference format."""
-    tools = [text for text in map(canonical_tools, (record.input.tools, record.tools)) if text]
-    if len(set(tools)) > 1:
+    tools = [text for text in map(tools_text, (record.input.tools, record.tools)) if text]
+    if len(set(map(sorted_json, tools))) > 1:
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`tools` and the `tools` of `input` differ")
     record = msgspec.structs.replace(record, tools=tools[0] if tools else None)
     sides = compared(record.input.messages, record.preferred_output, record.non_preferred_output)
@@ -132,7 +131,7 @@ def preference(record: Common, format_name: Format, sides: Sides, margin: float)
         prompt=_with_opening(record, prompt),
         chosen=chosen,
         rejected=rejected,
-        tools=canonical_tools(record.tools),
+        tools=tools_text(record.tools),
         margin=margin if record.margin is None else record.margin,
         subset=record.subset or "",
         format=format_name,

@@ -74,6 +74,16 @@ def repeats_fields(text: str, value: Any) -> bool:
     return _STRING.sub(b"", text.encode("utf-8", "surrogatepass")).count(b":") != _num_fields(value)
 
 
+def parsed_text(text: str, what: str) -> Any:
+    """What a JSON text inside a line holds, which is as bounded, and as free of repeated fields, as the line itself."""
+    parsed = msgspec.json.decode(text)
+    if nests_deeper(parsed):
+        raise PreferenceError(Reason.WRONG_TYPE, f"{what} nests more than {MAX_DEPTH} deep")
+    if repeats_fields(text, parsed):
+        raise PreferenceError(Reason.REPEATED_FIELD, f"{what} gives a field of an object several times")
+    return parsed
+
+
 def _num_fields(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_num_fields, value.values()))

@@ -1,13 +1,13 @@
 """Messages as files write them, and two conversations as one prompt with two continuations."""
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_fields
 from rm_assets.data.formats.preferences import Message, PreferenceError
+from rm_assets.data.formats.tool_texts import Listed, calls_text, function_call_text, same_message, same_messages
 from rm_assets.data.records import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
@@ -35,15 +35,8 @@ class MessageRecord(Struct, kw_only=True):
     value: str | None = None
     name: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: Listed = None
     tool_call_id: str | None = None
-
-
-class CallRecord(Struct, kw_only=True):
-    """What the `value` of a `function_call` holds as JSON text, alone or in a list."""
-
-    name: str
-    arguments: dict[str, Any] | str
 
 
 Prompt = list[MessageRecord] | str
@@ -75,7 +68,7 @@ def _message(record: MessageRecord) -> Message:
         reason = Reason.MISSING_FIELD if record.role is None else Reason.AMBIGUOUS_FIELD
         raise PreferenceError(reason, f"a message has {known}")
     if record.speaker == "function_call":
-        return Message(role="assistant", tool_calls=_calls(record.value or ""))
+        return Message(role="assistant", tool_calls=function_call_text(record.value or ""))
     spoken = record.role or record.speaker or ""
     content = record.content if record.role else record.value
     return Message(
@@ -83,7 +76,7 @@ def _message(record: MessageRecord) -> Message:
         content=_joined_parts(content) if isinstance(content, list) else content,
         name=record.name,
         reasoning_content=record.reasoning_content,
-        tool_calls=canonical_json(record.tool_calls) if record.tool_calls else None,
+        tool_calls=calls_text(record.tool_calls),
         tool_call_id=record.tool_call_id,
     )
 
@@ -98,42 +91,6 @@ def _part(part: ContentPart) -> str:
     if (part.text is None) == (part.value is None):
         raise PreferenceError(Reason.MISSING_FIELD, "a text part needs either `text` or `value`")
     return part.text if part.text is not None else part.value or ""
-
-
-def _calls(text: str) -> str:
-    what = "the value of a `function_call`"
-    try:
-        calls = msgspec.convert(_parsed(text, what), list[CallRecord] | CallRecord)
-    except (msgspec.MsgspecError, RecursionError):
-        raise PreferenceError(Reason.WRONG_TYPE, f"{what} is not the JSON text of `name` and `arguments`") from None
-    listed = calls if isinstance(calls, list) else [calls]
-    return canonical_json([{"type": "function", "function": call} for call in listed])
-
-
-def canonical_tools(tools: list[Any] | str | None) -> str:
-    """Tools as canonical JSON text, or empty; a text must itself be a JSON list."""
-    if not isinstance(tools, str):
-        return canonical_json(tools) if tools else ""
-    try:
-        parsed = msgspec.convert(_parsed(tools, "`tools` is a text that"), list[Any]) if tools.strip() else []
-    except (msgspec.MsgspecError, RecursionError):
-        raise PreferenceError(Reason.WRONG_TYPE, "`tools` is a text that is not a JSON list") from None
-    return canonical_json(parsed) if parsed else ""
-
-
-def _parsed(text: str, what: str) -> Any:
-    """What a JSON text inside a line holds, which is as bounded, and as free of repeated fields, as the line itself."""
-    parsed = msgspec.json.decode(text)
-    if nests_deeper(parsed):
-        raise PreferenceError(Reason.WRONG_TYPE, f"{what} nests more than {MAX_DEPTH} deep")
-    if repeats_fields(text, parsed):
-        raise PreferenceError(Reason.REPEATED_FIELD, f"{what} gives a field of an object several times")
-    return parsed
-
-
-def canonical_json(value: Any) -> str:
-    """JSON text that is the same for equal values."""
-    return msgspec.json.encode(value, order="sorted").decode()
 
 
 # --- two conversations ---------------------------------------------------------------------------------------
@@ -160,7 +117,7 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
     if not (first and second and first[0].role != "assistant" and second[0].role != "assistant"):
         return stated, first, second
     shared, first, second = split_shared(first, second)
-    if shared != stated and not (isinstance(prompt, str) and shared and shared[-1].content == prompt):
+    if not same_messages(shared, stated) and not (isinstance(prompt, str) and shared and shared[-1].content == prompt):
         raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
     return shared, first, second
 
@@ -173,15 +130,16 @@ def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
 def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
     """Two conversations cut where they part: the shared beginning and the two rests.
 
-    For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3].
+    For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3]. What they share is given as the chosen
+    side writes it: tool calls may have their members in another order on the rejected one.
     """
-    if chosen == rejected:
-        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
     num_shared = 0
     for one, other in zip(chosen, rejected, strict=False):
-        if one is not other and one != other:
+        if one is not other and one != other and not (one.tool_calls and same_message(one, other)):
             break
         num_shared += 1
+    if num_shared == len(chosen) == len(rejected):
+        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
     if num_shared == min(len(chosen), len(rejected)):
         shorter = "chosen" if len(chosen) == num_shared else "rejected"
         raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is the beginning of the other")

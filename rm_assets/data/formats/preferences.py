@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 
 class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One message of a conversation; `tool_calls` is canonical JSON text. Keys that are None are absent."""
+    """One message of a conversation; `tool_calls` is JSON text in the file's order. Keys that are None are absent."""
 
     role: str
     content: str | None = None
@@ -45,7 +45,10 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Preference(Struct, frozen=True, kw_only=True):
-    """One comparison in canonical form: two continuations of one prompt; `tools` is canonical JSON text or empty."""
+    """One comparison in canonical form: two continuations of one prompt.
+
+    `tools` is JSON text in the order of the file, or empty.
+    """
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]

@@ -200,7 +200,7 @@ def _require_small(record: Common, texts: Sequence[str], pairs: Sequence[tuple[i
 
 
 def _text(reply: Reply) -> str:
-    return reply if isinstance(reply, str) else msgspec.json.encode(reply).decode()
+    return reply if isinstance(reply, str) else msgspec.json.encode(reply, order="sorted").decode()
 
 
 def _require_distinct(ranked: list[Ranked], texts: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
+from rm_assets.data.formats.tool_texts import same_messages
 from rm_assets.data.records import Reason
 
 _FOLLOWERS = {
@@ -25,7 +26,7 @@ def require_sound(preference: Preference) -> None:
     for name, reply in (("chosen", preference.chosen), ("rejected", preference.rejected)):
         if _first_blank(reply):
             raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply is empty")
-    if preference.chosen == preference.rejected:
+    if same_messages(preference.chosen, preference.rejected):
         raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are equal")
     if not abs(preference.margin) <= float(np.finfo(np.float32).max):
         raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is no finite float32")
