@@ -31,7 +31,7 @@ _SECRET_PARAMETER = re.compile(
     r"[?&;#][^?&;#=]*(?:auth|code|credential|hmac|jwt|key|pass|policy|pwd|secret|session|sig|token)[^?&;#=]*=",
     re.IGNORECASE,
 )
-_GLOB = re.compile(r"[^=&]*\.jsonl(\.gz|\.zst)?")
+_GLOB = re.compile(r"[^=&]*\.(jsonl|ndjson|jsonlines|json|parquet|csv|tsv)(\.gz|\.zst)?")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 
 

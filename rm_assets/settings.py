@@ -176,8 +176,8 @@ class Settings(BaseModel):
 
     annotations: str | None = Field(
         None,
-        description="File, directory or glob of *.jsonl, *.jsonl.gz or *.jsonl.zst, also at a URI such as "
-        "s3://bucket/prefix; unset: the built-in sample.",
+        description="File, directory or glob of lines of JSON (.jsonl, .ndjson, .jsonlines, .json) or JSON lists of "
+        "rows (.json), also as .gz or .zst and at a URI such as s3://bucket/prefix; unset: the built-in sample.",
     )
     storage: str = Field("./rm_storage", description="Directory of all snapshots, or a URI such as s3://bucket/prefix.")
     model: str | None = Field(

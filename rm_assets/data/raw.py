@@ -38,9 +38,10 @@ from rm_assets.data.publication import (
 from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, plain_block_sha256, read_block
+from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
+from rm_assets.data.sources.file_kinds import grows_by_lines
 from rm_assets.data.sources.opened_file import (
     Change,
     OpenedFile,
@@ -50,6 +51,7 @@ from rm_assets.data.sources.opened_file import (
     is_same_file,
     opened,
 )
+from rm_assets.data.sources.rows import file_rows
 from rm_assets.data.storage import is_remote, place, read_file, write_json
 from rm_assets.settings import Settings
 
@@ -92,8 +94,8 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
 
 
 def _total_bytes(files: list[AnnotationFile]) -> int | None:
-    """Bytes of all files; None where some are compressed, gone, or on other machines, where each would be asked for."""
-    if any(file.path.suffix != ".jsonl" or is_remote(file.path) for file in files):
+    """Bytes of all files; None where some are no plain lines, gone, or on other machines, where each is asked for."""
+    if any(is_remote(file.path) or not grows_by_lines(file.path.name) for file in files):
         return None
     try:
         return sum(file.path.stat().st_size for file in files)
@@ -197,7 +199,7 @@ def _one_reading(
     num_lines, num_bytes = (sum(shard.stats[name] for shard in kept) for name in ("num_lines", "num_bytes"))
     reading.progress.add(num_lines, num_bytes)
     try:
-        blocks = blocks_of_lines(
+        blocks = _blocks_of_rows(now, settings) or blocks_of_lines(
             now.stream(settings.max_expansion, num_bytes),
             block_bytes=settings.shard_bytes,
             max_line_bytes=settings.max_line_bytes,
@@ -210,12 +212,22 @@ def _one_reading(
         return [_rejected(file, error, reading, now.sha256(), now.num_bytes)]
 
 
+def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | None:
+    """The rows of a file that is none of lines; None for lines."""
+    rows = file_rows(now, max_expansion=settings.max_expansion, max_line_bytes=settings.max_line_bytes)
+    if rows is None:
+        return None
+    if settings.two_line_files:
+        raise RejectedFileError(Reason.UNREADABLE_FILE, "two_line_files is on, which reads lines of JSON alone")
+    return blocks_of_rows(rows, block_bytes=settings.shard_bytes)
+
+
 def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> list[Shard]:
     """The first shards of a file that was read before, as far as it holds the same bytes: hashed, and not cut again.
 
     The line after a block has a say in where it ends, so that the last equal one is left out.
     """
-    if len(known_keys) < 2 or now.is_archive or is_remote(now.path):
+    if len(known_keys) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
         return []
     shards = [shard for shard in itertools.takewhile(bool, map(reading.turn.find, known_keys)) if shard]
     starts = _before_each(shards, "num_bytes")

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     UNREADABLE_FILE = "unreadable_file"
     CHANGING_FILE = "changing_file"
     DAMAGED_ARCHIVE = "damaged_archive"
+    DAMAGED_FILE = "damaged_file"
     DECOMPRESSION_BOMB = "decompression_bomb"
     NOT_JSON = "not_json"
     NOT_AN_OBJECT = "not_an_object"
@@ -70,6 +71,7 @@ MEANINGS = {
     Reason.CHANGING_FILE: "The file changed whenever it was read; none of its lines is used in this run (line 0).",
     Reason.DAMAGED_ARCHIVE: "The compressed file ends early, is malformed, fails its checksum or needs more "
     "than 128 MiB to decompress; none of its lines is used (line 0).",
+    Reason.DAMAGED_FILE: "The JSON list is malformed or cut short; none of its rows is used (line 0).",
     Reason.DECOMPRESSION_BOMB: "The compressed file expands beyond max_expansion; none of its lines is used (line 0).",
     Reason.NOT_JSON: "The line is not one JSON value, or is nested more than 64 deep.",
     Reason.NOT_AN_OBJECT: "The line is JSON, but no object.",

@@ -32,11 +32,13 @@ _WHITE_SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedLine:
-    """A line that was longer than allowed, and hashed in passing; its content is not kept."""
+    """A line whose content is not kept: longer than allowed and hashed in passing, or the row of a damaged table."""
 
     num_bytes: int  # of the content
     end_bytes: int
     sha256: str  # of the content
+    reason: Reason = Reason.LINE_TOO_LONG
+    detail: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -60,7 +62,7 @@ class Block:
     @property
     def num_bytes(self) -> int:
         """Bytes of the file that the block stands for."""
-        return self.bom_bytes + sum(map(_num_bytes, self.pieces))
+        return self.bom_bytes + sum(map(num_piece_bytes, self.pieces))
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -68,7 +70,8 @@ class Block:
         digest = _digest(self.bom_bytes, self.is_utf8)
         for piece in self.pieces:
             if isinstance(piece, SkippedLine):
-                digest.update(f"\nskipped {piece.num_bytes} {piece.end_bytes} {piece.sha256}".encode())
+                why = f" {piece.reason} {piece.detail}" if piece.detail else ""
+                digest.update(f"\nskipped {piece.num_bytes} {piece.end_bytes} {piece.sha256}{why}".encode())
             else:
                 _add(digest, [piece], len(piece))
         return digest.hexdigest()
@@ -102,7 +105,8 @@ def _num_line_feeds(view: memoryview) -> int:
     return int(np.count_nonzero(np.frombuffer(view, np.uint8) == _LINE_FEED))
 
 
-def _num_bytes(piece: Piece) -> int:
+def num_piece_bytes(piece: Piece) -> int:
+    """Bytes of a piece, with its line ends."""
     return len(piece) if isinstance(piece, bytes) else piece.num_bytes + piece.end_bytes
 
 
@@ -238,16 +242,30 @@ def _cut_in_twos(
     while line := stream.readline(max_line_bytes + 2):
         is_kept = line.endswith(b"\n") or len(line) < max_line_bytes + 2
         piece = line if is_kept else _skipped_line(stream, line)
-        is_full = num_bytes + _num_bytes(piece) > block_bytes or len(pieces) >= MAX_LINES
+        is_full = num_bytes + num_piece_bytes(piece) > block_bytes or len(pieces) >= MAX_LINES
         if pieces and is_full and num_texts % 2 == 0:
             yield _joined(pieces)
             pieces, num_bytes = [], 0
         pieces.append(piece)
-        num_bytes += _num_bytes(piece)
+        num_bytes += num_piece_bytes(piece)
         # also a blank one is a reject if it is too long
         num_texts += bool(line.strip()) or len(line.removesuffix(b"\n").removesuffix(b"\r")) > max_line_bytes
     if pieces:
         yield _joined(pieces)
+
+
+def blocks_of_rows(rows: Iterable[Piece], *, block_bytes: int) -> Iterator[Block]:
+    """Rows, each a line or a skipped one, in blocks as those of lines; a row is never cut."""
+    pieces: list[Piece] = []
+    first_line, num_bytes = 1, 0
+    for row in rows:
+        if pieces and (num_bytes + num_piece_bytes(row) > block_bytes or len(pieces) >= MAX_LINES):
+            yield Block(first_line=first_line, num_lines=len(pieces), pieces=_joined(pieces))
+            first_line, pieces, num_bytes = first_line + len(pieces), [], 0
+        pieces.append(row)
+        num_bytes += num_piece_bytes(row)
+    if pieces:
+        yield Block(first_line=first_line, num_lines=len(pieces), pieces=_joined(pieces))
 
 
 def _joined(lines: list[Piece]) -> tuple[Piece, ...]:
@@ -304,7 +322,7 @@ def _parts(content: bytes, part_bytes: int) -> Iterator[bytes]:
 
 
 def _skipped(line: SkippedLine, number: int) -> Lines:
-    reject = (number, Reason.LINE_TOO_LONG, f"{line.num_bytes} bytes", line.sha256)
+    reject = (number, line.reason, line.detail or f"{line.num_bytes} bytes", line.sha256)
     return Lines(
         numbers=np.empty(0, np.int64),
         texts=pa.array([], pa.string()),

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from rm_assets.data.ownership import MARKER
+from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind
 from rm_assets.data.sources.opened_file import RejectedFileError, Status, file_status, opened
 from rm_assets.data.sources.remote import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
 from rm_assets.data.storage import is_remote, lies_in, place, remote_path_below
 from rm_assets.settings import SettingsError
 
 SETTING = "annotations (or RM_ANNOTATIONS)"
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 EVALUATION_PREFIX = "evaluation:"
 """What the sources of evaluation sets begin with, and those of annotations never do."""
 _MAGIC = re.compile(r"[*?\[]")
@@ -106,7 +106,7 @@ def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
     names lies in the storage, whose files would be read as annotations, and change with every run.
     """
     found = _find(setting, storage)
-    wanted = {path: source_name(path, found.base) for path in found.files if path.name.endswith(SUFFIXES)}
+    wanted = {path: source_name(path, found.base) for path in found.files if file_kind(path.name)}
     wanted |= {path: source_name(path, found.base) + "/" for path in found.unlisted}
     ignored = [source_name(path, found.base) for path in found.files if path not in wanted]
     ignored += [source_name(path, found.base) + "/" for path in found.unsearched]
@@ -196,7 +196,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
         }
         return _Found(base=path, files=list(statuses), statuses=statuses)
     if not _MAGIC.search(setting):
-        if path.name.endswith(SUFFIXES):
+        if file_kind(path.name):
             raise _error(setting, "there is no such file or directory")
         require_reachable(path)  # a bucket that is there: object stores know a directory by its files alone
         raise _error(setting, "there is no such file or directory yet", NothingToReadError)
@@ -215,7 +215,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
 
 
 def _by_itself(path: Path) -> _Found:
-    if path.name.endswith(SUFFIXES):
+    if file_kind(path.name):
         with opened(path):
             pass  # it can be
     return _Found(base=path.parent, files=[path])

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote_from_bytes
 
 from rm_assets.data.records import Reason
+from rm_assets.data.sources.file_kinds import archive_suffix, grows_by_lines
 from rm_assets.data.sources.remote import RemoteStatus, open_remote, remote_status
 from rm_assets.data.storage import StorageError, is_remote, reason_of
 
@@ -93,7 +94,7 @@ class OpenedFile:
     @property
     def is_archive(self) -> bool:
         """Whether the name says that the bytes are compressed."""
-        return self.path.suffix in _DECOMPRESSORS
+        return bool(archive_suffix(self.path.name))
 
     def stream(self, max_expansion: int, start: int = 0) -> io.BufferedReader:
         """The file's text as bytes, of a file that is no archive from `start` on.
@@ -107,7 +108,7 @@ class OpenedFile:
         if not self.num_bytes:
             raise RejectedFileError(Reason.DAMAGED_ARCHIVE, EOFError.__name__)  # where gzip sees nothing wrong
         limit = max(EXPANSION_ALLOWANCE, max_expansion * self.num_bytes)
-        archive = _DECOMPRESSORS[self.path.suffix](stored)
+        archive = _DECOMPRESSORS[archive_suffix(self.path.name)](stored)
         expanded: io.BufferedReader = io.BufferedReader(_Expanded(archive, limit), _BUFFER_BYTES)
         return expanded
 
@@ -140,7 +141,7 @@ class OpenedFile:
         now = os.fstat(self.file.fileno())
         if _version(now) == _version(self.status):
             return Change.NONE
-        grew = now.st_size > self.status.st_size and not self.is_archive
+        grew = now.st_size > self.status.st_size and grows_by_lines(self.path.name)
         return Change.GREW if grew else Change.OTHER
 
 

@@ -1,0 +1,62 @@
+"""The rows of a file that is no file of lines: each as one line of JSON, in the order of the file."""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from rm_assets.data.records import Reason
+from rm_assets.data.sources.blocks import Piece, num_piece_bytes
+from rm_assets.data.sources.file_kinds import Kind, file_kind
+from rm_assets.data.sources.json_lists import list_begin, list_rows
+from rm_assets.data.sources.opened_file import EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
+
+_BOM = b"\xef\xbb\xbf"
+_ENCODED_OTHERWISE = "it is UTF-16 or UTF-32: save it as UTF-8"
+
+
+def file_rows(file: OpenedFile, *, max_expansion: int, max_line_bytes: int) -> Iterator[Piece] | None:
+    """The rows of a JSON list or a table; None for lines of JSON, which are read as they are.
+
+    Raises RejectedFileError, possibly after some rows.
+    """
+    if file_kind(file.path.name) is not Kind.JSON:
+        return None
+    rows = _json_rows(file.stream(max_expansion), max_line_bytes)
+    return rows and _bounded(rows, max(EXPANSION_ALLOWANCE, max_expansion * file.num_bytes))
+
+
+def _bounded(rows: Iterable[Piece], num_left: int) -> Iterator[Piece]:
+    """The rows, up to a number of bytes: names of columns, and values of a dictionary, are written once in a table."""
+    for row in rows:
+        num_left -= num_piece_bytes(row)
+        if num_left < 0:
+            raise RejectedFileError(Reason.DECOMPRESSION_BOMB, "expands beyond the limit")
+        yield row
+
+
+def _json_rows(stream: io.BufferedReader, max_line_bytes: int) -> Iterator[Piece] | None:
+    head = stream.peek(4)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:4]:
+        raise RejectedFileError(Reason.NOT_UTF8, _ENCODED_OTHERWISE)
+    if begin := list_begin(head):
+        return list_rows(stream, begin, max_line_bytes)
+    if _is_object_over_lines(head.removeprefix(_BOM).lstrip()):
+        raise RejectedFileError(
+            Reason.DAMAGED_FILE,
+            'one object over several lines, where a list of rows, {"data": [...]} or one row a line is read: '
+            "`jq -c` writes one a line",
+        )
+    return None
+
+
+def _is_object_over_lines(head: bytes) -> bool:
+    """Whether a file begins with an object that does not end in its line, and no other object begins in the next."""
+    line, line_end, following = head.partition(b"\n")
+    if not (line.startswith(b"{") and line_end) or following.lstrip().startswith(b"{"):
+        return False
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return True
+    return False
