@@ -19,7 +19,7 @@ SPELLINGS = {
     "system": ("system", "system_prompt"),
     "score_chosen": ("score_chosen", "chosen_score"),
     "score_rejected": ("score_rejected", "rejected_score"),
-    "responses": ("responses", "completions", "answers"),
+    "responses": ("responses", "completions", "answers", "generations"),
     "scores": ("scores", "ratings"),
     "preference_strength": ("preference_strength", "overall_preference"),
 }

@@ -43,6 +43,7 @@ from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import is_transcript, parse_transcript
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.formats.public_sets import FIELDS, MARKS, usual_row
 from rm_assets.data.formats.rankings import (
     RankingRecord,
     ReplyListsRecord,
@@ -91,7 +92,9 @@ def parse_row(text: str, rules: ParsingRules = _DEFAULTS) -> list[Preference]:
 
 def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     """What one line of JSON states, with the pairs of a ranking that are no preferences or were left out."""
-    row = json_object(text, KNOWN, rules.columns.values())
+    row = json_object(text, KNOWN, FIELDS, rules.columns.values())
+    if not row.keys().isdisjoint(MARKS):
+        row = usual_row(row, rules.columns.values())
     if rules.columns:
         row = with_own_columns(row, rules.columns)
     require_no_media(row)

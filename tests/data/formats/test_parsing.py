@@ -22,6 +22,7 @@ from rm_assets.data.formats.parsing import (
     parse_row,
     parse_transcript,
 )
+from rm_assets.data.formats.public_sets import FIELDS
 from rm_assets.data.formats.rankings import ResponseRecord
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
@@ -380,7 +381,7 @@ def test_the_identity_of_a_pair_does_not_depend_on_margin_format_or_subset() -> 
 
 # --- whatever a row holds ------------------------------------------------------------------------------------
 
-NAMES = st.sampled_from(sorted(KNOWN))
+NAMES = st.sampled_from(sorted(KNOWN | FIELDS))
 LEAVES = (
     st.none()
     | st.booleans()
@@ -405,6 +406,8 @@ SHAPES = st.sampled_from(
         {"prompt": "q", "responses": [{"text": "a"}, {"text": "b", "rank": 1}]},
         {"conversations": CONVERSATION, "chosen": {"from": "gpt"}, "rejected": "b"},
         {"input": {"messages": CONVERSATION}, "preferred_output": [], "non_preferred_output": CONVERSATION},
+        {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": -1},
+        {"prompt": '["q"]', "response_a": '["a"]', "response_b": "[null]", "winner_model_a": 1, "winner_model_b": 0},
     ]
 )
 

@@ -1,0 +1,270 @@
+"""Public data sets and trainers whose rows have names of their own, as rows of the formats that the records describe.
+
+`{"history": "2+2?", "human_ref_A": "5.", "human_ref_B": "4.", "labels": 0}` is SHP's
+`{"prompt": "2+2?", "response_a": "5.", "response_b": "4.", "label": "second"}`: its card says that 1 prefers A. A shape
+is known by fields that stand together in that set alone, and each function names what says so. To read another set, add
+a function and a line to `SHAPES`.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import msgspec
+
+from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row
+from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.records import Reason
+from rm_assets.settings import Label
+
+# --- two answers and a verdict ---------------------------------------------------------------------------------
+
+
+def _webgpt(row: Row) -> Row:
+    """openai/webgpt_comparisons, by its card: the higher of `score_0` and `score_1` (-1 to 1) wins, equal ones tie."""
+    question = row["question"]
+    text = question.get("full_text") if isinstance(question, dict) else question
+    first, second = _number(row, "score_0"), _number(row, "score_1")
+    sides = (row["answer_0"], row["answer_1"])
+    label: Label = "tie" if first == second else "first" if first > second else "second"
+    compared = _compared(row, {"question", "answer_0", "answer_1", "score_0", "score_1"}, sides, label)
+    return {"margin": abs(first - second)} | compared | {"prompt": text}
+
+
+def _shp(row: Row) -> Row:
+    """stanfordnlp/SHP and SHP-2, by their cards: `labels` is 1 where A is preferred, 0 where B is."""
+    label: Label = _one_of(row, "labels", "second", "first")
+    sides = (row["human_ref_A"], row["human_ref_B"])
+    used = {"history", "human_ref_A", "human_ref_B", "labels"}
+    return _compared(row, used, sides, label) | {"prompt": row["history"]}
+
+
+def _summaries(row: Row) -> Row:
+    """openai/summarize_from_feedback, `comparisons`: `choice` is the index of the better of two `summaries`."""
+    info, summaries = row["info"], row["summaries"]
+    if not isinstance(info, dict) or not _are_objects(summaries) or len(summaries) != 2:
+        raise PreferenceError(Reason.WRONG_TYPE, "`info` is not an object, or `summaries` is not a list of two objects")
+    sides = (summaries[0].get("text"), summaries[1].get("text"))
+    text = info.get("post") or info.get("article")
+    label: Label = _one_of(row, "choice", "first", "second")
+    return _compared(row, {"info", "summaries", "choice"}, sides, label) | {"prompt": text}
+
+
+def _alpaca_eval(row: Row) -> Row:
+    """AlpacaEval's annotations (`validate_alpacaeval_preference`): 1 is `output_1`, 2 `output_2`, 1.5 or 0 a draw.
+
+    A whole number alone may be another tool's; a part between 1 and 2 is written by none but AlpacaEval.
+    """
+    preference = row["preference"]
+    if isinstance(preference, bool) or not isinstance(preference, int | float):
+        return row
+    is_theirs = not {"generator_1", "generator_2", "annotator"}.isdisjoint(row)
+    if not (1 <= preference <= 2 or preference == 0) or (float(preference).is_integer() and not is_theirs):
+        return row
+    label: Label = "tie" if preference in (0, 1.5) else "first" if preference < 1.5 else "second"
+    return _compared(row, {"output_1", "output_2", "preference"}, (row["output_1"], row["output_2"]), label)
+
+
+_SIDES = {"a": "first", "b": "second", "1": "first", "2": "second", "tie": "tie"}
+_WINNERS: dict[str, Label] = {
+    f"winner_{stem}{side}": label  # type: ignore[misc]
+    for stem in ("", "model_", "response_", "output_", "answer_")
+    for side, label in _SIDES.items()
+    if side != "tie" or not stem
+}
+
+
+def _one_hot(row: Row) -> Row:
+    """lmarena-ai/arena-human-preference-55k: one of `winner_model_a`, `winner_model_b` and `winner_tie` is 1.
+
+    Its prompts and responses are the JSON texts of lists, one item a turn.
+    """
+    given = {name: row[name] for name in _WINNERS if name in row}
+    if any(value not in (0, 1) for value in given.values()):
+        raise PreferenceError(Reason.WRONG_TYPE, f"a field of {_names(given)} is neither 0 nor 1")
+    winners = {_WINNERS[name] for name, value in given.items() if value == 1}
+    if len(winners) != 1:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{len(winners)} of {_names(given)} are 1, instead of one")
+    row = {name: value for name, value in row.items() if name not in given} | {"winner": winners.pop()}
+    turns = {name: _turns(row.get(name)) for name in ("prompt", "response_a", "response_b")}
+    prompt, first, second = turns.values()
+    if prompt is None:
+        return row
+    if first is None or second is None:
+        raise PreferenceError(Reason.WRONG_TYPE, "`prompt` is a list of turns, but a response is not")
+    others = {name: value for name, value in row.items() if name not in turns}
+    return others | {"response_a": _conversation(prompt, first), "response_b": _conversation(prompt, second)}
+
+
+def _turns(value: Any) -> list[Any] | None:
+    """The turns of a list of texts, or of its JSON text; None for any other value."""
+    if isinstance(value, str) and value.startswith(('["', "[null")):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            raise PreferenceError(Reason.WRONG_TYPE, "a list of turns written as text is not valid JSON") from None
+    is_list = isinstance(value, list) and all(turn is None or isinstance(turn, str) for turn in value)
+    return value if is_list else None
+
+
+def _conversation(prompts: list[Any], replies: list[Any]) -> list[dict[str, Any]]:
+    if len(prompts) != len(replies):
+        counts = f"{len(prompts)} prompts and {len(replies)} replies"
+        raise PreferenceError(Reason.WRONG_TYPE, f"a conversation of {counts}, which should be as many")
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": text}
+        for turn in zip(prompts, replies, strict=True)
+        for role, text in zip(roles, turn, strict=True)
+    ]
+
+
+# --- a good and a bad answer -----------------------------------------------------------------------------------
+
+
+_VERDICTS = frozenset({*LABELS, *SPELLINGS["scores"], "chosen", "rejected", "ranks"})
+
+
+def _output_pair(row: Row) -> Row:
+    """LLaMA-Factory up to 0.7 (`preprocess_pairwise_dataset`): of a list of outputs the first one is the chosen one.
+
+    The trainer left out what came after the second; here the first beats each of the others.
+    """
+    outputs = row["output"]
+    if not isinstance(outputs, list) or len(outputs) < 2 or not _VERDICTS.isdisjoint(row):
+        return row
+    others = {name: value for name, value in row.items() if name != "output"}
+    return others | {"chosen": outputs[0], "rejected": outputs[1] if len(outputs) == 2 else outputs[1:]}
+
+
+def _rejected_response(row: Row) -> Row:
+    """ms-swift (Custom-dataset.md): `rejected_response` stands against the last of `messages`, or `response`."""
+    if "rejected" in row:
+        return row
+    others = {name: value for name, value in row.items() if name != "rejected_response"}
+    others["rejected"] = row["rejected_response"]
+    if "chosen" in row:
+        return others
+    messages = row.get("messages", [])
+    if _are_objects(messages):
+        if messages[-1].get("role", messages[-1].get("from")) not in ("assistant", "gpt"):
+            problem = "`messages` does not end with the assistant's reply, which `rejected_response` is compared with"
+            raise PreferenceError(Reason.MISSING_FIELD, problem)
+        return others | {"messages": None, "prompt": messages[:-1], "chosen": messages[-1:]}
+    chosen = next((name for name in ("chosen_response", "response", "output") if name in row), None)
+    if chosen is None:
+        problem = "`rejected_response` needs `messages`, `response` or `chosen_response` beside it"
+        raise PreferenceError(Reason.MISSING_FIELD, problem)
+    others["chosen"] = others.pop(chosen)
+    if "query" in row:
+        others["prompt"] = others.pop("query")
+    return others
+
+
+def _of_names(chosen: str, rejected: str) -> Callable[[Row], Row]:
+    """A set whose two answers are named as the better and the worse one."""
+
+    def usual(row: Row) -> Row:
+        if not {"chosen", "rejected"}.isdisjoint(row):
+            return row
+        others = {name: value for name, value in row.items() if name not in (chosen, rejected)}
+        return others | {"chosen": row[chosen], "rejected": row[rejected]}
+
+    return usual
+
+
+def _rejected_messages(row: Row) -> Row:
+    """ms-swift from 3.8 on: `messages` and `rejected_messages` are two whole conversations."""
+    if not {"chosen", "chosen_messages", "rejected"}.isdisjoint(row):
+        return row
+    others = {name: value for name, value in row.items() if name not in ("messages", "rejected_messages")}
+    return others | {"chosen": row["messages"], "rejected": row["rejected_messages"]}
+
+
+# --- many scored answers ---------------------------------------------------------------------------------------
+
+
+def _ultrafeedback(row: Row) -> Row:
+    """openbmb/UltraFeedback: `completions` with a `response` and an `overall_score` each.
+
+    Each completion had its own `custom_system_prompt`, so that no system message belongs to the pair of two.
+    """
+    completions = row["completions"]
+    if not _are_objects(completions) or not any("overall_score" in item for item in completions):
+        return row
+    scored = [{"response": item.get("response"), "score": item.get("overall_score")} for item in completions]
+    return {name: value for name, value in row.items() if name != "completions"} | {"responses": scored}
+
+
+# --- which shape a row has -------------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """Fields that stand together in one set alone, the rarest one first, and the row that they make."""
+
+    fields: tuple[str, ...]
+    row: Callable[[Row], Row]
+
+
+SHAPES = (
+    Shape(("score_0", "score_1", "answer_0", "answer_1", "question"), _webgpt),
+    Shape(("human_ref_A", "human_ref_B", "history", "labels"), _shp),
+    Shape(("summaries", "info", "choice"), _summaries),
+    Shape(("response_j", "response_k", "question"), _of_names("response_j", "response_k")),  # stack-exchange-paired
+    Shape(("response_chosen", "response_rejected"), _of_names("response_chosen", "response_rejected")),
+    Shape(("rejected_response",), _rejected_response),
+    Shape(("rejected_messages", "messages"), _rejected_messages),
+    Shape(("completions", "instruction"), _ultrafeedback),
+    Shape(("preference", "instruction", "output_1", "output_2"), _alpaca_eval),
+    Shape(("output", "instruction"), _output_pair),
+    *(
+        Shape((f"winner_{stem}{first}", f"winner_{stem}{second}"), _one_hot)
+        for stem in ("", "model_", "response_", "output_", "answer_")
+        for first, second in ("ab", "12")
+    ),
+)
+MARKS = frozenset(shape.fields[0] for shape in SHAPES)
+"""A row without any of these fields has none of the shapes."""
+FIELDS = frozenset(field for shape in SHAPES for field in shape.fields).union(
+    _WINNERS, {"full_text", "overall_score", "post", "article", "query", "generator_1", "generator_2", "annotator"}
+)
+"""What is read of them: none may be given twice in one object."""
+
+
+def usual_row(row: Row, own_columns: Collection[str]) -> Row:
+    """The row of a public set as a row of a usual format; any other row, and one of own columns, as it is."""
+    given = {name: value for name, value in row.items() if value is not None}
+    for shape in SHAPES:
+        if given.keys() >= set(shape.fields) and set(own_columns).isdisjoint(shape.fields):
+            found = shape.row(given)
+            if found is not given:
+                return found
+    return row
+
+
+def _compared(row: Row, used: set[str], sides: tuple[Any, Any], label: Label) -> Row:
+    """The row as a comparison, without the fields that were used for it."""
+    others = {name: value for name, value in row.items() if name not in used}
+    return others | {"response_a": sides[0], "response_b": sides[1], "label": label}
+
+
+def _number(row: Row, name: str) -> float:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is not a number")
+    return value
+
+
+def _one_of(row: Row, name: str, if_zero: Label, if_one: Label) -> Label:
+    if row[name] in (0, "0"):
+        return if_zero
+    if row[name] in (1, "1"):
+        return if_one
+    raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is neither 0 nor 1")
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _names(fields: Row) -> str:
+    return ", ".join(f"`{name}`" for name in fields)
