@@ -27,7 +27,7 @@ from rm_assets.settings import SAMPLE, Settings
 
 NO_CONTROL = np.zeros(10_000, dtype=np.bool_)
 HUGE = 140_000  # characters, more than anything that is encoded to know its length
-LONGEST = 18  # bytes of the longest token of the sample's tokenizer
+LONGEST = 27  # bytes of the longest token of the sample's tokenizer
 
 
 def tokenizer_with(directory: Path, **changes: object) -> Path:
