@@ -42,6 +42,9 @@ Column = Literal[
 Label = Literal["first", "second", "tie"]
 """What a label of a comparison can mean."""
 
+Annotators = Literal["majority", "each"]
+"""What several annotators of one row state: one pair, or a pair each."""
+
 
 class SettingsError(ValueError):
     """A setting that cannot be used. The message names the setting and says what to do."""
@@ -230,6 +233,11 @@ class Settings(BaseModel):
     labels: dict[str, Label] = Field(
         {},
         description='What own labels of comparisons mean, in JSON: {"0": "first", "1": "second", "2": "tie"}.',
+    )
+    annotators: Annotators = Field(
+        "majority",
+        description="Rows that several annotators judged: one pair by more than half of them (else a tie), or a pair "
+        "of each of them.",
     )
     max_pairs_per_prompt: int = Field(
         10, ge=1, description="Pairs taken of one ranking, drawn by hash; the others are counted."

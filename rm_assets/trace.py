@@ -141,7 +141,8 @@ def _raw(row: dict[str, Any], _: str) -> str:
 
 def _validated(row: dict[str, Any], _: str) -> str:
     subset = f", subset '{name_of(row['subset'])}'" if row["subset"] else ""
-    return f"{row['format']}, {row['num_turns']} turns, margin {row['margin']:g}{subset}"
+    votes = f", {row['num_agreeing']} of {row['num_annotators']} annotators" if row["num_annotators"] else ""
+    return f"{row['format']}, {row['num_turns']} turns, margin {row['margin']:g}{votes}{subset}"
 
 
 def _flattened(row: dict[str, Any], _: str) -> str:
@@ -157,10 +158,11 @@ def _padded(_: dict[str, Any], folder: str) -> str:
     return f"in {folder}"
 
 
+_VOTES = ("num_annotators", "num_agreeing")
 # What is read of each stage, and how it is told, from a row and its folder.
 _TOLD: dict[Stage, tuple[list[str], Callable[[dict[str, Any], str], str]]] = {
     Stage.RAW: (["text"], _raw),
-    Stage.VALIDATED: (["pair_id", "format", "num_turns", "margin", "subset"], _validated),
+    Stage.VALIDATED: (["pair_id", "format", "num_turns", "margin", "subset", *_VOTES], _validated),
     Stage.FLATTENED: (["pair_id", "prompt", "chosen", "rejected"], _flattened),
     Stage.TOKENIZED: (["pair_id", "chosen_ids", "rejected_ids", "num_dropped_turns"], _tokenized),
     Stage.PADDED: (["pair_id"], _padded),

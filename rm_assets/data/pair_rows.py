@@ -65,6 +65,8 @@ class PairRows:
             "format": self._formats,
             "num_turns": prompts.num_with_role("user"),
             "subset": self._facts("subset", ""),
+            "num_annotators": self._facts("num_annotators", 0),
+            "num_agreeing": self._facts("num_agreeing", 0),
         }
         return records.table(columns, records.VALIDATED)
 

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     MARGIN_NOT_FINITE = "margin_not_finite"
     NOT_TEXT = "not_text"
     TIE = "tie"
+    UNLABELLED = "unlabelled"
     SCORES_DISAGREE = "scores_disagree"
     TOO_MANY_RESPONSES = "too_many_responses"
     # rendering and tokenization
@@ -91,6 +92,7 @@ MEANINGS = {
     Reason.MARGIN_NOT_FINITE: "The margin is no finite float32.",
     Reason.NOT_TEXT: "The row or a message holds more than text: an image, a video, a sound or a placeholder of one.",
     Reason.TIE: "The annotation prefers no reply: a tie, equal scores, or nothing to compare with.",
+    Reason.UNLABELLED: "The row is there, but holds no label: nobody has judged it yet, or the task was skipped.",
     Reason.SCORES_DISAGREE: "The scores or the margin contradict the label or the ranks.",
     Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67108864 characters.",
     Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge a turn or an end.",
@@ -163,6 +165,8 @@ VALIDATED = _schema(
         ("format", pa.string()),
         ("num_turns", pa.int32()),
         ("subset", pa.string()),
+        ("num_annotators", pa.int32()),  # 0 where the row does not say
+        ("num_agreeing", pa.int32()),
     ],
 )
 FLATTENED = _schema(
@@ -246,6 +250,7 @@ REPORT_PAIRS = pa.schema(
         *_schema([*_LINE, ("pair_id", pa.string()), ("prompt_key", pa.string()), ("split", pa.string())]),
         *_schema([("format", pa.string()), ("num_turns", pa.int32()), ("script", pa.string())]),
         *_schema([("length_difference", pa.string()), ("margin", pa.string()), ("subset", pa.string())]),
+        *_schema([("agreement", pa.string())]),
         *_schema([(name, pa.float64()) for name in ("chosen_score", "rejected_score", "difference", "correct")]),
         *_schema([("chosen_length", pa.int32()), ("rejected_length", pa.int32())]),
         *_nullable(["without_prompt", "other_prompt"], pa.float64()),

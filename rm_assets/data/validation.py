@@ -227,6 +227,7 @@ def parsing_rules(settings: Settings) -> ParsingRules:
     return ParsingRules(
         columns=settings.columns,
         labels=settings.labels,
+        annotators=settings.annotators,
         max_pairs_per_prompt=settings.max_pairs_per_prompt,
         two_line_files=settings.two_line_files,
     )

@@ -18,6 +18,9 @@ MEANINGS = {
     "format": "The format in which the line was written.",
     "num_turns": "Messages of the user in the prompt.",
     "subset": "A name that the annotation gives, to slice the report by; empty without.",
+    "num_annotators": "Annotators who judged this pair; 0 where the row does not say.",
+    "num_agreeing": "Those of them who prefer the chosen reply.",
+    "agreement": "How many annotators agree with the label, such as '2 of 3'; empty where the row does not say.",
     "chosen_control_tokens": "Control tokens that the template writes in the chosen conversation.",
     "rejected_control_tokens": "Control tokens that the template writes in the rejected conversation.",
     # a pair as token ids

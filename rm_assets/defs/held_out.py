@@ -34,6 +34,8 @@ _COLUMNS = [
     "format",
     "num_turns",
     "subset",
+    "num_annotators",
+    "num_agreeing",
 ]
 _RANKING = ["source", "line", "pair_id", "chosen_key", "rejected_key"]
 

@@ -22,7 +22,7 @@ from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
 from rm_assets.settings import Settings
 
-VERSION = 3
+VERSION = 4
 ASSET = "reward_model_report"
 PAIRS = "pairs"
 CALIBRATION = "calibration"

@@ -3,8 +3,7 @@
 Everything is exact in that it is computed from every pair of the split, in float64, and depends on the rows
 alone, not on their order. A pair's difference is d = r_chosen - r_rejected and the model's probability for it
 sigmoid(d); the annotation's margin is a device of training and only slices the pairs here. A tie counts as one
-half, so that a model that scores everything alike has accuracy 0.5. Not covered: agreement between annotators,
-which needs several annotations of one pair.
+half, so that a model that scores everything alike has accuracy 0.5.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from rm_assets.training.slices import FACTS, KEY, NO_MARGIN, SLICES, length_buck
 
 ALL = "all"
 NO_SUBSET = "(none)"
+NO_AGREEMENT = "not stated"
 _OWN_VALUES = {ALL, NO_SUBSET, BEST, *STYLES}
 """What the report calls rows of its own, beside those of subsets."""
 TABLE_COLUMNS = ["slice", "value", "num_pairs", "num_prompts", "accuracy", "accuracy_low", "accuracy_high"]
@@ -193,11 +193,14 @@ def _correlation(one: pd.Series, other: pd.Series) -> float | None:
 
 def _slice_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """One row for all pairs, then one per value of each slice, sorted."""
-    named = pairs.assign(subset=_named_subsets(pairs))
+    agreement = pairs["agreement"].where(pairs["agreement"] != "", NO_AGREEMENT)
+    named = pairs.assign(subset=_named_subsets(pairs), agreement=agreement)
     rows = [_row(pairs, "all", ALL)]
     for name in SLICES:
         # A slice that no annotation fills would say nothing.
-        if (name == "subset" and not pairs["subset"].any()) or (name == "margin" and _without_margins(pairs)):
+        if (name in ("subset", "agreement") and not pairs[name].any()) or (
+            name == "margin" and _without_margins(pairs)
+        ):
             continue
         rows += [_row(group, name, str(value)) for value, group in named.groupby(name, sort=True, observed=True)]
     return pd.DataFrame(rows, columns=TABLE_COLUMNS)

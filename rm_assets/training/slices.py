@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 KEY = ["source", "line", "pair_id"]
-FACTS = ["format", "num_turns", "script", "subset"]
+FACTS = ["format", "num_turns", "script", "subset", "agreement"]
 # `source` comes last: there may be thousands of files, and a table that is cut for display loses its end.
-SLICES = ("format", "num_turns", "script", "length_difference", "margin", "subset", "source")
+SLICES = ("format", "num_turns", "script", "length_difference", "margin", "agreement", "subset", "source")
 # Upper ends of chosen_length - rejected_length, in tokens; no ratio, which a long prompt would blur.
 LENGTH_BUCKETS = {
     -65: "chosen shorter by over 64",
@@ -51,8 +51,17 @@ def pair_facts(validated: pa.Table) -> pd.DataFrame:
     """KEY and FACTS of rows of validated_preferences, which need only these columns and the messages."""
     sides = [validated[name].to_pylist() for name in ("prompt", "chosen", "rejected")]
     scripts = [dominant_script(_contents(messages)) for messages in zip(*sides, strict=True)]
+    counts = zip(*(validated[name].to_pylist() for name in ("num_annotators", "num_agreeing")), strict=True)
+    agreements = [agreement_name(*pair) for pair in counts]
     table = validated.select([*KEY, "format", "num_turns", "subset"])
-    return table.to_pandas().assign(script=scripts)
+    return table.to_pandas().assign(script=scripts, agreement=agreements)
+
+
+def agreement_name(num_annotators: int, num_agreeing: int) -> str:
+    """How many annotators agree with a pair's label: `2 of 3`, `unanimous`; empty where the row does not say."""
+    if num_annotators < 2:
+        return "one annotator" if num_annotators else ""
+    return "unanimous" if num_agreeing == num_annotators else f"{num_agreeing} of {num_annotators}"
 
 
 def _contents(sides: Iterable[list[Mapping[str, Any]]]) -> list[str]:

@@ -36,7 +36,7 @@ def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> 
             "margin": np.float32(0),
         }
     )
-    facts = scores[["source", "line", "pair_id"]].assign(format="plain", num_turns=1, script="Latin")
+    facts = scores[["source", "line", "pair_id"]].assign(format="plain", num_turns=1, script="Latin", agreement="")
     report = reward_model_report(scores, facts.assign(subset=[subset for _, subset in names]))
     manifest = Manifest(asset="reward_model_report", snapshot="s", identity="", inputs={}, facts={}, shards=())
     written = WrittenReport(

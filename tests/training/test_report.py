@@ -34,7 +34,7 @@ def scored(chosen, rejected, *, chosen_length=None, rejected_length=None, prompt
 
 def sliced(scores, **columns):
     """Slices of the same pairs: all alike unless said otherwise."""
-    known = {"format": "hh", "num_turns": 1, "script": "Latin", "subset": ""} | columns
+    known = {"format": "hh", "num_turns": 1, "script": "Latin", "subset": "", "agreement": ""} | columns
     return scores[["source", "line", "pair_id"]].assign(**known)
 
 
@@ -149,6 +149,14 @@ def test_the_table_has_a_row_per_slice_in_a_stable_order():
     assert hh["log_loss"] == pytest.approx((math.log(1 + math.e) + LN2) / 2)
     assert (hh["longer_wins"], hh["shorter_wins"]) == (0.25, 0.75)
     assert (hh["accuracy_low"], hh["accuracy_high"]) == pytest.approx(wilson_interval(0.25, 2))
+
+
+def test_pairs_are_sliced_by_the_agreement_of_their_annotators_where_any_row_states_it():
+    scores = scored([1, 0, 1], [0, 1, 0])
+    report = reward_model_report(scores, sliced(scores, agreement=["unanimous", "2 of 3", ""]))
+    assert rows_of(report, "agreement")["accuracy"].to_dict() == {"2 of 3": 0.0, "not stated": 1.0, "unanimous": 1.0}
+    assert report.pairs["agreement"].tolist() == ["unanimous", "2 of 3", ""]
+    assert rows_of(reward_model_report(scores, sliced(scores)), "agreement").empty
 
 
 @pytest.mark.parametrize(

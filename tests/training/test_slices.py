@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from rm_assets.data import records
-from rm_assets.training.slices import dominant_script, margin_bucket, pair_facts
+from rm_assets.training.slices import agreement_name, dominant_script, margin_bucket, pair_facts
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,15 @@ def test_margins_fall_into_the_bucket_that_names_them(margin, bucket):
 def test_facts_are_those_of_the_whole_pair():
     row = dict.fromkeys(records.VALIDATED.names, "") | {"line": 3, "margin": 0.0, "num_turns": 2, "source": "a"}
     row |= {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": None}]}
-    row |= {"rejected": [{"role": "assistant", "content": "Привет, как дела?"}]}
+    row |= {"rejected": [{"role": "assistant", "content": "Привет, как дела?"}], "num_annotators": 3, "num_agreeing": 2}
     [facts] = pair_facts(pa.Table.from_pylist([row], schema=records.VALIDATED)).to_dict("records")
     assert (facts["source"], facts["line"], facts["num_turns"], facts["script"]) == ("a", 3, 2, "Cyrillic")
+    assert facts["agreement"] == "2 of 3"
+
+
+@pytest.mark.parametrize(
+    ("num_annotators", "num_agreeing", "name"),
+    [(0, 0, ""), (1, 1, "one annotator"), (2, 2, "unanimous"), (3, 3, "unanimous"), (3, 1, "1 of 3")],
+)
+def test_agreement_is_named_by_how_many_annotators_agree(num_annotators, num_agreeing, name):
+    assert agreement_name(num_annotators, num_agreeing) == name

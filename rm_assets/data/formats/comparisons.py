@@ -62,6 +62,7 @@ _TIES = {"tie", "tiebothbad", "bothbad", "bothgood", "both", "neither", "equal",
 _STEM = re.compile(r"(?:response|model|output|answer|completion|conversation|assistant|option)?(.*?)(?:response)?")
 _ORDER = re.compile(r"(.+?)(>+|<+|=+)(.+)")
 _POSITIONS: dict[str, Label] = {"a": "first", "b": "second", "first": "first", "second": "second"}
+_POSITIONS |= {"left": "first", "right": "second"}
 
 
 def with_label(row: Row, rules: ParsingRules) -> Row:

@@ -37,6 +37,7 @@ LABELS = (
     "verdict",
     "choice",
     "better",
+    "comparison",
     "better_response",
     "better_response_id",
     "preferred_response",

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from rm_assets.data.formats.ballots import Ballots, voted_pairs
 from rm_assets.data.formats.chosen_rejected import (
     ConversationsRecord,
     MessagesRecord,
@@ -26,6 +27,7 @@ from rm_assets.data.formats.chosen_rejected import (
     from_transcript,
 )
 from rm_assets.data.formats.comparisons import ComparisonRecord, from_comparison, with_label
+from rm_assets.data.formats.exports import FIELDS, unwrapped
 from rm_assets.data.formats.field_names import (
     CONVERSATIONS,
     KNOWN,
@@ -43,7 +45,6 @@ from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import is_transcript, parse_transcript
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
-from rm_assets.data.formats.public_sets import FIELDS, MARKS, usual_row
 from rm_assets.data.formats.rankings import (
     RankingRecord,
     ReplyListsRecord,
@@ -92,9 +93,22 @@ def parse_row(text: str, rules: ParsingRules = _DEFAULTS) -> list[Preference]:
 
 def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     """What one line of JSON states, with the pairs of a ranking that are no preferences or were left out."""
-    row = json_object(text, KNOWN, FIELDS, rules.columns.values())
-    if not row.keys().isdisjoint(MARKS):
-        row = usual_row(row, rules.columns.values())
+    found = unwrapped(json_object(text, KNOWN, FIELDS, rules.columns.values()), rules)
+    return _stated_by_votes(found, rules) if isinstance(found, Ballots) else _stated_by_row(found, rules)
+
+
+def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> Stated:
+    """The pairs that annotators voted for, each read as a row of its own."""
+    pairs, num_tied, num_not_taken = voted_pairs(ballots, rules)
+    preferences = [
+        msgspec.structs.replace(read, num_annotators=pair.num_annotators, num_agreeing=pair.num_agreeing)
+        for pair in pairs
+        for read in _stated_by_row(pair.row, rules).preferences
+    ]
+    return Stated(preferences=preferences, num_tied=num_tied, num_not_taken=num_not_taken)
+
+
+def _stated_by_row(row: Row, rules: ParsingRules) -> Stated:
     if rules.columns:
         row = with_own_columns(row, rules.columns)
     require_no_media(row)

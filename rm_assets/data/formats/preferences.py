@@ -5,7 +5,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from rm_assets.data.records import Reason
-from rm_assets.settings import Column, Label
+from rm_assets.settings import Annotators, Column, Label
 
 
 class PreferenceError(ValueError):
@@ -47,7 +47,8 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Preference(Struct, frozen=True, kw_only=True):
     """One comparison in canonical form: two continuations of one prompt.
 
-    `tools` is JSON text in the order of the file, or empty.
+    `tools` is JSON text in the order of the file, or empty. `num_annotators` judged the pair and `num_agreeing` of them
+    prefer `chosen`; both are 0 where the row does not say.
     """
 
     prompt: tuple[Message, ...]
@@ -56,6 +57,8 @@ class Preference(Struct, frozen=True, kw_only=True):
     tools: str = ""
     margin: float = 0.0
     subset: str = ""
+    num_annotators: int = 0
+    num_agreeing: int = 0
     format: Format
 
 
@@ -72,5 +75,6 @@ class ParsingRules(Struct, frozen=True, kw_only=True):
 
     columns: dict[Column, str] = {}
     labels: dict[str, Label] = {}
+    annotators: Annotators = "majority"
     max_pairs_per_prompt: int = 10
     two_line_files: bool = False

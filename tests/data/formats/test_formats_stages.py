@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from support import plain_row, silent, write_lines
+from support import rows as written_rows
 
 from rm_assets.data.laws import LAWS
 from rm_assets.data.raw import raw_snapshot
@@ -32,6 +33,26 @@ def test_pairs_of_a_ranking_are_conserved_and_those_left_out_are_counted(setting
     manifest = validated(settings, max_pairs_per_prompt=3).manifest
     assert manifest.num_rows() == 1 + 3
     assert (manifest.total("num_stated"), manifest.total("num_tied"), manifest.total("num_not_taken")) == (4, 2, 1)
+
+
+def record(number: int, *labels: str) -> dict[str, object]:
+    """A record of Argilla's with the label of each of its annotators."""
+    fields = {"prompt": f"Question {number}?", "response_1": "a", "response_2": "b"}
+    responses = [{"value": label, "user_id": user} for user, label in enumerate(labels)]
+    return {"fields": fields, "responses": {"label": responses}}
+
+
+def test_a_pair_keeps_how_many_annotators_agree_and_unlabelled_records_are_no_damage(settings: Settings) -> None:
+    first, second = "response_1", "response_2"
+    records = [record(0, first, second, first), record(1, first), plain_row(2), record(3), record(4, first, second)]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", records)
+    snapshot = validated(settings)
+    assert snapshot.manifest.facts["held_back"] == {}
+    votes = [(row["line"], row["num_annotators"], row["num_agreeing"]) for row in written_rows(snapshot)]
+    assert votes == [(1, 3, 2), (2, 1, 1), (3, 0, 0)]
+    assert snapshot.manifest.shards[0].stats["reasons"] == {"tie": 1, "unlabelled": 1}
+    each = validated(settings, annotators="each").manifest
+    assert each.num_rows() == 3 + 1 + 1 + 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import keys_of, pair_id
 
+from rm_assets.data.formats.exports import FIELDS
 from rm_assets.data.formats.field_names import KNOWN
 from rm_assets.data.formats.messages import ContentPart, MessageRecord
 from rm_assets.data.formats.parsing import (
@@ -22,7 +23,6 @@ from rm_assets.data.formats.parsing import (
     parse_row,
     parse_transcript,
 )
-from rm_assets.data.formats.public_sets import FIELDS
 from rm_assets.data.formats.rankings import ResponseRecord
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
@@ -408,6 +408,8 @@ SHAPES = st.sampled_from(
         {"input": {"messages": CONVERSATION}, "preferred_output": [], "non_preferred_output": CONVERSATION},
         {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": -1},
         {"prompt": '["q"]', "response_a": '["a"]', "response_b": "[null]", "winner_model_a": 1, "winner_model_b": 0},
+        {"data": {"prompt": "q", "answer1": "a", "answer2": "b"}, "annotations": [{"result": [{"type": "pairwise"}]}]},
+        {"fields": {"prompt": "q", "response_1": "a", "response_2": "b"}, "responses": {"label": [{"value": SECRET}]}},
     ]
 )
 

@@ -1,0 +1,112 @@
+"""What several annotators said of the responses to one prompt, and the pairs that it states.
+
+Three annotators who prefer A, A and B state one pair by their majority, with 2 of 3 agreeing; with `annotators: each`
+they state three, one of them the other way round. A pair on which no more than half of those who judged it agree is a
+tie. Of three or more responses each two are voted on by themselves.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from rm_assets.data.fingerprint import short_hash
+from rm_assets.data.formats.field_names import Row
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
+from rm_assets.data.formats.rankings import MAX_CHARACTERS, MAX_RESPONSES
+from rm_assets.data.records import Reason
+
+Standings = list[float | None]
+"""One annotator's: a number for each response, higher is better; None for one that was not judged."""
+
+
+class Ballots(Struct, frozen=True, kw_only=True):
+    """The responses to the prompt of `row`, and what each annotator thinks of them.
+
+    Differences of standings are margins where they are `scored`.
+    """
+
+    row: Row
+    responses: list[Any]
+    standings: list[Standings]
+    scored: bool = False
+
+
+class VotedPair(NamedTuple):
+    """A row with `chosen` and `rejected`, how many annotators judged these two, and how many of them agree."""
+
+    row: Row
+    num_annotators: int
+    num_agreeing: int
+
+
+class Vote(NamedTuple):
+    """Which response is better, which is worse, by how much, and how many annotators say so."""
+
+    better: int
+    worse: int
+    margin: float
+    num_annotators: int
+    num_agreeing: int
+
+
+def voted_pairs(ballots: Ballots, rules: ParsingRules) -> tuple[list[VotedPair], int, int]:
+    """The pairs, how many are ties, and how many more there are than `max_pairs_per_prompt`."""
+    if len(ballots.responses) > MAX_RESPONSES:
+        problem = f"{len(ballots.responses)} responses; at most {MAX_RESPONSES} are read"
+        raise PreferenceError(Reason.TOO_MANY_RESPONSES, problem)
+    votes, num_tied = _votes(ballots, each=rules.annotators == "each")
+    if not votes and num_tied:
+        raise PreferenceError(Reason.TIE, "the annotators prefer neither response, or are split")
+    if not votes:
+        raise PreferenceError(Reason.UNLABELLED, "no annotator has judged two of the responses")
+    texts = [msgspec.json.encode(response).decode() for response in ballots.responses]
+    # The draw does not depend on the order of the responses.
+    ordered = sorted(votes, key=lambda vote: short_hash(texts[vote.better], texts[vote.worse]))
+    drawn = ordered[: rules.max_pairs_per_prompt]
+    _require_small(ballots.row, texts, drawn)
+    pairs = [VotedPair(_row_of(ballots, vote), vote.num_annotators, vote.num_agreeing) for vote in sorted(drawn)]
+    return pairs, num_tied, len(votes) - len(drawn)
+
+
+def _votes(ballots: Ballots, *, each: bool) -> tuple[list[Vote], int]:
+    votes: list[Vote] = []
+    num_tied = 0
+    for one, other in combinations(range(len(ballots.responses)), 2):
+        differences = [
+            first - second
+            for standings in ballots.standings
+            if (first := standings[one]) is not None and (second := standings[other]) is not None
+        ]
+        found = _votes_of_two(one, other, differences, each=each)
+        votes += found if ballots.scored else [vote._replace(margin=0.0) for vote in found]
+        num_tied += bool(differences) and not found
+    return votes, num_tied
+
+
+def _votes_of_two(one: int, other: int, differences: Sequence[float], *, each: bool) -> list[Vote]:
+    """For 1, 3 and -2 the majority prefers the first, by 2 on average, with 2 of 3 agreeing."""
+    found = []
+    for better, worse, sign in ((one, other, 1), (other, one, -1)):
+        agreeing = [sign * difference for difference in differences if sign * difference > 0]
+        counts = (len(differences), len(agreeing))
+        if each:
+            found += [Vote(better, worse, margin, *counts) for margin in agreeing]
+        elif len(agreeing) * 2 > len(differences):
+            found.append(Vote(better, worse, sum(agreeing) / len(agreeing), *counts))
+    return found
+
+
+def _row_of(ballots: Ballots, vote: Vote) -> Row:
+    sides = {"chosen": ballots.responses[vote.better], "rejected": ballots.responses[vote.worse]}
+    return ballots.row | sides | ({"margin": vote.margin} if vote.margin else {})
+
+
+def _require_small(row: Row, texts: Sequence[str], votes: Sequence[Vote]) -> None:
+    shared = len(msgspec.json.encode(row))
+    num_characters = sum(shared + len(texts[vote.better]) + len(texts[vote.worse]) for vote in votes)
+    if num_characters > MAX_CHARACTERS:
+        problem = f"{len(votes)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
+        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{problem}; max_pairs_per_prompt says how many are taken")

@@ -1,0 +1,167 @@
+"""Label Studio's exports: tasks with the annotations of each, and JSON_MIN, a row an annotation.
+
+A task is `{"data": {...}, "annotations": [{"result": [...]}]}` (the guide's "task format"). Read are the results of the
+tags Pairwise (`selected`: left or right), Choices and Rating; skipped annotations (`was_cancelled`) are not, nor are
+predictions, which are a model's. Where annotations are marked as `ground_truth`, they alone count.
+"""
+
+from typing import Any
+
+from rm_assets.data.formats.answers import label_standings, only_question, response_names, suffix_of
+from rm_assets.data.formats.ballots import Ballots, Standings
+from rm_assets.data.formats.field_names import Row
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
+from rm_assets.data.records import Reason
+
+MARKS = frozenset({"annotations", "completions", "annotation_id"})
+"""One of them is in every task and every row of JSON_MIN; tasks of version 0 have `completions`."""
+FIELDS = MARKS | {"data", "result", "value", "type", "from_name", "to_name", "selected", "choices", "rating"}
+FIELDS |= {"was_cancelled", "skipped", "ground_truth"}
+
+# --- tasks -----------------------------------------------------------------------------------------------------
+
+
+def ballots_of_label_studio(row: Row, rules: ParsingRules) -> Ballots | None:
+    """The votes of a task; None for a row that is not one."""
+    annotations = row.get("annotations", row.get("completions"))
+    data = row.get("data")
+    if not isinstance(data, dict) or not isinstance(annotations, list):
+        return None
+    results = _results(annotations)
+    if not results:
+        raise PreferenceError(Reason.UNLABELLED, "the task has no annotation, or only skipped ones")
+    for type_name, read in (("pairwise", _pairwise), ("choices", _choices), ("rating", _ratings)):
+        found = [[item for item in result if item.get("type") == type_name] for result in results]
+        if any(found):
+            names, standings = read([items for items in found if items], data, rules)
+            others = {name: value for name, value in data.items() if name not in names and value is not None}
+            responses = [data[name] for name in names]
+            return Ballots(row=others, responses=responses, standings=standings, scored=type_name == "rating")
+    problem = "the annotations compare no responses: they have no result of Pairwise, Choices or Rating"
+    raise PreferenceError(Reason.MISSING_FIELD, problem)
+
+
+def _results(annotations: list[Any]) -> list[list[Row]]:
+    """The results of each annotation that counts."""
+    given = [item for item in annotations if isinstance(item, dict)]
+    given = [item for item in given if not item.get("was_cancelled") and not item.get("skipped")]
+    true = [item for item in given if item.get("ground_truth") is True]
+    listed = [result for item in true or given if isinstance(result := item.get("result"), list)]
+    found = [[part for part in result if isinstance(part, dict)] for result in listed]
+    return [result for result in found if result]
+
+
+Read = tuple[list[str], list[Standings]]
+"""The fields of the responses, and what each annotation says of them."""
+
+
+def _pairwise(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
+    names: list[str] = []
+    standings: list[Standings] = []
+    for item in _of_one_tag(results, rules):
+        sides = _sides(item, data, rules)
+        names = names or sides
+        if sorted(sides) != sorted(names):
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, "the annotations compare different fields of `data`")
+        selected = _value(item).get("selected")
+        if selected not in ("left", "right"):
+            raise PreferenceError(Reason.WRONG_TYPE, "`selected` is neither left nor right")
+        better = sides[selected == "right"]
+        standings.append([float(name == better) for name in names])
+    return names, standings
+
+
+def _choices(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
+    names = _responses(data, rules)
+    standings = []
+    for item in _of_one_tag(results, rules):
+        choices = _value(item).get("choices")
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], str):
+            raise PreferenceError(Reason.WRONG_TYPE, "`choices` is not a list of one text")
+        standings.append(label_standings(choices[0], names, rules))
+    return names, standings
+
+
+def _ratings(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
+    names = _responses(data, rules)
+    standings: list[Standings] = []
+    for items in results:
+        ratings: dict[str, float] = {}
+        for item in items:
+            rating = _value(item).get("rating")
+            if isinstance(rating, bool) or not isinstance(rating, int | float):
+                raise PreferenceError(Reason.WRONG_TYPE, "`rating` is not a number")
+            if ratings.setdefault(str(item.get("to_name")), rating) != rating:
+                raise PreferenceError(Reason.AMBIGUOUS_FIELD, "an annotation rates one response twice, differently")
+        standings.append([ratings.get(name) for name in names])
+    if not any(value is not None for given in standings for value in given):
+        problem = (
+            "`to_name` of the ratings names no response; the setting columns says which are response_a and response_b"
+        )
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
+    return names, standings
+
+
+def _of_one_tag(results: list[list[Row]], rules: ParsingRules) -> list[Row]:
+    """The results of the one tag, by `from_name`, that compares the responses."""
+    tag = only_question({str(item.get("from_name")) for items in results for item in items}, rules)
+    found = [[item for item in items if str(item.get("from_name")) == tag] for items in results]
+    if any(len(items) > 1 for items in found):
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "an annotation has several results of one tag")
+    return [items[0] for items in found if items]
+
+
+def _value(item: Row) -> Row:
+    value = item.get("value")
+    return value if isinstance(value, dict) else {}
+
+
+def _responses(data: Row, rules: ParsingRules) -> list[str]:
+    names = response_names(data, rules)
+    if len(names) < 2:
+        problem = "`data` has no two responses; the setting columns says which fields are response_a and response_b"
+        raise PreferenceError(Reason.MISSING_FIELD, problem)
+    return names
+
+
+def _sides(item: Row, data: Row, rules: ParsingRules) -> list[str]:
+    """The fields of `data` on the left and on the right: of the tag's `toName` the first is left, the second right.
+
+    `to_name` holds these two names of tags, which mostly are those of their fields; else the ends of both must agree
+    (`txt-1` shows `answer1`). Where it holds the Pairwise tag's own name, as some versions write, `answer1` is left.
+    """
+    to_name = item.get("to_name")
+    tags = [tag.strip() for tag in to_name.split(",")] if isinstance(to_name, str) else []
+    if len(set(tags)) == 2 and all(tag in data for tag in tags):
+        return tags
+    names = _responses(data, rules)
+    if len(names) > 2:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{len(names)} responses, and `to_name` names none of them")
+    if len(tags) != 2 or names == [rules.columns.get("response_a"), rules.columns.get("response_b")]:
+        return names
+    ends, tag_ends = ([suffix_of(name).lower() for name in given] for given in (names, tags))
+    if sorted(ends) != sorted(tag_ends):
+        problem = "`to_name` names no fields of `data`; the setting columns says which is response_a, on the left"
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
+    return names if ends == tag_ends else names[::-1]
+
+
+# --- JSON_MIN --------------------------------------------------------------------------------------------------
+
+
+def usual_row(row: Row) -> Row:
+    """A row of JSON_MIN, whose verdict has the tag's name, with it as `comparison`; any other row as it is.
+
+    `convert_to_json_min` writes `"pw": [{"selected": "left"}]`, older versions `"pw": "left"`.
+    """
+    found = {name: side for name, value in row.items() if (side := _selected(value))} if "annotation_id" in row else {}
+    if len(found) != 1:
+        return row
+    [(tag, side)] = found.items()
+    return {name: value for name, value in row.items() if name != tag} | {"comparison": side}
+
+
+def _selected(value: Any) -> str | None:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0].get("selected")
+    return value if value in ("left", "right") else None
