@@ -27,6 +27,8 @@ SPELLINGS = {
 _OTHER_NAMES = frozenset(name for names in SPELLINGS.values() for name in names[1:])
 
 PROMPTS = ("prompt", "instruction", "question", "context", "input")
+PROMPTS_IN_TWO_FIELDS = (("instruction", "input"), ("context", "question"), ("instruction", "context"))
+"""Alpaca's, that of question answering over documents, and Dolly's, in the order in which they are joined."""
 CONVERSATIONS = ("conversations", "messages")
 LABELS = (
     "label",
@@ -129,7 +131,7 @@ def with_one_name(row: Row, *names: str) -> Row:
 
 
 def with_prompt(row: Row, *sides: str) -> Row:
-    """The row with its prompt under `prompt`: an instruction and its input are joined by an empty line.
+    """The row with its prompt under `prompt`: an instruction and its input, or a context and its question, are joined.
 
     Sides that are whole conversations state their prompt themselves: beside them only `prompt` is read.
     """
@@ -137,10 +139,19 @@ def with_prompt(row: Row, *sides: str) -> Row:
         return row
     given = {name: row[name] for name in PROMPTS if name in row}
     stated = {name: value for name, value in given.items() if not is_blank(value)} or dict(list(given.items())[:1])
-    if isinstance(stated.get("instruction"), str) and isinstance(stated.get("input"), str):
-        stated["instruction"] += "\n\n" + stated.pop("input")
+    stated = _joined(stated)
     others = {name: value for name, value in row.items() if name not in PROMPTS}
     return others | ({"prompt": only_value(stated, "prompt")} if stated else {})
+
+
+def _joined(stated: Row) -> Row:
+    """The two fields of one prompt as one, with an empty line between them, or the one that holds both."""
+    for pair in PROMPTS_IN_TWO_FIELDS:
+        first, second = (stated.get(name) for name in pair)
+        if isinstance(first, str) and isinstance(second, str):
+            others = {name: value for name, value in stated.items() if name not in pair}
+            return others | {pair[0]: second if pair[0] == "context" and first in second else f"{first}\n\n{second}"}
+    return stated
 
 
 def is_blank(value: Any) -> bool:

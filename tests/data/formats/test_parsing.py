@@ -199,6 +199,9 @@ def test_the_readme_shows_a_line_of_every_format() -> None:
         {"instruction": "Add.", "input": "2+2"},
         {"prompt": "Add.\n\n2+2"},
         {"question": "Add.\n\n2+2", "input": " ", "context": None},
+        {"question": "2+2", "context": "Add."},
+        {"question": "Add.\n\n2+2", "context": "Add."},
+        {"instruction": "Add.", "context": "2+2"},
         {"context": "Add.\n\n2+2", "prompt": "Add.\n\n2+2"},
     ],
 )
@@ -317,7 +320,8 @@ CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content
             {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 2},
             Reason.SCORES_DISAGREE,
         ),
-        ({"question": SECRET, "context": "c", "chosen": "a", "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
+        ({"prompt": SECRET, "context": "c", "chosen": "a", "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
+        ({"question": SECRET, "context": "c", "input": "d", "chosen": "a", "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
         ({"prompt": "q", "chosen": "a", "chosen_messages": SECRET, "rejected": "b"}, Reason.AMBIGUOUS_FIELD),
         (
             {"system": SECRET, "prompt": [{"role": "system", "content": "s"}], "chosen": "a", "rejected": "b"},
