@@ -152,7 +152,8 @@ def _sides(item: Row, data: Row, rules: ParsingRules) -> list[str]:
 def usual_row(row: Row) -> Row:
     """A row of JSON_MIN, whose verdict has the tag's name, with it as `comparison`; any other row as it is.
 
-    `convert_to_json_min` writes `"pw": [{"selected": "left"}]`, older versions `"pw": "left"`.
+    `convert_to_json_min` writes `"pw": [{"selected": "left"}]`, which is a text in a CSV file; older versions wrote
+    `"pw": "left"`.
     """
     found = {name: side for name, value in row.items() if (side := _selected(value))} if "annotation_id" in row else {}
     if len(found) != 1:
@@ -162,6 +163,8 @@ def usual_row(row: Row) -> Row:
 
 
 def _selected(value: Any) -> str | None:
+    if isinstance(value, str) and value.startswith('[{"selected"'):
+        value = {'[{"selected": "left"}]': "left", '[{"selected": "right"}]': "right"}.get(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0].get("selected")
     return value if value in ("left", "right") else None

@@ -6,6 +6,7 @@ is known by fields that stand together in that set alone, and each function name
 a function and a line to `SHAPES`.
 """
 
+import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ def _webgpt(row: Row) -> Row:
 
 def _shp(row: Row) -> Row:
     """stanfordnlp/SHP and SHP-2, by their cards: `labels` is 1 where A is preferred, 0 where B is."""
-    label: Label = _one_of(row, "labels", "second", "first")
+    label: Label = "first" if _flag(row, "labels") else "second"
     sides = (row["human_ref_A"], row["human_ref_B"])
     used = {"history", "human_ref_A", "human_ref_B", "labels"}
     return _compared(row, used, sides, label) | {"prompt": row["history"]}
@@ -45,7 +46,7 @@ def _summaries(row: Row) -> Row:
         raise PreferenceError(Reason.WRONG_TYPE, "`info` is not an object, or `summaries` is not a list of two objects")
     sides = (summaries[0].get("text"), summaries[1].get("text"))
     text = info.get("post") or info.get("article")
-    label: Label = _one_of(row, "choice", "first", "second")
+    label: Label = "second" if _flag(row, "choice") else "first"
     return _compared(row, {"info", "summaries", "choice"}, sides, label) | {"prompt": text}
 
 
@@ -54,11 +55,11 @@ def _alpaca_eval(row: Row) -> Row:
 
     A whole number alone may be another tool's; a part between 1 and 2 is written by none but AlpacaEval.
     """
-    preference = row["preference"]
-    if isinstance(preference, bool) or not isinstance(preference, int | float):
+    preference = _number_of(row["preference"])
+    if preference is None:
         return row
     is_theirs = not {"generator_1", "generator_2", "annotator"}.isdisjoint(row)
-    if not (1 <= preference <= 2 or preference == 0) or (float(preference).is_integer() and not is_theirs):
+    if not (1 <= preference <= 2 or preference == 0) or (preference.is_integer() and not is_theirs):
         return row
     label: Label = "tie" if preference in (0, 1.5) else "first" if preference < 1.5 else "second"
     return _compared(row, {"output_1", "output_2", "preference"}, (row["output_1"], row["output_2"]), label)
@@ -79,9 +80,7 @@ def _one_hot(row: Row) -> Row:
     Its prompts and responses are the JSON texts of lists, one item a turn.
     """
     given = {name: row[name] for name in _WINNERS if name in row}
-    if any(value not in (0, 1) for value in given.values()):
-        raise PreferenceError(Reason.WRONG_TYPE, f"a field of {_names(given)} is neither 0 nor 1")
-    winners = {_WINNERS[name] for name, value in given.items() if value == 1}
+    winners = {_WINNERS[name] for name in given if _flag(row, name)}
     if len(winners) != 1:
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{len(winners)} of {_names(given)} are 1, instead of one")
     row = {name: value for name, value in row.items() if name not in given} | {"winner": winners.pop()}
@@ -248,18 +247,25 @@ def _compared(row: Row, used: set[str], sides: tuple[Any, Any], label: Label) ->
 
 
 def _number(row: Row, name: str) -> float:
-    value = row[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = _number_of(row[name])
+    if value is None:
         raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is not a number")
     return value
 
 
-def _one_of(row: Row, name: str, if_zero: Label, if_one: Label) -> Label:
-    if row[name] in (0, "0"):
-        return if_zero
-    if row[name] in (1, "1"):
-        return if_one
-    raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is neither 0 nor 1")
+def _number_of(value: Any) -> float | None:
+    """A number, which in a CSV file is a text; None for any other value."""
+    is_text = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,20})?", value.strip())
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return float(value) if is_text or is_number else None
+
+
+def _flag(row: Row, name: str) -> bool:
+    value = row[name]
+    number = {"true": 1.0, "false": 0.0}.get(str(value).lower(), _number_of(value))
+    if number not in (0, 1):
+        raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is neither 0 nor 1")
+    return number == 1
 
 
 def _are_objects(value: Any) -> bool:

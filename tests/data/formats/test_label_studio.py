@@ -143,7 +143,9 @@ def test_of_several_tags_the_setting_names_the_one_that_counts() -> None:
 
 
 @pytest.mark.parametrize("tag", ["comparison", "pw", "winner"])
-@pytest.mark.parametrize("form", [lambda side: side, lambda side: [{"selected": side}]])
+@pytest.mark.parametrize(
+    "form", [lambda side: side, lambda side: [{"selected": side}], lambda side: json.dumps([{"selected": side}])]
+)
 def test_json_min_holds_the_verdict_under_the_name_of_the_tag(tag: str, form: Any) -> None:
     others = {"id": 11, "annotator": 1, "annotation_id": 5, "created_at": "2024", "lead_time": 2.2}
     assert chosen(DATA | {tag: form("left")} | others) == "4."

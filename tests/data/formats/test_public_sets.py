@@ -167,7 +167,7 @@ def test_equal_verdicts_are_ties() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (as_webgpt("q", ["one", "two"], 0) | {"score_0": "0.5"}, Reason.WRONG_TYPE),
+        (as_webgpt("q", ["one", "two"], 0) | {"score_0": "high"}, Reason.WRONG_TYPE),
         (as_webgpt("q", ["one", "two"], 0) | {"question": {"dataset": "eli5"}}, Reason.MISSING_FIELD),
         (as_shp("q", ["one", "two"], 0) | {"labels": 2}, Reason.WRONG_TYPE),
         (as_shp("q", ["one", "two"], 0) | {"winner": "B"}, Reason.AMBIGUOUS_FIELD),
@@ -190,6 +190,20 @@ def test_equal_verdicts_are_ties() -> None:
 )
 def test_what_their_cards_do_not_say_is_a_reject(row: dict[str, Any], reason: Reason) -> None:
     assert reason_for(row) == reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        as_webgpt("q", ["one", "two"], 0) | {"score_0": "-0.5", "score_1": "0.5", "question": "q"},
+        as_shp("q", ["one", "two"], 0) | {"labels": "0"},
+        as_one_hot("q", ["one", "two"], 0) | {"winner_model_a": "0", "winner_model_b": "1.0", "winner_tie": "0"},
+        as_one_hot("q", ["one", "two"], 0) | {"winner_model_a": "False", "winner_model_b": "True", "winner_tie": False},
+        as_alpaca_eval("q", ["one", "two"], 0) | {"preference": "1.97"},
+    ],
+)
+def test_numbers_of_a_csv_file_are_texts(row: dict[str, Any]) -> None:
+    assert texts_of(read(row)[0])[:3] == (["q"], ["two"], ["one"])
 
 
 def test_arena_conversations_of_several_turns_part_at_the_first_reply() -> None:
