@@ -209,7 +209,7 @@ SHAPES = (
     Shape(("human_ref_A", "human_ref_B", "history", "labels"), _shp),
     Shape(("summaries", "info", "choice"), _summaries),
     Shape(("response_j", "response_k", "question"), _of_names("response_j", "response_k")),  # stack-exchange-paired
-    Shape(("response_chosen", "response_rejected"), _of_names("response_chosen", "response_rejected")),
+    Shape(("response_chosen", "response_rejected"), _of_names("response_chosen", "response_rejected")),  # MedicalGPT
     Shape(("rejected_response",), _rejected_response),
     Shape(("rejected_messages", "messages"), _rejected_messages),
     Shape(("completions", "instruction"), _ultrafeedback),

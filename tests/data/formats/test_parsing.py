@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import keys_of, pair_id
 
+from rm_assets.data import formats
+from rm_assets.data.formats import public_sets
 from rm_assets.data.formats.exports import FIELDS
 from rm_assets.data.formats.field_names import KNOWN
 from rm_assets.data.formats.messages import ContentPart, MessageRecord
@@ -191,6 +193,20 @@ def test_the_readme_shows_a_line_of_every_format() -> None:
             require_sound(read)
             assert read.format == name
             assert [m.content for m in (*read.prompt, *read.chosen)] == ["2+2?", "4."]
+
+
+def test_the_page_of_formats_shows_a_line_of_every_export() -> None:
+    page = Path(formats.__file__).with_name("README.md").read_text()
+    table = page[page.index("| rows of | a line |") :].split("\n\n")[0]
+    lines = re.findall(r"^\| ([^|]+) \| `(.*)` \|$", table, re.MULTILINE)
+    assert len(lines) == len(table.splitlines()) - 2
+    for _, line in lines:
+        [read] = parse_row(line)
+        require_sound(read)
+        assert [m.content for m in (*read.prompt, *read.chosen, *read.rejected)] == ["2+2?", "4.", "5."]
+    shown = {field for _, line in lines for field in json.loads(line)}
+    shown_shapes = {shape.row for shape in public_sets.SHAPES if shape.fields[0] in shown}
+    assert shown_shapes == {shape.row for shape in public_sets.SHAPES}
 
 
 @pytest.mark.parametrize(

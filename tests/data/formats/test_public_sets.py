@@ -1,12 +1,14 @@
 """Public sets and other trainers' rows: read as their cards and code say, whatever else stands in the row."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rm_assets.data.formats import public_sets
 from rm_assets.data.formats.messages import is_transcript
 from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
 from rm_assets.data.formats.public_sets import FIELDS, MARKS, SHAPES
@@ -263,6 +265,15 @@ def test_every_format_is_one_of_the_usual_ones() -> None:
         Format.RANKING,
         Format.SCORED_LISTS,
     }
+
+
+def test_the_worked_example_of_the_page_of_formats_works() -> None:
+    page = Path(public_sets.__file__).with_name("README.md").read_text()
+    names: dict[str, Any] = {"Row": dict, "Shape": public_sets.Shape}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    row = as_webgpt("q", ["one", "two"], 1)
+    [pair] = read(names["_webgpt"](row | {"question": "q"}))
+    assert texts_of(pair)[:3] == texts_of(read(row)[0])[:3] == (["q"], ["two"], ["one"])
 
 
 def test_no_field_that_decides_may_be_given_twice() -> None:
