@@ -43,7 +43,7 @@ def ballots_of_argilla(row: Row, rules: ParsingRules) -> Ballots | None:
         problem = "the record has no two responses; the setting columns says which fields are response_a and response_b"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     standings, scored = _standings(answers, names, rules)
-    others = {name: value for name, value in fields.items() if name not in names}
+    others = {name: value for name, value in fields.items() if name not in names and value is not None}
     return Ballots(row=others, responses=[fields[name] for name in names], standings=standings, scored=scored)
 
 
@@ -98,15 +98,11 @@ def _record(row: Row) -> tuple[Row, list[Answers]] | None:
         if row.keys().isdisjoint({"responses", "suggestions", "_server_id"}):
             return None
         answers = _of_users(responses) if isinstance(responses, list) else _by_user(_nested(row, responses))
-        return _given(fields), answers
+        return fields, answers
     if any(name.endswith(_RESPONSES) for name in row):
         others = {name: value for name, value in row.items() if "." not in name}
-        return _given(others), _by_user(_flat(row))
+        return others, _by_user(_flat(row))
     return _flat_record(row)
-
-
-def _given(fields: Row) -> Row:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _of_users(responses: list[Any]) -> list[Answers]:
@@ -148,7 +144,7 @@ def _flat_record(row: Row) -> tuple[Row, list[Answers]] | None:
     questions = {name: _transposed(value) if isinstance(value := row.get(name), dict) else value for name in names}
     asked = {f"{name}{end}" for name in names for end in ("", "-suggestion", "-suggestion-metadata")}
     fields = {name: value for name, value in row.items() if name not in asked}
-    return _given(fields), _by_user({name: _objects(given) for name, given in questions.items()})
+    return fields, _by_user({name: _objects(given) for name, given in questions.items()})
 
 
 def _transposed(lists: Row) -> list[Row]:

@@ -2,7 +2,7 @@
 
 Three annotators who prefer A, A and B state one pair by their majority, with 2 of 3 agreeing; with `annotators: each`
 they state three, one of them the other way round. A pair on which no more than half of those who judged it agree is a
-tie. Of three or more responses each two are voted on by themselves.
+tie. Of three or more responses each two are voted on by themselves; empty ones are left out.
 """
 
 from collections.abc import Sequence
@@ -52,11 +52,22 @@ class Vote(NamedTuple):
     num_agreeing: int
 
 
-def voted_pairs(ballots: Ballots, rules: ParsingRules) -> tuple[list[VotedPair], int, int]:
-    """The pairs, how many are ties, and how many more there are than `max_pairs_per_prompt`."""
+class Voted(NamedTuple):
+    """The pairs, how many are ties or beyond `max_pairs_per_prompt`, and how many responses are empty."""
+
+    pairs: list[VotedPair]
+    num_tied: int
+    num_not_taken: int
+    num_left_out: int
+
+
+def voted_pairs(ballots: Ballots, rules: ParsingRules) -> Voted:
+    """The pairs that the annotators state; raises PreferenceError where they state none."""
     if len(ballots.responses) > MAX_RESPONSES:
         problem = f"{len(ballots.responses)} responses; at most {MAX_RESPONSES} are read"
         raise PreferenceError(Reason.TOO_MANY_RESPONSES, problem)
+    num_responses = len(ballots.responses)
+    ballots = _without_empty(ballots)
     votes, num_tied = _votes(ballots, each=rules.annotators == "each")
     if not votes and num_tied:
         raise PreferenceError(Reason.TIE, "the annotators prefer neither response, or are split")
@@ -68,7 +79,19 @@ def voted_pairs(ballots: Ballots, rules: ParsingRules) -> tuple[list[VotedPair],
     drawn = ordered[: rules.max_pairs_per_prompt]
     _require_small(ballots.row, texts, drawn)
     pairs = [VotedPair(_row_of(ballots, vote), vote.num_annotators, vote.num_agreeing) for vote in sorted(drawn)]
-    return pairs, num_tied, len(votes) - len(drawn)
+    return Voted(pairs, num_tied, len(votes) - len(drawn), num_responses - len(ballots.responses))
+
+
+def _without_empty(ballots: Ballots) -> Ballots:
+    there = [
+        place for place, text in enumerate(ballots.responses) if text and not (isinstance(text, str) and text.isspace())
+    ]
+    if len(there) < 2:
+        problem = f"{len(ballots.responses) - len(there)} of {len(ballots.responses)} responses are empty"
+        raise PreferenceError(Reason.EMPTY_REPLY, problem)
+    responses = [ballots.responses[place] for place in there]
+    standings = [[given[place] for place in there] for given in ballots.standings]
+    return msgspec.structs.replace(ballots, responses=responses, standings=standings)
 
 
 def _votes(ballots: Ballots, *, each: bool) -> tuple[list[Vote], int]:

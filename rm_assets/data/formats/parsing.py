@@ -94,21 +94,26 @@ def parse_row(text: str, rules: ParsingRules = _DEFAULTS) -> list[Preference]:
 def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
     """What one line of JSON states, with the pairs of a ranking that are no preferences or were left out."""
     found = unwrapped(json_object(text, KNOWN, FIELDS, rules.columns.values()), rules)
-    return _stated_by_votes(found, rules) if isinstance(found, Ballots) else _stated_by_row(found, rules)
+    return _stated_by_votes(found, rules) if isinstance(found, Ballots) else _stated_by_object(found, rules)
 
 
 def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> Stated:
     """The pairs that annotators voted for, each read as a row of its own."""
-    pairs, num_tied, num_not_taken = voted_pairs(ballots, rules)
+    voted = voted_pairs(ballots, rules)
     preferences = [
         msgspec.structs.replace(read, num_annotators=pair.num_annotators, num_agreeing=pair.num_agreeing)
-        for pair in pairs
-        for read in _stated_by_row(pair.row, rules).preferences
+        for pair in voted.pairs
+        for read in _stated_by_object(pair.row, rules).preferences
     ]
-    return Stated(preferences=preferences, num_tied=num_tied, num_not_taken=num_not_taken)
+    return Stated(
+        preferences=preferences,
+        num_tied=voted.num_tied,
+        num_not_taken=voted.num_not_taken,
+        num_left_out=voted.num_left_out,
+    )
 
 
-def _stated_by_row(row: Row, rules: ParsingRules) -> Stated:
+def _stated_by_object(row: Row, rules: ParsingRules) -> Stated:
     if rules.columns:
         row = with_own_columns(row, rules.columns)
     require_no_media(row)

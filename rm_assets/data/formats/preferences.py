@@ -68,6 +68,7 @@ class Stated(Struct, frozen=True, kw_only=True):
     preferences: list[Preference]
     num_tied: int = 0
     num_not_taken: int = 0
+    num_left_out: int = 0
 
 
 class ParsingRules(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row
+from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 from rm_assets.settings import Label
@@ -223,6 +223,8 @@ SHAPES = (
 )
 MARKS = frozenset(shape.fields[0] for shape in SHAPES)
 """A row without any of these fields has none of the shapes."""
+_NULLABLE = frozenset({"score_0", "score_1", "labels", "choice", *_WINNERS})
+"""The verdicts among these fields."""
 FIELDS = frozenset(field for shape in SHAPES for field in shape.fields).union(
     _WINNERS, {"full_text", "overall_score", "post", "article", "query", "generator_1", "generator_2", "annotator"}
 )
@@ -233,11 +235,20 @@ def usual_row(row: Row, own_columns: Collection[str]) -> Row:
     """The row of a public set as a row of a usual format; any other row, and one of own columns, as it is."""
     given = {name: value for name, value in row.items() if value is not None}
     for shape in SHAPES:
-        if given.keys() >= set(shape.fields) and set(own_columns).isdisjoint(shape.fields):
-            found = shape.row(given)
-            if found is not given:
+        if row.keys() >= set(shape.fields) and set(own_columns).isdisjoint(shape.fields):
+            missing = set(shape.fields) - given.keys()
+            if missing:
+                _require_label(shape, missing, given)
+            elif (found := shape.row(given)) is not given:
                 return found
     return row
+
+
+def _require_label(shape: Shape, missing: set[str], given: Row) -> None:
+    """Raise PreferenceError for a row of a set, with its answers, whose verdict alone is null."""
+    answers = set(shape.fields) - missing if shape.row is not _one_hot else response_fields(given)
+    if answers and missing <= _NULLABLE:
+        raise PreferenceError(Reason.UNLABELLED, f"`{min(missing)}` is null")
 
 
 def _compared(row: Row, used: set[str], sides: tuple[Any, Any], label: Label) -> Row:

@@ -156,6 +156,13 @@ def test_ranks_of_one_place_are_ties_and_unranked_responses_are_left_out() -> No
     assert chosen(nested(FIELDS, submitted({"q": lists}))) == "5."
 
 
+def test_a_response_that_is_empty_is_left_out_of_a_ranking() -> None:
+    fields = FIELDS | {"response_3": None}
+    assert chosen(nested(fields, submitted({"q": ["response_2", "response_3", "response_1"]}))) == "5."
+    two = FIELDS | {"response_2": None}
+    assert reason_for(nested(two, submitted({"q": ["response_2", "response_1"]}))) == Reason.EMPTY_REPLY
+
+
 def test_distilabels_records_rate_each_generation() -> None:
     fields = {"id": "h", "instruction": "2+2?", "generations-0": "5.", "generations-1": "4."}
     answers = {"generations-0-rating": 1, "generations-1-rating": 5, "generations-1-rationale": "Right."}

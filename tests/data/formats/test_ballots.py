@@ -20,7 +20,7 @@ Pairs = set[tuple[str, str, float, int, int]]
 def votes(standings: list[Standings], rules: ParsingRules = ALL, *, scored: bool = False) -> list[tuple]:
     responses = [f"r{number}" for number in range(len(standings[0]))]
     ballots = Ballots(row={"prompt": "q"}, responses=responses, standings=standings, scored=scored)
-    pairs, _, _ = voted_pairs(ballots, rules)
+    pairs = voted_pairs(ballots, rules).pairs
     return [
         (pair.row["chosen"], pair.row["rejected"], pair.row.get("margin", 0.0), pair.num_annotators, pair.num_agreeing)
         for pair in pairs
@@ -78,10 +78,10 @@ def test_neither_the_order_of_annotators_nor_that_of_responses_matters(
     def found(given: list[Standings], names: list[str]) -> object:
         ballots = Ballots(row={}, responses=names, standings=given, scored=True)
         try:
-            pairs, num_tied, num_left = voted_pairs(ballots, ParsingRules(max_pairs_per_prompt=2))
+            voted = voted_pairs(ballots, ParsingRules(max_pairs_per_prompt=2))
         except PreferenceError as error:
             return error.reason
-        return sorted(map(repr, pairs)), num_tied, num_left
+        return sorted(map(repr, voted.pairs)), voted.num_tied, voted.num_not_taken
 
     shuffled = [[given[place] for place in order] for given in data.draw(st.permutations(standings))]
     names = ["a", "b", "c"]
@@ -90,8 +90,15 @@ def test_neither_the_order_of_annotators_nor_that_of_responses_matters(
 
 def test_pairs_beyond_the_setting_are_counted_and_so_are_ties() -> None:
     ballots = Ballots(row={}, responses=["a", "b", "c", "d"], standings=[[4, 3, 2, 2]])
-    pairs, num_tied, num_not_taken = voted_pairs(ballots, ParsingRules(max_pairs_per_prompt=3))
-    assert (len(pairs), num_tied, num_not_taken) == (3, 1, 2)  # 4 * 3 / 2 = 6 = 3 + 1 + 2
+    voted = voted_pairs(ballots, ParsingRules(max_pairs_per_prompt=3))
+    assert (len(voted.pairs), voted.num_tied, voted.num_not_taken) == (3, 1, 2)  # 4 * 3 / 2 = 6 = 3 + 1 + 2
+
+
+def test_empty_responses_are_left_out_and_counted() -> None:
+    voted = voted_pairs(Ballots(row={}, responses=["a", " ", None, "b"], standings=[[1, 9, None, 2]]), ALL)
+    assert ([pair.row for pair in voted.pairs], voted.num_left_out) == ([{"chosen": "b", "rejected": "a"}], 2)
+    with pytest.raises(PreferenceError, match="empty_reply: 1 of 2 responses are empty"):
+        voted_pairs(Ballots(row={}, responses=["a", ""], standings=[FIRST]), ALL)
 
 
 def test_too_many_or_too_long_responses_are_a_reject() -> None:

@@ -166,6 +166,19 @@ def test_equal_verdicts_are_ties() -> None:
     assert [reason_for(row) for row in ties] == [Reason.TIE] * len(ties)
 
 
+def test_a_row_whose_verdict_alone_is_null_is_not_labelled() -> None:
+    nobody = dict.fromkeys(("winner_model_a", "winner_model_b", "winner_tie"))
+    rows = [
+        as_webgpt("q", ["one", "two"], 0) | {"score_0": None, "score_1": None},
+        as_shp("q", ["one", "two"], 0) | {"labels": None},
+        as_summaries("q", ["one", "two"], 0) | {"choice": None},
+        as_one_hot("q", ["one", "two"], 0) | nobody,
+    ]
+    assert [reason_for(row) for row in rows] == [Reason.UNLABELLED] * len(rows)
+    everything = {field: None for shape in SHAPES for field in shape.fields}  # as a file of several sets has them
+    assert len(read(everything | {"prompt": "q", "chosen": "one", "rejected": "two"})) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
