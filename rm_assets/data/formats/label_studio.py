@@ -1,13 +1,14 @@
 """Label Studio's exports: tasks with the annotations of each, and JSON_MIN, a row an annotation.
 
 A task is `{"data": {...}, "annotations": [{"result": [...]}]}` (the guide's "task format"). Read are the results of the
-tags Pairwise (`selected`: left or right), Choices and Rating; skipped annotations (`was_cancelled`) are not, nor are
-predictions, which are a model's. Where annotations are marked as `ground_truth`, they alone count.
+tags Pairwise (`selected`: left or right), Ranker (over a List of items), Choices and Rating; skipped annotations
+(`was_cancelled`) are not, nor are predictions, which are a model's. Where annotations are marked as `ground_truth`,
+they alone count.
 """
 
 from typing import Any
 
-from rm_assets.data.formats.answers import label_standings, only_question, response_names, suffix_of
+from rm_assets.data.formats.answers import label_standings, only_question, ranking_standings, response_names, suffix_of
 from rm_assets.data.formats.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
@@ -16,7 +17,7 @@ from rm_assets.data.records import Reason
 MARKS = frozenset({"annotations", "completions", "annotation_id"})
 """One of them is in every task and every row of JSON_MIN; tasks of version 0 have `completions`."""
 FIELDS = MARKS | {"data", "result", "value", "type", "from_name", "to_name", "selected", "choices", "rating"}
-FIELDS |= {"was_cancelled", "skipped", "ground_truth"}
+FIELDS |= {"was_cancelled", "skipped", "ground_truth", "ranker", "body"}
 
 # --- tasks -----------------------------------------------------------------------------------------------------
 
@@ -30,14 +31,15 @@ def ballots_of_label_studio(row: Row, rules: ParsingRules) -> Ballots | None:
     results = _results(annotations)
     if not results:
         raise PreferenceError(Reason.UNLABELLED, "the task has no annotation, or only skipped ones")
-    for type_name, read in (("pairwise", _pairwise), ("choices", _choices), ("rating", _ratings)):
+    for type_name, read in _READ.items():
         found = [[item for item in result if item.get("type") == type_name] for result in results]
         if any(found):
-            names, standings = read([items for items in found if items], data, rules)
-            others = {name: value for name, value in data.items() if name not in names and value is not None}
-            responses = [data[name] for name in names]
+            fields = _with_items(data) if type_name == "ranker" else data
+            names, standings = read([items for items in found if items], fields, rules)
+            others = {name: value for name, value in fields.items() if name not in names and value is not None}
+            responses = [fields[name] for name in names]
             return Ballots(row=others, responses=responses, standings=standings, scored=type_name == "rating")
-    problem = "the annotations compare no responses: they have no result of Pairwise, Choices or Rating"
+    problem = "the annotations compare no responses: they have no result of Pairwise, Ranker, Choices or Rating"
     raise PreferenceError(Reason.MISSING_FIELD, problem)
 
 
@@ -100,6 +102,40 @@ def _ratings(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
         )
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     return names, standings
+
+
+_ITEM = "item "
+
+
+def _with_items(data: Row) -> Row:
+    """The task with the `body` of each item of its list as a field: `item a` of `[{"id": "a", "body": "4."}]`."""
+    lists = [name for name, value in data.items() if value and isinstance(value, list) and all(map(_is_item, value))]
+    if len(lists) != 1:
+        problem = f"`data` has {len(lists)} lists of items with `id` and `body`, instead of the one that was ranked"
+        raise PreferenceError(Reason.MISSING_FIELD, problem)
+    items = {f"{_ITEM}{item['id']}": item["body"] for item in data[lists[0]]}
+    return {name: value for name, value in data.items() if name != lists[0]} | items
+
+
+def _is_item(value: Any) -> bool:
+    return isinstance(value, dict) and {"id", "body"} <= value.keys()
+
+
+def _ranks(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
+    names = sorted(name for name in data if name.startswith(_ITEM))
+    standings = []
+    for item in _of_one_tag(results, rules):
+        ranker = _value(item).get("ranker")
+        ranked = list(ranker.values()) if isinstance(ranker, dict) else []
+        order = [f"{_ITEM}{name}" for name in ranked[0]] if len(ranked) == 1 and isinstance(ranked[0], list) else None
+        if not (found := ranking_standings(order, names)):
+            raise PreferenceError(Reason.WRONG_TYPE, "`ranker` is not one list of the ids of two or more items")
+        standings.append(found)
+    return names, standings
+
+
+_READ = {"pairwise": _pairwise, "ranker": _ranks, "choices": _choices, "rating": _ratings}
+"""How the results of each type of tag are read; of several types the first one counts."""
 
 
 def _of_one_tag(results: list[list[Row]], rules: ParsingRules) -> list[Row]:

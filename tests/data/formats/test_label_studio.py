@@ -106,6 +106,24 @@ def test_a_choice_names_a_response(choice: str) -> None:
     assert chosen(task(annotation(result("choices", {"choices": [choice]}, "prompt", "better")))) == "5."
 
 
+def test_a_ranking_of_listed_items_states_the_pairs_of_those_that_were_ranked() -> None:
+    items = [{"id": name, "title": "m", "body": body} for name, body in (("a", "5."), ("b", "4."), ("c", "6."))]
+    data = {"prompt": "2+2?", "items": items}
+
+    def stated(*orders: list[str]) -> list[tuple[str | None, str | None]]:
+        results = [annotation(result("ranker", {"ranker": {"rank": order}}, "list", "rank")) for order in orders]
+        return [(pair.chosen[0].content, pair.rejected[0].content) for pair in read(task(*results, data=data))]
+
+    assert stated(["b", "a", "c"]) == [("5.", "6."), ("4.", "5."), ("4.", "6.")]
+    assert stated(["a", "b"]) == [("5.", "4.")]
+    assert stated(["b", "a"], ["b", "a"], ["a", "b"]) == [("4.", "5.")]
+    for wrong in (["a"], ["a", "z"], "ab"):
+        row = task(annotation(result("ranker", {"ranker": {"rank": wrong}}, "list", "rank")), data=data)
+        assert reason_for(row) == Reason.WRONG_TYPE
+    buckets = result("ranker", {"ranker": {"good": ["a"], "bad": ["b"]}}, "list", "rank")
+    assert reason_for(task(annotation(buckets), data=data)) == Reason.WRONG_TYPE
+
+
 def test_ratings_of_each_response_give_the_margin() -> None:
     ratings = [
         result("rating", {"rating": stars}, name, f"r{name}") for name, stars in (("answer1", 2), ("answer2", 5))
