@@ -6,10 +6,10 @@ in `rm_assets.settings_loading`.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
@@ -226,13 +226,15 @@ class Settings(BaseModel):
         le=1,
         description="A file with a larger share of malformed non-blank lines is held back whole.",
     )
-    columns: dict[Column, str] = Field(
+    columns: dict[str, str | dict[str, str]] = Field(
         {},
-        description='Own names of fields, in JSON: {"prompt": "query", "chosen": "winner"} reads these columns.',
+        description='Own names of fields, in JSON: {"prompt": "query", "chosen": "winner"} reads these columns; '
+        '{"shp/*": {"prompt": "history"}} those of the files that a glob names.',
     )
-    labels: dict[str, Label] = Field(
+    labels: dict[str, str | dict[str, Any]] = Field(
         {},
-        description='What own labels of comparisons mean, in JSON: {"0": "first", "1": "second", "2": "tie"}.',
+        description='What own labels of comparisons mean, in JSON: {"0": "first", "1": "second", "2": "tie"}; of one '
+        'column {"winner": {"0": "first"}}, of the files that a glob names {"shp/*": {"0": "first"}}.',
     )
     annotators: Annotators = Field(
         "majority",
@@ -375,15 +377,17 @@ class Settings(BaseModel):
 
     @field_validator("columns")
     @classmethod
-    def _names_each_column_once(cls, value: dict[Column, str]) -> dict[Column, str]:
-        if "" in value.values() or len(set(value.values())) < len(value):
-            raise ValueError("each field needs a column of its own")
+    def _names_each_column_once(cls, value: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
+        of_files = {name: columns for name, columns in value.items() if is_glob(name)}
+        others = {name: column for name, column in value.items() if name not in of_files}
+        for columns in (others, *of_files.values()):
+            _require_columns(columns)
         return value
 
     @field_validator("labels")
     @classmethod
-    def _as_labels_are_compared(cls, value: dict[str, Label]) -> dict[str, Label]:
-        return _object_of([(label.strip().lower(), meaning) for label, meaning in value.items()])
+    def _as_labels_are_compared(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _read_labels(value, "labels")
 
     @property
     def uses_sample_annotations(self) -> bool:
@@ -408,6 +412,48 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if found.setdefault(name, value) != value:
             raise ValueError(f"{name!r} is given twice, with different values: keep one of them")
     return found
+
+
+_FILE = re.compile(r"[*?\[/]|\.(?:jsonl?|ndjson|jsonlines|csv|tsv|parquet)(?:\.\w+)?$", re.IGNORECASE)
+
+
+def is_glob(name: str) -> bool:
+    """Whether a name in `columns` or `labels` is a glob of files: it has `*`, `?`, `[` or `/`, or a file's suffix."""
+    return _FILE.search(name) is not None
+
+
+def _require_columns(columns: Any) -> None:
+    """Raise ValueError unless this is a flat mapping of fields to columns, each of them once."""
+    if not isinstance(columns, dict):
+        raise ValueError('a glob of files needs a mapping of its own: {"shp/*": {"prompt": "history"}}')
+    known = get_args(Column)
+    for name, column in columns.items():
+        if name not in known:
+            fields = ", ".join(map(repr, known))
+            raise ValueError(f"Input should be {fields} or, outermost, a glob of files such as 'shp/*', not {name!r}")
+        if not isinstance(column, str):
+            raise ValueError(f"{name!r} needs the name of a column: only a glob of files has a mapping")
+    if "" in columns.values() or len(set(columns.values())) < len(columns):
+        raise ValueError("each field needs a column of its own")
+
+
+def _read_labels(labels: Mapping[Any, Any], place: Literal["labels", "glob", "column"]) -> dict[str, Any]:
+    """Labels as they are compared, those of columns and globs too; raises ValueError where one has no meaning.
+
+    Columns stand outermost or in a glob, globs outermost alone.
+    """
+    found: list[tuple[str, Any]] = []
+    for name, meaning in labels.items():
+        if isinstance(meaning, Mapping):
+            inner: Literal["glob", "column"] = "glob" if is_glob(name) else "column"
+            if place == "column" or inner == place:
+                raise ValueError(f"{name!r} is a mapping inside a {place}: globs hold columns, and columns hold labels")
+            found.append((name, _read_labels(meaning, inner)))
+        elif meaning in get_args(Label):
+            found.append((str(name).strip().lower(), meaning))
+        else:
+            raise ValueError(f"{name!r}: Input should be 'first', 'second' or 'tie', or a mapping of a column or glob")
+    return _object_of(found)
 
 
 def knobs() -> Iterator[tuple[str, FieldInfo]]:

@@ -67,6 +67,21 @@ def test_dagster_config_beats_the_environment_and_the_environment_the_sample() -
             {"RM_COLUMNS": '{"promt": "query"}'},
             r"columns \(or RM_COLUMNS\) is .* Input should be 'prompt', 'system'",
         ),
+        (
+            {},
+            {"RM_COLUMNS": '{"shp/*": {"shp/*": "a"}}'},
+            "or, outermost, a glob of files such as 'shp/.', not 'shp/.'",
+        ),
+        ({"columns": {"prompt": {"a": "b"}}}, {}, "'prompt' needs the name of a column"),
+        ({"columns": {"shp/*": "query"}}, {}, "a glob of files needs a mapping of its own"),
+        ({"columns": {"shp/*": {"prompt": "a", "chosen": "a"}}}, {}, "each field needs a column of its own"),
+        ({"labels": {"winner": {"0": "A"}}}, {}, "'0': Input should be 'first', 'second' or 'tie'"),
+        (
+            {"labels": {"winner": {"loser": {"0": "first"}}}},
+            {},
+            "'loser' is a mapping inside a column: globs hold columns",
+        ),
+        ({"labels": {"a/*": {"b/*": {"0": "first"}}}}, {}, "'b/.' is a mapping inside a glob: globs hold columns"),
         ({}, {"RM_COLUMNS": '["prompt"]'}, r"columns \(or RM_COLUMNS\) is .* valid dictionary"),
         ({"columns": {"prompt": "a", "chosen": "a"}}, {}, "each field needs a column of its own"),
         ({"labels": {"0": "A"}}, {}, r"labels \(or RM_LABELS\) is .* Input should be 'first', 'second' or 'tie'"),
@@ -91,6 +106,12 @@ def test_mappings_come_as_json_from_the_environment_and_as_they_are_from_config(
     assert settings.columns == {"prompt": "query", "chosen": "winner"}
     assert settings.labels == {"0": "second"}
     assert load_settings({}, environment).labels == {"left": "first"}
+    nested = {"RM_LABELS": '{"A ": "first", "Winner": {" 1": "second"}, "SHP/*": {"X": "tie", "Label": {"B ": "tie"}}}'}
+    assert load_settings({}, nested).labels == {
+        "a": "first",
+        "Winner": {"1": "second"},
+        "SHP/*": {"x": "tie", "Label": {"b": "tie"}},
+    }
 
 
 @pytest.mark.parametrize(

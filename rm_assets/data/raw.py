@@ -55,7 +55,7 @@ from rm_assets.data.sources.rows import file_rows
 from rm_assets.data.storage import is_remote, place, read_file, write_json
 from rm_assets.settings import Settings
 
-VERSION = 4
+VERSION = 5
 _YOUNG_SECONDS = 2.0
 """A file stamped this recently may change again without a new stamp: clocks of file systems are coarse."""
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
@@ -280,6 +280,7 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
     def fill(writer: ShardWriter) -> Stats:
         counts: Counter[str] = Counter(num_bytes=block.num_bytes, other_bytes=block.bom_bytes)
         reasons: Counter[Reason] = Counter()
+        malformed: dict[str, list[int]] = {}
         limit = reading.settings.max_line_bytes
         for lines in read_block(block, max_line_bytes=limit, part_bytes=ROW_GROUP_BYTES):
             writer.write(DATA, _table(lines, file))
@@ -287,7 +288,10 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
             other_bytes = lines.end_bytes + lines.blank_bytes + lines.reject_bytes
             counts.update(num_lines=lines.num_lines, num_blank=lines.num_blank, other_bytes=other_bytes)
             reasons.update(reason for _, reason, _, _ in lines.rejects)
-        return _stats(counts, reasons)
+            for line, reason, _, _ in lines.rejects:
+                num, first = malformed.get(reason, (0, line))
+                malformed[str(reason)] = [num + 1, min(first, line)]
+        return _stats(counts, reasons) | {"malformed": malformed}
 
     laws = functools.partial(raw_laws, file.source)
     return stage_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, laws)

@@ -81,8 +81,9 @@ MEANINGS = {
     Reason.WRONG_TYPE: "A field is not of the type that the format needs.",
     Reason.REPEATED_FIELD: "An object gives a field that is read more than once.",
     Reason.AMBIGUOUS_FIELD: "Two fields say the same thing differently; the setting columns says which one is meant.",
-    Reason.AMBIGUOUS_LABEL: "The label of a comparison may mean either response; the setting labels says which.",
-    Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for its other lines.",
+    Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison may mean either response; the setting labels says "
+    "which.",
+    Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for other lines, perhaps of another file.",
     Reason.INCOMPLETE_PAIR: "The other line of a pair in two-line files is missing or a reject.",
     Reason.EMPTY_MESSAGE: "The prompt, or a message of it, is empty.",
     Reason.EMPTY_REPLY: "A reply is empty.",

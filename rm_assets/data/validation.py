@@ -1,14 +1,16 @@
 """validated_preferences: one JSON parse a line, the format found, and each preference sound or a reject.
 
 A file with more malformed lines than `max_malformed_fraction` is held back whole: its sound lines become rejects too,
-so that a delivery gone wrong is not half used. So is a file with any ambiguous label: if `0` beside `output_1` and
-`output_2` is a label, the `1` of the file's other lines may not mean `output_1`. The verdict is taken first, from
-counts alone, and is part of the keys of the file's shards. A two-line file that has lost a line among several pairs of
-one prompt is held back, too, as some of these may be turned round.
+so that a delivery gone wrong is not half used. So is a file with labels that may mean either response, judged over all
+files (`rm_assets.data.verdicts`). The verdict is taken first, from counts alone, and is part of the keys of the file's
+shards. A two-line file that has lost a line among several pairs of one prompt is held back, too, as some of these may
+be turned round.
 """
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,8 +26,10 @@ from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
 from rm_assets.data.formats.parsing import stated_by
-from rm_assets.data.formats.preferences import ParsingRules, PreferenceError, Stated
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError, Sign, Stated
+from rm_assets.data.formats.shapes import Refusal, Signs, add_sign
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.identities import stage_identity
@@ -37,10 +41,12 @@ from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.verdicts import Verdict, verdict_of_files
 from rm_assets.data.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.settings import Settings
 
 VERSION = 6
+_NUM_TOLD = 10
 _COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_lines", "num_held_back")
 
 
@@ -51,7 +57,8 @@ _COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_line
 class ValidationTask:
     """A shard of raw lines with its rejects; `held_back` says why its file is held back, or is empty.
 
-    `before` are the lines and the rejects of the shard before it, in two-line files.
+    `before` are the lines and the rejects of the shard before it, in two-line files. `refused` are rejects for what
+    other rows tell, and `look` is the key of the same shard without any verdict.
     """
 
     path: Path | None
@@ -59,6 +66,8 @@ class ValidationTask:
     before: tuple[Path | None, Path | None]
     source: str
     held_back: str
+    refused: tuple[Refusal, ...]
+    look: str
     rules: ParsingRules
 
 
@@ -67,6 +76,8 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
     formats: Counter[str] = Counter()
     reasons: Counter[Reason] = Counter()
+    signs: Signs = {}
+    malformed: dict[str, list[int]] = {}
     takes_short_way = not (task.held_back or task.rules.columns or task.rules.two_line_files)
     for statements, num_lines in _statements(task):
         rows, rejects = PairRows(), []
@@ -78,11 +89,7 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
                 counts["num_stated"] += 1
                 continue
             try:
-                stated = stated_by_lines()
-                for preference in stated.preferences:
-                    require_sound(preference)
-                if task.held_back:
-                    raise PreferenceError(Reason.HELD_BACK_FILE, task.held_back)
+                stated = _usable(stated_by_lines, line, task, signs)
                 for preference in stated.preferences:
                     rows.add(lines[0][0], preference)
                 counts["num_stated"] += len(stated.preferences)
@@ -95,15 +102,51 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
         writer.write(REJECTS, reject_table(rejects))
         formats.update(rows.formats)
         reasons.update(reject["reason"] for reject in rejects)
+        _add_malformed(malformed, rejects, task.refused)
         if task.rules.two_line_files:
             counts["num_broken_prompts"] = _num_broken_prompts(task, rejects)
     return {
         **counts,
-        "num_malformed": sum(count for reason, count in reasons.items() if reason in MALFORMED),
-        "num_ambiguous_labels": reasons[Reason.AMBIGUOUS_LABEL],
+        "malformed": malformed,
+        "signs": msgspec.to_builtins(signs),
+        "look": task.look,
         "formats": dict(sorted(formats.items())),
         "reasons": reason_counts(reasons),
     }
+
+
+def _usable(stated_by_lines: Callable[[], Stated], line: int, task: ValidationTask, signs: Signs) -> Stated:
+    """What lines state, if it is sound, and no verdict on all files is against it; its signs are counted either way."""
+    shown, is_sound = tuple[Sign, ...](), False
+    try:
+        stated = stated_by_lines()
+        shown = stated.signs
+        for preference in stated.preferences:
+            require_sound(preference)
+        is_sound = True
+    except PreferenceError as error:
+        shown = shown or error.signs
+        raise
+    finally:
+        for sign in shown:
+            add_sign(signs, sign, line, is_sound=is_sound)
+    for refusal in task.refused:
+        if any(sign.shape == refusal.shape and sign.kind in refusal.kinds for sign in shown):
+            raise PreferenceError(refusal.reason, refusal.detail)
+    if task.held_back:
+        raise PreferenceError(Reason.HELD_BACK_FILE, task.held_back)
+    return stated
+
+
+def _add_malformed(
+    malformed: dict[str, list[int]], rejects: list[dict[str, Any]], refused: tuple[Refusal, ...]
+) -> None:
+    """Count malformed lines by reason, with the first of each, but for those that only other rows make so."""
+    details = {refusal.detail for refusal in refused}
+    for reject in rejects:
+        if reject["reason"] in MALFORMED and reject["detail"] not in details:
+            num, first = malformed.get(reject["reason"], (0, reject["line"]))
+            malformed[str(reject["reason"])] = [num + 1, min(first, reject["line"])]
 
 
 Statement = tuple[list[NumberedLine], Callable[[], Stated]]
@@ -204,33 +247,43 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
     with publication(place(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify) as turn:
-        limit, rules = settings.max_malformed_fraction, parsing_rules(settings)
-        verdict = f"more than {limit:.4g} of the file's lines are malformed, or one has an ambiguous label"
-        if settings.two_line_files:
-            verdict += ", or a line is missing among several pairs of one prompt"
         before = _shards_before(raw) if settings.two_line_files else {}
-        sound = [_task(raw, shard, before.get(shard.name), "", rules) for shard in raw.manifest.shards]
-        held = [_task(raw, shard, before.get(shard.name), verdict, rules) for shard in raw.manifest.shards]
-        held_back = _held_back_files(raw, _first_looks(turn, sound, held, settings, say), limit)
-        tasks = [worse if task.source in held_back else task for task, worse in zip(sound, held, strict=True)]
+        rules = {shard.source: rules_of_file(settings, shard.source) for shard in raw.manifest.shards}
+        unused = globs_without_files(settings, rules)
+        for glob in unused:
+            say(f"{glob} names none of the files")
+        looks = [_task(raw, shard, before.get(shard.name), rules[shard.source]) for shard in raw.manifest.shards]
+        seen = _first_looks(turn, looks, settings, say)
+        verdict = verdict_of_files(raw.manifest.shards, seen, settings.max_malformed_fraction)
+        _tell_held_back(verdict, say)
+        tasks = [
+            _judged(task, shown, before.get(shard.name), shard, verdict)
+            for task, shown, shard in zip(looks, seen, raw.manifest.shards, strict=True)
+        ]
         shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings, say)
         return turn.publish(
             shards,
             {Stage.RAW: raw.name},
-            {"held_back": held_back},
+            {**_facts(verdict), "globs_without_files": unused},
             stage_identity(Stage.VALIDATED, settings, raw.manifest.identity),
         )
 
 
-def parsing_rules(settings: Settings) -> ParsingRules:
-    """The settings that decide what a row states; they are part of the keys of the shards."""
-    return ParsingRules(
-        columns=settings.columns,
-        labels=settings.labels,
-        annotators=settings.annotators,
-        max_pairs_per_prompt=settings.max_pairs_per_prompt,
-        two_line_files=settings.two_line_files,
-    )
+def _facts(verdict: Verdict) -> dict[str, Any]:
+    held_back = verdict.held_back.items()
+    return {
+        "held_back": {
+            source: {"num_malformed": held.num_malformed, "num_lines": held.num_lines} for source, held in held_back
+        },
+        "causes": {source: {"causes": held.causes, "advice": held.advice} for source, held in held_back},
+    }
+
+
+def _tell_held_back(verdict: Verdict, say: Callable[[str], object]) -> None:
+    for source, held in itertools.islice(verdict.held_back.items(), _NUM_TOLD):
+        say(f"{source!r} is held back: {held.causes}; {held.advice}")
+    if len(verdict.held_back) > _NUM_TOLD:
+        say(f"{len(verdict.held_back) - _NUM_TOLD:,} more files are held back")
 
 
 def _shards_before(raw: Snapshot) -> dict[str, Shard]:
@@ -244,20 +297,39 @@ def _shards_before(raw: Snapshot) -> dict[str, Shard]:
     return found
 
 
-def _task(raw: Snapshot, shard: Shard, before: Shard | None, held_back: str, rules: ParsingRules) -> Task:
-    key = fingerprint(
-        Stage.VALIDATED, VERSION, msgspec.to_builtins(rules), shard.key, held_back, *([before.key] if before else [])
-    )
+def _task(raw: Snapshot, shard: Shard, before: Shard | None, rules: ParsingRules) -> Task:
+    key = _key(shard, before, rules)
     data, rejected = _raw_paths(raw, shard)
     arguments = ValidationTask(
         path=data,
         rejected=rejected,
         before=_raw_paths(raw, before),
         source=shard.source,
-        held_back=held_back,
+        held_back="",
+        refused=(),
+        look=key,
         rules=rules,
     )
     return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
+
+
+def _judged(task: Task, seen: Shard, before: Shard | None, shard: Shard, verdict: Verdict) -> Task:
+    """The task of a shard under the verdict on all files; the same task where that says nothing of it."""
+    held = verdict.held_back.get(task.source)
+    held_back = f"its file is held back: {held.causes}; {held.advice}" if held else ""
+    refused = tuple(refusal for refusal in verdict.refused if refusal.shape in seen.stats["signs"])
+    if not held_back and not refused:
+        return task
+    arguments = dataclasses.replace(task.arguments, held_back=held_back, refused=refused)
+    key = _key(shard, before, task.arguments.rules, held_back, refused)
+    return dataclasses.replace(task, key=key, arguments=arguments)
+
+
+def _key(
+    shard: Shard, before: Shard | None, rules: ParsingRules, held_back: str = "", refused: tuple[Refusal, ...] = ()
+) -> str:
+    decisive = [msgspec.to_builtins(part) for part in (rules, held_back, refused)]
+    return fingerprint(Stage.VALIDATED, VERSION, *decisive, shard.key, *([before.key] if before else []))
 
 
 def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | None]:
@@ -266,32 +338,12 @@ def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | 
     return paths.get(DATA), paths.get(REJECTS)
 
 
-def _first_looks(
-    turn: Publication, sound: list[Task], held: list[Task], settings: Settings, say: Callable[[str], object]
-) -> list[Shard]:
-    """Each shard in whichever version is known, which count alike; shards known in neither are computed."""
-    known = {task.key: turn.find(task.key) or turn.find(worse.key) for task, worse in zip(sound, held, strict=True)}
-    missing = [task for task in sound if known[task.key] is None]
+def _first_looks(turn: Publication, looks: list[Task], settings: Settings, say: Callable[[str], object]) -> list[Shard]:
+    """Each shard under no verdict or any, as all of them count alike; those that are not known are computed."""
+    before = {shard.stats.get("look"): shard.key for shard in turn.previous.manifest.shards} if turn.previous else {}
+    known = {task.key: turn.find(task.key) or turn.find(before.get(task.key, task.key)) for task in looks}
+    missing = [task for task in looks if known[task.key] is None]
     if missing:
         computed = compute_shards(turn, missing, validate_shard, validation_laws, settings, say)
         known |= {shard.key: shard for shard in computed}
-    return [shard for task in sound if (shard := known[task.key]) is not None]
-
-
-def _held_back_files(raw: Snapshot, validated: list[Shard], limit: float) -> dict[str, dict[str, int]]:
-    """The files with too much damage or an ambiguous label: their malformed and their non-blank lines, by source.
-
-    So are two-line files whose pairs may be turned round.
-    """
-    num_lines: Counter[str] = Counter()
-    num_malformed: Counter[str] = Counter()
-    num_unclear: Counter[str] = Counter()
-    for shard, seen in zip(raw.manifest.shards, validated, strict=True):
-        num_lines[shard.source] += shard.stats["num_lines"] - shard.stats["num_blank"]
-        num_malformed[shard.source] += shard.stats["num_malformed"] + seen.stats["num_malformed"]
-        num_unclear[shard.source] += seen.stats["num_ambiguous_labels"] + seen.stats.get("num_broken_prompts", 0)
-    return {
-        source: {"num_malformed": num_malformed[source], "num_lines": total}
-        for source, total in sorted(num_lines.items())
-        if num_malformed[source] > limit * total or num_unclear[source]
-    }
+    return [shard for task in looks if (shard := known[task.key]) is not None]

@@ -88,8 +88,8 @@ def _config_type(annotation: Any) -> Any:
     """A setting's type as Dagster config knows it: dates and closed sets of words are texts there."""
     if _is_optional(annotation):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is dict:
-        return dict[str, str]
+    if get_origin(annotation) is dict and annotation != dict[str, str]:
+        return dict[str, Any]  # which may hold other mappings
     return str if annotation is date or get_origin(annotation) is Literal else annotation
 
 

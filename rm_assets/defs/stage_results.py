@@ -139,6 +139,8 @@ def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
         formats: Counter[str] = Counter()
         for shard in manifest.shards:
             formats.update(shard.stats["formats"])
+        if unused := manifest.facts.get("globs_without_files"):
+            metadata["globs_without_files"] = table([{"setting": name} for name in unused], {"setting": "string"})
         metadata["formats"] = table([{"format": name, "pairs": count} for name, count in formats.most_common()])
     return metadata
 
@@ -208,12 +210,17 @@ def _counted(law: Law, violations: dict[str, int]) -> str:
 
 
 def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
-    held_back = manifest.facts["held_back"]
+    held_back, causes = manifest.facts["held_back"], manifest.facts.get("causes", {})
     rows = [
-        {"file": source, "malformed_lines": counts["num_malformed"], "lines": counts["num_lines"]}
+        {
+            "file": source,
+            "malformed_lines": counts["num_malformed"],
+            "lines": counts["num_lines"],
+            **causes.get(source, {}),
+        }
         for source, counts in held_back.items()
     ]
-    named = [f"{code_of(row['file'])} ({row['malformed_lines']:,} of {row['lines']:,} lines malformed)" for row in rows]
+    named = [f"{code_of(row['file'])} ({_why(row)})" for row in rows]
     if len(named) > NUM_NAMED:
         named[NUM_NAMED:] = [f"{len(named) - NUM_NAMED:,} more files"]
     rule = (
@@ -229,9 +236,17 @@ def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
         else f"No file is held back; {rule}.",
         metadata={
             "num_held_back": len(held_back),
-            "held_back_files": table(rows, {"file": "string", "malformed_lines": "int", "lines": "int"}),
+            "held_back_files": table(
+                rows,
+                {"file": "string", "malformed_lines": "int", "lines": "int", "causes": "string", "advice": "string"},
+            ),
         },
     )
+
+
+def _why(row: dict[str, Any]) -> str:
+    counted = f"{row['malformed_lines']:,} of {row['lines']:,} lines malformed"
+    return f"{row['causes']}; {row['advice']}" if "causes" in row else counted
 
 
 def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:

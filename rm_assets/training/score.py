@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
+from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.messages import MessageRecord, messages_of
 from rm_assets.data.formats.parsing import stated_by
@@ -33,7 +34,7 @@ from rm_assets.data.formats.tool_texts import Listed, tools_text
 from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
-from rm_assets.settings import Settings, SettingsError
+from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.conversations import (
     ConversationError,
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
     try:
         transformers.logging.disable_progress_bar()
         settings = load_settings({}, os.environ)
-        rules = _rules(settings)
+        rules = rules_of_file(settings, given.file)
         scorer = load_scorer(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
         tolerance = math.inf if given.bfloat16 else given.tolerance
         difference = verify_golden_scores(given.model, scorer, given.batch_size, given.padding, tolerance)
@@ -72,12 +73,6 @@ def main(arguments: list[str]) -> int:
         _tell(f"error: {one_line(error)}")
         return 1
     return 0
-
-
-def _rules(settings: Settings) -> ParsingRules:
-    return ParsingRules(
-        columns=settings.columns, labels=settings.labels, max_pairs_per_prompt=settings.max_pairs_per_prompt
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -52,6 +52,9 @@ def test_mappings_are_typed_config_too(monkeypatch: pytest.MonkeyPatch) -> None:
     project = ready_with({"columns": {"prompt": "query"}})
     assert project.settings.columns == {"prompt": "query"}
     assert project.settings.labels == {"0": "first", "1": "second"}
+    nested = {"columns": {"prompt": "query", "shp/*": {"prompt": "history"}}, "labels": {"shp/*": {"0": "second"}}}
+    project = ready_with(nested)
+    assert {"columns": project.settings.columns, "labels": project.settings.labels} == nested
 
 
 def test_the_sample_is_a_toy_at_the_vocabulary_of_its_tokenizer() -> None:

@@ -82,6 +82,28 @@ def test_a_file_that_is_held_back_is_named_with_its_damage_and_the_limit(validat
     assert "15 %" in checks_of(snapshot, parent, max_malformed_fraction=0.15)["no_file_is_held_back"].description
 
 
+def test_the_page_names_the_causes_of_a_held_back_file_and_globs_that_name_none(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "response_1": "x", "response_2": "y", "label": n} for n in (1, 0)]
+    write_lines(tmp_path / "in" / "a.jsonl", rows)
+    write_lines(tmp_path / "in" / "b.jsonl", [plain_row(1), b"{"])
+    write_lines(tmp_path / "in" / "c.jsonl", [plain_row(2)])
+    settings = Settings(
+        annotations=str(tmp_path / "in"), storage=str(tmp_path / "storage"), labels={"d/*": {"0": "first"}}
+    )
+    stages = run_stages(settings)
+    result = stage_result(Stage.VALIDATED, stages[Stage.VALIDATED], stages[Stage.RAW], settings)
+    check = next(check for check in result.check_results or [] if check.check_name == "no_file_is_held_back")
+    assert check.description is not None
+    assert check.description.startswith(
+        "Held back: `a.jsonl` (`label` of `response_1` and `response_2` is 0 (first: line 2), which may mean either; "
+        "1 of 2 lines malformed: ambiguous_label 1 (first: line 2); the setting labels says which, by the column: "
+        '{"label": {"0": "first", "1": "second"}}), `b.jsonl` (1 of 2 lines malformed: not_json 1 (first: line 2); '
+        "mend these lines, or raise max_malformed_fraction); a file"
+    )
+    assert "not_json 1 (first: line 2)" in str(check.metadata["held_back_files"])
+    assert "labels 'd/*'" in str((result.metadata or {})["globs_without_files"])
+
+
 def test_the_name_of_a_file_that_is_held_back_is_no_markdown(validated) -> None:
     snapshot, parent = validated
     for name in ("![p](https:/host/x).jsonl", "[All fine](https:/e)", "a`b``c", "<img src=x>", "x" * 4000 + "*"):

@@ -13,12 +13,21 @@ from rm_assets.settings import Column
 
 Row = dict[str, Any]
 
+
+def _scores_of(side: str) -> tuple[str, ...]:
+    """`score_chosen`, `chosen_score`, `chosen-rating` and the like."""
+    stems = ("score", "rating", "reward")
+    return tuple(
+        name for stem in stems for mark in ("_", "-") for name in (f"{stem}{mark}{side}", f"{side}{mark}{stem}")
+    )
+
+
 SPELLINGS = {
     "chosen": ("chosen", "chosen_messages"),
     "rejected": ("rejected", "rejected_messages"),
     "system": ("system", "system_prompt"),
-    "score_chosen": ("score_chosen", "chosen_score"),
-    "score_rejected": ("score_rejected", "rejected_score"),
+    "score_chosen": _scores_of("chosen"),
+    "score_rejected": _scores_of("rejected"),
     "responses": ("responses", "completions", "answers", "generations"),
     "scores": ("scores", "ratings"),
     "preference_strength": ("preference_strength", "overall_preference"),
@@ -76,10 +85,17 @@ KNOWN = frozenset(
     | {*PROMPTS, *CONVERSATIONS, *LABELS, "margin", "subset", "tools", "ranks", "history"}
     | {"preferred_output", "non_preferred_output", "role", "content", "from", "value", "type", "text", "name"}
     | {"tool_calls", "tool_call_id", "reasoning_content", "score", "rating", "rank", "response", "completion"}
-    | {"answer", "output", *MEDIA}
+    | {"answer", "output", "status", "order", "generations", *MEDIA}
     | {name for pair in RESPONSES for name in pair}
 )
 """Every field that some format reads: none of them may be given twice in one object."""
+
+
+NUMBERS = frozenset(
+    {"margin", "scores", "ratings", "ranks", "score", "rating", "rank"}
+    | {*SPELLINGS["score_chosen"], *SPELLINGS["score_rejected"], *SPELLINGS["preference_strength"]}
+)
+"""Fields of numbers, or of lists of them, which tables also write as text."""
 
 
 # --- own columns ---------------------------------------------------------------------------------------------

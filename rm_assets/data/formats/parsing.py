@@ -5,6 +5,7 @@ are told apart by the fields they have, each for itself: several formats may sta
 both and name them in `FORMATS`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.formats.ballots import Ballots, voted_pairs
+from rm_assets.data.formats.blank_fields import require_scores, with_blank_fields
 from rm_assets.data.formats.chosen_rejected import (
     ConversationsRecord,
     MessagesRecord,
@@ -26,11 +28,19 @@ from rm_assets.data.formats.chosen_rejected import (
     from_sharegpt,
     from_transcript,
 )
-from rm_assets.data.formats.comparisons import ComparisonRecord, from_comparison, with_label
+from rm_assets.data.formats.comparisons import (
+    ComparisonRecord,
+    Verdict,
+    from_comparison,
+    verdict_of,
+    with_label,
+    with_verdict,
+)
 from rm_assets.data.formats.exports import FIELDS, unwrapped
 from rm_assets.data.formats.field_names import (
     CONVERSATIONS,
     KNOWN,
+    NUMBERS,
     SPELLINGS,
     Row,
     is_blank,
@@ -41,9 +51,11 @@ from rm_assets.data.formats.field_names import (
     with_own_columns,
     with_prompt,
 )
+from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import is_transcript, parse_transcript
+from rm_assets.data.formats.numbers import with_numbers
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.rankings import (
     RankingRecord,
@@ -53,6 +65,7 @@ from rm_assets.data.formats.rankings import (
     from_reply_lists,
     from_scored_lists,
 )
+from rm_assets.data.formats.side_scores import with_side_scores
 from rm_assets.data.formats.written_lists import with_lists_read
 from rm_assets.data.records import Reason
 
@@ -100,36 +113,59 @@ def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
 def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> Stated:
     """The pairs that annotators voted for, each read as a row of its own."""
     voted = voted_pairs(ballots, rules)
+    stated = [_stated_by_object(pair.row, rules) for pair in voted.pairs]
     preferences = [
         msgspec.structs.replace(read, num_annotators=pair.num_annotators, num_agreeing=pair.num_agreeing)
-        for pair in voted.pairs
-        for read in _stated_by_object(pair.row, rules).preferences
+        for pair, found in zip(voted.pairs, stated, strict=True)
+        for read in found.preferences
     ]
     return Stated(
         preferences=preferences,
         num_tied=voted.num_tied,
         num_not_taken=voted.num_not_taken,
         num_left_out=voted.num_left_out,
+        signs=tuple(sign for found in stated for sign in found.signs),
     )
 
 
 def _stated_by_object(row: Row, rules: ParsingRules) -> Stated:
     if rules.columns:
-        row = with_own_columns(row, rules.columns)
+        rules, row = rules_of_row(row, rules), with_own_columns(row, rules.columns)
     require_no_media(row)
-    row = {name: value for name, value in row.items() if value is not None}
-    row = _with_usual_names(with_lists_read(row))
-    format_name = _format_of(row, rules)
-    record_type, stated = FORMATS[format_name]
+    row = with_numbers(with_lists_read(row), NUMBERS)
+    given = {name: value for name, value in row.items() if value is not None}
+    if len(given) == len(row):
+        return _stated_by_row(row, rules)
     try:
-        record = msgspec.convert(_in_form(row, format_name, rules), record_type)
+        return _stated_by_row(given, rules)
+    except PreferenceError as error:
+        parse = functools.partial(_stated_by_row, rules=rules)
+        blank = {name: rules.columns.get(name, name) for name in row.keys() - given.keys()}  # type: ignore[call-overload]
+        raise with_blank_fields(error, given, blank, parse) from None
+
+
+def _stated_by_row(row: Row, rules: ParsingRules) -> Stated:
+    """What a row states, whose fields have the names of this project or known spellings of them, and none is null."""
+    row = _with_usual_names(row)
+    format_name = _format_of(row, rules)
+    record_type, stated_by_record = FORMATS[format_name]
+    verdict = verdict_of(row, rules) if format_name is Format.COMPARISON else None
+    signs = verdict.signs if verdict else ()
+    try:
+        record = msgspec.convert(_in_form(row, format_name, rules, verdict), record_type)
+        stated = stated_by_record(record, rules)
     except msgspec.ValidationError as error:
-        raise _wrong_field(error) from None
-    return stated(record, rules)
+        problem = _wrong_field(error)
+        problem.signs = signs
+        raise problem from None
+    except PreferenceError as error:
+        error.signs = signs
+        raise
+    return msgspec.structs.replace(stated, signs=signs) if signs else stated
 
 
-def _in_form(row: Row, format_name: Format, rules: ParsingRules) -> Row:
-    """A row with the names that the record of its format has."""
+def _in_form(row: Row, format_name: Format, rules: ParsingRules, verdict: Verdict | None) -> Row:
+    """A row with the names that the record of its format has; a comparison has a verdict."""
     match format_name:
         case Format.OPENAI:
             return row
@@ -137,16 +173,28 @@ def _in_form(row: Row, format_name: Format, rules: ParsingRules) -> Row:
             given = {name: row[name] for name in CONVERSATIONS if name in row}
             return row | {"conversations": only_value(given, "prompt")}
         case Format.COMPARISON:
-            return with_prompt(with_label(row, rules), "response_a", "response_b")
-        case Format.RANKING | Format.SCORED_LISTS:
-            return with_prompt(with_one_name(row, "responses", "scores"))
+            assert verdict is not None
+            return with_prompt(with_verdict(row, rules, verdict), "response_a", "response_b")
+        case Format.RANKING:
+            row = with_prompt(with_one_name(row, "responses", "scores"))
+            row |= {"responses": list(map(_with_numbers_inside, row["responses"]))}
+            require_scores(row)
+            return row
+        case Format.SCORED_LISTS:
+            row = with_prompt(with_one_name(row, "responses", "scores"))
+            require_scores(row)
+            return row
         case _:
             return row
 
 
+def _with_numbers_inside(response: Any) -> Any:
+    return with_numbers(response, ("score", "rating", "rank")) if isinstance(response, dict) else response
+
+
 def _with_usual_names(row: Row) -> Row:
     row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
-    return with_prompt(row, "chosen", "rejected") if "chosen" in row and "rejected" in row else row
+    return with_prompt(with_side_scores(row), "chosen", "rejected") if "chosen" in row and "rejected" in row else row
 
 
 # --- which format a row has ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What every format is turned into: a preference between two continuations of one prompt, as messages."""
 
 from enum import StrEnum
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -15,6 +16,38 @@ class PreferenceError(ValueError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.signs: tuple[Sign, ...] = ()
+
+
+class SignKind(StrEnum):
+    """What a verdict tells of those in other rows of its shape; see `rm_assets.data.formats.shapes`."""
+
+    # of numbers as labels
+    NAMED = "named"
+    """read as the name of a response"""
+    OTHER = "other"
+    """names no response, and the setting `labels` says what it means"""
+    OWN = "own"
+    """is no such name by the labels of its own column or files"""
+    UNCLEAR = "unclear"
+    """may mean either response"""
+    # of strengths without a label
+    NEGATIVE = "negative"
+    POSITIVE = "positive"
+    BEYOND = "beyond"
+    # of strengths beside a label
+    SIGNED = "signed"
+    """below zero"""
+    SIZE = "size"
+    """has no sign of its own, unless others of the shape have one"""
+
+
+class Sign(NamedTuple):
+    """What one verdict tells of the others of its shape, which are the columns that it was read from."""
+
+    shape: str
+    kind: SignKind
+    value: str
 
 
 class Format(StrEnum):
@@ -69,13 +102,19 @@ class Stated(Struct, frozen=True, kw_only=True):
     num_tied: int = 0
     num_not_taken: int = 0
     num_left_out: int = 0
+    signs: tuple[Sign, ...] = ()
 
 
 class ParsingRules(Struct, frozen=True, kw_only=True):
-    """The settings that decide what a row states."""
+    """The settings that decide what a row of one file states.
+
+    `labels` hold for every label, or, if they are own ones, for those of this file; `column_labels` for one column.
+    """
 
     columns: dict[Column, str] = {}
     labels: dict[str, Label] = {}
     annotators: Annotators = "majority"
+    labels_are_own: bool = False
+    column_labels: dict[str, dict[str, Label]] = {}
     max_pairs_per_prompt: int = 10
     two_line_files: bool = False

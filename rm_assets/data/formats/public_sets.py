@@ -23,12 +23,12 @@ from rm_assets.settings import Label
 def _webgpt(row: Row) -> Row:
     """openai/webgpt_comparisons, by its card: the higher of `score_0` and `score_1` (-1 to 1) wins, equal ones tie."""
     question = row["question"]
-    text = question.get("full_text") if isinstance(question, dict) else question
     first, second = _number(row, "score_0"), _number(row, "score_1")
     sides = (row["answer_0"], row["answer_1"])
     label: Label = "tie" if first == second else "first" if first > second else "second"
     compared = _compared(row, {"question", "answer_0", "answer_1", "score_0", "score_1"}, sides, label)
-    return {"margin": abs(first - second)} | compared | {"prompt": text}
+    prompt = _prompt_of(question, "full_text") if isinstance(question, dict) else {"prompt": question}
+    return {"margin": abs(first - second)} | compared | prompt
 
 
 def _shp(row: Row) -> Row:
@@ -45,9 +45,9 @@ def _summaries(row: Row) -> Row:
     if not isinstance(info, dict) or not _are_objects(summaries) or len(summaries) != 2:
         raise PreferenceError(Reason.WRONG_TYPE, "`info` is not an object, or `summaries` is not a list of two objects")
     sides = (summaries[0].get("text"), summaries[1].get("text"))
-    text = info.get("post") or info.get("article")
     label: Label = "second" if _flag(row, "choice") else "first"
-    return _compared(row, {"info", "summaries", "choice"}, sides, label) | {"prompt": text}
+    compared = _compared(row, {"info", "summaries", "choice"}, sides, label)
+    return compared | _prompt_of(info, "post", "article")
 
 
 def _alpaca_eval(row: Row) -> Row:
@@ -255,6 +255,12 @@ def _compared(row: Row, used: set[str], sides: tuple[Any, Any], label: Label) ->
     """The row as a comparison, without the fields that were used for it."""
     others = {name: value for name, value in row.items() if name not in used}
     return others | {"response_a": sides[0], "response_b": sides[1], "label": label}
+
+
+def _prompt_of(row: Row, *names: str) -> Row:
+    """As `prompt` the first of these fields that says something, or a null one; nothing if none of them is there."""
+    given = [row[name] for name in names if name in row]
+    return {"prompt": next(filter(None, given), given[0])} if given else {}
 
 
 def _number(row: Row, name: str) -> float:

@@ -99,15 +99,39 @@ def test_a_label_that_may_mean_either_response_names_the_setting_that_says_which
     assert error.value.reason == Reason.AMBIGUOUS_LABEL
 
 
-def test_the_setting_says_what_labels_mean_and_then_numbers_name_no_field() -> None:
-    index = ParsingRules(labels={"0": "first", "1": "second", "2": "tie", "left": "first"})
+INDEX: dict[str, Any] = {"0": "first", "1": "second", "2": "tie", "left": "first"}
+NUMBERED = ("output_1", "output_2")
+
+
+def test_the_setting_says_what_labels_mean() -> None:
+    index = ParsingRules(labels=INDEX)
     boolean = ParsingRules(labels={"0": "second", "1": "first", "true": "first"})
-    for names in (("response_a", "response_b"), ("output_1", "output_2")):
-        assert [winner(label, names, index) for label in (0, "1", 1.0, " LEFT ")] == ["one", "two", "two", "one"]
-        assert [winner(label, names, boolean) for label in (0, 1, True)] == ["two", "one", "one"]
-        assert reason_for(2, names, index) == Reason.TIE
-        assert winner(f"{names[1]}", names, index) == "two"
-    assert reason_for(2, ("output_1", "output_2"), boolean) == Reason.AMBIGUOUS_LABEL
+    labels = (0, "1", 1.0, "1.0", " LEFT ")
+    assert [winner(label, PAIRS[0], index) for label in labels] == ["one", "two", "two", "two", "one"]
+    assert [winner(label, PAIRS[0], boolean) for label in (0, 1, True)] == ["two", "one", "one"]
+    assert reason_for(2, PAIRS[0], index) == Reason.TIE
+    assert winner("response_b", PAIRS[0], index) == "two"
+    assert reason_for(2, PAIRS[0], boolean) == Reason.AMBIGUOUS_LABEL
+
+
+def test_a_number_that_names_a_field_keeps_its_meaning_unless_its_own_column_or_file_has_labels() -> None:
+    index, of_file = ParsingRules(labels=INDEX), ParsingRules(labels=INDEX, labels_are_own=True)
+    of_column, of_another = ({column: INDEX} for column in ("label", "winner"))
+    assert [winner(label, NUMBERED, index) for label in (1, "2")] == ["one", "two"]
+    assert winner(0, NUMBERED, index) == "one"
+    for own in (of_file, ParsingRules(column_labels=of_column)):
+        assert [winner(label, NUMBERED, own) for label in (0, "1")] == ["one", "two"]
+        assert reason_for(2, NUMBERED, own) == Reason.TIE
+    assert winner(2, NUMBERED, ParsingRules(column_labels=of_another)) == "two"
+
+
+def test_labels_reach_other_columns_only_where_no_own_column_of_the_label_is_named() -> None:
+    rules = ParsingRules(columns={"label": "judge"}, labels=INDEX)
+    assert winner({"judge": 1}, PAIRS[0], rules) == "two"
+    assert reason_for({"winner": 1}, PAIRS[0], rules) == Reason.AMBIGUOUS_LABEL
+    assert winner({"judge": 1}, NUMBERED, ParsingRules(columns={"label": "judge"}, column_labels={"judge": INDEX})) == (
+        "two"
+    )
 
 
 def reason_for(label: Any, names: tuple[str, str] = PAIRS[0], rules: ParsingRules | None = None) -> Reason:
@@ -120,15 +144,15 @@ def reason_for(label: Any, names: tuple[str, str] = PAIRS[0], rules: ParsingRule
     ("label", "reason"),
     [
         ({}, Reason.MISSING_FIELD),
-        ({"label": None}, Reason.MISSING_FIELD),
         ("a novel word", Reason.WRONG_TYPE),
-        (-1, Reason.WRONG_TYPE),
-        ("-1", Reason.WRONG_TYPE),
+        (-1, Reason.AMBIGUOUS_LABEL),
+        ("-1", Reason.AMBIGUOUS_LABEL),
+        (17, Reason.AMBIGUOUS_LABEL),
         (1.5, Reason.WRONG_TYPE),
         (["A"], Reason.WRONG_TYPE),
         ("A>A", Reason.WRONG_TYPE),
         ({"label": "A", "winner": "B"}, Reason.AMBIGUOUS_FIELD),
-        ({"label": "A", "preference_strength": 2}, Reason.AMBIGUOUS_FIELD),
+        ({"label": "B", "preference_strength": -2}, Reason.AMBIGUOUS_FIELD),
         ({"label": "A", "output_1": "three", "output_2": "four"}, Reason.AMBIGUOUS_FIELD),
         ({"chosen": "response_a", "rejected": "response_b"}, Reason.AMBIGUOUS_FIELD),
     ],

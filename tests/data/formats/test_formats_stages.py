@@ -59,7 +59,8 @@ def test_a_pair_keeps_how_many_annotators_agree_and_unlabelled_records_are_no_da
     ("changes", "num_pairs"),
     [
         ({}, 0),
-        ({"labels": {"0": "first", "1": "second"}}, 20),
+        ({"labels": {"0": "first", "1": "second"}}, 0),
+        ({"labels": {"label": {"0": "first", "1": "second"}}}, 20),
         ({"labels": {"0": "tie"}, "columns": {"label": "judge"}}, 0),
         ({"columns": {"chosen": "output_1", "rejected": "output_2"}}, 20),
     ],
@@ -79,7 +80,7 @@ def test_one_ambiguous_label_holds_its_file_back_since_its_other_labels_may_mean
     labels = [1] * 30 + [0]
     rows = [{"input": f"Question {n}?", "output_1": "a", "output_2": "b", "label": x} for n, x in enumerate(labels)]
     write_lines(Path(settings.annotations_path) / "a.jsonl", rows)
-    write_lines(Path(settings.annotations_path) / "b.jsonl", rows[:-1])
+    write_lines(Path(settings.annotations_path) / "b.jsonl", [row | {"label": "output_1"} for row in rows[:-1]])
     snapshot = validated(settings)
     assert snapshot.manifest.facts["held_back"] == {"a.jsonl": {"num_malformed": 1, "num_lines": 31}}
     assert snapshot.manifest.num_rows() == 30

@@ -99,7 +99,7 @@ def test_a_ranking_whose_pairs_would_repeat_a_long_prompt_too_often_is_a_reject(
         ({"responses": ["a", "b"]}, Reason.MISSING_FIELD),
         ({"responses": [{"score": 1}, {"score": 2}]}, Reason.MISSING_FIELD),
         ({"responses": ["a", "b"], "scores": [1]}, Reason.WRONG_TYPE),
-        ({"responses": ["a", "b"], "scores": [1, "2"]}, Reason.WRONG_TYPE),
+        ({"responses": ["a", "b"], "scores": [1, "two"]}, Reason.WRONG_TYPE),
         ({"responses": [*SCORED, {"text": "a", "score": 1}]}, Reason.IDENTICAL_REPLIES),
         ({"responses": [*SCORED, {"text": " ", "score": 1}]}, Reason.EMPTY_REPLY),
         ({"responses": [*SCORED, {"text": "d", "answer": "e", "score": 1}]}, Reason.AMBIGUOUS_FIELD),

@@ -1,0 +1,66 @@
+"""Which own columns and labels hold for a file: what a glob of the settings says of it, else what holds for all.
+
+A file that a glob names has what stands under that glob alone, so that nothing meant for other files reaches it; of
+several globs the longest counts. A glob is compared with a file's source, as rejects show it, and its `*` also stands
+for `/`.
+"""
+
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import msgspec
+
+from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.settings import Settings, is_glob
+
+
+class _Entries(NamedTuple):
+    """What a setting says of a file, and whether it says so of this file by a glob."""
+
+    values: Mapping[str, Any]
+    are_own: bool
+
+
+def rules_of_file(settings: Settings, source: str) -> ParsingRules:
+    """The settings that decide what a row of this file states; they are part of the keys of its shards."""
+    columns, labels = _entries(settings.columns, source), _entries(settings.labels, source)
+    return ParsingRules(
+        columns={name: column for name, column in columns.values.items() if isinstance(column, str)},  # type: ignore[misc]
+        labels={label: meaning for label, meaning in labels.values.items() if isinstance(meaning, str)},  # type: ignore[misc]
+        labels_are_own=labels.are_own,
+        column_labels={name: meanings for name, meanings in labels.values.items() if isinstance(meanings, dict)},
+        annotators=settings.annotators,
+        max_pairs_per_prompt=settings.max_pairs_per_prompt,
+        two_line_files=settings.two_line_files,
+    )
+
+
+def rules_of_row(row: Mapping[str, Any], rules: ParsingRules) -> ParsingRules:
+    """The rules with those own columns that a row has. Where one is that of `label`, others have no flat labels."""
+    columns = {name: column for name, column in rules.columns.items() if column in row}
+    is_another = "label" in rules.columns and "label" not in columns
+    return msgspec.structs.replace(rules, columns=columns, labels={} if is_another else rules.labels)
+
+
+def globs_without_files(settings: Settings, sources: Collection[str]) -> list[str]:
+    """The globs in `columns` and `labels` that name no file, such as `labels 'shp/*'`."""
+    return [
+        f"{name} {glob!r}"
+        for name, setting in (("columns", settings.columns), ("labels", settings.labels))
+        for glob in sorted(_globs(setting))
+        if not any(fnmatchcase(source, glob) for source in sources)
+    ]
+
+
+def _entries(setting: Mapping[str, Any], source: str) -> _Entries:
+    globs = _globs(setting)
+    if not globs:
+        return _Entries(setting, False)
+    if naming := [glob for glob in globs if fnmatchcase(source, glob)]:
+        return _Entries(setting[max(naming, key=lambda glob: (len(glob), glob))], True)
+    return _Entries({name: value for name, value in setting.items() if name not in globs}, False)
+
+
+def _globs(setting: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in setting.items() if isinstance(value, dict) and is_glob(name)}

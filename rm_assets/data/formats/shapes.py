@@ -1,0 +1,139 @@
+"""Verdicts judged together: what rows with the same columns, in whichever files, tell of each other.
+
+Rows are of one shape where their verdict and their two responses have the same columns. If `"label": 1` beside
+`response_1` and `response_2` names the first response, no other row of the shape has the label 0: where one has, 1 may
+mean the second. A strength is HelpSteer's if all of its shape lie within -3 and 3, and one is negative; else it is some
+other scale. A strength beside a label is its size, unless one of the shape is negative: then signs must agree.
+
+Each shard counts its signs by shape and kind; all of them together decide, so that no verdict depends on how rows are
+distributed over files and shards.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from rm_assets.data.formats.preferences import Sign, SignKind
+from rm_assets.data.formats.strengths import ADVICE
+from rm_assets.data.records import Reason
+from rm_assets.data.shown_text import code_of
+
+_STRENGTHS = (SignKind.NEGATIVE, SignKind.POSITIVE)
+_AGAINST_NAMES = (SignKind.UNCLEAR, SignKind.OTHER, SignKind.OWN)
+
+
+class Seen(Struct, kw_only=True):
+    """How many rows of a file show a sign, how many of them are sound, and the first one: its line and its value."""
+
+    num: int
+    num_sound: int
+    line: int
+    value: str
+
+
+Signs = dict[str, dict[SignKind, Seen]]
+"""What the rows of a shard or a file show, by shape and kind."""
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """Why rows of one shape are rejects where they show certain signs."""
+
+    shape: str
+    kinds: tuple[SignKind, ...]
+    reason: Reason
+    detail: str
+
+
+def add_sign(signs: Signs, sign: Sign, line: int, *, is_sound: bool) -> None:
+    """Count a row's sign."""
+    seen = signs.setdefault(sign.shape, {}).get(sign.kind)
+    if seen is None:
+        signs[sign.shape][sign.kind] = Seen(num=1, num_sound=int(is_sound), line=line, value=sign.value)
+        return
+    seen.num += 1
+    seen.num_sound += is_sound
+    if line < seen.line:
+        seen.line, seen.value = line, sign.value
+
+
+def signs_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Signs]:
+    """The signs of each file, from those of its shards as their figures have them."""
+    found: dict[str, Signs] = {}
+    for source, figures in shards:
+        signs = found.setdefault(source, {})
+        for shape, kinds in msgspec.convert(figures, Signs).items():
+            for kind, seen in kinds.items():
+                known = signs.setdefault(shape, {}).setdefault(kind, seen)
+                if known is not seen:
+                    first = min(known, seen, key=lambda each: each.line)
+                    num, num_sound = known.num + seen.num, known.num_sound + seen.num_sound
+                    signs[shape][kind] = Seen(num=num, num_sound=num_sound, line=first.line, value=first.value)
+    return found
+
+
+def refusals(by_source: Mapping[str, Signs]) -> list[Refusal]:
+    """Which strengths of which shapes are rejects, by the signs of all files."""
+    found = []
+    refused: tuple[SignKind, ...]
+    for shape, kinds in _kinds(by_source).items():
+        if SignKind.SIGNED in kinds and SignKind.SIZE in kinds:
+            example = _example(by_source, shape, SignKind.SIGNED)
+            detail = f"{shape} is {example}, so that it has a sign, which here contradicts the label"
+            reason, refused = Reason.AMBIGUOUS_FIELD, (SignKind.SIZE,)
+        elif SignKind.BEYOND in kinds:
+            detail = f"{shape} is {_example(by_source, shape, SignKind.BEYOND)}, beyond -3 to 3; {ADVICE}"
+            reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
+        elif SignKind.POSITIVE in kinds and SignKind.NEGATIVE not in kinds:
+            detail = f"{shape} is negative in no line, as strengths from -3 to 3 would be; {ADVICE}"
+            reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
+        else:
+            continue
+        found.append(Refusal(shape=shape, kinds=refused, reason=reason, detail=detail))
+    return found
+
+
+def unclear_labels(by_source: Mapping[str, Signs]) -> dict[str, list[str]]:
+    """The files whose numbers as labels may mean either response, and why, shape by shape."""
+    found: dict[str, list[str]] = {}
+    kinds = _kinds(by_source)
+    for source, signs in by_source.items():
+        for shape in sorted(signs):
+            if why := _why_unclear(by_source, source, shape, kinds[shape]):
+                found.setdefault(source, []).append(why)
+    return found
+
+
+def _why_unclear(by_source: Mapping[str, Signs], source: str, shape: str, there: set[SignKind]) -> str:
+    """Why the numbers of a shape in one file are unclear; empty where they are not. `there` are the signs of all."""
+    own = by_source[source][shape]
+    against = [kind for kind in _AGAINST_NAMES if kind in there]
+    if SignKind.UNCLEAR in own:
+        kind, other = SignKind.UNCLEAR, None
+    elif SignKind.NAMED in own and against:
+        kind, other = SignKind.NAMED, against[0]
+    elif SignKind.OTHER in own and SignKind.NAMED in there:
+        kind, other = SignKind.OTHER, SignKind.NAMED
+    else:
+        return ""
+    problem = f"{shape} is {own[kind].value} (first: line {own[kind].line})"
+    if other is None:
+        return f"{problem}, which may mean either"
+    return f"{problem}, but {_example(by_source, shape, other, source)}: these numbers may not name the responses"
+
+
+def _example(by_source: Mapping[str, Signs], shape: str, kind: SignKind, source: str = "") -> str:
+    """A value of this kind, and where it stands: in a file itself rather than in another one."""
+    places = [name for name, signs in by_source.items() if kind in signs.get(shape, {})]
+    place = source if source in places else min(places)
+    seen = by_source[place][shape][kind]
+    return f"{seen.value} in line {seen.line}" + ("" if place == source else f" of {code_of(place)}")
+
+
+def _kinds(by_source: Mapping[str, Signs]) -> dict[str, set[SignKind]]:
+    found: dict[str, set[SignKind]] = {}
+    for signs in by_source.values():
+        for shape, kinds in signs.items():
+            found.setdefault(shape, set()).update(kinds)
+    return found

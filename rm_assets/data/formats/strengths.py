@@ -1,0 +1,81 @@
+"""The strength of a preference: HelpSteer's from -3 to 3, one on a scale of the setting `labels`, or a label's size.
+
+`"preference_strength": -2` alone prefers the first response by two. A Likert scale from 1 to 7 under the same name
+means something else by each of its values, and a strength beside a label may have no sign: which it is shows in the
+other rows of the shape (see `rm_assets.data.formats.shapes`).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rm_assets.data.formats.preferences import PreferenceError, Sign, SignKind
+from rm_assets.data.records import Reason
+from rm_assets.settings import Label
+
+LARGEST = 3.0
+"""Of HelpSteer's strengths, without their sign."""
+INVALID = -100.0
+"""HelpSteer's mark of an annotation that does not count."""
+
+
+class Strength(NamedTuple):
+    """What a strength says: which response is better, by how much, and what that tells of other rows."""
+
+    better: Label | None
+    margin: float
+    sign: Sign | None = None
+
+
+def read_strength(value: float, shape: str, label: Label | None, scale: Mapping[str, Label]) -> Strength:
+    """Which response a strength prefers, beside a label or alone; `scale` says so where the setting `labels` does.
+
+    Raises PreferenceError where no reading of it agrees with the label, or where it is not HelpSteer's.
+    """
+    if value == INVALID:
+        return Strength(None, 0.0)
+    if scale:
+        return _on_scale(value, shape, scale)
+    sign: Label = "tie" if value == 0 else "first" if value < 0 else "second"
+    if label == "tie":
+        return Strength(label, 0.0)
+    if label is not None:
+        kind = SignKind.SIGNED if value < 0 else SignKind.SIZE if label != sign else None
+        told = Sign(shape, kind, f"{value:g}") if kind else None
+        return Strength(sign if value < 0 else label, abs(value), told)
+    if abs(value) > LARGEST:
+        raise unclear_strength(Sign(shape, SignKind.BEYOND, f"{value:g}"))
+    kind = SignKind.NEGATIVE if value < 0 else SignKind.POSITIVE
+    return Strength(sign, abs(value), Sign(shape, kind, f"{value:g}") if value else None)
+
+
+def unclear_strength(sign: Sign) -> PreferenceError:
+    """The reject of a strength that is no value of HelpSteer's scale."""
+    error = PreferenceError(Reason.AMBIGUOUS_LABEL, f"{sign.shape} is {sign.value}, beyond -3 to 3; {ADVICE}")
+    error.signs = (sign,)
+    return error
+
+
+ADVICE = (
+    "the setting labels says what the values of its scale mean, such as "
+    '{"preference_strength": {"1": "first", "2": "tie", "3": "second"}}'
+)
+
+
+def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> Strength:
+    """The meaning of a value, and its distance from the middle between those of both sides, where they lie apart."""
+    word = f"{value:g}"
+    if word not in scale:
+        problem = f"{shape} is {word}, to which the setting labels gives no meaning"
+        raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
+    return Strength(scale[word], abs(value - middle) if (middle := _middle(scale)) is not None else 0.0)
+
+
+def _middle(scale: Mapping[str, Label]) -> float | None:
+    try:
+        first, second = ([float(word) for word in scale if scale[word] == side] for side in ("first", "second"))
+    except ValueError:
+        return None
+    if not first or not second:
+        return None
+    lower, upper = (first, second) if max(first) < min(second) else (second, first)
+    return (max(lower) + min(upper)) / 2 if max(lower) < min(upper) else None

@@ -1,0 +1,120 @@
+"""What the rows of all files tell before any is used: which files are held back, and which strengths are rejects.
+
+A file is held back where too many of its lines are malformed, where a number as its label may mean either response, or
+where a two-line file has lost a line. All of it follows from the figures of shards, so that a second run reads no row.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from rm_assets.data.formats.comparisons import label_advice
+from rm_assets.data.formats.shapes import Refusal, Signs, refusals, signs_by_source, unclear_labels
+from rm_assets.data.formats.strengths import ADVICE
+from rm_assets.data.records import MALFORMED, Reason
+from rm_assets.data.snapshots import Shard
+
+_NUM_CAUSES = 4
+
+
+class HeldBack(Struct, frozen=True, kw_only=True):
+    """A file that is held back: its malformed and its non-blank lines, why, and what helps."""
+
+    num_malformed: int
+    num_lines: int
+    causes: str
+    advice: str
+
+
+class Verdict(NamedTuple):
+    """What is known of all files together."""
+
+    held_back: dict[str, HeldBack]
+    refused: list[Refusal]
+
+
+class _Damage:
+    """The malformed lines of a file, by reason, with the first line of each."""
+
+    def __init__(self) -> None:
+        self.num_lines = self.num_broken_prompts = 0
+        self.reasons: dict[str, tuple[int, int]] = {}
+
+    def add(self, reason: str, num: int, line: int) -> None:
+        """Count malformed lines of one reason."""
+        known, first = self.reasons.get(reason, (0, line))
+        self.reasons[reason] = known + num, min(first, line)
+
+    @property
+    def num_malformed(self) -> int:
+        """All of them."""
+        return sum(num for num, _ in self.reasons.values())
+
+    def named(self) -> str:
+        """`missing_field 3 (first: line 7), not_json 1 (first: line 9)`, the most frequent ones first."""
+        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1][0], item[0]))
+        named = [f"{reason} {num:,} (first: line {line})" for reason, (num, line) in ordered[:_NUM_CAUSES]]
+        return ", ".join(named + ["others"] * (len(ordered) > _NUM_CAUSES))
+
+
+def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: float) -> Verdict:
+    """The verdict on all files, from the figures of their raw shards and of the validated ones, in the same order."""
+    pairs = list(zip(raw, validated, strict=True))
+    signs = signs_by_source((seen.source, seen.stats["signs"]) for _, seen in pairs)
+    refused, unclear = refusals(signs), unclear_labels(signs)
+    damage: dict[str, _Damage] = {}
+    for read, seen in pairs:
+        found = damage.setdefault(read.source, _Damage())
+        found.num_lines += read.stats["num_lines"] - read.stats["num_blank"]
+        found.num_broken_prompts += seen.stats.get("num_broken_prompts", 0)
+        for reason, (num, line) in [*read.stats.get("malformed", {}).items(), *seen.stats["malformed"].items()]:
+            if reason in MALFORMED:
+                found.add(reason, num, line)
+    for source, own in signs.items():
+        for num, line in _refused_lines(own, refused):
+            damage[source].add(Reason.AMBIGUOUS_LABEL, num, line)
+    held_back = {
+        source: held
+        for source, found in sorted(damage.items())
+        if (held := _held_back(found, unclear.get(source, []), limit)) is not None
+    }
+    return Verdict(held_back, refused)
+
+
+def _refused_lines(signs: Signs, refused: list[Refusal]) -> Iterable[tuple[int, int]]:
+    """The lines that count as malformed for their strengths: how many, and the first."""
+    for refusal in refused:
+        for kind, seen in signs.get(refusal.shape, {}).items():
+            if kind in refusal.kinds and refusal.reason in MALFORMED and seen.num_sound:
+                yield seen.num_sound, seen.line
+
+
+def _held_back(damage: _Damage, unclear: list[str], limit: float) -> HeldBack | None:
+    is_damaged = damage.num_malformed > limit * damage.num_lines
+    if not (is_damaged or unclear or damage.num_broken_prompts):
+        return None
+    causes = list(unclear[:_NUM_CAUSES])
+    if damage.reasons:
+        causes.append(f"{damage.num_malformed:,} of {damage.num_lines:,} lines malformed: {damage.named()}")
+    if damage.num_broken_prompts:
+        causes.append(f"{damage.num_broken_prompts:,} prompts of several pairs lack a line")
+    return HeldBack(
+        num_malformed=damage.num_malformed,
+        num_lines=damage.num_lines,
+        causes="; ".join(causes),
+        advice="; ".join(_advice(damage, unclear, is_damaged)),
+    )
+
+
+def _advice(damage: _Damage, unclear: list[str], is_damaged: bool) -> Iterable[str]:
+    if unclear:
+        yield label_advice(unclear[0].removeprefix("`").split("` of `")[0])
+    elif is_damaged and Reason.AMBIGUOUS_LABEL in damage.reasons:
+        yield ADVICE
+    if damage.num_broken_prompts:
+        yield "put the missing lines back"
+    if is_damaged and damage.reasons.keys() - {Reason.AMBIGUOUS_LABEL}:
+        has_other_names = {Reason.UNKNOWN_FORMAT, Reason.MISSING_FIELD} & damage.reasons.keys()
+        other_names = "name its own columns in the setting columns, " if has_other_names else ""
+        yield f"mend these lines, {other_names}or raise max_malformed_fraction"

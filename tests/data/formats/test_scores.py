@@ -1,0 +1,84 @@
+"""Scores of both sides under the names that files have for them, and numbers that tables write as text."""
+
+import json
+from typing import Any
+
+import pytest
+
+from rm_assets.data.formats.field_names import SPELLINGS
+from rm_assets.data.formats.parsing import PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.records import Reason
+
+ROW = {"prompt": "Name a metal.", "chosen": "Iron.", "rejected": "Wood."}
+
+
+def margin(row: dict[str, Any]) -> float:
+    [pair] = parse_row(json.dumps(ROW | row))
+    return pair.margin
+
+
+def reason_of(row: dict[str, Any]) -> Reason:
+    with pytest.raises(PreferenceError) as error:
+        parse_row(json.dumps(ROW | row))
+    return error.value.reason
+
+
+@pytest.mark.parametrize("names", list(zip(SPELLINGS["score_chosen"], SPELLINGS["score_rejected"], strict=True)))
+def test_scores_of_every_spelling_give_the_margin_or_contradict(names: tuple[str, str]) -> None:
+    one, other = names
+    assert margin({one: 5.0, other: 2}) == 3
+    assert margin({one: "5.0", other: "2"}) == 3
+    assert reason_of({one: 4, other: 4.0}) == Reason.TIE
+    assert reason_of({one: -1, other: -1}) == Reason.TIE
+    assert reason_of({one: 1, other: "5"}) == Reason.SCORES_DISAGREE
+    assert margin({one: "", other: "NaN"}) == 0
+
+
+@pytest.mark.parametrize("name", ["rating", "ratings", "score", "scores"])
+def test_a_list_of_two_scores_beside_the_sides_has_that_of_the_chosen_one_first(name: str) -> None:
+    assert margin({name: [9, 7]}) == 2
+    assert margin({name: ["9", "7.5"]}) == 1.5
+    assert reason_of({name: [9, 9]}) == Reason.TIE
+    assert reason_of({name: [7, 9]}) == Reason.SCORES_DISAGREE
+    for unread in ([9], [9, None], [1, 2, 3], 9, None):
+        assert margin({name: unread}) == 0
+
+
+def test_scores_in_the_order_of_generations_are_those_of_their_texts() -> None:
+    assert margin({"rating": [7, 9], "generations": ["Wood.", "Iron."]}) == 2
+    assert reason_of({"rating": [7, 9], "generations": ["Iron.", "Wood."]}) == Reason.SCORES_DISAGREE
+    assert margin({"rating": [7, 9], "order": ["rejected", "chosen"]}) == 2
+    assert margin({"rating": [9, 7], "order": ["rejected", "chosen"], "status": "swapped"}) == 2
+    assert margin({"rating": [7, 9], "generations": ["Tin.", "Lead."]}) == 0
+    assert reason_of({"rating": [9, 9], "generations": ["Tin.", "Lead."]}) == Reason.TIE
+
+
+def test_a_row_that_says_it_is_a_tie_is_one() -> None:
+    assert reason_of({"status": "tie"}) == Reason.TIE
+    assert margin({"status": "unchanged", "rating": [9, 8]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8.5", 8.5), (" 3 ", 3.0), ("+.5", 0.5), ("1e2", 100.0), ("7.", 7.0), ("", 0.0), ("nan", 0.0)]
+)
+def test_numbers_as_text_are_read_exactly(text: str, value: float) -> None:
+    assert margin({"margin": text}) == value
+    sides = {"prompt": "q", "response_1": "a", "response_2": "b", "label": "B"}
+    [pair] = parse_row(json.dumps(sides | {"overall_preference": text}))
+    assert pair.margin == value
+    if value > 0:
+        ranking = {"prompt": "q", "responses": [{"text": "a", "score": text}, {"text": "b", "rating": "0"}]}
+        assert parse_row(json.dumps(ranking))[0].margin == value
+        assert parse_row(json.dumps({"prompt": "q", "responses": ["a", "b"], "scores": [text, "0"]}))[0].margin == value
+
+
+@pytest.mark.parametrize("text", ["1,5", "1_000", "0x1", "eight", "1 2", "inf", "--1", "٣", [1], True, {"a": 1}])
+def test_what_is_no_number_is_of_a_wrong_type(text: object) -> None:
+    assert reason_of({"margin": text}) == Reason.WRONG_TYPE
+    with pytest.raises(PreferenceError) as error:
+        stated_by(
+            json.dumps({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": text}),
+            ParsingRules(),
+        )
+    assert error.value.reason == Reason.WRONG_TYPE
