@@ -298,17 +298,22 @@ def _template_error(chat: ChatTokenizer, error: Exception) -> TemplateError:
 
 
 def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
-    """What of such a conversation the template leaves out altogether: messages, tool calls or the tools.
+    """What of such a conversation the template leaves out altogether: messages, tool calls, the tools or reasoning.
 
     It is told from marked contents in a conversation of the same shape (roles, which fields, tools or none), rendered
-    once per shape. Earlier thinking is no part: templates cut it by design, and its message still leaves its answer.
+    once per shape. Of reasoning only the last one counts: templates cut earlier thoughts by design.
     """
-    shape = (bool(tools), *((m["role"], bool(m.get("content")), len(m.get("tool_calls") or ())) for m in messages))
+    shape = (bool(tools), *map(_shape_of, messages))
     if shape not in chat.lost_by_shape:
         if len(messages) > _MAX_SHAPE or len(chat.lost_by_shape) >= _MAX_SHAPES:
             chat.lost_by_shape.clear()  # both sides of a pair mostly have one shape: a long one is kept as long
         chat.lost_by_shape[shape] = _lost_of_shape(chat, messages, tools)
     return chat.lost_by_shape[shape]
+
+
+def _shape_of(message: MessageDict) -> tuple[str, bool, int, bool]:
+    num_calls = len(message.get("tool_calls") or ())
+    return message["role"], bool(message.get("content")), num_calls, bool(message.get("reasoning_content"))
 
 
 def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
@@ -333,7 +338,25 @@ def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: 
     except TemplateError:
         return ()  # a template that looks into contents says nothing here; the real ones are rendered next
     found = {match[1] for match in _MARK.finditer(rendered)}
-    return tuple(part for part, mark in marks.items() if mark not in found)
+    return (*(part for part, mark in marks.items() if mark not in found), *_lost_reasoning(chat, marked, tools))
+
+
+def _lost_reasoning(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
+    """The last reasoning after the user's last message, if the template leaves it out.
+
+    It is rendered as the last message of all, since some templates cut it where an answer follows its tool calls.
+    """
+    numbers = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    start = numbers[-1] + 1 if numbers else 0
+    last = next((n for n in reversed(range(start, len(messages))) if messages[n].get("reasoning_content")), None)
+    if last is None:
+        return ()
+    marked = [*messages[:last], messages[last] | {"reasoning_content": "zqreasonqz"}]
+    try:
+        rendered = render(chat, marked, tools)
+    except TemplateError:
+        return ()
+    return () if "zqreasonqz" in rendered else (f"the reasoning of message {last + 1}",)
 
 
 def _marked_call(call: Any, mark: str) -> Any:

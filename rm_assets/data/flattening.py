@@ -44,7 +44,7 @@ from rm_assets.data.storage import place
 from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
-VERSION = 4
+VERSION = 5
 NUM_VERIFIED = 16
 """Pairs of each row group that transformers renders again, evenly spaced."""
 

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     REPEATED_FIELD = "repeated_field"
     AMBIGUOUS_FIELD = "ambiguous_field"
     AMBIGUOUS_LABEL = "ambiguous_label"
+    UNSUPPORTED_FIELD = "unsupported_field"
     HELD_BACK_FILE = "held_back_file"
     # the preference it states
     INCOMPLETE_PAIR = "incomplete_pair"
@@ -83,6 +84,7 @@ MEANINGS = {
     Reason.AMBIGUOUS_FIELD: "Two fields say the same thing differently; the setting columns says which one is meant.",
     Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison may mean either response; the setting labels says "
     "which.",
+    Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, which change how it is rendered, and are not read.",
     Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for other lines, perhaps of another file.",
     Reason.INCOMPLETE_PAIR: "The other line of a pair in two-line files is missing or a reject.",
     Reason.EMPTY_MESSAGE: "The prompt, or a message of it, is empty.",
@@ -98,7 +100,7 @@ MEANINGS = {
     Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67108864 characters.",
     Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge a turn or an end.",
     Reason.TEMPLATE_ERROR: "The chat template refuses the conversation.",
-    Reason.MESSAGE_LOST: "The chat template leaves a whole message, tool list or tool call out.",
+    Reason.MESSAGE_LOST: "The chat template leaves a whole message, tool list, tool call or the last reasoning out.",
     Reason.IDENTICAL_AFTER_TEMPLATE: "The chat template writes both sides alike.",
     Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
     Reason.TOKENIZER_ERROR: "The tokenizer itself fails on the conversation, as some do on megabytes of spaces.",

@@ -24,7 +24,7 @@ import msgspec
 import torch
 import transformers
 
-from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
+from rm_assets.data.formats.field_names import CONVERSATIONS, require_no_template_kwargs, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.messages import MessageRecord, messages_of
@@ -203,6 +203,7 @@ def _finished(result: dict[str, Any]) -> dict[str, Any]:
 def _stated(line: str, rules: ParsingRules) -> list[_Sides]:
     """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
     row = json_object(line, CONVERSATIONS)
+    require_no_template_kwargs(row)
     name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
     if name and "chosen" not in row and not response_fields(row):
         try:

@@ -85,7 +85,7 @@ KNOWN = frozenset(
     | {*PROMPTS, *CONVERSATIONS, *LABELS, "margin", "subset", "tools", "ranks", "history"}
     | {"preferred_output", "non_preferred_output", "role", "content", "from", "value", "type", "text", "name"}
     | {"tool_calls", "tool_call_id", "reasoning_content", "score", "rating", "rank", "response", "completion"}
-    | {"answer", "output", "status", "order", "generations", *MEDIA}
+    | {"answer", "output", "status", "order", "generations", "reasoning", "thinking", "chat_template_kwargs", *MEDIA}
     | {name for pair in RESPONSES for name in pair}
 )
 """Every field that some format reads: none of them may be given twice in one object."""
@@ -129,6 +129,19 @@ def _spellings(name: str) -> set[str]:
     if name == "label":
         return {*LABELS, *SPELLINGS["preference_strength"]} - {"chosen"}
     return set(SPELLINGS.get(name, (name,)))
+
+
+# --- what is not supported -----------------------------------------------------------------------------------
+
+
+def require_no_template_kwargs(row: Row) -> None:
+    """Raise PreferenceError where a row sets variables of its template, which are not given to it."""
+    given = row.get("chat_template_kwargs")
+    is_blank_text = isinstance(given, str) and given.strip() in ("", "{}", "null")
+    if not given or is_blank_text or (isinstance(given, dict) and all(value is None for value in given.values())):
+        return
+    problem = "`chat_template_kwargs` is not read; the setting chat_template can name a template that sets them itself"
+    raise PreferenceError(Reason.UNSUPPORTED_FIELD, problem)
 
 
 # --- one name for each field ---------------------------------------------------------------------------------

@@ -14,11 +14,17 @@ from rm_assets.data.records import Reason
 
 
 class ContentPart(Struct, kw_only=True):
-    """`{"type": "text", "text": "..."}`, or with `value`; a message's parts are joined without a separator."""
+    """`{"type": "text", "text": "..."}`, or with `value`; a message's parts are joined without a separator.
+
+    Or reasoning, before all texts: `{"type": "thinking", "thinking": "..."}`, in which Mistral has a list of texts, or
+    `{"type": "reasoning", "text": "..."}`.
+    """
 
     type: str
     text: str | None = None
     value: str | None = None
+    thinking: "str | list[ContentPart] | None" = None
+    reasoning: str | None = None
 
 
 class MessageRecord(Struct, kw_only=True):
@@ -35,6 +41,8 @@ class MessageRecord(Struct, kw_only=True):
     value: str | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
     tool_calls: Listed = None
     tool_call_id: str | None = None
 
@@ -68,29 +76,66 @@ def _message(record: MessageRecord) -> Message:
         reason = Reason.MISSING_FIELD if record.role is None else Reason.AMBIGUOUS_FIELD
         raise PreferenceError(reason, f"a message has {known}")
     if record.speaker == "function_call":
-        return Message(role="assistant", tool_calls=function_call_text(record.value or ""))
+        calls, reasoning = function_call_text(record.value or ""), _reasoning(record, None)
+        return Message(role="assistant", reasoning_content=reasoning, tool_calls=calls)
     spoken = record.role or record.speaker or ""
-    content = record.content if record.role else record.value
+    content, thought = (record.content if record.role else record.value), None
+    if isinstance(content, list):
+        content, thought = _joined_parts(content)
     return Message(
         role=_ROLES.get(spoken, spoken),
-        content=_joined_parts(content) if isinstance(content, list) else content,
+        content=content,
         name=record.name,
-        reasoning_content=record.reasoning_content,
+        reasoning_content=_reasoning(record, thought),
         tool_calls=calls_text(record.tool_calls),
         tool_call_id=record.tool_call_id,
     )
 
 
-def _joined_parts(content: list[ContentPart]) -> str:
-    return "".join(map(_part, content))
+def _reasoning(record: MessageRecord, thought: str | None) -> str | None:
+    """The reasoning of a message, which stands under one of several names, or in parts of its content."""
+    if record.reasoning is None and record.thinking is None and thought is None:  # most messages
+        return record.reasoning_content
+    places = {"reasoning_content": record.reasoning_content, "reasoning": record.reasoning, "thinking": record.thinking}
+    given = {f"`{name}`": text for name, text in places.items() if text is not None}
+    if thought is not None:
+        given["a part of the content"] = thought
+    told = {place: text for place, text in given.items() if text.strip()} or given
+    if len(set(told.values())) > 1:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{' and '.join(told)} of a message give different reasoning")
+    return next(iter(told.values()), None)
+
+
+_TEXTS = ("text", "input_text", "output_text")
+_THOUGHTS = ("thinking", "reasoning")
+
+
+def _joined_parts(content: list[ContentPart]) -> tuple[str | None, str | None]:
+    """The text and the reasoning of a message in parts."""
+    num_thoughts = next((n for n, part in enumerate(content) if part.type not in _THOUGHTS), len(content))
+    if any(part.type in _THOUGHTS for part in content[num_thoughts:]):
+        raise PreferenceError(Reason.NOT_TEXT, "a message has a part of reasoning after its text")
+    thoughts, texts = content[:num_thoughts], content[num_thoughts:]
+    if not thoughts:
+        return "".join(map(_part, texts)), None
+    return "".join(map(_part, texts)) if texts else None, "".join(map(_thought, thoughts))
 
 
 def _part(part: ContentPart) -> str:
-    if part.type not in ("text", "input_text", "output_text"):
+    if part.type not in _TEXTS:
         raise PreferenceError(Reason.NOT_TEXT, "a message has a part whose `type` is not text")
     if (part.text is None) == (part.value is None):
         raise PreferenceError(Reason.MISSING_FIELD, "a text part needs either `text` or `value`")
     return part.text if part.text is not None else part.value or ""
+
+
+def _thought(part: ContentPart) -> str:
+    given = [thought for thought in (part.thinking, part.reasoning, part.text) if thought is not None]
+    if len(given) != 1:
+        raise PreferenceError(
+            Reason.MISSING_FIELD, "a part of reasoning needs either `thinking`, `reasoning` or `text`"
+        )
+    return given[0] if isinstance(given[0], str) else "".join(map(_part, given[0]))
 
 
 # --- two conversations ---------------------------------------------------------------------------------------

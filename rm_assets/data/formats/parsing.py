@@ -46,6 +46,7 @@ from rm_assets.data.formats.field_names import (
     is_blank,
     is_whole,
     only_value,
+    require_no_template_kwargs,
     response_fields,
     with_one_name,
     with_own_columns,
@@ -129,6 +130,7 @@ def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> Stated:
 
 
 def _stated_by_object(row: Row, rules: ParsingRules) -> Stated:
+    require_no_template_kwargs(row)
     if rules.columns:
         rules, row = rules_of_row(row, rules), with_own_columns(row, rules.columns)
     require_no_media(row)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
-from rm_assets.data.formats.field_names import MEDIA
+from rm_assets.data.formats.field_names import MEDIA, require_no_template_kwargs
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import Sides, is_transcript, parse_transcript, split_shared
@@ -86,6 +86,7 @@ def _compared(one: str | bytes, other: str | bytes) -> tuple[Sides, tuple[TwoLin
 def _record(line: str | bytes) -> TwoLineRecord:
     row = json_object(line, TwoLineRecord.__struct_fields__, MEDIA)
     require_no_media(row)
+    require_no_template_kwargs(row)
     if "text" not in row:
         raise PreferenceError(Reason.MISSING_FIELD, "no field `text`, which each line of two-line files has")
     try:
