@@ -70,6 +70,14 @@ def test_tools_calls_and_their_results_are_shown(tokenizer):
     )
 
 
+def test_reasoning_is_shown_before_its_answer(tokenizer):
+    thought = [{"role": "assistant", "reasoning_content": "Eggs like calm water.", "content": "Keep it calm."}]
+    assert tokenizer.apply_chat_template(QUESTION + thought, tokenize=False) == (
+        "<|im_start|>user\nHow do I poach an egg?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nEggs like calm water.\n</think>\n\nKeep it calm.<|im_end|>"
+    )
+
+
 def test_an_unknown_role_is_an_error(tokenizer):
     with pytest.raises(jinja2.TemplateError, match="unknown role narrator"):
         tokenizer.apply_chat_template([{"role": "narrator", "content": "Once upon a time"}], tokenize=False)
