@@ -71,12 +71,23 @@ def flatten_pair(
         one, other = (render(chat, prompt + sides[side], tools) for side in SIDES)
     except TemplateError as error:
         raise PreferenceError(Reason.TEMPLATE_ERROR, str(error)) from None
+    for text, side in zip((one, other), SIDES, strict=True):
+        if _loses_thought(text, (prompt + sides[side])[-1].get("content") or ""):
+            number = len(prompt) + len(sides[side])
+            raise PreferenceError(Reason.MESSAGE_LOST, f"the reasoning of message {number}, {side} side")
     if one == other:
         raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template writes both sides alike")
     written = [(text, _contents(prompt + sides[side])) for text, side in zip((one, other), SIDES, strict=True)]
     counts = [num_written(chat.control_pattern, *text) if counts_tokens else 0 for text in written]
     rewritten = any(not _all_stand(*text) for text in written)
     return Flattened(*_cut(opening, one, other), (counts[0], counts[1]), rewritten)
+
+
+def _loses_thought(text: str, reply: str) -> bool:
+    """Whether a rendering leaves out the reasoning inside a reply, as in `<think>Two and two.</think>4`."""
+    thought, end, _ = reply.partition("</think>")
+    thought = thought.rpartition("<think>")[2].strip()
+    return bool(end and thought) and thought not in text
 
 
 def _contents(messages: Sequence[MessageDict]) -> list[str]:
@@ -227,15 +238,28 @@ def _pairs_of_shape(
     for (opening, rows_0), (one, rows_1), (other, rows_2) in itertools.product(*ways):
         some = [found for found in (rows_0, rows_1, rows_2) if len(found) < len(rows)]  # mostly none
         places = functools.reduce(np.intersect1d, some) if some else rows_0
-        if len(places) == len(rows):
-            pairs = _pairs_of_way(opening, (one, other), prompt, wholes)
-        elif len(places):
-            pairs = _pairs_of_way(opening, (one, other), prompt.take(places), [w.take(places) for w in wholes])
-        else:
+        if not len(places):
             continue
-        differ = pc.not_equal(pairs.chosen, pairs.rejected).to_numpy(zero_copy_only=False)
+        own_prompt, own = prompt, wholes
+        if len(places) < len(rows):
+            own_prompt, own = prompt.take(places), [whole.take(places) for whole in wholes]
+        pairs = _pairs_of_way(opening, (one, other), own_prompt, own)
+        kept = pc.not_equal(pairs.chosen, pairs.rejected).to_numpy(zero_copy_only=False) & _keep_thoughts(pairs, own)
         pairs = pairs._replace(rows=rows[places])
-        yield pairs if differ.all() else pairs.take(differ)  # equal sides are refused one by one
+        yield pairs if kept.all() else pairs.take(kept)  # the others are refused one by one
+
+
+def _keep_thoughts(pairs: RenderedPairs, columns: Sequence[Columns]) -> NDArray[np.bool_]:
+    """Which pairs have the reasoning that stands inside their replies."""
+    kept = np.ones(len(pairs.rows), np.bool_)
+    if not pairs.is_rewritten.any():
+        return kept
+    for own, replies in zip(columns, (pairs.chosen, pairs.rejected), strict=True):
+        thinks = pc.match_substring(own.arrays[-1], "</think>").to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(thinks & pairs.is_rewritten).tolist():
+            text = pairs.prompt[row].as_py() + replies[row].as_py()
+            kept[row] &= not _loses_thought(text, own.arrays[-1][row].as_py())
+    return kept
 
 
 def _pairs_of_way(

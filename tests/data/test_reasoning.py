@@ -195,6 +195,30 @@ def test_templates_of_the_field_lose_a_thought_where_they_know_of_none(name: str
     assert lost == (() if KNOWN[name] else ("the reasoning of message 2",))
 
 
+CUTS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+MOVES = CUTS.replace("{{ m.content", "{{ m.content.split('</think>')[0].split('<think>')[-1].strip() }}|{{ m.content")
+
+
+@pytest.mark.parametrize(("template", "lost"), [(CUTS, [2, 3, 4, 14]), (MOVES, [])])
+def test_reasoning_inside_the_text_of_a_reply_must_leave_a_trace(
+    settings: Settings, template: str, lost: list[int]
+) -> None:
+    """Rendered one by one and column by column: the shape of most of these rows is common enough to be learnt."""
+    replies = ["12", f"<think>\n{THOUGHT}\n</think>\n\n12", f"{THOUGHT}</think>12", f"\n<think> {THOUGHT} </think>"]
+    replies += ["<think>no end", "<think>\n\n</think>\n\n12", *(f"{number} eggs" for number in range(6))]
+    lines = [{"prompt": f"q{number}", "chosen": text, "rejected": "Ten."} for number, text in enumerate(replies)]
+    turns = [USER, reply(f"<think>{THOUGHT}</think>12"), USER]
+    lines += [{"prompt": turns, "chosen": "13", "rejected": "Ten."}]
+    lines += [{"prompt": turns, "chosen": "13", "rejected": f"<think>{THOUGHT}</think>Ten."}]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
+    path = Path(settings.storage).parent / "cuts.jinja"
+    path.write_text(template)
+    flattened = run_stages(settings.model_copy(update={"chat_template": str(path)}))[Stage.FLATTENED]
+    assert rejects(flattened) == [("a.jsonl", number, "message_lost") for number in lost]
+    assert flattened.manifest.num_rows() == len(lines) - len(lost)
+    assert flattened.manifest.total("num_one_by_one") < len(lines)
+
+
 def test_a_pair_whose_reasoning_the_template_leaves_out_is_a_reject(settings: Settings) -> None:
     lines = [
         {"prompt": [USER], "chosen": [reply(thinking=THOUGHT)], "rejected": [reply("Ten.")]},
