@@ -245,6 +245,9 @@ def test_a_row_that_sets_variables_of_its_template_is_a_reject_that_names_them(s
     [reject] = rows(validated, "rejects")
     assert (reject["line"], reject["reason"]) == (2, "unsupported_field")
     assert reject["detail"].startswith("`chat_template_kwargs` is not read; the setting chat_template")
+    request = {"messages": [USER], "chat_template_kwargs": kwargs}
+    with pytest.raises(PreferenceError, match="unsupported_field"):
+        parse_row(json.dumps({"input": request, "preferred_output": [THINKING], "non_preferred_output": [ANSWER]}))
     text = json.dumps({"text": "\n\nHuman: q\n\nAssistant: a", "chat_template_kwargs": kwargs})
     with pytest.raises(PreferenceError) as error:
         stated_by_two_lines((1, text), (2, text.replace("Assistant: a", "Assistant: b")))

@@ -136,12 +136,18 @@ def _spellings(name: str) -> set[str]:
 
 def require_no_template_kwargs(row: Row) -> None:
     """Raise PreferenceError where a row sets variables of its template, which are not given to it."""
-    given = row.get("chat_template_kwargs")
-    is_blank_text = isinstance(given, str) and given.strip() in ("", "{}", "null")
-    if not given or is_blank_text or (isinstance(given, dict) and all(value is None for value in given.values())):
+    request = row.get("input")  # in OpenAI's format
+    holders = (row, request) if isinstance(request, dict) else (row,)
+    if all(map(_sets_nothing, (holder.get("chat_template_kwargs") for holder in holders))):
         return
     problem = "`chat_template_kwargs` is not read; the setting chat_template can name a template that sets them itself"
     raise PreferenceError(Reason.UNSUPPORTED_FIELD, problem)
+
+
+def _sets_nothing(kwargs: Any) -> bool:
+    if isinstance(kwargs, str):
+        return kwargs.strip() in ("", "{}", "null")
+    return not kwargs or (isinstance(kwargs, dict) and all(value is None for value in kwargs.values()))
 
 
 # --- one name for each field ---------------------------------------------------------------------------------
