@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.formats.preferences import Preference
+from rm_assets.data.formats.turn_markers import marker_of_prompt
 from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.padding import padded_snapshot
@@ -94,6 +96,16 @@ def polite_rows(num_pairs: int) -> list[object]:
     return [
         {"prompt": f"Question {n}?", "chosen": f"Gladly: {n * n}.", "rejected": f"No, {n}."} for n in range(num_pairs)
     ]
+
+
+def begins_with_marker(text: str) -> bool:
+    """Whether a text begins with a turn marker, as property tests find some in the code."""
+    return bool(re.match(r"\s*(Human|Assistant):", text) or marker_of_prompt(text))
+
+
+def is_repeated(prompt: str, *replies: str) -> bool:
+    """Whether all replies begin with the prompt, up to outer white space."""
+    return all(reply.lstrip().startswith(prompt.strip()) for reply in replies)
 
 
 def rows(snapshot: Snapshot, *folders: str) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     EMPTY_REPLY = "empty_reply"
     IDENTICAL_REPLIES = "identical_replies"
     UNSHARED_PROMPT = "unshared_prompt"
+    TURN_MARKERS = "turn_markers"
     ROLES_OUT_OF_ORDER = "roles_out_of_order"
     MARGIN_NOT_FINITE = "margin_not_finite"
     NOT_TEXT = "not_text"
@@ -91,6 +92,7 @@ MEANINGS = {
     Reason.EMPTY_REPLY: "A reply is empty.",
     Reason.IDENTICAL_REPLIES: "Both replies are equal.",
     Reason.UNSHARED_PROMPT: "The two sides answer different prompts.",
+    Reason.TURN_MARKERS: "A prompt is a conversation in the turn markers of some template, which are not read.",
     Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the one before it, or a reply is not the assistant's.",
     Reason.MARGIN_NOT_FINITE: "The margin is no finite float32.",
     Reason.NOT_TEXT: "The row or a message holds more than text: an image, a video, a sound or a placeholder of one.",

@@ -3,7 +3,15 @@
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, Sides, compared
+from rm_assets.data.formats.messages import (
+    MessageRecord,
+    Prompt,
+    Reply,
+    Sides,
+    are_same,
+    compared,
+    parted,
+)
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.tool_texts import Listed, sorted_json, tools_text
 from rm_assets.data.records import Reason
@@ -151,12 +159,18 @@ def stated_margin(record: Common) -> float:
 
 
 def _with_opening(record: Common, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The prompt after the row's system text and earlier turns; a system message it has already must be the same."""
-    system = (Message(role="system", content=record.system),) if (record.system or "").strip() else ()
-    if system and prompt[:1] == system:
-        prompt = prompt[1:]
-    elif system and prompt and prompt[0].role == "system":
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`system` differs from the system message of the prompt")
+    """The prompt after the row's system text and earlier turns, unless it begins with them itself."""
+    system, turns = parted(prompt)
+    if (record.system or "").strip():
+        stated = (Message(role="system", content=record.system),)
+        if system and not are_same(system, stated):
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`system` differs from the system message of the prompt")
+        system = system or stated
     roles = ("user", "assistant")
-    turns = [turn for pair in record.history or [] for turn in zip(roles, pair, strict=True)]
-    return system + tuple(Message(role=role, content=content) for role, content in turns) + prompt
+    history = tuple(
+        Message(role=role, content=content)
+        for pair in record.history or []
+        for role, content in zip(roles, pair, strict=True)
+    )
+    begins_with_history = are_same(history, turns[: len(history)])
+    return system + (() if begins_with_history else history) + turns

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from rm_assets.data.formats.messages import compared, is_transcript
+from rm_assets.data.formats.messages import are_single_messages, compared, has_turns
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError
 from rm_assets.data.formats.soundness import are_in_order
 from rm_assets.data.formats.written_lists import opens_like_list
@@ -31,6 +31,9 @@ _decode = msgspec.json.Decoder(_Row).decode
 
 Conversation = tuple[tuple[str, ...], tuple[str, ...]]
 """The roles and the contents of messages."""
+
+
+_USER, _ASSISTANT = ("user",), ("assistant",)
 
 
 class PlainPair(NamedTuple):
@@ -68,9 +71,11 @@ def _stated(row: _Row) -> PlainPair | None:
     if isinstance(prompt, list) or isinstance(chosen, list) or isinstance(rejected, list):
         return None
     given = None if isinstance(prompt, UnsetType) else prompt
-    if opens_like_list(chosen) or opens_like_list(rejected) or (given and opens_like_list(given)):
+    if given is not None and are_single_messages(given, chosen, rejected):
+        return PlainPair((_USER, (given,)), (_ASSISTANT, (chosen,)), (_ASSISTANT, (rejected,)), Format.PLAIN)
+    if given is not None and any(map(opens_like_list, (given, chosen, rejected))):
         return None
-    format_name = Format.TRANSCRIPT if is_transcript(chosen if given is None else given) else Format.PLAIN
+    format_name = Format.TRANSCRIPT if has_turns(given, chosen) else Format.PLAIN
     try:
         one, two, three = compared(given, chosen, rejected)
     except PreferenceError:

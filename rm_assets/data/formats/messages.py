@@ -1,13 +1,22 @@
 """Messages as files write them, and two conversations as one prompt with two continuations."""
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.formats.tool_texts import Listed, calls_text, function_call_text, same_message, same_messages
+from rm_assets.data.formats.repeated_prompts import without_prompt, without_repeated_prompt
+from rm_assets.data.formats.tool_texts import Listed, calls_text, function_call_text, same_message
+from rm_assets.data.formats.turn_markers import (
+    begins_nemo_chat,
+    have_no_markers,
+    nemo_messages,
+    open_nemo_prompt,
+    require_no_marker,
+)
 from rm_assets.data.records import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
@@ -64,10 +73,12 @@ _ROLES = {
 
 
 def messages_of(records: Reply, role_of_text: str) -> tuple[Message, ...]:
-    """The messages that a side holds; a text stands for one message."""
+    """The messages that a side holds, without an empty system message; a text stands for one message."""
     if isinstance(records, str):
         return (Message(role=role_of_text, content=records),)
-    return tuple([_message(record) for record in (records if isinstance(records, list) else [records])])
+    messages = tuple([_message(record) for record in (records if isinstance(records, list) else [records])])
+    has_empty_system = messages and messages[0].role == "system" and not (messages[0].content or "").strip()
+    return messages[1:] if has_empty_system else messages
 
 
 def _message(record: MessageRecord) -> Message:
@@ -151,25 +162,143 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
     against them. Without a prompt it is what both conversations share.
     """
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
-        if is_transcript(prompt if prompt is not None else chosen):
-            return _split_transcripts(prompt or "", chosen, rejected)
-        if prompt is None:
-            raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies hold no conversation")
+        return _compared_texts(prompt, chosen, rejected)
     first, second = (messages_of(side, "assistant") for side in (chosen, rejected))
     if prompt is None:
         return split_shared(first, second)
-    stated = messages_of(prompt, "user")
+    stated = _prompt_messages(prompt) if isinstance(prompt, str) else messages_of(prompt, "user")
     if not (first and second and first[0].role != "assistant" and second[0].role != "assistant"):
         return stated, first, second
     shared, first, second = split_shared(first, second)
-    if not same_messages(shared, stated) and not (isinstance(prompt, str) and shared and shared[-1].content == prompt):
-        raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
-    return shared, first, second
+    return joined_prompt(stated, shared), first, second
+
+
+def _prompt_messages(prompt: str) -> tuple[Message, ...]:
+    """A prompt that is a text: a transcript, NeMo's chat, or the user's message."""
+    if is_transcript(prompt):
+        messages = parse_transcript(_opened(prompt))
+        if not _has_answer(messages) and "Assistant:" in prompt:
+            raise _unreadable_transcript()
+    elif opened := open_nemo_prompt(prompt):
+        messages = nemo_messages(opened)
+    else:
+        require_no_marker(prompt, None, None)
+        messages = (Message(role="user", content=prompt),)
+    is_open = messages[-1].role == "assistant" and not (messages[-1].content or "").strip()
+    return messages[:-1] if is_open else messages
+
+
+def has_turns(prompt: str | None, chosen: str) -> bool:
+    """Whether a prompt and its reply, or a reply alone, have turn markers that are read."""
+    if are_transcripts(prompt, chosen):
+        return True
+    return begins_nemo_chat(chosen) if prompt is None else bool(open_nemo_prompt(prompt))
+
+
+def are_single_messages(prompt: str, chosen: str, rejected: str) -> bool:
+    """Whether three texts surely are a message each, as they stand: told at little cost, for most."""
+    return have_no_markers(prompt, chosen, rejected) and not (
+        chosen.lstrip()[:1] == rejected.lstrip()[:1] == prompt.lstrip()[:1]
+    )
+
+
+def _compared_texts(prompt: str | None, chosen: str, rejected: str) -> Sides:
+    if are_transcripts(prompt, chosen):
+        return _split_transcripts(prompt or "", chosen, rejected)
+    if prompt is None:
+        if begins_nemo_chat(chosen) and begins_nemo_chat(rejected):
+            return split_shared(nemo_messages(chosen), nemo_messages(rejected))
+        require_no_marker(None, chosen, rejected)
+        raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies hold no conversation")
+    if opened := open_nemo_prompt(prompt):
+        replies: Iterable[str] = (chosen, rejected)
+        if rests := without_prompt(prompt, chosen, rejected):
+            replies = map(str.lstrip, without_prompt(opened[len(prompt.rstrip()) :], *rests) or rests)
+        return split_shared(*(nemo_messages(opened + reply) for reply in replies))
+    if is_transcript(chosen) and is_transcript(rejected):
+        if sides := _answering(prompt, chosen, rejected):
+            return sides
+        if all(map(_begins_with_answer, (chosen, rejected))):
+            raise _unreadable_transcript()
+    require_no_marker(prompt, chosen, rejected)
+    replies = without_repeated_prompt(prompt, chosen, rejected)
+    stated = (Message(role="user", content=prompt),)
+    return stated, *((Message(role="assistant", content=reply),) for reply in replies)  # type: ignore[return-value]
+
+
+def _answering(prompt: str, chosen: str, rejected: str) -> Sides | None:
+    """Two transcripts that answer a prompt, which stands in them; None where they are replies that look like some."""
+    try:
+        shared, first, second = split_shared(*_parse_two(chosen, rejected))
+        return joined_prompt((Message(role="user", content=prompt),), shared), first, second
+    except PreferenceError:
+        return None
+
+
+def joined_prompt(stated: tuple[Message, ...], shared: tuple[Message, ...]) -> tuple[Message, ...]:
+    """One prompt from the field `prompt` and from what both conversations begin with, which both may hold a part of it.
+
+    Contents are compared up to outer white space; where both have a message, it is that of the conversations. `prompt`
+    may be the first turns or the last ones, and either of them may lack the system message.
+    """
+    stated_system, stated_turns = parted(stated)
+    system, turns = parted(shared)
+    if stated_system and system and not are_same(stated_system, system):
+        raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies have another system message than `prompt`")
+    num_stated, num_turns = len(stated_turns), len(turns)
+    if are_same(stated_turns, turns[:num_stated]) or are_same(stated_turns, turns[max(num_turns - num_stated, 0) :]):
+        return (system or stated_system) + turns
+    if turns and are_same(stated_turns[-num_turns:], turns):
+        return (system or stated_system) + stated_turns[:-num_turns] + turns
+    raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
+
+
+def parted(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """The system message, if there is one, and the turns after it."""
+    num_system = int(bool(messages) and messages[0].role == "system")
+    return messages[:num_system], messages[num_system:]
+
+
+def are_same(one: tuple[Message, ...], other: tuple[Message, ...]) -> bool:
+    """Whether messages are equal up to outer white space."""
+    return one == other or (len(one) == len(other) and all(map(_is_same, one, other)))
+
+
+def _is_same(one: Message, other: Message) -> bool:
+    return one == other or same_message(_stripped(one), _stripped(other))
+
+
+def _stripped(message: Message) -> Message:
+    return structs.replace(message, content=(message.content or "").strip())
 
 
 def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
-    repeated = chosen.startswith(prompt) and rejected.startswith(prompt)
-    return split_shared(*_parse_two(*(side if repeated else prompt + side for side in (chosen, rejected))))
+    sides = _parse_two(*(_continued(prompt, chosen, rejected) if prompt else (chosen, rejected)))
+    try:
+        return split_shared(*sides)
+    except PreferenceError as error:
+        if error.reason is Reason.UNSHARED_PROMPT and not all(map(_has_answer, sides)):
+            raise _unreadable_transcript() from None
+        raise
+
+
+def _continued(prompt: str, *sides: str) -> tuple[str, ...]:
+    """Whole transcripts from sides that go on where the prompt stops, or repeat it."""
+    opened = _opened(prompt)
+    if rests := without_prompt(prompt, *sides):
+        return tuple(opened.rstrip() + rest for rest in rests)
+    if all(map(_FIRST.match, sides)):
+        return tuple(f"{opened.rstrip()}\n\n{side.lstrip()}" for side in sides)
+    return tuple(opened + side for side in sides)
+
+
+def _unreadable_transcript() -> PreferenceError:
+    problem = "a transcript whose turns do not begin with `Human:` and `Assistant:` after an empty line each"
+    return PreferenceError(Reason.TURN_MARKERS, f"{problem}; give messages with `role` and `content` instead")
+
+
+def _has_answer(messages: tuple[Message, ...]) -> bool:
+    return any(message.role == "assistant" for message in messages)
 
 
 def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
@@ -199,13 +328,51 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
 
 # A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
 _MARKER = re.compile(r"\n\n(Human|Assistant):")
-_AT_START = ("\n\nHuman:", "\n\nAssistant:", "Human:", "Assistant:")
+_MARKER_WITH_RETURNS = re.compile(r"(?:\r\n\r\n|\n\n)(Human|Assistant):")
+_FIRST = re.compile(r"(\s*+)(Human|Assistant):")
+_AT_START = ("\n\nHuman:", "\n\nAssistant:")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
-    r"""Whether a text begins with `Human:` or `Assistant:`, as a whole conversation does."""
-    return text.startswith(_AT_START)
+    r"""Whether a text begins with `Human:` or `Assistant:`, as a whole conversation does.
+
+    Without an empty line before it, the other one must have a marker, too: else "Human: a definition." is a text.
+    """
+    if text.startswith(_AT_START):
+        return True
+    found = _FIRST.match(text)
+    if not found:
+        return False
+    other = "Assistant:" if found[2] == "Human" else "Human:"
+    return found[1].count("\n") > 1 or other in text[found.end() :]
+
+
+def _begins_with_answer(text: str) -> bool:
+    found = _FIRST.match(text)
+    return found is not None and found[2] == "Assistant" and "\n" in found[1]
+
+
+def are_transcripts(prompt: str | None, chosen: str) -> bool:
+    """Whether a prompt and its reply, or a reply alone, are a transcript: `Human: Hi` and `Assistant: Ho` are one."""
+    if prompt is None:
+        return is_transcript(chosen)
+    return is_transcript(prompt) or bool(_FIRST.match(prompt) and _FIRST.match(chosen))
+
+
+def _opened(prompt: str) -> str:
+    """A prompt whose last turn has both markers, `Human: Hi. Assistant:`, with the second one after an empty line."""
+    opening = prompt.rstrip()
+    if not opening.endswith("Assistant:") or _MARKER_WITH_RETURNS.match(
+        opening[-len("\r\n\r\nAssistant:") :].lstrip(" ")
+    ):
+        return prompt
+    *_, speaker, content = _split_at_markers(opening)
+    content = content.removesuffix("Assistant:")
+    words = content.rstrip()
+    if speaker != "Human" or words == content or not words or "Human:" in words or "Assistant:" in words:
+        return prompt
+    return f"{opening[: len(opening) - len(content) - len('Assistant:')]}{words}\n\nAssistant:"
 
 
 def parse_transcript(text: str) -> tuple[Message, ...]:
@@ -225,9 +392,11 @@ def _parse_two(one: str, other: str) -> tuple[tuple[Message, ...], tuple[Message
 
 def _split_at_markers(text: str) -> list[str]:
     """For "Human: Hi" it is ["", "Human", " Hi"]; raises PreferenceError for a text that begins otherwise."""
-    if not is_transcript(text):
-        raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
-    return _MARKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    if not text.startswith(_AT_START):
+        if not _FIRST.match(text):
+            raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
+        text = f"\n\n{text.lstrip()}"
+    return (_MARKER_WITH_RETURNS if "\r" in text else _MARKER).split(text)
 
 
 def _messages_between(parts: list[str]) -> tuple[Message, ...]:

@@ -55,7 +55,7 @@ from rm_assets.data.formats.field_names import (
 from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
-from rm_assets.data.formats.messages import is_transcript, parse_transcript
+from rm_assets.data.formats.messages import has_turns, parse_transcript
 from rm_assets.data.formats.numbers import with_numbers
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.rankings import (
@@ -67,6 +67,7 @@ from rm_assets.data.formats.rankings import (
     from_scored_lists,
 )
 from rm_assets.data.formats.side_scores import with_side_scores
+from rm_assets.data.formats.turn_markers import require_no_marker
 from rm_assets.data.formats.written_lists import with_lists_read
 from rm_assets.data.records import Reason
 
@@ -252,9 +253,10 @@ def _format_of_sides(row: Row) -> Format:
         return Format.CONVERSATIONS
     if isinstance(chosen, list | dict) or isinstance(prompt, list):
         return Format.MESSAGES
-    if isinstance(chosen, str) and is_transcript(prompt if isinstance(prompt, str) else chosen):
+    if isinstance(chosen, str) and isinstance(prompt, str | None) and has_turns(prompt, chosen):
         return Format.TRANSCRIPT
     if prompt is None:
+        require_no_marker(None, chosen, rejected)
         raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and `chosen` holds no conversation")
     return Format.PLAIN
 

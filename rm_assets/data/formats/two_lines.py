@@ -8,7 +8,6 @@ then has no partner, and the file is held back. A text is a transcript (`\n\nHum
 (`<extra_id_0>System\n...\n<extra_id_1>User\n...\n<extra_id_1>Assistant\n`).
 """
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,15 +19,13 @@ from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import Sides, is_transcript, parse_transcript, split_shared
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError, Stated
+from rm_assets.data.formats.turn_markers import begins_nemo_chat, nemo_messages
 from rm_assets.data.records import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
 """A line's number and its text, or the text's UTF-8; None where it was rejected before."""
 PairOfLines = tuple[NumberedLine, NumberedLine | None]
 """Two lines that follow each other; None where an odd last one has no partner."""
-
-_TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
-_ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
 
 
 class TwoLineRecord(Common, kw_only=True):
@@ -112,13 +109,6 @@ def _conversation(text: str) -> tuple[Message, ...]:
 
 
 def _nemo_chat(text: str) -> tuple[Message, ...]:
-    r"""The messages of NeMo's chat; one line feed before a turn, and a last empty turn's mark, belong to the marks."""
-    turns = list(_TURN.finditer(text))
-    if not turns or turns[0].start() != 0 or "<extra_id_2>" in text:
+    if not begins_nemo_chat(text) or "<extra_id_2>" in text:
         raise PreferenceError(Reason.UNKNOWN_FORMAT, "neither a transcript nor NeMo's chat")
-    ends = [turn.start() for turn in turns[1:]] + [len(text)]
-    messages = [
-        Message(role=_ROLES[turn[1]], content=text[turn.end() : end].removesuffix("<extra_id_1>").removesuffix("\n"))
-        for turn, end in zip(turns, ends, strict=True)
-    ]
-    return tuple(message for message in messages if message.role != "system" or message.content)
+    return nemo_messages(text)

@@ -17,6 +17,7 @@ from rm_assets.data.records import Reason
 
 _ROLES = ("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation")
 _OPENINGS = ("[", "{")
+_OPENS = re.compile(r"\s*+(?:[\[{]|\w{1,64}+\()").match
 # Quotes are doubled where CSV has quoted a field.
 _ROLE = re.compile(rf"""['"]{{1,2}}(?:role|from)['"]{{1,2}}\s*+:\s*+['"]{{1,2}}(?:{"|".join(_ROLES)})['"]""")
 _CONTENT = re.compile(r"""['"]{1,2}(?:content|value)['"]{1,2}\s*+:""")
@@ -29,7 +30,7 @@ _TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
 
 def opens_like_list(text: str) -> bool:
     """Whether a text may be such a list at all; the functions below say whether it is one."""
-    return text.lstrip().startswith(_OPENINGS) or text.rstrip().endswith((")", ")]"))
+    return _OPENS(text) is not None
 
 
 def written_messages(text: str) -> list[dict[str, Any]] | None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import begins_with_marker, is_repeated
 
-from rm_assets.data.formats.messages import is_transcript
 from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
 from rm_assets.data.records import Reason
 
@@ -35,7 +35,7 @@ def winner(*arguments: Any) -> str | None:
     return compare(*arguments).chosen[0].content
 
 
-@given(texts=TEXTS.filter(lambda texts: not any(map(is_transcript, texts))))
+@given(texts=TEXTS.filter(lambda texts: not any(map(begins_with_marker, texts)) and not is_repeated(*texts)))
 @pytest.mark.parametrize("names", PAIRS)
 def test_a_pair_comes_back_from_every_spelling_and_swapping_the_label_swaps_the_sides(
     names: tuple[str, str], texts: list[str]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import keys_of, pair_id
+from support import begins_with_marker, is_repeated, keys_of, pair_id
 
 from rm_assets.data import formats
 from rm_assets.data.formats import public_sets
@@ -30,9 +30,11 @@ from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
 from rm_assets.data.records import Reason
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
+    lambda text: text.strip() and not begins_with_marker(text)
+)
 # In a transcript a message can hold no marker after an empty line, and no second space at its start is lost.
-TURN = TEXT.filter(lambda text: "\n\nHuman:" not in text and "\n\nAssistant:" not in text)
+TURN = TEXT.filter(lambda text: not re.search("(\n\n|\r\n\r\n)(Human|Assistant):", text))
 
 
 @st.composite
@@ -149,11 +151,7 @@ def test_a_pair_comes_back_with_the_same_id_from_every_format(
     assert keys_of(read) == keys_of(preference)
 
 
-@given(
-    preference=preferences(single_turn=True).filter(
-        lambda p: not (p.prompt[0].content or "").startswith(("Human:", "Assistant:"))
-    )
-)
+@given(preference=preferences(single_turn=True).filter(lambda p: not is_repeated(*as_plain(p).values())))
 def test_a_plain_pair_comes_back_with_the_same_id(preference: Preference) -> None:
     [read] = parse_row(json.dumps(as_plain(preference)))
     assert read.format == Format.PLAIN
@@ -429,7 +427,10 @@ SHAPES = st.sampled_from(
         {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": -1},
         {"prompt": '["q"]', "response_a": '["a"]', "response_b": "[null]", "winner_model_a": 1, "winner_model_b": 0},
         {"data": {"prompt": "q", "answer1": "a", "answer2": "b"}, "annotations": [{"result": [{"type": "pairwise"}]}]},
-        {"fields": {"prompt": "q", "response_1": "a", "response_2": "b"}, "responses": {"label": [{"value": SECRET}]}},
+        {
+            "fields": {"prompt": "q", "response_1": "a", "response_2": "b"},
+            "responses": {"label": [{"value": f"the {SECRET} in the attic"}]},
+        },
     ]
 )
 

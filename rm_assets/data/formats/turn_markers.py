@@ -1,0 +1,137 @@
+r"""Turn markers that stand in a prompt: NeMo's are read as messages, those of other chat templates are a reject.
+
+HelpSteer2's prompts are `question\n<extra_id_1>Assistant\nanswer\n<extra_id_1>User\nquestion`. A template's markers
+count at the start of a text alone: a text that quotes them later on is a text.
+"""
+
+import re
+from typing import Any
+
+from rm_assets.data.formats.preferences import Message, PreferenceError
+from rm_assets.data.records import Reason
+
+# --- NeMo ----------------------------------------------------------------------------------------------------
+
+NEMO_MARK = "<extra_id_"
+_NEMO_TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
+_NEMO_ANSWER = "\n<extra_id_1>Assistant\n"
+_NEMO_ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
+
+
+def nemo_messages(text: str) -> tuple[Message, ...]:
+    r"""The messages of NeMo's chat, before the first mark the user's; no messages where the text has no mark.
+
+    One line feed before a turn, a last empty turn's mark, and an empty system message belong to the marks.
+    """
+    turns = list(_NEMO_TURN.finditer(text))
+    if not turns:
+        return ()
+    ends = [turn.start() for turn in turns[1:]] + [len(text)]
+    messages = [
+        Message(role=_NEMO_ROLES[turn[1]], content=_nemo_content(text[turn.end() : end]))
+        for turn, end in zip(turns, ends, strict=True)
+    ]
+    if opening := _nemo_content(text[: turns[0].start()]):
+        messages.insert(0, Message(role="user", content=opening))
+    return tuple(message for message in messages if message.role != "system" or message.content)
+
+
+def _nemo_content(text: str) -> str:
+    return text.removesuffix("<extra_id_1>").removesuffix("\n")
+
+
+def open_nemo_prompt(prompt: str) -> str:
+    """A prompt of NeMo's chat up to where the reply begins; empty if it is none, as a text may quote such marks.
+
+    User and assistant take turns in it, and the user comes last, or an empty turn of the assistant.
+    """
+    if NEMO_MARK not in prompt:
+        return ""
+    if prompt.rstrip().endswith(_NEMO_ANSWER.strip()):
+        prompt = prompt.rstrip() + "\n"
+    messages = [message for message in nemo_messages(prompt) if message.role != "system"]
+    is_open = bool(messages) and messages[-1] == Message(role="assistant", content="")
+    roles = [message.role for message in messages][: len(messages) - is_open]
+    if len(roles) % 2 == 0 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+        return ""
+    return prompt if is_open else prompt + _NEMO_ANSWER
+
+
+def begins_nemo_chat(text: str) -> bool:
+    """Whether a text begins with a turn of NeMo's chat."""
+    return _NEMO_TURN.match(text) is not None
+
+
+# --- the markers of other templates --------------------------------------------------------------------------
+
+_NAMES = (
+    "im_start im_end im_user im_system start_header_id begin_of_text header_start user assistant system User Assistant "
+    "System USER ASSISTANT human bot prompter start turn startoftext endoftext START_OF_TURN_TOKEN BOS"
+)
+_SIGNS = [
+    *(f"<|{name}|>" for name in _NAMES.split()),
+    *("[INST]", "[/INST]", "<<SYS>>", "[SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[gMASK]", "[|Human|]", "[|User|]"),
+    *("<start_of_turn>", "<bos>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<human>:", "<bot>:"),
+    *("<extra_id_0>System", "<extra_id_1>User", "<extra_id_1>Assistant"),
+]
+_PHRASES = [
+    *(f"### {name}:" for name in ("Instruction", "Human", "User", "System", "Question", "Assistant", "Response")),
+    *(f"GPT4 {name}:" for name in ("Correct User", "User", "Correct Assistant", "Assistant")),
+    "Below is an instruction that describes a task",
+    "A chat between a curious user and",
+    "A chat between a curious human and",
+]
+_SPEAKERS = {"USER:": "ASSISTANT:", "User:": "Assistant:", "HUMAN:": "ASSISTANT:"}
+_SIGN = re.compile(rf"\s*+(?:<s>\s*+)?({'|'.join(map(re.escape, _SIGNS))})")
+_PHRASE = re.compile(rf"\s*+(?:<s>\s*+)?({'|'.join(map(re.escape, [*_PHRASES, *_SPEAKERS]))})")
+_LAST_ANSWER = re.compile(r"\n[ \t]*(Assistant|ASSISTANT|### Response):\s*\Z")
+_ANSWER_CHARACTERS = 40
+"""At the end of a prompt, where such a marker stands."""
+
+
+def marker_of_prompt(prompt: str) -> str:
+    """The turn marker of another template that a prompt begins with, or empty.
+
+    `USER:` is one if `ASSISTANT:` follows somewhere, `User:` if the prompt ends with `Assistant:`; a last `Assistant:`
+    on a line of its own is one if some `Human:` or `User:` begins a line before it.
+    """
+    if found := _SIGN.match(prompt) or _PHRASE.match(prompt):
+        answer = _SPEAKERS.get(found[1], "")
+        if prompt.rstrip().endswith(answer) or (answer.isupper() and answer in prompt):
+            return found[1]
+    if _LAST_ANSWER.search(prompt[-_ANSWER_CHARACTERS:]):
+        return next((name for name in ("Human:", "User:", "USER:", "### Instruction:") if f"\n{name}" in prompt), "")
+    return ""
+
+
+def require_no_marker(prompt: str | None, chosen: Any, rejected: Any) -> None:
+    """Raise PreferenceError where the prompt, or both replies, have turn markers of another template."""
+    if prompt is not None and (marker := marker_of_prompt(prompt)):
+        raise _foreign_marker("`prompt` has", marker)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        one, other = _SIGN.match(chosen), _SIGN.match(rejected)
+        if one and other:
+            raise _foreign_marker("both replies begin with", one[1])
+
+
+def _foreign_marker(where: str, marker: str) -> PreferenceError:
+    problem = (
+        f"{where} `{marker}`, a turn marker of a model's template: give messages with `role` and `content` instead"
+    )
+    return PreferenceError(Reason.TURN_MARKERS, problem)
+
+
+# --- texts without any ---------------------------------------------------------------------------------------
+
+_MAYBE_MARKED = re.compile(r"\s*+(?:[<\[{#]|Human|Assistant|HUMAN|USER|User|GPT4|Below is an|A chat|\w{1,64}+\()").match
+
+
+def have_no_markers(prompt: str, chosen: str, rejected: str) -> bool:
+    """Whether three texts surely begin with no marker, also none of transcripts or of lists; told at little cost."""
+    return not (
+        _MAYBE_MARKED(prompt)
+        or _MAYBE_MARKED(chosen)
+        or _MAYBE_MARKED(rejected)
+        or NEMO_MARK in prompt
+        or prompt[-_ANSWER_CHARACTERS:].rstrip().endswith(":")
+    )
