@@ -47,7 +47,8 @@ from rm_assets.settings import Settings
 
 VERSION = 6
 _NUM_TOLD = 10
-_COUNTS = ("num_in", "num_stated", "num_tied", "num_not_taken", "num_second_lines", "num_held_back")
+_RANKING_COUNTS = ("num_tied", "num_not_taken", "num_left_out")
+_COUNTS = ("num_in", "num_stated", *_RANKING_COUNTS, "num_second_lines", "num_held_back")
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -93,8 +94,8 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
                 for preference in stated.preferences:
                     rows.add(lines[0][0], preference)
                 counts["num_stated"] += len(stated.preferences)
-                if stated.num_tied or stated.num_not_taken or len(lines) > 1:
-                    more = {"num_tied": stated.num_tied, "num_not_taken": stated.num_not_taken}
+                more = {name: number for name in _RANKING_COUNTS if (number := getattr(stated, name))}
+                if more or len(lines) > 1:
                     counts.update(more, num_second_lines=len(lines) - 1)
             except PreferenceError as error:
                 rejects += [_reject(task.source, line, error, text) for line, text in lines if text is not None]

@@ -95,6 +95,7 @@ _TOTALS = {
         "held_back_lines": "num_held_back",
         "tied_pairs": "num_tied",
         "pairs_over_the_cap": "num_not_taken",
+        "responses_left_out": "num_left_out",
     },
     Stage.FLATTENED: {
         "characters": "num_characters",

@@ -266,7 +266,8 @@ def _sides(row: Row) -> tuple[Any, Any]:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
+    """Whether a list is one of texts, of which some may be null."""
+    return isinstance(value, list) and isinstance(next((item for item in value if item is not None), None), str)
 
 
 def _wrong_field(error: msgspec.ValidationError) -> PreferenceError:

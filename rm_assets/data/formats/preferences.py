@@ -96,7 +96,10 @@ class Preference(Struct, frozen=True, kw_only=True):
 
 
 class Stated(Struct, frozen=True, kw_only=True):
-    """What one row states: its preferences, and how many pairs of a ranking are none or were left out."""
+    """What one row states: its preferences, how many pairs of a ranking are none or over the cap.
+
+    Responses that are left out are empty or unranked.
+    """
 
     preferences: list[Preference]
     num_tied: int = 0

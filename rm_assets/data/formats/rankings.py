@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from rm_assets.data.fingerprint import short_hash
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
-from rm_assets.data.formats.messages import Prompt, Reply, compared
+from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, compared
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.records import Reason
 
@@ -46,17 +46,25 @@ class ScoredListsRecord(Common, kw_only=True):
     """`{"prompt": "...", "responses": ["...", ...], "scores": [2, ...]}`, or `ranks`, where lower is better."""
 
     prompt: Prompt | None = None
-    responses: list[str]
-    scores: list[float] | None = None
-    ranks: list[float] | None = None
+    responses: list[str | None]
+    scores: list[float | None] | None = None
+    ranks: list[float | None] | None = None
 
 
 class ReplyListsRecord(Common, kw_only=True):
     """`{"prompt": "...", "chosen": ["...", ...], "rejected": ["...", ...]}`: each chosen reply beats each rejected."""
 
     prompt: Prompt
-    chosen: list[str] | str
-    rejected: list[str] | str
+    chosen: list[str | None] | str
+    rejected: list[str | None] | str
+
+
+class Response(NamedTuple):
+    """A response as a row has it: without a reply, or with neither a score nor a rank, it is left out."""
+
+    reply: Reply | None
+    score: float | None
+    rank: float | None = None
 
 
 class Ranked(NamedTuple):
@@ -73,11 +81,8 @@ class Ranked(NamedTuple):
 def from_ranking(record: RankingRecord, rules: ParsingRules) -> Stated:
     """The pairs of responses that each bring a score or a rank."""
     _require_few(len(record.responses))
-    scores = [_only(item.score, item.rating) for item in record.responses]
-    standings = _standings(len(record.responses), scores, [item.rank for item in record.responses])
-    replies = [_reply(item) for item in record.responses]
-    ranked = [Ranked(reply, *standing) for reply, standing in zip(replies, standings, strict=True)]
-    return _stated(record, Format.RANKING, record.prompt, ranked, rules)
+    responses = [Response(_reply(item), _only(item.score, item.rating), item.rank) for item in record.responses]
+    return _stated(record, Format.RANKING, record.prompt, responses, rules)
 
 
 def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> Stated:
@@ -88,22 +93,19 @@ def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> Stated:
         if values is not None and len(values) != num_responses:
             raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` and `responses` are not of one length")
     unknown = [None] * num_responses
-    standings = _standings(num_responses, record.scores or unknown, record.ranks or unknown)
-    ranked = [Ranked(reply, *standing) for reply, standing in zip(record.responses, standings, strict=True)]
-    return _stated(record, Format.SCORED_LISTS, record.prompt, ranked, rules)
+    columns = record.responses, record.scores or unknown, record.ranks or unknown
+    responses = [Response(*fields) for fields in zip(*columns, strict=True)]
+    return _stated(record, Format.SCORED_LISTS, record.prompt, responses, rules)
 
 
 def from_reply_lists(record: ReplyListsRecord, rules: ParsingRules) -> Stated:
     """The pairs of every chosen with every rejected reply."""
-    ranked = [
-        Ranked(reply, standing, scored=False)
-        for replies, standing in ((record.chosen, 1.0), (record.rejected, 0.0))
-        for reply in ([replies] if isinstance(replies, str) else replies)
-    ]
-    _require_few(len(ranked))
-    if not record.chosen or not record.rejected:
-        raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` is an empty list")
-    return _stated(record, Format.REPLY_LISTS, record.prompt, ranked, rules, margin=stated_margin(record))
+    sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
+    _require_few(sum(map(len, sides)))
+    if any(all(map(_is_empty, replies)) for replies in sides):
+        raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has no reply that is not empty")
+    responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
+    return _stated(record, Format.REPLY_LISTS, record.prompt, responses, rules, margin=stated_margin(record))
 
 
 def _require_few(num_responses: int) -> None:
@@ -118,28 +120,60 @@ def _only(*values: float | None) -> float | None:
     return next(iter(given), None)
 
 
-def _reply(item: ResponseRecord) -> Reply:
+def _reply(item: ResponseRecord) -> Reply | None:
     named = (item.response, item.completion, item.answer, item.output, item.content, item.text)
     given = [reply for reply in named if reply is not None]
-    if not given:
-        problem = "a response needs `response`, `completion`, `answer`, `output`, `content` or `text`"
-        raise PreferenceError(Reason.MISSING_FIELD, problem)
     if len(given) > 1:
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, "a response stands under two names")
-    return given[0]
+    return given[0] if given else None
 
 
-def _standings(
-    num_responses: int, scores: Sequence[float | None], ranks: Sequence[float | None]
-) -> list[tuple[float, bool]]:
+def _ranked(responses: Sequence[Response]) -> list[Ranked]:
+    """The responses that can be compared, without those that are empty or unranked, if two or more are left.
+
+    Of one alone nothing can be said, and a row that has no more states a tie.
+    """
+    there = [response for response in responses if not _is_empty(response.reply)]
+    found = [response for response in there if response.score is not None or response.rank is not None]
+    if len(found) < 2 <= len(responses):
+        if all(response.reply is None for response in responses):
+            problem = "a response needs `response`, `completion`, `answer`, `output`, `content` or `text`"
+            raise PreferenceError(Reason.MISSING_FIELD, problem)
+        if len(there) < 2:
+            problem = f"{len(responses) - len(there)} of {len(responses)} responses are empty"
+            raise PreferenceError(Reason.EMPTY_REPLY, problem)
+        problem = f"{len(there) - len(found)} of {len(there)} responses have neither a score nor a rank"
+        raise PreferenceError(Reason.MISSING_FIELD, problem)
+    standings = _standings([response.score for response in found], [response.rank for response in found])
+    replies = [response.reply for response in found if response.reply is not None]
+    return [Ranked(reply, *standing) for reply, standing in zip(replies, standings, strict=True)]
+
+
+def _is_empty(reply: Reply | None) -> bool:
+    """Whether a reply is missing or blank, or a message of it is."""
+    if reply is None or isinstance(reply, str):
+        return not (reply or "").strip()
+    messages = reply if isinstance(reply, list) else [reply]
+    return not messages or any(message.role != "system" and _is_blank(message) for message in messages)
+
+
+def _is_blank(message: MessageRecord) -> bool:
+    content = message.content if message.content is not None else message.value
+    if isinstance(content, list):
+        content = "".join([part.text or part.value or part.type.removesuffix("text") for part in content])
+    return not (content or "").strip() and not message.tool_calls
+
+
+def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) -> list[tuple[float, bool]]:
     """Each response's standing, higher is better, and whether it is a score: scores as they are, ranks negated.
 
     Both may be given if they put no two responses in opposite order.
     """
+    num_responses = len(scores)
     by_score = [score for score in scores if score is not None]
     by_rank = [-rank for rank in ranks if rank is not None]
     if num_responses not in (len(by_score), len(by_rank)):
-        raise PreferenceError(Reason.MISSING_FIELD, "each response needs a score, or each a rank")
+        raise PreferenceError(Reason.MISSING_FIELD, "some responses have only a score, and others only a rank")
     if len(by_score) < num_responses:
         return [(standing, False) for standing in by_rank]
     if len(by_rank) == num_responses:
@@ -157,7 +191,7 @@ def _stated(
     record: Common,
     format_name: Format,
     prompt: Prompt | None,
-    ranked: list[Ranked],
+    responses: Sequence[Response],
     rules: ParsingRules,
     *,
     margin: float = 0.0,
@@ -166,6 +200,7 @@ def _stated(
 
     `margin` is that of pairs whose standings are no scores.
     """
+    ranked = _ranked(responses)
     texts = [_text(response.reply) for response in ranked]
     _require_distinct(ranked, texts)
     pairs = [
@@ -177,7 +212,7 @@ def _stated(
         raise PreferenceError(Reason.TIE, "no two responses of different rank")
     # The draw does not depend on the order of the responses.
     drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]
-    _require_small(record, texts, drawn)
+    _require_small(_shared_size(record, responses), texts, drawn)
     preferences = [
         preference(
             record,
@@ -188,11 +223,21 @@ def _stated(
         for better, worse in sorted(drawn)
     ]
     num_tied = len(ranked) * (len(ranked) - 1) // 2 - len(pairs)
-    return Stated(preferences=preferences, num_tied=num_tied, num_not_taken=len(pairs) - len(drawn))
+    return Stated(
+        preferences=preferences,
+        num_tied=num_tied,
+        num_not_taken=len(pairs) - len(drawn),
+        num_left_out=len(responses) - len(ranked),
+    )
 
 
-def _require_small(record: Common, texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> None:
-    shared = max(0, len(msgspec.json.encode(record)) - sum(map(len, texts)))
+def _shared_size(record: Common, responses: Sequence[Response]) -> int:
+    """The characters of a row that each of its pairs holds: all but those of the replies."""
+    replies = sum(len(_text(response.reply)) for response in responses if response.reply is not None)
+    return max(0, len(msgspec.json.encode(record)) - replies)
+
+
+def _require_small(shared: int, texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> None:
     num_characters = sum(shared + len(texts[one]) + len(texts[other]) for one, other in pairs)
     if num_characters > MAX_CHARACTERS:
         problem = f"{len(pairs)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
@@ -204,10 +249,8 @@ def _text(reply: Reply) -> str:
 
 
 def _require_distinct(ranked: list[Ranked], texts: Iterable[str]) -> None:
-    """No response may be empty, or stand twice with different ranks, whether or not its pairs are drawn."""
+    """No response may stand twice with different ranks, whether or not its pairs are drawn."""
     standings: dict[str, float] = {}
     for number, (response, text) in enumerate(zip(ranked, texts, strict=True), start=1):
-        if not text.strip():
-            raise PreferenceError(Reason.EMPTY_REPLY, f"response {number} is empty")
         if standings.setdefault(text, response.standing) != response.standing:
             raise PreferenceError(Reason.IDENTICAL_REPLIES, f"response {number} stands twice, with different ranks")

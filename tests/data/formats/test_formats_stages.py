@@ -1,6 +1,7 @@
 """Formats at the validated stage: settings are part of the keys, rankings are conserved, ambiguous files held back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import plain_row, silent, write_lines
@@ -11,6 +12,7 @@ from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot
 from rm_assets.data.validation import validated_snapshot
+from rm_assets.defs.stage_results import stage_result
 from rm_assets.settings import Settings
 
 
@@ -23,7 +25,7 @@ def validated(settings: Settings, **changes: object) -> Snapshot:
     return snapshot
 
 
-def ranking(number: int) -> dict[str, object]:
+def ranking(number: int) -> dict[str, Any]:
     replies = [{"text": f"reply {reply}", "score": reply // 2} for reply in range(4)]
     return {"prompt": f"Question {number}?", "responses": replies}
 
@@ -53,6 +55,19 @@ def test_a_pair_keeps_how_many_annotators_agree_and_unlabelled_records_are_no_da
     assert snapshot.manifest.shards[0].stats["reasons"] == {"tie": 1, "unlabelled": 1}
     each = validated(settings, annotators="each").manifest
     assert each.num_rows() == 3 + 1 + 1 + 2
+
+
+def test_responses_that_are_empty_or_unranked_are_counted_and_shown_and_their_line_is_conserved(
+    settings: Settings,
+) -> None:
+    partial = ranking(2)["responses"] + [{"text": "unranked"}, {"text": "", "score": 7}]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), {"prompt": "q", "responses": partial}])
+    raw = raw_snapshot(settings, silent)
+    snapshot = validated(settings)
+    assert (snapshot.manifest.num_rows(), snapshot.manifest.num_rows(rejects=True)) == (1 + 4, 0)
+    assert snapshot.manifest.total("num_left_out") == 2
+    shown = stage_result(Stage.VALIDATED, snapshot, raw, settings).metadata or {}
+    assert (shown["responses_left_out"], shown["tied_pairs"]) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -95,18 +95,21 @@ def test_a_ranking_whose_pairs_would_repeat_a_long_prompt_too_often_is_a_reject(
         ({"responses": []}, Reason.TIE),
         ({"responses": SCORED[:1]}, Reason.TIE),
         ({"responses": SCORED[1:]}, Reason.TIE),
-        ({"responses": [*SCORED, {"text": "d"}]}, Reason.MISSING_FIELD),
+        ({"responses": [*SCORED[:1], {"text": "d"}, {"text": "e", "score": None}]}, Reason.MISSING_FIELD),
+        ({"responses": [*SCORED[:2], {"text": "d", "rank": 1}]}, Reason.MISSING_FIELD),
         ({"responses": ["a", "b"]}, Reason.MISSING_FIELD),
         ({"responses": [{"score": 1}, {"score": 2}]}, Reason.MISSING_FIELD),
         ({"responses": ["a", "b"], "scores": [1]}, Reason.WRONG_TYPE),
         ({"responses": ["a", "b"], "scores": [1, "two"]}, Reason.WRONG_TYPE),
         ({"responses": [*SCORED, {"text": "a", "score": 1}]}, Reason.IDENTICAL_REPLIES),
-        ({"responses": [*SCORED, {"text": " ", "score": 1}]}, Reason.EMPTY_REPLY),
+        ({"responses": [*SCORED[:1], {"text": " ", "score": 1}]}, Reason.EMPTY_REPLY),
+        ({"responses": [None, "b"], "scores": [1, 2]}, Reason.EMPTY_REPLY),
         ({"responses": [*SCORED, {"text": "d", "answer": "e", "score": 1}]}, Reason.AMBIGUOUS_FIELD),
         ({"responses": [*SCORED, {"text": "d", "rating": 2, "score": 1}]}, Reason.AMBIGUOUS_FIELD),
         ({"responses": ["a", "b"], "scores": [1, 2], "ranks": [1, 2]}, Reason.SCORES_DISAGREE),
         ({"responses": ["a"] * 257, "scores": [1] * 257}, Reason.TOO_MANY_RESPONSES),
         ({"chosen": ["a"], "rejected": []}, Reason.EMPTY_REPLY),
+        ({"chosen": [" ", None], "rejected": ["b", "c"]}, Reason.EMPTY_REPLY),
         ({"chosen": ["a"], "rejected": ["b", "a"]}, Reason.IDENTICAL_REPLIES),
     ],
 )
@@ -114,6 +117,69 @@ def test_a_ranking_that_is_not_sound_is_a_reject_whole(row: dict[str, Any], reas
     with pytest.raises(PreferenceError) as error:
         parse_row(json.dumps({"prompt": "q"} | row))
     assert error.value.reason == reason
+
+
+PARTIAL = {
+    "a rank that is null": {"responses": [*SCORED[:2], {"text": "c", "score": None}]},
+    "no rank": {"responses": [{"text": "c"}, *SCORED[:2]]},
+    "an empty reply": {"responses": [SCORED[0], {"text": " \n", "score": 9}, SCORED[1]]},
+    "a reply that is null": {"responses": [*SCORED[:2], {"text": None, "score": 0}]},
+    "no reply": {"responses": [*SCORED[:2], {"score": 0}]},
+    "an empty message": {"responses": [*SCORED[:2], {"text": [{"role": "assistant", "content": ""}], "score": 0}]},
+    "empty parts": {
+        "responses": [
+            *SCORED[:2],
+            {"text": {"role": "assistant", "content": [{"type": "text", "text": " "}]}, "score": 0},
+        ]
+    },
+    "a score that is null": {"responses": ["a", "c", "b"], "scores": [3, None, 1.5]},
+    "an empty text": {"responses": ["", "a", "b"], "scores": [9, 3, 1.5]},
+    "a text that is null": {"responses": [None, "a", "b"], "scores": [9, 3, 1.5]},
+    "scores and ranks": {"responses": ["a", "b", "c"], "scores": [3, 1.5, None], "ranks": [1, 2, None]},
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_a_response_that_is_empty_or_unranked_is_left_out_and_counted(name: str) -> None:
+    row = {"prompt": "q"} | PARTIAL[name]
+    assert pairs(row) == {("a", "b", 1.5)}
+    stated = stated_by(json.dumps(row), ALL)
+    assert (stated.num_tied, stated.num_not_taken, stated.num_left_out) == (0, 0, 1)
+
+
+def test_empty_replies_of_a_side_are_left_out() -> None:
+    row = {"prompt": "q", "chosen": [None, "a", ""], "rejected": ["b", " "]}
+    assert pairs(row) == {("a", "b", 0.0)}
+    assert stated_by(json.dumps(row), ALL).num_left_out == 3
+
+
+def test_nothing_is_left_out_of_a_whole_ranking_and_its_ties_are_counted_alone() -> None:
+    stated = stated_by(
+        json.dumps({"prompt": "q", "responses": [*SCORED, {"text": "d"}, {"text": "", "score": 1}]}), ALL
+    )
+    assert (len(stated.preferences), stated.num_tied, stated.num_left_out) == (2, 1, 2)
+    assert stated_by(json.dumps({"prompt": "q", "responses": SCORED}), ALL).num_left_out == 0
+
+
+def test_what_is_left_out_does_not_count_towards_the_size_of_the_pairs() -> None:
+    """24 responses are 276 pairs, which would hold 83 million characters if each held what was left out."""
+    row = {"prompt": "q", "responses": [{"text": f"{n:02}", "rank": n} for n in range(24)] + [{"text": "d" * 300_000}]}
+    assert len(pairs(row)) == 276
+
+
+@pytest.mark.parametrize(
+    ("responses", "detail"),
+    [
+        ([{"text": "a", "score": 1}, {"text": "b"}, {"text": "c"}], "2 of 3 responses have neither a score nor a rank"),
+        ([{"text": "a", "score": 1}, {"text": ""}, {"score": 2}], "2 of 3 responses are empty"),
+        ([{"reply": "a", "score": 1}, {"reply": "b", "score": 2}], "a response needs `response`, `completion`"),
+        ([{"text": "a", "score": 1}, {"text": "b", "rank": 2}], "some responses have only a score, and others only a"),
+    ],
+)
+def test_a_ranking_of_which_too_little_is_left_says_why(responses: list[Any], detail: str) -> None:
+    with pytest.raises(PreferenceError) as error:
+        parse_row(json.dumps({"prompt": "q", "responses": responses}))
+    assert error.value.detail.startswith(detail)
 
 
 def test_scores_and_ranks_may_both_be_given() -> None:
