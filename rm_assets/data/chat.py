@@ -22,6 +22,7 @@ from jinja2 import TemplateSyntaxError, nodes
 from rm_assets.data.bounded_templates import BoundedTemplate, TemplateLimitError
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.pretrained import load_tokenizer, tokenizer_errors
+from rm_assets.data.template_refusals import refusal
 from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
@@ -260,7 +261,7 @@ def _with_aliases(messages: Sequence[MessageDict]) -> list[MessageDict]:
 def _tools(tools: str) -> list[Any] | None:
     listed = msgspec.json.decode(tools) if tools else None
     if listed is not None and not all(isinstance(tool, dict) for tool in listed):
-        raise ValueError("tools must be objects")
+        raise TemplateError("each tool must be an object")
     return listed
 
 
@@ -293,8 +294,7 @@ def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **o
 
 def _template_error(chat: ChatTokenizer, error: Exception) -> TemplateError:
     """Whatever a template's Jinja raises: the row's fault or the template's, never ours."""
-    message = str(error)
-    return TemplateError(message if message and message in chat.template else type(error).__name__)
+    return error if isinstance(error, TemplateError) else TemplateError(refusal(chat.template, error))
 
 
 def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:

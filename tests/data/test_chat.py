@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rm_assets.data.chat import (
     ChatTokenizer,
+    TemplateError,
     encode,
     load_chat_tokenizer,
     lost_parts,
@@ -163,24 +164,52 @@ def test_a_template_that_refuses_says_why_only_in_its_own_words(tmp_path: Path) 
     )
     with pytest.raises(PreferenceError) as error:
         flatten_pair(spying, {"prompt": [USER, REPLY] * 2 + [USER], "chosen": [REPLY], "rejected": [NO]}, "")
-    assert "words" not in error.value.detail
+    assert error.value.detail == "the template fails with TemplateError"
+
+
+@pytest.mark.parametrize(
+    ("written", "detail"),
+    [
+        ("raise_exception('Unknown role: ' ~ messages[0].role ~ ' here')", "Unknown role: …"),
+        ("raise_exception('It\\'s not\\nallowed')", "It's not allowed"),
+        ("raise_exception('x' * 9000)", "the template fails with TemplateError"),
+        ("messages[0].content + none", 'the template fails: can only concatenate str (not "NoneType") to str'),
+        ("messages[0].gone.further", "the template fails: 'dict object' has no attribute 'gone'"),
+        ("{}[messages[0].content].further", "the template fails with UndefinedError"),
+        ("messages[0].content | abs", "the template fails: bad operand type for abs(): 'str'"),
+    ],
+)
+def test_what_a_template_fails_with_is_told_without_the_text_of_the_row(
+    tmp_path: Path, written: str, detail: str
+) -> None:
+    template = f"{{{{ {written} if messages | length > 4 }}}}{CHATML}"
+    chat = chat_tokenizer(tmp_path, template, pad_token="<|pad|>")
+    with pytest.raises(PreferenceError) as error:
+        flatten_pair(chat, {"prompt": [USER, REPLY] * 2 + [USER], "chosen": [REPLY], "rejected": [NO]}, "")
+    assert (error.value.reason, error.value.detail) == (Reason.TEMPLATE_ERROR, detail)
+
+
+def test_a_tool_that_is_no_object_is_told(tmp_path: Path) -> None:
+    chat = chat_tokenizer(tmp_path, CHATML, pad_token="<|pad|>")
+    with pytest.raises(TemplateError, match="each tool must be an object"):
+        render(chat, [USER, REPLY], '["add"]')
 
 
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
-        ("{{ (''|attr('__class__')).__mro__ }}", "SecurityError"),
-        ("{{ ().__class__.__base__.__subclasses__() }}", "SecurityError"),
-        ("{{ cycler.__init__.__globals__.os.system('touch run') }}", "SecurityError"),
-        ("{{ lipsum.__globals__['os'].system('touch run') }}", "UndefinedError"),
-        ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "SecurityError"),
-        ("{{ messages.append(messages[0]) }}", "SecurityError"),
-        ("{{ messages[0].update({'content': 'x'}) }}", "SecurityError"),
-        ("{% include '/etc/passwd' %}", "TypeError"),
-        ("{% import '/etc/passwd' as x %}", "TypeError"),
-        ("{% for i in range(10**9) %}x{% endfor %}", "OverflowError"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ ''.__class__.__mro__ }}", "the template fails with SecurityError"),
+        ("{{ (''|attr('__class__')).__mro__ }}", "the template fails with SecurityError"),
+        ("{{ ().__class__.__base__.__subclasses__() }}", "the template fails with SecurityError"),
+        ("{{ cycler.__init__.__globals__.os.system('touch run') }}", "the template fails with SecurityError"),
+        ("{{ lipsum.__globals__['os'].system('touch run') }}", "the template fails: 'lipsum' is undefined"),
+        ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "the template fails with SecurityError"),
+        ("{{ messages.append(messages[0]) }}", "the template fails with SecurityError"),
+        ("{{ messages[0].update({'content': 'x'}) }}", "the template fails with SecurityError"),
+        ("{% include '/etc/passwd' %}", "the template fails: no loader for this environment specified"),
+        ("{% import '/etc/passwd' as x %}", "the template fails: no loader for this environment specified"),
+        ("{% for i in range(10**9) %}x{% endfor %}", "the template fails with OverflowError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "the template fails with RecursionError"),
     ],
 )
 def test_a_template_that_reaches_for_more_than_a_conversation_is_refused(

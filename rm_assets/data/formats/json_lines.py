@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from rm_assets.data.formats.json_problems import json_problem
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
 MAX_DEPTH = 64
+_JSON_NAMES = {list: "list", str: "string", bool: "boolean", type(None): "null"}
 _WHOLE = ("tools", "tool_calls")
 """What is kept as it stands: each field in it is read."""
 # Possessive, and the end quote optional: linear in the length of any text, also one whose strings never end.
@@ -27,11 +29,12 @@ def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, An
     content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     try:
         row = msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError):
-        raise PreferenceError(Reason.NOT_JSON, "not one JSON value") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise PreferenceError(Reason.NOT_JSON, json_problem(content, error)) from None
     num_colons = _num_colons(row, 1)
     if not isinstance(row, dict):
-        raise PreferenceError(Reason.NOT_AN_OBJECT, "a JSON value, but no object")
+        found = _JSON_NAMES.get(type(row), "number")
+        raise PreferenceError(Reason.NOT_AN_OBJECT, f"the line is a JSON {found}, not an object")
     is_plain = content.count(b":") == num_colons and b"\\u003" not in content  # which is how to escape a colon
     if not is_plain and _STRING.sub(b"", content).count(b":") != _num_fields(row):
         _require_single(content, set().union(*known_fields))

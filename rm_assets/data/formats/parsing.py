@@ -7,7 +7,7 @@ both and name them in `FORMATS`.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
@@ -55,7 +55,7 @@ from rm_assets.data.formats.field_names import (
 from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.media import require_no_media
-from rm_assets.data.formats.messages import has_turns, parse_transcript
+from rm_assets.data.formats.messages import MessageRecord, has_turns, parse_transcript
 from rm_assets.data.formats.numbers import with_numbers
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.rankings import (
@@ -68,6 +68,7 @@ from rm_assets.data.formats.rankings import (
 )
 from rm_assets.data.formats.side_scores import with_side_scores
 from rm_assets.data.formats.turn_markers import require_no_marker
+from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.formats.written_lists import with_lists_read
 from rm_assets.data.records import Reason
 
@@ -226,7 +227,7 @@ def _format_of(row: Row, rules: ParsingRules) -> Format:
         return Format.SCORED_LISTS if _are_texts(lists[0]) else Format.RANKING
     missing = "rejected" if "chosen" in row else "chosen"
     known = "chosen" in row or "rejected" in row
-    raise PreferenceError(Reason.MISSING_FIELD if known else Reason.UNKNOWN_FORMAT, f"no field `{missing}`")
+    raise PreferenceError(Reason.MISSING_FIELD if known else Reason.UNKNOWN_FORMAT, missing_field(missing, row))
 
 
 def _require_no_other_label(row: Row, responses: tuple[str, str], rules: ParsingRules) -> None:
@@ -257,7 +258,8 @@ def _format_of_sides(row: Row) -> Format:
         return Format.TRANSCRIPT
     if prompt is None:
         require_no_marker(None, chosen, rejected)
-        raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and `chosen` holds no conversation")
+        problem = f"`chosen` holds no conversation, and {missing_field('prompt', row)}"
+        raise PreferenceError(Reason.MISSING_FIELD, problem)
     return Format.PLAIN
 
 
@@ -273,7 +275,18 @@ def _are_texts(value: Any) -> bool:
 def _wrong_field(error: msgspec.ValidationError) -> PreferenceError:
     """msgspec's message without any text of the row: it names types and our own fields, but quotes enum values."""
     problem, _, place = str(error).partition(" - at ")
+    where = f" at {place}" if place else ""
     if problem.startswith("Object missing required field"):
-        return PreferenceError(Reason.MISSING_FIELD, f"{problem}{' at ' + place if place else ''}")
-    expected = problem if problem.startswith("Expected") else "a value that is not allowed"
-    return PreferenceError(Reason.WRONG_TYPE, f"{expected}{' at ' + place if place else ''}")
+        return PreferenceError(Reason.MISSING_FIELD, f"{problem}{where}")
+    if problem.startswith("Invalid enum value"):
+        problem = f"a value that is none of {_ALLOWED.get(place.strip('`').rpartition('.')[2], 'those allowed')}"
+    elif not problem.startswith("Expected"):
+        problem = "a value that is not allowed"
+    return PreferenceError(Reason.WRONG_TYPE, f"{problem}{where}")
+
+
+_ALLOWED = {
+    name: ", ".join(get_args(get_args(MessageRecord.__annotations__[field])[0]))
+    for name, field in (("role", "role"), ("from", "speaker"))
+}
+"""The values that these fields of a message may have."""

@@ -318,7 +318,7 @@ CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content
         ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', Reason.NOT_JSON),
         (f'"{SECRET}"', Reason.NOT_AN_OBJECT),
         ("null", Reason.NOT_AN_OBJECT),
-        ({SECRET: 1}, Reason.UNKNOWN_FORMAT),
+        ({"a": SECRET}, Reason.UNKNOWN_FORMAT),
         ({"prompt": SECRET, "chosen": "a"}, Reason.MISSING_FIELD),
         ({"chosen": SECRET, "rejected": "b"}, Reason.MISSING_FIELD),
         ({"prompt": SECRET, "chosen": 3, "rejected": "b"}, Reason.WRONG_TYPE),

@@ -1,0 +1,135 @@
+"""What a reject says: what was found, where, and the next step, but never the row's own text."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data.formats.parsing import PreferenceError, parse_row
+from rm_assets.data.records import Reason
+
+PYTHON = "is Python's, not JSON: write the line by json.dumps(), not by str()"
+
+
+def refused(line: str | dict[str, Any]) -> PreferenceError:
+    with pytest.raises(PreferenceError) as error:
+        parse_row(line if isinstance(line, str) else json.dumps(line))
+    return error.value
+
+
+# --- what is not JSON ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"margin": NaN}', "NaN is not JSON: write null (byte 11)"),
+        ('{"margin": -Infinity, "a": 1}', "-Infinity is not JSON: write null (byte 12)"),
+        ('{"margin": inf}', "inf is not JSON: write null (byte 11)"),
+        ('{"margin": nan}', "nan is not JSON: write null (byte 15)"),
+        ('{"margin": undefined}', "undefined is not JSON: write null (byte 11)"),
+        ('{"tie": False}', f"False {PYTHON} (byte 8)"),
+        ('{"tie": None}', f"None {PYTHON} (byte 8)"),
+        ("{'prompt': 'zebra'}", "single quotes are not JSON: write the line by json.dumps(), not by str() (byte 1)"),
+        ("{“prompt”: 1}", "typographic quotes are not JSON: write plain ones (byte 1)"),
+        ('{"a": 1,}', "trailing comma in object (byte 8)"),
+        ('{"a": [1,]}', "trailing comma in array (byte 9)"),
+        ('{"a": 1}{"a": 2}', "a second value after the first: write one object a line (byte 9)"),
+        ('{"a": 1}, {"a": 2}', "a second value after the first: write one object a line (byte 9)"),
+        ('{"a": 1} // zebra', "text after the value (byte 10)"),
+        ('{"a": 1', "the line ends inside the value: write one object a line"),
+        ('{"a": "zebra', "the line ends inside the value: write one object a line"),
+        ('{"a": "\\ud800"}', "an escape is half of a surrogate pair"),
+        ('{"a": "zebra\tNone"}', "a control character in a string is not escaped (byte 12)"),
+        ('{"a": "None\t"}', "a control character in a string is not escaped (byte 11)"),
+        ('{"a": 1e999}', "a number is out of range"),
+        ('{"a": "\\x"}', "invalid escape character in string (byte 9)"),
+        ('{"a": zebra}', "invalid character (byte 6)"),
+        ('{"a": "b" "None": 1}', "expected ',' or '}' (byte 10)"),
+        ("\ufeff{}", "a byte order mark before the value (byte 0)"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_a_line_that_is_not_json_says_where_and_what_to_write(line: str, problem: str) -> None:
+    error = refused(line)
+    assert (error.reason, error.detail) == (Reason.NOT_JSON, f"not one JSON value: {problem}")
+
+
+@given(st.text("{}[]:,\"'\\ \nNaTrue-Inf1/\u201c\u00e9\x01", max_size=24))
+def test_any_text_is_told_in_words_that_are_not_its_own(text: str) -> None:
+    try:
+        parse_row(f'{{"zebra": "{text}')
+    except PreferenceError as error:
+        assert "\u00e9" not in error.detail
+        assert len(error.detail) < 250
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"), [("[{}]", "list"), ('"zebra"', "string"), ("7", "number"), ("true", "boolean"), ("null", "null")]
+)
+def test_a_value_that_is_no_object_is_named(line: str, kind: str) -> None:
+    assert refused(line).detail == f"the line is a JSON {kind}, not an object"
+
+
+# --- missing and mistyped fields -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "found"),
+    [
+        (
+            {"question": "zebra", "good": "a", "bad": "b"},
+            Reason.UNKNOWN_FORMAT,
+            "`question`, `good`, `bad`; the nearest format is plain, which also needs `chosen` and `rejected`",
+        ),
+        (
+            {"prompt": "zebra", "output_1": "a", "winner": 1},
+            Reason.UNKNOWN_FORMAT,
+            "`prompt`, `output_1`, `winner`; the nearest format is comparison, which also needs `output_2`",
+        ),
+        (
+            {"prompt": "zebra", "chosen": "a", "y_l": "b"},
+            Reason.MISSING_FIELD,
+            "`prompt`, `chosen`, `y_l`; the nearest format is plain, which also needs `rejected`",
+        ),
+        (
+            {"chosen": "zebra", "rejected": "a", "ask": "b"},
+            Reason.MISSING_FIELD,
+            "`chosen`, `rejected`, `ask`; the nearest format is plain, which also needs `prompt`",
+        ),
+        ({"text": "zebra"}, Reason.UNKNOWN_FORMAT, "`text`, as a line of two-line files has (two_line_files)"),
+        ({"a": 1, "b": None}, Reason.UNKNOWN_FORMAT, "`a`"),
+        ({}, Reason.UNKNOWN_FORMAT, "no field that is not null"),
+    ],
+)
+def test_a_row_that_lacks_a_field_is_told_those_it_has_and_the_setting(
+    row: dict[str, Any], reason: Reason, found: str
+) -> None:
+    error = refused(row)
+    assert error.reason == reason
+    assert f"; the row has {found}; the setting columns says which column is which field" in error.detail
+    assert "no field `" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("chosen", "detail"),
+    [
+        (3, "Expected `str`, got `int` at `$.chosen`"),
+        (
+            [{"role": "zebra", "content": "a"}],
+            "a value that is none of system, developer, user, assistant, tool at `$.chosen[0].role`",
+        ),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_told_with_what_was_expected(chosen: object, detail: str) -> None:
+    error = refused({"prompt": "q", "chosen": chosen, "rejected": "zebra"})
+    assert (error.reason, error.detail) == (Reason.WRONG_TYPE, detail)
+
+
+def test_names_of_fields_are_bounded_and_stay_on_one_line() -> None:
+    detail = refused({f"{'x' * 500}{number}": 1 for number in range(100)}).detail
+    assert len(detail) < 600
+    assert "and 92 more" in detail
+    assert "\n" not in refused({"a\nb`c": 1}).detail
