@@ -160,6 +160,8 @@ def stated_margin(record: Common) -> float:
 
 def _with_opening(record: Common, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
     """The prompt after the row's system text and earlier turns, unless it begins with them itself."""
+    if record.system is None and record.history is None:
+        return prompt
     system, turns = parted(prompt)
     if (record.system or "").strip():
         stated = (Message(role="system", content=record.system),)

@@ -1,11 +1,13 @@
 """Rows that are about pictures, videos or sounds, which a reward model of texts never gets to see."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rm_assets.data.formats.field_names import KNOWN, MEDIA, Row
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
+_NAMES = frozenset(MEDIA)
 _OTHER_OBJECTS = frozenset({"tools", "tool_calls", "arguments"})
 """Where a field of such a name is no message's."""
 
@@ -15,29 +17,38 @@ def require_no_media(row: Row) -> None:
 
     A placeholder counts beside a field for such media alone, though that is empty: else `<image>` is a word.
     """
-    for name in MEDIA.keys() & row.keys():
-        if holds_anything(row[name]):
-            raise PreferenceError(Reason.NOT_TEXT, f"the field `{name}` is not empty; only texts are read")
-        others = [value for other, value in row.items() if other not in MEDIA]
-        if _is_anywhere(MEDIA[name], others):
-            problem = f"a text has the placeholder `{MEDIA[name]}` beside the empty field `{name}`"
-            raise PreferenceError(Reason.NOT_TEXT, problem)
+    if not _NAMES.isdisjoint(row):
+        _require_empty(row, "")
+        texts = [value for name, value in row.items() if name not in MEDIA]
+        for name in _NAMES.intersection(row):
+            if _is_anywhere(MEDIA[name], texts):
+                problem = f"a text has the placeholder `{MEDIA[name]}` beside the empty field `{name}`"
+                raise PreferenceError(Reason.NOT_TEXT, problem)
     for name, value in row.items():
-        if isinstance(value, list | dict) and name in KNOWN and name not in _OTHER_OBJECTS:
+        if (type(value) is list or type(value) is dict) and name in KNOWN and name not in _OTHER_OBJECTS:
             _require_none_within(value)
 
 
 def _require_none_within(value: list[Any] | dict[str, Any]) -> None:
-    """Messages and responses are looked at, and what they hold but for tool calls."""
-    if isinstance(value, dict):
-        for name in MEDIA.keys() & value.keys():
-            if holds_anything(value[name]):
-                problem = f"the field `{name}` of a message is not empty; only texts are read"
-                raise PreferenceError(Reason.NOT_TEXT, problem)
-        value = [item for name, item in value.items() if name not in _OTHER_OBJECTS]
-    for item in value:
-        if isinstance(item, list | dict):
+    """Messages and responses are looked at, and what they hold but for tool calls; it is called for most lines."""
+    items: Iterable[Any] = value
+    if type(value) is dict:
+        if not _NAMES.isdisjoint(value):
+            _require_empty(value, " of a message")
+        items = value.values() if _OTHER_OBJECTS.isdisjoint(value) else _message_fields(value)
+    for item in items:
+        if type(item) is list or type(item) is dict:
             _require_none_within(item)
+
+
+def _message_fields(message: dict[str, Any]) -> list[Any]:
+    return [item for name, item in message.items() if name not in _OTHER_OBJECTS]
+
+
+def _require_empty(fields: dict[str, Any], of: str) -> None:
+    for name in sorted(_NAMES.intersection(fields)):
+        if holds_anything(fields[name]):
+            raise PreferenceError(Reason.NOT_TEXT, f"the field `{name}`{of} is not empty; only texts are read")
 
 
 def holds_anything(value: Any) -> bool:

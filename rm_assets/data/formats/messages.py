@@ -12,7 +12,8 @@ from rm_assets.data.formats.repeated_prompts import without_prompt, without_repe
 from rm_assets.data.formats.tool_texts import Listed, calls_text, function_call_text, same_message
 from rm_assets.data.formats.turn_markers import (
     begins_nemo_chat,
-    have_no_markers,
+    has_no_marker,
+    may_be_marked,
     nemo_messages,
     open_nemo_prompt,
     require_no_marker,
@@ -175,6 +176,8 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
 
 def _prompt_messages(prompt: str) -> tuple[Message, ...]:
     """A prompt that is a text: a transcript, NeMo's chat, or the user's message."""
+    if has_no_marker(prompt):
+        return (Message(role="user", content=prompt),)
     if is_transcript(prompt):
         messages = parse_transcript(_opened(prompt))
         if not _has_answer(messages) and "Assistant:" in prompt:
@@ -190,19 +193,20 @@ def _prompt_messages(prompt: str) -> tuple[Message, ...]:
 
 def has_turns(prompt: str | None, chosen: str) -> bool:
     """Whether a prompt and its reply, or a reply alone, have turn markers that are read."""
-    if are_transcripts(prompt, chosen):
-        return True
-    return begins_nemo_chat(chosen) if prompt is None else bool(open_nemo_prompt(prompt))
+    if prompt is None:
+        return is_transcript(chosen) or begins_nemo_chat(chosen)
+    return not has_no_marker(prompt) and (are_transcripts(prompt, chosen) or bool(open_nemo_prompt(prompt)))
 
 
 def are_single_messages(prompt: str, chosen: str, rejected: str) -> bool:
     """Whether three texts surely are a message each, as they stand: told at little cost, for most."""
-    return have_no_markers(prompt, chosen, rejected) and not (
-        chosen.lstrip()[:1] == rejected.lstrip()[:1] == prompt.lstrip()[:1]
-    )
+    begin_alike = chosen.lstrip()[:1] == rejected.lstrip()[:1] == prompt.lstrip()[:1]
+    return not (begin_alike or may_be_marked(chosen) or may_be_marked(rejected)) and has_no_marker(prompt)
 
 
 def _compared_texts(prompt: str | None, chosen: str, rejected: str) -> Sides:
+    if prompt is not None and are_single_messages(prompt, chosen, rejected):
+        return _single_messages(prompt, chosen, rejected)
     if are_transcripts(prompt, chosen):
         return _split_transcripts(prompt or "", chosen, rejected)
     if prompt is None:
@@ -221,9 +225,15 @@ def _compared_texts(prompt: str | None, chosen: str, rejected: str) -> Sides:
         if all(map(_begins_with_answer, (chosen, rejected))):
             raise _unreadable_transcript()
     require_no_marker(prompt, chosen, rejected)
-    replies = without_repeated_prompt(prompt, chosen, rejected)
-    stated = (Message(role="user", content=prompt),)
-    return stated, *((Message(role="assistant", content=reply),) for reply in replies)  # type: ignore[return-value]
+    return _single_messages(prompt, *without_repeated_prompt(prompt, chosen, rejected))
+
+
+def _single_messages(prompt: str, chosen: str, rejected: str) -> Sides:
+    asked, one, other = (
+        Message(role="user", content=prompt),
+        *(Message(role="assistant", content=reply) for reply in (chosen, rejected)),
+    )
+    return (asked,), (one,), (other,)
 
 
 def _answering(prompt: str, chosen: str, rejected: str) -> Sides | None:
@@ -241,6 +251,8 @@ def joined_prompt(stated: tuple[Message, ...], shared: tuple[Message, ...]) -> t
     Contents are compared up to outer white space; where both have a message, it is that of the conversations. `prompt`
     may be the first turns or the last ones, and either of them may lack the system message.
     """
+    if stated == shared:
+        return shared
     stated_system, stated_turns = parted(stated)
     system, turns = parted(shared)
     if stated_system and system and not are_same(stated_system, system):

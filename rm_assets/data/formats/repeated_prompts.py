@@ -17,7 +17,7 @@ def without_prompt(prompt: str, *replies: str) -> tuple[str, ...] | None:
     return tuple(reply[len(beginning) :] for reply in stripped)
 
 
-def without_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, ...]:
+def without_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:
     """Both replies without the prompt that both of them repeat.
 
     Where only one does, or the prompt is so short that replies begin so by themselves, or ends inside a word of theirs,
@@ -30,7 +30,7 @@ def without_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[st
         return replies
     if any(rest and _is_letter(beginning[-1]) and _is_letter(rest[0]) for rest in rests):
         return replies
-    return tuple(map(_unspaced, rests))
+    return _unspaced(rests[0]), _unspaced(rests[1])
 
 
 def _is_telling(prompt: str) -> bool:

@@ -16,6 +16,7 @@ _FOLLOWERS = {
     "tool": {"tool", "assistant"},
 }
 """Which role may follow which; the empty one is the start."""
+_MAX_MARGIN = float(np.finfo(np.float32).max)
 
 
 def require_sound(preference: Preference) -> None:
@@ -28,7 +29,7 @@ def require_sound(preference: Preference) -> None:
             raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply is empty")
     if same_messages(preference.chosen, preference.rejected):
         raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are equal")
-    if not abs(preference.margin) <= float(np.finfo(np.float32).max):
+    if not abs(preference.margin) <= _MAX_MARGIN:
         raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is no finite float32")
 
 

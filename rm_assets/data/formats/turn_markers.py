@@ -123,15 +123,10 @@ def _foreign_marker(where: str, marker: str) -> PreferenceError:
 
 # --- texts without any ---------------------------------------------------------------------------------------
 
-_MAYBE_MARKED = re.compile(r"\s*+(?:[<\[{#]|Human|Assistant|HUMAN|USER|User|GPT4|Below is an|A chat|\w{1,64}+\()").match
+may_be_marked = re.compile(r"\s*+(?:[<\[{#]|Human|Assistant|HUMAN|USER|User|GPT4|Below is an|A chat|\w{1,64}+\()").match
+"""Whether a text may begin with a marker, also with one of a transcript, or with a list; told at little cost."""
 
 
-def have_no_markers(prompt: str, chosen: str, rejected: str) -> bool:
-    """Whether three texts surely begin with no marker, also none of transcripts or of lists; told at little cost."""
-    return not (
-        _MAYBE_MARKED(prompt)
-        or _MAYBE_MARKED(chosen)
-        or _MAYBE_MARKED(rejected)
-        or NEMO_MARK in prompt
-        or prompt[-_ANSWER_CHARACTERS:].rstrip().endswith(":")
-    )
+def has_no_marker(prompt: str) -> bool:
+    """Whether a prompt surely has no marker of any kind."""
+    return not (may_be_marked(prompt) or NEMO_MARK in prompt or prompt[-_ANSWER_CHARACTERS:].rstrip().endswith(":"))

@@ -5,6 +5,7 @@ honest text looks so: `[1, 2, 3]`, a link, code, or one JSON reply beside anothe
 """
 
 import re
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from rm_assets.data.records import Reason
 
 _ROLES = ("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation")
 _OPENINGS = ("[", "{")
-_OPENS = re.compile(r"\s*+(?:[\[{]|\w{1,64}+\()").match
+_FIRST_CHARACTERS = frozenset("[{" + string.whitespace)
+_LAST_CHARACTERS = frozenset(")" + string.whitespace)
 # Quotes are doubled where CSV has quoted a field.
 _ROLE = re.compile(rf"""['"]{{1,2}}(?:role|from)['"]{{1,2}}\s*+:\s*+['"]{{1,2}}(?:{"|".join(_ROLES)})['"]""")
 _CONTENT = re.compile(r"""['"]{1,2}(?:content|value)['"]{1,2}\s*+:""")
@@ -30,7 +32,7 @@ _TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
 
 def opens_like_list(text: str) -> bool:
     """Whether a text may be such a list at all; the functions below say whether it is one."""
-    return _OPENS(text) is not None
+    return text.lstrip(string.whitespace)[:1] in _OPENINGS or text.rstrip(string.whitespace)[-1:] == ")"
 
 
 def written_messages(text: str) -> list[dict[str, Any]] | None:
@@ -119,6 +121,8 @@ def with_lists_read(row: Row) -> Row:
     Both sides must be such lists, or one of them and the prompt, or one that repeats the prompt: a single JSON reply
     answers whoever asked for JSON. Lists of plain texts must be the prompt and both sides, as its turns.
     """
+    if not _may_have_lists(row):
+        return row
     prompts = [name for name in (*PROMPTS, *CONVERSATIONS) if _opens(row.get(name))]
     sides = next(((one, other) for one, other in _SIDES if one in row and other in row), ())
     opening = [name for name in sides if _opens(row[name])]
@@ -132,6 +136,23 @@ def with_lists_read(row: Row) -> Row:
     if not others or found or isinstance(row[others[0]], list | dict) or any(_repeats(row, name) for name in listed):
         found += listed
     return row | {name: _messages(row[name], name) for name in found}
+
+
+def _may_have_lists(row: Row) -> bool:
+    """Whether some field may be such a list, or a list of them: told at little cost, as most rows have none."""
+    for value in row.values():
+        text = value[0] if type(value) is list and value else value
+        if text is None:
+            return True
+        if type(text) is dict and text.keys().isdisjoint(("role", "from")):
+            text = next((text[name] for name in _RESPONSES if name in text), None)
+        if (
+            type(text) is str
+            and (text[:1] in _FIRST_CHARACTERS or text[-1:] in _LAST_CHARACTERS)
+            and opens_like_list(text)
+        ):
+            return True
+    return False
 
 
 def _opens(value: Any) -> bool:
@@ -184,10 +205,14 @@ def _with_turns(row: Row, prompts: Sequence[str], sides: Sequence[str]) -> Row |
 def _without_lists_in_lists(row: Row) -> Row:
     """The row; raises PreferenceError where the responses of a ranking are lists that are written as texts."""
     for name in (*SPELLINGS["responses"], "chosen", "rejected"):
-        replies = row[name] if isinstance(row.get(name), list) else []
-        texts = [reply.get(key) for reply in replies if isinstance(reply, dict) for key in _RESPONSES if key in reply]
-        texts += [reply for reply in replies if isinstance(reply, str)]
-        if len(texts) > 1 and all(isinstance(text, str) and _opens(text) and _is_list(text) for text in texts):
+        replies = row.get(name)
+        if isinstance(replies, list) and len(replies) > 1 and all(map(_is_reply_with_list, replies)):
             problem = f"each text of `{name}` is a list written as text: write the lists themselves"
             raise PreferenceError(Reason.WRONG_TYPE, problem)
     return row
+
+
+def _is_reply_with_list(reply: Any) -> bool:
+    if isinstance(reply, dict):
+        reply = next((reply[key] for key in _RESPONSES if key in reply), None)
+    return _opens(reply) and _is_list(reply)
