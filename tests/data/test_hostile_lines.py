@@ -87,8 +87,19 @@ LINES: dict[str, Callable[[int], bytes]] = {
     "a label of one letter": lambda n: compared("a" * n),
     "a label of stems": lambda n: compared("response" * n),
     "history": lambda n: text("q", history=[["a", "b"]] * n),
+    "messages in a text": lambda n: text("q", **{side: json.dumps(reply(side) * n) for side in ("chosen", "rejected")}),
+    "quotes after a printed message": lambda n: text("[{'role': " + "'\"" * n, chosen="[{'role': " + "'\"" * n),
+    "marks of NeMo's chat": lambda n: text("a" + "\n<extra_id_1>Assistant\na\n<extra_id_1>User\na" * n),
+    "a prompt that the replies repeat": lambda n: text("a " * n, chosen="a " * n + "b", rejected="a " * n + "c"),
+    "letters where JSON breaks off": lambda n: b'{"a": ' + b"N" * n,
 }
-MANY_MESSAGES = {"turns", "messages", "history"}  # how those are rendered is tested with the templates
+MANY_MESSAGES = {
+    "turns",
+    "messages",
+    "history",
+    "messages in a text",
+    "marks of NeMo's chat",
+}  # how those are rendered is tested with the templates
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ _LAST_CHARACTERS = frozenset(")" + string.whitespace)
 _ROLE = re.compile(rf"""['"]{{1,2}}(?:role|from)['"]{{1,2}}\s*+:\s*+['"]{{1,2}}(?:{"|".join(_ROLES)})['"]""")
 _CONTENT = re.compile(r"""['"]{1,2}(?:content|value)['"]{1,2}\s*+:""")
 # `[{'role': ...}]`, numpy's `[{...}\n {...}]`, `array([{...}], dtype=object)`, `[Message(role=...)]`, `[('user', ...)]`
-_DICTS = re.compile(r"(?:array\()?\[?\s*\{")
+_DICTS = re.compile(r"""(?:array\()?\[?\s*\{\s*['"]{1,2}(?:role|content|from|value|name)['"]{1,2}\s*:""")
 _CALLS = re.compile(r"(\[?)\s*\w{1,64}+\((?:role|content)=['\"]")
 _PAIRS = re.compile(r"\[\s*\(\s*['\"](?:system|user|human|assistant|gpt)['\"]\s*,")
 _TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
@@ -81,7 +81,8 @@ def is_printed_messages(text: str) -> bool:
         return text.endswith(")]" if call[1] else ")") and (bool(call[1]) or ("role=" in text and "content=" in text))
     if _PAIRS.match(text):
         return text.endswith(")]")
-    return all((_DICTS.match(text), _ROLE.search(text), _CONTENT.search(text)))
+    looks_so = all((_DICTS.match(text), _ROLE.search(text), _CONTENT.search(text)))
+    return looks_so and _decoded(text) is None
 
 
 def is_printed_texts(text: str) -> bool:

@@ -115,6 +115,9 @@ def test_what_the_lists_hold_is_parsed_for_others_too() -> None:
         ("[{'role': 'user', 'content': 'Hi'}]", "I would not write such a list."),
         ('[{"role": "user", "content": "Hi"}, and so on', "[No.]"),
         ("print('Como')", "print('Chair')"),
+        *((str(body), str(body | {"n": 2})) for body in ({"model": "m", "messages": [QUESTION]},)),
+        (json.dumps({"model": "m", "messages": [QUESTION]}), json.dumps({"messages": [QUESTION]})),
+        ('{"name": "Ann", "turns": [{"role": "user", "content": "Hi"}]}', '{"name": "Bo"}'),
         ("send(content='Como')", "send(content='Chair')"),
         ("Como (in Italy)", "Chair (at the table)"),
         ("[", "{"),
@@ -130,7 +133,14 @@ def test_honest_replies_stay_texts(chosen: str, rejected: str) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ['["bee", "ant"]', "[1, 2]", '[{"role": "user", "content": "Hi"}] What does this say?', "f(role='a')", "{}"],
+    [
+        '["bee", "ant"]',
+        "[1, 2]",
+        '[{"role": "user", "content": "Hi"}] What does this say?',
+        "f(role='a')",
+        "{}",
+        '{"messages": [{"role": "user", "content": "Hi"}]}',
+    ],
 )
 def test_an_honest_prompt_stays_a_text(prompt: str) -> None:
     assert texts(read({"prompt": prompt, "chosen": "Yes.", "rejected": "No.", "margin": 1})) == [
