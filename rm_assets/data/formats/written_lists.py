@@ -23,10 +23,14 @@ _LAST_CHARACTERS = frozenset(")" + string.whitespace)
 # Quotes are doubled where CSV has quoted a field.
 _ROLE = re.compile(rf"""['"]{{1,2}}(?:role|from)['"]{{1,2}}\s*+:\s*+['"]{{1,2}}(?:{"|".join(_ROLES)})['"]""")
 _CONTENT = re.compile(r"""['"]{1,2}(?:content|value)['"]{1,2}\s*+:""")
-# `[{'role': ...}]`, numpy's `[{...}\n {...}]`, `array([{...}], dtype=object)`, `[Message(role=...)]`, `[('user', ...)]`
-_DICTS = re.compile(r"""(?:array\()?\[?\s*\{\s*['"]{1,2}(?:role|content|from|value|name)['"]{1,2}\s*:""")
-_CALLS = re.compile(r"(\[?)\s*\w{1,64}+\((?:role|content)=['\"]")
-_PAIRS = re.compile(r"\[\s*\(\s*['\"](?:system|user|human|assistant|gpt)['\"]\s*,")
+# `[{'role': ...}]`, numpy's `[{...}\n {...}]`, `array([{...}], dtype=object)`; `[Message(role=...)]`;
+# `[('user', ...)]`, `OrderedDict([('role', ...)])`
+_DICTS = re.compile(r"""(?:array\()?\[{0,2}\s*\{\s*['"]{1,2}(?:role|content|from|value|name)['"]{1,2}\s*:""")
+_LISTED_CALLS = re.compile(r"\[\s*[A-Z]\w{1,64}+\((?:role|content)=")
+_ONE_CALL = re.compile(r"[A-Z]\w{1,64}+\((?=.*\brole=['\"])(?=.*\bcontent=['\"])", re.DOTALL)
+_PAIRS = re.compile(
+    r"\[?\s*(?:OrderedDict\()?\[?\s*[\[(]\s*['\"](?:role|content|system|user|human|assistant|gpt)['\"]\s*,"
+)
 _TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
 
 
@@ -77,10 +81,10 @@ def alternating(questions: Sequence[str], answers: Sequence[str]) -> list[dict[s
 def is_printed_messages(text: str) -> bool:
     """Whether a text is a list of messages, or one alone, as str() or repr() write it, or JSON that is cut off."""
     text = text.strip()
-    if call := _CALLS.match(text):
-        return text.endswith(")]" if call[1] else ")") and (bool(call[1]) or ("role=" in text and "content=" in text))
-    if _PAIRS.match(text):
-        return text.endswith(")]")
+    if _LISTED_CALLS.match(text) or _PAIRS.match(text):
+        return text.endswith((")]", "]]", "])"))
+    if _ONE_CALL.match(text):
+        return text.endswith(")")
     looks_so = all((_DICTS.match(text), _ROLE.search(text), _CONTENT.search(text)))
     return looks_so and _decoded(text) is None
 

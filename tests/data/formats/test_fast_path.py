@@ -12,9 +12,20 @@ from rm_assets.data.formats.parsing import PreferenceError, stated_by
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference
 from rm_assets.data.formats.soundness import require_sound
 
+LIST = '[{"role": "assistant", "content": "%s"}]'
+MARKED = ["Human: hi Assistant:", "hi\n<extra_id_1>Assistant\nho\n<extra_id_1>User\nso?", "[INST] hi", "Assistant: ho"]
+REPEATED = [
+    "hi my friend",
+    "hi my friend: a",
+    "hi my friend\n\nb",
+    LIST % "a",
+    LIST % "b",
+    LIST.replace('"', "'") % "c",
+]
 TEXT = st.one_of(
+    st.sampled_from(MARKED + REPEATED),
     st.sampled_from(["", " ", "a", "a: b", "\n\nHuman: hi", "Human: hi", "\n\nAssistant: ho", "\u00a0", 'x"y'])
-    | st.text(max_size=8)
+    | st.text(max_size=8),
 )
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool", "developer"]), "content": TEXT},

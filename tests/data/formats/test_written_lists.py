@@ -119,6 +119,9 @@ def test_what_the_lists_hold_is_parsed_for_others_too() -> None:
         (json.dumps({"model": "m", "messages": [QUESTION]}), json.dumps({"messages": [QUESTION]})),
         ('{"name": "Ann", "turns": [{"role": "user", "content": "Hi"}]}', '{"name": "Bo"}'),
         ("send(content='Como')", "send(content='Chair')"),
+        ("Message(content='Como')", "Message(role=role, content=content)"),
+        ('[["Como", 1], ["Garda", 2]]', '[["Chair", 1]]'),
+        ("[('Como', 1)]", "[('Chair', 2)]"),
         ("Como (in Italy)", "Chair (at the table)"),
         ("[", "{"),
         ("[INST]", "{role}"),
@@ -160,6 +163,12 @@ class Printed:
     dataclasses = "[Message(role='assistant', content='%s')]"
     langchain = "[HumanMessage(content='q'), AIMessage(content='%s')]"
     pairs = "[('user', 'q'), ('assistant', '%s')]"
+    lists = '[["user", "q"], ["assistant", "%s"]]'
+    ordered = "OrderedDict([('role', 'assistant'), ('content', '%s')])"
+    all_ordered = "[OrderedDict([('role', 'assistant'), ('content', '%s')])]"
+    one_call = "Message(content='%s', role='assistant', tool_calls=None)"
+    enumerated = "[Message(role=<Role.ASSISTANT: 'assistant'>, content='%s')]"
+    batch = "[[{'role': 'assistant', 'content': '%s'}]]"
     cut_off = '[{"role": "assistant", "content": "%s'
     doubled = '[{""role"": ""assistant"", ""content"": ""%s""}]'
 
