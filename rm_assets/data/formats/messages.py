@@ -289,7 +289,7 @@ def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
     try:
         return split_shared(*sides)
     except PreferenceError as error:
-        if error.reason is Reason.UNSHARED_PROMPT and not all(map(_has_answer, sides)):
+        if error.reason is Reason.UNSHARED_PROMPT and any(messages[-1].role == "user" for messages in sides):
             raise _unreadable_transcript() from None
         raise
 

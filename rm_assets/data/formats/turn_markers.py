@@ -66,12 +66,22 @@ def begins_nemo_chat(text: str) -> bool:
 
 _NAMES = (
     "im_start im_end im_user im_system start_header_id begin_of_text header_start user assistant system User Assistant "
-    "System USER ASSISTANT human bot prompter start turn startoftext endoftext START_OF_TURN_TOKEN BOS"
+    "System USER ASSISTANT human bot prompter start message channel turn startoftext endoftext eot_id end_header_id "
+    "START_OF_TURN_TOKEN BOS"
 )
 _SIGNS = [
     *(f"<|{name}|>" for name in _NAMES.split()),
     *("[INST]", "[/INST]", "<<SYS>>", "[SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[gMASK]", "[|Human|]", "[|User|]"),
-    *("<start_of_turn>", "<bos>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<human>:", "<bot>:"),
+    *(
+        "<start_of_turn>",
+        "<|turn>",
+        "<bos>",
+        "<｜begin▁of▁sentence｜>",
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<human>:",
+        "<bot>:",
+    ),
     *("<extra_id_0>System", "<extra_id_1>User", "<extra_id_1>Assistant"),
 ]
 _PHRASES = [
@@ -81,10 +91,11 @@ _PHRASES = [
     "A chat between a curious user and",
     "A chat between a curious human and",
 ]
-_SPEAKERS = {"USER:": "ASSISTANT:", "User:": "Assistant:", "HUMAN:": "ASSISTANT:"}
+_SPEAKERS = ("USER:", "User:", "user:", "HUMAN:", "Human:", "human:")
 _SIGN = re.compile(rf"\s*+(?:<s>\s*+)?({'|'.join(map(re.escape, _SIGNS))})")
 _PHRASE = re.compile(rf"\s*+(?:<s>\s*+)?({'|'.join(map(re.escape, [*_PHRASES, *_SPEAKERS]))})")
-_LAST_ANSWER = re.compile(r"\n[ \t]*(Assistant|ASSISTANT|### Response):\s*\Z")
+_LAST_ANSWER = re.compile(r"\s(Assistant|ASSISTANT|assistant|AI|Bot|### Response):\s*\Z")
+_SPEAKER_AMONG_LINES = re.compile(r"\n(Human:|HUMAN:|User:|USER:|### Instruction:)")
 _ANSWER_CHARACTERS = 40
 """At the end of a prompt, where such a marker stands."""
 
@@ -92,15 +103,17 @@ _ANSWER_CHARACTERS = 40
 def marker_of_prompt(prompt: str) -> str:
     """The turn marker of another template that a prompt begins with, or empty.
 
-    `USER:` is one if `ASSISTANT:` follows somewhere, `User:` if the prompt ends with `Assistant:`; a last `Assistant:`
-    on a line of its own is one if some `Human:` or `User:` begins a line before it.
+    `User:` is one if the prompt ends with `Assistant:` or the like, `USER:` also if `ASSISTANT:` follows anywhere; so
+    is one that begins a later line, if `Assistant:` ends the prompt.
     """
+    answer = _LAST_ANSWER.search(prompt[-_ANSWER_CHARACTERS:])
     if found := _SIGN.match(prompt) or _PHRASE.match(prompt):
-        answer = _SPEAKERS.get(found[1], "")
-        if prompt.rstrip().endswith(answer) or (answer.isupper() and answer in prompt):
+        is_speaker = found[1] in _SPEAKERS
+        if not is_speaker or answer or (found[1].isupper() and "ASSISTANT:" in prompt):
             return found[1]
-    if _LAST_ANSWER.search(prompt[-_ANSWER_CHARACTERS:]):
-        return next((name for name in ("Human:", "User:", "USER:", "### Instruction:") if f"\n{name}" in prompt), "")
+    if answer and answer[1] not in ("AI", "Bot", "assistant"):
+        later = _SPEAKER_AMONG_LINES.search(prompt)
+        return later[1] if later else ""
     return ""
 
 
@@ -123,7 +136,9 @@ def _foreign_marker(where: str, marker: str) -> PreferenceError:
 
 # --- texts without any ---------------------------------------------------------------------------------------
 
-may_be_marked = re.compile(r"\s*+(?:[<\[{#]|Human|Assistant|HUMAN|USER|User|GPT4|Below is an|A chat|\w{1,64}+\()").match
+may_be_marked = re.compile(
+    r"\s*+(?:[<\[{#]|Human|Assistant|human|HUMAN|USER|User|user|GPT4|Below is an|A chat|\w{1,64}+\()"
+).match
 """Whether a text may begin with a marker, also with one of a transcript, or with a list; told at little cost."""
 
 
