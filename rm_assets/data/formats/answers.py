@@ -66,7 +66,10 @@ def label_standings(value: str, names: Sequence[str], rules: ParsingRules) -> St
     except PreferenceError as error:
         if error.reason is Reason.UNLABELLED:  # this annotator did not judge them
             return [None, None]
-        raise
+        problem = (
+            "an annotator's label is of no known spelling, or may mean either response; the setting labels says which"
+        )
+        raise PreferenceError(error.reason, problem) from None
     return _LABEL_STANDINGS[row["label"]]
 
 
