@@ -10,7 +10,7 @@ from typing import Any
 
 from rm_assets.data.formats.answers import label_standings, only_question, ranking_standings, response_names, suffix_of
 from rm_assets.data.formats.ballots import Ballots, Standings
-from rm_assets.data.formats.field_names import Row
+from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.records import Reason
 
@@ -189,13 +189,23 @@ def usual_row(row: Row) -> Row:
     """A row of JSON_MIN, whose verdict has the tag's name, with it as `comparison`; any other row as it is.
 
     `convert_to_json_min` writes `"pw": [{"selected": "left"}]`, which is a text in a CSV file; older versions wrote
-    `"pw": "left"`.
+    `"pw": "left"`. A task that nobody has annotated has a row without an `annotation_id`.
     """
     found = {name: side for name, value in row.items() if (side := _selected(value))} if "annotation_id" in row else {}
     if len(found) != 1:
+        if row.get("annotation_id", 0) in (None, "") and not found and _is_unlabelled(row):
+            raise PreferenceError(Reason.UNLABELLED, "the task has no annotation")
         return row
     [(tag, side)] = found.items()
     return {name: value for name, value in row.items() if name != tag} | {"comparison": side}
+
+
+def _is_unlabelled(row: Row) -> bool:
+    """Whether a row has two responses, and no field that says which is better."""
+    given = {name: value for name, value in row.items() if value not in (None, "")}
+    return response_fields(given) is not None and given.keys().isdisjoint(
+        {*LABELS, *SPELLINGS["preference_strength"], "rejected"}
+    )
 
 
 def _selected(value: Any) -> str | None:

@@ -160,6 +160,14 @@ def test_of_several_tags_the_setting_names_the_one_that_counts() -> None:
     assert chosen(task(annotation(*results)), columns={"label": "true"}) == "5."
 
 
+def test_a_row_of_json_min_without_an_annotation_is_not_labelled() -> None:
+    row = DATA | {"id": 11, "annotator": {}, "annotation_id": None, "created_at": None, "lead_time": None}
+    assert reason_for(row) == Reason.UNLABELLED
+    # in a file of several shapes Arrow gives every row the fields of all others
+    assert len(read({"prompt": "2+2?", "chosen": "4.", "rejected": "5.", "annotation_id": None})) == 1
+    assert chosen(DATA | {"winner": "answer2", "annotation_id": None}) == "5."
+
+
 @pytest.mark.parametrize("tag", ["comparison", "pw", "winner"])
 @pytest.mark.parametrize(
     "form", [lambda side: side, lambda side: [{"selected": side}], lambda side: json.dumps([{"selected": side}])]
