@@ -173,7 +173,7 @@ _POSITIONS: dict[str, Label] = {"a": "first", "b": "second", "first": "first", "
 _POSITIONS |= {"left": "first", "right": "second"}
 _SIDES: tuple[Label, Label] = ("first", "second")
 _NUMBER = re.compile(r"-?\d+|true|false", re.ASCII)
-_SHORT_WORD = re.compile(r"[\w.-]{1,16}", re.ASCII)
+_FRACTION = re.compile(r"-?\d{1,9}\.\d{1,9}", re.ASCII)
 
 
 class _LabelColumn(NamedTuple):
@@ -300,6 +300,8 @@ def _position(word: str, column: _LabelColumn) -> Reading:
         return Reading(numbers[name], Sign(column.shape, SignKind.NAMED, name))
     if _NUMBER.fullmatch(name):
         raise _unclear(name, column)
-    found = repr(word) if _SHORT_WORD.fullmatch(word) else "a label"
-    problem = f"{code_of(column.own_name)} is {found} of no known spelling; the setting labels can say what it means"
+    found = word if _FRACTION.fullmatch(word) else f"a word of {len(word)} letters"
+    problem = (
+        f"{code_of(column.own_name)} is {found}, which is no known label; the setting labels can say what it means"
+    )
     raise PreferenceError(Reason.WRONG_TYPE, problem)

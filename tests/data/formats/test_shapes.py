@@ -256,13 +256,20 @@ def test_a_held_back_file_names_its_causes_with_counts_first_lines_and_what_help
 def test_details_of_labels_name_the_field_the_value_and_the_setting(settings: Settings) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y"}
     write(
-        settings, a=[row | {"winner": 0}, row | {"winner": "lefty"}, row | {"winner": "a long word of the row itself"}]
+        settings,
+        a=[
+            row | {"winner": 0},
+            row | {"winner": "lefty"},
+            row | {"winner": 0.7},
+            row | {"winner": "a long word of the row itself"},
+        ],
     )
     details = [reject["detail"] for reject in read_rejects(snapshot_of(settings))]
     unclear = "`winner` of `response_a` and `response_b` is 0, which may mean either; the setting labels says which"
     assert details == [
         unclear + ', by the column: {"winner": {"0": "first", "1": "second"}}',
-        "`winner` is 'lefty' of no known spelling; the setting labels can say what it means",
-        "`winner` is a label of no known spelling; the setting labels can say what it means",
+        "`winner` is a word of 5 letters, which is no known label; the setting labels can say what it means",
+        "`winner` is 0.7, which is no known label; the setting labels can say what it means",
+        "`winner` is a word of 23 letters, which is no known label; the setting labels can say what it means",
     ]
     assert "itself" not in json.dumps(details)
