@@ -230,10 +230,14 @@ def _format_of(row: Row, rules: ParsingRules) -> Format:
     raise PreferenceError(Reason.MISSING_FIELD if known else Reason.UNKNOWN_FORMAT, missing_field(missing, row))
 
 
+_NO_LABELS = frozenset({"chosen", "rejected", *SPELLINGS["preference_strength"]})
+"""Fields beside two sides that are no other label of theirs: a strength there is their size."""
+
+
 def _require_no_other_label(row: Row, responses: tuple[str, str], rules: ParsingRules) -> None:
     """Raise PreferenceError where a label of known spelling names another of the two responses than `chosen` is."""
     try:
-        label = with_label({name: row[name] for name in row if name not in ("chosen", "rejected")}, rules).get("label")
+        label = with_label({name: row[name] for name in row if name not in _NO_LABELS}, rules).get("label")
     except PreferenceError:  # that field says something else
         return
     better = dict(zip(("first", "second"), responses, strict=True)).get(label or "")

@@ -234,7 +234,9 @@ def test_sides_that_are_the_two_responses_must_agree_with_a_label_beside_them() 
         row = {"prompt": "q", "response_a": "one", "response_b": "two", "chosen": "two", "rejected": "one"}
         return parse_row(json.dumps(row | more))[0].chosen[0].content
 
-    for agreeing in ({"label": "B"}, {"winner": "model_b"}, {"label": 1}, {"label": "helpful"}, {}):
+    for agreeing in ({"label": "B"}, {"winner": "model_b"}, {"label": 1}, {"label": "helpful"}, {}, {"label": None}):
+        assert chosen(**agreeing) == "two"
+    for agreeing in ({"preference_strength": -2}, {"preference_strength": 2}, {"overall_preference": 7}):
         assert chosen(**agreeing) == "two"
     for other in ({"label": "A"}, {"winner": "model_a"}, {"verdict": "B<A"}):
         with pytest.raises(PreferenceError, match="ambiguous_field: `chosen` and the label"):
