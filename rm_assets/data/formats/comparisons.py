@@ -2,9 +2,9 @@
 
 Which response `"winner": "model_a"`, `"label": "A>B"` or `"preference": 2` beside `output_1` and `output_2` means is
 plain. What `"label": 0` means is not: the first response, or that the second one lost? Such labels need the setting
-`labels`, for example `{"0": "first", "1": "second"}`. A number that names a response keeps that meaning, unless the
-labels of its own column or file say another; whether numbers name responses at all is judged over all rows of the shape
-(`rm_assets.data.formats.shapes`).
+`labels`, for example `{"label": {"0": "first", "1": "second"}}`. A number that names a response keeps that meaning,
+unless the labels of its own column or file say another; whether numbers name responses at all is judged over all rows
+of the shape (`rm_assets.data.formats.shapes`).
 """
 
 import functools
