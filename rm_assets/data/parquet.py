@@ -5,20 +5,22 @@ Measured on token ids, texts and hashes: zstd at its first level everywhere; tok
 columns of few values, since Parquet would build one for every column of distinct texts and throw it away; pages as
 large as a row group, as whole groups are read, which writes and reads a fifteenth faster and is as much smaller.
 
-Every file is opened by `parquet_file`, which lets none be read as other values than were written. A file of a snapshot
-must have the sha256 that the manifest states. Only where a few flat columns of a large file are read, as those that
-tell all pairs apart, hashing the rest would take many times as long: then its footer must have the stated hash, and
-Arrow verifies the checksum of each page. Files that no manifest names have these checksums, or a hash in a job's file.
+Every file of ours is opened by `parquet_file`, which lets none be read as other values than were written. A file of a
+snapshot must have the sha256 that the manifest states. Only where a few flat columns of a large file are read, as those
+that tell all pairs apart, hashing the rest would take many times as long: then its footer must have the stated hash,
+and Arrow verifies the checksum of each page. Files that no manifest names have these checksums, or a hash in a job's
+file.
 """
 
 import contextlib
 import functools
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import pyarrow as pa
@@ -39,6 +41,14 @@ _FEW_BYTES = 2**18
 _FOOTER_BYTES = 2**16
 """What is read of a file's end at first, which holds nearly every footer."""
 _MOMENT_SECONDS = 0.3
+_FOREIGN_BUFFER_BYTES = 2**18
+_FOREIGN_BATCH_BYTES = 128 * 2**20
+_FOREIGN_ROWS = 128
+_INDEX_BYTES = 12
+"""What a value of a dictionary takes at most: its number, and how it is nested."""
+_PAGE_HEADER = re.compile(rb"\x15(.)\x15([\x80-\xff]*[\x00-\x7f])", re.DOTALL)
+_PAGE_HEADER_BYTES = 32
+_DICTIONARY_PAGE = b"\x04"
 _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "reason", "detail", "split"}
 
 
@@ -250,6 +260,75 @@ def _footer(stream: Any) -> bytes:
         if needed <= len(tail) or needed > size:
             return tail[-needed:]
         num_bytes = needed
+
+
+# --- files of others -----------------------------------------------------------------------------------------
+
+
+def foreign_row_groups(stream: BinaryIO) -> Iterator[tuple[pq.RowGroupMetaData, Iterator[pa.RecordBatch]]]:
+    """What the footer of a Parquet file that somebody else wrote says of each row group, and its rows, a few at a time.
+
+    Raises ArrowException, OSError or ValueError where the file is damaged.
+    """
+    metadata = pq.read_metadata(stream)
+    schema = metadata.schema
+    columns = [schema.column(number) for number in range(metadata.num_columns)]
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    for number in range(metadata.num_row_groups):
+        # what a footer says of a column may throw where nothing catches it, and end the process: a row is read first
+        next(_foreign_batches(stream, metadata, number, 1, texts), None)
+        group = metadata.row_group(number)
+        yield group, _guarded_batches(stream, metadata, number)
+
+
+def _guarded_batches(stream: BinaryIO, metadata: pq.FileMetaData, number: int) -> Iterator[pa.RecordBatch]:
+    """A row group in batches of which each takes little memory, whatever its dictionaries hold.
+
+    One text of a dictionary may stand for millions of values: a column that has hardly more than its dictionary stays
+    one (Arrow would put all other texts into it, too), and the longer another one's texts may be, the fewer rows are
+    read.
+    """
+    group, num_rows, as_dictionaries = metadata.row_group(number), _FOREIGN_ROWS, []
+    for column in (group.column(index) for index in range(group.num_columns)):
+        if column.physical_type != "BYTE_ARRAY" or not (num_bytes := _dictionary_bytes(stream, column)):
+            continue
+        if column.total_uncompressed_size - num_bytes <= _INDEX_BYTES * column.num_values:
+            as_dictionaries.append(column.path_in_schema)
+        else:
+            num_rows = max(1, min(num_rows, _FOREIGN_BATCH_BYTES // num_bytes))
+    return _foreign_batches(stream, metadata, number, num_rows, as_dictionaries)
+
+
+def _foreign_batches(
+    stream: BinaryIO, metadata: pq.FileMetaData, number: int, num_rows: int, as_dictionaries: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """No more of a column is held than a buffer, a page, its dictionary and the values of so many rows.
+
+    Types that some library registers are read as what they are stored as.
+    """
+    with pq.ParquetFile(
+        stream,
+        metadata=metadata,
+        read_dictionary=as_dictionaries,
+        buffer_size=_FOREIGN_BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
+        arrow_extensions_enabled=False,
+    ) as opened:
+        yield from opened.iter_batches(num_rows, row_groups=[number], use_threads=False)
+
+
+def _dictionary_bytes(stream: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
+    """What the dictionary of a column takes, by the header of its page; 0 where it has none.
+
+    The header is Thrift's compact form of a struct whose first fields are two numbers: the kind of page, its size.
+    """
+    stream.seek(min(filter(None, (column.dictionary_page_offset, column.data_page_offset))))
+    header = _PAGE_HEADER.match(stream.read(_PAGE_HEADER_BYTES))
+    if not header or header[1] != _DICTIONARY_PAGE:
+        return 0
+    digits: bytes = header[2]
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(digits)) // 2
 
 
 # --- what manifests say --------------------------------------------------------------------------------------

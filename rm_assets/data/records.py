@@ -74,8 +74,9 @@ MEANINGS = {
     Reason.CHANGING_FILE: "The file changed whenever it was read; none of its lines is used in this run (line 0).",
     Reason.DAMAGED_ARCHIVE: "The compressed file ends early, is malformed, fails its checksum or needs more "
     "than 128 MiB to decompress; none of its lines is used (line 0).",
-    Reason.DAMAGED_FILE: "The JSON list is malformed or cut short; none of its rows is used (line 0).",
-    Reason.DECOMPRESSION_BOMB: "The compressed file expands beyond max_expansion; none of its lines is used (line 0).",
+    Reason.DAMAGED_FILE: "The JSON list or Parquet file is malformed or cut short; none of its rows is used (line 0).",
+    Reason.DECOMPRESSION_BOMB: "The compressed file or table expands beyond max_expansion; none of its lines is used "
+    "(line 0).",
     Reason.NOT_JSON: "The line is not one JSON value, or is nested more than 64 deep.",
     Reason.NOT_AN_OBJECT: "The line is JSON, but no object.",
     Reason.UNKNOWN_FORMAT: "The object has the fields of no known format.",

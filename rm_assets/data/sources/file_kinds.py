@@ -10,6 +10,7 @@ class Kind(StrEnum):
 
     LINES = "lines of JSON"
     JSON = "JSON"  # a list of rows, or lines
+    PARQUET = "Parquet"
 
 
 _KINDS = {
@@ -17,6 +18,7 @@ _KINDS = {
     ".ndjson": Kind.LINES,
     ".jsonlines": Kind.LINES,
     ".json": Kind.JSON,
+    ".parquet": Kind.PARQUET,
 }
 SUFFIXES = tuple(_KINDS)
 """What the names of files that are read end in, before that of an archive."""
@@ -32,9 +34,9 @@ def archive_suffix(name: str) -> str:
 def file_kind(name: str) -> Kind | None:
     """The kind of a file by its name; None where it is not read."""
     inner = name.lower().removesuffix(archive_suffix(name))
-    if inner in _NOT_ROWS:
-        return None
-    return next((kind for suffix, kind in _KINDS.items() if inner.endswith(suffix)), None)
+    kind = next((kind for suffix, kind in _KINDS.items() if inner.endswith(suffix)), None)
+    is_read = inner not in _NOT_ROWS and not (kind is Kind.PARQUET and archive_suffix(name))
+    return kind if is_read else None
 
 
 def grows_by_lines(name: str) -> bool:

@@ -34,6 +34,7 @@ else:
 
 EXPANSION_ALLOWANCE = 64 * 2**20
 """Any compressed file may expand to this many bytes; above it, its size times `max_expansion` is the limit."""
+BEYOND_LIMIT = "expands beyond the limit"
 _ZSTD_WINDOW_LOG = 27  # 128 MiB, what the zstd program allows too; a frame that needs more is refused
 _BUFFER_BYTES = 2**18
 _PART_BYTES = 2**20
@@ -111,6 +112,11 @@ class OpenedFile:
         archive = _DECOMPRESSORS[archive_suffix(self.path.name)](stored)
         expanded: io.BufferedReader = io.BufferedReader(_Expanded(archive, limit), _BUFFER_BYTES)
         return expanded
+
+    def random_access(self) -> io.BufferedReader:
+        """The bytes as they are stored, for readers that go back and forth in them."""
+        self.file.seek(0)
+        return io.BufferedReader(_Stored(self, self.num_bytes), _BUFFER_BYTES)
 
     def sha256(self) -> str:
         """The hash of the bytes as they are stored."""
@@ -206,9 +212,19 @@ class _Stored(io.RawIOBase):
     def __init__(self, opened_file: OpenedFile, num_bytes: int) -> None:
         self._opened = opened_file
         self._num_left = num_bytes
+        self._end = opened_file.num_bytes
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._end - self._num_left, io.SEEK_END: self._end}[whence]
+        place = self._opened.file.seek(origin + offset)
+        self._num_left = max(self._end - place, 0)
+        return place
 
     def readinto(self, buffer: Any) -> int:
         try:
@@ -245,7 +261,7 @@ class _Expanded(io.RawIOBase):
             raise RejectedFileError(Reason.DAMAGED_ARCHIVE, type(error).__name__) from None
         self._num_left -= len(piece)
         if self._num_left < 0:
-            raise RejectedFileError(Reason.DECOMPRESSION_BOMB, "expands beyond the limit")
+            raise RejectedFileError(Reason.DECOMPRESSION_BOMB, BEYOND_LIMIT)
         buffer[: len(piece)] = piece
         return len(piece)
 

@@ -9,7 +9,8 @@ from rm_assets.data.records import Reason
 from rm_assets.data.sources.blocks import Piece, num_piece_bytes
 from rm_assets.data.sources.file_kinds import Kind, file_kind
 from rm_assets.data.sources.json_lists import list_begin, list_rows
-from rm_assets.data.sources.opened_file import EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
+from rm_assets.data.sources.opened_file import BEYOND_LIMIT, EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
+from rm_assets.data.sources.parquet_rows import parquet_rows
 
 _BOM = b"\xef\xbb\xbf"
 _ENCODED_OTHERWISE = "it is UTF-16 or UTF-32: save it as UTF-8"
@@ -20,10 +21,14 @@ def file_rows(file: OpenedFile, *, max_expansion: int, max_line_bytes: int) -> I
 
     Raises RejectedFileError, possibly after some rows.
     """
-    if file_kind(file.path.name) is not Kind.JSON:
-        return None
-    rows = _json_rows(file.stream(max_expansion), max_line_bytes)
-    return rows and _bounded(rows, max(EXPANSION_ALLOWANCE, max_expansion * file.num_bytes))
+    most_bytes = max(EXPANSION_ALLOWANCE, max_expansion * file.num_bytes)
+    rows: Iterator[Piece] | None = None
+    match file_kind(file.path.name):
+        case Kind.JSON:
+            rows = _json_rows(file.stream(max_expansion), max_line_bytes)
+        case Kind.PARQUET:
+            rows = parquet_rows(file.random_access(), max_line_bytes, most_bytes)
+    return rows and _bounded(rows, most_bytes)
 
 
 def _bounded(rows: Iterable[Piece], num_left: int) -> Iterator[Piece]:
@@ -31,7 +36,7 @@ def _bounded(rows: Iterable[Piece], num_left: int) -> Iterator[Piece]:
     for row in rows:
         num_left -= num_piece_bytes(row)
         if num_left < 0:
-            raise RejectedFileError(Reason.DECOMPRESSION_BOMB, "expands beyond the limit")
+            raise RejectedFileError(Reason.DECOMPRESSION_BOMB, BEYOND_LIMIT)
         yield row
 
 

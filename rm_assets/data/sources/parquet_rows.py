@@ -1,0 +1,191 @@
+"""The rows of a Parquet file that somebody else wrote, each as one line of JSON.
+
+Values stay what the file says: text, numbers, true and false, null; a NaN is null, as pandas writes it for a missing
+number; infinity is the number 1e999, which nobody takes for a finite one. Decimals are numbers of the same digits,
+dates and times ISO texts, durations the numbers that are stored, maps objects. Bytes are no text, so they are never
+shown as one: `{"num_bytes": 3, "sha256": "ba78..."}` stands for them. Columns of one name stay two fields of that name.
+
+Parquet compresses without limit, so that what is decoded counts: by the footer first, and then what is really there.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rm_assets.data.parquet import foreign_row_groups
+from rm_assets.data.records import Reason
+from rm_assets.data.sources.blocks import Piece, SkippedLine
+from rm_assets.data.sources.opened_file import BEYOND_LIMIT, RejectedFileError
+
+_PART_BYTES = 8 * 2**20
+"""What is made of values of Python's at a time, if that is more than one row."""
+_DETAIL_CHARACTERS = 200
+_INFINITE = msgspec.Raw(b"1e999")
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+
+
+def parquet_rows(stream: BinaryIO, max_line_bytes: int, most_bytes: int) -> Iterator[Piece]:
+    """The rows, in order; raises RejectedFileError where the file is damaged or its values exceed `most_bytes`."""
+    try:
+        for group, batches in foreign_row_groups(stream):
+            _require_at_most(most_bytes, _stated_bytes(group))
+            num_rows = 0
+            for batch in batches:
+                num_rows += batch.num_rows
+                num_bytes = sum(map(_num_bytes, batch.columns))
+                _require_at_most(most_bytes, num_bytes)
+                most_bytes -= num_bytes
+                yield from _lines(batch, max_line_bytes)
+            if num_rows != group.num_rows:
+                raise pa.ArrowInvalid(f"{num_rows} rows of a row group instead of {group.num_rows}")
+    except RejectedFileError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:_DETAIL_CHARACTERS]
+        raise RejectedFileError(Reason.DAMAGED_FILE, f"not a Parquet file that can be read: {told}") from None
+
+
+def _require_at_most(most_bytes: int, num_bytes: int) -> None:
+    if num_bytes > most_bytes:
+        raise RejectedFileError(Reason.DECOMPRESSION_BOMB, BEYOND_LIMIT)
+
+
+def _stated_bytes(group: pq.RowGroupMetaData) -> int:
+    """What the columns of a row group take when they are decoded, by the footer: at least a byte a value."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(max(column.total_uncompressed_size, column.num_values) for column in columns)
+
+
+def _lines(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
+    """A line for each row; of rows that together are many bytes, half by half."""
+    num_bytes = sum(map(_num_bytes, batch.columns))
+    if batch.num_rows == 1 and num_bytes > max_line_bytes:
+        yield SkippedLine(num_bytes=num_bytes, end_bytes=1, sha256=hashlib.sha256(b"").hexdigest())
+        return
+    if batch.num_rows > 1 and num_bytes > _PART_BYTES:
+        yield from _halves(batch, max_line_bytes)
+        return
+    try:
+        columns = [_encoded(batch.column(number)) for number in range(batch.num_columns)]
+    except UnicodeDecodeError:
+        if batch.num_rows > 1:
+            yield from _halves(batch, max_line_bytes)
+        else:
+            yield SkippedLine(
+                num_bytes=num_bytes,
+                end_bytes=1,
+                sha256=hashlib.sha256(b"").hexdigest(),
+                reason=Reason.NOT_UTF8,
+                detail="a text of the row",
+            )
+        return
+    names = [_ENCODER.encode(name) + b":" for name in batch.schema.names]
+    for values in zip(*columns, strict=True):
+        yield b"{%s}\n" % b",".join(map(bytes.__add__, names, values))
+
+
+def _halves(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
+    half = batch.num_rows // 2
+    yield from _lines(batch.slice(0, half), max_line_bytes)
+    yield from _lines(batch.slice(half), max_line_bytes)
+
+
+def _encoded(column: pa.Array) -> list[bytes]:
+    """The values of a column as JSON."""
+    wanted = _json_type(column.type)
+    values = (column if wanted == column.type else column.cast(wanted)).to_pylist(maps_as_pydicts="strict")
+    if _has_bytes(wanted) or _has_infinite(column):
+        values = map(_as_json_has_it, values)
+    return [_ENCODER.encode(value) for value in values]
+
+
+def _as_json_has_it(value: Any) -> Any:
+    """A value with something for what JSON has not: bytes, infinity."""
+    match value:
+        case bytes():
+            return {"num_bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}
+        case float() if math.isinf(value):
+            return _INFINITE if value > 0 else msgspec.Raw(b"-1e999")
+        case list():
+            return [*map(_as_json_has_it, value)]
+        case dict():
+            return {name: _as_json_has_it(member) for name, member in value.items()}
+    return value
+
+
+# --- types ---------------------------------------------------------------------------------------------------
+
+
+def _json_type(dtype: pa.DataType) -> pa.DataType:
+    """The type that a column is read as: texts instead of dictionaries of them, and instead of dates and times."""
+    if pa.types.is_dictionary(dtype):
+        return dtype.value_type
+    if pa.types.is_temporal(dtype):
+        return pa.int64() if pa.types.is_duration(dtype) else pa.string()
+    if pa.types.is_struct(dtype):
+        return pa.struct([_json_field(field) for field in dtype.fields])
+    if pa.types.is_map(dtype):
+        return pa.map_(_json_field(dtype.key_field), _json_field(dtype.item_field))
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(_json_field(dtype.value_field), dtype.list_size)
+    if pa.types.is_large_list(dtype):
+        return pa.large_list(_json_field(dtype.value_field))
+    return pa.list_(_json_field(dtype.value_field)) if pa.types.is_list(dtype) else dtype
+
+
+def _json_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_json_type(field.type))
+
+
+def _leaves(array: pa.Array) -> Iterator[pa.Array]:
+    """The columns without further structure that an array consists of; of lists only what some row has."""
+    dtype = array.type
+    if pa.types.is_struct(dtype):
+        for child in array.flatten():
+            yield from _leaves(child)
+    elif pa.types.is_map(dtype):  # as the list of structs that it is stored as
+        entries = pa.list_(pa.struct([dtype.key_field, dtype.item_field]))
+        yield from _leaves(array.cast(entries))
+    elif pa.types.is_nested(dtype):
+        yield from _leaves(array.flatten())
+    else:
+        yield array
+
+
+def _num_bytes(column: pa.Array) -> int:
+    """What the values take, each that a dictionary holds as often as it stands in the column."""
+    return sum(map(_leaf_bytes, _leaves(column)))
+
+
+def _leaf_bytes(leaf: pa.Array) -> int:
+    if pa.types.is_dictionary(leaf.type):
+        lengths = pc.binary_length(leaf.dictionary).cast(pa.int64())
+        return int(pc.sum(lengths.take(leaf.indices)).as_py() or 0)
+    if pa.types.is_string(leaf.type) or pa.types.is_binary(leaf.type):
+        return int(pc.sum(pc.binary_length(leaf).cast(pa.int64())).as_py() or 0)
+    return int(leaf.nbytes)
+
+
+def _has_infinite(column: pa.Array) -> bool:
+    return any(pa.types.is_floating(leaf.type) and pc.any(pc.is_inf(leaf)).as_py() for leaf in _leaves(column))
+
+
+def _has_bytes(dtype: pa.DataType) -> bool:
+    """Whether values of a type have bytes in them."""
+    if pa.types.is_nested(dtype):
+        return any(_has_bytes(dtype.field(number).type) for number in range(dtype.num_fields))
+    return any(is_kind(dtype) for is_kind in _KINDS_OF_BYTES)
+
+
+_KINDS_OF_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
