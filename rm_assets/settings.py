@@ -180,8 +180,8 @@ class Settings(BaseModel):
     annotations: str | None = Field(
         None,
         description="File, directory or glob of lines of JSON (.jsonl, .ndjson, .jsonlines, .json) or JSON lists of "
-        "rows (.json), also as .gz or .zst, or of Parquet files, also at a URI such as s3://bucket/prefix; unset: the "
-        "built-in sample.",
+        "rows (.json), of Parquet, CSV or TSV files, also as .gz or .zst and at a URI such as s3://bucket/prefix; "
+        "unset: the built-in sample.",
     )
     storage: str = Field("./rm_storage", description="Directory of all snapshots, or a URI such as s3://bucket/prefix.")
     model: str | None = Field(
@@ -218,8 +218,8 @@ class Settings(BaseModel):
     max_expansion: int = Field(
         200,
         ge=1,
-        description="A compressed file or table that expands to more than 64 MiB and more than this many times its size "
-        "is rejected whole.",
+        description="A compressed file or table that expands to more than 64 MiB and more than this many times its "
+        "size is rejected whole.",
     )
     max_malformed_fraction: float = Field(
         0.10,

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     DAMAGED_ARCHIVE = "damaged_archive"
     DAMAGED_FILE = "damaged_file"
     DECOMPRESSION_BOMB = "decompression_bomb"
+    MALFORMED_ROW = "malformed_row"
     NOT_JSON = "not_json"
     NOT_AN_OBJECT = "not_an_object"
     UNKNOWN_FORMAT = "unknown_format"
@@ -74,9 +75,11 @@ MEANINGS = {
     Reason.CHANGING_FILE: "The file changed whenever it was read; none of its lines is used in this run (line 0).",
     Reason.DAMAGED_ARCHIVE: "The compressed file ends early, is malformed, fails its checksum or needs more "
     "than 128 MiB to decompress; none of its lines is used (line 0).",
-    Reason.DAMAGED_FILE: "The JSON list or Parquet file is malformed or cut short; none of its rows is used (line 0).",
+    Reason.DAMAGED_FILE: "The JSON list, Parquet or CSV file is malformed or cut short; none of its rows is used "
+    "(line 0).",
     Reason.DECOMPRESSION_BOMB: "The compressed file or table expands beyond max_expansion; none of its lines is used "
     "(line 0).",
+    Reason.MALFORMED_ROW: "The row of a CSV or TSV file has more or fewer fields than its header, or a NUL byte.",
     Reason.NOT_JSON: "The line is not one JSON value, or is nested more than 64 deep.",
     Reason.NOT_AN_OBJECT: "The line is JSON, but no object.",
     Reason.UNKNOWN_FORMAT: "The object has the fields of no known format.",
@@ -118,6 +121,7 @@ MALFORMED = frozenset(
     {
         Reason.NOT_UTF8,
         Reason.LINE_TOO_LONG,
+        Reason.MALFORMED_ROW,
         Reason.NOT_JSON,
         Reason.NOT_AN_OBJECT,
         Reason.UNKNOWN_FORMAT,

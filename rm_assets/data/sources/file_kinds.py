@@ -11,6 +11,8 @@ class Kind(StrEnum):
     LINES = "lines of JSON"
     JSON = "JSON"  # a list of rows, or lines
     PARQUET = "Parquet"
+    CSV = "CSV"
+    TSV = "TSV"
 
 
 _KINDS = {
@@ -19,6 +21,8 @@ _KINDS = {
     ".jsonlines": Kind.LINES,
     ".json": Kind.JSON,
     ".parquet": Kind.PARQUET,
+    ".csv": Kind.CSV,
+    ".tsv": Kind.TSV,
 }
 SUFFIXES = tuple(_KINDS)
 """What the names of files that are read end in, before that of an archive."""

@@ -7,6 +7,7 @@ import msgspec
 
 from rm_assets.data.records import Reason
 from rm_assets.data.sources.blocks import Piece, num_piece_bytes
+from rm_assets.data.sources.csv_rows import csv_rows
 from rm_assets.data.sources.file_kinds import Kind, file_kind
 from rm_assets.data.sources.json_lists import list_begin, list_rows
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
@@ -21,13 +22,18 @@ def file_rows(file: OpenedFile, *, max_expansion: int, max_line_bytes: int) -> I
 
     Raises RejectedFileError, possibly after some rows.
     """
+    kind = file_kind(file.path.name)
     most_bytes = max(EXPANSION_ALLOWANCE, max_expansion * file.num_bytes)
     rows: Iterator[Piece] | None = None
-    match file_kind(file.path.name):
+    match kind:
         case Kind.JSON:
             rows = _json_rows(file.stream(max_expansion), max_line_bytes)
         case Kind.PARQUET:
             rows = parquet_rows(file.random_access(), max_line_bytes, most_bytes)
+        case Kind.CSV | Kind.TSV:
+            stream = file.stream(max_expansion)
+            _require_utf8(stream.peek(4))
+            rows = csv_rows(stream, "\t" if kind is Kind.TSV else ",", max_line_bytes)
     return rows and _bounded(rows, most_bytes)
 
 
@@ -40,10 +46,15 @@ def _bounded(rows: Iterable[Piece], num_left: int) -> Iterator[Piece]:
         yield row
 
 
-def _json_rows(stream: io.BufferedReader, max_line_bytes: int) -> Iterator[Piece] | None:
-    head = stream.peek(4)
+def _require_utf8(head: bytes) -> None:
+    """Raise RejectedFileError where a file of texts begins as one of UTF-16 or UTF-32 does."""
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:4]:
         raise RejectedFileError(Reason.NOT_UTF8, _ENCODED_OTHERWISE)
+
+
+def _json_rows(stream: io.BufferedReader, max_line_bytes: int) -> Iterator[Piece] | None:
+    head = stream.peek(4)
+    _require_utf8(head)
     if begin := list_begin(head):
         return list_rows(stream, begin, max_line_bytes)
     if _is_object_over_lines(head.removeprefix(_BOM).lstrip()):

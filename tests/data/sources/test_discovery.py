@@ -132,7 +132,6 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
         ("missing.jsonl", "no such file"),
         ("empty", "no file ending in .jsonl"),
         ("*.jsonl", "no file ending in .jsonl"),
-        ("table.csv", "pandas.read_csv('table.csv').to_json('table.jsonl', orient='records', lines=True)"),
         ("broken/b.jsonl", "'b.jsonl' cannot be read: a link to nothing"),
         ("fifo/f.jsonl", "'f.jsonl' cannot be read: a FIFO"),
         ("loop/l.jsonl", "'l.jsonl' cannot be read: Too many levels of symbolic links"),
@@ -144,7 +143,6 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
 def test_a_setting_that_names_nothing_to_read_is_one_clear_error(tmp_path: Path, setting: str, complaint: str) -> None:
     for name in ("empty", "broken", "fifo", "loop"):
         (tmp_path / name).mkdir()
-    (tmp_path / "table.csv").write_text("a,b")
     (tmp_path / "broken" / "b.jsonl").symlink_to(tmp_path / "gone")
     (tmp_path / "loop" / "l.jsonl").symlink_to("l.jsonl")
     os.mkfifo(tmp_path / "fifo" / "f.jsonl")

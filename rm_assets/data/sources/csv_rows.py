@@ -1,0 +1,128 @@
+"""The rows of a CSV or TSV file, each as one line of JSON: names from the header, all values texts, empty ones null.
+
+Rows are numbered from behind the header, and blank ones count, as a spreadsheet shows them. A row with more or fewer
+fields than the header is a reject of its own. A quote that is opened and never closed, or closed inside a field, would
+let one field swallow the rows that follow: such a file is rejected whole, and the line named.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from rm_assets.data.records import Reason
+from rm_assets.data.sources.blocks import Piece, SkippedLine
+from rm_assets.data.sources.opened_file import RejectedFileError
+
+_DELIMITERS = (",", ";", "\t", "|")
+_QUOTED = re.compile('"[^"]*"')
+_LONGEST_NAME = 200
+_ENCODER = msgspec.json.Encoder()
+
+
+def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> Iterator[Piece]:
+    """The rows behind the header, in order; raises RejectedFileError where the file cannot be cut into rows."""
+    head = stream.peek(1)
+    line_end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # a lone return ends rows everywhere or nowhere
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=line_end)
+    lines = _Lines(text, 2 * max_line_bytes + _LONGEST_NAME)
+    first = lines.first_with_text()
+    delimiter = next((mark for mark in (delimiter, *_DELIMITERS) if mark in _QUOTED.sub("", first)), delimiter)
+    # what a field may have at most is bounded by its lines; the module's own bound is one of the process
+    csv.field_size_limit(max(csv.field_size_limit(), lines.most_characters))
+    reader = csv.reader(
+        lines, strict=True, delimiter=delimiter, skipinitialspace=_has_spaces(_QUOTED.sub("", first), delimiter)
+    )
+    try:
+        names = _names(next(reader, []))
+        lines.begin_row()
+        for fields in reader:
+            yield _line(fields, names)
+            lines.begin_row()
+    except csv.Error as error:
+        told, row = str(error).partition(" - ")[0], f"the row that begins in line {lines.row_begin}"
+        problem = f"{row} has an unbalanced quote or the like: {told} (line {lines.number})"
+        raise RejectedFileError(Reason.DAMAGED_FILE, problem) from None
+
+
+class _Lines:
+    """The lines of a text, of which one row may take so many characters."""
+
+    def __init__(self, text: io.TextIOWrapper, most_characters: int) -> None:
+        self.most_characters = most_characters
+        self.num_characters = 0  # of this row
+        self.number = 0
+        self.row_begin = 1
+        self._text = text
+        self._waiting = ""  # read already
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._next():
+            yield line
+
+    def _next(self) -> str:
+        line, self._waiting = self._waiting or self._text.readline(self.most_characters + 1), ""
+        self.number += bool(line)
+        self.num_characters += len(line)
+        if self.num_characters > self.most_characters:
+            problem = f"has more than {self.most_characters:,} characters, perhaps by a quote that is never closed"
+            raise RejectedFileError(Reason.DAMAGED_FILE, f"the row that begins in line {self.row_begin} {problem}")
+        return line
+
+    def begin_row(self) -> None:
+        """The next line is that of another row."""
+        self.num_characters, self.row_begin = 0, self.number + 1
+
+    def first_with_text(self) -> str:
+        """The first line that is not blank, which is still to be read; raises RejectedFileError if there is none."""
+        while line := self._next():
+            if line.strip():
+                self._waiting, self.number = line, self.number - 1
+                self.begin_row()
+                return line
+        raise RejectedFileError(Reason.DAMAGED_FILE, "it has no header")
+
+
+def _has_spaces(header: str, delimiter: str) -> bool:
+    """Whether a space follows each delimiter, also before a quote, where it would make the quote part of the text."""
+    _, *names = header.split(delimiter)
+    return bool(names) and all(name.startswith(" ") for name in names)
+
+
+def _names(header: list[str]) -> list[bytes]:
+    """The names of the columns as JSON; an index that pandas wrote has none."""
+    longest = max(map(len, header))
+    if longest > _LONGEST_NAME:
+        raise RejectedFileError(
+            Reason.DAMAGED_FILE, f"its first row is not a header: a name has {longest:,} characters"
+        )
+    if any("\0" in name for name in header):
+        raise RejectedFileError(Reason.NOT_UTF8, "its header has NUL bytes: save it as UTF-8")
+    try:
+        return [_ENCODER.encode(name.strip()) + b":" for name in header]
+    except UnicodeEncodeError:
+        raise RejectedFileError(Reason.NOT_UTF8, "its header: save it as UTF-8") from None
+
+
+def _line(fields: list[str], names: list[bytes]) -> Piece:
+    if not any(fields) or (len(fields) == 1 and not fields[0].strip()):
+        return b"\n"
+    if len(fields) != len(names):
+        return _rejected(fields, Reason.MALFORMED_ROW, f"{len(fields)} fields, where the header has {len(names)}")
+    if "\0" in "".join(fields):
+        return _rejected(fields, Reason.MALFORMED_ROW, "a NUL byte")
+    try:
+        values = [_ENCODER.encode(field) if field else b"null" for field in fields]
+    except UnicodeEncodeError:
+        return _rejected(fields, Reason.NOT_UTF8, "a field of the row: save the file as UTF-8")
+    return b"{%s}\n" % b",".join(map(bytes.__add__, names, values))
+
+
+def _rejected(fields: list[str], reason: Reason, detail: str) -> SkippedLine:
+    content = json.dumps(fields).encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    return SkippedLine(num_bytes=len(content), end_bytes=1, sha256=sha256, reason=reason, detail=detail)
