@@ -41,7 +41,7 @@ from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
-from rm_assets.data.sources.file_kinds import grows_by_lines
+from rm_assets.data.sources.file_kinds import grows_by_lines, what_is_not_read
 from rm_assets.data.sources.opened_file import (
     Change,
     OpenedFile,
@@ -76,7 +76,8 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
     annotations, files = files_to_read(settings)
     if ignored := annotations.ignored:
-        say(f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
+        told = what_is_not_read(ignored)
+        say(told or f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
     with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say, settings.verify) as turn:
         stamps = _read_stamps(turn)

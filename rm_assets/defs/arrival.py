@@ -18,6 +18,7 @@ from rm_assets.data.raw import files_to_read
 from rm_assets.data.records import Stage
 from rm_assets.data.sources.content_version import Listing, content_listing, published_version
 from rm_assets.data.sources.discovery import NothingToReadError
+from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.storage import place
 from rm_assets.defs.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
@@ -55,7 +56,7 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
     if settings.uses_sample_annotations:
         return dg.SkipReason("annotations is unset, and the built-in sample never changes: set RM_ANNOTATIONS")
     try:
-        _, files = files_to_read(settings)
+        annotations, files = files_to_read(settings)
     except NothingToReadError as error:
         return dg.SkipReason(f"nothing has arrived yet: {error}")
     storage = place(settings.storage)
@@ -63,7 +64,9 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
     if listing.version is None:
         return dg.SkipReason(_not_ready(listing))
     if listing.version == published_version(storage):
-        return dg.SkipReason(f"nothing new: the data were made from these {listing.num_files:,} files")
+        told = what_is_not_read(annotations.ignored)
+        made = f"nothing new: the data were made from these {listing.num_files:,} files"
+        return dg.SkipReason(f"{made}; {told}" if told else made)
     return _asked(context.instance, listing.version, settings)
 
 

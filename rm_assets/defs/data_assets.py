@@ -8,7 +8,9 @@ import dagster as dg
 from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
 from rm_assets.data.records import Stage
 from rm_assets.data.sources.content_version import ASSET, content_listing
+from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.storage import place
+from rm_assets.defs.last_line import note_at_exit
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
 
@@ -59,6 +61,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
     snapshot = raw.raw_snapshot(ready.settings, context.log.info)
+    note_at_exit(what_is_not_read(snapshot.manifest.facts["ignored_files"]))
     return stage_result(Stage.RAW, snapshot, None, ready.settings)
 
 

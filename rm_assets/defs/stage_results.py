@@ -15,11 +15,13 @@ from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.snapshots import Manifest, Snapshot
 from rm_assets.data.sources.content_version import CONTENT
+from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.defs.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.pictures import length_histogram, markdown_picture
 from rm_assets.settings import Settings
 
 HELD_BACK_CHECK = "no_file_is_held_back"
+IGNORED_CHECK = "no_file_is_ignored"
 NUM_PREVIEWED = 5
 NUM_NAMED = 3
 _NOT_FOR_READING = ("_id", "_key", "_mask")
@@ -35,6 +37,9 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
         dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
         for law in LAWS[stage]
     ]
+    if stage is Stage.RAW:
+        description = "Every file that may hold annotations is of a kind that is read."
+        specs.append(dg.AssetCheckSpec(IGNORED_CHECK, asset=stage.value, description=description))
     if stage is Stage.VALIDATED:
         description = "No file has so many malformed lines that it is held back whole."
         specs.append(dg.AssetCheckSpec(HELD_BACK_CHECK, asset=stage.value, description=description))
@@ -199,6 +204,14 @@ def _check_results(
             passed=not any(violations.values()),
             description=_counted(law, violations),
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
+        )
+    if stage is Stage.RAW:
+        told = what_is_not_read(manifest.facts["ignored_files"], code_of)
+        yield dg.AssetCheckResult(
+            check_name=IGNORED_CHECK,
+            passed=not told,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=told or "No file is ignored that may hold annotations.",
         )
     if stage is Stage.VALIDATED:
         yield _held_back_result(manifest, settings.max_malformed_fraction)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from rm_assets.data.ownership import MARKER
-from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind
+from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_read
 from rm_assets.data.sources.opened_file import RejectedFileError, Status, file_status, opened
 from rm_assets.data.sources.remote import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
 from rm_assets.data.storage import is_remote, lies_in, place, remote_path_below
@@ -111,9 +111,8 @@ def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
     ignored = [source_name(path, found.base) for path in found.files if path not in wanted]
     ignored += [source_name(path, found.base) + "/" for path in found.unsearched]
     if not wanted:
-        other = min(ignored, default="")
-        hint = f", but {other!r}; one JSON object a line is what is read{_conversion(other)}" if other else ""
-        raise _error(setting, f"no file ending in {' or '.join(SUFFIXES)} there{hint}", NothingToReadError)
+        hint = f"; {told}" if (told := what_is_not_read(sorted(ignored))) else ""
+        raise _error(setting, f"no file ending in {', '.join(SUFFIXES)} there{hint}", NothingToReadError)
     files = [
         AnnotationFile(path=path, source=source, listed=found.statuses.get(path)) for path, source in wanted.items()
     ]
@@ -133,19 +132,6 @@ def source_name(path: Path, base: Path) -> str:
 
 def _error(setting: str, problem: str, kind: type[SettingsError] = SettingsError) -> SettingsError:
     return kind(f"{SETTING} is {setting!r}: {problem}")
-
-
-_READERS = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet", ".json": "read_json"}
-
-
-def _conversion(name: str) -> str:
-    """How to make lines of JSON of a table, or of a JSON array; empty for other files."""
-    path = Path(name)
-    if path.suffix.lower() not in _READERS:
-        return ""
-    read, target = _READERS[path.suffix.lower()], path.with_suffix(".jsonl").name
-    code = f"import pandas; pandas.{read}({path.name!r}).to_json({target!r}, orient='records', lines=True)"
-    return f'. To convert it: python -c "{code}"'
 
 
 def _find(setting: str, storage: Path | None) -> _Found:

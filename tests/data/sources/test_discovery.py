@@ -132,6 +132,9 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
         ("missing.jsonl", "no such file"),
         ("empty", "no file ending in .jsonl"),
         ("*.jsonl", "no file ending in .jsonl"),
+        ("table.xlsx", "; 'table.xlsx' is not read: save it as CSV in UTF-8"),
+        ("many", "; 'b.arrow' and 1 more files are not read: with the datasets library: Dataset.from_file(NAME)"),
+        ("docs", "no file ending in .jsonl, .ndjson, .jsonlines, .json, .parquet, .csv, .tsv there"),
         ("broken/b.jsonl", "'b.jsonl' cannot be read: a link to nothing"),
         ("fifo/f.jsonl", "'f.jsonl' cannot be read: a FIFO"),
         ("loop/l.jsonl", "'l.jsonl' cannot be read: Too many levels of symbolic links"),
@@ -141,8 +144,11 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
     ],
 )
 def test_a_setting_that_names_nothing_to_read_is_one_clear_error(tmp_path: Path, setting: str, complaint: str) -> None:
-    for name in ("empty", "broken", "fifo", "loop"):
+    for name in ("empty", "broken", "fifo", "loop", "many", "docs"):
         (tmp_path / name).mkdir()
+    touch(
+        *(tmp_path / name for name in ("table.xlsx", "many/a.data", "many/b.arrow", "docs/README.md", "docs/LICENSE"))
+    )
     (tmp_path / "broken" / "b.jsonl").symlink_to(tmp_path / "gone")
     (tmp_path / "loop" / "l.jsonl").symlink_to("l.jsonl")
     os.mkfifo(tmp_path / "fifo" / "f.jsonl")
