@@ -16,17 +16,21 @@ from upath import UPath
 from rm_assets.addresses import masked
 from rm_assets.data.storage import StorageError, modified_seconds, on_its_system, place, reaching, reason_of
 
-_VERSIONS = ("ETag", "etag", "VersionId", "generation", "md5Hash", "content_md5")
+_CONTENT_HASH = "blob_id"
+"""What the Hugging Face Hub tells of a file; its commits appear whole, so that no file is still being written."""
+_VERSIONS = (_CONTENT_HASH, "ETag", "etag", "VersionId", "generation", "md5Hash", "content_md5")
 _BLOCK_BYTES = 8 * 2**20
 
 
 def require_reachable(directory: Path) -> None:
-    """Raise StorageError unless a remote place can be listed: its host answers, the bucket is there, we may read."""
+    """Raise StorageError unless a remote place can be listed: its host answers, we may read the bucket or the Hub's
+    repository, such as `datasets/owner/name`.
+    """
     system, path = on_its_system(directory)
     try:
         with reaching(directory):
             if not system.exists(path):
-                system.ls(path.strip("/").split("/", 1)[0])
+                system.ls("/".join(path.strip("/").split("/")[: 3 if "hf" in system.protocol else 1]))
     except OSError as error:
         raise StorageError(f"{str(directory)!r} cannot be reached: {reason_of(error)}") from None
 
@@ -45,7 +49,7 @@ class RemoteStatus:
 
 def remote_status(path: Path) -> RemoteStatus:
     """The status of a remote file; raises OSError where there is none, StorageError where it cannot be asked for."""
-    system, name = on_its_system(path)
+    system, name = _system_of_now(path)
     with reaching(path):
         entry = system.info(name)
         if entry["type"] != "file":
@@ -53,8 +57,15 @@ def remote_status(path: Path) -> RemoteStatus:
     return _status(entry)
 
 
+def _system_of_now(path: Path) -> tuple[Any, str]:
+    """A place as fsspec knows it, without what its file system remembers: the Hub's keeps each listing it has seen."""
+    system, name = on_its_system(path)
+    system.invalidate_cache()
+    return system, name
+
+
 def _status(entry: dict[str, Any]) -> RemoteStatus:
-    written = modified_seconds(entry)
+    written = 0.0 if entry.get(_CONTENT_HASH) else modified_seconds(entry)
     if entry.get("size") is None:
         name, way = masked(str(entry["name"])), "download it and name the copy"
         raise StorageError(f"{name!r} cannot be read: its server does not tell its size; {way}")
@@ -76,7 +87,7 @@ def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
 
     One listing tells of thousands of files, where asking for each would take minutes.
     """
-    system, path = on_its_system(directory)
+    system, path = _system_of_now(directory)
     with reaching(directory):
         found = system.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
@@ -88,7 +99,7 @@ def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
 def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
     """What a URI with `*`, `?`, `[...]` or `**` names, and the status of those that are no directories."""
     path = place(pattern)
-    system, name = on_its_system(path)
+    system, name = _system_of_now(path)
     with reaching(path):
         found = system.glob(name, detail=True)
     yield from (
@@ -102,6 +113,6 @@ def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
 
 def remote_kind(path: Path) -> str:
     """Whether a remote path names a "file", a "directory", or nothing: ""."""
-    system, name = on_its_system(path)
+    system, name = _system_of_now(path)
     with reaching(path):
         return "file" if system.isfile(name) else "directory" if system.isdir(name) else ""
