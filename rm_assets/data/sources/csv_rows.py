@@ -20,7 +20,9 @@ from rm_assets.data.sources.opened_file import RejectedFileError
 
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTED = re.compile('"[^"]*"')
+_DECLARED = re.compile("sep=(.)\\s*$")  # a first line that Excel understands
 _LONGEST_NAME = 200
+_MOST_CHARACTERS = 2**40
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -29,8 +31,11 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
     head = stream.peek(1)
     line_end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # a lone return ends rows everywhere or nowhere
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=line_end)
-    lines = _Lines(text, 2 * max_line_bytes + _LONGEST_NAME)
+    lines = _Lines(text, min(2 * max_line_bytes, _MOST_CHARACTERS) + _LONGEST_NAME)
     first = lines.first_with_text()
+    if declared := _DECLARED.match(first):
+        next(iter(lines))
+        delimiter, first = declared[1], lines.first_with_text()
     delimiter = next((mark for mark in (delimiter, *_DELIMITERS) if mark in _QUOTED.sub("", first)), delimiter)
     # what a field may have at most is bounded by its lines; the module's own bound is one of the process
     csv.field_size_limit(max(csv.field_size_limit(), lines.most_characters))

@@ -66,7 +66,7 @@ def _lines(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
     """A line for each row; of rows that together are many bytes, half by half."""
     num_bytes = sum(map(_num_bytes, batch.columns))
     if batch.num_rows == 1 and num_bytes > max_line_bytes:
-        yield SkippedLine(num_bytes=num_bytes, end_bytes=1, sha256=hashlib.sha256(b"").hexdigest())
+        yield _skipped(batch, num_bytes, Reason.LINE_TOO_LONG, f"{num_bytes} bytes")
         return
     if batch.num_rows > 1 and num_bytes > _PART_BYTES:
         yield from _halves(batch, max_line_bytes)
@@ -77,17 +77,17 @@ def _lines(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
         if batch.num_rows > 1:
             yield from _halves(batch, max_line_bytes)
         else:
-            yield SkippedLine(
-                num_bytes=num_bytes,
-                end_bytes=1,
-                sha256=hashlib.sha256(b"").hexdigest(),
-                reason=Reason.NOT_UTF8,
-                detail="a text of the row",
-            )
+            yield _skipped(batch, num_bytes, Reason.NOT_UTF8, "a text of the row")
         return
     names = [_ENCODER.encode(name) + b":" for name in batch.schema.names]
     for values in zip(*columns, strict=True):
         yield b"{%s}\n" % b",".join(map(bytes.__add__, names, values))
+
+
+def _skipped(row: pa.RecordBatch, num_bytes: int, reason: Reason, detail: str) -> SkippedLine:
+    """A row that is no line, known by the hash of its values as Arrow has them."""
+    sha256 = hashlib.sha256(row.serialize()).hexdigest()
+    return SkippedLine(num_bytes=num_bytes, end_bytes=1, sha256=sha256, reason=reason, detail=detail)
 
 
 def _halves(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:

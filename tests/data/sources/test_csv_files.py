@@ -51,6 +51,7 @@ FILES: dict[str, tuple[str, bytes, list[tuple[int, object]]]] = {
     ),
     "blank rows count": ("a.csv", b"\na,b\n1,2\n\n,\n  \n3,4", [(1, {"a": "1", "b": "2"}), (5, {"a": "3", "b": "4"})]),
     "Excel": ("a.csv", "\ufeffa;b\r\n1,5;é\r\n".encode(), [(1, {"a": "1,5", "b": "é"})]),
+    "Excel with its delimiter declared": ("a.csv", b"sep=;\r\na,b;c\r\n1;2\r\n", [(1, {"a,b": "1", "c": "2"})]),
     "the line ends of old Macs": ("a.csv", b"a,b\r1,2\r3,4\r", [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]),
     "spaces behind commas": ("a.csv", b'a, b\n1, "x, y"\n', [(1, {"a": "1", "b": "x, y"})]),
     "the index of pandas": ("a.csv", b",a\n0,x\n", [(1, {"": "0", "a": "x"})]),
@@ -81,6 +82,11 @@ def test_a_field_may_be_as_long_as_a_line(settings: Settings) -> None:
     raw = raw_of(settings, b"a,b\n%s,1\n%s,2%s\n3,4\n" % (long, long, long))
     assert [row["line"] for row in rows(raw)] == [1, 3]
     assert rejects(raw) == [("a.csv", 2, "line_too_long")]
+
+
+def test_the_longest_line_may_be_as_long_as_the_setting_allows(settings: Settings) -> None:
+    raw = raw_of(settings.model_copy(update={"max_line_bytes": 2**63 - 1}), b"a,b\n1,2\n")
+    assert values(raw) == [(1, {"a": "1", "b": "2"})]
 
 
 def test_a_table_is_cut_into_shards_of_whole_rows(settings: Settings) -> None:

@@ -133,10 +133,12 @@ def test_a_text_that_is_not_utf8_is_the_reject_of_its_row(settings: Settings) ->
 
 
 def test_a_row_longer_than_a_line_may_be_is_the_reject_of_that_row(settings: Settings) -> None:
-    table = pa.table({"prompt": ["short", "x" * 500, "y" * 10_000, "short"]})
+    table = pa.table({"prompt": ["short", "x" * 500, "y" * 10_000, "z" * 10_000, "y" * 10_000, "short"]})
     raw = raw_of(settings.model_copy(update={"max_line_bytes": 400}), written(table))
-    assert [row["line"] for row in rows(raw)] == [1, 4]
-    assert rejects(raw) == [("a.parquet", line, "line_too_long") for line in (2, 3)]
+    assert [row["line"] for row in rows(raw)] == [1, 6]
+    assert rejects(raw) == [("a.parquet", line, "line_too_long") for line in (2, 3, 4, 5)]
+    hashes = [row["line_sha256"] for row in rows(raw, REJECTS)]
+    assert (len({*hashes}), hashes[1]) == (3, hashes[3])
     assert set(violations({Stage.RAW: raw}).values()) == {0}
 
 
