@@ -23,9 +23,11 @@ PEAKS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA L20": 119.5e12,  # L20 data sheet
     "NVIDIA L4": 121e12,  # L4 data sheet: 242 with sparsity
     "NVIDIA L40": 181.05e12,  # L40 data sheet
     "NVIDIA L40S": 362.05e12,  # L40S data sheet
+    "NVIDIA H20": 148e12,  # H20 data sheet
     "NVIDIA H100 PCIe": 756e12,  # H100 data sheet: 1513 with sparsity
     "NVIDIA H100 NVL": 835e12,  # H100 NVL data sheet: 1671 with sparsity
     "NVIDIA H100 80GB HBM3": 989e12,  # H100 data sheet, SXM: 1979 with sparsity
@@ -33,6 +35,9 @@ PEAKS = {
     "NVIDIA H200 NVL": 835e12,  # H200 data sheet, NVL: 1671 with sparsity
     "NVIDIA GH200 480GB": 989e12,  # GH200 data sheet: 1979 with sparsity
     "NVIDIA B200": 2250e12,  # HGX B200 data sheet: 36,000 with sparsity for eight
+    "NVIDIA GeForce RTX 3090": 71e12,  # Ada architecture white paper, sums in float32: 142 with sparsity
+    "NVIDIA GeForce RTX 4090": 165.2e12,  # the same: 330.4 with sparsity
+    "NVIDIA GeForce RTX 5090": 209.5e12,  # RTX Blackwell architecture white paper, sums in float32: 419 with sparsity
 }
 """Dense bfloat16 operations per second by NVIDIA's data sheets, by the device's full name."""
 
