@@ -89,5 +89,6 @@ def _packed(pairs: Pairs, plan: MicroPlan) -> tuple[Rows, Rows, Rows, list[Segme
     if not ids:
         nothing = np.zeros((1, IDLE_TOKENS), np.int64)  # the position 0 is one that every model has
         return nothing, nothing, np.zeros(1, np.int64), [Segment(0, IDLE_TOKENS)]
-    row = np.concatenate(ids).astype(np.int64)[None]
-    return row, np.concatenate(positions)[None], np.array(last, np.int64), segments
+    # no [None], whose stride of 0 would tell a compiled layer rows from micro-batches without pairs
+    row = np.concatenate(ids).astype(np.int64).reshape(1, -1)
+    return row, np.concatenate(positions).reshape(1, -1), np.array(last, np.int64), segments

@@ -118,6 +118,14 @@ def test_a_process_without_pairs_computes_sixteen_tokens_that_nobody_reads(packi
     assert num_tokens(PAIRS, plans[2][0]) == 16
 
 
+@pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PACKED])
+def test_rows_lie_in_memory_as_those_without_pairs_do(packing):
+    # a compiled layer would be compiled anew for other strides, of dimensions of size 1 too
+    for [plan] in micro(packing, rows=[0], num_processes=2):
+        batch = collate(PAIRS, plan, CPU)
+        assert batch.ids.stride() == batch.positions.stride() == (batch.ids.numel(), 1)
+
+
 lengths = st.lists(st.integers(1, 12), min_size=2, max_size=4)
 
 

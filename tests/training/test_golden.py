@@ -136,7 +136,8 @@ def test_a_template_that_writes_another_text_is_detected_though_its_hash_was_cha
 
 def test_another_vocabulary_is_detected(copy):
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["What"] = 7
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["What"] = vocabulary.pop("w7")
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(GoldenScoresError, match=r"the ids of conversation 1 is .* not"):
         verified(copy)
