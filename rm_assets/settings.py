@@ -46,6 +46,12 @@ Annotators = Literal["majority", "each"]
 """What several annotators of one row state: one pair, or a pair each."""
 
 
+ReportCheck = Literal[
+    "accuracy_is_above_chance", "model_beats_length", "model_needs_the_prompt", "scores_do_not_follow_length"
+]
+"""The checks of a model's report."""
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used. The message names the setting and says what to do."""
 
@@ -309,6 +315,11 @@ class Settings(BaseModel):
         description="A new model is not promoted where it is right less often than the promoted one on the same pairs, "
         "with a p-value of the exact paired test of at most this; 1: wherever it is right less often.",
     )
+    promotion_requires: list[ReportCheck] = Field(
+        ["accuracy_is_above_chance"],
+        description="Checks of the report without which no model is promoted, in JSON; [] for none. "
+        "accuracy_is_above_chance includes fail_below_accuracy.",
+    )
     promoted_model: str | None = Field(
         None, description="Snapshot of reward_model that is promoted by hand, whatever a newer one gives."
     )
@@ -364,6 +375,15 @@ class Settings(BaseModel):
         if value + info.data.get("validation_fraction", 0.0) >= 1:
             raise ValueError("validation_fraction and test_fraction together must stay below 1")
         return value
+
+    @field_validator("promotion_requires", mode="before")
+    @classmethod
+    def _list_from_json(cls, value: Any) -> Any:
+        """The environment gives a list as JSON text."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError:
+            raise ValueError('a JSON list is needed, such as ["accuracy_is_above_chance"]') from None
 
     @field_validator("columns", "labels", "evaluation_files", mode="before")
     @classmethod

@@ -33,6 +33,7 @@ TRAINING = {
     "test_fraction": 0.3,
     "validation_fraction": 0.2,
     "checkpoint_every_steps": 2,
+    "promotion_requires": [],
 }
 
 

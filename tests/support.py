@@ -31,7 +31,14 @@ from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 # One epoch of two steps: what training does to the model is not what these tests are about.
-QUICK = {"epochs": 1, "batch_pairs": 64, "learning_rate": 1e-3, "test_fraction": 0.3, "validation_fraction": 0.2}
+QUICK = {
+    "epochs": 1,
+    "batch_pairs": 64,
+    "learning_rate": 1e-3,
+    "test_fraction": 0.3,
+    "validation_fraction": 0.2,
+    "promotion_requires": [],
+}
 
 
 class Keys(NamedTuple):

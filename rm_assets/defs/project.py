@@ -90,6 +90,8 @@ def _config_type(annotation: Any) -> Any:
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is dict and annotation != dict[str, str]:
         return dict[str, Any]  # which may hold other mappings
+    if get_origin(annotation) is list:
+        return list[str]
     return str if annotation is date or get_origin(annotation) is Literal else annotation
 
 

@@ -4,6 +4,7 @@
 inputs, so that the model's own directory is never removed; the verdict on the newest model stands in the manifest.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,20 @@ from rm_assets.defs.model_snapshots import ASSET as MODEL
 from rm_assets.defs.model_snapshots import ModelSnapshot, model_snapshot
 from rm_assets.settings import Settings
 
-VERSION = 1
+VERSION = 2
 ASSET = "promoted_reward_model"
+
+
+class NothingToPromoteError(ValueError):
+    """The newest model may not be promoted, and there is no other. The message says what forbids it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
     """The published snapshot, the model it names, and the verdict on the newest model.
 
-    `verdict` has `challenger`, `champion` (before), `promoted`, `reason`, `question` (what was decided, as a hash),
-    and the figures of the comparison where there was one.
+    `verdict` has `challenger`, `champion` (before), `failed_checks` of the challenger's report, `promoted`, `reason`,
+    `question` (what was decided, as a hash), and the figures of the comparison where there was one.
     """
 
     snapshot: Snapshot
@@ -44,25 +49,33 @@ class Promotion:
 
 
 def promotion(
-    settings: Settings, newest: ModelSnapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
+    settings: Settings,
+    newest: ModelSnapshot,
+    checks: Sequence[dg.AssetCheckResult],
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
 ) -> Promotion:
-    """Compare the newest model with the promoted one, and publish the one that is not worse.
+    """Compare the newest model, of whose report these are the checks, with the promoted one; publish the better one.
 
-    Raises SnapshotError where the setting promoted_model names none.
+    Raises NothingToPromoteError where there is neither a model that may be promoted nor one that was, and SnapshotError
+    where the setting promoted_model names none.
     """
+    failed = {str(check.check_name): str(check.description) for check in checks if not check.passed}
     storage = place(settings.storage)
     with publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         before = turn.previous
         champion = _champion(before) if before else ""
-        question = _question(settings, newest, champion)
+        question = _question(settings, newest, champion, failed)
         if before and before.manifest.facts.get("question") == question:
             verdict = before.manifest.facts
         else:
-            verdict = _verdict(settings, newest, champion, context, launcher)
+            verdict = _verdict(settings, newest, champion, failed, context, launcher)
         winner = settings.promoted_model or (newest.directory.name if verdict["promoted"] else champion)
+        if not winner:
+            raise NothingToPromoteError(f"no model is promoted, and none was before: {verdict['reason']}")
         model = model_snapshot(storage, winner)
         # The same question is asked again by the next run, whose champion is today's winner.
-        facts = verdict | {"question": _question(settings, newest, winner)}
+        facts = verdict | {"question": _question(settings, newest, winner, failed)}
         key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
         shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
         snapshot = turn.publish([shard], {MODEL: winner}, facts)
@@ -79,9 +92,10 @@ def _champion(before: Snapshot) -> str:
     return str(name)
 
 
-def _question(settings: Settings, newest: ModelSnapshot, champion: str) -> str:
+def _question(settings: Settings, newest: ModelSnapshot, champion: str, failed: Mapping[str, str]) -> str:
     limits = [settings.promotion_level, settings.max_rescored_pairs, settings.max_length]
-    return fingerprint(VERSION, newest.directory.name, champion, settings.promoted_model, limits)
+    checks = [sorted(settings.promotion_requires), dict(failed)]
+    return fingerprint(VERSION, newest.directory.name, champion, settings.promoted_model, limits, checks)
 
 
 def _files(model: ModelSnapshot) -> pa.Table:
@@ -96,18 +110,22 @@ def _verdict(
     settings: Settings,
     newest: ModelSnapshot,
     champion: str,
+    failed: Mapping[str, str],
     context: dg.AssetExecutionContext,
     launcher: TrainingLauncher,
 ) -> dict[str, Any]:
     challenger = newest.directory.name
-    found = {"challenger": challenger, "champion": champion}
+    found: dict[str, Any] = {"challenger": challenger, "champion": champion, "failed_checks": sorted(failed)}
     if settings.promoted_model:
         by_hand, named = settings.promoted_model == challenger, code_of(settings.promoted_model)
         return found | {"promoted": by_hand, "reason": f"promoted_model is set: {named} by hand"}
-    if not champion:
-        return found | {"promoted": True, "reason": "the first model: there is none to compare it with"}
     if champion == challenger:
         return found | {"promoted": True, "reason": "the newest model is the promoted one"}
+    if forbidding := [name for name in settings.promotion_requires if name in failed]:
+        reason = "; ".join(f"{name}: {failed[name]}" for name in forbidding)
+        return found | {"promoted": False, "reason": f"the newest model fails what promotion_requires: {reason}"}
+    if not champion:
+        return found | {"promoted": True, "reason": "the first model: there is none to compare it with"}
     return found | _comparison(settings, newest, champion, context, launcher)
 
 

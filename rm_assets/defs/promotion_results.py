@@ -1,5 +1,7 @@
 """What promoted_reward_model shows: which model is promoted, and the verdict on the newest one with its numbers."""
 
+from typing import Any
+
 import dagster as dg
 
 from rm_assets.defs.promoted_snapshots import ASSET, Promotion
@@ -28,7 +30,8 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
         data_version=dg.DataVersion(promotion.snapshot.name),
         metadata={
             "verdict": "promoted" if verdict["promoted"] else "not promoted",
-            "reason": verdict["reason"],
+            "reason": _reason(verdict),
+            "failed_checks_of_the_report": ", ".join(verdict["failed_checks"]) or "none",
             **{name: figures[name] for name in _FIRST if name in figures},
             "promoted_model": model.directory.name,
             "newest_model": verdict["challenger"],
@@ -43,8 +46,14 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
                 check_name="newest_model_is_promoted",
                 passed=model.directory.name == verdict["challenger"],
                 severity=dg.AssetCheckSeverity.WARN,
-                description=verdict["reason"],
+                description=_reason(verdict),
                 metadata={"newest_model": verdict["challenger"], "promoted_model": model.directory.name},
             )
         ],
     )
+
+
+def _reason(verdict: dict[str, Any]) -> str:
+    """Why, with the checks of the report that a promoted model fails."""
+    failed = verdict["failed_checks"] if verdict["promoted"] else []
+    return f"{verdict['reason']}, although its report fails {' and '.join(failed)}" if failed else verdict["reason"]

@@ -87,12 +87,7 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
     """The materialization of a report: pictures, tables, every figure as a number, and checks."""
     from rm_assets.training.intervals import METHOD
 
-    checks = [
-        _accuracy(written.metrics, settings.fail_below_accuracy),
-        _length(written),
-        _prompt(written),
-        _correlation(written.metrics, settings.max_length_correlation),
-    ]
+    checks = report_checks(written, settings)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
@@ -109,6 +104,16 @@ def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Set
         },
         check_results=checks,
     )
+
+
+def report_checks(written: WrittenReport, settings: Settings) -> list[dg.AssetCheckResult]:
+    """What the checks of the report say, in the order of `CHECKS`."""
+    return [
+        _accuracy(written.metrics, settings.fail_below_accuracy),
+        _length(written),
+        _prompt(written),
+        _correlation(written.metrics, settings.max_length_correlation),
+    ]
 
 
 def _verdict(metrics: dict[str, Any], checks: list[dg.AssetCheckResult]) -> str:

@@ -69,7 +69,7 @@ def reward_model_report(
 
 
 @dg.asset(
-    deps=[reward_model, validated_preferences],
+    deps=[reward_model_report, validated_preferences],
     group_name="training",
     pool=POOL,
     kinds={"huggingface", "parquet"},
@@ -81,10 +81,17 @@ def reward_model_report(
 def promoted_reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
-    """The best reward model so far: a new one takes its place unless it is worse on the same test pairs."""
+    """The best reward model so far: a new one takes its place unless its report forbids it, or it is worse.
+
+    Worse is a model that is right less often on the same test pairs; the setting promotion_requires says which checks
+    of the report forbid a promotion.
+    """
     ready = project.ready()
     newest = model_snapshots.required_model(ready.storage)
-    return promotion_results.promotion_result(promoted_snapshots.promotion(ready.settings, newest, context, launcher))
+    written = report_snapshots.written_report(ready.settings, newest, context, launcher)
+    checks = report_results.report_checks(written, ready.settings)
+    promotion = promoted_snapshots.promotion(ready.settings, newest, checks, context, launcher)
+    return promotion_results.promotion_result(promotion)
 
 
 @dg.asset(
