@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from rm_assets.data.formats.comparisons import label_advice
 from rm_assets.data.formats.shapes import Refusal, Signs, refusals, signs_by_source, unclear_labels
-from rm_assets.data.formats.strengths import ADVICE
+from rm_assets.data.formats.strengths import column_of, scale_advice
 from rm_assets.data.records import MALFORMED, Reason
 from rm_assets.data.snapshots import Shard
 
@@ -40,6 +40,7 @@ class _Damage:
     def __init__(self) -> None:
         self.num_lines = self.num_broken_prompts = 0
         self.reasons: dict[str, tuple[int, int]] = {}
+        self.scales: list[str] = []
 
     def add(self, reason: str, num: int, line: int) -> None:
         """Count malformed lines of one reason."""
@@ -72,6 +73,7 @@ def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: fl
             if reason in MALFORMED:
                 found.add(reason, num, line)
     for source, own in signs.items():
+        damage[source].scales = [refusal.shape for refusal in refused if refusal.shape in own]
         for num, line in _refused_lines(own, refused):
             damage[source].add(Reason.AMBIGUOUS_LABEL, num, line)
     held_back = {
@@ -109,9 +111,9 @@ def _held_back(damage: _Damage, unclear: list[str], limit: float) -> HeldBack | 
 
 def _advice(damage: _Damage, unclear: list[str], is_damaged: bool) -> Iterable[str]:
     if unclear:
-        yield label_advice(unclear[0].removeprefix("`").split("` of `")[0])
-    elif is_damaged and Reason.AMBIGUOUS_LABEL in damage.reasons:
-        yield ADVICE
+        yield label_advice(column_of(unclear[0]))
+    elif is_damaged and damage.scales:
+        yield scale_advice(damage.scales[0])
     if damage.num_broken_prompts:
         yield "put the missing lines back"
     if is_damaged and damage.reasons.keys() - {Reason.AMBIGUOUS_LABEL}:

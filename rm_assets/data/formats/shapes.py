@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.formats.preferences import Sign, SignKind
-from rm_assets.data.formats.strengths import ADVICE
+from rm_assets.data.formats.strengths import scale_advice
 from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import code_of
 
@@ -83,10 +83,10 @@ def refusals(by_source: Mapping[str, Signs]) -> list[Refusal]:
             detail = f"{shape} is {example}, so that it has a sign, which here contradicts the label"
             reason, refused = Reason.AMBIGUOUS_FIELD, (SignKind.SIZE,)
         elif SignKind.BEYOND in kinds:
-            detail = f"{shape} is {_example(by_source, shape, SignKind.BEYOND)}, beyond -3 to 3; {ADVICE}"
+            detail = f"{shape} is {_example(by_source, shape, SignKind.BEYOND)}, beyond -3 to 3; {scale_advice(shape)}"
             reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
         elif SignKind.POSITIVE in kinds and SignKind.NEGATIVE not in kinds:
-            detail = f"{shape} is negative in no line, as strengths from -3 to 3 would be; {ADVICE}"
+            detail = f"{shape} is negative in no line, as strengths from -3 to 3 would be; {scale_advice(shape)}"
             reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
         else:
             continue

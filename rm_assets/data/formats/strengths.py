@@ -5,6 +5,7 @@ means something else by each of its values, and a strength beside a label may ha
 other rows of the shape (see `rm_assets.data.formats.shapes`).
 """
 
+import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -50,15 +51,22 @@ def read_strength(value: float, shape: str, label: Label | None, scale: Mapping[
 
 def unclear_strength(sign: Sign) -> PreferenceError:
     """The reject of a strength that is no value of HelpSteer's scale."""
-    error = PreferenceError(Reason.AMBIGUOUS_LABEL, f"{sign.shape} is {sign.value}, beyond -3 to 3; {ADVICE}")
+    error = PreferenceError(
+        Reason.AMBIGUOUS_LABEL, f"{sign.shape} is {sign.value}, beyond -3 to 3; {scale_advice(sign.shape)}"
+    )
     error.signs = (sign,)
     return error
 
 
-ADVICE = (
-    "the setting labels says what the values of its scale mean, such as "
-    '{"preference_strength": {"1": "first", "2": "tie", "3": "second"}}'
-)
+def scale_advice(shape: str) -> str:
+    """How to say what the strengths of a shape mean."""
+    example = json.dumps({column_of(shape): {"1": "first", "2": "tie", "3": "second"}}, ensure_ascii=False)
+    return f"the setting labels says what the values of its scale mean, such as {example}"
+
+
+def column_of(shape: str) -> str:
+    """The column of the verdict in the name of a shape."""
+    return shape.split(" of `")[0].strip("`")
 
 
 def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> Strength:

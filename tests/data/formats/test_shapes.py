@@ -179,7 +179,9 @@ def test_strengths_of_another_scale_than_helpsteers_are_never_guessed(settings: 
     assert chosen(snapshot) == {}
     ambiguous = [reject["detail"] for reject in read_rejects(snapshot) if reject["reason"] == "ambiguous_label"]
     assert len(ambiguous) == len(scale) - scale.count(0)
-    assert all('labels says what the values of its scale mean, such as {"preference' in detail for detail in ambiguous)
+    assert all(
+        'labels says what the values of its scale mean, such as {"preference_strength' in detail for detail in ambiguous
+    )
 
 
 def test_a_part_of_another_scale_shows_by_the_other_files_of_its_shape(settings: Settings) -> None:
@@ -273,3 +275,15 @@ def test_details_of_labels_name_the_field_the_value_and_the_setting(settings: Se
         "`winner` is a word of 23 letters, which is no known label; the setting labels can say what it means",
     ]
     assert "itself" not in json.dumps(details)
+
+
+def test_a_file_on_another_scale_is_held_back_with_the_setting_of_its_own_column(settings: Settings) -> None:
+    row = {"prompt": "q", "response_1": "x", "response_2": "y"}
+    write(settings, a=[row | {"overall_preference": value} for value in (2, 4, 6)])
+    snapshot = snapshot_of(settings)
+    assert snapshot.manifest.facts["causes"]["a.jsonl"] == {
+        "causes": "3 of 3 lines malformed: ambiguous_label 3 (first: line 1)",
+        "advice": "the setting labels says what the values of its scale mean, such as "
+        '{"overall_preference": {"1": "first", "2": "tie", "3": "second"}}',
+    }
+    assert all("overall_preference" in reject["detail"] for reject in read_rejects(snapshot))
