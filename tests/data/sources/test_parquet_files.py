@@ -243,6 +243,14 @@ def test_a_bomb_is_refused_before_its_values_are_made(
     assert rejects(raw_of(settings, content)) == [("a.parquet", 0, "decompression_bomb")]
 
 
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_is_decoded_counts_whatever_the_footer_says(
+    settings: Settings, bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_stated_bytes", lambda group: 0)
+    assert rejects(raw_of(settings, BOMBS[bomb]())) == [("a.parquet", 0, "decompression_bomb")]
+
+
 def test_a_dictionary_beside_other_texts_is_read_in_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_FOREIGN_BATCH_BYTES", 2500)
     texts = ["x" * 1000] * 9 + [f"{number}" * 900 for number in range(9)]
