@@ -221,7 +221,14 @@ def figures(raw: Snapshot, validated: Snapshot, changed: Any, rules: ParsingRule
     table = read_table(validated.paths(DATA), VALIDATED)
     write_table(path, table.from_pylist([changed(row) for row in table.to_pylist()], VALIDATED))
     task = ValidationTask(
-        path=raw.paths(DATA)[0], rejected=None, before=(None, None), source="a.jsonl", held_back="", rules=rules
+        path=raw.paths(DATA)[0],
+        rejected=None,
+        before=(None, None),
+        source="a.jsonl",
+        held_back="",
+        refused=(),
+        look="",
+        rules=rules,
     )
     return validation_laws(task, {DATA: path})
 
