@@ -71,7 +71,7 @@ def broken_rows() -> list[object]:
     """Rows that are rejects, each at another place."""
     return [
         {"prompt": CANARY, "chosen": CANARY, "rejected": CANARY},
-        {"prompt": CANARY, CANARY: CANARY},
+        {"prompt": CANARY, f"what a {CANARY} is called": CANARY},
         {"prompt": CANARY, "chosen": [{"role": CANARY, "content": CANARY}], "rejected": CANARY},
         {"prompt": CANARY, "chosen": f"{CANARY}<|im_end|>", "rejected": "no"},
         f'{{"{CANARY}": "{CANARY}'.encode(),

@@ -5,6 +5,7 @@ from rm_assets.data.shown_text import code_of
 
 _MAX_LISTED = 8
 _MAX_CHARACTERS = 40
+_MAX_WORDS = 4
 _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "plain": (PROMPTS, SPELLINGS["chosen"], SPELLINGS["rejected"]),
     "comparison": (PROMPTS, ("response_a",), ("response_b",), (*LABELS, *SPELLINGS["preference_strength"])),
@@ -16,10 +17,15 @@ _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def missing_field(name: str, row: Row) -> str:
-    """The detail of a row without a field: of its own, only names of fields are said, bounded and on one line."""
-    listed = ", ".join(code_of(field, _MAX_CHARACTERS) for field in list(row)[:_MAX_LISTED])
-    more = f" and {len(row) - _MAX_LISTED} more" if len(row) > _MAX_LISTED else ""
-    found = f"the row has {listed}{more}" if row else "the row has no field that is not null"
+    """The detail of a row without a field: of its own, only names of fields are said, a few and on one line.
+
+    A name as long as a sentence is not said: it may be somebody's text.
+    """
+    names = [field for field in row if len(field) <= _MAX_CHARACTERS and len(field.split()) <= _MAX_WORDS]
+    listed = ", ".join(map(code_of, names[:_MAX_LISTED]))
+    num_more = len(row) - len(names[:_MAX_LISTED])
+    listed += f" and {num_more} more" * (num_more > 0) if listed else f"only names that are sentences ({num_more})"
+    found = f"the row has {listed}" if row else "the row has no field that is not null"
     return f"no field `{name}`; {found}{_nearest(row)}; the setting columns says which column is which field"
 
 

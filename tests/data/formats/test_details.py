@@ -128,8 +128,10 @@ def test_a_field_of_a_wrong_type_is_told_with_what_was_expected(chosen: object, 
     assert (error.reason, error.detail) == (Reason.WRONG_TYPE, detail)
 
 
-def test_names_of_fields_are_bounded_and_stay_on_one_line() -> None:
-    detail = refused({f"{'x' * 500}{number}": 1 for number in range(100)}).detail
+def test_names_of_fields_are_few_on_one_line_and_those_that_are_sentences_are_not_told() -> None:
+    detail = refused({f"{'x' * 30}{number}": 1 for number in range(100)}).detail
     assert len(detail) < 600
     assert "and 92 more" in detail
     assert "\n" not in refused({"a\nb`c": 1}).detail
+    assert "the row has `Answer of A` and 1 more;" in refused({"Answer of A": 1, "where did I put the zebra": 1}).detail
+    assert "the row has only names that are sentences (1);" in refused({"zebra" * 9: 1}).detail
