@@ -89,7 +89,7 @@ MEANINGS = {
     Reason.AMBIGUOUS_FIELD: "Two fields say the same thing differently; the setting columns says which one is meant.",
     Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison may mean either response; the setting labels says "
     "which.",
-    Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, which change how it is rendered, and are not read.",
+    Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, tools or reasoning where they are not read.",
     Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for other lines, perhaps of another file.",
     Reason.INCOMPLETE_PAIR: "The other line of a pair in two-line files is missing or a reject.",
     Reason.EMPTY_MESSAGE: "The prompt, or a message of it, is empty.",

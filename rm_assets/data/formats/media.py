@@ -5,9 +5,11 @@ from typing import Any
 
 from rm_assets.data.formats.field_names import KNOWN, MEDIA, Row
 from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.formats.unread_fields import UNREAD, require_read
 from rm_assets.data.records import Reason
 
 _NAMES = frozenset(MEDIA)
+_LOOKED_FOR = _NAMES | UNREAD
 _OTHER_OBJECTS = frozenset({"tools", "tool_calls", "arguments"})
 """Where a field of such a name is no message's."""
 
@@ -30,11 +32,15 @@ def require_no_media(row: Row) -> None:
 
 
 def _require_none_within(value: list[Any] | dict[str, Any]) -> None:
-    """Messages and responses are looked at, and what they hold but for tool calls; it is called for most lines."""
+    """Messages and responses are looked at, and what they hold but for tool calls; it is called for most lines.
+
+    Other fields that are not read are looked for here, too, as one walk costs less than two.
+    """
     items: Iterable[Any] = value
     if type(value) is dict:
-        if not _NAMES.isdisjoint(value):
+        if not _LOOKED_FOR.isdisjoint(value):
             _require_empty(value, " of a message")
+            require_read(value)
         items = value.values() if _OTHER_OBJECTS.isdisjoint(value) else _message_fields(value)
     for item in items:
         if type(item) is list or type(item) is dict:

@@ -69,6 +69,7 @@ from rm_assets.data.formats.rankings import (
 from rm_assets.data.formats.side_scores import with_side_scores
 from rm_assets.data.formats.turn_markers import require_no_marker
 from rm_assets.data.formats.unknown_rows import missing_field
+from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.formats.written_lists import with_lists_read
 from rm_assets.data.records import Reason
 
@@ -135,6 +136,7 @@ def _stated_by_object(row: Row, rules: ParsingRules) -> Stated:
     require_no_template_kwargs(row)
     if rules.columns:
         rules, row = rules_of_row(row, rules), with_own_columns(row, rules.columns)
+    require_no_functions(row)
     require_no_media(row)
     row = with_numbers(with_lists_read(row), NUMBERS)
     given = {name: value for name, value in row.items() if value is not None}
