@@ -9,6 +9,7 @@ of the shape (`rm_assets.data.formats.shapes`).
 
 import functools
 import json
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -202,8 +203,9 @@ class _LabelColumn(NamedTuple):
         return ({}, self.rules.labels) if own is None else (own, {})
 
     def positions(self) -> Mapping[str, Label]:
-        """What names a response plainly: `a`, `first`, or its field."""
-        return _positions(self.fields)
+        """What names a response plainly: `a`, `first`, or its field, which is its own column where it has one."""
+        columns: Mapping[Any, str] = self.rules.columns
+        return _positions(self.fields, tuple(columns.get(field, field) for field in self.fields))
 
     def numbers(self) -> dict[str, Label]:
         """The numbers that name a response: 1 and 2 for `output_1` and `output_2`."""
@@ -211,9 +213,11 @@ class _LabelColumn(NamedTuple):
         return dict(zip(suffixes, _SIDES, strict=True)) if suffixes[0].isdigit() else {}
 
 
-@functools.cache
-def _positions(fields: tuple[str, str]) -> Mapping[str, Label]:
-    return _POSITIONS | {plain(fields[0]): "first", plain(fields[1]): "second"}
+@functools.lru_cache(maxsize=1024)
+def _positions(*names: tuple[str, str]) -> Mapping[str, Label]:
+    """Those of the fields, and of their columns, which count more."""
+    of_names = (dict(zip(map(plain, fields), _SIDES, strict=True)) for fields in names)
+    return functools.reduce(operator.or_, of_names, _POSITIONS)
 
 
 class Reading(NamedTuple):

@@ -241,3 +241,15 @@ def test_sides_that_are_the_two_responses_must_agree_with_a_label_beside_them() 
     for other in ({"label": "A"}, {"winner": "model_a"}, {"verdict": "B<A"}):
         with pytest.raises(PreferenceError, match="ambiguous_field: `chosen` and the label"):
             chosen(**other)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("text_x", "text_y"), ("response_2", "response_1"), ("answer_b", "answer_a"), ("response_b", "response_a")],
+)
+def test_a_label_that_names_an_own_column_means_that_column(first: str, second: str) -> None:
+    rules = ParsingRules(columns={"response_a": first, "response_b": second})
+    for label, other in ((first, second), (second, first)):
+        row = {"prompt": "Which?", first: f"That of {first}.", second: f"That of {second}.", "label": label}
+        [read] = parse_row(json.dumps(row), rules)
+        assert (read.chosen[0].content, read.rejected[0].content) == (f"That of {label}.", f"That of {other}.")
