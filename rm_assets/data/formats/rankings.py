@@ -175,6 +175,9 @@ def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) ->
     if num_responses not in (len(by_score), len(by_rank)):
         raise PreferenceError(Reason.MISSING_FIELD, "some responses have only a score, and others only a rank")
     if len(by_score) < num_responses:
+        if max(by_rank) > 0:
+            problem = "a rank is below 0, which may mark a response without any: write null there"
+            raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
         return [(standing, False) for standing in by_rank]
     if len(by_rank) == num_responses:
         _require_agreement(by_score, by_rank)

@@ -99,6 +99,8 @@ def test_a_ranking_whose_pairs_would_repeat_a_long_prompt_too_often_is_a_reject(
         ({"responses": [*SCORED[:2], {"text": "d", "rank": 1}]}, Reason.MISSING_FIELD),
         ({"responses": ["a", "b"]}, Reason.MISSING_FIELD),
         ({"responses": [{"score": 1}, {"score": 2}]}, Reason.MISSING_FIELD),
+        ({"responses": ["a", "b", "c"], "ranks": [2, 1, -1]}, Reason.AMBIGUOUS_LABEL),
+        ({"responses": [{"text": "a", "rank": 0}, {"text": "b", "rank": -1}]}, Reason.AMBIGUOUS_LABEL),
         ({"responses": ["a", "b"], "scores": [1]}, Reason.WRONG_TYPE),
         ({"responses": ["a", "b"], "scores": [1, "two"]}, Reason.WRONG_TYPE),
         ({"responses": [*SCORED, {"text": "a", "score": 1}]}, Reason.IDENTICAL_REPLIES),
