@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import begins_with_marker
 
-from rm_assets.data.formats.messages import is_transcript
 from rm_assets.data.formats.parsing import ParsingRules, Preference, PreferenceError, parse_row
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.records import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
-TEXTS = st.lists(TEXT.filter(lambda text: not is_transcript(text)), min_size=3, max_size=3, unique=True)
+TEXTS = st.lists(TEXT.filter(lambda text: not begins_with_marker(text)), min_size=3, max_size=3, unique=True)
 FIELDS = {"prompt": "2+2?", "response_1": "4.", "response_2": "5."}
 Given = list[tuple[dict[str, Any], str]]
 """What each annotator answered, by question, and the status of it."""
