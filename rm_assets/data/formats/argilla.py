@@ -19,6 +19,7 @@ from rm_assets.data.formats.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import LABELS, Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.records import Reason
+from rm_assets.data.shown_text import code_of
 
 MARKS = frozenset({"fields", "_server_id", "external_id"})
 """One of them is in every form of a record."""
@@ -130,6 +131,7 @@ def _nested(row: Row, responses: Any) -> dict[str, list[Row]]:
 def _flat(row: Row) -> dict[str, list[Row]]:
     """2.x flat: `label.responses`, `label.responses.users` and `label.responses.status`, three lists."""
     questions = [name.removesuffix(_RESPONSES) for name in row if name.endswith(_RESPONSES)]
+    _require_no_printed_list({name: row[name] for name in row if name.endswith(_RESPONSES)})
     ends = {"value": _RESPONSES, "user_id": ".responses.users", "status": ".responses.status"}
     return {
         question: _transposed({name: row.get(question + end) for name, end in ends.items()}) for question in questions
@@ -141,10 +143,19 @@ def _flat_record(row: Row) -> tuple[Row, list[Answers]] | None:
     names = {name.removesuffix("-suggestion") for name in row if name.endswith("-suggestion")}
     if not names.intersection(row):
         return None
+    _require_no_printed_list({name: row.get(name) for name in names})
     questions = {name: _transposed(value) if isinstance(value := row.get(name), dict) else value for name in names}
     asked = {f"{name}{end}" for name in names for end in ("", "-suggestion", "-suggestion-metadata")}
     fields = {name: value for name, value in row.items() if name not in asked}
     return fields, _by_user({name: _objects(given) for name, given in questions.items()})
+
+
+def _require_no_printed_list(responses: Row) -> None:
+    """Raise PreferenceError where the responses of a question are a text, as a CSV file has them."""
+    for name in sorted(responses):
+        if isinstance(responses[name], str) and responses[name].lstrip().startswith(("[", "{")):
+            problem = f"{code_of(name)} is a list written as text; export the records as JSON or Parquet"
+            raise PreferenceError(Reason.WRONG_TYPE, problem)
 
 
 def _transposed(lists: Row) -> list[Row]:

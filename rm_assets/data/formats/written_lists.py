@@ -16,7 +16,10 @@ from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_f
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
-_ROLES = ("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation")
+_ROLES = (
+    *("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation"),
+    *("model", "bot", "chatbot", "function", "ipython"),  # which are then rejects that name the role
+)
 _OPENINGS = ("[", "{")
 _FIRST_CHARACTERS = frozenset("[{" + string.whitespace)
 _LAST_CHARACTERS = frozenset(")" + string.whitespace)
@@ -52,11 +55,15 @@ def written_messages(text: str) -> list[dict[str, Any]] | None:
         return None
     if not any(message.get("role", message.get("from")) in _ROLES for message in messages):
         return None
-    if nests_deeper(messages):
+    _require_bounded(text, value)
+    return messages
+
+
+def _require_bounded(text: str, value: Any) -> None:
+    if nests_deeper(value, MAX_DEPTH):
         raise PreferenceError(Reason.WRONG_TYPE, f"a list written as text nests more than {MAX_DEPTH} deep")
     if repeats_fields(text, value):
         raise PreferenceError(Reason.REPEATED_FIELD, "a list written as text gives a field of an object several times")
-    return messages
 
 
 def written_texts(text: str) -> list[str] | None:
@@ -128,6 +135,7 @@ def with_lists_read(row: Row) -> Row:
     """
     if not _may_have_lists(row):
         return row
+    row = _with_answers_read(row)
     prompts = [name for name in (*PROMPTS, *CONVERSATIONS) if _opens(row.get(name))]
     sides = next(((one, other) for one, other in _SIDES if one in row and other in row), ())
     opening = [name for name in sides if _opens(row[name])]
@@ -141,6 +149,27 @@ def with_lists_read(row: Row) -> Row:
     if not others or found or isinstance(row[others[0]], list | dict) or any(_repeats(row, name) for name in listed):
         found += listed
     return row | {name: _messages(row[name], name) for name in found}
+
+
+def _with_answers_read(row: Row) -> Row:
+    """The row of many responses with these, their scores and their ranks as lists where they are JSON in texts."""
+    names = SPELLINGS["responses"]
+    if row.keys().isdisjoint(names) or any(one in row and other in row for one, other in _SIDES):
+        return row
+    texts = {name: row[name] for name in (*names, *SPELLINGS["scores"], "ranks") if _begins_list(row.get(name))}
+    return row | {name: _listed(text, name) for name, text in texts.items()} if texts else row
+
+
+def _begins_list(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(("[", "array(["))
+
+
+def _listed(text: str, name: str) -> list[Any]:
+    value = _decoded(text)
+    if not isinstance(value, list):
+        raise _printed(name)
+    _require_bounded(text, value)
+    return value
 
 
 def _may_have_lists(row: Row) -> bool:
@@ -188,9 +217,13 @@ def _repeats(row: Row, side: str) -> bool:
 def _messages(text: str, name: str) -> list[dict[str, Any]]:
     messages = written_messages(text)
     if messages is None:
-        problem = f"`{name}` is a list written as text, and not as JSON: write it by json.dumps(), not by str()"
-        raise PreferenceError(Reason.WRONG_TYPE, problem)
+        raise _printed(name)
     return messages
+
+
+def _printed(name: str) -> PreferenceError:
+    problem = f"`{name}` is a list written as text, and not as JSON: write it by json.dumps(), not by str()"
+    return PreferenceError(Reason.WRONG_TYPE, problem)
 
 
 def _with_turns(row: Row, prompts: Sequence[str], sides: Sequence[str]) -> Row | None:

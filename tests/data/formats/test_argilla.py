@@ -211,3 +211,19 @@ def test_fields_may_hold_a_chat() -> None:
     ]
     [pair] = read(nested(FIELDS | {"prompt": chat}, submitted({"label": "response_1"})))
     assert [message.content for message in (*pair.prompt, *pair.chosen)] == ["2+1?", "3.", "2+2?", "4."]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "label.responses": "['response_2']",
+            "label.responses.users": "['u']",
+            "label.responses.status": "['submitted']",
+        },
+        {"label": "[{'user_id': 'u', 'value': 'response_2', 'status': 'submitted'}]", "label-suggestion": None},
+    ],
+)
+def test_responses_that_a_table_holds_as_text_are_not_taken_for_none(row: dict[str, Any]) -> None:
+    with pytest.raises(PreferenceError, match=r"wrong_type: `label.* is a list written as text; export the records"):
+        read(FIELDS | {"_server_id": "x", "external_id": None} | row)

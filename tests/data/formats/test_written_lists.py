@@ -218,3 +218,31 @@ def test_a_list_in_a_text_is_as_bounded_as_the_line() -> None:
     ):
         with pytest.raises(PreferenceError, match=problem):
             parse_row(json.dumps({"prompt": "q", "chosen": text, "rejected": text}))
+
+
+def test_many_responses_and_their_scores_may_be_json_in_texts() -> None:
+    lists = {"responses": ["Oslo.", "Rome."], "scores": [1.5, 4]}
+    written = {name: json.dumps(values) for name, values in lists.items()}
+    objects = json.dumps([{"response": "Oslo.", "score": 1.5}, {"response": "Rome.", "score": 4}])
+    expected = parse_row(json.dumps({"prompt": "Where?"} | lists))
+    assert [pair.margin for pair in expected] == [2.5]
+    assert parse_row(json.dumps({"prompt": "Where?"} | lists | {"scores": written["scores"]})) == expected
+    for answers in (written, {"generations": written["responses"], "ratings": written["scores"]}):
+        assert parse_row(json.dumps({"prompt": "Where?"} | answers)) == expected
+    [pair] = parse_row(json.dumps({"prompt": "Where?", "responses": objects}))
+    assert (pair.chosen, pair.margin) == (expected[0].chosen, 2.5)
+    for name, text in (("responses", "['Oslo.', 'Rome.']"), ("scores", "[1.5 4. ]"), ("scores", "array([1.5, 4.])")):
+        with pytest.raises(PreferenceError, match=f"wrong_type: `{name}` is a list written as text, and not as JSON"):
+            parse_row(json.dumps({"prompt": "Where?"} | lists | {name: text}))
+    beside = {"prompt": "Where?", "chosen": "Rome.", "rejected": "Oslo.", "generations": "['Rome.', 'Oslo.']"}
+    assert [pair.chosen[0].content for pair in parse_row(json.dumps(beside))] == ["Rome."]
+
+
+@pytest.mark.parametrize("role", ["model", "bot", "chatbot"])
+def test_a_written_list_of_messages_with_another_role_is_no_reply(role: str) -> None:
+    sides = {
+        side: json.dumps([{"role": role, "content": text}])
+        for side, text in (("chosen", "Rome."), ("rejected", "Oslo."))
+    }
+    with pytest.raises(PreferenceError, match="wrong_type: a value that is none of system, developer, user, assistant"):
+        parse_row(json.dumps({"prompt": "Where?"} | sides))
