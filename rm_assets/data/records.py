@@ -79,7 +79,8 @@ MEANINGS = {
     "(line 0).",
     Reason.DECOMPRESSION_BOMB: "The compressed file or table expands beyond max_expansion; none of its lines is used "
     "(line 0).",
-    Reason.MALFORMED_ROW: "The row of a CSV or TSV file has more or fewer fields than its header, or a NUL byte.",
+    Reason.MALFORMED_ROW: "The row of a CSV or TSV file has more or fewer fields than its header, a NUL byte, or "
+    "whole rows between two quotes.",
     Reason.NOT_JSON: "The line is not one JSON value, or is nested more than 64 deep.",
     Reason.NOT_AN_OBJECT: "The line is JSON, but no object.",
     Reason.UNKNOWN_FORMAT: "The object has the fields of no known format.",

@@ -2,7 +2,8 @@
 
 Rows are numbered from behind the header, and blank ones count, as a spreadsheet shows them. A row with more or fewer
 fields than the header is a reject of its own. A quote that is opened and never closed, or closed inside a field, would
-let one field swallow the rows that follow: such a file is rejected whole, and the line named.
+let one field swallow the rows that follow: such a file is rejected whole, and the line named. A TSV file may hold its
+quotes as plain text; where two of them enclose line ends, so that a field holds the rows between, that row is a reject.
 """
 
 import csv
@@ -46,7 +47,11 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
         names = _names(next(reader, []))
         lines.begin_row()
         for fields in reader:
-            yield _line(fields, names)
+            if delimiter == "\t" and any(_holds_rows(field, at, len(names)) for at, field in enumerate(fields)):
+                detail = 'whole rows between two quotes: write a quote of a text as "", and quote that text'
+                yield _rejected(fields, Reason.MALFORMED_ROW, detail)
+            else:
+                yield _line(fields, names)
             lines.begin_row()
     except csv.Error as error:
         told, row = str(error).partition(" - ")[0], f"the row that begins in line {lines.row_begin}"
@@ -111,6 +116,18 @@ def _names(header: list[str]) -> list[bytes]:
         return [_ENCODER.encode(name.strip()) + b":" for name in header]
     except UnicodeEncodeError:
         raise RejectedFileError(Reason.NOT_UTF8, "its header: save it as UTF-8") from None
+
+
+def _holds_rows(field: str, column: int, num_columns: int) -> bool:
+    """Whether a field of a TSV file is the end of a row, whole rows, and the begin of another one.
+
+    Indented code begins its lines with tabs, as few rows do.
+    """
+    if "\t" not in field or "\n" not in field:
+        return False
+    lines = field.split("\n")
+    widths = [num_columns - 1 - column, *[num_columns - 1] * (len(lines) - 2), column]
+    return [line.count("\t") for line in lines] == widths and not any(line.startswith("\t") for line in lines)
 
 
 def _line(fields: list[str], names: list[bytes]) -> Piece:

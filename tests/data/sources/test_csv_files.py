@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def raw_of(settings: Settings, content: bytes, name: str = "a.csv") -> Snapshot:
     return raw
 
 
-def values(raw: Snapshot) -> list[tuple[int, object]]:
+def values(raw: Snapshot) -> list[tuple[int, Any]]:
     return [(row["line"], json.loads(row["text"])) for row in rows(raw)]
 
 
@@ -133,6 +134,20 @@ def test_a_row_of_other_fields_is_a_reject_of_its_own(settings: Settings) -> Non
         (4, "malformed_row", "3 fields, where the header has 2"),
         (5, "not_utf8", "a field of the row: save the file as UTF-8"),
         (6, "malformed_row", "a NUL byte"),
+    ]
+
+
+def test_quotes_that_are_plain_text_in_tsv_never_merge_rows_into_a_pair(settings: Settings) -> None:
+    content = b'prompt\tchosen\trejected\na\t"Hello\tb\n1\t2\t3\nc\tbye"\td\n4\t5\t6\n'
+    code = b'7\t"def f():\n\tif x:\n\t\treturn"\t8\n9\t"\tone\n\t\ttwo\n\tthree"\t10\n'
+    raw = raw_of(settings, content + code, "a.tsv")
+    assert [(line, value["chosen"]) for line, value in values(raw)] == [
+        (2, "5"),
+        (3, "def f():\n\tif x:\n\t\treturn"),
+        (4, "\tone\n\t\ttwo\n\tthree"),
+    ]
+    assert [(row["line"], row["reason"], row["detail"]) for row in rows(raw, REJECTS)] == [
+        (1, "malformed_row", 'whole rows between two quotes: write a quote of a text as "", and quote that text')
     ]
 
 
