@@ -75,8 +75,8 @@ MEANINGS = {
     Reason.CHANGING_FILE: "The file changed whenever it was read; none of its lines is used in this run (line 0).",
     Reason.DAMAGED_ARCHIVE: "The compressed file ends early, is malformed, fails its checksum or needs more "
     "than 128 MiB to decompress; none of its lines is used (line 0).",
-    Reason.DAMAGED_FILE: "The JSON list, Parquet or CSV file is malformed or cut short; none of its rows is used "
-    "(line 0).",
+    Reason.DAMAGED_FILE: "The JSON list, Parquet or CSV file is malformed or cut short, or the file is not what its "
+    "name says; none of its rows is used (line 0).",
     Reason.DECOMPRESSION_BOMB: "The compressed file or table expands beyond max_expansion; none of its lines is used "
     "(line 0).",
     Reason.MALFORMED_ROW: "The row of a CSV or TSV file has more or fewer fields than its header, a NUL byte, or "

@@ -22,6 +22,7 @@ from rm_assets.data.parquet import foreign_row_groups
 from rm_assets.data.records import Reason
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, RejectedFileError
+from rm_assets.data.sources.signatures import NUM_BYTES, what_it_is
 
 _PART_BYTES = 8 * 2**20
 """What is made of values of Python's at a time, if that is more than one row."""
@@ -47,8 +48,17 @@ def parquet_rows(stream: BinaryIO, max_line_bytes: int, most_bytes: int) -> Iter
     except RejectedFileError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())[:_DETAIL_CHARACTERS]
-        raise RejectedFileError(Reason.DAMAGED_FILE, f"not a Parquet file that can be read: {told}") from None
+        raise RejectedFileError(
+            Reason.DAMAGED_FILE, f"not a Parquet file that can be read: {_told(stream, error)}"
+        ) from None
+
+
+def _told(stream: BinaryIO, error: Exception) -> str:
+    """What the error says, unless the file is of another kind."""
+    stream.seek(0)
+    head = stream.read(NUM_BYTES)
+    other = "" if head.startswith(b"PAR1") else what_it_is(head)
+    return f"it is {other}" if other else " ".join(str(error).split())[:_DETAIL_CHARACTERS]
 
 
 def _require_at_most(most_bytes: int, num_bytes: int) -> None:

@@ -12,6 +12,7 @@ from rm_assets.data.sources.file_kinds import Kind, file_kind
 from rm_assets.data.sources.json_lists import list_begin, list_rows
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
+from rm_assets.data.sources.signatures import require_signature_of_name
 
 _BOM = b"\xef\xbb\xbf"
 _ENCODED_OTHERWISE = "it is UTF-16 or UTF-32: save it as UTF-8"
@@ -25,6 +26,8 @@ def file_rows(file: OpenedFile, *, max_expansion: int, max_line_bytes: int) -> I
     kind = file_kind(file.path.name)
     most_bytes = max(EXPANSION_ALLOWANCE, max_expansion * file.num_bytes)
     rows: Iterator[Piece] | None = None
+    if kind is not Kind.PARQUET:  # whose reader tells
+        require_signature_of_name(file)
     match kind:
         case Kind.JSON:
             rows = _json_rows(file.stream(max_expansion), max_line_bytes)

@@ -1,0 +1,44 @@
+"""What the first bytes of a file show it to be, where that is not what its name says."""
+
+import re
+
+from rm_assets.data.records import Reason
+from rm_assets.data.sources.file_kinds import Kind, archive_suffix, file_kind
+from rm_assets.data.sources.opened_file import OpenedFile, RejectedFileError
+
+NUM_BYTES = 64
+"""What is looked at of a file."""
+_SPREADSHEET = "a spreadsheet: save it as CSV in UTF-8"
+_WEB_PAGE = "a web page, perhaps an error's: download the file again"
+_SIGNATURES = {
+    rb"PAR1(?=[^ -~\t\r\n])": "Parquet: call it .parquet",  # no name of a column goes on like that
+    rb"\x1f\x8b": "compressed by gzip: let its name end in .gz",
+    rb"\x28\xb5\x2f\xfd": "compressed by Zstandard: let its name end in .zst",
+    rb"BZh[1-9]1AY&SY": "compressed by bzip2: unpack it",
+    rb"\xfd7zXZ\x00": "compressed by xz: unpack it",
+    rb"PK\x03\x04": f"a ZIP archive, to be unpacked, or {_SPREADSHEET}",
+    rb"\xd0\xcf\x11\xe0": _SPREADSHEET,
+    rb"version https://git-lfs": "a pointer of Git LFS to the file: `git lfs pull` brings the file itself",
+    rb"\s*<(?i:!doctype html|html)\b": _WEB_PAGE,
+}
+_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
+
+
+def require_signature_of_name(file: OpenedFile) -> None:
+    """Raise RejectedFileError where a file, of any kind but Parquet, shows another kind than its name says."""
+    with file.random_access() as stream:
+        head = stream.peek(NUM_BYTES)[:NUM_BYTES]
+    archive = archive_suffix(file.path.name)
+    if archive and head.startswith(_MAGIC[archive]):
+        return
+    told = what_it_is(head)
+    if file_kind(file.path.name) in (Kind.CSV, Kind.TSV) and (found := _JSON.match(head)):
+        told = f"JSON: call it {'.json' if found[1] else '.jsonl'}"
+    if told:
+        raise RejectedFileError(Reason.DAMAGED_FILE, f"it is {told}")
+
+
+def what_it_is(head: bytes) -> str:
+    """What a file that begins so is, and what to do with it; empty where the first bytes do not tell."""
+    return next((told for pattern, told in _SIGNATURES.items() if re.match(pattern, head)), "")
