@@ -23,6 +23,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _QUOTED = re.compile('"[^"]*"')
 _DECLARED = re.compile("sep=(.)\\s*$")  # a first line that Excel understands
 _LONGEST_NAME = 200
+_HEADER_LINES = 100
 _MOST_CHARACTERS = 2**40
 _ENCODER = msgspec.json.Encoder()
 
@@ -33,16 +34,16 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
     line_end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # a lone return ends rows everywhere or nowhere
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=line_end)
     lines = _Lines(text, min(2 * max_line_bytes, _MOST_CHARACTERS) + _LONGEST_NAME)
-    first = lines.first_with_text()
-    if declared := _DECLARED.match(first):
+    header, is_declared = lines.header(), delimiter == "\t"
+    if declared := _DECLARED.match(header):
         next(iter(lines))
-        delimiter, first = declared[1], lines.first_with_text()
-    delimiter = next((mark for mark in (delimiter, *_DELIMITERS) if mark in _QUOTED.sub("", first)), delimiter)
+        delimiter, header, is_declared = declared[1], lines.header(), True
+    header = _QUOTED.sub("", header)
+    if not (is_declared and delimiter in header):
+        delimiter = max((delimiter, *_DELIMITERS), key=header.count)
     # what a field may have at most is bounded by its lines; the module's own bound is one of the process
     csv.field_size_limit(max(csv.field_size_limit(), lines.most_characters))
-    reader = csv.reader(
-        lines, strict=True, delimiter=delimiter, skipinitialspace=_has_spaces(_QUOTED.sub("", first), delimiter)
-    )
+    reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=_has_spaces(header, delimiter))
     try:
         names = _names(next(reader, []))
         lines.begin_row()
@@ -68,14 +69,14 @@ class _Lines:
         self.number = 0
         self.row_begin = 1
         self._text = text
-        self._waiting = ""  # read already
+        self._waiting: list[str] = []  # read already
 
     def __iter__(self) -> Iterator[str]:
         while line := self._next():
             yield line
 
     def _next(self) -> str:
-        line, self._waiting = self._waiting or self._text.readline(self.most_characters + 1), ""
+        line = self._waiting.pop(0) if self._waiting else self._text.readline(self.most_characters + 1)
         self.number += bool(line)
         self.num_characters += len(line)
         if self.num_characters > self.most_characters:
@@ -87,14 +88,25 @@ class _Lines:
         """The next line is that of another row."""
         self.num_characters, self.row_begin = 0, self.number + 1
 
-    def first_with_text(self) -> str:
-        """The first line that is not blank, which is still to be read; raises RejectedFileError if there is none."""
+    def header(self) -> str:
+        """The first row that is not blank, which is still to be read; raises RejectedFileError if there is none.
+
+        It has several lines where a name in quotes has.
+        """
         while line := self._next():
             if line.strip():
-                self._waiting, self.number = line, self.number - 1
-                self.begin_row()
-                return line
+                return self._header_from(line)
+            self.begin_row()
         raise RejectedFileError(Reason.DAMAGED_FILE, "it has no header")
+
+    def _header_from(self, line: str) -> str:
+        read, is_open = [line], line.count('"') % 2
+        while is_open and len(read) < _HEADER_LINES and (line := self._next()):
+            read.append(line)
+            is_open ^= line.count('"') % 2
+        self._waiting, self.number = read, self.number - len(read)
+        self.begin_row()
+        return read[0] if is_open else "".join(read)
 
 
 def _has_spaces(header: str, delimiter: str) -> bool:

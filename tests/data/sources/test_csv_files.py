@@ -53,6 +53,18 @@ FILES: dict[str, tuple[str, bytes, list[tuple[int, object]]]] = {
     "blank rows count": ("a.csv", b"\na,b\n1,2\n\n,\n  \n3,4", [(1, {"a": "1", "b": "2"}), (5, {"a": "3", "b": "4"})]),
     "Excel": ("a.csv", "\ufeffa;b\r\n1,5;é\r\n".encode(), [(1, {"a": "1,5", "b": "é"})]),
     "Excel with its delimiter declared": ("a.csv", b"sep=;\r\na,b;c\r\n1;2\r\n", [(1, {"a,b": "1", "c": "2"})]),
+    "Excel with line feeds in its header": (
+        "a.csv",
+        b'\xef\xbb\xbf"a\n(one, two)";"b\r\n;";c\r\n1,5;2;3\r\n',
+        [(1, {"a\n(one, two)": "1,5", "b\r\n;": "2", "c": "3"})],
+    ),
+    "a comma in a header of semicolons": ("a.csv", b"a;b;c, d\n1,2;3;4\n", [(1, {"a": "1,2", "b": "3", "c, d": "4"})]),
+    "commas in a header of tabs": ("a.tsv", b"a, b, c\td\n1\t2\n", [(1, {"a, b, c": "1", "d": "2"})]),
+    "a lone quote in a header": (
+        "a.csv",
+        b'5" nail;b\n' + b"1;2\n" * 150,
+        [(line, {'5" nail': "1", "b": "2"}) for line in range(1, 151)],
+    ),
     "the line ends of old Macs": ("a.csv", b"a,b\r1,2\r3,4\r", [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]),
     "spaces behind commas": ("a.csv", b'a, b\n1, "x, y"\n', [(1, {"a": "1", "b": "x, y"})]),
     "the index of pandas": ("a.csv", b",a\n0,x\n", [(1, {"": "0", "a": "x"})]),
