@@ -15,8 +15,8 @@ Row = dict[str, Any]
 
 
 def _scores_of(side: str) -> tuple[str, ...]:
-    """`score_chosen`, `chosen_score`, `chosen-rating` and the like."""
-    stems = ("score", "rating", "reward")
+    """`score_chosen`, `chosen_score`, `chosen-rating`, `chosen_avg_rating` and the like."""
+    stems = ("score", "rating", "reward", "avg_score", "avg_rating", "overall_score", "overall_rating")
     return tuple(
         name for stem in stems for mark in ("_", "-") for name in (f"{stem}{mark}{side}", f"{side}{mark}{stem}")
     )
@@ -54,6 +54,9 @@ LABELS = (
     "preferred_response",
 )
 
+TIE_FLAGS = ("is_tie", "tie")
+"""True where a row with `chosen` and `rejected` says that neither is better."""
+
 MEDIA = {
     **dict.fromkeys(("image", "images"), "<image>"),
     **dict.fromkeys(("video", "videos"), "<video>"),
@@ -85,7 +88,8 @@ KNOWN = frozenset(
     | {*PROMPTS, *CONVERSATIONS, *LABELS, "margin", "subset", "tools", "ranks", "history"}
     | {"preferred_output", "non_preferred_output", "role", "content", "from", "value", "type", "text", "name"}
     | {"tool_calls", "tool_call_id", "reasoning_content", "score", "rating", "rank", "response", "completion"}
-    | {"answer", "output", "status", "order", "generations", "reasoning", "thinking", "chat_template_kwargs", *MEDIA}
+    | {"answer", "output", "status", "order", "generations", "reasoning", "thinking", "chat_template_kwargs"}
+    | {*MEDIA, *TIE_FLAGS}
     | {name for pair in RESPONSES for name in pair}
 )
 """Every field that some format reads: none of them may be given twice in one object."""

@@ -2,32 +2,59 @@
 
 from typing import Any
 
-from rm_assets.data.formats.field_names import Row
+import msgspec
+
+from rm_assets.data.formats.field_names import TIE_FLAGS, Row
 from rm_assets.data.formats.label_words import TIES, plain
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.records import Reason
 
 _LISTS = ("rating", "ratings", "score", "scores")
+_TRUE = ("true", "1", "1.0")
 
 
 def with_side_scores(row: Row) -> Row:
     """The row with both scores of a list such as `"rating": [9, 7]` beside `chosen` and `rejected`, unless it has both.
 
-    The first is that of `chosen`. Where the row has `generations` in another order, as distilabel's do, each score is
-    that of the text at its place. Raises PreferenceError for a tie.
+    Of a list the first is that of `chosen`. Where the row has `generations` in another order, as distilabel's do, each
+    score is that of the text at its place. `"score": {"chosen": 9, "rejected": 7}` names them. Raises PreferenceError
+    for a tie.
     """
-    status = row.get("status")
-    if isinstance(status, str) and plain(status) in TIES:
-        raise PreferenceError(Reason.TIE, "`status` is tie")
+    _require_no_tie(row)
     if "score_chosen" in row and "score_rejected" in row:
         return row
-    scores = next((row[name] for name in _LISTS if _is_pair(row.get(name))), None)
+    given = [_read(row[name]) for name in _LISTS if name in row]
+    if named := next((value for value in given if _is_named(value)), None):
+        return row | {"score_chosen": named["chosen"], "score_rejected": named["rejected"]}
+    scores = next(filter(_is_pair, given), None)
     if scores is None or isinstance(row["chosen"], list) != isinstance(row["rejected"], list):
         return row
     if scores[0] == scores[1]:
         raise PreferenceError(Reason.TIE, "the scores of both sides are equal")
     place = _place_of_chosen(row)
     return row if place is None else row | {"score_chosen": scores[place], "score_rejected": scores[1 - place]}
+
+
+def _require_no_tie(row: Row) -> None:
+    status = row.get("status")
+    if isinstance(status, str) and plain(status) in TIES:
+        raise PreferenceError(Reason.TIE, "`status` is tie")
+    if is_tie := next((name for name in TIE_FLAGS if str(row.get(name)).strip().lower() in _TRUE), None):
+        raise PreferenceError(Reason.TIE, f"`{is_tie}` is true")
+
+
+def _read(value: Any) -> Any:
+    """The list or object that a text of JSON holds; every other value as it is."""
+    if not isinstance(value, str) or not value.startswith(("[", "{")):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return value
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(value.get(side)) in (int, float) for side in ("chosen", "rejected"))
 
 
 def _is_pair(value: Any) -> bool:

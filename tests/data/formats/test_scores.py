@@ -54,6 +54,26 @@ def test_scores_in_the_order_of_generations_are_those_of_their_texts() -> None:
     assert reason_of({"rating": [9, 9], "generations": ["Tin.", "Lead."]}) == Reason.TIE
 
 
+@pytest.mark.parametrize("name", ["rating", "ratings", "score", "scores"])
+def test_scores_may_be_named_by_their_sides_and_be_json_in_a_text(name: str) -> None:
+    for written in (lambda scores: scores, json.dumps):
+        assert margin({name: written({"rejected": 7, "chosen": 9})}) == 2
+        assert margin({name: written([9, 7.5])}) == 1.5
+        for sides in ({"rejected": 9, "chosen": 7}, [7, 9]):
+            assert reason_of({name: written(sides)}) == Reason.SCORES_DISAGREE
+        assert reason_of({name: written({"rejected": 7, "chosen": 7})}) == Reason.TIE
+        assert margin({name: written({"chosen": 7, "rejected": None})}) == 0
+    assert margin({name: "[7 9]"}) == 0
+
+
+@pytest.mark.parametrize("name", ["is_tie", "tie"])
+def test_a_flag_of_ties_that_is_true_makes_the_row_one(name: str) -> None:
+    for flag in (True, 1, 1.0, "True", "1"):
+        assert reason_of({name: flag}) == Reason.TIE
+    for flag in (False, 0, None, "", "false"):
+        assert margin({name: flag, "rating": [9, 8]}) == 1
+
+
 def test_a_row_that_says_it_is_a_tie_is_one() -> None:
     assert reason_of({"status": "tie"}) == Reason.TIE
     assert margin({"status": "unchanged", "rating": [9, 8]}) == 1
