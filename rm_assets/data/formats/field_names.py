@@ -57,10 +57,15 @@ LABELS = (
 TIE_FLAGS = ("is_tie", "tie")
 """True where a row with `chosen` and `rejected` says that neither is better."""
 
+_PLACES = ("", "_path", "_paths", "_url", "_urls", "_file", "_files")
 MEDIA = {
-    **dict.fromkeys(("image", "images"), "<image>"),
-    **dict.fromkeys(("video", "videos"), "<video>"),
-    **dict.fromkeys(("audio", "audios"), "<audio>"),
+    f"{stem}{plural}{place}": f"<{stem}>"
+    for stem in ("image", "video", "audio")
+    for plural in ("", "s")
+    for place in _PLACES
+} | {
+    **dict.fromkeys(("img", "imgs", "img_path", "img_url", "pixel_values"), "<image>"),
+    **{f"image{mark}{number}": "<image>" for mark in ("", "_") for number in range(10)},
 }
 """The fields that hold media, of a row or of a message, and the placeholder that says where in a text they belong."""
 

@@ -10,6 +10,8 @@ from rm_assets.data.records import Reason
 
 _NAMES = frozenset(MEDIA)
 _LOOKED_FOR = _NAMES | UNREAD
+_NOTHING = frozenset({"", "[]", "{}", "[none]", "[null]", "nan", "none", "null", "<na>"})
+"""What tables write where there is nothing."""
 _OTHER_OBJECTS = frozenset({"tools", "tool_calls", "arguments"})
 """Where a field of such a name is no message's."""
 
@@ -58,12 +60,12 @@ def _require_empty(fields: dict[str, Any], of: str) -> None:
 
 
 def holds_anything(value: Any) -> bool:
-    """Whether a value says anything: `[]`, `[null]` and `{"bytes": null, "path": null}` do not."""
+    """Whether a value says anything: `[]`, also as text, `[null]` and `{"bytes": null, "path": null}` do not."""
     if isinstance(value, dict):
         return any(map(holds_anything, value.values()))
     if isinstance(value, list):
         return any(map(holds_anything, value))
-    return value not in (None, False) and value != ""
+    return value not in (None, False) and not (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 
 def _is_anywhere(text: str, value: Any) -> bool:

@@ -28,8 +28,29 @@ FILLED = [
     {"video": 7},
     {"audio": {"array": [0.5], "sampling_rate": 16000}},
     {"audios": ["zebra.wav"]},
+    {"image_path": "zebra.png"},
+    {"image_urls": ["https://a.example/zebra.png"]},
+    {"img": "zebra.png"},
+    {"image_0": "zebra.png"},
+    {"pixel_values": [0.5]},
+    {"video_path": "zebra.mp4"},
+    {"audio_file": "zebra.wav"},
+    {"images": "['zebra.png']"},
 ]
-EMPTY = [None, [], "", {}, [None], [[]], {"bytes": None, "path": None}, [{"bytes": None, "path": None}], False]
+EMPTY = [
+    "[]",
+    "nan",
+    "[None]",
+    None,
+    [],
+    "",
+    {},
+    [None],
+    [[]],
+    {"bytes": None, "path": None},
+    [{"bytes": None, "path": None}],
+    False,
+]
 
 
 @pytest.mark.parametrize("row", [PLAIN, MESSAGES, COMPARISON, RANKING])
