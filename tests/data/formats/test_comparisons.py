@@ -75,7 +75,13 @@ def test_a_number_that_names_a_field_is_a_label(label: object, names: tuple[str,
     assert winner(label, names) == expected
 
 
-@pytest.mark.parametrize("label", ["tie", "tie (bothbad)", "both_bad", "A=B", "[[A=B]]", {"overall_preference": 0}])
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("tie", "tie (bothbad)", "both_bad", "A=B", "[[A=B]]", {"overall_preference": 0}, "Both responses are bad"),
+        *("They are about the same", "about equal", "No clear winner", "Neither is good"),
+    ],
+)
 def test_a_tie_is_a_reject(label: object) -> None:
     assert reason_for(label) == Reason.TIE
 

@@ -15,7 +15,27 @@ from rm_assets.settings import Settings
 
 SIDES = {"prompt": "Name a tree.", "response_a": "An oak.", "response_b": "A fir."}
 MESSAGES = [{"role": "user", "content": "Name a tree."}, {"role": "assistant", "content": "An oak."}]
-SKIPS = ["", " ", "skip", "Skipped", "N/A", "n/a", "None", "null", "NaN", "unsure", "Not sure", "Can't tell", "-", "?"]
+SKIPS = [
+    "#N/A",
+    "Cannot determine",
+    "can't judge",
+    "flagged",
+    "TBD",
+    "",
+    " ",
+    "skip",
+    "Skipped",
+    "N/A",
+    "n/a",
+    "None",
+    "null",
+    "NaN",
+    "unsure",
+    "Not sure",
+    "Can't tell",
+    "-",
+    "?",
+]
 SKIPS += ["I don't know", "cannot decide", "unlabelled", "no label", "invalid", "pending"]
 TIES = ["Tie", "Tie (both good)", "tie - both are bad", "Both bad", "both_good", "neither", "No preference", "A=B"]
 TIES += ["About the same", "Both are equally good", "equal", "same.", "draw", "tie (all bad)", "TIED", "=="]
