@@ -67,7 +67,7 @@ def begins_nemo_chat(text: str) -> bool:
 _NAMES = (
     "im_start im_end im_user im_system start_header_id begin_of_text header_start user assistant system User Assistant "
     "System USER ASSISTANT human bot prompter start message channel turn startoftext endoftext eot_id end_header_id "
-    "START_OF_TURN_TOKEN BOS"
+    "START_OF_TURN_TOKEN BOS start_of_role turn_start"
 )
 _SIGNS = [
     *(f"<|{name}|>" for name in _NAMES.split()),
@@ -81,6 +81,8 @@ _SIGNS = [
         "<｜Assistant｜>",
         "<human>:",
         "<bot>:",
+        "<Human>:",
+        "<reserved_106>",
     ),
     *("<extra_id_0>System", "<extra_id_1>User", "<extra_id_1>Assistant"),
 ]
@@ -94,8 +96,9 @@ _PHRASES = [
 _SPEAKERS = ("USER:", "User:", "user:", "HUMAN:", "Human:", "human:")
 _SIGN = re.compile(rf"\s*+(?:<s>\s*+)?({'|'.join(map(re.escape, _SIGNS))})")
 _PHRASE = re.compile(rf"\s*+(?:<s>\s*+)?({'|'.join(map(re.escape, [*_PHRASES, *_SPEAKERS]))})")
-_LAST_ANSWER = re.compile(r"\s(Assistant|ASSISTANT|assistant|AI|Bot|### Response):\s*\Z")
+_LAST_ANSWER = re.compile(r"[\s>](Assistant|ASSISTANT|assistant|AI|Bot|### Response):\s*\Z")
 _SPEAKER_AMONG_LINES = re.compile(r"\n(Human:|HUMAN:|User:|USER:|### Instruction:)")
+_FIRST_SPEAKER = re.compile(r"\s*+(system|user)\n")
 _ANSWER_CHARACTERS = 40
 """At the end of a prompt, where such a marker stands."""
 
@@ -104,13 +107,17 @@ def marker_of_prompt(prompt: str) -> str:
     """The turn marker of another template that a prompt begins with, or empty.
 
     `User:` is one if the prompt ends with `Assistant:` or the like, `USER:` also if `ASSISTANT:` follows anywhere; so
-    is one that begins a later line, if `Assistant:` ends the prompt.
+    is one that begins a later line, if `Assistant:` ends the prompt. A line `user` is one if a line `assistant` does.
     """
     answer = _LAST_ANSWER.search(prompt[-_ANSWER_CHARACTERS:])
     if found := _SIGN.match(prompt) or _PHRASE.match(prompt):
         is_speaker = found[1] in _SPEAKERS
         if not is_speaker or answer or (found[1].isupper() and "ASSISTANT:" in prompt):
             return found[1]
+    if (found := _FIRST_SPEAKER.match(prompt)) and prompt.rstrip().endswith("\nassistant"):
+        return found[1]  # of ChatML, decoded without its special tokens
+    if answer and answer[1] == "ASSISTANT" and " USER: " in prompt:  # after a system message
+        return "USER:"
     if answer and answer[1] not in ("AI", "Bot", "assistant"):
         later = _SPEAKER_AMONG_LINES.search(prompt)
         return later[1] if later else ""
@@ -137,7 +144,7 @@ def _foreign_marker(where: str, marker: str) -> PreferenceError:
 # --- texts without any ---------------------------------------------------------------------------------------
 
 may_be_marked = re.compile(
-    r"\s*+(?:[<\[{#]|Human|Assistant|human|HUMAN|USER|User|user|GPT4|Below is an|A chat|\w{1,64}+\()"
+    r"\s*+(?:[<\[{#]|Human|Assistant|human|HUMAN|USER|User|user|system\n|GPT4|Below is an|A chat|\w{1,64}+\()"
 ).match
 """Whether a text may begin with a marker, also with one of a transcript, or with a list; told at little cost."""
 

@@ -176,15 +176,25 @@ MARKED = {
     "### Instruction:": "Be brief.\n\n### Instruction:\nzebra\n\n### Response:\n",
     "Human:": "Be brief.\n\nHuman: zebra\n\nAssistant:",
     "<extra_id_1>Assistant": "<extra_id_1>Assistant\nzebra",
+    "user": "user\nzebra\nassistant\n",
+    "system": "system\nBe brief.\nuser\nzebra\nassistant",
+    "<Human>:": "<Human>: zebra\n<Assistant>:",
+    "<|start_of_role|>": "<|start_of_role|>user<|end_of_role|>zebra<|end_of_text|>",
+    "<reserved_106>": "<reserved_106>zebra<reserved_107>",
+}
+MARKED_ALIKE = {
+    "USER:": "Be brief. USER: zebra ASSISTANT:",
+    "Human:": "<s>Human: zebra\n</s><s>Assistant: ",
 }
 
 
-@pytest.mark.parametrize("marker", MARKED)
-def test_a_prompt_in_the_markers_of_a_template_is_a_reject_that_names_one(marker: str) -> None:
-    error = refused(prompt=MARKED[marker], chosen="Fir.", rejected="Cup.")
+@pytest.mark.parametrize(("marker", "prompt"), [*MARKED.items(), *MARKED_ALIKE.items()])
+def test_a_prompt_in_the_markers_of_a_template_is_a_reject_that_names_one(marker: str, prompt: str) -> None:
+    error = refused(prompt=prompt, chosen="Fir.", rejected="Cup.")
     assert error.reason == Reason.TURN_MARKERS
     assert f"`{marker}`, a turn marker of a model's template: give messages with" in error.detail
-    assert refused(prompt=MARKED[marker], responses=["Fir.", "Cup."], scores=[2, 1]).detail == error.detail
+    assert refused(prompt=prompt, responses=["Fir.", "Cup."], scores=[2, 1]).detail == error.detail
+    assert plain_pair(json.dumps({"prompt": prompt, "chosen": "Fir.", "rejected": "Cup."}).encode()) is None
 
 
 def test_replies_in_the_markers_of_a_template_are_a_reject_where_both_are() -> None:
@@ -221,6 +231,9 @@ def test_a_prompt_with_markers_does_not_count_as_damage_of_its_file() -> None:
         "Who says so?\nUser: Hi\nBot:",
         "user: who is that?",
         "I need an Assistant:",
+        "user\nis a word, as is\nassistant here",
+        "system\nadministrator",
+        "Who is USER: root?",
     ],
 )
 def test_a_text_that_quotes_a_marker_is_a_text(prompt: str) -> None:
