@@ -212,12 +212,12 @@ def is_whole(side: Any) -> bool:
 
 
 def only_value(given: Mapping[str, Any], name: str) -> Any:
-    """The one value of several spellings; raises PreferenceError where they differ."""
-    values = list(given.values())
+    """The one value of several spellings; raises PreferenceError where they differ by more than outer white space."""
+    values = [value.strip() if isinstance(value, str) else value for value in given.values()]
     if any(value != values[0] for value in values):
         spelled = " and ".join(f"`{spelling}`" for spelling in given)
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{spelled} differ; the setting columns says which is `{name}`")
-    return values[0]
+    return next(iter(given.values()))
 
 
 def response_fields(row: Row) -> tuple[str, str] | None:

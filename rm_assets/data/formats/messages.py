@@ -317,11 +317,12 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
     """Two conversations cut where they part: the shared beginning and the two rests.
 
     For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3]. What they share is given as the chosen
-    side writes it: tool calls may have their members in another order on the rejected one.
+    side writes it: tool calls may have their members in another order on the rejected one, and other messages than the
+    assistant's other white space around them.
     """
     num_shared = 0
     for one, other in zip(chosen, rejected, strict=False):
-        if one is not other and one != other and not (one.tool_calls and same_message(one, other)):
+        if one is not other and one != other and not _are_shared(one, other):
             break
         num_shared += 1
     if num_shared == len(chosen) == len(rejected):
@@ -334,6 +335,13 @@ def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
             Reason.UNSHARED_PROMPT, f"the conversations part at message {num_shared + 1}, which is no reply"
         )
     return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]
+
+
+def _are_shared(one: Message, other: Message) -> bool:
+    """Whether unequal messages are one: tool calls in another order, or what was asked, up to outer white space."""
+    if one.role == "assistant":
+        return bool(one.tool_calls) and same_message(one, other)
+    return _is_same(one, other)
 
 
 # --- transcripts ---------------------------------------------------------------------------------------------

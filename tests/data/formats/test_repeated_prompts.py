@@ -227,3 +227,19 @@ def test_neither_the_order_of_fields_nor_nulls_change_what_a_row_states(
 ) -> None:
     fields = data.draw(st.permutations([*row.items(), *((name, None) for name in sorted(nulls))]))
     assert stated(dict(fields)) == stated(row)
+
+
+def test_prompts_that_differ_in_outer_white_space_alone_are_one() -> None:
+    sides = {
+        side: [{"role": "user", "content": f"What is it?{end}"}, {"role": "assistant", "content": side}]
+        for side, end in (("chosen", ""), ("rejected", " \n"))
+    }
+    [pair] = parse_row(json.dumps(sides))
+    assert [message.content for message in (*pair.prompt, *pair.chosen, *pair.rejected)] == [
+        *("What is it?", "chosen", "rejected")
+    ]
+    [pair] = parse_row(json.dumps({"prompt": "What?", "question": "What?\n", "chosen": "A", "rejected": "B"}))
+    assert pair.prompt[0].content == "What?"
+    turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}] for text in ("So.", "So. ")]
+    [pair] = parse_row(json.dumps(dict(zip(("chosen", "rejected"), turns, strict=True))))
+    assert (pair.chosen[0].content, pair.rejected[0].content) == ("So.", "So. ")
