@@ -28,6 +28,7 @@ from rm_assets.data.formats.messages import Prompt, Reply, compared
 from rm_assets.data.formats.numbers import number_of
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
 from rm_assets.data.formats.strengths import Strength, read_strength
+from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.settings import Label
@@ -131,7 +132,7 @@ def _without_verdict(row: Row, rules: ParsingRules, verdict: Verdict) -> Prefere
     columns: Mapping[Any, str] = rules.columns
     blank = next((name for name in (*LABELS, *SPELLINGS["preference_strength"]) if name in row), None)
     if blank is None:
-        error = PreferenceError(Reason.MISSING_FIELD, "two responses, but no field `label` that says which is better")
+        error = PreferenceError(Reason.MISSING_FIELD, f"two responses, but {missing_field('label', row)}")
     else:
         error = PreferenceError(Reason.UNLABELLED, f"{code_of(columns.get(blank, blank))} holds no verdict")
     error.signs = verdict.signs

@@ -143,6 +143,7 @@ def _ranked(responses: Sequence[Response]) -> list[Ranked]:
             problem = f"{len(responses) - len(there)} of {len(responses)} responses are empty"
             raise PreferenceError(Reason.EMPTY_REPLY, problem)
         problem = f"{len(there) - len(found)} of {len(there)} responses have neither a score nor a rank"
+        problem += "; the setting columns says which column is `scores` or `ranks`"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     standings = _standings([response.score for response in found], [response.rank for response in found])
     replies = [response.reply for response in found if response.reply is not None]

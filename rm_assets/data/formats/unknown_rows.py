@@ -35,8 +35,9 @@ def _nearest(row: Row) -> str:
         name: [spellings[0] for spellings in needed if row.keys().isdisjoint(spellings)]
         for name, needed in _NEEDED.items()
     }
-    if other := _other_response(row):
-        missing["comparison"] = [*(name for name in missing["comparison"] if "response_" not in name), other]
+    if any(one in row or other in row for one, other in RESPONSES):
+        others = [name for name in missing["comparison"] if "response_" not in name]
+        missing["comparison"] = others + _other_response(row)
     num_found = {name: len(_NEEDED[name]) - len(fields) for name, fields in missing.items()}
     nearest = max(num_found, key=lambda name: num_found[name])
     if nearest == "two_lines":
@@ -45,9 +46,8 @@ def _nearest(row: Row) -> str:
     return f"; the nearest format is {nearest}, which also needs {lacking}" if num_found[nearest] and lacking else ""
 
 
-def _other_response(row: Row) -> str:
-    """The response that is compared with the one that a row has: `output_2` for `output_1`."""
-    for one, other in RESPONSES:
-        if (one in row) != (other in row):
-            return other if one in row else one
-    return ""
+def _other_response(row: Row) -> list[str]:
+    """The response that is compared with the one that a row has: `output_2` for `output_1`; none where it has both."""
+    if any(one in row and other in row for one, other in RESPONSES):
+        return []
+    return next(([other if one in row else one] for one, other in RESPONSES if one in row or other in row), [])

@@ -135,3 +135,17 @@ def test_names_of_fields_are_few_on_one_line_and_those_that_are_sentences_are_no
     assert "\n" not in refused({"a\nb`c": 1}).detail
     assert "the row has `Answer of A` and 1 more;" in refused({"Answer of A": 1, "where did I put the zebra": 1}).detail
     assert "the row has only names that are sentences (1);" in refused({"zebra" * 9: 1}).detail
+
+
+def test_a_row_without_a_verdict_is_told_its_fields_and_what_helps() -> None:
+    for names in (("response_0", "response_1"), ("response_1", "response_2"), ("answer_a", "answer_b")):
+        row = {"prompt": "q", names[0]: "one", names[1]: "two", "helpfulness": 3}
+        with pytest.raises(PreferenceError) as error:
+            parse_row(json.dumps(row))
+        assert error.value.detail == (
+            f"two responses, but no field `label`; the row has `prompt`, `{names[0]}`, `{names[1]}`, `helpfulness`; "
+            "the nearest format is comparison, which also needs `label`; "
+            "the setting columns says which column is which field"
+        )
+    with pytest.raises(PreferenceError, match="a score nor a rank; the setting columns says which column is `scores`"):
+        parse_row(json.dumps({"prompt": "q", "responses": ["one", "two"], "rewards": [1, 2]}))
