@@ -6,6 +6,7 @@ tags Pairwise (`selected`: left or right), Ranker (over a List of items), Choice
 they alone count.
 """
 
+import re
 from typing import Any
 
 from rm_assets.data.formats.answers import label_standings, only_question, ranking_standings, response_names, suffix_of
@@ -200,6 +201,10 @@ def usual_row(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != tag} | {"comparison": side}
 
 
+_WRITTEN = re.compile(r"""\[?\s*+\{\s*+['"]selected['"]\s*+:\s*+['"](left|right)['"]\s*+\}\s*+\]?""")
+"""A verdict as a table holds it: JSON, or as str() writes it."""
+
+
 def _is_unlabelled(row: Row) -> bool:
     """Whether a row has two responses, and no field that says which is better."""
     given = {name: value for name, value in row.items() if value not in (None, "")}
@@ -209,8 +214,10 @@ def _is_unlabelled(row: Row) -> bool:
 
 
 def _selected(value: Any) -> str | None:
-    if isinstance(value, str) and value.startswith('[{"selected"'):
-        value = {'[{"selected": "left"}]': "left", '[{"selected": "right"}]': "right"}.get(value)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("selected")
+    if isinstance(value, str) and (written := _WRITTEN.fullmatch(value.strip())):
+        return written[1]
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        value = value.get("selected")
     return value if value in ("left", "right") else None

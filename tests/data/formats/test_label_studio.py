@@ -170,7 +170,16 @@ def test_a_row_of_json_min_without_an_annotation_is_not_labelled() -> None:
 
 @pytest.mark.parametrize("tag", ["comparison", "pw", "winner"])
 @pytest.mark.parametrize(
-    "form", [lambda side: side, lambda side: [{"selected": side}], lambda side: json.dumps([{"selected": side}])]
+    "form",
+    [
+        lambda side: side,
+        lambda side: {"selected": side},
+        lambda side: [{"selected": side}],
+        lambda side: json.dumps([{"selected": side}]),
+        lambda side: json.dumps([{"selected": side}], separators=(",", ":")),
+        lambda side: json.dumps({"selected": side}, indent=1),
+        lambda side: str([{"selected": side}]),
+    ],
 )
 def test_json_min_holds_the_verdict_under_the_name_of_the_tag(tag: str, form: Any) -> None:
     others = {"id": 11, "annotator": 1, "annotation_id": 5, "created_at": "2024", "lead_time": 2.2}
