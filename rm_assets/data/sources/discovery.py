@@ -109,7 +109,8 @@ def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
     wanted = {path: source_name(path, found.base) for path in found.files if file_kind(path.name)}
     wanted |= {path: source_name(path, found.base) + "/" for path in found.unlisted}
     ignored = [source_name(path, found.base) for path in found.files if path not in wanted]
-    ignored += [source_name(path, found.base) + "/" for path in found.unsearched]
+    searched = {directory for path in wanted for directory in path.parents} if found.unsearched else set()
+    ignored += [source_name(path, found.base) + "/" for path in found.unsearched if path not in searched]
     if not wanted:
         hint = f"; {told}" if (told := what_is_not_read(sorted(ignored))) else ""
         raise _error(setting, f"no file ending in {', '.join(SUFFIXES)} there{hint}", NothingToReadError)

@@ -76,11 +76,23 @@ def grows_by_lines(name: str) -> bool:
 
 def way_on(name: str) -> str:
     """How to have a file read that is not; empty where nothing is known."""
+    if _is_directory_of_a_table(name):
+        return "a directory that a link or a glob names is not searched; name it itself"
+    path, query, _ = name.partition("?")
+    if query and file_kind(path):
+        return "leave out the ? and what follows, or download it"
     return next((way for suffix, way in _WAYS_ON.items() if name.lower().endswith(suffix)), "")
 
 
+def _is_directory_of_a_table(name: str) -> bool:
+    """Whether an entry is a directory that is called like a file, as Spark writes a table."""
+    return name.endswith("/") and file_kind(name.rstrip("/")) is not None
+
+
 def may_hold_rows(name: str) -> bool:
-    """Whether somebody may miss an entry that is not read: no directory, README, licence or the like."""
+    """Whether somebody may miss an entry that is not read: no README, licence or the like, nor most directories."""
+    if _is_directory_of_a_table(name):
+        return True
     inner = name.lower().rsplit("/", 1)[-1]
     return bool(inner) and inner not in _NOT_ROWS and not _BESIDE_ROWS.fullmatch(inner)
 
@@ -91,5 +103,6 @@ def what_is_not_read(ignored: Iterable[str], shown: Callable[[str], str] = repr)
     if not missed:
         return ""
     named = next((name for name in missed if way_on(name)), missed[0])
-    files = f"{shown(named)} is" if len(missed) == 1 else f"{shown(named)} and {len(missed) - 1:,} more files are"
+    others = f" and {len(missed) - 1:,} more {'file' if len(missed) == 2 else 'files'} are"
+    files = f"{shown(named)} is" if len(missed) == 1 else f"{shown(named)}{others}"
     return f"{files} not read: {way_on(named) or f'only files ending in {_ENDS} are'}"

@@ -1,6 +1,7 @@
 """Which files a path, a directory or a glob names, and what each is called."""
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.sources.discovery import find_annotations, source_name
+from rm_assets.data.sources.discovery import NothingToReadError, find_annotations, source_name
 from rm_assets.settings import SettingsError
 
 
@@ -51,6 +52,16 @@ def test_a_directory_that_a_glob_names_is_listed_as_ignored(tmp_path: Path) -> N
     touch(tmp_path / "x.jsonl", tmp_path / "sub" / "y.jsonl")
     found = find_annotations(str(tmp_path / "*"))
     assert ([file.source for file in found.files], found.ignored) == (["x.jsonl"], ("sub/",))
+
+
+def test_a_table_in_a_directory_of_its_own_is_missed_only_where_none_of_its_files_is_read(tmp_path: Path) -> None:
+    touch(tmp_path / "x.parquet" / "part-0.parquet")
+    for setting in ("**/*.parquet", "*/*.parquet", "x.parquet"):
+        found = find_annotations(str(tmp_path / setting))
+        assert ([Path(file.source).name for file in found.files], found.ignored) == (["part-0.parquet"], ())
+    told = "'x.parquet/' is not read: a directory that a link or a glob names is not searched; name it itself"
+    with pytest.raises(NothingToReadError, match=re.escape(told)):
+        find_annotations(str(tmp_path / "*.parquet"))
 
 
 @pytest.mark.parametrize("storage", [None, "storage"])
@@ -133,7 +144,7 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
         ("empty", "no file ending in .jsonl"),
         ("*.jsonl", "no file ending in .jsonl"),
         ("table.xlsx", "; 'table.xlsx' is not read: save it as CSV in UTF-8"),
-        ("many", "; 'b.arrow' and 1 more files are not read: with the datasets library: Dataset.from_file(NAME)"),
+        ("many", "; 'b.arrow' and 1 more file are not read: with the datasets library: Dataset.from_file(NAME)"),
         ("docs", "no file ending in .jsonl, .ndjson, .jsonlines, .json, .parquet, .csv, .tsv there"),
         ("broken/b.jsonl", "'b.jsonl' cannot be read: a link to nothing"),
         ("fifo/f.jsonl", "'f.jsonl' cannot be read: a FIFO"),

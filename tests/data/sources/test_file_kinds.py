@@ -31,6 +31,15 @@ def test_a_kind_is_known_by_the_name_in_whichever_case_and_compression() -> None
         (["README.md", "a/LICENSE", "linked/", "state.json", "_SUCCESS"], ""),
         (["a.txt"], "'a.txt' is not read: if each line is a row in JSON, call it .jsonl"),
         (["a.data", "b.xlsx", "c.data"], "'b.xlsx' and 2 more files are not read: save it as CSV in UTF-8"),
+        (["a.data", "b.xlsx"], "'b.xlsx' and 1 more file are not read: save it as CSV in UTF-8"),
+        (
+            ["linked/", "x/Part.parquet/"],
+            "'x/Part.parquet/' is not read: a directory that a link or a glob names is not searched; name it itself",
+        ),
+        (
+            ["a.csv?download=true"],
+            "'a.csv?download=true' is not read: leave out the ? and what follows, or download it",
+        ),
         (["a.data"], f"'a.data' is not read: only files ending in {', '.join(SUFFIXES)} are"),
         (["a.parquet.gz"], "'a.parquet.gz' is not read: unpack it"),
     ],
