@@ -34,7 +34,8 @@ def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, An
     num_colons = _num_colons(row, 1)
     if not isinstance(row, dict):
         found = _JSON_NAMES.get(type(row), "number")
-        raise PreferenceError(Reason.NOT_AN_OBJECT, f"the line is a JSON {found}, not an object")
+        way_on = "; a file that is one list of rows is called .json" if found == "list" else ""
+        raise PreferenceError(Reason.NOT_AN_OBJECT, f"the line is a JSON {found}, not an object{way_on}")
     is_plain = content.count(b":") == num_colons and b"\\u003" not in content  # which is how to escape a colon
     if not is_plain and _STRING.sub(b"", content).count(b":") != _num_fields(row):
         _require_single(content, set().union(*known_fields))

@@ -24,6 +24,7 @@ _QUOTED = re.compile('"[^"]*"')
 _DECLARED = re.compile("sep=(.)\\s*$")  # a first line that Excel understands
 _LONGEST_NAME = 200
 _HEADER_LINES = 100
+_QUOTE_RULE = 'inside a quoted field, a quote is written ""'
 _MOST_CHARACTERS = 2**40
 _ENCODER = msgspec.json.Encoder()
 
@@ -56,7 +57,7 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
             lines.begin_row()
     except csv.Error as error:
         told, row = str(error).partition(" - ")[0], f"the row that begins in line {lines.row_begin}"
-        problem = f"{row} has an unbalanced quote or the like: {told} (line {lines.number})"
+        problem = f"{row} has an unbalanced quote or the like: {told} (line {lines.number}); {_QUOTE_RULE}"
         raise RejectedFileError(Reason.DAMAGED_FILE, problem) from None
 
 
@@ -120,7 +121,8 @@ def _names(header: list[str]) -> list[bytes]:
     longest = max(map(len, header))
     if longest > _LONGEST_NAME:
         raise RejectedFileError(
-            Reason.DAMAGED_FILE, f"its first row is not a header: a name has {longest:,} characters"
+            Reason.DAMAGED_FILE,
+            f"its first row is not a header, of names with at most {_LONGEST_NAME} characters: one has {longest:,}",
         )
     if any("\0" in name for name in header):
         raise RejectedFileError(Reason.NOT_UTF8, "its header has NUL bytes: save it as UTF-8")

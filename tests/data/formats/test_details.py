@@ -67,10 +67,15 @@ def test_any_text_is_told_in_words_that_are_not_its_own(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "kind"), [("[{}]", "list"), ('"zebra"', "string"), ("7", "number"), ("true", "boolean"), ("null", "null")]
+    ("line", "kind"), [('"zebra"', "string"), ("7", "number"), ("true", "boolean"), ("null", "null")]
 )
 def test_a_value_that_is_no_object_is_named(line: str, kind: str) -> None:
     assert refused(line).detail == f"the line is a JSON {kind}, not an object"
+
+
+def test_a_list_in_a_line_is_told_the_name_that_its_file_should_have() -> None:
+    told = "the line is a JSON list, not an object; a file that is one list of rows is called .json"
+    assert refused("[{}]").detail == told
 
 
 # --- missing and mistyped fields -----------------------------------------------------------------------------

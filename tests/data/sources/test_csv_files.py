@@ -164,30 +164,34 @@ def test_quotes_that_are_plain_text_in_tsv_never_merge_rows_into_a_pair(settings
 
 
 UNBALANCED = "has an unbalanced quote or the like:"
+RULE = '; inside a quoted field, a quote is written ""'
 DAMAGES: dict[bytes, tuple[str, str]] = {
     b"": ("damaged_file", "it has no header"),
     b"\n \n": ("damaged_file", "it has no header"),
     b'a,b\n1,2\n"x,2\n3,4\n': (
         "damaged_file",
-        "the row that begins in line 3 has an unbalanced quote or the like: unexpected end of data (line 4)",
+        "the row that begins in line 3 has an unbalanced quote or the like: unexpected end of data (line 4)" + RULE,
     ),
     b'a,b\n1,2\n\n"x,2\n3,"4"\n5,6\n': (
         "damaged_file",
-        "the row that begins in line 4 has an unbalanced quote or the like: ',' expected after '\"' (line 5)",
+        "the row that begins in line 4 has an unbalanced quote or the like: ',' expected after '\"' (line 5)" + RULE,
     ),
     b"a,b\nx\ry,2\n": (
         "damaged_file",
-        f"the row that begins in line 2 {UNBALANCED} new-line character seen in unquoted field (line 2)",
+        f"the row that begins in line 2 {UNBALANCED} new-line character seen in unquoted field (line 2)" + RULE,
     ),
     b'a,b\n"x" y,2\n': (
         "damaged_file",
-        "the row that begins in line 2 has an unbalanced quote or the like: ',' expected after '\"' (line 2)",
+        "the row that begins in line 2 has an unbalanced quote or the like: ',' expected after '\"' (line 2)" + RULE,
     ),
     b'a,b\n1,2\n3,"' + b"swallowed\n" * 1000: (
         "damaged_file",
         "the row that begins in line 3 has more than 2,200 characters, perhaps by a quote that is never closed",
     ),
-    b"x" * 300 + b",y\n1,2\n": ("damaged_file", "its first row is not a header: a name has 300 characters"),
+    b"x" * 300 + b",y\n1,2\n": (
+        "damaged_file",
+        "its first row is not a header, of names with at most 200 characters: one has 300",
+    ),
     "a,b\n1,2\n".encode("utf-16"): ("not_utf8", "it is UTF-16 or UTF-32: save it as UTF-8"),
     "a,b\n1,2\n".encode("utf-16-le"): ("not_utf8", "it is UTF-16 or UTF-32: save it as UTF-8"),
     b"\xe9,b\n1,2\n": ("not_utf8", "its header: save it as UTF-8"),
