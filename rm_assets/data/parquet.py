@@ -46,6 +46,9 @@ _FOREIGN_BATCH_BYTES = 128 * 2**20
 _FOREIGN_ROWS = 128
 _INDEX_BYTES = 12
 """What a value of a dictionary takes at most: its number, and how it is nested."""
+_LENGTHS_ENCODED = "DeltaLengthByteArrayDecoder"
+_DIFFERENCES_ENCODED = "DeltaByteArrayDecoder"
+"""What Arrow's error names where texts are encoded so that the column cannot be read as a dictionary."""
 _PAGE_HEADER = re.compile(rb"\x15(.)\x15([\x80-\xff]*[\x00-\x7f])", re.DOTALL)
 _PAGE_HEADER_BYTES = 32
 _DICTIONARY_PAGE = b"\x04"
@@ -271,24 +274,57 @@ def foreign_row_groups(stream: BinaryIO) -> Iterator[tuple[pq.RowGroupMetaData, 
     Raises ArrowException, OSError or ValueError where the file is damaged.
     """
     metadata = pq.read_metadata(stream)
-    schema = metadata.schema
-    columns = [schema.column(number) for number in range(metadata.num_columns)]
-    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     for number in range(metadata.num_row_groups):
         # what a footer says of a column may throw where nothing catches it, and end the process: a row is read first
-        next(_foreign_batches(stream, metadata, number, 1, texts), None)
-        group = metadata.row_group(number)
-        yield group, _guarded_batches(stream, metadata, number)
+        num_rows = _rows_at_a_time(stream, metadata, number, columns)
+        yield metadata.row_group(number), _guarded_batches(stream, metadata, number, num_rows)
 
 
-def _guarded_batches(stream: BinaryIO, metadata: pq.FileMetaData, number: int) -> Iterator[pa.RecordBatch]:
+def _rows_at_a_time(stream: BinaryIO, metadata: pq.FileMetaData, number: int, columns: list[pq.ColumnSchema]) -> int:
+    """How many rows of a row group to read at most at a time, as its first row shows, whose texts become dictionaries.
+
+    Arrow cannot do so with texts of some encodings, which therefore are tried column by column.
+    """
+    texts = {column.path: column for column in columns if column.physical_type == "BYTE_ARRAY"}
+    try:
+        next(_foreign_batches(stream, metadata, number, 1, [*texts]), None)
+    except OSError as error:
+        if not any(decoder in str(error) for decoder in (_LENGTHS_ENCODED, _DIFFERENCES_ENCODED)):
+            raise
+        others = [column.path for column in columns if column.path not in texts]
+        next(_foreign_batches(stream, metadata, number, 1, [], others), None)
+        return min(_rows_of_texts(stream, metadata, number, column) for column in texts.values())
+    return _FOREIGN_ROWS
+
+
+def _rows_of_texts(stream: BinaryIO, metadata: pq.FileMetaData, number: int, column: pq.ColumnSchema) -> int:
+    """The same of one column. Where texts are encoded by their differences, each may be as long as all of a page."""
+    path, num_rows = column.path, _FOREIGN_ROWS
+    try:
+        next(_foreign_batches(stream, metadata, number, 1, [path], [path]), None)
+    except OSError as error:
+        if _DIFFERENCES_ENCODED in str(error):
+            num_rows = 1
+            if column.max_repetition_level > 0:
+                problem = "texts in lists are in the encoding DELTA_BYTE_ARRAY: write the file in another one"
+                raise pa.ArrowNotImplementedError(problem) from None
+        elif _LENGTHS_ENCODED not in str(error):
+            raise
+        next(_foreign_batches(stream, metadata, number, 1, [], [path]), None)
+    return num_rows
+
+
+def _guarded_batches(
+    stream: BinaryIO, metadata: pq.FileMetaData, number: int, num_rows: int
+) -> Iterator[pa.RecordBatch]:
     """A row group in batches of which each takes little memory, whatever its dictionaries hold.
 
     One text of a dictionary may stand for millions of values: a column that has hardly more than its dictionary stays
     one (Arrow would put all other texts into it, too), and the longer another one's texts may be, the fewer rows are
     read.
     """
-    group, num_rows, as_dictionaries = metadata.row_group(number), _FOREIGN_ROWS, []
+    group, as_dictionaries = metadata.row_group(number), []
     for column in (group.column(index) for index in range(group.num_columns)):
         if column.physical_type != "BYTE_ARRAY" or not (num_bytes := _dictionary_bytes(stream, column)):
             continue
@@ -300,7 +336,12 @@ def _guarded_batches(stream: BinaryIO, metadata: pq.FileMetaData, number: int) -
 
 
 def _foreign_batches(
-    stream: BinaryIO, metadata: pq.FileMetaData, number: int, num_rows: int, as_dictionaries: list[str]
+    stream: BinaryIO,
+    metadata: pq.FileMetaData,
+    number: int,
+    num_rows: int,
+    as_dictionaries: list[str],
+    columns: list[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """No more of a column is held than a buffer, a page, its dictionary and the values of so many rows.
 
@@ -315,7 +356,7 @@ def _foreign_batches(
         page_checksum_verification=True,
         arrow_extensions_enabled=False,
     ) as opened:
-        yield from opened.iter_batches(num_rows, row_groups=[number], use_threads=False)
+        yield from opened.iter_batches(num_rows, row_groups=[number], columns=columns, use_threads=False)
 
 
 def _dictionary_bytes(stream: BinaryIO, column: pq.ColumnChunkMetaData) -> int:

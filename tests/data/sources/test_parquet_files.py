@@ -25,6 +25,7 @@ from rm_assets.data.sources.opened_file import RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
 from rm_assets.settings import Settings
 
+SIDES = ("prompt", "chosen", "rejected")
 MESSAGES = [
     {
         "prompt": [{"role": "user", "content": f"What is {number}?"}],
@@ -60,6 +61,17 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "dictionaries that overflow": {"dictionary_pagesize_limit": 100, "data_page_size": 200, "write_batch_size": 5},
     "pages of the second version": {"data_page_version": "2.0", "compression": "gzip"},
     "without Arrow's schema": {"store_schema": False},
+    "texts by their lengths": {
+        "use_dictionary": False,
+        "column_encoding": {
+            f"{side}.list.element.{field}": "DELTA_LENGTH_BYTE_ARRAY" for side in SIDES for field in ("role", "content")
+        },
+    },
+    "texts by their lengths beside dictionaries": {
+        "row_group_size": 20,
+        "use_dictionary": [f"{side}.list.element.role" for side in SIDES],
+        "column_encoding": {f"{side}.list.element.content": "DELTA_LENGTH_BYTE_ARRAY" for side in SIDES},
+    },
 }
 
 
@@ -257,6 +269,21 @@ def test_a_dictionary_beside_other_texts_is_read_in_few_rows_at_a_time(monkeypat
     content = written(pa.table({"a": texts}), dictionary_pagesize_limit=1, write_batch_size=9)
     sizes = [batch.num_rows for _, batches in parquet.foreign_row_groups(io.BytesIO(content)) for batch in batches]
     assert (max(sizes), sum(sizes)) == (2, 18)
+
+
+def test_texts_by_their_differences_are_read_one_row_at_a_time() -> None:
+    texts = [f"{'x' * 1000}{number}" for number in range(50)]
+    content = written(pa.table({"a": texts}), use_dictionary=False, column_encoding={"a": "DELTA_BYTE_ARRAY"})
+    assert [json.loads(line)["a"] for line in lines(content)] == texts
+    sizes = [batch.num_rows for _, batches in parquet.foreign_row_groups(io.BytesIO(content)) for batch in batches]
+    assert sizes == [1] * 50
+
+
+def test_texts_by_their_differences_in_a_list_are_refused_as_one_row_may_have_any_number() -> None:
+    table = pa.table({"a": _one_list(pa.array([LONG] * 70))})
+    content = written(table, use_dictionary=False, column_encoding={"a.list.element": "DELTA_BYTE_ARRAY"})
+    with pytest.raises(RejectedFileError, match="texts in lists are in the encoding DELTA_BYTE_ARRAY: write the file"):
+        lines(content)
 
 
 def test_many_values_of_a_dictionary_become_texts_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
