@@ -181,7 +181,7 @@ def _paths_of_source(snapshot: Snapshot, source: str) -> list[Path]:
 
 def _rejects(stages: dict[Stage, Snapshot], snapshot: Snapshot, line: Line) -> Iterator[str]:
     """The rejects of a line at a stage; of a duplicate also the line that was kept. A file's is at line 0."""
-    for number in (line.line, 0):
+    for number in dict.fromkeys((line.line, 0)):
         for row in _rows(snapshot.paths(REJECTS), ["reason", "detail"], source=line.source, line=number):
             reason = Reason(row["reason"])
             detail = f" ({row['detail']})" if row["detail"] else ""

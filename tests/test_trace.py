@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import plain_row, rows, run_stages, write_lines
+from support import plain_row, rows, run_stages, silent, write_lines
 
 from rm_assets import trace
-from rm_assets.data.records import Stage
+from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.records import MEANINGS, Reason, Stage
 from rm_assets.settings_loading import load_settings
 
 
@@ -149,6 +150,19 @@ def test_no_control_character_of_a_row_reaches_the_terminal(tmp_path: Path, monk
     assert "\\x1b]0;title\\x07" in text
     assert not set("\x1b\x07\r\x00\x9b\u202e\u2066\u200b") & set(text)
     assert len(text) < 10_000
+
+
+def test_a_file_that_is_rejected_whole_is_told_once_for_each_of_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_lines(tmp_path / "a" / "good.jsonl", [plain_row(1)])
+    (tmp_path / "a" / "b.csv").write_bytes(b"")
+    settings = load_settings({"annotations": str(tmp_path / "a"), "storage": str(tmp_path / "s")}, {})
+    raw_snapshot(settings, silent)
+    for number in ("0", "7"):
+        assert list(trace.traced(tmp_path / "s", "b.csv", number)) == [
+            f"b.csv, line {number}",
+            f"  raw_preferences          rejected, damaged_file: {MEANINGS[Reason.DAMAGED_FILE]} (it has no header)",
+        ]
 
 
 def test_without_snapshots_it_says_what_to_do(told, monkeypatch, tmp_path: Path) -> None:
