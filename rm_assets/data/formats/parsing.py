@@ -253,7 +253,7 @@ def _format_of_sides(row: Row) -> Format:
         return Format.REPLY_LISTS
     prompt = row.get("prompt")
     if not is_whole(chosen) and any(isinstance(row.get(name), list) for name in CONVERSATIONS):
-        if not is_blank(prompt):
+        if not (is_blank(prompt) or _is_asked_last(prompt, row)):
             raise PreferenceError(Reason.AMBIGUOUS_FIELD, "both a prompt and earlier messages are given")
         return Format.SHAREGPT
     if isinstance(chosen, list) and prompt is None:
@@ -267,6 +267,18 @@ def _format_of_sides(row: Row) -> Format:
         problem = f"`chosen` holds no conversation, and {missing_field('prompt', row)}"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     return Format.PLAIN
+
+
+def _is_asked_last(prompt: Any, row: Row) -> bool:
+    """Whether a prompt is the text of the user's message that ends the row's conversation, which then says it all."""
+    last = next((row[name][-1] for name in CONVERSATIONS if isinstance(row.get(name), list) and row[name]), None)
+    if not (isinstance(prompt, str) and isinstance(last, dict) and last.get("role", last.get("from")) in _ASKING):
+        return False
+    content = last.get("content", last.get("value"))
+    return isinstance(content, str) and content.strip() == prompt.strip()
+
+
+_ASKING = ("user", "human")
 
 
 def _sides(row: Row) -> tuple[Any, Any]:

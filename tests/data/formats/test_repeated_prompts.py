@@ -243,3 +243,19 @@ def test_prompts_that_differ_in_outer_white_space_alone_are_one() -> None:
     turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}] for text in ("So.", "So. ")]
     [pair] = parse_row(json.dumps(dict(zip(("chosen", "rejected"), turns, strict=True))))
     assert (pair.chosen[0].content, pair.rejected[0].content) == ("So.", "So. ")
+
+
+def test_a_prompt_beside_the_conversation_that_it_ends_is_stated_once() -> None:
+    turns = [("user", "Hi"), ("assistant", "Hello."), ("user", "What is it? ")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    shared = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns]
+    sides = {"chosen": "A", "rejected": "B"}
+    for conversation in ({"messages": messages}, {"conversations": shared}):
+        [pair] = parse_row(json.dumps(conversation | sides | {"prompt": "What is it?"}))
+        assert [(message.role, message.content) for message in pair.prompt] == turns
+        assert (pair.chosen[0].content, pair.rejected[0].content) == ("A", "B")
+        for other in ("Hi", "Hello.", "What is that?"):
+            with pytest.raises(PreferenceError, match="ambiguous_field: both a prompt and earlier messages are given"):
+                parse_row(json.dumps(conversation | sides | {"prompt": other}))
+    with pytest.raises(PreferenceError, match="ambiguous_field: both a prompt and earlier messages are given"):
+        parse_row(json.dumps({"messages": messages[:2], "prompt": "Hello."} | sides))
