@@ -13,7 +13,7 @@ from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of, name_of
-from rm_assets.data.snapshots import Manifest, Snapshot
+from rm_assets.data.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.defs.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
@@ -67,7 +67,17 @@ def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, sett
 def _nothing_left(stage: Stage, snapshot: Snapshot) -> str:
     reasons = reason_totals(snapshot.manifest)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
-    return f"nothing is left after {stage}: {why}; each reject stands in {str(snapshot.directory / 'rejects')!r}"
+    rejects = str(snapshot.directory / REJECTS)
+    return f"nothing is left after {stage}: {why}{_first_reject(snapshot)}; each reject stands in {rejects!r}"
+
+
+def _first_reject(snapshot: Snapshot) -> str:
+    """Where the first reject is and what it says, which mostly tells what helps."""
+    for path in snapshot.paths(REJECTS):
+        for rows in read_batches(path, records.REJECTS, ["source", "line", "detail"]):
+            source, line, detail = (rows[name][0].as_py() for name in rows.column_names)
+            return f"; the first: {code_of(source)}{f', line {line}' if line else ''}: {detail}"
+    return ""
 
 
 def reason_totals(manifest: Manifest) -> Counter[str]:
