@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -27,10 +27,13 @@ import transformers
 from rm_assets.data.formats.field_names import CONVERSATIONS, require_no_template_kwargs, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
+from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import MessageRecord, messages_of
 from rm_assets.data.formats.parsing import stated_by
-from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError
+from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError, Sign
+from rm_assets.data.formats.shapes import Signs, add_sign, refusals, unclear_labels
 from rm_assets.data.formats.tool_texts import Listed, tools_text
+from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
@@ -53,6 +56,8 @@ NumberedLine = tuple[int, str | PreferenceError]
 """A line that is not blank, or why it cannot be read."""
 _Sides = dict[str, tuple[tuple[Message, ...], str]]
 """What is scored of a line, under the name of its score: messages, and tools as JSON text."""
+_Read = tuple[list[_Sides] | PreferenceError, tuple[Sign, ...]]
+"""What a line holds, or why it holds nothing to score; and what its verdict tells of the other lines'."""
 
 
 def main(arguments: list[str]) -> int:
@@ -159,18 +164,15 @@ def scored_lines(
 ) -> list[dict[str, Any]]:
     """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
 
-    A ranking has a result per pair, told apart by `pair`. What cannot be scored has `line` and `problem`.
+    A ranking has a result per pair, told apart by `pair`. What cannot be scored has `line` and `problem`; labels and
+    strengths of these lines are judged together, as rm_assets.data.formats.shapes says.
     """
     results: list[dict[str, Any]] = []
     places: list[tuple[dict[str, Any], str]] = []
     sequences: list[list[int]] = []
-    for number, line in lines:
-        try:
-            if isinstance(line, PreferenceError):
-                raise line
-            stated = _stated(line, rules)
-        except PreferenceError as error:
-            results.append({"line": number, "problem": str(error)})
+    for number, stated in _judged_together([(number, _read(line, rules)) for number, line in lines]):
+        if isinstance(stated, PreferenceError):
+            results.append({"line": number, "problem": str(stated)})
             continue
         for pair, sides in enumerate(stated, start=1):
             result: dict[str, Any] = {"line": number} | ({"pair": pair} if len(sides) > 1 else {})
@@ -187,6 +189,34 @@ def scored_lines(
     return [_finished(result) for result in results]
 
 
+def _read(line: str | PreferenceError, rules: ParsingRules) -> _Read:
+    if isinstance(line, PreferenceError):
+        return line, ()
+    try:
+        return _stated(line, rules)
+    except PreferenceError as error:
+        return error, error.signs
+
+
+def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, list[_Sides] | PreferenceError]]:
+    """Each line's conversations, or its problem, which may be what other lines say of such labels."""
+    shown: Signs = {}
+    for number, (_, signs) in found:
+        for sign in signs:
+            add_sign(shown, sign, number, is_sound=True)
+    refused = {
+        (refusal.shape, kind): PreferenceError(refusal.reason, refusal.detail)
+        for refusal in refusals({"": shown})
+        for kind in refusal.kinds
+    }
+    for shape, kinds in shown.items():
+        for why in unclear_labels({"": {shape: kinds}}).get("", []):
+            refused |= {(shape, kind): PreferenceError(Reason.AMBIGUOUS_LABEL, why) for kind in kinds}
+    for number, (stated, signs) in found:
+        problems = (refused[key] for sign in signs if (key := (sign.shape, sign.kind)) in refused)
+        yield number, stated if isinstance(stated, PreferenceError) else next(problems, stated)
+
+
 def _finished(result: dict[str, Any]) -> dict[str, Any]:
     """A result with its margin, or with a problem in place of scores that are no finite numbers."""
     scores = {name: score for name, score in result.items() if name.endswith("score")}
@@ -200,12 +230,14 @@ def _finished(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _stated(line: str, rules: ParsingRules) -> list[_Sides]:
+def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Sign, ...]]:
     """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
     row = json_object(line, CONVERSATIONS)
     require_no_template_kwargs(row)
+    require_no_media(row)
+    require_no_functions(row)
     name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
-    if name and "chosen" not in row and not response_fields(row):
+    if name and {"chosen", "rejected_response", "rejected_messages"}.isdisjoint(row) and not response_fields(row):
         try:
             records = msgspec.convert(row[name], list[MessageRecord])
         except msgspec.ValidationError:
@@ -214,14 +246,16 @@ def _stated(line: str, rules: ParsingRules) -> list[_Sides]:
             tools = msgspec.convert(row.get("tools"), Listed)
         except msgspec.ValidationError:
             raise PreferenceError(Reason.WRONG_TYPE, "`tools` is neither a list nor its JSON text") from None
-        return [{"score": (messages_of(records, "user"), tools_text(tools))}]
-    return [
+        return [{"score": (messages_of(records, "user"), tools_text(tools))}], ()
+    stated = stated_by(line, rules)
+    pairs: list[_Sides] = [
         {
             "chosen_score": (pair.prompt + pair.chosen, pair.tools),
             "rejected_score": (pair.prompt + pair.rejected, pair.tools),
         }
-        for pair in stated_by(line, rules).preferences
+        for pair in stated.preferences
     ]
+    return pairs, stated.signs
 
 
 def _ids(scorer: Scorer, messages: tuple[Message, ...], tools: str) -> list[int]:

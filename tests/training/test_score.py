@@ -197,6 +197,36 @@ def test_columns_and_labels_are_read_as_the_annotations_are(scored, monkeypatch)
     assert "margin" in results[0]
 
 
+def compared(**verdict):
+    return {"prompt": "q", "response_1": "Gladly.", "response_2": "No.", **verdict}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "problems"),
+    [
+        ([{"label": 1}, {"label": 2}], ["", ""]),
+        ([{"label": 1}, {"label": 0}], ["ambiguous_label", "ambiguous_label"]),  # 1 may be the second one
+        ([{"overall_preference": -2}, {"overall_preference": 1}], ["", ""]),
+        ([{"overall_preference": 2}, {"overall_preference": 7}], ["ambiguous_label", "ambiguous_label"]),
+    ],
+)
+def test_a_label_is_read_as_the_other_lines_allow(scored, verdicts, problems):
+    _, results, _ = scored([compared(**verdict) for verdict in verdicts])
+    assert [result.get("problem", "").partition(":")[0] for result in results] == problems
+
+
+def test_what_a_conversation_holds_besides_text_is_a_problem(scored):
+    asked = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Gladly."}]}
+    rows = [
+        asked | {"images": ["cup.png"]},
+        asked | {"functions": [{"name": "f"}]},
+        asked | {"rejected_response": "No."},
+    ]
+    _, results, _ = scored(rows)
+    assert [result.get("problem", "").partition(":")[0] for result in results] == ["not_text", "unsupported_field", ""]
+    assert "margin" in results[2]
+
+
 def test_the_output_goes_into_a_file_where_one_is_named(scored, tmp_path):
     code, printed, _ = scored(ROWS, "--output", str(tmp_path / "out.jsonl"))
     assert (code, printed) == (0, [])
