@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_assets.data import records
 from rm_assets.data.key_digests import key_digests
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import Snapshot
 from rm_assets.data.splits import SPLITS
+from rm_assets.data.tables import schemas
 
 
 def num_changed_pairs(before: Snapshot, now: Snapshot) -> int:
@@ -33,4 +33,4 @@ def _pair_digests(snapshot: Snapshot, left_out: Collection[str]) -> NDArray[Any]
         for file in shard.files
         if file.folder in SPLITS and file.sha256 not in left_out
     ]
-    return np.unique(key_digests(read_table(paths, records.PADDED, ["pair_id"])["pair_id"]))
+    return np.unique(key_digests(read_table(paths, schemas.PADDED, ["pair_id"])["pair_id"]))

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from rm_assets.data import records
 from rm_assets.data.formats.preferences import Message
-from rm_assets.data.texts import Texts
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.texts import Texts
 
-_LISTS = records.VALIDATED.field("prompt").type
+_LISTS = schemas.VALIDATED.field("prompt").type
 
 
 class Conversations:
@@ -71,9 +71,9 @@ class Conversations:
         num_messages = len(self.roles)
         is_valid = np.array([c is not None for c in self.contents], np.bool_) if self._has_nulls else None
         columns = {"role": pa.array(self.roles, pa.string()), "content": self.texts.array(is_valid)}
-        for name in records.MESSAGE.names[2:]:
+        for name in schemas.MESSAGE.names[2:]:
             columns[name] = self._extra_column(name, num_messages)
-        values = pa.StructArray.from_arrays(list(columns.values()), fields=list(records.MESSAGE))
+        values = pa.StructArray.from_arrays(list(columns.values()), fields=list(schemas.MESSAGE))
         return pa.ListArray.from_arrays(pa.array(self.ends, pa.int32()), values, type=_LISTS)
 
     def _extra_column(self, name: str, num_messages: int) -> pa.Array:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data.key_digests import key_digests
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 Codes = NDArray[np.int64]
 

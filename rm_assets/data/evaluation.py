@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.lookalikes import latin_lookalike, may_have_lookalikes, visible
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import Snapshot
 from rm_assets.data.sources.discovery import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
+from rm_assets.data.tables import schemas
 from rm_assets.settings import SettingsError
 
 GRAM_WORDS = 13
@@ -128,9 +128,9 @@ def evaluation_grams(validated: Snapshot, tokenized: Snapshot) -> tuple[dict[str
     decisive = []
     for shard in shards:
         path, name = validated.data_path(shard), evaluation_name(shard.source)
-        rows = read_table([path] if path else [], records.VALIDATED, ["pair_id", "prompt"])
+        rows = read_table([path] if path else [], schemas.VALIDATED, ["pair_id", "prompt"])
         ids = tokenized.data_path(tokens[shard.name])
-        dropped = _dropped_turns(read_table([ids] if ids else [], records.TOKENIZED, ["pair_id", "num_dropped_turns"]))
+        dropped = _dropped_turns(read_table([ids] if ids else [], schemas.TOKENIZED, ["pair_id", "num_dropped_turns"]))
         for texts, num_dropped in _prompts(rows, dropped):
             grams.setdefault(name, set()).update(_grams_of_prompt(texts, num_dropped))
         decisive.append([_GRAMS_VERSION, name, shard.key, *sorted(dropped.items())])
@@ -163,8 +163,8 @@ def overlapping_rows(paths: list[Path], tokenized: list[Path], grams: dict[str, 
     """
     if not grams:
         return {}
-    rows = read_table(paths, records.VALIDATED, ["line", "pair_id", "prompt"])
-    kept = read_table(tokenized, records.TOKENIZED, ["pair_id", "num_dropped_turns"])
+    rows = read_table(paths, schemas.VALIDATED, ["line", "pair_id", "prompt"])
+    kept = read_table(tokenized, schemas.TOKENIZED, ["pair_id", "num_dropped_turns"])
     rows = rows.filter(pc.is_in(rows["pair_id"], kept["pair_id"].combine_chunks()))
     prompts = _prompts(rows, _dropped_turns(kept))
     found = {}

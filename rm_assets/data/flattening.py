@@ -15,18 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
 from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.encoders import sample_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.message_columns import MessageColumn
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.parquet import read_batches
 from rm_assets.data.publication import ShardWriter, Stats, publication
-from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
 from rm_assets.data.rendering import (
     SIDES,
@@ -41,6 +38,9 @@ from rm_assets.data.rendering import (
 )
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.message_columns import MessageColumn
+from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
@@ -83,13 +83,13 @@ def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
 def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWriter) -> Stats:
     counts: Counter[str] = Counter(num_in=0, num_rewritten=0, num_one_by_one=0)
     reasons: Counter[Reason] = Counter()
-    for rows in read_batches(task.path, records.VALIDATED):
+    for rows in read_batches(task.path, schemas.VALIDATED):
         pairs, rejects, num_one_by_one = _rendered(task, renderer, rows)
         if task.allow_control_tokens:  # then nobody compares the counts, and a content's own tokens blur them
             pairs = pairs.without_counts()
         writer.write(DATA, _table(rows, pairs))
         writer.write(REJECTS, reject_table(rejects))
-        counts.update(num_in=records.num_rows_of(task.source, rows), num_one_by_one=num_one_by_one)
+        counts.update(num_in=schemas.num_rows_of(task.source, rows), num_one_by_one=num_one_by_one)
         counts.update(num_rewritten=int(pairs.is_rewritten.sum()))
         reasons.update(reject["reason"] for reject in rejects)
     return {**counts, "reasons": reason_counts(reasons)}
@@ -139,15 +139,15 @@ def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
         rows = rows.take(pa.array(pairs.rows))
     columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
     made = ("prompt", *SIDES, *(f"{side}_control_tokens" for side in SIDES))
-    return records.table(columns | {name: getattr(pairs, name) for name in made}, records.FLATTENED)
+    return schemas.table(columns | {name: getattr(pairs, name) for name in made}, schemas.FLATTENED)
 
 
 def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, and pairs whose two texts are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_characters=0)
-    for rows in read_batches(paths.get(DATA), records.FLATTENED, ["source", "prompt", "chosen", "rejected"]):
+    for rows in read_batches(paths.get(DATA), schemas.FLATTENED, ["source", "prompt", "chosen", "rejected"]):
         figures.update(
-            num_out=records.num_rows_of(task.source, rows),
+            num_out=schemas.num_rows_of(task.source, rows),
             num_identical=pc.sum(pc.equal(rows["chosen"], rows["rejected"])).as_py(),
             num_characters=sum(pc.sum(pc.utf8_length(column)).as_py() for column in rows.columns[1:]),
         )

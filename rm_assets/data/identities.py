@@ -7,7 +7,7 @@ their keys, which do not depend on where the annotations lie; this does.
 
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.records import Stage
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 # The settings that each stage reads, by name.

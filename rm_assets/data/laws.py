@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Manifest
+from rm_assets.data.tables.schemas import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,22 +15,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data import records
 from rm_assets.data.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.id_lists import IdLists, lists_of, mask_of
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.key_digests import key_digests, keys_with, shared_digests
 from rm_assets.data.parquet import read_batches, read_table
 from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
-from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.splits import SPLITS, splits_of
 from rm_assets.data.storage import place
-from rm_assets.data.texts import offsets_of
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.ragged import IdLists, lists_of, mask_of
+from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage
+from rm_assets.data.tables.texts import offsets_of
 from rm_assets.settings import Settings
 
 VERSION = 3
@@ -60,10 +60,10 @@ def padded_table(table: pa.Table, pad_token_id: int) -> pa.Table:
     for side, lists in sides.items():
         ids = IdLists(padded(lists.ids, lists.lengths, widths, pad_token_id), offsets)
         mask = IdLists(mask_of(lists.lengths, widths), offsets)
-        columns[f"{side}_input_ids"] = ids.array(records.PADDED.field(f"{side}_input_ids").type)
-        columns[f"{side}_attention_mask"] = mask.array(records.PADDED.field(f"{side}_attention_mask").type)
+        columns[f"{side}_input_ids"] = ids.array(schemas.PADDED.field(f"{side}_input_ids").type)
+        columns[f"{side}_attention_mask"] = mask.array(schemas.PADDED.field(f"{side}_attention_mask").type)
         columns[f"{side}_length"] = lists.lengths.astype(np.int32)
-    return records.table(columns, records.PADDED)
+    return schemas.table(columns, schemas.PADDED)
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
     num_in, first, reasons = 0, 0, Counter[Reason]()
     validated, tokenized = ([path] if path else [] for path in (task.validated, task.path))
     overlapping = overlapping_rows(validated, tokenized, task.grams)
-    for rows in read_batches(task.path, records.TOKENIZED):
+    for rows in read_batches(task.path, schemas.TOKENIZED):
         dropped = task.dropped.between(first, first + rows.num_rows).reasons()
         refused = {row: (reason, _DETAILS[reason]) for row, reason in dropped.items()}
         refused |= _overlapping(rows, overlapping)
@@ -103,7 +103,7 @@ def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
             writer.write(folder, padded_table(rows.filter(pa.array(folders == folder)), task.pad_token_id))
         writer.write(REJECTS, refused_rows(rows, Stage.PADDED, refused))
         first += rows.num_rows
-        num_in += records.num_rows_of(task.source, rows)
+        num_in += schemas.num_rows_of(task.source, rows)
         reasons.update(reason for reason, _ in refused.values())
     return {"num_in": num_in, "pad_token_id": task.pad_token_id, "reasons": reason_counts(reasons)}
 
@@ -139,8 +139,8 @@ def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> Stats:
     figures: Counter[str] = Counter(dict.fromkeys(_FIGURES, 0))
     for folder in paths.keys() - {REJECTS}:
         kind = folder if folder in SPLITS else "evaluation"
-        for rows in read_batches(paths[folder], records.PADDED, _MEASURED):
-            figures.update({"num_out": records.num_rows_of(task.source, rows), f"num_{kind}": rows.num_rows})
+        for rows in read_batches(paths[folder], schemas.PADDED, _MEASURED):
+            figures.update({"num_out": schemas.num_rows_of(task.source, rows), f"num_{kind}": rows.num_rows})
             figures.update(_padding_figures(rows, task.pad_token_id))
     return {**figures, "num_rejects": num_rejects(paths, task.source)}
 
@@ -232,7 +232,7 @@ def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedR
     """The rows that go, by shard and place in it; evaluation sets take no part and lose none."""
     shards = [shard for shard in tokenized.manifest.shards if not evaluation_folder(shard.source)]
     paths = [path for shard in shards if (path := tokenized.data_path(shard))]
-    keys = read_table(paths, records.TOKENIZED, ["chosen_key", "rejected_key"])
+    keys = read_table(paths, schemas.TOKENIZED, ["chosen_key", "rejected_key"])
     dropped = dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts)
     ends = list(itertools.accumulate((shard.num_rows() for shard in shards), initial=0))
     between = itertools.starmap(dropped.between, itertools.pairwise(ends))
@@ -247,7 +247,7 @@ def _num_prompts_in_two_splits(turn: Publication, shards: list[Shard]) -> int:
     tables = []
     for split in SPLITS:
         paths = [path for shard in shards if (path := turn.path(shard, split))]
-        keys = read_table(paths, records.PADDED, ["prompt_key"])["prompt_key"]
+        keys = read_table(paths, schemas.PADDED, ["prompt_key"])["prompt_key"]
         tables.append((keys, key_digests(keys)))
     total = 0
     for (keys, digests), (other_keys, other_digests) in itertools.combinations(tables, 2):

@@ -5,11 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data import records
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.formats.fast_path import PlainPair
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.pair_keys import pair_keys
+from rm_assets.data.tables import schemas
 
 
 class PairRows:
@@ -46,7 +46,7 @@ class PairRows:
         self._formats.append(pair.format)
 
     def table(self, source: str) -> pa.Table:
-        """The rows, with the schema `records.VALIDATED`."""
+        """The rows, with the schema `schemas.VALIDATED`."""
         prompts, chosen, rejected = self._sides
         tools = self._facts("tools", "")
         keys = pair_keys(*self._sides, tools)
@@ -68,7 +68,7 @@ class PairRows:
             "num_annotators": self._facts("num_annotators", 0),
             "num_agreeing": self._facts("num_agreeing", 0),
         }
-        return records.table(columns, records.VALIDATED)
+        return schemas.table(columns, schemas.VALIDATED)
 
     def _facts(self, name: str, default: Any) -> list[Any]:
         values = [default] * len(self._lines)

@@ -21,7 +21,6 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
 from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
@@ -35,7 +34,6 @@ from rm_assets.data.publication import (
     stage_shard,
     tables_writer,
 )
-from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
@@ -53,6 +51,8 @@ from rm_assets.data.sources.opened_file import (
 )
 from rm_assets.data.sources.rows import file_rows
 from rm_assets.data.storage import is_remote, place, read_file, write_json
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import MALFORMED, Reason, Stage
 from rm_assets.settings import Settings
 
 VERSION = 5
@@ -329,11 +329,11 @@ def shard_name(source: str, index: int) -> str:
 
 def _table(lines: Lines, file: AnnotationFile) -> pa.Table:
     columns = [pa.repeat(file.source, len(lines.texts)), pa.array(lines.numbers), lines.texts]
-    return pa.Table.from_arrays(columns, schema=records.RAW)
+    return pa.Table.from_arrays(columns, schema=schemas.RAW)
 
 
 def _rejects(file: AnnotationFile, rejects: list[tuple[int, Reason, str, str]]) -> pa.Table:
-    names = records.REJECTS.names
+    names = schemas.REJECTS.names
     return reject_table(
         dict(zip(names, (file.source, line, Stage.RAW, reason, detail, sha256), strict=True))
         for line, reason, detail, sha256 in rejects
@@ -351,7 +351,7 @@ def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
 def raw_laws(source: str, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: its source's rows, the bytes of all texts in UTF-8, and rejects."""
     figures: Counter[str] = Counter(num_out=0, text_bytes=0)
-    for rows in read_batches(paths.get(DATA), records.RAW, ["source", "text"]):
-        num_out = records.num_rows_of(source, rows)
+    for rows in read_batches(paths.get(DATA), schemas.RAW, ["source", "text"]):
+        num_out = schemas.num_rows_of(source, rows)
         figures.update(num_out=num_out, text_bytes=pc.sum(pc.binary_length(rows["text"])).as_py())
     return {**figures, "num_rejects": num_rejects(paths, source)}

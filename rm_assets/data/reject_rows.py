@@ -7,15 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data import records
 from rm_assets.data.parquet import read_batches
-from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Reason, Stage
 
 
 def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rejects as a table."""
-    return pa.Table.from_pylist(list(rows), schema=records.REJECTS)
+    return pa.Table.from_pylist(list(rows), schema=schemas.REJECTS)
 
 
 def pair_reject(row: Mapping[str, Any], stage: Stage, reason: Reason, detail: str) -> dict[str, Any]:
@@ -48,5 +48,5 @@ def reason_counts(reasons: Counter[Reason]) -> dict[str, int]:
 
 def num_rejects(paths: Mapping[str, Path], source: str) -> int:
     """Rows of this source in the written file of rejects, if there is one."""
-    batches = read_batches(paths.get(REJECTS), records.REJECTS, ["source"])
-    return sum(records.num_rows_of(source, rows) for rows in batches)
+    batches = read_batches(paths.get(REJECTS), schemas.REJECTS, ["source"])
+    return sum(schemas.num_rows_of(source, rows) for rows in batches)

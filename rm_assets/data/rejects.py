@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches, read_table
 from rm_assets.data.publication import ShardWriter, Stats, publication, stage_shard
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -47,7 +47,7 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
 
 
 def _laws(paths: dict[str, Path]) -> dict[str, Any]:
-    return {"num_out": sum(rows.num_rows for rows in read_batches(paths.get(DATA), records.REJECTS, ["line"]))}
+    return {"num_out": sum(rows.num_rows for rows in read_batches(paths.get(DATA), schemas.REJECTS, ["line"]))}
 
 
 def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -73,7 +73,7 @@ def gathered_rejects(stages: dict[Stage, Snapshot]) -> Iterator[pa.Table]:
             paths.setdefault(shard.name, []).extend(files)
     raw = stages[Stage.RAW]
     for shard in sorted(raw.manifest.shards, key=lambda shard: shard.source):
-        rejects = read_table(paths[shard.name], records.REJECTS)
+        rejects = read_table(paths[shard.name], schemas.REJECTS)
         if rejects.num_rows:
             yield _with_hashes(rejects.sort_by("line"), raw.data_path(shard))
 
@@ -85,7 +85,7 @@ def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
         return rejects
     wanted = pc.unique(rejects["line"].filter(has_none))
     lines, hashes = [pa.array([], pa.int64())], [pa.array([], pa.string())]
-    for rows in read_batches(raw, records.RAW):
+    for rows in read_batches(raw, schemas.RAW):
         found = rows.filter(pc.is_in(rows["line"], wanted))
         texts = found["text"].cast(pa.binary()).to_pylist()
         lines.append(found["line"].combine_chunks())
@@ -93,5 +93,5 @@ def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
     places = pc.index_in(rejects["line"], value_set=pa.concat_arrays(lines))
     filled = pc.if_else(has_none, pc.take(pa.concat_arrays(hashes), places), rejects["line_sha256"])
     assert filled.null_count == 0, "every reject comes from a line of raw_preferences"
-    columns = {name: rejects[name] for name in records.REJECTS.names} | {"line_sha256": filled}
-    return records.table(columns, records.REJECTS)
+    columns = {name: rejects[name] for name in schemas.REJECTS.names} | {"line_sha256": filled}
+    return schemas.table(columns, schemas.REJECTS)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from rm_assets.data.chat import ChatTokenizer, MessageDict, TemplateError, lost_parts, message_dict, render
 from rm_assets.data.control_counts import num_written
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.message_columns import ROLES, MessageColumn
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.message_columns import ROLES, MessageColumn
+from rm_assets.data.tables.schemas import Reason
 from rm_assets.data.template_columns import Columns
 from rm_assets.data.template_symbols import Applied, Content
 from rm_assets.data.templates import Pieces, Rendered, TemplateRenderer

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.encoders import Encoder, Ids, Offsets
-from rm_assets.data.id_lists import mask_of
-from rm_assets.data.message_columns import single_chunk
-from rm_assets.data.texts import offsets_of
+from rm_assets.data.tables.message_columns import single_chunk
+from rm_assets.data.tables.ragged import mask_of
+from rm_assets.data.tables.texts import offsets_of
 
 
 @functools.lru_cache(maxsize=4)

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data import records
 from rm_assets.data.chat import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.encoders import (
@@ -37,20 +36,21 @@ from rm_assets.data.encoders import (
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.id_lists import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.message_columns import single_chunk
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.normal_form import normalized
 from rm_assets.data.pair_keys import pair_keys
 from rm_assets.data.parquet import read_batches
 from rm_assets.data.publication import ShardWriter, Stats, publication
-from rm_assets.data.records import PAIR_COLUMNS, Reason, Stage
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.rendering import SIDES, flatten_pair, pair_messages
 from rm_assets.data.shared_prompts import WholeSides, cut_pairs, cut_tokens, encode_cut_pairs
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.message_columns import single_chunk
+from rm_assets.data.tables.ragged import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
+from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage
 from rm_assets.settings import Settings
 
 VERSION = 3
@@ -197,7 +197,7 @@ def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
 def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, is_first: bool) -> Stats:
     chat = load_chat_tokenizer(task.tokenizer)
     num_in, reasons = 0, Counter[Reason]()
-    for number, rows in enumerate(read_batches(task.path, records.FLATTENED)):
+    for number, rows in enumerate(read_batches(task.path, schemas.FLATTENED)):
         surely_long = _surely_long(task, encoder, rows)
         num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
         encoded, failed = _encoded(encoder, _emptied(rows, surely_long), num_sampled)
@@ -214,7 +214,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         refused = dict(sorted(refused.items()))
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
-        num_in += records.num_rows_of(task.source, rows)
+        num_in += schemas.num_rows_of(task.source, rows)
         reasons.update(reason for reason, _ in refused.values())
     # The padding token belongs to the tokenizer; stated here, no later stage has to load one.
     return {
@@ -357,13 +357,13 @@ def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused:
     keep[list(refused)] = False
     rows = _with_keys(rows, pairs.keys)
     rows = rows if keep.all() else rows.filter(pa.array(keep))
-    ids_type = records.TOKENIZED.field("chosen_ids").type
+    ids_type = schemas.TOKENIZED.field("chosen_ids").type
     columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
     columns["chosen_ids"] = pairs.chosen.where(keep).array(ids_type)
     columns["rejected_ids"] = pairs.rejected.where(keep).array(ids_type)
     columns["prefix_length"] = prefixes[keep]
     columns["num_dropped_turns"] = pairs.num_dropped_turns[keep]
-    return records.table(columns, records.TOKENIZED)
+    return schemas.table(columns, schemas.TOKENIZED)
 
 
 def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
@@ -385,11 +385,11 @@ def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
 def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_tokens=0, num_shared_tokens=0)
-    longest, sample = 0, records.TOKENIZED.empty_table().select(_MEASURED)
-    for rows in read_batches(paths.get(DATA), records.TOKENIZED, _MEASURED):
+    longest, sample = 0, schemas.TOKENIZED.empty_table().select(_MEASURED)
+    for rows in read_batches(paths.get(DATA), schemas.TOKENIZED, _MEASURED):
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
         figures.update(
-            num_out=records.num_rows_of(task.source, rows),
+            num_out=schemas.num_rows_of(task.source, rows),
             num_identical=int(are_equal(chosen, rejected).sum()),
             num_tokens=len(chosen.ids) + len(rejected.ids),
             num_shared_tokens=pc.sum(rows["prefix_length"]).as_py(),
@@ -421,7 +421,7 @@ def _smallest(rows: pa.Table) -> pa.Table:
 def _validated_rows(task: TokenizationTask, pair_ids: pa.ChunkedArray) -> dict[str, dict[str, Any]]:
     """Validated rows of the shard by pair_id: equal ids have equal messages, so any will do."""
     found = {}
-    for rows in read_batches(task.validated, records.VALIDATED, ["pair_id", "prompt", *SIDES, "tools"]):
+    for rows in read_batches(task.validated, schemas.VALIDATED, ["pair_id", "prompt", *SIDES, "tools"]):
         rows = rows.filter(pc.is_in(rows["pair_id"], pair_ids.combine_chunks()))
         found.update({row["pair_id"]: row for row in rows.to_pylist()})
     return found

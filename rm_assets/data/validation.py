@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data import records
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.fast_path import plain_pair
@@ -33,14 +32,15 @@ from rm_assets.data.formats.shapes import Refusal, Signs, add_sign
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.message_columns import num_equal_conversations
 from rm_assets.data.pair_rows import PairRows
 from rm_assets.data.parquet import read_batches
 from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
-from rm_assets.data.records import MALFORMED, Reason, Stage
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.message_columns import num_equal_conversations
+from rm_assets.data.tables.schemas import MALFORMED, Reason, Stage
 from rm_assets.data.verdicts import Verdict, verdict_of_files
 from rm_assets.data.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.settings import Settings
@@ -156,13 +156,13 @@ Statement = tuple[list[NumberedLine], Callable[[], Stated]]
 
 def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int]]:
     """The statements of each row group, and its number of lines; lines that come in twos are taken together."""
-    batches = read_batches(task.path, records.RAW)
+    batches = read_batches(task.path, schemas.RAW)
     if not task.rules.two_line_files:
         for rows in batches:
             statements = _single_lines(rows["line"].to_pylist(), _utf8(rows["text"]), task.rules)
-            yield statements, records.num_rows_of(task.source, rows)
+            yield statements, schemas.num_rows_of(task.source, rows)
         return
-    num_lines = sum(records.num_rows_of(task.source, rows) for rows in batches)
+    num_lines = sum(schemas.num_rows_of(task.source, rows) for rows in batches)
     yield (
         (
             ([first, *([second] if second else [])], functools.partial(stated_by_two_lines, first, second))
@@ -174,9 +174,9 @@ def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int
 
 def _all_lines(path: Path | None, rejected: Path | None) -> list[NumberedLine]:
     found: list[NumberedLine] = []
-    for rows in read_batches(path, records.RAW, ["line", "text"]):
+    for rows in read_batches(path, schemas.RAW, ["line", "text"]):
         found += zip(rows["line"].to_pylist(), _utf8(rows["text"]), strict=True)
-    for rejects in read_batches(rejected, records.REJECTS, ["line"]):
+    for rejects in read_batches(rejected, schemas.REJECTS, ["line"]):
         found += [(line, None) for line in rejects["line"].to_pylist() if line]
     return found
 
@@ -214,9 +214,9 @@ def _reject(source: str, line: int, error: PreferenceError, text: str | bytes) -
 
 _EXAMINED = pa.schema(
     [
-        *(records.VALIDATED.field(name) for name in ("source", "line")),
+        *(schemas.VALIDATED.field(name) for name in ("source", "line")),
         pa.field("prompt", CALLS, nullable=False),
-        *(records.VALIDATED.field(name) for name in ("chosen", "rejected", "tools")),
+        *(schemas.VALIDATED.field(name) for name in ("chosen", "rejected", "tools")),
     ]
 )
 
@@ -231,7 +231,7 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
     tools: dict[int, set[str]] = {}
     for rows in read_batches(paths.get(DATA), _EXAMINED):
         num_identical = num_equal_conversations(rows["chosen"], rows["rejected"])
-        figures.update(num_out=records.num_rows_of(task.source, rows), num_identical=num_identical)
+        figures.update(num_out=schemas.num_rows_of(task.source, rows), num_identical=num_identical)
         lines.append(rows["line"].to_numpy())
         for line, texts in tools_by_line(rows):
             tools.setdefault(line, set()).update(texts)

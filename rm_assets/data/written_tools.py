@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
-from rm_assets.data.message_columns import single_chunk
 from rm_assets.data.parquet import read_batches, read_table
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.message_columns import single_chunk
 
-CALLS = pa.list_(pa.field("element", pa.struct([records.MESSAGE.field("tool_calls")]), nullable=False))
+CALLS = pa.list_(pa.field("element", pa.struct([schemas.MESSAGE.field("tool_calls")]), nullable=False))
 """A column of conversations of which the tool calls alone are read."""
 Objects = dict[tuple[str, ...], list[dict[str, Any]]]
 """Objects by the names of their members."""
@@ -48,7 +48,7 @@ def num_lines_with_other_tools(raw: Path | None, tools: Mapping[int, set[str]], 
     wanted, num_sound = pa.array(list(tools), pa.int64()), 0
     columns = ["line", "text"]
     # the two lines of a pair may stand in two row groups
-    batches = [read_table([raw], records.RAW, columns)] if two_line_files else read_batches(raw, records.RAW, columns)
+    batches = [read_table([raw], schemas.RAW, columns)] if two_line_files else read_batches(raw, schemas.RAW, columns)
     for rows in batches:
         for row in np.flatnonzero(pc.is_in(rows["line"], wanted).to_numpy()).tolist():
             lines = rows["text"].slice(row, 1 + two_line_files).to_pylist()

@@ -15,11 +15,11 @@ import dagster as dg
 from dagster import DagsterRunStatus as Status
 
 from rm_assets.data.raw import files_to_read
-from rm_assets.data.records import Stage
 from rm_assets.data.sources.content_version import Listing, content_listing, published_version
 from rm_assets.data.sources.discovery import NothingToReadError
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.storage import place
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import Settings, SettingsError

@@ -5,11 +5,12 @@ import warnings
 
 import dagster as dg
 
-from rm_assets.data import flattening, padding, raw, records, rejects, tokenization, validation
-from rm_assets.data.records import Stage
+from rm_assets.data import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.last_line import note_at_exit
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
@@ -53,7 +54,7 @@ with warnings.catch_warnings():
     owners=OWNERS,
     code_version=str(raw.VERSION),
     check_specs=check_specs(Stage.RAW),
-    metadata=schema_metadata(records.RAW),
+    metadata=schema_metadata(schemas.RAW),
 )
 def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """One row per non-blank line of the annotation files, cut into shards. Bytes that are no text are rejects."""
@@ -72,7 +73,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     owners=OWNERS,
     code_version=str(validation.VERSION),
     check_specs=check_specs(Stage.VALIDATED),
-    metadata=schema_metadata(records.VALIDATED),
+    metadata=schema_metadata(schemas.VALIDATED),
 )
 def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Sound preferences as prompt, chosen and rejected messages, whatever format their line had."""
@@ -89,7 +90,7 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
     owners=OWNERS,
     code_version=str(flattening.VERSION),
     check_specs=check_specs(Stage.FLATTENED),
-    metadata=schema_metadata(records.FLATTENED),
+    metadata=schema_metadata(schemas.FLATTENED),
 )
 def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Each pair as text by the model's chat template: prompt + chosen and prompt + rejected are whole conversations."""
@@ -106,7 +107,7 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     owners=OWNERS,
     code_version=str(tokenization.VERSION),
     check_specs=check_specs(Stage.TOKENIZED),
-    metadata=schema_metadata(records.TOKENIZED),
+    metadata=schema_metadata(schemas.TOKENIZED),
 )
 def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Both sides of each pair as token ids, equal to what transformers' apply_chat_template gives."""
@@ -124,7 +125,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     owners=OWNERS,
     code_version=str(padding.VERSION),
     check_specs=check_specs(Stage.PADDED),
-    metadata=schema_metadata(records.PADDED),
+    metadata=schema_metadata(schemas.PADDED),
 )
 def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Pairs without duplicates and conflicts, split by prompt, both sides padded to the length of the longer one."""
@@ -149,7 +150,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
             blocking=True,
         )
     ],
-    metadata=schema_metadata(records.REJECTS),
+    metadata=schema_metadata(schemas.REJECTS),
 )
 def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """Every reject of every stage in one place: file, line, stage and reason, without the row's text."""

@@ -10,12 +10,12 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
 from rm_assets.data.evaluation import evaluation_name
 from rm_assets.data.parquet import parquet_file, read_table, write_table
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.storage import download, file_sizes, is_remote
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
@@ -53,13 +53,13 @@ def scored_preferences(storage: Path, padded: str) -> Snapshot:
 
 def preferences_of(validated: Snapshot, pair_ids: Collection[str]) -> pa.Table:
     """The rows of these pairs, a shard at a time: held-out pairs are few, and all messages may be many."""
-    schema = pa.schema([records.VALIDATED.field(name) for name in _COLUMNS])
+    schema = pa.schema([schemas.VALIDATED.field(name) for name in _COLUMNS])
     wanted = pa.array(sorted(pair_ids), pa.string())
     tables = [schema.empty_table()]
     for path in validated.paths():
-        found = read_table([path], records.VALIDATED, ["pair_id"])["pair_id"]
+        found = read_table([path], schemas.VALIDATED, ["pair_id"])["pair_id"]
         if pc.any(keep := pc.is_in(found, wanted)).as_py():
-            tables.append(read_table([path], records.VALIDATED, _COLUMNS).filter(keep))
+            tables.append(read_table([path], schemas.VALIDATED, _COLUMNS).filter(keep))
     return pa.concat_tables(tables)
 
 
@@ -78,7 +78,7 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
 
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
     paths = [path for shard in shards if (path := validated.data_path(shard))]
-    ranked: pd.DataFrame = with_places(read_table(paths, records.VALIDATED, _RANKING).to_pandas())
+    ranked: pd.DataFrame = with_places(read_table(paths, schemas.VALIDATED, _RANKING).to_pandas())
     places = ranked[[*KEY, *PLACES]].drop_duplicates(KEY)
     return facts_of(preferences).drop_duplicates(KEY).merge(places, how="left", on=KEY)
 

@@ -34,7 +34,6 @@ from rm_assets.data.ownership import (
 )
 from rm_assets.data.padding import pad_token_id_of
 from rm_assets.data.publication import pinned_snapshots, unfinished_trainings
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_read, read_snapshot
 from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage import (
@@ -49,6 +48,7 @@ from rm_assets.data.storage import (
     upload,
     write_json,
 )
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launcher import TrainingFailedError, TrainingLauncher
 from rm_assets.defs.project import Project
 

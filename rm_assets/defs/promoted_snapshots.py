@@ -12,15 +12,15 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.ownership import is_snapshot_name
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of
 from rm_assets.data.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import ASSET as MODEL
@@ -103,7 +103,7 @@ def _files(model: ModelSnapshot) -> pa.Table:
         {"model": model.directory.name, "file": name, "sha256": sha256}
         for name, sha256 in sorted(model.manifest["files"].items())
     ]
-    return pa.Table.from_pylist(rows, schema=records.PROMOTED)
+    return pa.Table.from_pylist(rows, schema=schemas.PROMOTED)
 
 
 def _verdict(
@@ -178,4 +178,4 @@ def _trained_on(storage: Path, champion: ModelSnapshot, newest: ModelSnapshot) -
         data = read_snapshot(storage / Stage.PADDED / champion.manifest["data_snapshot"])
     except FileNotFoundError:
         return set()
-    return set(read_table(data.paths("train"), records.PADDED, ["prompt_key"])["prompt_key"].to_pylist())
+    return set(read_table(data.paths("train"), schemas.PADDED, ["prompt_key"])["prompt_key"].to_pylist())

@@ -10,13 +10,13 @@ import dagster as dg
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.parquet import parquet_file, read_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.storage import place, read_file, write_file, write_json
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
@@ -35,7 +35,7 @@ _HISTORY_FIGURES = ("num_pairs", "accuracy", "accuracy_low", "accuracy_high", "l
 class WrittenReport:
     """A published report: its figures, its tables as data frames, and what its pictures need besides.
 
-    `table`, `pairs` and `calibration` have the schemas records.REPORT, REPORT_PAIRS and CALIBRATION; `history` has a
+    `table`, `pairs` and `calibration` have the schemas schemas.REPORT, REPORT_PAIRS and CALIBRATION; `history` has a
     row for each model that was reported on, oldest first; `steps` are the lines of the training's metrics.jsonl;
     `precision` says in what the scores were computed.
     """
@@ -72,9 +72,9 @@ def written_report(
     return WrittenReport(
         snapshot=snapshot,
         metrics=shard.stats,
-        table=read_table(snapshot.paths(DATA), records.REPORT).to_pandas(),
-        pairs=read_table(snapshot.paths(PAIRS), records.REPORT_PAIRS).to_pandas(),
-        calibration=read_table(snapshot.paths(CALIBRATION), records.CALIBRATION).to_pandas(),
+        table=read_table(snapshot.paths(DATA), schemas.REPORT).to_pandas(),
+        pairs=read_table(snapshot.paths(PAIRS), schemas.REPORT_PAIRS).to_pandas(),
+        calibration=read_table(snapshot.paths(CALIBRATION), schemas.CALIBRATION).to_pandas(),
         history=history,
         steps=training_steps(model),
         precision=model.precision,
@@ -100,9 +100,9 @@ def _evaluated(
     baselines = _prompt_baselines(settings, model, held_out, preferences, context, launcher)
     report = reward_model_report(scores, pair_facts(validated, preferences), baselines)
     frames = {
-        DATA: (report.table, records.REPORT),
-        PAIRS: (report.pairs, records.REPORT_PAIRS),
-        CALIBRATION: (report.calibration, records.CALIBRATION),
+        DATA: (report.table, schemas.REPORT),
+        PAIRS: (report.pairs, schemas.REPORT_PAIRS),
+        CALIBRATION: (report.calibration, schemas.CALIBRATION),
     }
     return {
         folder: pa.Table.from_pandas(frame, schema=schema, preserve_index=False)

@@ -8,14 +8,14 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from rm_assets.data import records
 from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.parquet import parquet_file, read_batches, read_table
-from rm_assets.data.records import Stage
 from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.data.sources.file_kinds import what_is_not_read
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.pictures import length_histogram, markdown_picture
 from rm_assets.settings import Settings
@@ -74,7 +74,7 @@ def _nothing_left(stage: Stage, snapshot: Snapshot) -> str:
 def _first_reject(snapshot: Snapshot) -> str:
     """Where the first reject is and what it says, which mostly tells what helps."""
     for path in snapshot.paths(REJECTS):
-        for rows in read_batches(path, records.REJECTS, ["source", "line", "detail"]):
+        for rows in read_batches(path, schemas.REJECTS, ["source", "line", "detail"]):
             source, line, detail = (rows[name][0].as_py() for name in rows.column_names)
             return f"; the first: {code_of(source)}{f', line {line}' if line else ''}: {detail}"
     return ""
@@ -164,7 +164,7 @@ def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
 def _reasons_table(totals: Counter[str]) -> dg.TableMetadataValue:
     """What was rejected for which reason, most frequent first, and what the reason means."""
     rows = [
-        {"reason": reason, "rejects": count, "meaning": records.MEANINGS[records.Reason(reason)]}
+        {"reason": reason, "rejects": count, "meaning": schemas.MEANINGS[schemas.Reason(reason)]}
         for reason, count in totals.most_common()
     ]
     return table(rows, {"reason": "string", "rejects": "int", "meaning": "string"})
@@ -182,7 +182,7 @@ def _rows_by_file(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _lengths(snapshot: Snapshot) -> dict[str, Any]:
     columns = ["chosen_length", "rejected_length", "prefix_length"]
-    rows = read_table(snapshot.paths(), records.PADDED, columns)
+    rows = read_table(snapshot.paths(), schemas.PADDED, columns)
     named = {name: percentiles(rows[name].to_numpy()) for name in columns}
     longer = np.maximum(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
     named["longer_side"] = percentiles(longer)
@@ -320,7 +320,7 @@ def _reject_counts(snapshot: Snapshot) -> tuple[Counter[tuple[str, str, str]], i
     counts: Counter[tuple[str, str, str]] = Counter()
     first: list[dict[str, Any]] = []
     for path in snapshot.paths():
-        for rows in read_batches(path, records.REJECTS):
+        for rows in read_batches(path, schemas.REJECTS):
             grouped = rows.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
             counts.update({(row["source"], row["stage"], row["reason"]): row["count_all"] for row in grouped})
             first += rows.slice(0, MAX_ROWS - 1 - len(first)).to_pylist()  # one row is left to tell of the others

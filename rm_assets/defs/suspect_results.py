@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from rm_assets.data import records
 from rm_assets.data.parquet import read_table
 from rm_assets.data.snapshots import DATA, Snapshot
+from rm_assets.data.tables import schemas
 from rm_assets.defs.metadata import table
 from rm_assets.defs.suspect_snapshots import JSONL_FILE
 
@@ -21,7 +21,7 @@ def off_result() -> dg.MaterializeResult:
 
 def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     """The materialization: where the files are, how many labels are suspect by file, and the most suspect ones."""
-    rows = read_table(snapshot.paths(DATA), records.SUSPECTS)
+    rows = read_table(snapshot.paths(DATA), schemas.SUSPECTS)
     by_file = rows.group_by("source").aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
     named = ("source", "line", "margin", "suspicion", "pair_id")  # the hash last, for it is as wide as the page
     first = [{name: row[name] for name in named} for row in rows.slice(0, NUM_SHOWN).to_pylist()]

@@ -9,16 +9,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data import records
 from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.locks import local_directory
 from rm_assets.data.ownership import FOLDS, remove_named
 from rm_assets.data.parquet import parquet_file, read_table, write_table
 from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage import file_sizes, is_remote, remove_directories, remove_files, subdirectories
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
 from rm_assets.defs.launcher import TrainingLauncher
 from rm_assets.defs.model_snapshots import Hashes, training_job
@@ -83,7 +83,7 @@ def _ranked(
     folds = range(project.settings.suspect_folds)
     scored = [_fold_scores(project, padded, fold, working / str(fold), context, launcher) for fold in folds]
     pairs = pd.concat(scored, ignore_index=True)
-    return pa.Table.from_pandas(ranked_suspects(pairs), schema=records.SUSPECTS, preserve_index=False), len(pairs)
+    return pa.Table.from_pandas(ranked_suspects(pairs), schema=schemas.SUSPECTS, preserve_index=False), len(pairs)
 
 
 def _fold_scores(
@@ -135,7 +135,7 @@ def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) 
 
     splits: dict[str, Hashes] = {"train": {}, "validation": {}, "test": {}}
     for number, path in enumerate(padded.paths(*SPLITS)):
-        table = read_table([path], records.PADDED)
+        table = read_table([path], schemas.PADDED)
         judged = pa.array(folds_of(table["prompt_key"].to_pylist(), num_folds) == fold)
         for split, rows in (("train", table.filter(pc.invert(judged))), ("test", table.filter(judged))):
             if rows.num_rows:
@@ -152,7 +152,7 @@ def suspects_jsonl(storage: Path, snapshot: Snapshot, padded: Snapshot) -> bytes
     The replies stand under `labelled_chosen` and `labelled_rejected`, so that no file of suspects passes for
     annotations before someone has judged it again.
     """
-    suspects = read_table(snapshot.paths(DATA), records.SUSPECTS).to_pylist()
+    suspects = read_table(snapshot.paths(DATA), schemas.SUSPECTS).to_pylist()
     validated = scored_preferences(storage, padded.name)
     found = preferences_of(validated, {row["pair_id"] for row in suspects}).to_pylist()
     messages = {pair_key(row): row for row in found}

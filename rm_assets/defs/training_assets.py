@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from rm_assets.data import records
-from rm_assets.data.records import Stage
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs import (
     model_snapshots,
     promoted_snapshots,
@@ -51,7 +51,7 @@ def reward_model(
     owners=OWNERS,
     code_version=str(report_snapshots.VERSION),
     check_specs=report_results.CHECKS,
-    metadata=schema_metadata(records.REPORT),
+    metadata=schema_metadata(schemas.REPORT),
 )
 def reward_model_report(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
@@ -76,7 +76,7 @@ def reward_model_report(
     owners=OWNERS,
     code_version=str(promoted_snapshots.VERSION),
     check_specs=promotion_results.CHECKS,
-    metadata=schema_metadata(records.PROMOTED),
+    metadata=schema_metadata(schemas.PROMOTED),
 )
 def promoted_reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
@@ -101,7 +101,7 @@ def promoted_reward_model(
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
     code_version=str(suspect_snapshots.VERSION),
-    metadata=schema_metadata(records.SUSPECTS, margin="chosen_score - rejected_score: below 0, for all are suspect."),
+    metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score: below 0, for all are suspect."),
 )
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher

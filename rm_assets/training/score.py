@@ -34,9 +34,9 @@ from rm_assets.data.formats.preferences import Message, ParsingRules, Preference
 from rm_assets.data.formats.shapes import Signs, add_sign, refusals, unclear_labels
 from rm_assets.data.formats.tool_texts import Listed, tools_text
 from rm_assets.data.formats.unread_fields import require_no_functions
-from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
+from rm_assets.data.tables.schemas import Reason
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.conversations import (

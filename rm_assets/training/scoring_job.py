@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from rm_assets.data import records
+from rm_assets.data.tables import schemas
 
 SCORED_FILE = "scored.parquet"
 
-_KEY = [records.VALIDATED.field(name) for name in ("source", "line", "pair_id", "prompt_key")]
+_KEY = [schemas.VALIDATED.field(name) for name in ("source", "line", "pair_id", "prompt_key")]
 _VARIANT = pa.field("variant", pa.string(), nullable=False)
 PAIRS = pa.schema(
-    [*_KEY, _VARIANT, *(records.VALIDATED.field(name) for name in ("prompt", "chosen", "rejected", "tools"))]
+    [*_KEY, _VARIANT, *(schemas.VALIDATED.field(name) for name in ("prompt", "chosen", "rejected", "tools"))]
 )
 """Pairs as messages, like validated_preferences; `variant` names what was done to them, or is empty."""
 

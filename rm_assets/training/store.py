@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data import records
 from rm_assets.data.parquet import parquet_file
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import SnapshotError
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.training.job import TrainingError
 
 KEYS = ("source", "line", "pair_id", "prompt_key")
@@ -30,7 +30,7 @@ SIDES = ("chosen", "rejected")
 MANIFEST = "manifest.json"
 VERSION = 1
 _COLUMNS = [*KEYS, *(f"{side}_{what}" for side in SIDES for what in ("input_ids", "length")), "margin"]
-KEYS_SCHEMA = pa.schema([records.PADDED.field(name) for name in KEYS])
+KEYS_SCHEMA = pa.schema([schemas.PADDED.field(name) for name in KEYS])
 _KEYS_FILE = "keys.arrow"
 _ROWS_PER_READ = 256  # bounds the padded ids held at once: 64 MiB where sequences have 32 thousand tokens
 _BYTES_PER_READ = 2**20
@@ -101,7 +101,7 @@ def open_store(
 ) -> dict[str, Pairs]:
     """The pairs of every split, memory-mapped from a store in `directory`, which is made where there is none.
 
-    The Parquet files of a split have the schema `records.PADDED`. Padding is found by `chosen_length` and
+    The Parquet files of a split have the schema `schemas.PADDED`. Padding is found by `chosen_length` and
     `rejected_length`, never by the pad id, which may be a real token elsewhere. `sha256` has the hashes of the files,
     by path. The store's name says which snapshot and splits it was made of; one that is damaged is made anew. Memory:
     one read of Parquet rows at a time. Raises TrainingError for a file that is not as it was written, a missing

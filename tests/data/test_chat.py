@@ -19,8 +19,8 @@ from rm_assets.data.chat import (
 )
 from rm_assets.data.formats.parsing import PreferenceError
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.records import Reason
 from rm_assets.data.rendering import flatten_pair, require_no_control_tokens
+from rm_assets.data.tables.schemas import Reason
 from rm_assets.settings import Settings, SettingsError
 
 CHATML = (

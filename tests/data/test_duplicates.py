@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rm_assets.data.duplicates import dropped_rows
 from rm_assets.data.fingerprint import short_hash
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 
 def keys(pairs: list[tuple[str, str]]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

@@ -16,7 +16,7 @@ from rm_assets.data.encoders import Encoder, load_encoder
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.templates import Pieces, TemplateRenderer
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot

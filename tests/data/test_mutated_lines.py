@@ -10,7 +10,7 @@ from support import plain_row, rejects, rows, silent
 
 from rm_assets.data.laws import LAWS
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 

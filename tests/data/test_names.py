@@ -10,8 +10,8 @@ from support import plain_row, rows, run_stages, silent, violations, write_lines
 from rm_assets.data import publication as publishing
 from rm_assets.data import raw
 from rm_assets.data.publication import ShardWriter, publication, stage_shard, tables_writer
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, SnapshotError
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 

@@ -19,11 +19,11 @@ from rm_assets.data import publication as publication_module
 from rm_assets.data.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.raw import files_to_read, raw_snapshot
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.sources.content_version import content_listing, published_version
 from rm_assets.data.sources.discovery import find_annotations
 from rm_assets.data.storage import StorageError, file_sizes, place, remove_files, write_json
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import Settings, SettingsError

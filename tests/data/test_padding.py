@@ -5,9 +5,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data import records
-from rm_assets.data.id_lists import rows_of
 from rm_assets.data.padding import padded, padded_table
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.ragged import rows_of
 
 
 def test_rows_are_padded_at_their_ends() -> None:
@@ -30,10 +30,10 @@ def test_both_sides_have_one_length_and_masks_that_give_the_ids_back(rows: list[
         rows_of(chosen if field.name == "chosen_ids" else rejected).array(field.type)
         if field.name.endswith("_ids")
         else pa.array(columns[field.name], field.type)
-        for field in records.TOKENIZED
+        for field in schemas.TOKENIZED
     ]
-    table = padded_table(pa.Table.from_arrays(arrays, schema=records.TOKENIZED), pad)
-    assert table.schema == records.PADDED
+    table = padded_table(pa.Table.from_arrays(arrays, schema=schemas.TOKENIZED), pad)
+    assert table.schema == schemas.PADDED
     for row, original in zip(table.to_pylist(), rows, strict=True):
         widths = {
             len(row[f"{side}_{part}"]) for side in ("chosen", "rejected") for part in ("input_ids", "attention_mask")

@@ -13,12 +13,13 @@ import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
 import rm_assets
-from rm_assets.data import parquet, records
+from rm_assets.data import parquet
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.data.storage import place
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
@@ -121,7 +122,7 @@ def test_no_flipped_bit_of_a_published_file_is_read_as_something_else(
     chance, num_noticed = random.Random(few_bytes), 0
     for stage, snapshot in stages.items():
         for path in [*snapshot.paths(), *snapshot.paths(REJECTS)]:
-            schema = records.REJECTS if path.parent.name == REJECTS else records.SCHEMAS[stage]
+            schema = schemas.REJECTS if path.parent.name == REJECTS else schemas.SCHEMAS[stage]
             flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
             content, whole, some = path.read_bytes(), parquet.read_table([path], schema), chance.sample(flat, 2)
             for _ in range(15):
@@ -149,7 +150,7 @@ def test_a_file_of_other_content_is_named_whatever_it_holds(
     path.write_bytes(change(content))
     for columns in (None, ["pair_id"]):
         with pytest.raises(SnapshotError, match="materialize padded_pairs again with RM_VERIFY=full"):
-            parquet.read_table([path], records.PADDED, columns)
+            parquet.read_table([path], schemas.PADDED, columns)
     path.write_bytes(content)
 
 
@@ -160,7 +161,7 @@ def test_files_that_changed_places_are_damaged_however_alike_they_are(stages: di
         path.write_bytes(content)
     for path in paths:
         with pytest.raises(SnapshotError, match="is damaged"):
-            next(parquet.read_batches(path, records.PADDED))
+            next(parquet.read_batches(path, schemas.PADDED))
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
 
@@ -172,9 +173,9 @@ def test_a_manifest_that_states_another_number_of_rows_is_found_out(stages: dict
     assert manifest.read_bytes() != content
     parquet._stated_files.cache_clear()
     with pytest.raises(SnapshotError, match=r"its number of rows is 41, not 40"):
-        parquet.read_table(stages[Stage.TOKENIZED].paths(), records.TOKENIZED, ["pair_id"])
+        parquet.read_table(stages[Stage.TOKENIZED].paths(), schemas.TOKENIZED, ["pair_id"])
     manifest.write_bytes(content)
-    assert parquet.read_table(stages[Stage.TOKENIZED].paths(), records.TOKENIZED).num_rows == 42
+    assert parquet.read_table(stages[Stage.TOKENIZED].paths(), schemas.TOKENIZED).num_rows == 42
 
 
 def test_rejects_that_changed_under_a_reader_are_read_by_the_manifest_of_now(settings: Settings, at_once: None) -> None:

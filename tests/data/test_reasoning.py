@@ -24,7 +24,7 @@ from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Reason, Stage
+from rm_assets.data.tables.schemas import Reason, Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 

@@ -17,13 +17,13 @@ from worker_functions import SCHEMA, publish_without_shared_locks, published
 from rm_assets.data.parquet import read_batches, read_table
 from rm_assets.data.publication import STAGING, publication, stage_shard, tables_writer
 from rm_assets.data.raw import files_to_read, raw_snapshot
-from rm_assets.data.records import Reason, Stage
 from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.sources import opened_file as file_bytes
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import NothingToReadError, find_annotations
 from rm_assets.data.sources.opened_file import Change, RejectedFileError, opened
 from rm_assets.data.storage import StorageError, file_sizes, place
+from rm_assets.data.tables.schemas import Reason, Stage
 from rm_assets.settings import Settings, SettingsError
 
 

@@ -15,9 +15,7 @@ from rm_assets.data import flattening
 from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.message_columns import MessageColumn
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.records import Stage
 from rm_assets.data.rendering import (
     SIDES,
     Flattened,
@@ -26,6 +24,8 @@ from rm_assets.data.rendering import (
     flatten_plain,
     rows_with_control_tokens,
 )
+from rm_assets.data.tables.message_columns import MessageColumn
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 

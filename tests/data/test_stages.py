@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from support import age, is_linear, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data import engine, records
+from rm_assets.data import engine
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.snapshots import Shard, latest_snapshot
+from rm_assets.data.tables import schemas
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import SAMPLE, Settings
 
@@ -39,7 +40,7 @@ def test_the_laws_hold_for_the_whole_sample(tmp_path: Path) -> None:
     assert all(snapshot.manifest.num_rows() for snapshot in stages.values())
     for stage, snapshot in stages.items():
         for path in snapshot.paths():
-            assert pq.read_schema(path).remove_metadata() == records.SCHEMAS[stage]
+            assert pq.read_schema(path).remove_metadata() == schemas.SCHEMAS[stage]
 
 
 def test_every_id_of_the_sample_is_that_of_apply_chat_template(tmp_path: Path) -> None:

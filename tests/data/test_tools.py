@@ -21,8 +21,8 @@ from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.parquet import read_table, write_table
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import VALIDATED, Reason, Stage
 from rm_assets.data.snapshots import DATA, Snapshot
+from rm_assets.data.tables.schemas import VALIDATED, Reason, Stage
 from rm_assets.data.validation import ValidationTask, validated_snapshot, validation_laws
 from rm_assets.settings import Settings, SettingsError
 

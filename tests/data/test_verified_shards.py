@@ -14,9 +14,9 @@ from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.padding import padded_snapshot
 from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
 from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

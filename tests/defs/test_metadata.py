@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.records import PADDED, VALIDATED
+from rm_assets.data.tables.schemas import PADDED, VALIDATED
 from rm_assets.defs.columns import MEANINGS
 from rm_assets.defs.metadata import (
     MAX_ROWS,

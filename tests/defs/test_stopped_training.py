@@ -13,7 +13,7 @@ import pytest
 from support import polite_rows, write_lines
 
 from rm_assets.data.publication import pinned_snapshots
-from rm_assets.data.records import Stage
+from rm_assets.data.tables.schemas import Stage
 
 SETTINGS = {"epochs": 6, "batch_pairs": 4, "learning_rate": 1e-3, "checkpoint_every_steps": 5}
 SPLITS = {"test_fraction": 0.3, "validation_fraction": 0.2}

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from rm_assets.data.records import PADDED
+from rm_assets.data.tables.schemas import PADDED
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.job import TrainingJob
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from rm_assets.data import records
+from rm_assets.data.tables import schemas
 from rm_assets.training.slices import agreement_name, dominant_script, margin_bucket, pair_facts
 
 
@@ -53,10 +53,10 @@ def test_margins_fall_into_the_bucket_that_names_them(margin, bucket):
 
 
 def test_facts_are_those_of_the_whole_pair():
-    row = dict.fromkeys(records.VALIDATED.names, "") | {"line": 3, "margin": 0.0, "num_turns": 2, "source": "a"}
+    row = dict.fromkeys(schemas.VALIDATED.names, "") | {"line": 3, "margin": 0.0, "num_turns": 2, "source": "a"}
     row |= {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": None}]}
     row |= {"rejected": [{"role": "assistant", "content": "Привет, как дела?"}], "num_annotators": 3, "num_agreeing": 2}
-    [facts] = pair_facts(pa.Table.from_pylist([row], schema=records.VALIDATED)).to_dict("records")
+    [facts] = pair_facts(pa.Table.from_pylist([row], schema=schemas.VALIDATED)).to_dict("records")
     assert (facts["source"], facts["line"], facts["num_turns"], facts["script"]) == ("a", 3, 2, "Cyrillic")
     assert facts["agreement"] == "2 of 3"
 

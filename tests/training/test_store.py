@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_assets.data.records import PADDED
+from rm_assets.data.tables.schemas import PADDED
 from rm_assets.training.job import TrainingError
 from rm_assets.training.store import common_prefix, open_store
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import code_of
+from rm_assets.data.tables.schemas import Reason
 
 _DAMAGE = (Reason.MISSING_FIELD, Reason.UNKNOWN_FORMAT)
 _SIDES = (

@@ -29,8 +29,8 @@ from rm_assets.data.formats.numbers import number_of
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
 from rm_assets.data.formats.strengths import Strength, read_strength
 from rm_assets.data.formats.unknown_rows import missing_field
-from rm_assets.data.records import Reason
 from rm_assets.data.shown_text import code_of, name_of
+from rm_assets.data.tables.schemas import Reason
 from rm_assets.settings import Label
 
 

@@ -18,7 +18,7 @@ from rm_assets.data.formats.turn_markers import (
     open_nemo_prompt,
     require_no_marker,
 )
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ from rm_assets.data.formats.turn_markers import require_no_marker
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.formats.written_lists import with_lists_read
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 __all__ = [
     "FORMATS",

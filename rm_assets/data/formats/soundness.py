@@ -6,7 +6,7 @@ import numpy as np
 
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
 from rm_assets.data.formats.tool_texts import same_messages
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 _FOLLOWERS = {
     "": {"system", "user"},

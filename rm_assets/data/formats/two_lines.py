@@ -20,7 +20,7 @@ from rm_assets.data.formats.media import require_no_media
 from rm_assets.data.formats.messages import Sides, is_transcript, parse_transcript, split_shared
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError, Stated
 from rm_assets.data.formats.turn_markers import begins_nemo_chat, nemo_messages
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
 """A line's number and its text, or the text's UTF-8; None where it was rejected before."""

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from rm_assets.data.records import Reason
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import RejectedFileError
+from rm_assets.data.tables.schemas import Reason
 
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTED = re.compile('"[^"]*"')

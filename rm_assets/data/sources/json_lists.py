@@ -12,9 +12,9 @@ import io
 import re
 from collections.abc import Iterator
 
-from rm_assets.data.records import Reason
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import RejectedFileError
+from rm_assets.data.tables.schemas import Reason
 
 _CHUNK_BYTES = 2**20
 _QUOTE = ord('"')

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from rm_assets.data.records import Reason
 from rm_assets.data.sources.blocks import Piece, num_piece_bytes
 from rm_assets.data.sources.csv_rows import csv_rows
 from rm_assets.data.sources.file_kinds import Kind, file_kind
@@ -13,6 +12,7 @@ from rm_assets.data.sources.json_lists import list_begin, list_rows
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
 from rm_assets.data.sources.signatures import require_signature_of_name
+from rm_assets.data.tables.schemas import Reason
 
 _BOM = b"\xef\xbb\xbf"
 _ENCODED_OTHERWISE = "it is UTF-16 or UTF-32: save it as UTF-8"

@@ -9,7 +9,7 @@ from support import plain_row, rows, silent, write_lines
 
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 

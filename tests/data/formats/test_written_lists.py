@@ -10,7 +10,7 @@ from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.written_lists import alternating, written_messages, written_texts
-from rm_assets.data.records import Reason
+from rm_assets.data.tables.schemas import Reason
 
 SECRET = "zebra"
 QUESTION = {"role": "user", "content": "Name a lake."}

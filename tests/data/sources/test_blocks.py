@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.records import Reason
 from rm_assets.data.sources import blocks as lines_module
 from rm_assets.data.sources.blocks import Block, SkippedLine, blocks_of_lines, read_block
+from rm_assets.data.tables.schemas import Reason
 
 
 @dataclass

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support import rejects, rows, silent, violations
 
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 

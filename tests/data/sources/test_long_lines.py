@@ -21,8 +21,8 @@ from transformers import AutoTokenizer
 from rm_assets.data import encoders
 from rm_assets.data.encoders import Encoder, encode_shard, fastokens_tokenizer, max_token_bytes, tokenizer_definition
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import SAMPLE, Settings
 
 NO_CONTROL = np.zeros(10_000, dtype=np.bool_)

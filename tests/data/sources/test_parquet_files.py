@@ -18,11 +18,11 @@ from support import age, plain_row, rejects, rows, silent, violations, write_lin
 
 from rm_assets.data import parquet
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS, Snapshot
 from rm_assets.data.sources import parquet_rows as reader
 from rm_assets.data.sources.opened_file import RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 SIDES = ("prompt", "chosen", "rejected")

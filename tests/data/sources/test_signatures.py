@@ -13,9 +13,9 @@ import pytest
 from support import plain_row, rejects, rows, silent, violations, write_lines
 
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.records import Stage
 from rm_assets.data.snapshots import REJECTS
 from rm_assets.data.sources.opened_file import zstd
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 LINES = b'{"prompt": "p", "chosen": "c", "rejected": "r"}\n'

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.message_columns import single_chunk
-from rm_assets.data.texts import offsets_of
+from rm_assets.data.tables.message_columns import single_chunk
+from rm_assets.data.tables.texts import offsets_of
 
 Ids = NDArray[np.int32]
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data import records
+from rm_assets.data.tables import schemas
 
-_EXTRAS = [field.name for field in records.MESSAGE if field.name not in ("role", "content")]
+_EXTRAS = [field.name for field in schemas.MESSAGE if field.name not in ("role", "content")]
 
 ROLES = ("system", "user", "assistant", "tool")
 

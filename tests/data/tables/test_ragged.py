@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.id_lists import IdLists, are_equal, lists_of, prefix_lengths, rows_of
+from rm_assets.data.tables.ragged import IdLists, are_equal, lists_of, prefix_lengths, rows_of
 
 Rows = list[tuple[list[int], list[int]]]
 ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=1, max_size=6)] * 2), max_size=8)
