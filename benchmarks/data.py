@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pairs import base_pairs, write_copies
 
-from rm_assets.data.snapshots import latest_snapshot
+from rm_assets.data.storage.snapshots import latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 

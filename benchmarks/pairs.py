@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

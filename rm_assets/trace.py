@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.ownership import MANIFEST, is_snapshot_name
-from rm_assets.data.parquet import matching_rows
 from rm_assets.data.shown_text import name_of, one_line, printable
-from rm_assets.data.snapshots import REJECTS, Snapshot, SnapshotError, latest_name, latest_snapshot, read_snapshot
-from rm_assets.data.storage import StorageError, place, subdirectories
+from rm_assets.data.storage.files import StorageError, place, subdirectories
+from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
+from rm_assets.data.storage.parquet import matching_rows
+from rm_assets.data.storage.snapshots import (
+    REJECTS,
+    Snapshot,
+    SnapshotError,
+    latest_name,
+    latest_snapshot,
+    read_snapshot,
+)
 from rm_assets.data.tables.schemas import MEANINGS, Reason, Stage
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings

@@ -22,9 +22,9 @@ from rm_assets.data.laws import LAWS
 from rm_assets.data.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.padding import padded_snapshot
 from rm_assets.data.pair_keys import pair_keys
-from rm_assets.data.parquet import parquet_file
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import REJECTS, Snapshot
+from rm_assets.data.storage.parquet import parquet_file
+from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot

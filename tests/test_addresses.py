@@ -16,7 +16,7 @@ import pytest
 from support import polite_rows, write_lines
 
 from rm_assets.addresses import has_credentials, masked
-from rm_assets.data.storage import reason_of
+from rm_assets.data.storage.files import reason_of
 from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings, knobs
 from rm_assets.settings_loading import load_settings
 

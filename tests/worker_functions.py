@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 from support import plain_row, run_stages, silent, write_lines
 
-from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.snapshots import DATA
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA
 from rm_assets.settings import Settings
 
 SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])

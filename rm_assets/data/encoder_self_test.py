@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.storage import StorageError, read_file, write_json
+from rm_assets.data.storage.files import StorageError, read_file, write_json
 
 VERSION = 1
 _NUM_FUZZED = 6_000

@@ -21,9 +21,9 @@ import numpy as np
 from rm_assets.data import encoder_self_test
 from rm_assets.data.chat import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer
 from rm_assets.data.encoder_self_test import self_test_texts, self_tested
-from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.pretrained import reraise_unless_of_a_library, tokenizer_errors
+from rm_assets.data.storage.fingerprint import fingerprint
 
 FAST, REFERENCE = "fastokens", "tokenizers"
 NUM_SAMPLED_IDS = 8_192

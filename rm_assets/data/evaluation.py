@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.fingerprint import fingerprint, short_hash
 from rm_assets.data.lookalikes import latin_lookalike, may_have_lookalikes, visible
-from rm_assets.data.parquet import read_table
-from rm_assets.data.snapshots import Snapshot
 from rm_assets.data.sources.discovery import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
+from rm_assets.data.storage.fingerprint import fingerprint, short_hash
+from rm_assets.data.storage.parquet import read_table
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.settings import SettingsError
 

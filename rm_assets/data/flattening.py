@@ -18,12 +18,9 @@ import pyarrow.compute as pc
 from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.encoders import sample_rows
 from rm_assets.data.engine import Task, compute_shards
-from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.parquet import read_batches
-from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
 from rm_assets.data.rendering import (
     SIDES,
@@ -36,8 +33,11 @@ from rm_assets.data.rendering import (
     rows_with_control_tokens,
     verify_plain,
 )
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import read_batches
+from rm_assets.data.storage.publication import ShardWriter, Stats, publication
+from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import MessageColumn
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage

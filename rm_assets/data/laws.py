@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from rm_assets.data.snapshots import Manifest
+from rm_assets.data.storage.snapshots import Manifest
 from rm_assets.data.tables.schemas import Stage
 
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.fingerprint import files_fingerprint, fingerprint
 from rm_assets.data.pretrained import (
     ADAPTER,
     CONFIGURATION,
@@ -25,6 +24,7 @@ from rm_assets.data.pretrained import (
     num_ids,
     read_json,
 )
+from rm_assets.data.storage.fingerprint import files_fingerprint, fingerprint
 from rm_assets.settings import PLAIN_TEMPLATE, SAMPLE, Settings, SettingsError
 
 _TOKENIZER_FILES = (

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from rm_assets.data.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
-from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.key_digests import key_digests, keys_with, shared_digests
-from rm_assets.data.parquet import read_batches, read_table
-from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
-from rm_assets.data.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.splits import SPLITS, splits_of
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import read_batches, read_table
+from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, publication
+from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.ragged import IdLists, lists_of, mask_of
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage

@@ -22,20 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.evaluation import find_evaluation_files
-from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.progress import Progress
-from rm_assets.data.publication import (
-    Publication,
-    ShardWriter,
-    Stats,
-    publication,
-    stage_shard,
-    tables_writer,
-)
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
@@ -50,7 +39,18 @@ from rm_assets.data.sources.opened_file import (
     opened,
 )
 from rm_assets.data.sources.rows import file_rows
-from rm_assets.data.storage import is_remote, place, read_file, write_json
+from rm_assets.data.storage.files import is_remote, place, read_file, write_json
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches
+from rm_assets.data.storage.publication import (
+    Publication,
+    ShardWriter,
+    Stats,
+    publication,
+    stage_shard,
+    tables_writer,
+)
+from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import MALFORMED, Reason, Stage
 from rm_assets.settings import Settings

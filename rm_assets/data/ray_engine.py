@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.addresses import masked
-from rm_assets.data.storage import StorageError, remove_files, write_json
+from rm_assets.data.storage.files import StorageError, remove_files, write_json
 
 MAX_RETRIES = 3
 """How often a task is started anew when its worker or node is lost; an error of its own ends it at once."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data.parquet import read_batches
-from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.storage.parquet import read_batches
+from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Reason, Stage
 

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.parquet import ROW_GROUP_BYTES, read_batches, read_table
-from rm_assets.data.publication import ShardWriter, Stats, publication, stage_shard
-from rm_assets.data.snapshots import DATA, REJECTS, Snapshot
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches, read_table
+from rm_assets.data.storage.publication import ShardWriter, Stats, publication, stage_shard
+from rm_assets.data.storage.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

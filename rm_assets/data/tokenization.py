@@ -34,19 +34,19 @@ from rm_assets.data.encoders import (
     max_token_bytes,
 )
 from rm_assets.data.engine import Task, compute_shards
-from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles
 from rm_assets.data.normal_form import normalized
 from rm_assets.data.pair_keys import pair_keys
-from rm_assets.data.parquet import read_batches
-from rm_assets.data.publication import ShardWriter, Stats, publication
 from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.rendering import SIDES, flatten_pair, pair_messages
 from rm_assets.data.shared_prompts import WholeSides, cut_pairs, cut_tokens, encode_cut_pairs
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import read_batches
+from rm_assets.data.storage.publication import ShardWriter, Stats, publication
+from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
 from rm_assets.data.tables.ragged import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of

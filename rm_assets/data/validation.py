@@ -23,7 +23,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data.engine import Task, compute_shards
-from rm_assets.data.fingerprint import fingerprint
 from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
 from rm_assets.data.formats.parsing import stated_by
@@ -33,11 +32,12 @@ from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.pair_rows import PairRows
-from rm_assets.data.parquet import read_batches
-from rm_assets.data.publication import Publication, ShardWriter, Stats, publication
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
-from rm_assets.data.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import read_batches
+from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, publication
+from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations
 from rm_assets.data.tables.schemas import MALFORMED, Reason, Stage

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.parquet import read_batches, read_table
+from rm_assets.data.storage.parquet import read_batches, read_table
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
 

@@ -18,7 +18,7 @@ from rm_assets.data.raw import files_to_read
 from rm_assets.data.sources.content_version import Listing, content_listing, published_version
 from rm_assets.data.sources.discovery import NothingToReadError
 from rm_assets.data.sources.file_kinds import what_is_not_read
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource

@@ -8,7 +8,7 @@ import dagster as dg
 from rm_assets.data import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.sources.file_kinds import what_is_not_read
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.last_line import note_at_exit

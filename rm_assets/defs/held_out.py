@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.evaluation import evaluation_name
-from rm_assets.data.parquet import parquet_file, read_table, write_table
-from rm_assets.data.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
-from rm_assets.data.storage import download, file_sizes, is_remote
+from rm_assets.data.storage.files import download, file_sizes, is_remote
+from rm_assets.data.storage.parquet import parquet_file, read_table, write_table
+from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launcher import TrainingLauncher

@@ -12,8 +12,8 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from rm_assets.data.locks import held_lock
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.locks import held_lock
 from rm_assets.defs.launcher_kubernetes import KubernetesLauncher
 from rm_assets.defs.launcher_local import LocalLauncher
 from rm_assets.defs.launcher_ray import RayLauncher

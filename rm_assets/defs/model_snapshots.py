@@ -21,22 +21,9 @@ import dagster as dg
 import msgspec
 
 from rm_assets.data.chat import carried_template
-from rm_assets.data.fingerprint import file_sha256, fingerprint
-from rm_assets.data.locks import Pin, held_lock, pinned
-from rm_assets.data.ownership import (
-    begin_snapshot,
-    claim_storage,
-    finish_removals,
-    finish_snapshot,
-    is_snapshot_name,
-    remove_snapshot,
-    retired,
-)
 from rm_assets.data.padding import pad_token_id_of
-from rm_assets.data.publication import pinned_snapshots, unfinished_trainings
-from rm_assets.data.snapshots import LATEST, MANIFEST, REJECTS, Snapshot, SnapshotError, latest_read, read_snapshot
 from rm_assets.data.splits import SPLITS
-from rm_assets.data.storage import (
+from rm_assets.data.storage.files import (
     download,
     is_abandoned,
     is_remote,
@@ -47,6 +34,27 @@ from rm_assets.data.storage import (
     sync_directory,
     upload,
     write_json,
+)
+from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
+from rm_assets.data.storage.locks import Pin, held_lock, pinned
+from rm_assets.data.storage.ownership import (
+    begin_snapshot,
+    claim_storage,
+    finish_removals,
+    finish_snapshot,
+    is_snapshot_name,
+    remove_snapshot,
+    retired,
+)
+from rm_assets.data.storage.publication import pinned_snapshots, unfinished_trainings
+from rm_assets.data.storage.snapshots import (
+    LATEST,
+    MANIFEST,
+    REJECTS,
+    Snapshot,
+    SnapshotError,
+    latest_read,
+    read_snapshot,
 )
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launcher import TrainingFailedError, TrainingLauncher

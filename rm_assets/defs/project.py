@@ -12,10 +12,10 @@ from pydantic import Field, create_model
 
 from rm_assets.data.identities import stage_identities
 from rm_assets.data.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
-from rm_assets.data.ownership import require_ours
-from rm_assets.data.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.sources.remote import require_reachable
-from rm_assets.data.storage import StorageError, is_remote, place
+from rm_assets.data.storage.files import StorageError, is_remote, place
+from rm_assets.data.storage.ownership import require_ours
+from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError, knobs
 from rm_assets.settings_loading import PREFIX, load_settings

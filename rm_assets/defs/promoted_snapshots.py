@@ -12,13 +12,13 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.ownership import is_snapshot_name
-from rm_assets.data.parquet import parquet_file, read_table
-from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.shown_text import code_of
-from rm_assets.data.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.ownership import is_snapshot_name
+from rm_assets.data.storage.parquet import parquet_file, read_table
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences

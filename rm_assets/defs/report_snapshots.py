@@ -10,11 +10,11 @@ import dagster as dg
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.parquet import parquet_file, read_table
-from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
-from rm_assets.data.storage import place, read_file, write_file, write_json
+from rm_assets.data.storage.files import place, read_file, write_file, write_json
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.parquet import parquet_file, read_table
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from rm_assets.data.locks import is_at
+from rm_assets.data.storage.locks import is_at
 
 
 @dataclass(frozen=True, kw_only=True)

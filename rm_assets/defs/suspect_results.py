@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from rm_assets.data.parquet import read_table
-from rm_assets.data.snapshots import DATA, Snapshot
+from rm_assets.data.storage.parquet import read_table
+from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.defs.metadata import table
 from rm_assets.defs.suspect_snapshots import JSONL_FILE

@@ -9,14 +9,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import local_directory
-from rm_assets.data.ownership import FOLDS, remove_named
-from rm_assets.data.parquet import parquet_file, read_table, write_table
-from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.splits import SPLITS
-from rm_assets.data.storage import file_sizes, is_remote, remove_directories, remove_files, subdirectories
+from rm_assets.data.storage.files import file_sizes, is_remote, remove_directories, remove_files, subdirectories
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.locks import local_directory
+from rm_assets.data.storage.ownership import FOLDS, remove_named
+from rm_assets.data.storage.parquet import parquet_file, read_table, write_table
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rm_assets.data.parquet import write_table
+from rm_assets.data.storage.parquet import write_table
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.batches import collate
 from rm_assets.training.devices import moved, one_ahead

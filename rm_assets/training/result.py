@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data.ownership import is_inside, remove_named
-from rm_assets.data.storage import file_sizes, read_file, remove_directories, subdirectories
+from rm_assets.data.storage.files import file_sizes, read_file, remove_directories, subdirectories
+from rm_assets.data.storage.ownership import is_inside, remove_named
 from rm_assets.training.job import TrainingError
 
 MANIFEST = "manifest.json"

@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data.fingerprint import file_sha256
-from rm_assets.data.parquet import parquet_file, write_table
 from rm_assets.data.shown_text import one_line
-from rm_assets.data.snapshots import SnapshotError
-from rm_assets.data.storage import write_json
+from rm_assets.data.storage.files import write_json
+from rm_assets.data.storage.fingerprint import file_sha256
+from rm_assets.data.storage.parquet import parquet_file, write_table
+from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.settings import SettingsError
 from rm_assets.training import processes
 from rm_assets.training.job import TrainingError

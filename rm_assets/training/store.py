@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.parquet import parquet_file
-from rm_assets.data.snapshots import SnapshotError
+from rm_assets.data.storage.parquet import parquet_file
+from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.training.job import TrainingError

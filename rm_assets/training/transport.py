@@ -22,7 +22,7 @@ from types import FrameType
 
 from rm_assets.addresses import masked, require_no_credentials
 from rm_assets.data.shown_text import one_line
-from rm_assets.data.storage import (
+from rm_assets.data.storage.files import (
     StorageError,
     download,
     file_sizes,

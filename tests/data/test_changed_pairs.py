@@ -7,7 +7,7 @@ from support import plain_row, run_stages, write_lines
 
 from rm_assets.data import changed_pairs
 from rm_assets.data.changed_pairs import num_changed_pairs
-from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 

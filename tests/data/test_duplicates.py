@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.duplicates import dropped_rows
-from rm_assets.data.fingerprint import short_hash
+from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.schemas import Reason
 
 

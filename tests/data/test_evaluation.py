@@ -12,9 +12,9 @@ from support import plain_row, rejects, rows, run_stages, violations, write_line
 from rm_assets.data.evaluation import _gram, evaluation_folder, evaluation_name, overlapping_rows, prompt_grams
 from rm_assets.data.laws import LAWS
 from rm_assets.data.lookalikes import latin_lookalike, may_have_lookalikes, visible
-from rm_assets.data.snapshots import REJECTS
 from rm_assets.data.sources.discovery import source_name
 from rm_assets.data.splits import SPLITS
+from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError
 from rm_assets.settings_loading import load_settings

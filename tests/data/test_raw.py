@@ -13,9 +13,9 @@ from support import age, plain_row, rejects, rows, run_stages, silent, violation
 
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot
-from rm_assets.data.snapshots import REJECTS, Snapshot
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
 from rm_assets.data.sources.opened_file import RejectedFileError, opened, zstd
+from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 

@@ -13,8 +13,8 @@ from s3 import s3_server
 from support import run_stages
 
 from rm_assets.data.ray_engine import EngineError, computed_on_ray
-from rm_assets.data.snapshots import Snapshot
-from rm_assets.data.storage import StorageError, place
+from rm_assets.data.storage.files import StorageError, place
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings, SettingsError
 
 _NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 100 * 2**20}

@@ -13,7 +13,7 @@ from rm_assets.data.chat import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.rendering import flatten_pair
-from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.tokenization import shortened_pair, without_oldest_turns
 from rm_assets.settings import Settings

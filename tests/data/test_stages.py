@@ -15,7 +15,7 @@ from rm_assets.data import engine
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot
-from rm_assets.data.snapshots import Shard, latest_snapshot
+from rm_assets.data.storage.snapshots import Shard, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot

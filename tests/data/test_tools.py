@@ -19,9 +19,9 @@ from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.parquet import read_table, write_table
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import DATA, Snapshot
+from rm_assets.data.storage.parquet import read_table, write_table
+from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables.schemas import VALIDATED, Reason, Stage
 from rm_assets.data.validation import ValidationTask, validated_snapshot, validation_laws
 from rm_assets.settings import Settings, SettingsError

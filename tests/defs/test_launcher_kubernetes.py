@@ -17,7 +17,7 @@ from kubernetes_server import KubernetesServer
 from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 
-from rm_assets.data.storage import file_sizes, place
+from rm_assets.data.storage.files import file_sizes, place
 from rm_assets.defs.launcher_kubernetes import KubernetesLauncher, PodStaysError
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.settings import LaunchSettings, SettingsError

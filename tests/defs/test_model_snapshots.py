@@ -15,9 +15,9 @@ from s3 import s3_server
 from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.publication import publication, unfinished_trainings
-from rm_assets.data.snapshots import SnapshotError, latest_snapshot
-from rm_assets.data.storage import file_sizes, upload, write_json
+from rm_assets.data.storage.files import file_sizes, upload, write_json
+from rm_assets.data.storage.publication import publication, unfinished_trainings
+from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs import model_snapshots

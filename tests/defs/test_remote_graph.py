@@ -7,7 +7,7 @@ from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 from upath import UPath
 
-from rm_assets.data.storage import file_sizes, place
+from rm_assets.data.storage.files import file_sizes, place
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import SettingsError

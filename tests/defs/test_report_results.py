@@ -10,8 +10,8 @@ import pytest
 from markdown_it import MarkdownIt
 from support import silent
 
-from rm_assets.data.publication import publication
-from rm_assets.data.snapshots import Manifest, Snapshot
+from rm_assets.data.storage.publication import publication
+from rm_assets.data.storage.snapshots import Manifest, Snapshot
 from rm_assets.defs.report_pictures import slices_plot
 from rm_assets.defs.report_results import report_result
 from rm_assets.defs.report_snapshots import WrittenReport, write_beside

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_assets.data.fingerprint import file_sha256
 from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.settings import SettingsError
 from rm_assets.training.conversations import Scorer, conversation_text, load_scorer
 from rm_assets.training.group import ALONE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from s3 import s3_server
 
-from rm_assets.data.storage import file_sizes, place
+from rm_assets.data.storage.files import file_sizes, place
 from rm_assets.training.transport import read_job, sent_job
 
 

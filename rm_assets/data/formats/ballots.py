@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.fingerprint import short_hash
 from rm_assets.data.formats.field_names import Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import MAX_CHARACTERS, MAX_RESPONSES
+from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.schemas import Reason
 
 Standings = list[float | None]

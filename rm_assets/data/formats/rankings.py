@@ -7,10 +7,10 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.fingerprint import short_hash
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
 from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, compared
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
+from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.schemas import Reason
 
 MAX_RESPONSES = 256

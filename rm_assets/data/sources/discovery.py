@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from rm_assets.data.ownership import MARKER
 from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_read
 from rm_assets.data.sources.opened_file import RejectedFileError, Status, file_status, opened
 from rm_assets.data.sources.remote import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
-from rm_assets.data.storage import is_remote, lies_in, place, remote_path_below
+from rm_assets.data.storage.files import is_remote, lies_in, place, remote_path_below
+from rm_assets.data.storage.ownership import MARKER
 from rm_assets.settings import SettingsError
 
 SETTING = "annotations (or RM_ANNOTATIONS)"

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rm_assets.data.parquet import foreign_row_groups
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, RejectedFileError
 from rm_assets.data.sources.signatures import NUM_BYTES, what_it_is
+from rm_assets.data.storage.parquet import foreign_row_groups
 from rm_assets.data.tables.schemas import Reason
 
 _PART_BYTES = 8 * 2**20

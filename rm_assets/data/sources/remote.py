@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from upath import UPath
 
 from rm_assets.addresses import masked
-from rm_assets.data.storage import StorageError, modified_seconds, on_its_system, place, reaching, reason_of
+from rm_assets.data.storage.files import StorageError, modified_seconds, on_its_system, place, reaching, reason_of
 
 _CONTENT_HASH = "blob_id"
 """What the Hugging Face Hub tells of a file; its commits appear whole, so that no file is still being written."""

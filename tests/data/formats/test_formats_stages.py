@@ -9,7 +9,7 @@ from support import rows as written_rows
 
 from rm_assets.data.laws import LAWS
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.defs.stage_results import stage_result

@@ -11,7 +11,7 @@ from support import silent, write_lines
 
 from rm_assets.data.laws import LAWS
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

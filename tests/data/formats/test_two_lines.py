@@ -12,7 +12,7 @@ from support import rejects, rows, run_stages, silent, violations, write_lines
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
 from rm_assets.data.formats.two_lines import pairs_of_lines, stated_by_two_lines
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import Snapshot
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

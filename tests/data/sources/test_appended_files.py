@@ -10,8 +10,8 @@ from support import age, rows, silent
 
 from rm_assets.data import raw as raw_module
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import Snapshot
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
+from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings
 
 LINES = [

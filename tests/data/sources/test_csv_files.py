@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support import age, plain_row, rejects, rows, silent, violations, write_lines
 
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import REJECTS, Snapshot
 from rm_assets.data.sources.csv_rows import csv_rows
+from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from rm_assets.data import encoders
 from rm_assets.data.encoders import Encoder, encode_shard, fastokens_tokenizer, max_token_bytes, tokenizer_definition
 from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.snapshots import REJECTS
+from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import SAMPLE, Settings
 
@@ -182,7 +182,7 @@ import sys
 from pathlib import Path
 from support import *
 from rm_assets.data.encoders import load_encoder
-from rm_assets.data.storage import place
+from rm_assets.data.storage.files import place
 from rm_assets.data.tokenization import SELF_TESTS
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored

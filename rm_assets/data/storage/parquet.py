@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rm_assets.data.fingerprint import file_sha256
-from rm_assets.data.snapshots import MANIFEST, REJECTS, ShardFile, SnapshotError
-from rm_assets.data.storage import is_remote, new_file, read_file
+from rm_assets.data.storage.files import is_remote, new_file, read_file
+from rm_assets.data.storage.fingerprint import file_sha256
+from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, ShardFile, SnapshotError
 
 ROW_GROUP_BYTES = 8 * 2**20
 """About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""

@@ -2,7 +2,7 @@
 
 `<storage>/<asset>/<snapshot>/` holds the shards' Parquet files and `manifest.json`, written last; then
 `<storage>/<asset>/latest.json` names the snapshot. A directory without a manifest does not exist. The snapshot's name
-hashes the data files alone; `rm_assets.data.publication` writes them.
+hashes the data files alone; `rm_assets.data.storage.publication` writes them.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import Pin, pinned
-from rm_assets.data.ownership import MANIFEST as MANIFEST
-from rm_assets.data.ownership import is_inside, is_snapshot_name
-from rm_assets.data.storage import read_file
+from rm_assets.data.storage.files import read_file
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.locks import Pin, pinned
+from rm_assets.data.storage.ownership import MANIFEST as MANIFEST
+from rm_assets.data.storage.ownership import is_inside, is_snapshot_name
 
 Read = TypeVar("Read")
 LATEST = "latest.json"

@@ -19,7 +19,7 @@ from support import plain_row, run_stages, silent, small_disk, write_lines
 
 from rm_assets.data import engine
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.storage import StorageError
+from rm_assets.data.storage.files import StorageError
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
@@ -81,7 +81,7 @@ def child(stages: str, annotations: Path, storage: Path, moment: int = 0, **envi
         [sys.executable, "-c", CHILD, stages, *places],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environment},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
     )
 
 

@@ -20,9 +20,23 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rm_assets.data.fingerprint import fingerprint
-from rm_assets.data.locks import Pin, held_lock, local_directory, pinned
-from rm_assets.data.ownership import (
+from rm_assets.data.storage.files import (
+    NewFile,
+    file_sizes,
+    is_abandoned,
+    is_remote,
+    make_directory,
+    new_file,
+    place_files,
+    read_file,
+    remove_files,
+    subdirectories,
+    sync_directory,
+    write_json,
+)
+from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.locks import Pin, held_lock, local_directory, pinned
+from rm_assets.data.storage.ownership import (
     ASSETS,
     MANIFEST,
     TRAINING,
@@ -39,9 +53,9 @@ from rm_assets.data.ownership import (
     remove_unfinished_files,
     retired,
 )
-from rm_assets.data.ownership import STAGING as STAGING
-from rm_assets.data.parquet import damage, parquet_writer
-from rm_assets.data.snapshots import (
+from rm_assets.data.storage.ownership import STAGING as STAGING
+from rm_assets.data.storage.parquet import damage, parquet_writer
+from rm_assets.data.storage.snapshots import (
     LATEST,
     REJECTS,
     Manifest,
@@ -53,20 +67,6 @@ from rm_assets.data.snapshots import (
     latest_snapshot,
     read_snapshot,
     with_own_hash,
-)
-from rm_assets.data.storage import (
-    NewFile,
-    file_sizes,
-    is_abandoned,
-    is_remote,
-    make_directory,
-    new_file,
-    place_files,
-    read_file,
-    remove_files,
-    subdirectories,
-    sync_directory,
-    write_json,
 )
 
 _ATTEMPTS = 3

@@ -12,8 +12,8 @@ from support import plain_row, silent, violations, write_lines
 from upath import UPath
 
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import Snapshot, SnapshotError
-from rm_assets.data.storage import StorageError, place
+from rm_assets.data.storage.files import StorageError, place
+from rm_assets.data.storage.snapshots import Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

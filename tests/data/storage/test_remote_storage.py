@@ -14,15 +14,15 @@ from support import plain_row, rejects, run_stages, silent, violations, write_li
 from upath import UPath
 from worker_functions import SCHEMA, publish_without_shared_locks, published
 
-from rm_assets.data.parquet import read_batches, read_table
-from rm_assets.data.publication import STAGING, publication, stage_shard, tables_writer
 from rm_assets.data.raw import files_to_read, raw_snapshot
-from rm_assets.data.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.sources import opened_file as file_bytes
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import NothingToReadError, find_annotations
 from rm_assets.data.sources.opened_file import Change, RejectedFileError, opened
-from rm_assets.data.storage import StorageError, file_sizes, place
+from rm_assets.data.storage.files import StorageError, file_sizes, place
+from rm_assets.data.storage.parquet import read_batches, read_table
+from rm_assets.data.storage.publication import STAGING, publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.tables.schemas import Reason, Stage
 from rm_assets.settings import Settings, SettingsError
 
@@ -224,7 +224,7 @@ def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None
 def test_older_remote_snapshots_and_own_leftovers_are_removed_and_those_of_other_writers_kept(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rm_assets.data.ownership._READING_SECONDS", 0.0)  # nobody reads them
+    monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", 0.0)  # nobody reads them
     for value in range(3):
         published(home, value, keep=2)
         time.sleep(1.1)  # S3 tells times in seconds
@@ -242,7 +242,7 @@ def test_a_remote_snapshot_stays_a_while_for_those_who_read_it(home: Path, monke
     published(home, 2, keep=1)
     assert latest_snapshot(home, "asset").name != first.name
     assert read_table(first.paths(), SCHEMA)["value"].to_pylist() == [1]
-    monkeypatch.setattr("rm_assets.data.ownership._READING_SECONDS", 0.0)  # an hour later
+    monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", 0.0)  # an hour later
     time.sleep(1.1)
     published(home, 2, keep=1)
     assert file_sizes(first.directory) == {}

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from s3 import s3_server
 from support import plain_row, run_stages, silent, write_lines
 
-from rm_assets.data import publication as publication_module
-from rm_assets.data.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
-from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.raw import files_to_read, raw_snapshot
-from rm_assets.data.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.sources.content_version import content_listing, published_version
 from rm_assets.data.sources.discovery import find_annotations
-from rm_assets.data.storage import StorageError, file_sizes, place, remove_files, write_json
+from rm_assets.data.storage import publication as publication_module
+from rm_assets.data.storage.files import StorageError, file_sizes, place, remove_files, write_json
+from rm_assets.data.storage.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.project import ProjectResource
@@ -319,7 +319,7 @@ def cut_short(after: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutShort):
         patch.setattr(publication_module, "write_json", write)
-        patch.setattr("rm_assets.data.ownership.write_json", write)
+        patch.setattr("rm_assets.data.storage.ownership.write_json", write)
         yield
 
 
@@ -448,8 +448,8 @@ def test_a_manifest_copied_from_another_asset_proves_nothing(tmp_path: Path) -> 
 
 
 def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_assets.data.ownership._READING_SECONDS", -1.0)
-    monkeypatch.setattr("rm_assets.data.storage._ABANDONED_SECONDS", -1.0)
+    monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", -1.0)
+    monkeypatch.setattr("rm_assets.data.storage.files._ABANDONED_SECONDS", -1.0)
     with s3_server() as bucket:
         (place(f"{bucket}/taken") / ASSET / "my_notes" / "a.txt").write_bytes(b"mine")
         with pytest.raises(StorageError, match="raw_preferences/my_notes' was not made by rm_assets"):

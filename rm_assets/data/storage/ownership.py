@@ -17,8 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from rm_assets.data.locks import exclusive_lock
-from rm_assets.data.storage import (
+from rm_assets.data.storage.files import (
     StorageError,
     entries,
     file_sizes,
@@ -31,6 +30,7 @@ from rm_assets.data.storage import (
     unfinished_files,
     write_json,
 )
+from rm_assets.data.storage.locks import exclusive_lock
 
 ASSETS = (
     "annotation_files",

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rm_assets.data.storage import StorageError, is_remote, make_directory, read_file
+from rm_assets.data.storage.files import StorageError, is_remote, make_directory, read_file
 
 _HOLDER = re.compile(rb".+, process [0-9]+ on [^ \n]+")
 _HOLDER_BYTES = 4096

@@ -19,17 +19,18 @@ import pytest
 from support import plain_row, silent, write_lines
 from worker_functions import run_stages_again_and_again
 
-from rm_assets.data.fingerprint import file_sha256, fingerprint
-from rm_assets.data.locks import held_lock
-from rm_assets.data.ownership import MARKER
-from rm_assets.data.parquet import read_table
-from rm_assets.data.publication import (
+from rm_assets.data.storage.files import StorageError, write_json
+from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
+from rm_assets.data.storage.locks import held_lock
+from rm_assets.data.storage.ownership import MARKER
+from rm_assets.data.storage.parquet import read_table
+from rm_assets.data.storage.publication import (
     Publication,
     publication,
     stage_shard,
     tables_writer,
 )
-from rm_assets.data.snapshots import (
+from rm_assets.data.storage.snapshots import (
     DATA,
     LATEST,
     MANIFEST,
@@ -43,7 +44,6 @@ from rm_assets.data.snapshots import (
     read_snapshot,
     required_snapshot,
 )
-from rm_assets.data.storage import StorageError, write_json
 
 
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
@@ -110,7 +110,7 @@ def test_a_snapshot_that_was_not_finished_does_not_exist_and_is_swept_away(
         write_json(path, value)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("rm_assets.data.publication.write_json", cut_short)
+        patch.setattr("rm_assets.data.storage.publication.write_json", cut_short)
         published(tmp_path, 1)
     [half] = [path for path in (tmp_path / "asset").iterdir() if not path.name.startswith(".") and path.is_dir()]
     assert list(half.rglob("*.parquet"))
@@ -206,7 +206,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.locks import held_lock
+from rm_assets.data.storage.locks import held_lock
 with held_lock(Path(sys.argv[1]), "the first", print):
     print("taken", flush=True)
     time.sleep(60)
@@ -318,7 +318,7 @@ def locked(path: Path) -> int:
 READER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.snapshots import latest_snapshot
+from rm_assets.data.storage.snapshots import latest_snapshot
 kept = latest_snapshot(Path(sys.argv[1]), "asset")
 print(kept.name, flush=True)
 time.sleep(60)
@@ -544,7 +544,7 @@ def test_what_another_machine_published_meanwhile_is_not_taken_for_leftovers(tmp
 def test_after_three_writers_were_killed_again_and_again_all_that_is_published_is_whole(tmp_path: Path) -> None:
     program = "import sys, worker_functions; worker_functions.kill_writers_of_one_storage(sys.argv[1])"
     command = [sys.executable, "-c", program, str(tmp_path / "storage")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert ended.stdout == ""
     asset = tmp_path / "storage" / "asset"

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 from support import plain_row, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data import parquet
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.padding import padded_snapshot
-from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot
-from rm_assets.data.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
+from rm_assets.data.storage import parquet
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot

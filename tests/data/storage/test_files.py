@@ -10,10 +10,7 @@ import pyarrow as pa
 import pytest
 from support import silent
 
-from rm_assets.data.parquet import parquet_writer, read_table
-from rm_assets.data.publication import publication, stage_shard, tables_writer
-from rm_assets.data.snapshots import DATA, SnapshotError, latest_snapshot
-from rm_assets.data.storage import (
+from rm_assets.data.storage.files import (
     StorageError,
     file_sizes,
     is_remote,
@@ -26,6 +23,9 @@ from rm_assets.data.storage import (
     upload,
     write_json,
 )
+from rm_assets.data.storage.parquet import parquet_writer, read_table
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import DATA, SnapshotError, latest_snapshot
 from rm_assets.settings_loading import load_settings
 
 SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])

@@ -13,11 +13,11 @@ import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
 import rm_assets
-from rm_assets.data import parquet
-from rm_assets.data.publication import publication, stage_shard, tables_writer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
-from rm_assets.data.storage import place
+from rm_assets.data.storage import parquet
+from rm_assets.data.storage.files import place
+from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.data.validation import validated_snapshot
@@ -25,7 +25,7 @@ from rm_assets.settings import Settings
 
 WRITES = """
 import pyarrow as pa
-from rm_assets.data.parquet import parquet_writer
+from rm_assets.data.storage.parquet import parquet_writer
 
 rows = pa.table({"text": ["x" * 4_000] * 16_000})
 pool = pa.default_memory_pool()
@@ -64,7 +64,7 @@ def parquet_calls(path: Path) -> set[str]:
     own = {
         alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "rm_assets.data.parquet"
+        if isinstance(node, ast.ImportFrom) and node.module == "rm_assets.data.storage.parquet"
         for alias in node.names
     }
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
