@@ -127,7 +127,7 @@ def ours(task: Task) -> dict[str, Any]:
 
 def _warm_up(settings: Any, tokenizer: Any) -> None:
     """What a run has once for all its stages, and what is not counted: processes that have loaded the tokenizer."""
-    from rm_assets.data.workers import warm_up
+    from rm_assets.data.compute.workers import warm_up
 
     if Path(settings.annotations_path).stat().st_size <= settings.shard_bytes:
         _load(settings, tokenizer)  # a single shard is computed in this process

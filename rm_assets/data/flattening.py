@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
+from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.encoders import sample_rows
-from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles

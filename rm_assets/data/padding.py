@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.duplicates import DroppedRows, dropped_rows
-from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.evaluation import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.key_digests import key_digests, keys_with, shared_digests

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rm_assets.data.chat import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
+from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.conversations import Conversations
 from rm_assets.data.encoders import (
     FAST,
@@ -33,7 +34,6 @@ from rm_assets.data.encoders import (
     load_encoder,
     max_token_bytes,
 )
-from rm_assets.data.engine import Task, compute_shards
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.identities import stage_identity
 from rm_assets.data.model_files import TokenizerFiles

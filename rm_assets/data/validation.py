@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.engine import Task, compute_shards
+from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
 from rm_assets.data.formats.parsing import stated_by

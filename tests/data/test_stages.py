@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import age, is_linear, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data import engine
+from rm_assets.data.compute import engine
 from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot
@@ -285,7 +285,7 @@ def test_processes_give_the_same_snapshots_as_one(
     many_shards: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = run_stages(many_shards)
-    monkeypatch.setattr("rm_assets.data.engine._SMALL_BYTES", 0)
+    monkeypatch.setattr("rm_assets.data.compute.engine._SMALL_BYTES", 0)
     two = run_stages(many_shards.model_copy(update={"num_workers": 2, "storage": str(tmp_path / "other")}))
     assert [snapshot.name for snapshot in one.values()] == [snapshot.name for snapshot in two.values()]
 

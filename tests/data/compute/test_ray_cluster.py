@@ -12,7 +12,7 @@ import pytest
 from s3 import s3_server
 from support import run_stages
 
-from rm_assets.data.ray_engine import EngineError, computed_on_ray
+from rm_assets.data.compute.ray_cluster import EngineError, computed_on_ray
 from rm_assets.data.storage.files import StorageError, place
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings, SettingsError

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.progress import Progress
-from rm_assets.data.ray_engine import computed_on_ray
+from rm_assets.data.compute.progress import Progress
+from rm_assets.data.compute.ray_cluster import computed_on_ray
+from rm_assets.data.compute.workers import collection_paused, mapped
 from rm_assets.data.storage.publication import STAGING, LawFunction, Publication, StageFunction, stage_shard
 from rm_assets.data.storage.snapshots import Shard
-from rm_assets.data.workers import collection_paused, mapped
 from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20

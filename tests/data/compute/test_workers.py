@@ -11,7 +11,7 @@ from pathlib import Path
 from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from worker_functions import has_torch, own_number, write_own_number
 
-from rm_assets.data.workers import close_workers, mapped, warm_up
+from rm_assets.data.compute.workers import close_workers, mapped, warm_up
 
 
 def test_each_process_is_warmed_up_once_and_stays_for_the_work(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_each_process_is_warmed_up_once_and_stays_for_the_work(tmp_path: Path) -
 
 STARTER = """
 import os, sys, time
-from rm_assets.data.workers import mapped
+from rm_assets.data.compute.workers import mapped
 if __name__ == "__main__":
     list(mapped(os.getpgid, [0], 2))
     children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read()
@@ -54,7 +54,7 @@ import signal
 import sys
 from pathlib import Path
 from worker_functions import count_for_minutes
-from rm_assets.data.workers import mapped
+from rm_assets.data.compute.workers import mapped
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     list(mapped(count_for_minutes, [Path(sys.argv[1])] * 9, 2))

@@ -1,6 +1,6 @@
 """What is said about long work, and how often."""
 
-from rm_assets.data.progress import Progress
+from rm_assets.data.compute.progress import Progress
 
 
 def test_a_line_every_ten_seconds_tells_rows_speed_share_and_time_left() -> None:

@@ -1,0 +1,1 @@
+"""Where shards are computed: in this process, on local workers, or on a Ray cluster."""
