@@ -85,8 +85,8 @@ def _result(started: float, ready: float, done: float, num_pairs: int, memory: M
 def ours(task: Task) -> dict[str, Any]:
     """The five data stages, with their processes warmed up before unless `warm` is false."""
     started = time.perf_counter()
+    from rm_assets.data.chat.model_files import find_tokenizer
     from rm_assets.data.flattening import flattened_snapshot
-    from rm_assets.data.model_files import find_tokenizer
     from rm_assets.data.padding import padded_snapshot
     from rm_assets.data.raw import raw_snapshot
     from rm_assets.data.tokenization import tokenized_snapshot
@@ -136,7 +136,7 @@ def _warm_up(settings: Any, tokenizer: Any) -> None:
 
 
 def _load(settings: Any, tokenizer: Any) -> None:
-    from rm_assets.data.encoders import load_encoder
+    from rm_assets.data.chat.encoder import load_encoder
     from rm_assets.data.flattening import template_renderer
     from rm_assets.data.tokenization import SELF_TESTS
 
@@ -153,8 +153,8 @@ def trl(task: Task) -> dict[str, Any]:
     from datasets import disable_progress_bars, load_dataset
     from trl import RewardConfig, RewardTrainer
 
-    from rm_assets.data.chat import load_chat_tokenizer
-    from rm_assets.data.model_files import find_tokenizer
+    from rm_assets.data.chat.model_files import find_tokenizer
+    from rm_assets.data.chat.tokenizer import load_chat_tokenizer
     from rm_assets.settings import Settings
 
     disable_progress_bars()
@@ -198,8 +198,8 @@ def floor(task: Task) -> dict[str, Any]:
 
 
 def _floor_encoder(task: Task) -> Any:
-    from rm_assets.data.encoders import load_encoder
-    from rm_assets.data.model_files import find_tokenizer
+    from rm_assets.data.chat.encoder import load_encoder
+    from rm_assets.data.chat.model_files import find_tokenizer
     from rm_assets.settings import Settings
 
     return load_encoder(find_tokenizer(Settings(tokenizer=task["tokenizer"])))

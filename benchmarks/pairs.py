@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tokenization import tokenized_snapshot

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from rm_assets.data.chat import ChatTokenizer
+from rm_assets.data.chat.tokenizer import ChatTokenizer
 
 
 class Counter:

@@ -15,14 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
-from rm_assets.data.compute.engine import Task, compute_shards
-from rm_assets.data.encoders import sample_rows
-from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.identities import stage_identity
-from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
-from rm_assets.data.rendering import (
+from rm_assets.data.chat.encoder import sample_rows
+from rm_assets.data.chat.model_files import TokenizerFiles
+from rm_assets.data.chat.rendering import (
     SIDES,
     Flattened,
     RenderedPairs,
@@ -33,6 +28,12 @@ from rm_assets.data.rendering import (
     rows_with_control_tokens,
     verify_plain,
 )
+from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from rm_assets.data.compute.engine import Task, compute_shards
+from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.identities import stage_identity
+from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
@@ -41,7 +42,6 @@ from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import MessageColumn
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage
-from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
 VERSION = 5

@@ -5,7 +5,7 @@ settings on one storage, or a stage run alone after a change, give an error and 
 their keys, which do not depend on where the annotations lie; this does.
 """
 
-from rm_assets.data.model_files import TokenizerFiles
+from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

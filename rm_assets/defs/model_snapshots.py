@@ -20,7 +20,7 @@ from typing import Any
 import dagster as dg
 import msgspec
 
-from rm_assets.data.chat import carried_template
+from rm_assets.data.chat.tokenizer import carried_template
 from rm_assets.data.padding import pad_token_id_of
 from rm_assets.data.splits import SPLITS
 from rm_assets.data.storage.files import (

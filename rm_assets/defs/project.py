@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 import dagster as dg
 from pydantic import Field, create_model
 
+from rm_assets.data.chat.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
 from rm_assets.data.identities import stage_identities
-from rm_assets.data.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
 from rm_assets.data.sources.remote import require_reachable
 from rm_assets.data.storage.files import StorageError, is_remote, place
 from rm_assets.data.storage.ownership import require_ours

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rm_assets.data.chat import ChatTokenizer, TemplateError, message_dict, reference_text
-from rm_assets.data.pretrained import (
+from rm_assets.data.chat.pretrained import (
     check_model_files,
     keep_default_template,
     load_tokenizer,
     reraise_unless_of_a_library,
 )
+from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.training.devices import prepare
 from rm_assets.training.job import TrainingError
 from rm_assets.training.model import check_size, require_whole_weights

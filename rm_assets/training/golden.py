@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 
-from rm_assets.data.pretrained import load_tokenizer
+from rm_assets.data.chat.pretrained import load_tokenizer
 from rm_assets.settings import SettingsError
 from rm_assets.training.conversations import (
     ConversationError,

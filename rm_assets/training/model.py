@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_assets.addresses import masked
-from rm_assets.data import pretrained
+from rm_assets.data.chat import pretrained
 from rm_assets.settings import SettingsError
 from rm_assets.training.job import TrainingError, TrainingJob
 

@@ -11,13 +11,13 @@ import pytest
 from support import plain_row, rejects, rows, run_stages, write_lines
 
 from rm_assets.data import flattening, tokenization
-from rm_assets.data.chat import load_chat_tokenizer
-from rm_assets.data.encoders import Encoder, load_encoder
+from rm_assets.data.chat.encoder import Encoder, load_encoder
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.template_renderer import Pieces, TemplateRenderer
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.templates import Pieces, TemplateRenderer
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

@@ -17,16 +17,16 @@ import pytest
 from normalization import counted_steps
 from support import keys_of
 
-from rm_assets.data.chat import ChatTokenizer, encode, load_chat_tokenizer
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.rendering import SIDES, flatten_pair, require_no_control_tokens
+from rm_assets.data.chat.template_columns import Columns
+from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.evaluation import prompt_grams
 from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.rendering import SIDES, flatten_pair, require_no_control_tokens
-from rm_assets.data.template_columns import Columns
-from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
 RULES = ParsingRules(labels={"x": "first"})

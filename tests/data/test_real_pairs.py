@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from support import rows, silent
 
-from rm_assets.data.chat import TemplateError, load_chat_tokenizer, message_dict, reference_ids
-from rm_assets.data.encoders import encode_shard, load_encoder
+from rm_assets.data.chat.encoder import encode_shard, load_encoder
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.rendering import SIDES
+from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.tokenizer import TemplateError, load_chat_tokenizer, message_dict, reference_ids
 from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.rendering import SIDES
-from rm_assets.data.templates import TemplateRenderer
 from rm_assets.data.tokenization import tokenized_snapshot
 from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import age, is_linear, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
+from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.compute import engine
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.storage.snapshots import Shard, latest_snapshot

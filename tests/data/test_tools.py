@@ -14,11 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support import keys_of, rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer, message_dict, render
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, message_dict, render
 from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.storage.parquet import read_table, write_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from work import CountingChat, counting, growth, work_of
 
-from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.rendering import flatten_pair, pair_messages, require_no_control_tokens
+from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.pair_rows import PairRows
-from rm_assets.data.rendering import flatten_pair, pair_messages, require_no_control_tokens
 from rm_assets.data.tokenization import shortened_pair
 from rm_assets.settings import Settings
 

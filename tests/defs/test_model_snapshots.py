@@ -14,7 +14,7 @@ import pytest
 from s3 import s3_server
 from support import plain_row, run_stages, write_lines
 
-from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.storage.files import file_sizes, upload, write_json
 from rm_assets.data.storage.publication import publication, unfinished_trainings
 from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot

@@ -18,9 +18,15 @@ from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from support import plain_row, rejects, rows, run_stages, violations, write_lines
 from transformers import AutoTokenizer
 
-from rm_assets.data import encoders
-from rm_assets.data.encoders import Encoder, encode_shard, fastokens_tokenizer, max_token_bytes, tokenizer_definition
-from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.chat import encoder
+from rm_assets.data.chat.encoder import (
+    Encoder,
+    encode_shard,
+    fastokens_tokenizer,
+    max_token_bytes,
+    tokenizer_definition,
+)
+from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import SAMPLE, Settings
@@ -181,7 +187,7 @@ import signal
 import sys
 from pathlib import Path
 from support import *
-from rm_assets.data.encoders import load_encoder
+from rm_assets.data.chat.encoder import load_encoder
 from rm_assets.data.storage.files import place
 from rm_assets.data.tokenization import SELF_TESTS
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[5])
 import test_healing, support
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.chat import load_chat_tokenizer
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 stages, annotations, storage, moment = *sys.argv[1:4], int(sys.argv[4])
 settings = test_healing.settings_of(annotations, storage)
 if stages == "run_stages":

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from support import plain_row, rows, run_stages, silent, violations, write_lines
 
+from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.padding import padded_snapshot
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot

@@ -7,7 +7,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rm_assets.data.chat import (
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.rendering import flatten_pair, require_no_control_tokens
+from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     TemplateError,
     encode,
@@ -18,8 +20,6 @@ from rm_assets.data.chat import (
     with_frozen_date,
 )
 from rm_assets.data.formats.parsing import PreferenceError
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.rendering import flatten_pair, require_no_control_tokens
 from rm_assets.data.tables.schemas import Reason
 from rm_assets.settings import Settings, SettingsError
 

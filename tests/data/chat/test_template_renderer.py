@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 from support import trl_templates
 from transformers import AutoTokenizer
 
-from rm_assets.data.chat import ChatTokenizer, TemplateError, load_chat_tokenizer, reference_text, with_frozen_date
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.templates import Rendered, Roles, Row, TemplateRenderer
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.template_renderer import Rendered, Roles, Row, TemplateRenderer
+from rm_assets.data.chat.tokenizer import (
+    ChatTokenizer,
+    TemplateError,
+    load_chat_tokenizer,
+    reference_text,
+    with_frozen_date,
+)
 from rm_assets.settings import SAMPLE, Settings, SettingsError
 
 CHATML = (

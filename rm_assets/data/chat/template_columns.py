@@ -1,4 +1,4 @@
-"""The expressions and guards of `rm_assets.data.template_symbols` over many conversations of one shape at once."""
+"""The expressions and guards of `rm_assets.data.chat.template_symbols` over many conversations of one shape at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data.template_symbols import Applied, Content, Expression, Guard, Joined, applied, ask
+from rm_assets.data.chat.template_symbols import Applied, Content, Expression, Guard, Joined, applied, ask
 
 # What Arrow does exactly as Python does, on UTF-8: only with arguments, as they differ in what is white space.
 _METHODS = {"strip": pc.utf8_trim, "lstrip": pc.utf8_ltrim, "rstrip": pc.utf8_rtrim}

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.pretrained import (
+from rm_assets.data.chat.pretrained import (
     ADAPTER,
     CONFIGURATION,
     INDEX,

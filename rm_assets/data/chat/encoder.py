@@ -2,7 +2,7 @@
 
 The fast backend is `fastokens` (https://github.com/crusoecloud/fastokens), built from the loaded tokenizer's own
 definition; where it does not load, or differed once, the reference itself encodes. It is trusted in three steps: it
-loads, it passes a self-test (`rm_assets.data.encoder_self_test`), and a sample of every shard is encoded again by the
+loads, it passes a self-test (`rm_assets.data.chat.encoder_self_test`), and a sample of every shard is encoded again by the
 reference. One difference turns it off for the process, and the shard is encoded anew.
 """
 
@@ -18,11 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rm_assets.data import encoder_self_test
-from rm_assets.data.chat import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer
-from rm_assets.data.encoder_self_test import self_test_texts, self_tested
-from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.pretrained import reraise_unless_of_a_library, tokenizer_errors
+from rm_assets.data.chat import encoder_self_test
+from rm_assets.data.chat.encoder_self_test import self_test_texts, self_tested
+from rm_assets.data.chat.model_files import TokenizerFiles
+from rm_assets.data.chat.pretrained import reraise_unless_of_a_library, tokenizer_errors
+from rm_assets.data.chat.tokenizer import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer
 from rm_assets.data.storage.fingerprint import fingerprint
 
 FAST, REFERENCE = "fastokens", "tokenizers"

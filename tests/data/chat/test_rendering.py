@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from support import plain_row, rejects, run_stages, write_lines
 
 from rm_assets.data import flattening
-from rm_assets.data.chat import ChatTokenizer, load_chat_tokenizer
-from rm_assets.data.conversations import Conversations
-from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.rendering import (
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.rendering import (
     SIDES,
     Flattened,
     RenderedPairs,
@@ -24,9 +21,12 @@ from rm_assets.data.rendering import (
     flatten_plain,
     rows_with_control_tokens,
 )
+from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from rm_assets.data.conversations import Conversations
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.message_columns import MessageColumn
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.templates import TemplateRenderer
 from rm_assets.settings import Settings
 
 Turns = list[tuple[str, str]]

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rm_assets.data.template_symbols import (
+from rm_assets.data.chat.template_symbols import (
     Content,
     Guard,
     Joined,

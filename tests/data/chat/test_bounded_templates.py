@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support import trl_templates
 
-from rm_assets.data.chat import ChatTokenizer, TemplateError, load_chat_tokenizer, reference_text, render
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.templates import TemplateRenderer
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, load_chat_tokenizer, reference_text, render
 from rm_assets.settings import Settings, SettingsError
 
 WRITTEN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rm_assets.data.chat import load_chat_tokenizer, render
-from rm_assets.data.encoders import load_encoder
-from rm_assets.data.model_files import find_model, find_tokenizer
-from rm_assets.data.pretrained import load_tokenizer
+from rm_assets.data.chat.encoder import load_encoder
+from rm_assets.data.chat.model_files import find_model, find_tokenizer
+from rm_assets.data.chat.pretrained import load_tokenizer
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer, render
 from rm_assets.settings import SAMPLE, Settings, SettingsError
 
 CONVERSATION = [{"role": "user", "content": "two words"}, {"role": "assistant", "content": "three more words"}]

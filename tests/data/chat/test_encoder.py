@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rm_assets.data.chat import load_chat_tokenizer, reference_ids, render
-from rm_assets.data.encoder_self_test import fuzzed_texts, self_test_texts, self_tested
-from rm_assets.data.encoders import (
+from rm_assets.data.chat.encoder import (
     Encoder,
     EncodingError,
     FastTokenizer,
@@ -28,7 +26,9 @@ from rm_assets.data.encoders import (
     sample_rows,
     tokenizer_definition,
 )
-from rm_assets.data.model_files import find_tokenizer
+from rm_assets.data.chat.encoder_self_test import fuzzed_texts, self_test_texts, self_tested
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer, reference_ids, render
 from rm_assets.settings import SAMPLE, Settings
 
 USER, REPLY = {"role": "user", "content": "two words"}, {"role": "assistant", "content": "three more words"}

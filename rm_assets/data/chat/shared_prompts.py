@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.encoders import Encoder, Ids, Offsets
+from rm_assets.data.chat.encoder import Encoder, Ids, Offsets
 from rm_assets.data.tables.message_columns import single_chunk
 from rm_assets.data.tables.ragged import mask_of
 from rm_assets.data.tables.texts import offsets_of

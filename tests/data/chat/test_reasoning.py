@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from support import rejects, rows, run_stages, silent, trl_templates, violations, write_lines
 
-from rm_assets.data.chat import (
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     chat_template_utils,
     load_chat_tokenizer,
@@ -22,7 +23,6 @@ from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
-from rm_assets.data.model_files import find_tokenizer
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.tables.schemas import Reason, Stage
 from rm_assets.data.validation import validated_snapshot

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rm_assets.data.encoders import Encoder, encode_shard, fastokens_tokenizer, load_encoder, tokenizer_definition
-from rm_assets.data.model_files import find_tokenizer
-from rm_assets.data.shared_prompts import WholeSides, cut_pairs, cut_tokens, encode_cut_pairs
+from rm_assets.data.chat.encoder import Encoder, encode_shard, fastokens_tokenizer, load_encoder, tokenizer_definition
+from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.shared_prompts import WholeSides, cut_pairs, cut_tokens, encode_cut_pairs
 from rm_assets.settings import SAMPLE, Settings
 
 LETTERS = "<>ab \n"

@@ -1,7 +1,7 @@
 """Pairs of conversations as text, by the model's chat template.
 
 Most pairs are of messages with a role and a content alone: those are rendered many at a time, by shape, through the
-fast path of `rm_assets.data.templates`. All others, and all that the fast path gives back, are rendered one by one.
+fast path of `rm_assets.data.chat.template_renderer`. All others, and all that the fast path gives back, are rendered one by one.
 """
 
 import functools
@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data.chat import ChatTokenizer, MessageDict, TemplateError, lost_parts, message_dict, render
-from rm_assets.data.control_counts import num_written
+from rm_assets.data.chat.control_counts import num_written
+from rm_assets.data.chat.template_columns import Columns
+from rm_assets.data.chat.template_renderer import Pieces, Rendered, TemplateRenderer
+from rm_assets.data.chat.template_symbols import Applied, Content
+from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, TemplateError, lost_parts, message_dict, render
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.message_columns import ROLES, MessageColumn
 from rm_assets.data.tables.schemas import Reason
-from rm_assets.data.template_columns import Columns
-from rm_assets.data.template_symbols import Applied, Content
-from rm_assets.data.templates import Pieces, Rendered, TemplateRenderer
 
 SIDES = ("chosen", "rejected")
 _MAX_COLUMNS = 500

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.control_counts import num_written
+from rm_assets.data.chat.control_counts import num_written
 from rm_assets.data.formats.parsing import PreferenceError
 
 TOKENS = ("<|im_start|>", "<|im_end|>", "<<", "<s>", "aba")

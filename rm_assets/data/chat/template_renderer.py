@@ -1,7 +1,7 @@
 """Conversations rendered without Jinja in the loop, equal to transformers' own rendering.
 
 For a shape of conversation (its roles, with or without a generation prompt) the template is run once on symbols
-(`rm_assets.data.template_tracing`): what it writes is a row of literals and contents, what it asks of the contents are
+(`rm_assets.data.chat.template_tracing`): what it writes is a row of literals and contents, what it asks of the contents are
 guards. Conversations of that shape whose contents pass the guards are then joined from these pieces. All others go to
 transformers, as does every shape that is not understood, and any message that has more than a role and a content.
 """
@@ -16,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.chat import (
+from rm_assets.data.chat.template_columns import Columns, Part
+from rm_assets.data.chat.template_symbols import Content, Guard
+from rm_assets.data.chat.template_tracing import on_symbols, traced
+from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     MessageDict,
     TemplateError,
@@ -25,9 +28,6 @@ from rm_assets.data.chat import (
     reference_text,
     render,
 )
-from rm_assets.data.template_columns import Columns, Part
-from rm_assets.data.template_symbols import Content, Guard
-from rm_assets.data.template_tracing import on_symbols, traced
 from rm_assets.settings import SettingsError
 
 Roles = tuple[str, ...]
@@ -213,7 +213,7 @@ class TemplateRenderer:
     # --- what is the same for all conversations of a shape --------------------------------------------------
 
     def lost_parts(self, roles: Roles, row: Row) -> tuple[str, ...]:
-        """What the template leaves out altogether of such a conversation, see `rm_assets.data.chat.lost_parts`."""
+        """What the template leaves out altogether of such a conversation, see `rm_assets.data.chat.tokenizer.lost_parts`."""
         if not all(row) or len(roles) > _MAX_MESSAGES:
             return lost_parts(self.chat, _messages(roles, row), "")
         if roles not in self._lost:

@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 from jinja2 import TemplateSyntaxError, nodes
 
-from rm_assets.data.bounded_templates import BoundedTemplate, TemplateLimitError
-from rm_assets.data.model_files import TokenizerFiles
-from rm_assets.data.pretrained import load_tokenizer, tokenizer_errors
-from rm_assets.data.template_refusals import refusal
+from rm_assets.data.chat.bounded_templates import BoundedTemplate, TemplateLimitError
+from rm_assets.data.chat.model_files import TokenizerFiles
+from rm_assets.data.chat.pretrained import load_tokenizer, tokenizer_errors
+from rm_assets.data.chat.template_refusals import refusal
 from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]

@@ -1,0 +1,1 @@
+"""From conversations to token ids: the chat template and the tokenizer, and their fast equivalents."""
