@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from rm_assets.data.chat.model_files import TokenizerFiles, find_tokenizer
-from rm_assets.data.conversations import Conversations
 from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.formats.preferences import Preference
 from rm_assets.data.formats.turn_markers import marker_of_prompt
 from rm_assets.data.laws import LAWS
 from rm_assets.data.padding import padded_snapshot
-from rm_assets.data.pair_keys import pair_keys
+from rm_assets.data.pairs.conversations import Conversations
+from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.storage.parquet import parquet_file
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot

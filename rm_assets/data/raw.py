@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.compute.progress import Progress
-from rm_assets.data.evaluation import find_evaluation_files
 from rm_assets.data.identities import stage_identity
+from rm_assets.data.pairs.contamination import find_evaluation_files
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
 from rm_assets.data.sources.content_version import CONTENT, content_listing

@@ -31,7 +31,7 @@ from rm_assets.data.formats.shapes import Refusal, Signs, add_sign
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.identities import stage_identity
-from rm_assets.data.pair_rows import PairRows
+from rm_assets.data.pairs.rows import PairRows
 from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.fingerprint import fingerprint

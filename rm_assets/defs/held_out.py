@@ -10,7 +10,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.evaluation import evaluation_name
+from rm_assets.data.pairs.contamination import evaluation_name
 from rm_assets.data.storage.files import download, file_sizes, is_remote
 from rm_assets.data.storage.parquet import parquet_file, read_table, write_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from dagster import DagsterRunStatus as Status
 
-from rm_assets.data.changed_pairs import num_changed_pairs
+from rm_assets.data.pairs.changes import num_changed_pairs
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.jobs import TRAINS, train_model

@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.splits import SPLITS
+from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.storage.files import file_sizes, is_remote, remove_directories, remove_files, subdirectories
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import local_directory

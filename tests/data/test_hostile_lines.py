@@ -22,11 +22,11 @@ from rm_assets.data.chat.rendering import SIDES, flatten_pair, require_no_contro
 from rm_assets.data.chat.template_columns import Columns
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
-from rm_assets.data.evaluation import prompt_grams
 from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.pairs.contamination import prompt_grams
 from rm_assets.settings import Settings
 
 RULES = ParsingRules(labels={"x": "first"})

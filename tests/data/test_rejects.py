@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 from support import plain_row, rows, run_stages, silent, write_lines
 
-from rm_assets.data.duplicates import dropped_rows
+from rm_assets.data.pairs.duplicates import dropped_rows
 from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.tables.schemas import Stage

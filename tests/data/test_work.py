@@ -15,7 +15,7 @@ from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.pair_rows import PairRows
+from rm_assets.data.pairs.rows import PairRows
 from rm_assets.data.tokenization import shortened_pair
 from rm_assets.settings import Settings
 

@@ -23,8 +23,8 @@ from rm_assets.data.chat.rendering import (
 )
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
-from rm_assets.data.conversations import Conversations
 from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.tables.message_columns import MessageColumn
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rm_assets.data.splits import splits_of
+from rm_assets.data.pairs.splits import splits_of
 
 
 def test_splits_have_about_the_shares_that_were_asked_for_and_depend_on_the_prompt_alone() -> None:

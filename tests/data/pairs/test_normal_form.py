@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from normalization import NORMALIZE, counted_steps, num_steps
 from support import keys_of
 
-from rm_assets.data.evaluation import prompt_grams
 from rm_assets.data.formats.preferences import Format, Message, Preference
-from rm_assets.data.normal_form import normal_form, normal_texts, normalized
+from rm_assets.data.pairs.contamination import prompt_grams
+from rm_assets.data.pairs.normal_form import normal_form, normal_texts, normalized
 from rm_assets.data.tables.texts import Texts
 
 Form = Literal["NFC", "NFKC"]

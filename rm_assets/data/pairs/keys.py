@@ -1,6 +1,6 @@
 """The hashes that tell pairs apart, and those by which prompts and conversations count as equal.
 
-The latter are of texts in their normal form, see `rm_assets.data.normal_form`. All are BLAKE2b of 16 bytes, over parts
+The latter are of texts in their normal form, see `rm_assets.data.pairs.normal_form`. All are BLAKE2b of 16 bytes, over parts
 that tell their own lengths, so that no two different pairs are hashed over the same bytes.
 """
 
@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data.conversations import Conversations
 from rm_assets.data.formats.preferences import Message
 from rm_assets.data.formats.tool_texts import sorted_json
-from rm_assets.data.normal_form import normal_form, normal_texts
+from rm_assets.data.pairs.conversations import Conversations
+from rm_assets.data.pairs.normal_form import normal_form, normal_texts
 from rm_assets.data.tables.texts import Texts
 
 _ROLES = {"system": 0, "user": 1, "assistant": 2, "tool": 3}

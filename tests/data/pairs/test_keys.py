@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import keys_of
 
 from rm_assets.data.formats.preferences import Format, Message, Preference
-from rm_assets.data.normal_form import normal_form, normal_texts
+from rm_assets.data.pairs.normal_form import normal_form, normal_texts
 from rm_assets.data.tables.texts import Texts
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from support import plain_row, run_stages, write_lines
 
-from rm_assets.data import changed_pairs
-from rm_assets.data.changed_pairs import num_changed_pairs
+from rm_assets.data.pairs import changes
+from rm_assets.data.pairs.changes import num_changed_pairs
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -46,7 +46,7 @@ def test_files_that_both_have_are_not_read(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path, "b.jsonl", 20, 25)
     now = padded(tmp_path)
     read: list[str] = []
-    real = changed_pairs.read_table
+    real = changes.read_table
     monkeypatch.setattr(
         changed_pairs,
         "read_table",

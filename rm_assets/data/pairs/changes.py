@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_assets.data.key_digests import key_digests
-from rm_assets.data.splits import SPLITS
+from rm_assets.data.pairs.digests import key_digests
+from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables import schemas

@@ -3,7 +3,7 @@
 Their sources begin with `evaluation:<name>/`, which is how every stage tells them from annotations: no path gives a
 source that begins so (`annotations.source_name`), and no name of a set has a slash. Two prompts overlap
 if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scripts write no spaces, of 13 characters; a
-prompt shorter than that overlaps an equal one. Words are compared as they look, see `rm_assets.data.lookalikes`.
+prompt shorter than that overlaps an equal one. Words are compared as they look, see `rm_assets.data.pairs.lookalikes`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.lookalikes import latin_lookalike, may_have_lookalikes, visible
+from rm_assets.data.pairs.lookalikes import latin_lookalike, may_have_lookalikes, visible
 from rm_assets.data.sources.discovery import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
 from rm_assets.data.storage.fingerprint import fingerprint, short_hash
 from rm_assets.data.storage.parquet import read_table

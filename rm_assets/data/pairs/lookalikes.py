@@ -7,7 +7,7 @@ import functools
 import re
 import unicodedata
 
-from rm_assets.data.normal_form import normalized
+from rm_assets.data.pairs.normal_form import normalized
 
 # Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt): soft hyphen, joiners, marks of direction,
 # variation selectors, fillers, tags; besides them control characters that are no white space, and annotation marks.

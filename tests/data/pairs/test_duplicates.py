@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.duplicates import dropped_rows
+from rm_assets.data.pairs.duplicates import dropped_rows
 from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.schemas import Reason
 

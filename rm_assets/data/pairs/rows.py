@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data.conversations import Conversations
 from rm_assets.data.formats.fast_path import PlainPair
 from rm_assets.data.formats.preferences import Format, Preference
-from rm_assets.data.pair_keys import pair_keys
+from rm_assets.data.pairs.conversations import Conversations
+from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.tables import schemas
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.key_digests import key_digests
+from rm_assets.data.pairs.digests import key_digests
 from rm_assets.data.tables.schemas import Reason
 
 Codes = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""Pairs as a whole: their keys, duplicates, splits, and overlap with evaluation sets."""
