@@ -86,11 +86,11 @@ def ours(task: Task) -> dict[str, Any]:
     """The five data stages, with their processes warmed up before unless `warm` is false."""
     started = time.perf_counter()
     from rm_assets.data.chat.model_files import find_tokenizer
-    from rm_assets.data.flattening import flattened_snapshot
-    from rm_assets.data.padding import padded_snapshot
-    from rm_assets.data.raw import raw_snapshot
-    from rm_assets.data.tokenization import tokenized_snapshot
-    from rm_assets.data.validation import validated_snapshot
+    from rm_assets.data.stages.flattening import flattened_snapshot
+    from rm_assets.data.stages.padding import padded_snapshot
+    from rm_assets.data.stages.raw import raw_snapshot
+    from rm_assets.data.stages.tokenization import tokenized_snapshot
+    from rm_assets.data.stages.validation import validated_snapshot
     from rm_assets.settings import Settings
 
     def say(text: str) -> None:
@@ -137,8 +137,8 @@ def _warm_up(settings: Any, tokenizer: Any) -> None:
 
 def _load(settings: Any, tokenizer: Any) -> None:
     from rm_assets.data.chat.encoder import load_encoder
-    from rm_assets.data.flattening import template_renderer
-    from rm_assets.data.tokenization import SELF_TESTS
+    from rm_assets.data.stages.flattening import template_renderer
+    from rm_assets.data.stages.tokenization import SELF_TESTS
 
     load_encoder(tokenizer, Path(settings.storage) / SELF_TESTS)
     template_renderer(tokenizer)

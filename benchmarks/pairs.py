@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.flattening import flattened_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.tokenization import tokenized_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
-from rm_assets.data.tokenization import tokenized_snapshot
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 Pair = dict[str, Any]

@@ -222,11 +222,11 @@ class Turns(TrainerCallback):  # type: ignore[misc]
 def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
     """Write the pairs by the project's own stages, and the job of a model with random weights, its paths relative."""
     from rm_assets.data.chat.model_files import find_model, find_tokenizer
-    from rm_assets.data.flattening import flattened_snapshot
-    from rm_assets.data.padding import pad_token_id_of, padded_snapshot
-    from rm_assets.data.raw import raw_snapshot
-    from rm_assets.data.tokenization import tokenized_snapshot
-    from rm_assets.data.validation import validated_snapshot
+    from rm_assets.data.stages.flattening import flattened_snapshot
+    from rm_assets.data.stages.padding import pad_token_id_of, padded_snapshot
+    from rm_assets.data.stages.raw import raw_snapshot
+    from rm_assets.data.stages.tokenization import tokenized_snapshot
+    from rm_assets.data.stages.validation import validated_snapshot
 
     settings = Settings(
         annotations=arguments.data,

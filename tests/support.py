@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 import pytest
 
 from rm_assets.data.chat.model_files import TokenizerFiles, find_tokenizer
-from rm_assets.data.flattening import flattened_snapshot
 from rm_assets.data.formats.preferences import Preference
 from rm_assets.data.formats.turn_markers import marker_of_prompt
-from rm_assets.data.laws import LAWS
-from rm_assets.data.padding import padded_snapshot
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.flattening import flattened_snapshot
+from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.padding import padded_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.tokenization import tokenized_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.parquet import parquet_file
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.tokenization import tokenized_snapshot
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 # One epoch of two steps: what training does to the model is not what these tests are about.

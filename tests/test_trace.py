@@ -11,7 +11,7 @@ import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
 from rm_assets import trace
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.tables.schemas import MEANINGS, Reason, Stage
 from rm_assets.settings_loading import load_settings
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster import DagsterRunStatus as Status
 
-from rm_assets.data.raw import files_to_read
 from rm_assets.data.sources.content_version import Listing, content_listing, published_version
 from rm_assets.data.sources.discovery import NothingToReadError
 from rm_assets.data.sources.file_kinds import what_is_not_read
+from rm_assets.data.stages.raw import files_to_read
 from rm_assets.data.storage.files import place
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.jobs import everything, refresh_data

@@ -5,9 +5,9 @@ import warnings
 
 import dagster as dg
 
-from rm_assets.data import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.sources.file_kinds import what_is_not_read
+from rm_assets.data.stages import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.storage.files import place
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage

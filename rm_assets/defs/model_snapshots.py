@@ -21,8 +21,8 @@ import dagster as dg
 import msgspec
 
 from rm_assets.data.chat.tokenizer import carried_template
-from rm_assets.data.padding import pad_token_id_of
 from rm_assets.data.pairs.splits import SPLITS
+from rm_assets.data.stages.padding import pad_token_id_of
 from rm_assets.data.storage.files import (
     download,
     is_abandoned,

@@ -11,8 +11,8 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from rm_assets.data.chat.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
-from rm_assets.data.identities import stage_identities
 from rm_assets.data.sources.remote import require_reachable
+from rm_assets.data.stages.identities import stage_identities
 from rm_assets.data.storage.files import StorageError, is_remote, place
 from rm_assets.data.storage.ownership import require_ours
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot

@@ -8,10 +8,10 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from rm_assets.data.laws import LAWS, Law
 from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.data.sources.file_kinds import what_is_not_read
+from rm_assets.data.stages.invariants import LAWS, Law
 from rm_assets.data.storage.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from support import plain_row, silent, write_lines
 
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.defs.project import Project, ProjectResource
 from rm_assets.settings import SettingsError, knobs
 

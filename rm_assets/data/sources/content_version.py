@@ -20,10 +20,10 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data import rejects
 from rm_assets.data.sources.discovery import AnnotationFile
 from rm_assets.data.sources.opened_file import Change, OpenedFile, RejectedFileError, Status, file_stamp, opened
 from rm_assets.data.sources.remote import RemoteStatus
+from rm_assets.data.stages import rejects
 from rm_assets.data.storage.files import is_remote, read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import held_lock, local_directory

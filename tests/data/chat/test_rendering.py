@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import plain_row, rejects, run_stages, write_lines
 
-from rm_assets.data import flattening
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.rendering import (
     SIDES,
@@ -25,6 +24,7 @@ from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.pairs.conversations import Conversations
+from rm_assets.data.stages import flattening
 from rm_assets.data.tables.message_columns import MessageColumn
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

@@ -7,11 +7,11 @@ import pytest
 from support import plain_row, silent, write_lines
 from support import rows as written_rows
 
-from rm_assets.data.laws import LAWS
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.defs.stage_results import stage_result
 from rm_assets.settings import Settings
 

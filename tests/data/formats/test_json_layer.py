@@ -9,11 +9,11 @@ import pytest
 from support import plain_row, rows, silent, violations, write_lines
 
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
-from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 SUITE = Path(__file__).parents[3].parent / "shared" / "json_test_suite"

@@ -9,11 +9,11 @@ import pytest
 from support import rows as rows_of
 from support import silent, write_lines
 
-from rm_assets.data.laws import LAWS
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 from rm_assets.settings_loading import load_settings
 

@@ -11,10 +11,10 @@ from support import rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
 from rm_assets.data.formats.two_lines import pairs_of_lines, stated_by_two_lines
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=20).filter(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support import age, rows, silent
 
-from rm_assets.data import raw as raw_module
-from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
+from rm_assets.data.stages import raw as raw_module
+from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from support import age, plain_row, run_stages, silent, write_lines
 
-from rm_assets.data.raw import files_to_read, raw_snapshot
 from rm_assets.data.sources import content_version as listing_module
 from rm_assets.data.sources.content_version import LONGEST_WAIT_SECONDS, Listing, content_listing, published_version
 from rm_assets.data.sources.opened_file import OpenedFile
+from rm_assets.data.stages.raw import files_to_read, raw_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -232,7 +232,7 @@ def test_an_unreadable_entry_counts_and_keeps_nobody_waiting(directory: Path) ->
 
 
 def test_the_data_know_which_listing_they_were_made_from(directory: Path, tmp_path: Path) -> None:
-    from rm_assets.data.rejects import rejects_snapshot
+    from rm_assets.data.stages.rejects import rejects_snapshot
 
     settings = Settings(annotations=str(directory), storage=str(tmp_path / "storage"))
     storage = tmp_path / "storage"

@@ -13,11 +13,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support import age, plain_row, rejects, rows, silent, violations, write_lines
 
-from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.sources.csv_rows import csv_rows
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 
@@ -126,7 +126,7 @@ def test_a_table_that_changes_while_it_is_read_is_read_again(
             times.append(1)
 
     monkeypatch.setattr("rm_assets.data.sources.rows.csv_rows", changing)
-    monkeypatch.setattr("rm_assets.data.raw._PAUSES", (0.0,) * 4)
+    monkeypatch.setattr("rm_assets.data.stages.raw._PAUSES", (0.0,) * 4)
     raw = raw_snapshot(settings, silent)
     assert [value for _, value in values(raw)] == [
         *({"a": "old", "b": str(n)} for n in (1, 2, 3)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import plain_row, rows, silent, write_lines
 
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.storage.files import StorageError
 from rm_assets.settings import Settings, SettingsError
 

@@ -12,9 +12,9 @@ import pytest
 from hub import REPOSITORY, Hub, hub_server
 from support import plain_row, rows, silent, violations
 
-from rm_assets.data.raw import files_to_read, raw_snapshot
 from rm_assets.data.sources.content_version import content_listing
 from rm_assets.data.sources.discovery import find_annotations
+from rm_assets.data.stages.raw import files_to_read, raw_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError
 

@@ -13,14 +13,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support import age, plain_row, rejects, rows, silent, violations, write_lines
 
-from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.sources import json_lists
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.json_lists import list_begin, list_rows
 from rm_assets.data.sources.opened_file import RejectedFileError, zstd
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 ROWS = [plain_row(number, chosen='A "quoted" [reply] {with} a \\ and\n é.') for number in range(12)]

@@ -15,9 +15,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support import rejects, rows, silent, violations
 
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 FLAT = ("prompt", "chosen", "rejected")

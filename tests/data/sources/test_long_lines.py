@@ -189,7 +189,7 @@ from pathlib import Path
 from support import *
 from rm_assets.data.chat.encoder import load_encoder
 from rm_assets.data.storage.files import place
-from rm_assets.data.tokenization import SELF_TESTS
+from rm_assets.data.stages.tokenization import SELF_TESTS
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     directory, stage, tokenizer = sys.argv[1:]

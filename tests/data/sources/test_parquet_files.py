@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from support import age, plain_row, rejects, rows, silent, violations, write_lines
 
-from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.sources import parquet_rows as reader
 from rm_assets.data.sources.opened_file import RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
+from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import plain_row, rejects, rows, silent, violations, write_lines
 
-from rm_assets.data.raw import raw_snapshot
 from rm_assets.data.sources.opened_file import zstd
+from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

@@ -18,9 +18,9 @@ import pytest
 from support import plain_row, run_stages, silent, small_disk, write_lines
 
 from rm_assets.data.compute import engine
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.files import StorageError
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 SHARD_BYTES = 4000

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from support import plain_row, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data import raw
+from rm_assets.data.stages import raw
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage import publication as publishing
 from rm_assets.data.storage.publication import ShardWriter, publication, stage_shard, tables_writer
 from rm_assets.data.storage.snapshots import DATA, SnapshotError
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 # The first 32 bits of the sha256 of both are equal, and so are their last 60 characters.

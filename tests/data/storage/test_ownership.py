@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from s3 import s3_server
 from support import plain_row, run_stages, silent, write_lines
 
-from rm_assets.data.raw import files_to_read, raw_snapshot
 from rm_assets.data.sources.content_version import content_listing, published_version
 from rm_assets.data.sources.discovery import find_annotations
+from rm_assets.data.stages.raw import files_to_read, raw_snapshot
 from rm_assets.data.storage import publication as publication_module
 from rm_assets.data.storage.files import StorageError, file_sizes, place, remove_files, write_json
 from rm_assets.data.storage.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files

@@ -13,14 +13,14 @@ import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
 import rm_assets
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
 from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 WRITES = """

@@ -14,11 +14,11 @@ from support import plain_row, rejects, run_stages, silent, violations, write_li
 from upath import UPath
 from worker_functions import SCHEMA, publish_without_shared_locks, published
 
-from rm_assets.data.raw import files_to_read, raw_snapshot
 from rm_assets.data.sources import opened_file as file_bytes
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import NothingToReadError, find_annotations
 from rm_assets.data.sources.opened_file import Change, RejectedFileError, opened
+from rm_assets.data.stages.raw import files_to_read, raw_snapshot
 from rm_assets.data.storage.files import StorageError, file_sizes, place
 from rm_assets.data.storage.parquet import read_batches, read_table
 from rm_assets.data.storage.publication import STAGING, publication, stage_shard, tables_writer
@@ -96,7 +96,7 @@ def test_one_listing_tells_the_versions_of_all_remote_files(home: Path, monkeypa
     settings = Settings(annotations=str(home / "annotations"), storage=str(home / "storage"))
     for name in ("a", "b"):
         (home / "annotations" / f"{name}.jsonl").write_bytes(msgspec.json.encode(plain_row(ord(name))))
-    monkeypatch.setattr("rm_assets.data.raw._YOUNG_SECONDS", 0.0)  # the test writes and reads within one second
+    monkeypatch.setattr("rm_assets.data.stages.raw._YOUNG_SECONDS", 0.0)  # the test writes and reads within one second
     raw = raw_snapshot(settings, silent)
     monkeypatch.setattr(file_bytes, "remote_status", refuse)
     first = version()

@@ -11,11 +11,11 @@ from s3 import s3_server
 from support import plain_row, silent, violations, write_lines
 from upath import UPath
 
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.files import StorageError, place
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 Environ = dict[str, Any]

@@ -9,16 +9,16 @@ import pytest
 from support import plain_row, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.padding import padded_snapshot
-from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.rejects import rejects_snapshot
+from rm_assets.data.stages.flattening import flattened_snapshot
+from rm_assets.data.stages.padding import padded_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.rejects import rejects_snapshot
+from rm_assets.data.stages.tokenization import tokenized_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.tokenization import tokenized_snapshot
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.padding import padded, padded_table
+from rm_assets.data.stages.padding import padded, padded_table
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.ragged import rows_of
 

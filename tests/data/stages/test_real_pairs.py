@@ -11,13 +11,13 @@ from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.rendering import SIDES
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import TemplateError, load_chat_tokenizer, message_dict, reference_ids
-from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.tokenization import tokenized_snapshot
-from rm_assets.data.validation import validated_snapshot
+from rm_assets.data.stages.flattening import flattened_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.tokenization import tokenized_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.settings import Settings
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[3].parent / "shared"
 FILES = sorted((SHARED / "data").glob("*.jsonl"))
 TOKENIZERS = {"qwen3": "fastokens", "gpt2-chatml": "fastokens", "tekken": "fastokens", "minilm-wordpiece": "tokenizers"}
 

@@ -2,7 +2,7 @@
 
 A file with more malformed lines than `max_malformed_fraction` is held back whole: its sound lines become rejects too,
 so that a delivery gone wrong is not half used. So is a file with labels that may mean either response, judged over all
-files (`rm_assets.data.verdicts`). The verdict is taken first, from counts alone, and is part of the keys of the file's
+files (`rm_assets.data.stages.verdicts`). The verdict is taken first, from counts alone, and is part of the keys of the file's
 shards. A two-line file that has lost a line among several pairs of one prompt is held back, too, as some of these may
 be turned round.
 """
@@ -30,9 +30,11 @@ from rm_assets.data.formats.preferences import ParsingRules, PreferenceError, Si
 from rm_assets.data.formats.shapes import Refusal, Signs, add_sign
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
-from rm_assets.data.identities import stage_identity
 from rm_assets.data.pairs.rows import PairRows
-from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.identities import stage_identity
+from rm_assets.data.stages.reject_rows import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.verdicts import Verdict, verdict_of_files
+from rm_assets.data.stages.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
@@ -41,8 +43,6 @@ from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations
 from rm_assets.data.tables.schemas import MALFORMED, Reason, Stage
-from rm_assets.data.verdicts import Verdict, verdict_of_files
-from rm_assets.data.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.settings import Settings
 
 VERSION = 6

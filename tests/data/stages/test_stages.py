@@ -13,12 +13,12 @@ from support import age, is_linear, plain_row, rejects, rows, run_stages, silent
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.compute import engine
-from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.rejects import rejects_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.rejects import rejects_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Shard, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import SAMPLE, Settings
 
 
@@ -210,7 +210,7 @@ def test_an_unchanged_file_is_not_even_opened(many_shards: Settings, monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a file whose stamp is unchanged was opened")
 
-    monkeypatch.setattr("rm_assets.data.raw.blocks_of_lines", refuse)
+    monkeypatch.setattr("rm_assets.data.stages.raw.blocks_of_lines", refuse)
     raw_snapshot(many_shards, silent)
 
 

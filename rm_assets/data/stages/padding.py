@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data.compute.engine import Task, compute_shards
-from rm_assets.data.identities import stage_identity
 from rm_assets.data.pairs.contamination import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.pairs.digests import key_digests, keys_with, shared_digests
 from rm_assets.data.pairs.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.pairs.splits import SPLITS, splits_of
-from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.stages.identities import stage_identity
+from rm_assets.data.stages.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches, read_table

@@ -37,11 +37,11 @@ from rm_assets.data.chat.shared_prompts import WholeSides, cut_pairs, cut_tokens
 from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
 from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.identities import stage_identity
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.pairs.normal_form import normalized
-from rm_assets.data.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.stages.identities import stage_identity
+from rm_assets.data.stages.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pytest
 from support import plain_row, rejects, rows, run_stages, write_lines
 
-from rm_assets.data import flattening, tokenization
 from rm_assets.data.chat.encoder import Encoder, load_encoder
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.template_renderer import Pieces, TemplateRenderer
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
-from rm_assets.data.flattening import flattened_snapshot
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages import flattening, tokenization
+from rm_assets.data.stages.flattening import flattened_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.tokenization import tokenized_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.tokenization import tokenized_snapshot
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]

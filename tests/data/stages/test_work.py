@@ -16,7 +16,7 @@ from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.pairs.rows import PairRows
-from rm_assets.data.tokenization import shortened_pair
+from rm_assets.data.stages.tokenization import shortened_pair
 from rm_assets.settings import Settings
 
 TRIMMED = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"

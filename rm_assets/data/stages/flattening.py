@@ -32,8 +32,8 @@ from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.identities import stage_identity
-from rm_assets.data.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
+from rm_assets.data.stages.identities import stage_identity
+from rm_assets.data.stages.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches

@@ -19,14 +19,14 @@ from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, me
 from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import ValidationTask, validated_snapshot, validation_laws
 from rm_assets.data.storage.parquet import read_table, write_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables.schemas import VALIDATED, Reason, Stage
-from rm_assets.data.validation import ValidationTask, validated_snapshot, validation_laws
 from rm_assets.settings import Settings, SettingsError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "tokenizers"
+SHARED = Path(__file__).parents[3].parent / "shared" / "tokenizers"
 USER = {"role": "user", "content": "Which ferry goes to Bastø?"}
 FERRY = {
     "type": "function",

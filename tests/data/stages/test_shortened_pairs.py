@@ -13,9 +13,9 @@ from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.rendering import flatten_pair
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.stages.tokenization import shortened_pair, without_oldest_turns
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.tokenization import shortened_pair, without_oldest_turns
 from rm_assets.settings import Settings
 
 TEXT = st.lists(st.sampled_from(["hello", "two words", " ", "\n", "<", "猫", "[1]", "x" * 40]), min_size=1).map("".join)

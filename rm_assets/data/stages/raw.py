@@ -22,9 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.compute.progress import Progress
-from rm_assets.data.identities import stage_identity
 from rm_assets.data.pairs.contamination import find_evaluation_files
-from rm_assets.data.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
@@ -39,6 +37,8 @@ from rm_assets.data.sources.opened_file import (
     opened,
 )
 from rm_assets.data.sources.rows import file_rows
+from rm_assets.data.stages.identities import stage_identity
+from rm_assets.data.stages.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.storage.files import is_remote, place, read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
-from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.rejects import rejects_snapshot
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
 from rm_assets.data.sources.opened_file import RejectedFileError, opened, zstd
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.rejects import rejects_snapshot
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -107,7 +107,7 @@ def test_a_bomb_is_read_again_under_another_limit(settings: Settings, monkeypatc
 @pytest.fixture
 def during_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], object]], list[int]]:
     """Have something happen each time a file has been opened and some of it was read; gives the list of times."""
-    monkeypatch.setattr("rm_assets.data.raw._PAUSES", (0.0,) * 4)
+    monkeypatch.setattr("rm_assets.data.stages.raw._PAUSES", (0.0,) * 4)
 
     def arrange(happen: Callable[[int], object]) -> list[int]:
         times: list[int] = []
@@ -119,7 +119,7 @@ def during_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int],
                     times.append(len(times))
                     happen(times[-1])
 
-        monkeypatch.setattr("rm_assets.data.raw.blocks_of_lines", hooked)
+        monkeypatch.setattr("rm_assets.data.stages.raw.blocks_of_lines", hooked)
         return times
 
     return arrange

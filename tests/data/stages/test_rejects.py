@@ -9,8 +9,8 @@ import pyarrow as pa
 from support import plain_row, rows, run_stages, silent, write_lines
 
 from rm_assets.data.pairs.duplicates import dropped_rows
-from rm_assets.data.raw import raw_snapshot
-from rm_assets.data.rejects import rejects_snapshot
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.rejects import rejects_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.stage_results import rejects_result
 from rm_assets.settings import Settings

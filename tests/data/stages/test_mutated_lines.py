@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import plain_row, rejects, rows, silent
 
-from rm_assets.data.laws import LAWS
-from rm_assets.data.raw import raw_snapshot
+from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.data.validation import validated_snapshot
 from rm_assets.settings import Settings
 
 SOUND = [json.dumps(plain_row(number)).encode() for number in range(5)]
