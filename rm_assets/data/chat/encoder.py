@@ -2,7 +2,7 @@
 
 The fast backend is `fastokens` (https://github.com/crusoecloud/fastokens), built from the loaded tokenizer's own
 definition; where it does not load, or differed once, the reference itself encodes. It is trusted in three steps: it
-loads, it passes a self-test (`rm_assets.data.chat.encoder_self_test`), and a sample of every shard is encoded again by the
+loads, it passes a self-test (`encoder_self_test`), and a sample of every shard is encoded again by the
 reference. One difference turns it off for the process, and the shard is encoded anew.
 """
 

@@ -1,7 +1,7 @@
 """Pairs of conversations as text, by the model's chat template.
 
 Most pairs are of messages with a role and a content alone: those are rendered many at a time, by shape, through the
-fast path of `rm_assets.data.chat.template_renderer`. All others, and all that the fast path gives back, are rendered one by one.
+fast path of `template_renderer`. All others, and all that the fast path gives back, are rendered one by one.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Conversations rendered without Jinja in the loop, equal to transformers' own rendering.
 
 For a shape of conversation (its roles, with or without a generation prompt) the template is run once on symbols
-(`rm_assets.data.chat.template_tracing`): what it writes is a row of literals and contents, what it asks of the contents are
+(`template_tracing`): what it writes is a row of literals and contents, what it asks of the contents are
 guards. Conversations of that shape whose contents pass the guards are then joined from these pieces. All others go to
 transformers, as does every shape that is not understood, and any message that has more than a role and a content.
 """
@@ -213,7 +213,7 @@ class TemplateRenderer:
     # --- what is the same for all conversations of a shape --------------------------------------------------
 
     def lost_parts(self, roles: Roles, row: Row) -> tuple[str, ...]:
-        """What the template leaves out altogether of such a conversation, see `rm_assets.data.chat.tokenizer.lost_parts`."""
+        """What the template leaves out altogether of such a conversation, see `tokenizer.lost_parts`."""
         if not all(row) or len(roles) > _MAX_MESSAGES:
             return lost_parts(self.chat, _messages(roles, row), "")
         if roles not in self._lost:

@@ -1,6 +1,6 @@
 """The hashes that tell pairs apart, and those by which prompts and conversations count as equal.
 
-The latter are of texts in their normal form, see `rm_assets.data.pairs.normal_form`. All are BLAKE2b of 16 bytes, over parts
+The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes, over parts
 that tell their own lengths, so that no two different pairs are hashed over the same bytes.
 """
 

@@ -2,7 +2,7 @@
 
 A file with more malformed lines than `max_malformed_fraction` is held back whole: its sound lines become rejects too,
 so that a delivery gone wrong is not half used. So is a file with labels that may mean either response, judged over all
-files (`rm_assets.data.stages.verdicts`). The verdict is taken first, from counts alone, and is part of the keys of the file's
+files (`verdicts`). The verdict is taken first, from counts alone, and is part of the keys of the file's
 shards. A two-line file that has lost a line among several pairs of one prompt is held back, too, as some of these may
 be turned round.
 """

@@ -70,7 +70,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The table of contents of a snapshot; `facts` are the stage's figures about all shards together.
 
-    `identity` hashes the settings that this stage and those before it were run with, see `rm_assets.data.stages.identities`.
+    `identity` hashes the settings that this stage and those before it were run with, see `data.stages.identities`.
     """
 
     asset: str

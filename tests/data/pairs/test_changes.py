@@ -48,7 +48,7 @@ def test_files_that_both_have_are_not_read(tmp_path: Path, monkeypatch: pytest.M
     read: list[str] = []
     real = changes.read_table
     monkeypatch.setattr(
-        changed_pairs,
+        changes,
         "read_table",
         lambda paths, *rest: read.extend(path.name[0] for path in paths) or real(paths, *rest),
     )

@@ -158,7 +158,7 @@ class Counted:
 def test_the_reference_is_given_so_many_characters_at_a_time(
     references: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "_CHUNK_CHARACTERS", 1_000)
+    monkeypatch.setattr(encoder, "_CHUNK_CHARACTERS", 1_000)
     texts = ["ab " * length for length in (100, 100, 100, 100, 400, 1, 333, 0, 0)]
     counted = Counted(references["none"])
     ids, offsets = Encoder(counted, None, "", NO_CONTROL).reference_encode(texts)
@@ -172,7 +172,7 @@ def test_no_text_of_a_million_characters_is_encoded_again_for_the_sample(
     references: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("fastokens")
-    monkeypatch.setattr(encoders, "_CHUNK_CHARACTERS", 1_000)
+    monkeypatch.setattr(encoder, "_CHUNK_CHARACTERS", 1_000)
     counted = Counted(references["none"])
     fast = fastokens_tokenizer(tokenizer_definition(references["none"]))
     encoded = encode_shard(Encoder(counted, fast, "", NO_CONTROL), ["ab " * 400, "a b", "ab " * 333])
