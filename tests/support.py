@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from rm_assets.data.chat.model_files import TokenizerFiles, find_tokenizer
+from rm_assets.data.formats.conversations.turn_markers import marker_of_prompt
 from rm_assets.data.formats.preferences import Preference
-from rm_assets.data.formats.turn_markers import marker_of_prompt
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.stages.flattening import flattened_snapshot

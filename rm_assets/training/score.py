@@ -24,15 +24,15 @@ import msgspec
 import torch
 import transformers
 
+from rm_assets.data.formats.conversations.media import require_no_media
+from rm_assets.data.formats.conversations.messages import MessageRecord, messages_of
+from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
 from rm_assets.data.formats.field_names import CONVERSATIONS, require_no_template_kwargs, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.media import require_no_media
-from rm_assets.data.formats.messages import MessageRecord, messages_of
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError, Sign
 from rm_assets.data.formats.shapes import Signs, add_sign, refusals, unclear_labels
-from rm_assets.data.formats.tool_texts import Listed, tools_text
 from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block

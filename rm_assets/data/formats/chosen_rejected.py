@@ -3,7 +3,7 @@
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.messages import (
+from rm_assets.data.formats.conversations.messages import (
     MessageRecord,
     Prompt,
     Reply,
@@ -12,8 +12,8 @@ from rm_assets.data.formats.messages import (
     compared,
     parted,
 )
+from rm_assets.data.formats.conversations.tool_texts import Listed, sorted_json, tools_text
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
-from rm_assets.data.formats.tool_texts import Listed, sorted_json, tools_text
 from rm_assets.data.tables.schemas import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------

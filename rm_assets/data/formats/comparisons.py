@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.conversations.messages import Prompt, Reply, compared
 from rm_assets.data.formats.field_names import (
     LABELS,
     RESPONSES,
@@ -24,7 +25,6 @@ from rm_assets.data.formats.field_names import (
     response_fields,
 )
 from rm_assets.data.formats.label_words import ABSENT, SKIPPED, TIES, plain
-from rm_assets.data.formats.messages import Prompt, Reply, compared
 from rm_assets.data.formats.numbers import number_of
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
 from rm_assets.data.formats.strengths import Strength, read_strength

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from rm_assets.data.formats.messages import are_single_messages, compared, has_turns
+from rm_assets.data.formats.conversations.messages import are_single_messages, compared, has_turns
+from rm_assets.data.formats.conversations.written_lists import opens_like_list
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError
 from rm_assets.data.formats.soundness import are_in_order
-from rm_assets.data.formats.written_lists import opens_like_list
 
 
 class _Message(Struct, forbid_unknown_fields=True, gc=False):

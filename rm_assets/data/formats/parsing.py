@@ -36,6 +36,10 @@ from rm_assets.data.formats.comparisons import (
     with_label,
     with_verdict,
 )
+from rm_assets.data.formats.conversations.media import require_no_media
+from rm_assets.data.formats.conversations.messages import MessageRecord, has_turns, parse_transcript
+from rm_assets.data.formats.conversations.turn_markers import require_no_marker
+from rm_assets.data.formats.conversations.written_lists import with_lists_read
 from rm_assets.data.formats.exports import FIELDS, unwrapped
 from rm_assets.data.formats.field_names import (
     CONVERSATIONS,
@@ -54,8 +58,6 @@ from rm_assets.data.formats.field_names import (
 )
 from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.media import require_no_media
-from rm_assets.data.formats.messages import MessageRecord, has_turns, parse_transcript
 from rm_assets.data.formats.numbers import with_numbers
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.rankings import (
@@ -67,10 +69,8 @@ from rm_assets.data.formats.rankings import (
     from_scored_lists,
 )
 from rm_assets.data.formats.side_scores import with_side_scores
-from rm_assets.data.formats.turn_markers import require_no_marker
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.formats.unread_fields import require_no_functions
-from rm_assets.data.formats.written_lists import with_lists_read
 from rm_assets.data.tables.schemas import Reason
 
 __all__ = [

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
-from rm_assets.data.formats.messages import MessageRecord, Prompt, Reply, compared
+from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, compared
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.schemas import Reason

@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
+from rm_assets.data.formats.conversations.tool_texts import same_messages
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
-from rm_assets.data.formats.tool_texts import same_messages
 from rm_assets.data.tables.schemas import Reason
 
 _FOLLOWERS = {

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.conversations.media import require_no_media
+from rm_assets.data.formats.conversations.messages import Sides, is_transcript, parse_transcript, split_shared
+from rm_assets.data.formats.conversations.turn_markers import begins_nemo_chat, nemo_messages
 from rm_assets.data.formats.field_names import MEDIA, require_no_template_kwargs
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.media import require_no_media
-from rm_assets.data.formats.messages import Sides, is_transcript, parse_transcript, split_shared
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError, Stated
-from rm_assets.data.formats.turn_markers import begins_nemo_chat, nemo_messages
 from rm_assets.data.tables.schemas import Reason
 
 NumberedLine = tuple[int, str | bytes | None]

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rm_assets.data.formats.conversations.tool_texts import sorted_json
 from rm_assets.data.formats.preferences import Message
-from rm_assets.data.formats.tool_texts import sorted_json
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.normal_form import normal_form, normal_texts
 from rm_assets.data.tables.texts import Texts

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from rm_assets.data.formats.conversations.written_lists import alternating, written_messages, written_texts
 from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.formats.written_lists import alternating, written_messages, written_texts
 from rm_assets.data.tables.schemas import Reason
 
 SECRET = "zebra"

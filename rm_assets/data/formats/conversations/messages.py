@@ -7,10 +7,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, structs
 
-from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.formats.repeated_prompts import without_prompt, without_repeated_prompt
-from rm_assets.data.formats.tool_texts import Listed, calls_text, function_call_text, same_message
-from rm_assets.data.formats.turn_markers import (
+from rm_assets.data.formats.conversations.repeated_prompts import without_prompt, without_repeated_prompt
+from rm_assets.data.formats.conversations.tool_texts import Listed, calls_text, function_call_text, same_message
+from rm_assets.data.formats.conversations.turn_markers import (
     begins_nemo_chat,
     has_no_marker,
     may_be_marked,
@@ -18,6 +17,7 @@ from rm_assets.data.formats.turn_markers import (
     open_nemo_prompt,
     require_no_marker,
 )
+from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.tables.schemas import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
