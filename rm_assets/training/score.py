@@ -30,9 +30,9 @@ from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
 from rm_assets.data.formats.field_names import CONVERSATIONS, require_no_template_kwargs, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
+from rm_assets.data.formats.labels.shapes import Signs, add_sign, refusals, unclear_labels
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError, Sign
-from rm_assets.data.formats.shapes import Signs, add_sign, refusals, unclear_labels
 from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
@@ -165,7 +165,7 @@ def scored_lines(
     """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
 
     A ranking has a result per pair, told apart by `pair`. What cannot be scored has `line` and `problem`; labels and
-    strengths of these lines are judged together, as rm_assets.data.formats.shapes says.
+    strengths of these lines are judged together, as rm_assets.data.formats.labels.shapes says.
     """
     results: list[dict[str, Any]] = []
     places: list[tuple[dict[str, Any], str]] = []

@@ -4,7 +4,7 @@ Which response `"winner": "model_a"`, `"label": "A>B"` or `"preference": 2` besi
 plain. What `"label": 0` means is not: the first response, or that the second one lost? Such labels need the setting
 `labels`, for example `{"label": {"0": "first", "1": "second"}}`. A number that names a response keeps that meaning,
 unless the labels of its own column or file say another; whether numbers name responses at all is judged over all rows
-of the shape (`rm_assets.data.formats.shapes`).
+of the shape (`rm_assets.data.formats.labels.shapes`).
 """
 
 import functools
@@ -24,10 +24,10 @@ from rm_assets.data.formats.field_names import (
     only_value,
     response_fields,
 )
-from rm_assets.data.formats.label_words import ABSENT, SKIPPED, TIES, plain
-from rm_assets.data.formats.numbers import number_of
+from rm_assets.data.formats.labels.numbers import number_of
+from rm_assets.data.formats.labels.strengths import Strength, read_strength
+from rm_assets.data.formats.labels.words import ABSENT, SKIPPED, TIES, plain
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
-from rm_assets.data.formats.strengths import Strength, read_strength
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.tables.schemas import Reason

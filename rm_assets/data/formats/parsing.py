@@ -58,7 +58,8 @@ from rm_assets.data.formats.field_names import (
 )
 from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.numbers import with_numbers
+from rm_assets.data.formats.labels.numbers import with_numbers
+from rm_assets.data.formats.labels.side_scores import with_side_scores
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
 from rm_assets.data.formats.rankings import (
     RankingRecord,
@@ -68,7 +69,6 @@ from rm_assets.data.formats.rankings import (
     from_reply_lists,
     from_scored_lists,
 )
-from rm_assets.data.formats.side_scores import with_side_scores
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.tables.schemas import Reason

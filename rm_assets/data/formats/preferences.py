@@ -20,7 +20,7 @@ class PreferenceError(ValueError):
 
 
 class SignKind(StrEnum):
-    """What a verdict tells of those in other rows of its shape; see `rm_assets.data.formats.shapes`."""
+    """What a verdict tells of those in other rows of its shape; see `rm_assets.data.formats.labels.shapes`."""
 
     # of numbers as labels
     NAMED = "named"

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
+from rm_assets.data.formats.labels.shapes import Refusal, Signs, add_sign
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError, Sign, Stated
-from rm_assets.data.formats.shapes import Refusal, Signs, add_sign
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.pairs.rows import PairRows

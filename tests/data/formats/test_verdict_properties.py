@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS
+from rm_assets.data.formats.labels.shapes import Signs, add_sign, refusals, signs_by_source, unclear_labels
 from rm_assets.data.formats.parsing import PreferenceError, parse_row, stated_by
 from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.data.formats.shapes import Signs, add_sign, refusals, signs_by_source, unclear_labels
 from rm_assets.data.tables.schemas import Reason
 
 QUICK = settings(max_examples=150, derandomize=True)

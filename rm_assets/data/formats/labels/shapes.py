@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from rm_assets.data.formats.labels.strengths import scale_advice
 from rm_assets.data.formats.preferences import Sign, SignKind
-from rm_assets.data.formats.strengths import scale_advice
 from rm_assets.data.shown_text import code_of
 from rm_assets.data.tables.schemas import Reason
 

@@ -2,7 +2,7 @@
 
 `"preference_strength": -2` alone prefers the first response by two. A Likert scale from 1 to 7 under the same name
 means something else by each of its values, and a strength beside a label may have no sign: which it is shows in the
-other rows of the shape (see `rm_assets.data.formats.shapes`).
+other rows of the shape (see `rm_assets.data.formats.labels.shapes`).
 """
 
 import json

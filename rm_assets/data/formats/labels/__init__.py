@@ -1,0 +1,1 @@
+"""Labels, strengths and scores: which response a row prefers, and by how much."""
