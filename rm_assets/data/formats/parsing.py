@@ -12,7 +12,6 @@ from typing import Any, get_args
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.ballots import Ballots, voted_pairs
 from rm_assets.data.formats.blank_fields import require_scores, with_blank_fields
 from rm_assets.data.formats.chosen_rejected import (
     ConversationsRecord,
@@ -40,7 +39,8 @@ from rm_assets.data.formats.conversations.media import require_no_media
 from rm_assets.data.formats.conversations.messages import MessageRecord, has_turns, parse_transcript
 from rm_assets.data.formats.conversations.turn_markers import require_no_marker
 from rm_assets.data.formats.conversations.written_lists import with_lists_read
-from rm_assets.data.formats.exports import FIELDS, unwrapped
+from rm_assets.data.formats.exports.ballots import Ballots, voted_pairs
+from rm_assets.data.formats.exports.dispatch import FIELDS, unwrapped
 from rm_assets.data.formats.field_names import (
     CONVERSATIONS,
     KNOWN,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from support import begins_with_marker, is_repeated, keys_of, pair_id
 
 from rm_assets.data import formats
-from rm_assets.data.formats import public_sets
 from rm_assets.data.formats.conversations.messages import ContentPart, MessageRecord
-from rm_assets.data.formats.exports import FIELDS
+from rm_assets.data.formats.exports import public_sets
+from rm_assets.data.formats.exports.dispatch import FIELDS
 from rm_assets.data.formats.field_names import KNOWN
 from rm_assets.data.formats.parsing import (
     FORMATS,

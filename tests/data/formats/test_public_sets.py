@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import begins_with_marker
 
-from rm_assets.data.formats import public_sets
+from rm_assets.data.formats.exports import public_sets
+from rm_assets.data.formats.exports.public_sets import FIELDS, MARKS, SHAPES
 from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
-from rm_assets.data.formats.public_sets import FIELDS, MARKS, SHAPES
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.tables.schemas import Reason
 

@@ -4,8 +4,8 @@ It costs all other rows one look at the names of their fields. Settings go first
 own columns is read by these.
 """
 
-from rm_assets.data.formats import argilla, label_studio, public_sets
-from rm_assets.data.formats.ballots import Ballots
+from rm_assets.data.formats.exports import argilla, label_studio, public_sets
+from rm_assets.data.formats.exports.ballots import Ballots
 from rm_assets.data.formats.field_names import Row
 from rm_assets.data.formats.preferences import ParsingRules
 

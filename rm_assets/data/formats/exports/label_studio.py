@@ -9,8 +9,14 @@ they alone count.
 import re
 from typing import Any
 
-from rm_assets.data.formats.answers import label_standings, only_question, ranking_standings, response_names, suffix_of
-from rm_assets.data.formats.ballots import Ballots, Standings
+from rm_assets.data.formats.exports.answers import (
+    label_standings,
+    only_question,
+    ranking_standings,
+    response_names,
+    suffix_of,
+)
+from rm_assets.data.formats.exports.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.tables.schemas import Reason

@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rm_assets.data.formats.ballots import Standings
 from rm_assets.data.formats.comparisons import with_label
+from rm_assets.data.formats.exports.ballots import Standings
 from rm_assets.data.formats.field_names import SUFFIXES, Row, response_fields
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.tables.schemas import Reason

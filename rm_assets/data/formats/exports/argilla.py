@@ -8,14 +8,14 @@ submitted responses count: discarded ones and drafts do not, nor do suggestions,
 
 from typing import Any
 
-from rm_assets.data.formats.answers import (
+from rm_assets.data.formats.exports.answers import (
     label_standings,
     only_question,
     ranking_standings,
     rating_standings,
     response_names,
 )
-from rm_assets.data.formats.ballots import Ballots, Standings
+from rm_assets.data.formats.exports.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import LABELS, Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.shown_text import code_of

@@ -1,0 +1,1 @@
+"""Rows of annotation tools and public data sets."""
