@@ -93,7 +93,7 @@ def run_on_nodes(job_path: Path, num_nodes: int) -> int:
         for rank in range(num_nodes)
     ]
     meeting = ray.get(actors[0].address.remote())
-    command = [sys.executable, "-m", __package__ or "", str(job_path)]
+    command = [sys.executable, "-m", "rm_assets.training", str(job_path)]
     runs = [_Run(ray, actor, command, f"{rank} {num_nodes} {meeting}") for rank, actor in enumerate(actors)]
     code = _watch(ray, actors, runs, received)
     for actor in actors:

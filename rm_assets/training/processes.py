@@ -206,10 +206,10 @@ def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
     """
     rank, num_nodes, meeting = os.environ.get(NODE, f"0 1 {free_address('127.0.0.1')}").split()
     host, _, port = meeting.rpartition(":")
-    torchrun = [sys.executable, "-m", f"{__package__}.torchrun", "--rdzv-backend=static"]
+    torchrun = [sys.executable, "-m", "rm_assets.training.torchrun", "--rdzv-backend=static"]
     torchrun += [f"--nnodes={num_nodes}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}"]
     torchrun += [f"--signals-to-handle={WORKERS_STOP_SIGNAL.name}", f"--nproc-per-node={num_processes}"]
-    return [*torchrun, "-m", f"{__package__}", str(job_path)]
+    return [*torchrun, "-m", "rm_assets.training", str(job_path)]
 
 
 def free_address(host: str) -> str:
