@@ -10,41 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from toy_pairs import PAD, VOCAB_SIZE, default_splits, padded_row
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rm_assets.data.tables.schemas import PADDED
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.job import TrainingJob
 
-PAD, END, VOCAB_SIZE = 0, 1, 40
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} <end>{% endfor %}"
-
-
-def padded_row(number, chosen, rejected, margin=0.0, filler=PAD):
-    """A row of padded_pairs; `filler` stands where padding is."""
-    width = max(len(chosen), len(rejected))
-    row = {name: "" for name in PADDED.names if PADDED.field(name).type == pa.string()}
-    row |= {
-        "source": "a.jsonl",
-        "line": number + 1,
-        "pair_id": f"pair{number}",
-        "prompt_key": f"prompt{number}",
-    }
-    for side, ids in (("chosen", chosen), ("rejected", rejected)):
-        row[f"{side}_input_ids"] = [*ids, *[filler] * (width - len(ids))]
-        row[f"{side}_attention_mask"] = [1] * len(ids) + [0] * (width - len(ids))
-        row[f"{side}_length"] = len(ids)
-    return row | {"prefix_length": 0, "margin": margin}
-
-
-def learnable_pairs(count, first=0):
-    """Pairs of 3 to 9 tokens in which word 5 is always liked better than word 6."""
-    pairs = []
-    for number in range(first, first + count):
-        prompt = [7 + (number * 3 + place) % 30 for place in range(1 + number % 5)]
-        tail = [7 + number % 11] * (number % 3)
-        pairs.append(([*prompt, 5, *tail, END], [*prompt, 6, END]))
-    return pairs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -137,14 +110,6 @@ def job_in(write_pairs, tokenizer_directory, toy_directory):
         return TrainingJob(**(values | changes))
 
     return make
-
-
-def default_splits():
-    return {
-        "train": learnable_pairs(12),
-        "validation": learnable_pairs(5, first=50),
-        "test": learnable_pairs(3, first=80),
-    }
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import architectures
 import numpy as np
 import pytest
 import torch
+from architectures import CPU, alone, build, edge_cases, gradients, in_rows
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -14,9 +16,6 @@ from rm_assets.training.batches import collate
 from rm_assets.training.layout import Kernel, Layout, Piece, Segment
 from rm_assets.training.planning import Packing, plan_rows
 from rm_assets.training.probe_pairs import pairs_of, probe_pairs
-
-from . import architectures
-from .architectures import CPU, alone, build, edge_cases, gradients, in_rows
 
 
 @pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PACKED])

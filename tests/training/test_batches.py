@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from architectures import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,8 +8,6 @@ from rm_assets.training.batches import collate
 from rm_assets.training.layout import Segment
 from rm_assets.training.planning import Packing, epoch_steps, num_tokens, plan_rows
 from rm_assets.training.probe_pairs import pairs_of
-
-from .architectures import CPU
 
 
 def ids(*values):

@@ -5,10 +5,14 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+import architectures
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import varlen_kernel
+from architectures import CPU, alone, build, edge_cases, gradients
+from toy_pairs import learnable_pairs
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training import devices
@@ -29,10 +33,6 @@ from rm_assets.training.run import run_job
 from rm_assets.training.scoring import Scorer, bfloat16_scores
 from rm_assets.training.state import captured, restore
 from rm_assets.training.trainer import fitted_run, planned_steps, prepared_run, train_step
-
-from . import architectures, varlen_kernel
-from .architectures import CPU, alone, build, edge_cases, gradients
-from .conftest import learnable_pairs
 
 
 @pytest.fixture

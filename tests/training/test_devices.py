@@ -2,10 +2,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from architectures import CPU
 
 from rm_assets.training.devices import _one_ahead, one_ahead
-
-from .architectures import CPU
 
 
 def test_with_a_cpu_nothing_is_made_before_it_is_wanted():

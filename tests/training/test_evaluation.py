@@ -3,6 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from architectures import VOCAB_SIZE, alone, build, edge_cases
 
 from rm_assets.training.evaluation import Evaluation, Rounding, evaluate, pair_scores, write_scores
 from rm_assets.training.group import ALONE
@@ -12,8 +13,6 @@ from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.result import SCORES
 from rm_assets.training.scoring import Scorer, round_weights
 from rm_assets.training.store import open_store
-
-from .architectures import VOCAB_SIZE, alone, build, edge_cases
 
 PAIRS = pairs_of(edge_cases())
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from architectures import build
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -7,8 +8,6 @@ from rm_assets.training.flops import Work, is_exact, num_dense_weights, peak_flo
 from rm_assets.training.planning import Packing, plan_rows
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.scoring import Scorer
-
-from .architectures import build
 
 
 def test_the_operations_of_a_pair_by_hand():

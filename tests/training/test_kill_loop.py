@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from job_processes import MODULE, processes_with, wait_until
+from toy_pairs import learnable_pairs
 from training_jobs import finish, kill_inside_a_save, start_job, trained
 
-from .conftest import learnable_pairs
-from .test_processes import MODULE, processes_with, wait_until
 from .test_resume import FORTY_STEPS, exact_metrics
 
 pytestmark = pytest.mark.soak

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import CPU
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.adapter import with_adapter
@@ -14,8 +15,6 @@ from rm_assets.training.model import build_model
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
 from rm_assets.training.trainer import train
-
-from .architectures import CPU
 
 
 def trained_weights(job, **changes):

@@ -12,15 +12,14 @@ from pathlib import Path
 import dagster_pipes
 import pytest
 import torch
+from job_processes import MODULE, processes_with, wait_until
+from toy_pairs import learnable_pairs
 
 from rm_assets.training.__main__ import main, work
 from rm_assets.training.model import build_model
 from rm_assets.training.processes import free_address, let_memory_grow
 from rm_assets.training.result import read_result
 
-from .conftest import learnable_pairs
-
-MODULE = [sys.executable, "-m", "rm_assets.training"]
 NO_DAGSTER = """
 import runpy, sys
 sys.modules["dagster"] = sys.modules["dagster_pipes"] = None  # importing either raises ImportError
@@ -76,25 +75,6 @@ def pipes_environment(tmp_path):
         "DAGSTER_PIPES_MESSAGES": dagster_pipes.encode_param({"path": str(tmp_path / "messages")}),
     }
     return environment, tmp_path / "messages"
-
-
-def processes_with(text):
-    """The ids of all processes whose command line contains a text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text in path.read_bytes().decode(errors="replace"):
-                found.append(int(path.parent.name))
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
-def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def start(path, job, begun=None, **options):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from toy_pairs import learnable_pairs
 from training_jobs import finish, kill_inside_a_save, said, start_job
 
 from rm_assets.training.checkpoint import Checkpoints
@@ -18,8 +19,6 @@ from rm_assets.training.job import TrainingError
 from rm_assets.training.planning import epoch_steps
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
-
-from .conftest import learnable_pairs
 
 FORTY_STEPS = {"epochs": 4, "batch_pairs": 4, "learning_rate": 1e-3, "micro_batch_tokens": 40}
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import VOCAB_SIZE, build
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.group import ALONE
@@ -8,8 +9,6 @@ from rm_assets.training.planning import Packing
 from rm_assets.training.probe import Choice, use_packing
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.trainer import fitted_run, prepared_run
-
-from .architectures import VOCAB_SIZE, build
 
 FIXED, PER_TOKEN = 5_000_000, 1000
 

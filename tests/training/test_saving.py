@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import CPU
 from safetensors.torch import load_file
 
 from rm_assets.training.checkpoint import Checkpoints, Position
@@ -15,8 +16,6 @@ from rm_assets.training.group import ALONE, Group
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
 from rm_assets.training.saving import Saver, memory_left
-
-from .architectures import CPU
 
 
 @dataclass(frozen=True)

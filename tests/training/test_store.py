@@ -9,12 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_pairs import padded_row
 
 from rm_assets.data.tables.schemas import PADDED
 from rm_assets.training.job import TrainingError
 from rm_assets.training.store import common_prefix, open_store
-
-from .conftest import padded_row
 
 
 def opened(directory, paths, snapshot="s"):

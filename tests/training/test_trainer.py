@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 from torch.overrides import TorchFunctionMode
+from toy_pairs import learnable_pairs
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.checks import read_splits
@@ -18,8 +19,6 @@ from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
 from rm_assets.training.scoring import Scorer
 from rm_assets.training.trainer import planned_steps, prepared_run, train, train_step, validation_steps
-
-from .conftest import learnable_pairs
 
 
 def train_job(job, tmp_path, model=None):
