@@ -14,9 +14,9 @@ from typing import Any
 
 from rm_assets.addresses import masked
 from rm_assets.data.shown_text import one_line, printable
-from rm_assets.training import processes
 from rm_assets.training.job import TrainingError, TrainingJob
-from rm_assets.training.nodes import run_on_nodes
+from rm_assets.training.processes import lifecycle
+from rm_assets.training.processes.ray_nodes import run_on_nodes
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import ERROR, METRICS, ForeignOutputError, clear_output
 from rm_assets.training.transport import run_sent_job
@@ -29,10 +29,10 @@ except ImportError:  # the job runs where no Dagster is installed
 
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
-    processes.die_with_launcher()
-    processes.let_memory_grow(os.environ)
-    if processes.is_worker():
-        processes.die_with_parent()
+    lifecycle.die_with_launcher()
+    lifecycle.let_memory_grow(os.environ)
+    if lifecycle.is_worker():
+        lifecycle.die_with_parent()
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training JOB.json", file=sys.stderr)
         return 2
@@ -44,19 +44,19 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:  # also of text that is no UTF-8
         print(f"error: cannot read the training job {str(path)!r}: {one_line(error)}", file=sys.stderr)
         return 2
-    if not processes.is_worker():
-        if job.settings.num_nodes > 1 and not processes.is_node():
+    if not lifecycle.is_worker():
+        if job.settings.num_nodes > 1 and not lifecycle.is_node():
             return run_on_nodes(path, job.settings.num_nodes)
-        if job.settings.num_processes > 1 or processes.is_node():
-            return processes.run_workers(path, job.settings.num_processes)
-    stop = processes.Stop()
-    processes.listen_for_signals(stop)
+        if job.settings.num_processes > 1 or lifecycle.is_node():
+            return lifecycle.run_workers(path, job.settings.num_processes)
+    stop = lifecycle.Stop()
+    lifecycle.listen_for_signals(stop)
     return work(job, stop)
 
 
-def work(job: TrainingJob, stop: processes.Stop | None = None) -> int:
+def work(job: TrainingJob, stop: lifecycle.Stop | None = None) -> int:
     """Run the job as the process, or the rank, that this is; returns the exit code."""
-    pipes = _open_pipes() if processes.is_first_worker() else None
+    pipes = _open_pipes() if lifecycle.is_first_worker() else None
     try:
         return _run(job, pipes, stop)
     except ForeignOutputError as error:
@@ -72,7 +72,7 @@ def work(job: TrainingJob, stop: processes.Stop | None = None) -> int:
             pipes.close()  # without the error, whose text may be longer than a Pipes message should be
 
 
-def _run(job: TrainingJob, pipes: Any, stop: processes.Stop | None) -> int:
+def _run(job: TrainingJob, pipes: Any, stop: lifecycle.Stop | None) -> int:
     # only here, because torch takes seconds to import and the outer process of several needs none of it
     import transformers
 
@@ -112,7 +112,7 @@ def _say(text: str, pipes: Any) -> None:
 
 
 def _failed(job: TrainingJob, reason: str) -> int:
-    rank = f"process {os.environ['RANK']}: " if processes.is_worker() else ""
+    rank = f"process {os.environ['RANK']}: " if lifecycle.is_worker() else ""
     reason = one_line(reason)
     print(f"error: {rank}{reason}", file=sys.stderr)
     directory = Path(job.output_directory)

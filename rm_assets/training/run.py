@@ -32,7 +32,7 @@ from rm_assets.training.model import (
 )
 from rm_assets.training.planning import Packing
 from rm_assets.training.probe import Choice, choose_packing, use_packing
-from rm_assets.training.processes import Stop
+from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress
 from rm_assets.training.result import (
     MODEL,

@@ -21,8 +21,8 @@ from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import parquet_file, write_table
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.settings import SettingsError
-from rm_assets.training import processes
 from rm_assets.training.job import TrainingError
+from rm_assets.training.processes import lifecycle
 from rm_assets.training.result import ERROR, MANIFEST
 from rm_assets.training.scoring_job import SCORED, SCORED_FILE, ScoringJob
 from rm_assets.training.transport import run_sent_job
@@ -38,8 +38,8 @@ _ROWS_PER_READ = 1024
 
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
-    processes.die_with_launcher()
-    processes.let_memory_grow(os.environ)
+    lifecycle.die_with_launcher()
+    lifecycle.let_memory_grow(os.environ)
     if len(arguments) != 1:
         print("usage: python -m rm_assets.training.score_pairs JOB.json", file=sys.stderr)
         return 2
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:  # also of text that is no UTF-8
         print(f"error: cannot read the scoring job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
         return 2
-    processes.listen_for_signals(processes.Stop())
+    lifecycle.listen_for_signals(lifecycle.Stop())
     told = dagster_pipes is not None and "DAGSTER_PIPES_CONTEXT" in os.environ
     with dagster_pipes.open_dagster_pipes() if told else contextlib.nullcontext():
         return work(job)

@@ -2,11 +2,11 @@
 
 import os
 
-from rm_assets.training import processes
+from rm_assets.training.processes import lifecycle
 
 if __name__ == "__main__":
-    processes.die_with_parent()
-    os.environ[processes.PARENT] = str(os.getpid())  # for the workers
+    lifecycle.die_with_parent()
+    os.environ[lifecycle.PARENT] = str(os.getpid())  # for the workers
     from torch.distributed.run import main  # takes seconds
 
     main()

@@ -36,7 +36,7 @@ from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
 from rm_assets.training.planning import MicroPlan, Packing, epoch_steps, plan_rows
 from rm_assets.training.probe import Choice
-from rm_assets.training.processes import Stop
+from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress, StepFigures
 from rm_assets.training.room import GpuMemory, Memory, tokens_that_fit
 from rm_assets.training.saving import Saver

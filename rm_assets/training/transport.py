@@ -38,7 +38,7 @@ from rm_assets.data.storage.files import (
     write_json,
 )
 from rm_assets.training.job import TrainingJob
-from rm_assets.training.processes import PARENT_FD, STOP_SIGNALS, leave
+from rm_assets.training.processes.lifecycle import PARENT_FD, STOP_SIGNALS, leave
 from rm_assets.training.result import CHECKPOINTS, MANIFEST, SCRATCH
 from rm_assets.training.scoring_job import ScoringJob
 

@@ -19,7 +19,7 @@ from audited import COMMAND, SECRET, AuditedRun, audited_run
 
 from rm_assets.definitions import definitions
 from rm_assets.settings import knobs
-from rm_assets.training.processes import free_address
+from rm_assets.training.processes.lifecycle import free_address
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (ROOT / "rm_assets", ROOT / "benchmarks")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.data.shown_text import printable
-from rm_assets.training.processes import NODE, PARENT_FD, STOP_SIGNALS, free_address
+from rm_assets.training.processes.lifecycle import NODE, PARENT_FD, STOP_SIGNALS, free_address
 
 GPUS = "RM_GPUS_OF_NODE"
 """Environment variable: how many GPUs this job asks of each node."""

@@ -17,7 +17,7 @@ from toy_pairs import learnable_pairs
 
 from rm_assets.training.__main__ import main, work
 from rm_assets.training.model import build_model
-from rm_assets.training.processes import free_address, let_memory_grow
+from rm_assets.training.processes.lifecycle import free_address, let_memory_grow
 from rm_assets.training.result import read_result
 
 NO_DAGSTER = """
@@ -177,7 +177,7 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     # a thread of numpy's or arrow's may receive the signal, and the main thread is deep in a call of a minute
     work = """if True:
         import hashlib, pyarrow
-        from rm_assets.training.processes import Stop, listen_for_signals
+        from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
         listen_for_signals(Stop())
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
@@ -192,7 +192,7 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
 def test_where_a_loop_will_save_the_first_signal_waits_for_it_and_a_second_one_does_not():
     work = """if True:
         import hashlib
-        from rm_assets.training.processes import Stop, listen_for_signals
+        from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
         stop = Stop()
         listen_for_signals(stop)
         with stop.awaited():
