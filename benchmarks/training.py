@@ -41,7 +41,7 @@ from transformers import AutoTokenizer, LlamaConfig, Qwen3Config, TrainerCallbac
 from rm_assets.settings import Settings, TrainingSettings
 from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
 from rm_assets.training.group import Group, join_group, leave_group
-from rm_assets.training.job import TrainingJob
+from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.model import build_model
 from rm_assets.training.optimizer import build_optimizer, learning_rate
 from rm_assets.training.planning import Packing, Rows, epoch_steps, plan_rows

@@ -209,7 +209,7 @@ def _kept_instead(stages: dict[Stage, Snapshot], reason: Reason, line: Line) -> 
 
 def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
     """What each model made of the pair: its scores where it was held out, or that it was trained on it."""
-    from rm_assets.training.result import SCORES_FILE
+    from rm_assets.training.jobs.result import SCORES_FILE
 
     wanted = {**vars(line), "pair_id": pair_id}
     for directory in _models(storage):
@@ -233,7 +233,7 @@ def _models(storage: Path) -> list[Path]:
 
 
 def _manifest_of_model(directory: Path) -> dict[str, Any]:
-    from rm_assets.training.result import TrainingResultError, read_manifest
+    from rm_assets.training.jobs.result import TrainingResultError, read_manifest
 
     try:
         return read_manifest(directory)

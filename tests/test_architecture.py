@@ -85,7 +85,8 @@ def test_loading_the_definitions_loads_nothing_heavy() -> None:
 
 
 def test_the_training_job_can_be_described_without_torch() -> None:
-    modules = loaded_by("import rm_assets.training.job, rm_assets.training.result, rm_assets.training.scoring_job")
+    names = ("training_job", "scoring_job", "result", "transport")
+    modules = loaded_by("import " + ", ".join(f"rm_assets.training.jobs.{name}" for name in names))
     assert modules & {"torch", "transformers", "dagster"} == set()
 
 

@@ -13,10 +13,10 @@ import torch
 
 from rm_assets.training.checkpoint import CHECKPOINTS
 from rm_assets.training.group import ALONE
-from rm_assets.training.job import TrainingJob
+from rm_assets.training.jobs.result import METRICS, clear_output, read_result
+from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
 from rm_assets.training.progress import Progress, StepFigures
-from rm_assets.training.result import METRICS, clear_output, read_result
 from rm_assets.training.run import run_job
 from rm_assets.training.trainer import TrainingStoppedError
 

@@ -94,8 +94,8 @@ def scored_anew(
 
     Raises TrainingFailedError where the process ends without a result.
     """
-    from rm_assets.training.result import MANIFEST, MODEL
-    from rm_assets.training.scoring_job import PAIRS, SCORED_FILE, ScoringJob
+    from rm_assets.training.jobs.result import MANIFEST, MODEL
+    from rm_assets.training.jobs.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
     with tempfile.TemporaryDirectory(prefix="rm_assets_scoring_") as name:
         directory, saved = Path(name), model.directory / MODEL

@@ -46,8 +46,8 @@ class TrainingLauncher(dg.ConfigurableResource):
         Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
         manifest that the job writes last, at the paths that the job names.
         """
-        from rm_assets.training.result import ERROR
-        from rm_assets.training.transport import read_job, sent_job
+        from rm_assets.training.jobs.result import ERROR
+        from rm_assets.training.jobs.transport import read_job, sent_job
 
         storage, job = place(settings.storage), read_job(str(job_path))
         training = getattr(job, "settings", TrainingSettings())  # scoring takes one process of one node
@@ -81,7 +81,7 @@ def _name(storage: Path, key: str) -> str:
 
 def _reason(output_directory: Path, ending: Ending) -> str:
     """Why the job failed: what it wrote about it, else what its exit code tells."""
-    from rm_assets.training.result import ERROR
+    from rm_assets.training.jobs.result import ERROR
 
     code, error = ending.code, output_directory / ERROR
     if code < 0 or code - 128 == signal.SIGKILL:

@@ -154,7 +154,7 @@ def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
 
 def _read_model(directory: Path) -> ModelSnapshot:
     """The model in a directory, pinned; raises FileNotFoundError, or SnapshotError where its manifest is damaged."""
-    from rm_assets.training.result import TrainingResultError, read_manifest
+    from rm_assets.training.jobs.result import TrainingResultError, read_manifest
 
     pin = pinned(directory)
     try:
@@ -166,7 +166,7 @@ def _read_model(directory: Path) -> ModelSnapshot:
 
 def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
     """The lines of a model's metrics.jsonl; raises SnapshotError where they are damaged."""
-    from rm_assets.training.result import METRICS
+    from rm_assets.training.jobs.result import METRICS
 
     path = model.directory / METRICS
     try:
@@ -182,7 +182,7 @@ def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
 
 
 def _verified(home: Path, key: str, context: dg.AssetExecutionContext) -> ModelSnapshot | None:
-    from rm_assets.training.result import TrainingResultError, read_result
+    from rm_assets.training.jobs.result import TrainingResultError, read_result
 
     directory = home / key[:16]
     if not directory.exists():
@@ -211,7 +211,7 @@ def _announcement(project: Project) -> str:
 
 
 def _has_checkpoint(home: Path, key: str) -> bool:
-    from rm_assets.training.result import CHECKPOINTS
+    from rm_assets.training.jobs.result import CHECKPOINTS
 
     return any((unfinished_trainings(home) / key[:16] / CHECKPOINTS).glob("step-*"))
 
@@ -257,7 +257,7 @@ def _finish_older(
     project: Project, pairs: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
 ) -> None:
     """Finish a training on pairs that have changed since. Where it fails, it is given up: today's pairs count."""
-    from rm_assets.training.result import TrainingResultError
+    from rm_assets.training.jobs.result import TrainingResultError
 
     key, home = model_key(project, pairs), project.storage / ASSET
     context.log.warning(f"a training on padded_pairs {pairs.name} was stopped: it is finished before today's pairs")
@@ -272,7 +272,7 @@ def _finish_older(
 def _train(
     project: Project, pairs: Snapshot, key: str, context: dg.AssetExecutionContext, launcher: TrainingLauncher
 ) -> ModelSnapshot:
-    from rm_assets.training.result import read_result, remove_scratch
+    from rm_assets.training.jobs.result import read_result, remove_scratch
 
     home = project.storage / ASSET
     training = unfinished_trainings(home)
@@ -294,7 +294,7 @@ def _publish(working: Path, directory: Path) -> None:
 
     A damaged model is replaced so: whoever reads it meanwhile finds its files to be other ones than its manifest names.
     """
-    from rm_assets.training.result import result_files
+    from rm_assets.training.jobs.result import result_files
 
     if not is_remote(directory) and not directory.exists():
         working.rename(directory)
@@ -312,7 +312,7 @@ def _publish(working: Path, directory: Path) -> None:
 
 def _is_finished(working: Path, key: str) -> bool:
     """Whether an earlier run was stopped between the job's end and the publication of its result."""
-    from rm_assets.training.result import TrainingResultError, read_result
+    from rm_assets.training.jobs.result import TrainingResultError, read_result
 
     with contextlib.suppress(TrainingResultError):
         return bool(read_result(working, key))
@@ -323,7 +323,7 @@ def training_job(
     project: Project, pairs: Snapshot, key: str, output_directory: Path, splits: dict[str, Hashes] | None = None
 ) -> dict[str, Any]:
     """The job's description as JSON, all paths absolute; `splits` are other files than the pairs' own."""
-    from rm_assets.training.job import TrainingJob
+    from rm_assets.training.jobs.training_job import TrainingJob
 
     splits = splits or {split: _files(project, pairs, split, output_directory) for split in _splits(pairs)}
     return TrainingJob(
@@ -345,7 +345,7 @@ def training_job(
 
 def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> Hashes:
     """The files of a split as absolute paths of this machine, copied there if they are remote and the job is here."""
-    from rm_assets.training.result import SCRATCH
+    from rm_assets.training.jobs.result import SCRATCH
 
     files = [file for shard in pairs.manifest.shards for file in shard.files if file.folder == split]
     found: Hashes = {}
@@ -368,7 +368,7 @@ def _copied(path: Path, copy: Path, sha256: str) -> Path:
 
 
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
-    from rm_assets.training.result import result_files
+    from rm_assets.training.jobs.result import result_files
 
     try:
         needed = pinned_snapshots(home.parent)  # by reports, and by the promoted model
@@ -396,7 +396,7 @@ def remove_old_trainings(home: Path, keep: int, say: Callable[[str], object]) ->
 
 def _remove_training(home: Path, name: str) -> None:
     """Its files first: while the description stands, its pairs are kept."""
-    from rm_assets.training.result import remove_result
+    from rm_assets.training.jobs.result import remove_result
 
     if name in {description.key[:16] for description in _descriptions(home)}:
         remove_result(unfinished_trainings(home) / name)

@@ -137,8 +137,8 @@ def _comparison(
     launcher: TrainingLauncher,
 ) -> dict[str, Any]:
     """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
+    from rm_assets.training.jobs.result import SCORES_FILE
     from rm_assets.training.promotion import compared, verdict
-    from rm_assets.training.result import SCORES_FILE
 
     storage = place(settings.storage)
     scores_sha256 = newest.manifest["files"][SCORES_FILE]

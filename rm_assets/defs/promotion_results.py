@@ -21,7 +21,7 @@ CHECKS = [
 
 def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
     """The materialization of the promoted model; its data version changes with the model alone."""
-    from rm_assets.training.result import MODEL as MODEL_DIRECTORY
+    from rm_assets.training.jobs.result import MODEL as MODEL_DIRECTORY
 
     model, verdict = promotion.model, promotion.verdict
     directory = model.directory / MODEL_DIRECTORY

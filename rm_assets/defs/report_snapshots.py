@@ -54,7 +54,7 @@ def written_report(
     settings: Settings, model: ModelSnapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
 ) -> WrittenReport:
     """Evaluate the model's held-out scores, score the prompt baselines, and publish the result."""
-    from rm_assets.training.result import SCORES_FILE
+    from rm_assets.training.jobs.result import SCORES_FILE
 
     storage = place(settings.storage)
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
@@ -89,8 +89,8 @@ def _evaluated(
     launcher: TrainingLauncher,
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """The report's tables by folder, and its figures."""
+    from rm_assets.training.jobs.result import SCORES_FILE
     from rm_assets.training.report import reward_model_report
-    from rm_assets.training.result import SCORES_FILE
 
     scores_sha256 = model.manifest["files"][SCORES_FILE]
     with parquet_file(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:

@@ -65,7 +65,7 @@ def _remove_folds(home: Path) -> None:
 
 
 def _remove_fold(working: Path) -> None:
-    from rm_assets.training.result import remove_result
+    from rm_assets.training.jobs.result import remove_result
 
     remove_named(working, [name for name in file_sizes(working) if _FOLD_FILE.fullmatch(name)])
     remove_result(working)
@@ -95,7 +95,7 @@ def _fold_scores(
     launcher: TrainingLauncher,
 ) -> Any:
     """The scores of a fold's pairs by a model trained on the others, which a run that was cut short may have left."""
-    from rm_assets.training.result import SCORES_FILE, TrainingResultError, read_result
+    from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_result
 
     num_folds = project.settings.suspect_folds
     key = fingerprint(ASSET, working.parent.name, fold)
@@ -118,7 +118,7 @@ def _train(
     context: dg.AssetExecutionContext,
     launcher: TrainingLauncher,
 ) -> None:
-    from rm_assets.training.job import TrainingJob
+    from rm_assets.training.jobs.training_job import TrainingJob
 
     _remove_fold(working)
     working.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,8 @@ MODEL_CHECKS = [
 
 def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
     """The materialization of a model: its metrics, how it was trained as a picture, and where it lies."""
-    from rm_assets.training.result import GOLDEN
-    from rm_assets.training.result import MODEL as MODEL_DIRECTORY
+    from rm_assets.training.jobs.result import GOLDEN
+    from rm_assets.training.jobs.result import MODEL as MODEL_DIRECTORY
 
     curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL_DIRECTORY
@@ -57,7 +57,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
 
 def _hashes(model: ModelSnapshot) -> dg.AssetCheckResult:
     """Hash the published files once more: what was verified before they were moved is not what is served."""
-    from rm_assets.training.result import TrainingResultError, read_result
+    from rm_assets.training.jobs.result import TrainingResultError, read_result
 
     try:
         files = read_result(model.directory, model.key)["files"]

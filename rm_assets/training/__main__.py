@@ -14,12 +14,12 @@ from typing import Any
 
 from rm_assets.addresses import masked
 from rm_assets.data.shown_text import one_line, printable
-from rm_assets.training.job import TrainingError, TrainingJob
+from rm_assets.training.jobs.result import ERROR, METRICS, ForeignOutputError, clear_output
+from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
+from rm_assets.training.jobs.transport import run_sent_job
 from rm_assets.training.processes import lifecycle
 from rm_assets.training.processes.ray_nodes import run_on_nodes
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import ERROR, METRICS, ForeignOutputError, clear_output
-from rm_assets.training.transport import run_sent_job
 
 try:
     import dagster_pipes

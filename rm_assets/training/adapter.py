@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.job import TrainingError
-from rm_assets.training.result import ADAPTER
+from rm_assets.training.jobs.result import ADAPTER
+from rm_assets.training.jobs.training_job import TrainingError
 
 
 def with_adapter(model: Any, settings: TrainingSettings) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.data.shown_text import code_cell_of, code_of, printable
-from rm_assets.training.job import TrainingJob
+from rm_assets.training.jobs.training_job import TrainingJob
 
 _CARD = """---
 {front_matter}

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rm_assets.training.group import Group
-from rm_assets.training.job import TrainingError
-from rm_assets.training.result import (
+from rm_assets.training.jobs.result import (
     CHECKPOINTS,
     MANIFEST,
     METRICS,
@@ -28,6 +27,7 @@ from rm_assets.training.result import (
     sync_directory,
     synced_sha256,
 )
+from rm_assets.training.jobs.training_job import TrainingError
 
 KEPT = 2
 _UNFINISHED = ".unfinished"

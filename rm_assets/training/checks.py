@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rm_assets.training.job import EVALUATION, SPLITS, TrainingError, TrainingJob
+from rm_assets.training.jobs.training_job import EVALUATION, SPLITS, TrainingError, TrainingJob
 from rm_assets.training.planning import Rows
 from rm_assets.training.store import SIDES, Pairs, open_store
 

@@ -22,7 +22,7 @@ from rm_assets.data.chat.pretrained import (
 )
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.training.devices import prepare
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model import check_size, require_whole_weights
 
 Padding = Literal["right", "left"]

@@ -20,10 +20,10 @@ from rm_assets.settings import TrainingSettings
 from rm_assets.training.batches import collate
 from rm_assets.training.devices import moved, one_ahead
 from rm_assets.training.group import Group
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.result import SCORES
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.planning import Packing, Rows, plan_rows
-from rm_assets.training.result import SCORES
 from rm_assets.training.scoring import Scorer, round_weights
 from rm_assets.training.scoring import scores as scores_of
 from rm_assets.training.store import Pairs

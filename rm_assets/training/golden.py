@@ -24,8 +24,8 @@ from rm_assets.training.conversations import (
     text_ids,
 )
 from rm_assets.training.golden_texts import CONVERSATIONS
-from rm_assets.training.job import TrainingError
-from rm_assets.training.result import GOLDEN
+from rm_assets.training.jobs.result import GOLDEN
+from rm_assets.training.jobs.training_job import TrainingError
 
 NUM_CONVERSATIONS = 20
 MIN_TOLERANCE = 1e-5

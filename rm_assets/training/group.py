@@ -12,7 +12,7 @@ import torch.distributed
 from torch import Tensor
 
 from rm_assets.training.devices import prepare, trains_in_bfloat16
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 
 
 @dataclass(frozen=True)

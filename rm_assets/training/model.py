@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from rm_assets.addresses import masked
 from rm_assets.data.chat import pretrained
 from rm_assets.settings import SettingsError
-from rm_assets.training.job import TrainingError, TrainingJob
+from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
 
 HEAD = "score"
 _SPARE_BYTES = 2**28

@@ -23,7 +23,7 @@ from rm_assets.training.calibration import (
     wins,
 )
 from rm_assets.training.intervals import bootstrap_interval
-from rm_assets.training.job import EVALUATION
+from rm_assets.training.jobs.training_job import EVALUATION
 from rm_assets.training.slices import FACTS, KEY, NO_MARGIN, SLICES, length_bucket, margin_bucket
 
 ALL = "all"

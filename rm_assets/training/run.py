@@ -20,7 +20,14 @@ from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
 from rm_assets.training.golden import read_golden_scores, write_golden_scores
 from rm_assets.training.group import Group, peak_memory
 from rm_assets.training.intervals import bootstrap_interval
-from rm_assets.training.job import TrainingJob
+from rm_assets.training.jobs.result import (
+    MODEL,
+    SCORES_FILE,
+    SCRATCH,
+    remove_scratch,
+    write_manifest,
+)
+from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loss import check_margins
 from rm_assets.training.model import (
     build_model,
@@ -34,13 +41,6 @@ from rm_assets.training.planning import Packing
 from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import (
-    MODEL,
-    SCORES_FILE,
-    SCRATCH,
-    remove_scratch,
-    write_manifest,
-)
 from rm_assets.training.scoring import Scorer
 from rm_assets.training.sharding import is_spread, whole_weights
 from rm_assets.training.store import Pairs

@@ -48,7 +48,7 @@ from rm_assets.training.conversations import (
     text_ids,
 )
 from rm_assets.training.golden import verify_golden_scores
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 
 _LINES_PER_TURN = 1000  # of which all sequences are sorted by length together
 _BLOCK_BYTES = 2**20

@@ -21,11 +21,11 @@ from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import parquet_file, write_table
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.settings import SettingsError
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.result import ERROR, MANIFEST
+from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob
+from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.jobs.transport import run_sent_job
 from rm_assets.training.processes import lifecycle
-from rm_assets.training.result import ERROR, MANIFEST
-from rm_assets.training.scoring_job import SCORED, SCORED_FILE, ScoringJob
-from rm_assets.training.transport import run_sent_job
 
 try:
     import dagster_pipes

@@ -23,7 +23,7 @@ from rm_assets.data.storage.parquet import parquet_file
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 
 KEYS = ("source", "line", "pair_id", "prompt_key")
 SIDES = ("chosen", "rejected")

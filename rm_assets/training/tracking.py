@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 
 Tracker = Callable[[Mapping[str, float]], object]
 """Takes a line of `metrics.jsonl`: a step's number under "step", and figures by name."""

@@ -30,7 +30,7 @@ from rm_assets.training.devices import one_ahead
 from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
 from rm_assets.training.group import Group
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.layers import decoder_layers, prepare_layers, reason_not_to_compile
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate

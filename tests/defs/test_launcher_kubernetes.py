@@ -21,7 +21,7 @@ from rm_assets.data.storage.files import file_sizes, place
 from rm_assets.defs.launcher_kubernetes import KubernetesLauncher, PodStaysError
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
-from rm_assets.training.result import read_result
+from rm_assets.training.jobs.result import read_result
 
 pytest.importorskip("dagster_k8s")
 

@@ -17,7 +17,7 @@ from support import QUICK, polite_rows, write_lines
 from rm_assets.defs.launcher_ray import RayLauncher
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
-from rm_assets.training.result import read_result
+from rm_assets.training.jobs.result import read_result
 
 pytest.importorskip("dagster_ray")
 

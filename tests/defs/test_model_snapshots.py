@@ -40,7 +40,7 @@ from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.promoted_snapshots import _champion
 from rm_assets.defs.report_snapshots import _read_history
 from rm_assets.settings import SAMPLE, Settings
-from rm_assets.training.result import TrainingResultError, read_result
+from rm_assets.training.jobs.result import TrainingResultError, read_result
 
 
 class LyingLauncher(TrainingLauncher):

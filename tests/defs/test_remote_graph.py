@@ -11,7 +11,7 @@ from rm_assets.data.storage.files import file_sizes, place
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import SettingsError
-from rm_assets.training.result import TrainingResultError, read_result
+from rm_assets.training.jobs.result import TrainingResultError, read_result
 
 
 def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rm_assets.data.tables.schemas import PADDED
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.job import TrainingJob
+from rm_assets.training.jobs.training_job import TrainingJob
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} <end>{% endfor %}"
 

@@ -7,8 +7,8 @@ import torch
 
 from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.group import ALONE, Group
-from rm_assets.training.job import TrainingError
-from rm_assets.training.result import remove_scratch
+from rm_assets.training.jobs.result import remove_scratch
+from rm_assets.training.jobs.training_job import TrainingError
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from rm_assets.training.conversations import load_scorer, sequence_logits
 from rm_assets.training.golden import GoldenScoresError, read_golden_scores, verify_golden_scores, write_golden_scores
 from rm_assets.training.group import ALONE
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.result import GOLDEN, clear_output
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model import load_model
 from rm_assets.training.progress import Progress
-from rm_assets.training.result import GOLDEN, clear_output
 from rm_assets.training.run import run_job
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model import build_model
 
 

@@ -6,7 +6,7 @@ import torch
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.checks import read_splits
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loss import check_margins, num_right, pair_losses
 
 CHOSEN, REJECTED, MARGIN = [1.0, 0.0, 3.0], [0.0, 2.0, -3.0], [0.5, 0.0, 7.0]

@@ -10,7 +10,7 @@ from support import small_disk
 from training_jobs import trained
 
 from rm_assets.training.__main__ import work
-from rm_assets.training.result import ERROR, METRICS
+from rm_assets.training.jobs.result import ERROR, METRICS
 
 SETTINGS = {"epochs": 20}
 

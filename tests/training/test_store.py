@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy_pairs import padded_row
 
 from rm_assets.data.tables.schemas import PADDED
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.store import common_prefix, open_store
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.progress import Progress, StepFigures
 from rm_assets.training.tracking import open_tracker
 

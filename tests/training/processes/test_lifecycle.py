@@ -16,9 +16,9 @@ from job_processes import MODULE, processes_with, wait_until
 from toy_pairs import learnable_pairs
 
 from rm_assets.training.__main__ import main, work
+from rm_assets.training.jobs.result import read_result
 from rm_assets.training.model import build_model
 from rm_assets.training.processes.lifecycle import free_address, let_memory_grow
-from rm_assets.training.result import read_result
 
 NO_DAGSTER = """
 import runpy, sys

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from rm_assets.training.result import TrainingResultError, read_result, write_manifest
+from rm_assets.training.jobs.result import TrainingResultError, read_result, write_manifest
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from s3 import s3_server
 
 from rm_assets.data.storage.files import file_sizes, place
-from rm_assets.training.transport import read_job, sent_job
+from rm_assets.training.jobs.transport import read_job, sent_job
 
 
 def checkpoints(directory):

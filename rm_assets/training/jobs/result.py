@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rm_assets.data.storage.files import file_sizes, read_file, remove_directories, subdirectories
 from rm_assets.data.storage.ownership import is_inside, remove_named
-from rm_assets.training.job import TrainingError
+from rm_assets.training.jobs.training_job import TrainingError
 
 MANIFEST = "manifest.json"
 MODEL = "model"

@@ -37,10 +37,10 @@ from rm_assets.data.storage.files import (
     upload,
     write_json,
 )
-from rm_assets.training.job import TrainingJob
+from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST, SCRATCH
+from rm_assets.training.jobs.scoring_job import ScoringJob
+from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.processes.lifecycle import PARENT_FD, STOP_SIGNALS, leave
-from rm_assets.training.result import CHECKPOINTS, MANIFEST, SCRATCH
-from rm_assets.training.scoring_job import ScoringJob
 
 JOBS = ".jobs"
 CHECKPOINT = "step-"
