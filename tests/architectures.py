@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_assets.training.batches import collate
-from rm_assets.training.planning import plan_rows
+from rm_assets.training.packing.batches import collate
+from rm_assets.training.packing.planning import plan_rows
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.scoring import Scorer
 

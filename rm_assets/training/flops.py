@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from rm_assets.training.adapter import base_of
-from rm_assets.training.planning import MicroPlan
-from rm_assets.training.store import Pairs
+from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.planning import MicroPlan
 
 PEAKS = {
     "NVIDIA A10": 125e12,  # A10 data sheet

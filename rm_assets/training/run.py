@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rm_assets.training.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.card import base_name, model_card
 from rm_assets.training.checkpoint import Checkpoints
-from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
 from rm_assets.training.golden import read_golden_scores, write_golden_scores
@@ -37,13 +36,14 @@ from rm_assets.training.model import (
     num_embeddings,
     save_model,
 )
-from rm_assets.training.planning import Packing
+from rm_assets.training.packing.checks import check_pairs, read_splits
+from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.planning import Packing
 from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress
 from rm_assets.training.scoring import Scorer
 from rm_assets.training.sharding import is_spread, whole_weights
-from rm_assets.training.store import Pairs
 from rm_assets.training.trainer import train
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rm_assets.training.adapter import base_of
-from rm_assets.training.attention import UnsupportedModelError
-from rm_assets.training.batches import MicroBatch
 from rm_assets.training.model import HEAD
+from rm_assets.training.packing.attention import UnsupportedModelError
+from rm_assets.training.packing.batches import MicroBatch
 
 
 class Scorer(nn.Module):

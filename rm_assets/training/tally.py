@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rm_assets.training.planning import MicroPlan, Packing, Rows, num_tokens
-from rm_assets.training.store import Pairs
+from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.planning import MicroPlan, Packing, Rows, num_tokens
 
 
 @dataclass(frozen=True)

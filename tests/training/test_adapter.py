@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rm_assets.training.adapter import base_of, merged, with_adapter
-from rm_assets.training.checks import read_splits
 from rm_assets.training.evaluation import pair_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.model import build_model
+from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job

@@ -16,16 +16,16 @@ from toy_pairs import learnable_pairs
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training import devices
-from rm_assets.training.attention import ATTENTION, row_attention
-from rm_assets.training.batches import collate
-from rm_assets.training.checks import read_splits
 from rm_assets.training.evaluation import pair_scores
 from rm_assets.training.group import ALONE, join_group, leave_group
 from rm_assets.training.jobs.result import METRICS, MODEL, SCORES_FILE, clear_output
 from rm_assets.training.layers import decoder_layers, prepare_layers
-from rm_assets.training.layout import Kernel, Layout, Segment
 from rm_assets.training.model import build_model, load_model
-from rm_assets.training.planning import Branches, MicroPlan, Packing, plan_rows
+from rm_assets.training.packing.attention import ATTENTION, row_attention
+from rm_assets.training.packing.batches import collate
+from rm_assets.training.packing.checks import read_splits
+from rm_assets.training.packing.layout import Kernel, Layout, Segment
+from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
 from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.progress import Progress

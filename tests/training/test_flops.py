@@ -5,7 +5,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rm_assets.training.flops import Work, is_exact, num_dense_weights, peak_flops, step_flops
-from rm_assets.training.planning import Packing, plan_rows
+from rm_assets.training.packing.planning import Packing, plan_rows
 from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.scoring import Scorer
 

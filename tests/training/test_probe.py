@@ -4,9 +4,9 @@ import pytest
 import torch
 from architectures import CPU, alone, build, edge_cases, in_rows
 
-from rm_assets.training.attention import ATTENTION
 from rm_assets.training.layers import decoder_layers, shallow_copy
-from rm_assets.training.planning import Packing
+from rm_assets.training.packing.attention import ATTENTION
+from rm_assets.training.packing.planning import Packing
 from rm_assets.training.probe import choose_packing
 from rm_assets.training.probe_pairs import pairs_of, probe_pairs
 

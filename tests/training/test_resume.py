@@ -13,10 +13,10 @@ from toy_pairs import learnable_pairs
 from training_jobs import finish, kill_inside_a_save, said, start_job
 
 from rm_assets.training.checkpoint import Checkpoints
-from rm_assets.training.checks import read_splits
 from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.planning import epoch_steps
+from rm_assets.training.packing.checks import read_splits
+from rm_assets.training.packing.planning import epoch_steps
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
 

@@ -13,7 +13,7 @@ from toy_pairs import padded_row
 
 from rm_assets.data.tables.schemas import PADDED
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.store import common_prefix, open_store
+from rm_assets.training.packing.pair_store import common_prefix, open_store
 
 
 def opened(directory, paths, snapshot="s"):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rm_assets.training.devices import moved
-from rm_assets.training.layout import Layout, Segment
-from rm_assets.training.planning import IDLE_TOKENS, MicroPlan, Packing, Rows
-from rm_assets.training.store import Pairs
+from rm_assets.training.packing.layout import Layout, Segment
+from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.planning import IDLE_TOKENS, MicroPlan, Packing, Rows
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rm_assets.training.planning import MicroPlan, Packing, num_tokens, plan_rows
-from rm_assets.training.store import Pairs
+from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.planning import MicroPlan, Packing, num_tokens, plan_rows
 
 SHARE = 0.85
 """Of the free memory that a step may take: the rest is for what lies between its tensors, and for other lengths."""

@@ -15,7 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rm_assets.training.layout import Kernel, Layout
+from rm_assets.training.packing.layout import Kernel, Layout
 
 ATTENTION = "rm_assets_rows"
 _SINKS = ("s_aux", "sinks")

@@ -1,7 +1,7 @@
 import pytest
 
-from rm_assets.training.checks import check_pairs, read_splits
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.packing.checks import check_pairs, read_splits
 
 GOOD = ([7, 5, 1], [7, 6, 1])
 

@@ -10,11 +10,11 @@ from architectures import CPU, alone, build, edge_cases, gradients, in_rows
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from rm_assets.training import layout
-from rm_assets.training.attention import ATTENTION, UnsupportedModelError, row_attention
-from rm_assets.training.batches import collate
-from rm_assets.training.layout import Kernel, Layout, Piece, Segment
-from rm_assets.training.planning import Packing, plan_rows
+from rm_assets.training.packing import layout
+from rm_assets.training.packing.attention import ATTENTION, UnsupportedModelError, row_attention
+from rm_assets.training.packing.batches import collate
+from rm_assets.training.packing.layout import Kernel, Layout, Piece, Segment
+from rm_assets.training.packing.planning import Packing, plan_rows
 from rm_assets.training.probe_pairs import pairs_of, probe_pairs
 
 

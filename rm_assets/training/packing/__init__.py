@@ -1,0 +1,1 @@
+"""From stored pairs to packed micro-batches, and the attention that reads them."""
