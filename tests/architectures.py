@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rm_assets.training.model.probe_pairs import pairs_of
+from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.planning import plan_rows
-from rm_assets.training.probe_pairs import pairs_of
-from rm_assets.training.scoring import Scorer
 
 CPU = torch.device("cpu")
 VOCAB_SIZE, WINDOW = 97, 16

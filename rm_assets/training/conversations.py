@@ -23,7 +23,7 @@ from rm_assets.data.chat.pretrained import (
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.training.devices import prepare
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model import check_size, require_whole_weights
+from rm_assets.training.model.reward_model import check_size, require_whole_weights
 
 Padding = Literal["right", "left"]
 

@@ -22,11 +22,11 @@ from rm_assets.training.group import Group
 from rm_assets.training.jobs.result import SCORES
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loss import num_right, pair_losses, worst_pairs
+from rm_assets.training.model.scoring import Scorer, round_weights
+from rm_assets.training.model.scoring import scores as scores_of
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Packing, Rows, plan_rows
-from rm_assets.training.scoring import Scorer, round_weights
-from rm_assets.training.scoring import scores as scores_of
 
 NUM_SAMPLED = 64
 """Pairs that are computed in both precisions. Where there are no more than these, all are computed in float32."""

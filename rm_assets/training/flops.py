@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from rm_assets.training.adapter import base_of
+from rm_assets.training.model.adapter import base_of
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import MicroPlan
 

@@ -11,7 +11,6 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from rm_assets.training.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.card import base_name, model_card
 from rm_assets.training.checkpoint import Checkpoints
 from rm_assets.training.devices import trains_in_bfloat16
@@ -28,7 +27,9 @@ from rm_assets.training.jobs.result import (
 )
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loss import check_margins
-from rm_assets.training.model import (
+from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
+from rm_assets.training.model.probe import Choice, choose_packing, use_packing
+from rm_assets.training.model.reward_model import (
     build_model,
     load_model,
     load_tokenizer,
@@ -36,13 +37,12 @@ from rm_assets.training.model import (
     num_embeddings,
     save_model,
 )
+from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import check_pairs, read_splits
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Packing
-from rm_assets.training.probe import Choice, choose_packing, use_packing
 from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress
-from rm_assets.training.scoring import Scorer
 from rm_assets.training.sharding import is_spread, whole_weights
 from rm_assets.training.trainer import train
 

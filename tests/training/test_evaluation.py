@@ -8,11 +8,11 @@ from architectures import VOCAB_SIZE, alone, build, edge_cases
 from rm_assets.training.evaluation import Evaluation, Rounding, evaluate, pair_scores, write_scores
 from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import SCORES
+from rm_assets.training.model.probe import use_packing
+from rm_assets.training.model.probe_pairs import pairs_of
+from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.packing.pair_store import open_store
 from rm_assets.training.packing.planning import Packing
-from rm_assets.training.probe import use_packing
-from rm_assets.training.probe_pairs import pairs_of
-from rm_assets.training.scoring import Scorer, round_weights
 
 PAIRS = pairs_of(edge_cases())
 

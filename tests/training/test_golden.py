@@ -15,7 +15,7 @@ from rm_assets.training.golden import GoldenScoresError, read_golden_scores, ver
 from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import GOLDEN, clear_output
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model import load_model
+from rm_assets.training.model.reward_model import load_model
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
 

@@ -10,12 +10,12 @@ from architectures import CPU, alone, build, edge_cases, gradients, in_rows
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from rm_assets.training.model.probe_pairs import pairs_of, probe_pairs
 from rm_assets.training.packing import layout
 from rm_assets.training.packing.attention import ATTENTION, UnsupportedModelError, row_attention
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.layout import Kernel, Layout, Piece, Segment
 from rm_assets.training.packing.planning import Packing, plan_rows
-from rm_assets.training.probe_pairs import pairs_of, probe_pairs
 
 
 @pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PACKED])

@@ -4,10 +4,10 @@ from architectures import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.layout import Segment
 from rm_assets.training.packing.planning import Packing, epoch_steps, num_tokens, plan_rows
-from rm_assets.training.probe_pairs import pairs_of
 
 
 def ids(*values):

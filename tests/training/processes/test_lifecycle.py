@@ -17,7 +17,7 @@ from toy_pairs import learnable_pairs
 
 from rm_assets.training.__main__ import main, work
 from rm_assets.training.jobs.result import read_result
-from rm_assets.training.model import build_model
+from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.processes.lifecycle import free_address, let_memory_grow
 
 NO_DAGSTER = """

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model import build_model
+from rm_assets.training.model.reward_model import build_model
 
 
 class RunsWhenUnpickled:

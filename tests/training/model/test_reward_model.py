@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model import build_model, load_tokenizer
+from rm_assets.training.model.reward_model import build_model, load_tokenizer
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {

@@ -19,18 +19,18 @@ from rm_assets.training import devices
 from rm_assets.training.evaluation import pair_scores
 from rm_assets.training.group import ALONE, join_group, leave_group
 from rm_assets.training.jobs.result import METRICS, MODEL, SCORES_FILE, clear_output
-from rm_assets.training.layers import decoder_layers, prepare_layers
-from rm_assets.training.model import build_model, load_model
+from rm_assets.training.model.layers import decoder_layers, prepare_layers
+from rm_assets.training.model.probe import Choice, choose_packing, use_packing
+from rm_assets.training.model.probe_pairs import pairs_of
+from rm_assets.training.model.reward_model import build_model, load_model
+from rm_assets.training.model.scoring import Scorer, bfloat16_scores
 from rm_assets.training.packing.attention import ATTENTION, row_attention
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.layout import Kernel, Layout, Segment
 from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
-from rm_assets.training.probe import Choice, choose_packing, use_packing
-from rm_assets.training.probe_pairs import pairs_of
 from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
-from rm_assets.training.scoring import Scorer, bfloat16_scores
 from rm_assets.training.state import captured, restore
 from rm_assets.training.trainer import fitted_run, planned_steps, prepared_run, train_step
 

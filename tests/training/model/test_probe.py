@@ -4,11 +4,11 @@ import pytest
 import torch
 from architectures import CPU, alone, build, edge_cases, in_rows
 
-from rm_assets.training.layers import decoder_layers, shallow_copy
+from rm_assets.training.model.layers import decoder_layers, shallow_copy
+from rm_assets.training.model.probe import choose_packing
+from rm_assets.training.model.probe_pairs import pairs_of, probe_pairs
 from rm_assets.training.packing.attention import ATTENTION
 from rm_assets.training.packing.planning import Packing
-from rm_assets.training.probe import choose_packing
-from rm_assets.training.probe_pairs import pairs_of, probe_pairs
 
 REASONS = {
     "bloom": "BloomForSequenceClassification takes no attention from outside",

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rm_assets.training.adapter import base_of
 from rm_assets.training.devices import is_device_failure, trains_in_bfloat16
-from rm_assets.training.layers import shallow_copy
+from rm_assets.training.model.adapter import base_of
+from rm_assets.training.model.layers import shallow_copy
+from rm_assets.training.model.probe_pairs import probe_pairs
+from rm_assets.training.model.scoring import Scorer, bfloat16_scores
 from rm_assets.training.packing.attention import ATTENTION, UnsupportedModelError
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
-from rm_assets.training.probe_pairs import probe_pairs
-from rm_assets.training.scoring import Scorer, bfloat16_scores
 
 
 @dataclass(frozen=True)
