@@ -72,9 +72,9 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
     """A data frame of what the report slices these pairs by, and the places of replies in evaluation sets' rankings."""
     import pandas as pd
 
-    from rm_assets.training.benchmarks import PLACES, with_places
-    from rm_assets.training.slices import KEY
-    from rm_assets.training.slices import pair_facts as facts_of
+    from rm_assets.training.report.benchmark_rules import PLACES, with_places
+    from rm_assets.training.report.slices import KEY
+    from rm_assets.training.report.slices import pair_facts as facts_of
 
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
     paths = [path for shard in shards if (path := validated.data_path(shard))]

@@ -82,7 +82,7 @@ def length_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
 def calibration_plot(calibration: "pd.DataFrame") -> bytes:
     """Reliability diagram (Guo et al. 2017, figure 1) with 95 % intervals, above the number of pairs per bin.
 
-    `calibration` is that of `rm_assets.training.report.calibration_bins`; empty bins are left out.
+    `calibration` is that of `rm_assets.training.report.reward_model_report.calibration_bins`; empty bins are left out.
     """
     figure = new_figure(height_pixels=440)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

@@ -138,7 +138,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
     from rm_assets.training.jobs.result import SCORES_FILE
-    from rm_assets.training.promotion import compared, verdict
+    from rm_assets.training.report.promotion import compared, verdict
 
     storage = place(settings.storage)
     scores_sha256 = newest.manifest["files"][SCORES_FILE]

@@ -64,7 +64,7 @@ def pictures(written: WrittenReport) -> dict[str, bytes]:
 
 def report_files(written: WrittenReport, drawn: dict[str, bytes]) -> dict[str, bytes]:
     """The report for other programs, and the pictures: file name -> content."""
-    from rm_assets.training.intervals import METHOD
+    from rm_assets.training.report.intervals import METHOD
 
     content = {
         "intervals": METHOD,
@@ -85,7 +85,7 @@ def _plain(frame: Any) -> list[dict[str, Any]]:
 
 def report_result(written: WrittenReport, drawn: dict[str, bytes], settings: Settings) -> dg.MaterializeResult:
     """The materialization of a report: pictures, tables, every figure as a number, and checks."""
-    from rm_assets.training.intervals import METHOD
+    from rm_assets.training.report.intervals import METHOD
 
     checks = report_checks(written, settings)
     return dg.MaterializeResult(
@@ -166,7 +166,7 @@ def _unbroken(text: str) -> str:
 
 def _best_baseline(row: dict[str, Any]) -> str:
     """The null baseline that comes nearest, such as `0.601 shorter wins`; empty where there is none."""
-    from rm_assets.training.baselines import LENGTH_BASELINES, PROMPT_BASELINES
+    from rm_assets.training.report.baselines import LENGTH_BASELINES, PROMPT_BASELINES
 
     names = PROMPT_BASELINES if row["slice"] == "length_difference" else (*LENGTH_BASELINES, *PROMPT_BASELINES)
     known = {name: row[name] for name in names if not np.isnan(row[name])}
@@ -203,7 +203,7 @@ def _largest_first(rows: list[dict[str, Any]], num_pairs: list[int]) -> list[dic
 
 
 def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResult:
-    from rm_assets.training.report import above_chance
+    from rm_assets.training.report.reward_model_report import above_chance
 
     too_low = floor is not None and metrics["accuracy"] < floor
     told = f"{_accuracy_told(metrics)}, on {metrics['num_pairs']:,} test pairs"
@@ -229,7 +229,7 @@ def _accuracy_told(metrics: dict[str, Any]) -> str:
 
 
 def _length(written: WrittenReport) -> dg.AssetCheckResult:
-    from rm_assets.training.baselines import LENGTH_BASELINES
+    from rm_assets.training.report.baselines import LENGTH_BASELINES
 
     reached = ", ".join(f"'the {name.replace('_', ' ')}' {written.metrics[name]:.3f}" for name in LENGTH_BASELINES)
     advice = "Length alone may do as well: add pairs whose better reply is the shorter one as often as the longer"
@@ -237,7 +237,7 @@ def _length(written: WrittenReport) -> dg.AssetCheckResult:
 
 
 def _prompt(written: WrittenReport) -> dg.AssetCheckResult:
-    from rm_assets.training.baselines import PROMPT_BASELINES
+    from rm_assets.training.report.baselines import PROMPT_BASELINES
 
     metrics = written.metrics
     without, other = (metrics.get(name) for name in PROMPT_BASELINES)
@@ -251,7 +251,7 @@ def _baselines(
     check: str, written: WrittenReport, names: tuple[str, ...], reached: str, advice: str
 ) -> dg.AssetCheckResult:
     """Passed where no baseline reaches the interval over all test pairs; slices where one does are shown."""
-    from rm_assets.training.baselines import near_baselines
+    from rm_assets.training.report.baselines import near_baselines
 
     metrics = written.metrics
     near = [

@@ -90,7 +90,7 @@ def _evaluated(
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """The report's tables by folder, and its figures."""
     from rm_assets.training.jobs.result import SCORES_FILE
-    from rm_assets.training.report import reward_model_report
+    from rm_assets.training.report.reward_model_report import reward_model_report
 
     scores_sha256 = model.manifest["files"][SCORES_FILE]
     with parquet_file(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:
@@ -119,7 +119,7 @@ def _prompt_baselines(
     launcher: TrainingLauncher,
 ) -> Any:
     """The baselines of the pairs drawn from each held-out set; prompts are exchanged within a set."""
-    from rm_assets.training.baselines import baseline_results, prompt_variants
+    from rm_assets.training.report.baselines import baseline_results, prompt_variants
 
     rows = {pair_key(row): row for row in preferences.to_pylist()}
     variants = []

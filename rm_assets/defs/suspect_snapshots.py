@@ -78,7 +78,7 @@ def _ranked(
     """The suspects among all annotations, and how many pairs were judged."""
     import pandas as pd
 
-    from rm_assets.training.suspects import ranked_suspects
+    from rm_assets.training.report.suspects import ranked_suspects
 
     folds = range(project.settings.suspect_folds)
     scored = [_fold_scores(project, padded, fold, working / str(fold), context, launcher) for fold in folds]
@@ -131,7 +131,7 @@ def _train(
 
 def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, Hashes]:
     """Files with hashes of the pairs to train on and of those to judge, a shard at a time, as splits of a job."""
-    from rm_assets.training.suspects import folds_of
+    from rm_assets.training.report.suspects import folds_of
 
     splits: dict[str, Hashes] = {"train": {}, "validation": {}, "test": {}}
     for number, path in enumerate(padded.paths(*SPLITS)):

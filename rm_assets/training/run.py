@@ -17,7 +17,6 @@ from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
 from rm_assets.training.golden import read_golden_scores, write_golden_scores
 from rm_assets.training.group import Group, peak_memory
-from rm_assets.training.intervals import bootstrap_interval
 from rm_assets.training.jobs.result import (
     MODEL,
     SCORES_FILE,
@@ -43,6 +42,7 @@ from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Packing
 from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress
+from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.sharding import is_spread, whole_weights
 from rm_assets.training.trainer import train
 

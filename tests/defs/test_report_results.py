@@ -16,7 +16,7 @@ from rm_assets.defs.report_pictures import slices_plot
 from rm_assets.defs.report_results import report_result
 from rm_assets.defs.report_snapshots import WrittenReport, write_beside
 from rm_assets.settings import Settings
-from rm_assets.training.report import reward_model_report
+from rm_assets.training.report.reward_model_report import reward_model_report
 
 
 def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> tuple[dict[str, Any], pd.DataFrame]:

@@ -14,7 +14,7 @@ from support import QUICK, polite_rows, write_lines
 
 from rm_assets.settings import SAMPLE
 from rm_assets.settings_loading import load_settings
-from rm_assets.training.suspects import fold_of
+from rm_assets.training.report.suspects import fold_of
 
 SELECTION = "*suspect_annotations"
 

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_assets.training.calibration import (
+from rm_assets.training.report.calibration import (
     calibration_bins,
     expected_calibration_error,
     fitted_temperature,
     log_losses,
     wins,
 )
-from rm_assets.training.intervals import wilson_interval
+from rm_assets.training.report.intervals import wilson_interval
 
 LN2, LN11 = math.log(2), math.log(11)
 

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rm_assets.training.baselines import PROMPT_BASELINES
-from rm_assets.training.benchmarks import BEST, PLACES, STYLES, benchmark_rows
-from rm_assets.training.calibration import (
+from rm_assets.training.jobs.training_job import EVALUATION
+from rm_assets.training.report.baselines import PROMPT_BASELINES
+from rm_assets.training.report.benchmark_rules import BEST, PLACES, STYLES, benchmark_rows
+from rm_assets.training.report.calibration import (
     calibration_bins,
     expected_calibration_error,
     fitted_temperature,
     log_losses,
     wins,
 )
-from rm_assets.training.intervals import bootstrap_interval
-from rm_assets.training.jobs.training_job import EVALUATION
-from rm_assets.training.slices import FACTS, KEY, NO_MARGIN, SLICES, length_bucket, margin_bucket
+from rm_assets.training.report.intervals import bootstrap_interval
+from rm_assets.training.report.slices import FACTS, KEY, NO_MARGIN, SLICES, length_bucket, margin_bucket
 
 ALL = "all"
 NO_SUBSET = "(none)"

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import is_linear
 
-from rm_assets.training.intervals import wilson_interval
-from rm_assets.training.report import TABLE_COLUMNS, above_chance, reward_model_report
+from rm_assets.training.report.intervals import wilson_interval
+from rm_assets.training.report.reward_model_report import TABLE_COLUMNS, above_chance, reward_model_report
 
 LN2, LN5, LN11 = math.log(2), math.log(5), math.log(11)
 

@@ -3,7 +3,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from rm_assets.training.suspects import fold_of, folds_of, ranked_suspects
+from rm_assets.training.report.suspects import fold_of, folds_of, ranked_suspects
 
 
 def test_a_prompt_stays_in_its_fold_and_folds_are_of_like_size():

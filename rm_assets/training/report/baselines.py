@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rm_assets.training.calibration import wins
+from rm_assets.training.report.calibration import wins
 
 WITHOUT_PROMPT = "without_prompt"
 OTHER_PROMPT = "other_prompt"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rm_assets.training.intervals import wilson_interval
+from rm_assets.training.report.intervals import wilson_interval
 
 NUM_BINS = 10
 _NUM_HALVINGS = 60

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from rm_assets.data.tables import schemas
-from rm_assets.training.slices import agreement_name, dominant_script, margin_bucket, pair_facts
+from rm_assets.training.report.slices import agreement_name, dominant_script, margin_bucket, pair_facts
 
 
 @pytest.mark.parametrize(

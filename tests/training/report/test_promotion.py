@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from rm_assets.training.promotion import compared, sign_test, verdict
+from rm_assets.training.report.promotion import compared, sign_test, verdict
 
 
 def scores(right, prompts=None):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rm_assets.training.intervals import bootstrap_interval, wilson_interval
+from rm_assets.training.report.intervals import bootstrap_interval, wilson_interval
 
 
 def test_bootstrap_agrees_with_a_loop_that_draws_prompts_one_by_one():

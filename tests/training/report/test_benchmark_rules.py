@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from rm_assets.training.benchmarks import benchmark_rows, with_places
+from rm_assets.training.report.benchmark_rules import benchmark_rows, with_places
 
 
 def grid(line, chosen, rejected):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.training.baselines import (
+from rm_assets.training.report.baselines import (
     EMPTY_PROMPT,
     baseline_results,
     near_baselines,

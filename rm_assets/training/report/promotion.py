@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from rm_assets.training.calibration import wins
-from rm_assets.training.intervals import bootstrap_interval
+from rm_assets.training.report.calibration import wins
+from rm_assets.training.report.intervals import bootstrap_interval
 
 _KEY = ["source", "line", "pair_id"]
 

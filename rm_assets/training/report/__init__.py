@@ -1,0 +1,1 @@
+"""Held-out evaluation: accuracy, intervals, calibration, baselines, and the promotion rule. No torch here."""
