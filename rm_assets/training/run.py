@@ -11,11 +11,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from rm_assets.training.card import base_name, model_card
 from rm_assets.training.checkpoint import Checkpoints
 from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
-from rm_assets.training.golden import read_golden_scores, write_golden_scores
 from rm_assets.training.group import Group, peak_memory
 from rm_assets.training.jobs.result import (
     MODEL,
@@ -43,6 +41,8 @@ from rm_assets.training.packing.planning import Packing
 from rm_assets.training.processes.lifecycle import Stop
 from rm_assets.training.progress import Progress
 from rm_assets.training.report.intervals import bootstrap_interval
+from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
+from rm_assets.training.saved_model.model_card import base_name, model_card
 from rm_assets.training.sharding import is_spread, whole_weights
 from rm_assets.training.trainer import train
 

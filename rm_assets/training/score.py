@@ -39,7 +39,9 @@ from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.tables.schemas import Reason
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
-from rm_assets.training.conversations import (
+from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.saved_model.golden_scores import verify_golden_scores
+from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
     Scorer,
     conversation_text,
@@ -47,8 +49,6 @@ from rm_assets.training.conversations import (
     sequence_logits,
     text_ids,
 )
-from rm_assets.training.golden import verify_golden_scores
-from rm_assets.training.jobs.training_job import TrainingError
 
 _LINES_PER_TURN = 1000  # of which all sequences are sorted by length together
 _BLOCK_BYTES = 2**20

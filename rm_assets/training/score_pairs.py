@@ -73,7 +73,7 @@ def run_scoring(job: ScoringJob) -> None:
     # only here, because torch takes seconds to import and a job that cannot be read needs none of it
     import transformers
 
-    from rm_assets.training.conversations import load_scorer
+    from rm_assets.training.saved_model.stock_scoring import load_scorer
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -104,7 +104,7 @@ def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
 
 def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
     """The scores of rows with the schema `scoring_job.PAIRS`, as a table with the schema SCORED."""
-    from rm_assets.training.conversations import ConversationError, sequence_logits
+    from rm_assets.training.saved_model.stock_scoring import ConversationError, sequence_logits
 
     results: list[dict[str, Any]] = []
     sequences: list[list[int]] = []
@@ -126,7 +126,7 @@ def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int
 
 
 def _both_sides(scorer: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
-    from rm_assets.training.conversations import ConversationError, conversation_text, text_ids
+    from rm_assets.training.saved_model.stock_scoring import ConversationError, conversation_text, text_ids
 
     limit = min(max_length, scorer.max_length or max_length)
     sides = []

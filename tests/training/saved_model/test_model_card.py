@@ -7,7 +7,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from rm_assets.training.card import model_card
+from rm_assets.training.saved_model.model_card import model_card
 
 GOLDEN = {"conversations": [], "largest_bfloat16_difference": 0.0}
 HOSTILE = [

@@ -15,7 +15,10 @@ import torch
 
 from rm_assets.data.chat.pretrained import load_tokenizer
 from rm_assets.settings import SettingsError
-from rm_assets.training.conversations import (
+from rm_assets.training.jobs.result import GOLDEN
+from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.saved_model.golden_texts import CONVERSATIONS
+from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
     Padding,
     Scorer,
@@ -23,9 +26,6 @@ from rm_assets.training.conversations import (
     sequence_logits,
     text_ids,
 )
-from rm_assets.training.golden_texts import CONVERSATIONS
-from rm_assets.training.jobs.result import GOLDEN
-from rm_assets.training.jobs.training_job import TrainingError
 
 NUM_CONVERSATIONS = 20
 MIN_TOLERANCE = 1e-5
