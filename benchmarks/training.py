@@ -39,16 +39,16 @@ import transformers
 from transformers import AutoTokenizer, LlamaConfig, Qwen3Config, TrainerCallback
 
 from rm_assets.settings import Settings, TrainingSettings
-from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
-from rm_assets.training.group import Group, join_group, leave_group
 from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.loop.flops import Work, is_exact, peak_flops, step_flops
+from rm_assets.training.loop.group import Group, join_group, leave_group
+from rm_assets.training.loop.optimizer import build_optimizer, learning_rate
+from rm_assets.training.loop.throughput import Tally, tally_of
+from rm_assets.training.loop.trainer import Run, prepared_run, train_step
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
-from rm_assets.training.optimizer import build_optimizer, learning_rate
 from rm_assets.training.packing.pair_store import Pairs, open_store
 from rm_assets.training.packing.planning import Packing, Rows, epoch_steps, plan_rows
-from rm_assets.training.tally import Tally, tally_of
-from rm_assets.training.trainer import Run, prepared_run, train_step
 
 SHAPES = {
     "llama-17m": LlamaConfig(

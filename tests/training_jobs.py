@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from rm_assets.training.checkpoint import CHECKPOINTS
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import METRICS, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.loop.checkpoint import CHECKPOINTS
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.progress import Progress, StepFigures
+from rm_assets.training.loop.trainer import TrainingStoppedError
 from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
-from rm_assets.training.progress import Progress, StepFigures
 from rm_assets.training.run import run_job
-from rm_assets.training.trainer import TrainingStoppedError
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(

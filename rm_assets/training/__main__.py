@@ -17,9 +17,9 @@ from rm_assets.data.shown_text import one_line, printable
 from rm_assets.training.jobs.result import ERROR, METRICS, ForeignOutputError, clear_output
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
 from rm_assets.training.jobs.transport import run_sent_job
+from rm_assets.training.loop.progress import Progress
 from rm_assets.training.processes import lifecycle
 from rm_assets.training.processes.ray_nodes import run_on_nodes
-from rm_assets.training.progress import Progress
 
 try:
     import dagster_pipes
@@ -76,10 +76,10 @@ def _run(job: TrainingJob, pipes: Any, stop: lifecycle.Stop | None) -> int:
     # only here, because torch takes seconds to import and the outer process of several needs none of it
     import transformers
 
-    from rm_assets.training.group import join_group, leave_group
+    from rm_assets.training.loop.group import join_group, leave_group
+    from rm_assets.training.loop.tracking import open_tracker
+    from rm_assets.training.loop.trainer import TrainingStoppedError
     from rm_assets.training.run import run_job
-    from rm_assets.training.tracking import open_tracker
-    from rm_assets.training.trainer import TrainingStoppedError
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

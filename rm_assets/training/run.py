@@ -11,10 +11,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from rm_assets.training.checkpoint import Checkpoints
 from rm_assets.training.devices import trains_in_bfloat16
-from rm_assets.training.evaluation import evaluate, split_metrics, write_scores
-from rm_assets.training.group import Group, peak_memory
 from rm_assets.training.jobs.result import (
     MODEL,
     SCORES_FILE,
@@ -23,7 +20,13 @@ from rm_assets.training.jobs.result import (
     write_manifest,
 )
 from rm_assets.training.jobs.training_job import TrainingJob
-from rm_assets.training.loss import check_margins
+from rm_assets.training.loop.checkpoint import Checkpoints
+from rm_assets.training.loop.group import Group, peak_memory
+from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
+from rm_assets.training.loop.loss import check_margins
+from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.sharding import is_spread, whole_weights
+from rm_assets.training.loop.trainer import train
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.reward_model import (
@@ -39,12 +42,9 @@ from rm_assets.training.packing.checks import check_pairs, read_splits
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Packing
 from rm_assets.training.processes.lifecycle import Stop
-from rm_assets.training.progress import Progress
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
 from rm_assets.training.saved_model.model_card import base_name, model_card
-from rm_assets.training.sharding import is_spread, whole_weights
-from rm_assets.training.trainer import train
 
 
 def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | None = None) -> None:

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.training.__main__ import work
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import SCORES, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.progress import Progress
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.progress import Progress
 from rm_assets.training.run import run_job
 
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rm_assets.data.formats.preferences import ParsingRules
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.settings import SettingsError
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import clear_output
 from rm_assets.training.jobs.scoring_job import PAIRS
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.progress import Progress
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.progress import Progress
 from rm_assets.training.run import run_job
 from rm_assets.training.saved_model.stock_scoring import Scorer, conversation_text, load_scorer
 from rm_assets.training.score import main, scored_lines

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rm_assets.training.evaluation import pair_scores
-from rm_assets.training.group import ALONE
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.held_out import pair_scores
+from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.trainer import train
 from rm_assets.training.model.adapter import base_of, merged, with_adapter
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import read_splits
-from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
-from rm_assets.training.trainer import train
 
 LORA = {"lora_rank": 4, "lora_alpha": 8, "learning_rate": 2e-2}
 

@@ -16,9 +16,12 @@ from toy_pairs import learnable_pairs
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training import devices
-from rm_assets.training.evaluation import pair_scores
-from rm_assets.training.group import ALONE, join_group, leave_group
 from rm_assets.training.jobs.result import METRICS, MODEL, SCORES_FILE, clear_output
+from rm_assets.training.loop.group import ALONE, join_group, leave_group
+from rm_assets.training.loop.held_out import pair_scores
+from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.state import captured, restore
+from rm_assets.training.loop.trainer import fitted_run, planned_steps, prepared_run, train_step
 from rm_assets.training.model.layers import decoder_layers, prepare_layers
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
@@ -29,10 +32,7 @@ from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.layout import Kernel, Layout, Segment
 from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
-from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
-from rm_assets.training.state import captured, restore
-from rm_assets.training.trainer import fitted_run, planned_steps, prepared_run, train_step
 
 
 @pytest.fixture

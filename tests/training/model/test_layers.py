@@ -7,14 +7,14 @@ import torch
 from architectures import CPU
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.group import ALONE
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.trainer import train
 from rm_assets.training.model.adapter import with_adapter
 from rm_assets.training.model.layers import decoder_layers, prepare_layers, reason_not_to_compile
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.packing.checks import read_splits
-from rm_assets.training.progress import Progress
-from rm_assets.training.trainer import train
 
 
 def trained_weights(job, **changes):

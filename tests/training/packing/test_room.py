@@ -4,11 +4,11 @@ import torch
 from architectures import VOCAB_SIZE, build
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.group import ALONE
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.trainer import fitted_run, prepared_run
 from rm_assets.training.model.probe import Choice, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.packing.planning import Packing
-from rm_assets.training.trainer import fitted_run, prepared_run
 
 FIXED, PER_TOKEN = 5_000_000, 1000
 

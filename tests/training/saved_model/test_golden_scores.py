@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import GOLDEN, clear_output
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.progress import Progress
 from rm_assets.training.model.reward_model import load_model
-from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
 from rm_assets.training.saved_model.golden_scores import (
     GoldenScoresError,

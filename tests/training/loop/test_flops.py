@@ -4,7 +4,7 @@ from architectures import build
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from rm_assets.training.flops import Work, is_exact, num_dense_weights, peak_flops, step_flops
+from rm_assets.training.loop.flops import Work, is_exact, num_dense_weights, peak_flops, step_flops
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.planning import Packing, plan_rows

@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
-from rm_assets.training.checkpoint import Checkpoints, Position
-from rm_assets.training.group import ALONE, Group
 from rm_assets.training.jobs.result import remove_scratch
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.loop.checkpoint import Checkpoints, Position
+from rm_assets.training.loop.group import ALONE, Group
 
 
 @pytest.fixture

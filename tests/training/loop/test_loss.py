@@ -6,7 +6,7 @@ import torch
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loss import check_margins, num_right, pair_losses
+from rm_assets.training.loop.loss import check_margins, num_right, pair_losses
 from rm_assets.training.packing.checks import read_splits
 
 CHOSEN, REJECTED, MARGIN = [1.0, 0.0, 3.0], [0.0, 2.0, -3.0], [0.5, 0.0, 7.0]

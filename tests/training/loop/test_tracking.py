@@ -5,8 +5,8 @@ import pytest
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.progress import Progress, StepFigures
-from rm_assets.training.tracking import open_tracker
+from rm_assets.training.loop.progress import Progress, StepFigures
+from rm_assets.training.loop.tracking import open_tracker
 
 
 def test_the_curves_reach_tensorboard(tmp_path):

@@ -10,12 +10,12 @@ import torch
 from architectures import CPU
 from safetensors.torch import load_file
 
-from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.devices import bytes_of_copies
-from rm_assets.training.group import ALONE, Group
-from rm_assets.training.progress import Progress
+from rm_assets.training.loop.checkpoint import Checkpoints, Position
+from rm_assets.training.loop.group import ALONE, Group
+from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.saving import Saver, memory_left
 from rm_assets.training.run import run_job
-from rm_assets.training.saving import Saver, memory_left
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from rm_assets.training.loop.throughput import Tally, tally_of
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.planning import Packing, plan_rows
-from rm_assets.training.tally import Tally, tally_of
 
 # the sides have 5 and 4 tokens, of which 2 are shared, then 3 and 3, of which 1 is
 PAIRS = [([7, 8, 5, 9, 1], [7, 8, 6, 1]), ([9, 5, 1], [9, 6, 1])]

@@ -9,16 +9,16 @@ from torch.overrides import TorchFunctionMode
 from toy_pairs import learnable_pairs
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.held_out import mean_loss_and_accuracy, pair_scores
+from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.trainer import planned_steps, prepared_run, train, train_step, validation_steps
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.planning import Packing, plan_rows
-from rm_assets.training.progress import Progress
-from rm_assets.training.trainer import planned_steps, prepared_run, train, train_step, validation_steps
 
 
 def train_job(job, tmp_path, model=None):

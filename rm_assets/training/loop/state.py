@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rm_assets.training.sharding import gather_nothing, local
+from rm_assets.training.loop.sharding import gather_nothing, local
 
 _RANDOM = "random"
 

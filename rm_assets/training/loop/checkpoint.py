@@ -18,7 +18,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rm_assets.training.group import Group
 from rm_assets.training.jobs.result import (
     CHECKPOINTS,
     MANIFEST,
@@ -28,6 +27,7 @@ from rm_assets.training.jobs.result import (
     synced_sha256,
 )
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.loop.group import Group
 
 KEPT = 2
 _UNFINISHED = ".unfinished"
@@ -44,7 +44,7 @@ class Position:
     num_pairs: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
-    tally: dict[str, float] = field(default_factory=dict)  # of rm_assets.training.tally.Tally
+    tally: dict[str, float] = field(default_factory=dict)  # of rm_assets.training.loop.throughput.Tally
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import pytest
 from toy_pairs import learnable_pairs
 from training_jobs import finish, kill_inside_a_save, said, start_job
 
-from rm_assets.training.checkpoint import Checkpoints
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.loop.checkpoint import Checkpoints
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.progress import Progress
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.planning import epoch_steps
-from rm_assets.training.progress import Progress
 from rm_assets.training.run import run_job
 
 FORTY_STEPS = {"epochs": 4, "batch_pairs": 4, "learning_rate": 1e-3, "micro_batch_tokens": 40}

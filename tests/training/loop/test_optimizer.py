@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
+from rm_assets.training.loop.optimizer import build_optimizer, learning_rate, peak_learning_rate
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():

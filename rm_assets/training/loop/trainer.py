@@ -23,28 +23,28 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.devices import one_ahead
-from rm_assets.training.evaluation import mean_loss_and_accuracy, pair_scores
-from rm_assets.training.flops import Work, is_exact, peak_flops, step_flops
-from rm_assets.training.group import Group
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loss import num_right, pair_losses, worst_pairs
+from rm_assets.training.loop.checkpoint import Checkpoints, Position
+from rm_assets.training.loop.flops import Work, is_exact, peak_flops, step_flops
+from rm_assets.training.loop.group import Group
+from rm_assets.training.loop.held_out import mean_loss_and_accuracy, pair_scores
+from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
+from rm_assets.training.loop.optimizer import build_optimizer, learning_rate, peak_learning_rate
+from rm_assets.training.loop.progress import Progress, StepFigures
+from rm_assets.training.loop.saving import Saver
+from rm_assets.training.loop.sharding import local, shard, sum_gradients_at, whole
+from rm_assets.training.loop.state import captured, restore
+from rm_assets.training.loop.throughput import Tally, tally_of
 from rm_assets.training.model.adapter import base_of
 from rm_assets.training.model.layers import decoder_layers, prepare_layers, reason_not_to_compile
 from rm_assets.training.model.probe import Choice
 from rm_assets.training.model.scoring import Scorer, scores
-from rm_assets.training.optimizer import build_optimizer, learning_rate, peak_learning_rate
 from rm_assets.training.packing.batches import MicroBatch, collate
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import MicroPlan, Packing, epoch_steps, plan_rows
 from rm_assets.training.packing.room import GpuMemory, Memory, tokens_that_fit
 from rm_assets.training.processes.lifecycle import Stop
-from rm_assets.training.progress import Progress, StepFigures
-from rm_assets.training.saving import Saver
-from rm_assets.training.sharding import local, shard, sum_gradients_at, whole
-from rm_assets.training.state import captured, restore
-from rm_assets.training.tally import Tally, tally_of
 
 MAX_VALIDATION_PAIRS = 512  # of each look at held-out pairs during training; the final evaluation reads all of them
 NUM_LOOKS = 10  # at held-out pairs, where there is only one epoch

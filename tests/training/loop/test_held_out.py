@@ -5,9 +5,9 @@ import pytest
 import torch
 from architectures import VOCAB_SIZE, alone, build, edge_cases
 
-from rm_assets.training.evaluation import Evaluation, Rounding, evaluate, pair_scores, write_scores
-from rm_assets.training.group import ALONE
 from rm_assets.training.jobs.result import SCORES
+from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.held_out import Evaluation, Rounding, evaluate, pair_scores, write_scores
 from rm_assets.training.model.probe import use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.model.scoring import Scorer, round_weights

@@ -11,8 +11,8 @@ from types import TracebackType
 
 from torch import Tensor
 
-from rm_assets.training.checkpoint import Checkpoints, Position
 from rm_assets.training.devices import bytes_of_copies, copy_to_host
+from rm_assets.training.loop.checkpoint import Checkpoints, Position
 
 SHARE = 0.5
 """Of the memory that is left, that the copies of all processes of a machine may take."""

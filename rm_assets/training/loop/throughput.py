@@ -11,7 +11,7 @@ from rm_assets.training.packing.planning import MicroPlan, Packing, Rows, num_to
 class Tally:
     """Pairs, the tokens of both their sides, those of them that were computed, and all computed ones with padding.
 
-    `operations` are floating-point operations by `rm_assets.training.flops`, where there is a GPU to compare with.
+    `operations` are floating-point operations by `rm_assets.training.loop.flops`, where there is a GPU to compare with.
     """
 
     pairs: int = 0

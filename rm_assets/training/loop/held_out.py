@@ -18,10 +18,10 @@ from torch import nn
 from rm_assets.data.storage.parquet import write_table
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.devices import moved, one_ahead
-from rm_assets.training.group import Group
 from rm_assets.training.jobs.result import SCORES
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loss import num_right, pair_losses, worst_pairs
+from rm_assets.training.loop.group import Group
+from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.model.scoring import scores as scores_of
 from rm_assets.training.packing.batches import collate

@@ -1,6 +1,6 @@
 import json
 
-from rm_assets.training.progress import Progress, StepFigures, progress_line
+from rm_assets.training.loop.progress import Progress, StepFigures, progress_line
 
 
 def figures(step):

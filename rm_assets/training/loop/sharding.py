@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rm_assets.training.devices import trains_in_bfloat16
-from rm_assets.training.group import Group
+from rm_assets.training.loop.group import Group
 
 
 def is_spread(group: Group) -> bool:

@@ -1,0 +1,1 @@
+"""The training loop: loss, optimizer, checkpoints, sharding, held-out evaluation and progress."""
