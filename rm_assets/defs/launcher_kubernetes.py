@@ -20,7 +20,7 @@ import yaml
 
 from rm_assets.addresses import masked
 from rm_assets.defs.launching import Ending
-from rm_assets.defs.stop_requests import ending_a_job
+from rm_assets.defs.runs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 LABEL = "rm-assets/job"

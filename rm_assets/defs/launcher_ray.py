@@ -18,7 +18,7 @@ import dagster as dg
 
 from rm_assets.addresses import masked, require_no_credentials
 from rm_assets.defs.launching import Ending
-from rm_assets.defs.stop_requests import ending_a_job
+from rm_assets.defs.runs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 METADATA = "rm_assets/job"

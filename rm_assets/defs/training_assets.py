@@ -16,8 +16,8 @@ from rm_assets.defs import (
 )
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launcher import TrainingLauncher
-from rm_assets.defs.pool import POOL
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.runs.pool import POOL
 from rm_assets.defs.stage_results import schema_metadata
 
 

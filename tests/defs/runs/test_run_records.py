@@ -21,13 +21,13 @@ from dagster import DagsterEventType
 from dagster._core.storage.runs import InMemoryRunStorage
 from real_runs import ROOT, Site, wait_until
 
-from rm_assets.defs import dead_runs as dead_runs_module
-from rm_assets.defs.dead_runs import dead_runs, end_dead_runs, records_directory
-from rm_assets.defs.pool import POOL
-from rm_assets.defs.run_records import abandoned
+from rm_assets.defs.runs import dead_runs as dead_runs_module
+from rm_assets.defs.runs.dead_runs import dead_runs, end_dead_runs, records_directory
+from rm_assets.defs.runs.pool import POOL
+from rm_assets.defs.runs.run_records import abandoned
 
 OF_ANOTHER_KERNEL = "00000000-0000-0000-0000-000000000000"
-KEEP = "import sys, pathlib; from rm_assets.defs.run_records import keep_record; "
+KEEP = "import sys, pathlib; from rm_assets.defs.runs.run_records import keep_record; "
 KEEP += "keep_record(pathlib.Path(sys.argv[1]), sys.argv[2]); print('kept', flush=True); sys.stdin.read()"
 
 

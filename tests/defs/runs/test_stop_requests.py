@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 from real_runs import Site, wait_until
 
-from rm_assets.defs import dead_runs
-from rm_assets.defs.dead_runs import watched_in_process_executor
 from rm_assets.defs.launcher_local import LocalLauncher
-from rm_assets.defs.stop_requests import is_asked
+from rm_assets.defs.runs import dead_runs
+from rm_assets.defs.runs.dead_runs import watched_in_process_executor
+from rm_assets.defs.runs.stop_requests import is_asked
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SECONDS = 15  # of what nobody interrupts

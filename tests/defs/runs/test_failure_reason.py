@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from rm_assets.defs.last_line import reasons
+from rm_assets.defs.runs.failure_reason import reasons
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.runs import SqliteRunStorage
 
-from rm_assets.defs import pool
-from rm_assets.defs.last_line import tell_at_exit
-from rm_assets.defs.run_records import Record, abandoned, keep_record
-from rm_assets.defs.stop_requests import is_asked, is_being_heard, remembered_requests
+from rm_assets.defs.runs import pool
+from rm_assets.defs.runs.failure_reason import tell_at_exit
+from rm_assets.defs.runs.run_records import Record, abandoned, keep_record
+from rm_assets.defs.runs.stop_requests import is_asked, is_being_heard, remembered_requests
 
 SECONDS_BETWEEN_LOOKS = 15
 SECONDS_TO_HEAR_OF_A_CANCEL = 3.0

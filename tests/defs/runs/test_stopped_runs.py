@@ -32,7 +32,7 @@ from real_runs import (
     wait_until,
 )
 
-from rm_assets.defs.dead_runs import records_directory
+from rm_assets.defs.runs.dead_runs import records_directory
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
 SECONDS_TO_BE_ENDED = 60  # of a killed run, by the daemon
