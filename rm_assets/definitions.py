@@ -4,7 +4,7 @@ import dagster as dg
 
 from rm_assets.defs import data_assets, jobs, training_assets
 from rm_assets.defs.arrival import new_annotations
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.runs.dead_runs import dead_runs, watched_in_process_executor

@@ -16,7 +16,7 @@ from rm_assets.data.storage.parquet import parquet_file, read_table, write_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot
 from rm_assets.settings import Settings
 

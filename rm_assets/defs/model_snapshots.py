@@ -57,7 +57,7 @@ from rm_assets.data.storage.snapshots import (
     read_snapshot,
 )
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launcher import TrainingFailedError, TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingFailedError, TrainingLauncher
 from rm_assets.defs.project import Project
 
 VERSION = 2

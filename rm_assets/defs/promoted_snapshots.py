@@ -22,7 +22,7 @@ from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotE
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.model_snapshots import ASSET as MODEL
 from rm_assets.defs.model_snapshots import ModelSnapshot, model_snapshot
 from rm_assets.settings import Settings

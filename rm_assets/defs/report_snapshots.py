@@ -18,7 +18,7 @@ from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
 from rm_assets.settings import Settings
 

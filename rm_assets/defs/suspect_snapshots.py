@@ -20,7 +20,7 @@ from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.model_snapshots import Hashes, training_job
 from rm_assets.defs.project import Project
 

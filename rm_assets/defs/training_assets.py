@@ -15,7 +15,7 @@ from rm_assets.defs import (
     training_results,
 )
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
-from rm_assets.defs.launcher import TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.runs.pool import POOL
 from rm_assets.defs.stage_results import schema_metadata

@@ -21,7 +21,7 @@ from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs import model_snapshots
-from rm_assets.defs.launcher import TrainingFailedError, TrainingLauncher
+from rm_assets.defs.launchers.resource import TrainingFailedError, TrainingLauncher
 from rm_assets.defs.model_snapshots import (
     ASSET,
     ModelSnapshot,

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 from real_runs import Site, wait_until
 
-from rm_assets.defs.launcher_local import LocalLauncher
+from rm_assets.defs.launchers.local import LocalLauncher
 from rm_assets.defs.runs import dead_runs
 from rm_assets.defs.runs.dead_runs import watched_in_process_executor
 from rm_assets.defs.runs.stop_requests import is_asked

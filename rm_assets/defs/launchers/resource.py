@@ -14,10 +14,10 @@ from pydantic import Field
 
 from rm_assets.data.storage.files import place
 from rm_assets.data.storage.locks import held_lock
-from rm_assets.defs.launcher_kubernetes import KubernetesLauncher
-from rm_assets.defs.launcher_local import LocalLauncher
-from rm_assets.defs.launcher_ray import RayLauncher
-from rm_assets.defs.launching import Ending, Launcher
+from rm_assets.defs.launchers.base import Ending, Launcher
+from rm_assets.defs.launchers.kubernetes import KubernetesLauncher
+from rm_assets.defs.launchers.local import LocalLauncher
+from rm_assets.defs.launchers.ray_jobs import RayLauncher
 from rm_assets.settings import LaunchSettings, Settings, TrainingSettings
 
 LOCK = "training.lock"

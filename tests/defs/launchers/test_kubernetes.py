@@ -18,7 +18,7 @@ from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 
 from rm_assets.data.storage.files import file_sizes, place
-from rm_assets.defs.launcher_kubernetes import KubernetesLauncher, PodStaysError
+from rm_assets.defs.launchers.kubernetes import KubernetesLauncher, PodStaysError
 from rm_assets.defs.model_snapshots import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
 from rm_assets.training.jobs.result import read_result
@@ -311,8 +311,8 @@ def test_a_cluster_that_does_not_answer_is_told(cluster: KubernetesServer, monke
 
 def test_a_pod_that_stays_is_told(cluster: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
-    monkeypatch.setattr("rm_assets.defs.launcher_kubernetes.SECONDS_TO_GO", 0.0)
-    monkeypatch.setattr("rm_assets.defs.launcher_kubernetes.SECONDS_AFTER_GRACE", 1.0)
+    monkeypatch.setattr("rm_assets.defs.launchers.kubernetes.SECONDS_TO_GO", 0.0)
+    monkeypatch.setattr("rm_assets.defs.launchers.kubernetes.SECONDS_AFTER_GRACE", 1.0)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(99)"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.addresses import masked, require_no_credentials
-from rm_assets.defs.launching import Ending
+from rm_assets.defs.launchers.base import Ending
 from rm_assets.defs.runs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
 
-from rm_assets.defs.launching import Ending
+from rm_assets.defs.launchers.base import Ending
 from rm_assets.defs.runs.stop_requests import ending_a_job, wait_unless_asked
 
 SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more

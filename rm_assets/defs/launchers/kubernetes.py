@@ -19,7 +19,7 @@ import dagster as dg
 import yaml
 
 from rm_assets.addresses import masked
-from rm_assets.defs.launching import Ending
+from rm_assets.defs.launchers.base import Ending
 from rm_assets.defs.runs.stop_requests import ending_a_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
