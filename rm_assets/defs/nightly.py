@@ -10,8 +10,8 @@ from rm_assets.data.pairs.changes import num_changed_pairs
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.jobs import TRAINS, train_model
-from rm_assets.defs.model_snapshots import newest_model
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.snapshots.models import newest_model
 
 _LAUNCH_SECONDS = 600.0
 """A run that did not leave NOT_STARTED for this long was left behind by a process that died, and nobody starts it."""

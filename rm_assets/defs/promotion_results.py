@@ -4,8 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.promoted_snapshots import ASSET, Promotion
 from rm_assets.defs.report_results import numbers
+from rm_assets.defs.snapshots.promotions import ASSET, Promotion
 
 _FIRST = ("challenger_accuracy", "champion_accuracy", "difference", "p_value")
 """What decides, before the figures that it rests on."""

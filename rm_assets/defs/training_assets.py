@@ -4,20 +4,12 @@ import dagster as dg
 
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs import (
-    model_snapshots,
-    promoted_snapshots,
-    promotion_results,
-    report_results,
-    report_snapshots,
-    suspect_results,
-    suspect_snapshots,
-    training_results,
-)
+from rm_assets.defs import promotion_results, report_results, suspect_results, training_results
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.runs.pool import POOL
+from rm_assets.defs.snapshots import models, promotions, reports, suspects
 from rm_assets.defs.stage_results import schema_metadata
 
 
@@ -27,7 +19,7 @@ from rm_assets.defs.stage_results import schema_metadata
     pool=POOL,
     kinds={"pytorch", "huggingface"},
     owners=OWNERS,
-    code_version=str(model_snapshots.VERSION),
+    code_version=str(models.VERSION),
     check_specs=training_results.MODEL_CHECKS,
 )
 def reward_model(
@@ -39,7 +31,7 @@ def reward_model(
     """
     ready = project.ready()
     pairs = ready.snapshot(Stage.PADDED)
-    model = model_snapshots.trained_model(ready, pairs, context, launcher)
+    model = models.trained_model(ready, pairs, context, launcher)
     return training_results.model_result(model)
 
 
@@ -49,7 +41,7 @@ def reward_model(
     pool=POOL,
     kinds={"pandas", "parquet"},
     owners=OWNERS,
-    code_version=str(report_snapshots.VERSION),
+    code_version=str(reports.VERSION),
     check_specs=report_results.CHECKS,
     metadata=schema_metadata(schemas.REPORT),
 )
@@ -61,10 +53,10 @@ def reward_model_report(
     The metadata `report` is all of it on one page, with its pictures.
     """
     ready = project.ready()
-    model = model_snapshots.required_model(ready.storage)
-    written = report_snapshots.written_report(ready.settings, model, context, launcher)
+    model = models.required_model(ready.storage)
+    written = reports.written_report(ready.settings, model, context, launcher)
     drawn = report_results.pictures(written)
-    report_snapshots.write_beside(written.snapshot, report_results.report_files(written, drawn), context.log.info)
+    reports.write_beside(written.snapshot, report_results.report_files(written, drawn), context.log.info)
     return report_results.report_result(written, drawn, ready.settings)
 
 
@@ -74,7 +66,7 @@ def reward_model_report(
     pool=POOL,
     kinds={"huggingface", "parquet"},
     owners=OWNERS,
-    code_version=str(promoted_snapshots.VERSION),
+    code_version=str(promotions.VERSION),
     check_specs=promotion_results.CHECKS,
     metadata=schema_metadata(schemas.PROMOTED),
 )
@@ -87,10 +79,10 @@ def promoted_reward_model(
     of the report forbid a promotion.
     """
     ready = project.ready()
-    newest = model_snapshots.required_model(ready.storage)
-    written = report_snapshots.written_report(ready.settings, newest, context, launcher)
+    newest = models.required_model(ready.storage)
+    written = reports.written_report(ready.settings, newest, context, launcher)
     checks = report_results.report_checks(written, ready.settings)
-    promotion = promoted_snapshots.promotion(ready.settings, newest, checks, context, launcher)
+    promotion = promotions.promotion(ready.settings, newest, checks, context, launcher)
     return promotion_results.promotion_result(promotion)
 
 
@@ -100,7 +92,7 @@ def promoted_reward_model(
     pool=POOL,
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
-    code_version=str(suspect_snapshots.VERSION),
+    code_version=str(suspects.VERSION),
     metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score: below 0, for all are suspect."),
 )
 def suspect_annotations(
@@ -111,9 +103,9 @@ def suspect_annotations(
     if ready.settings.suspect_folds == 0:
         return suspect_results.off_result()
     padded = ready.snapshot(Stage.PADDED)
-    snapshot = suspect_snapshots.suspects_snapshot(ready, padded, context, launcher)
-    jsonl = suspect_snapshots.suspects_jsonl(ready.storage, snapshot, padded)
-    report_snapshots.write_beside(snapshot, {suspect_snapshots.JSONL_FILE: jsonl}, context.log.info)
+    snapshot = suspects.suspects_snapshot(ready, padded, context, launcher)
+    jsonl = suspects.suspects_jsonl(ready.storage, snapshot, padded)
+    reports.write_beside(snapshot, {suspects.JSONL_FILE: jsonl}, context.log.info)
     return suspect_results.suspects_result(snapshot)
 
 

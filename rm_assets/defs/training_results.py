@@ -5,10 +5,10 @@ import json
 import dagster as dg
 
 from rm_assets.data.shown_text import code_of
-from rm_assets.defs.model_snapshots import ASSET as MODEL
-from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
 from rm_assets.defs.pictures import markdown_picture, training_curves
 from rm_assets.defs.report_results import numbers
+from rm_assets.defs.snapshots.models import ASSET as MODEL
+from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
 
 _FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
 """What one looks for in every model, before all its other figures."""

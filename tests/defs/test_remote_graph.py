@@ -8,8 +8,8 @@ from support import QUICK, polite_rows, write_lines
 from upath import UPath
 
 from rm_assets.data.storage.files import file_sizes, place
-from rm_assets.defs.model_snapshots import required_model
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import TrainingResultError, read_result
 

@@ -19,7 +19,7 @@ from support import QUICK, polite_rows, write_lines
 
 from rm_assets.data.storage.files import file_sizes, place
 from rm_assets.defs.launchers.kubernetes import KubernetesLauncher, PodStaysError
-from rm_assets.defs.model_snapshots import required_model
+from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
 from rm_assets.training.jobs.result import read_result
 

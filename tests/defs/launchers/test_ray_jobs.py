@@ -15,7 +15,7 @@ import pytest
 from support import QUICK, polite_rows, write_lines
 
 from rm_assets.defs.launchers.ray_jobs import RayLauncher
-from rm_assets.defs.model_snapshots import required_model
+from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
 from rm_assets.training.jobs.result import read_result
 

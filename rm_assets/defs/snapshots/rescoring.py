@@ -17,7 +17,7 @@ from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_sna
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.model_snapshots import ModelSnapshot
+from rm_assets.defs.snapshots.models import ModelSnapshot
 from rm_assets.settings import Settings
 
 BATCH_SIZE = 16

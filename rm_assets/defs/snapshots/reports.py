@@ -17,9 +17,16 @@ from rm_assets.data.storage.publication import publication, stage_shard, tables_
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.held_out import drawn, pair_facts, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.model_snapshots import ModelSnapshot, training_steps
+from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
+from rm_assets.defs.snapshots.rescoring import (
+    drawn,
+    pair_facts,
+    pair_key,
+    preferences_of,
+    scored_anew,
+    scored_preferences,
+)
 from rm_assets.settings import Settings
 
 VERSION = 4

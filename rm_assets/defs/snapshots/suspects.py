@@ -19,10 +19,10 @@ from rm_assets.data.storage.publication import publication, stage_shard, tables_
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.held_out import pair_key, preferences_of, scored_preferences
 from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.model_snapshots import Hashes, training_job
 from rm_assets.defs.project import Project
+from rm_assets.defs.snapshots.models import Hashes, training_job
+from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of, scored_preferences
 
 VERSION = 1
 ASSET = "suspect_annotations"

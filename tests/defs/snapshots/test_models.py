@@ -20,9 +20,10 @@ from rm_assets.data.storage.publication import publication, unfinished_trainings
 from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
-from rm_assets.defs import model_snapshots
 from rm_assets.defs.launchers.resource import TrainingFailedError, TrainingLauncher
-from rm_assets.defs.model_snapshots import (
+from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.snapshots import models
+from rm_assets.defs.snapshots.models import (
     ASSET,
     ModelSnapshot,
     _descriptions,
@@ -36,9 +37,8 @@ from rm_assets.defs.model_snapshots import (
     training_job,
     training_steps,
 )
-from rm_assets.defs.project import ProjectResource
-from rm_assets.defs.promoted_snapshots import _champion
-from rm_assets.defs.report_snapshots import _read_history
+from rm_assets.defs.snapshots.promotions import _champion
+from rm_assets.defs.snapshots.reports import _read_history
 from rm_assets.settings import SAMPLE, Settings
 from rm_assets.training.jobs.result import TrainingResultError, read_result
 
@@ -345,7 +345,7 @@ def test_an_upload_that_was_killed_goes_on_from_the_finished_training(
             return trained_model(project, pairs, dg.build_asset_context(), NoLauncher())
 
         with monkeypatch.context() as patch, pytest.raises(KilledError):
-            patch.setattr(model_snapshots, "upload", killed)
+            patch.setattr(models, "upload", killed)
             train()
         assert newest_model(project.storage) is None
         if num_sent:

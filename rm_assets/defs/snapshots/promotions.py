@@ -21,10 +21,10 @@ from rm_assets.data.storage.publication import publication, stage_shard, tables_
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.held_out import drawn, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.model_snapshots import ASSET as MODEL
-from rm_assets.defs.model_snapshots import ModelSnapshot, model_snapshot
+from rm_assets.defs.snapshots.models import ASSET as MODEL
+from rm_assets.defs.snapshots.models import ModelSnapshot, model_snapshot
+from rm_assets.defs.snapshots.rescoring import drawn, pair_key, preferences_of, scored_anew, scored_preferences
 from rm_assets.settings import Settings
 
 VERSION = 2

@@ -1,0 +1,1 @@
+"""Models, reports, promotions and suspect labels as snapshots: found by key, or made and published."""
