@@ -12,8 +12,8 @@ from rm_assets.data.storage.files import place
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.results.stages import check_specs, rejects_result, schema_metadata, stage_result
 from rm_assets.defs.runs.failure_reason import note_at_exit
-from rm_assets.defs.stage_results import check_specs, rejects_result, schema_metadata, stage_result
 
 OWNERS = ["team:reward-modeling"]
 

@@ -4,13 +4,16 @@ import dagster as dg
 
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs import promotion_results, report_results, suspect_results, training_results
 from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.results import models as training_results
+from rm_assets.defs.results import promotions as promotion_results
+from rm_assets.defs.results import reports as report_results
+from rm_assets.defs.results import suspects as suspect_results
+from rm_assets.defs.results.stages import schema_metadata
 from rm_assets.defs.runs.pool import POOL
 from rm_assets.defs.snapshots import models, promotions, reports, suspects
-from rm_assets.defs.stage_results import schema_metadata
 
 
 @dg.asset(

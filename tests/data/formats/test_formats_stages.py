@@ -12,7 +12,7 @@ from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.stage_results import stage_result
+from rm_assets.defs.results.stages import stage_result
 from rm_assets.settings import Settings
 
 

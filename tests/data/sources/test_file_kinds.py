@@ -10,8 +10,8 @@ from support import plain_row, rows, silent, write_lines
 from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_read
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.tables.schemas import Stage
+from rm_assets.defs.results.stages import stage_result
 from rm_assets.defs.runs.failure_reason import note_at_exit
-from rm_assets.defs.stage_results import stage_result
 from rm_assets.settings import Settings
 
 

@@ -12,7 +12,7 @@ from rm_assets.data.pairs.duplicates import dropped_rows
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.rejects import rejects_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.stage_results import rejects_result
+from rm_assets.defs.results.stages import rejects_result
 from rm_assets.settings import Settings
 
 NUM_REJECTS = 200_000

@@ -16,7 +16,7 @@ from PIL import Image
 from support import QUICK, write_lines
 
 from rm_assets import trace
-from rm_assets.defs.report_results import CHECKS
+from rm_assets.defs.results.reports import CHECKS
 
 
 def metadata(result: Any, asset: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.report_results import numbers
+from rm_assets.defs.results.reports import numbers
 from rm_assets.defs.snapshots.promotions import ASSET, Promotion
 
 _FIRST = ("challenger_accuracy", "champion_accuracy", "difference", "p_value")

@@ -5,7 +5,7 @@ import dagster as dg
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables import schemas
-from rm_assets.defs.metadata import table
+from rm_assets.defs.results.metadata import table
 from rm_assets.defs.snapshots.suspects import JSONL_FILE
 
 NUM_SHOWN = 50

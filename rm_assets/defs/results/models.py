@@ -5,8 +5,8 @@ import json
 import dagster as dg
 
 from rm_assets.data.shown_text import code_of
-from rm_assets.defs.pictures import markdown_picture, training_curves
-from rm_assets.defs.report_results import numbers
+from rm_assets.defs.results.plots import markdown_picture, training_curves
+from rm_assets.defs.results.reports import numbers
 from rm_assets.defs.snapshots.models import ASSET as MODEL
 from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
 

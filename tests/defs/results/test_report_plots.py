@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rm_assets.defs.pictures import BLUE, ORANGE, drawn, new_figure
-from rm_assets.defs.report_pictures import MAX_SLICES, history_plot, length_plot, slices_plot
+from rm_assets.defs.results.plots import BLUE, ORANGE, drawn, new_figure
+from rm_assets.defs.results.report_plots import MAX_SLICES, history_plot, length_plot, slices_plot
 
 
 def pixels(png):

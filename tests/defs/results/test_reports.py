@@ -12,8 +12,8 @@ from support import silent
 
 from rm_assets.data.storage.publication import publication
 from rm_assets.data.storage.snapshots import Manifest, Snapshot
-from rm_assets.defs.report_pictures import slices_plot
-from rm_assets.defs.report_results import report_result
+from rm_assets.defs.results.report_plots import slices_plot
+from rm_assets.defs.results.reports import report_result
 from rm_assets.defs.snapshots.reports import WrittenReport, write_beside
 from rm_assets.settings import Settings
 from rm_assets.training.report.reward_model_report import reward_model_report

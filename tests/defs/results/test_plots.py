@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rm_assets.defs.pictures import (
+from rm_assets.defs.results.plots import (
     BLUE,
     GREY,
     ORANGE,
@@ -140,7 +140,7 @@ def test_markdown_carries_the_picture_itself():
 
 def test_no_global_state_of_matplotlib_is_used():
     code = (
-        "import sys; from rm_assets.defs.pictures import training_curves\n"
+        "import sys; from rm_assets.defs.results.plots import training_curves\n"
         "assert 'matplotlib' not in sys.modules\n"
         "training_curves([{'step': 1, 'loss': 0.7, 'accuracy': 0.5}])\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"

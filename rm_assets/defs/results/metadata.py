@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rm_assets.data.shown_text import name_of
-from rm_assets.defs.columns import MEANINGS
+from rm_assets.defs.results.column_meanings import MEANINGS
 
 MAX_ROWS = 100
 NUM_SHOWN_VALUES = 3

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.tables.schemas import PADDED, VALIDATED
-from rm_assets.defs.columns import MEANINGS
-from rm_assets.defs.metadata import (
+from rm_assets.defs.results.column_meanings import MEANINGS
+from rm_assets.defs.results.metadata import (
     MAX_ROWS,
     column_schema,
     percentiles,

@@ -16,8 +16,8 @@ from rm_assets.data.storage.parquet import parquet_file, read_batches, read_tabl
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
-from rm_assets.defs.pictures import length_histogram, markdown_picture
+from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
+from rm_assets.defs.results.plots import length_histogram, markdown_picture
 from rm_assets.settings import Settings
 
 HELD_BACK_CHECK = "no_file_is_held_back"

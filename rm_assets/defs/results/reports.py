@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
-from rm_assets.defs.metadata import MAX_ROWS, table
-from rm_assets.defs.pictures import calibration_plot, markdown_picture, score_histogram, training_curves
-from rm_assets.defs.report_pictures import first_slices, history_plot, length_plot, slices_plot
+from rm_assets.defs.results.metadata import MAX_ROWS, table
+from rm_assets.defs.results.plots import calibration_plot, markdown_picture, score_histogram, training_curves
+from rm_assets.defs.results.report_plots import first_slices, history_plot, length_plot, slices_plot
 from rm_assets.defs.snapshots.reports import ASSET, REPORT_FILE, WrittenReport
 from rm_assets.settings import Settings
 

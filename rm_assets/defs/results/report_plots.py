@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_assets.data.shown_text import name_of
-from rm_assets.defs.pictures import BLUE, GREY, INK, ORANGE, drawn, legend_above, name_axes, new_figure
+from rm_assets.defs.results.plots import BLUE, GREY, INK, ORANGE, drawn, legend_above, name_axes, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd

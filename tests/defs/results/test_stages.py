@@ -12,7 +12,7 @@ from support import plain_row, run_stages, write_lines
 from rm_assets.data.shown_text import code_of
 from rm_assets.data.storage.snapshots import Snapshot, read_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.stage_results import stage_result
+from rm_assets.defs.results.stages import stage_result
 from rm_assets.settings import Settings
 
 

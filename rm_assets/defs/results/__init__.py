@@ -1,0 +1,1 @@
+"""What the Dagster UI shows of each asset: metadata, checks and plots."""
