@@ -2,8 +2,9 @@
 
 import dagster as dg
 
-from rm_assets.defs import data_assets, jobs, training_assets
+from rm_assets.defs import jobs
 from rm_assets.defs.arrival import new_annotations
+from rm_assets.defs.assets import data, training
 from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
@@ -17,8 +18,8 @@ def definitions() -> dg.Definitions:
     The graph is a chain, and training is a process of its own, so all steps run in the process of the run.
     """
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([data_assets, training_assets]),
-        jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, training_assets.suspect_labels],
+        assets=dg.load_assets_from_modules([data, training]),
+        jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, training.suspect_labels],
         sensors=[new_annotations, dead_runs],
         schedules=[nightly_training],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},

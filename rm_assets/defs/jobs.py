@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from rm_assets.defs.data_assets import (
+from rm_assets.defs.assets.data import (
     annotation_files,
     flattened_conversations,
     padded_pairs,
@@ -11,7 +11,7 @@ from rm_assets.defs.data_assets import (
     tokenized_pairs,
     validated_preferences,
 )
-from rm_assets.defs.training_assets import promoted_reward_model, reward_model, reward_model_report
+from rm_assets.defs.assets.training import promoted_reward_model, reward_model, reward_model_report
 
 # A run whose process died is started once more, and finds what it had done. A step that failed is not repeated by
 # Dagster, as it would fail again: the sensor asks a few times, the schedule the next night. The last tag says so where

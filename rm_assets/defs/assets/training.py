@@ -4,7 +4,7 @@ import dagster as dg
 
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.data_assets import OWNERS, padded_pairs, validated_preferences
+from rm_assets.defs.assets.data import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.results import models as training_results
