@@ -21,7 +21,7 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.arrival import new_annotations
+from rm_assets.defs.automation.arrival import new_annotations
 from rm_assets.defs.project import ProjectResource
 
 WORDS = ["river", "stone", "cloud", "garden", "window", "paper", "music", "number", "winter"]

@@ -2,11 +2,11 @@
 
 import dagster as dg
 
-from rm_assets.defs import jobs
-from rm_assets.defs.arrival import new_annotations
 from rm_assets.defs.assets import data, training
+from rm_assets.defs.automation import jobs
+from rm_assets.defs.automation.arrival import new_annotations
+from rm_assets.defs.automation.nightly import nightly_training
 from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.runs.dead_runs import dead_runs, watched_in_process_executor
 

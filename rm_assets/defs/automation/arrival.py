@@ -20,7 +20,7 @@ from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages.raw import files_to_read
 from rm_assets.data.storage.files import place
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.jobs import everything, refresh_data
+from rm_assets.defs.automation.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import Settings, SettingsError
 from rm_assets.settings_loading import load_settings

@@ -13,8 +13,8 @@ from support import QUICK, age, polite_rows, write_lines
 
 from rm_assets.data.sources import content_version as listing_module
 from rm_assets.definitions import definitions
-from rm_assets.defs.arrival import CONTENT_TAG, new_annotations
-from rm_assets.defs.jobs import refresh_data
+from rm_assets.defs.automation.arrival import CONTENT_TAG, new_annotations
+from rm_assets.defs.automation.jobs import refresh_data
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import SettingsError
 
@@ -154,7 +154,7 @@ def test_a_file_that_is_being_written_is_waited_for_by_name(desk: Desk, later: C
 
 
 def test_hashing_that_takes_longer_than_a_tick_goes_on_in_the_next(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rm_assets.defs import arrival
+    from rm_assets.defs.automation import arrival
 
     monkeypatch.setattr(arrival, "_HASHING_SECONDS", 0.0)
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
@@ -310,7 +310,7 @@ def test_a_setting_that_cannot_be_used_fails_the_tick(desk: Desk, setting: str, 
 
 
 def test_settings_that_cannot_be_used_do_not_keep_the_location_from_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rm_assets.defs.arrival import _interval
+    from rm_assets.defs.automation.arrival import _interval
 
     monkeypatch.setenv("RM_ARRIVAL_SECONDS", "7")
     assert _interval() == 7

@@ -9,7 +9,7 @@ from dagster import DagsterRunStatus as Status
 from rm_assets.data.pairs.changes import num_changed_pairs
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.jobs import TRAINS, train_model
+from rm_assets.defs.automation.jobs import TRAINS, train_model
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.snapshots.models import newest_model
 

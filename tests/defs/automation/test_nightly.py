@@ -17,7 +17,7 @@ from support import QUICK, polite_rows, run_stages, write_lines
 from rm_assets.data.storage.files import write_json
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
-from rm_assets.defs.nightly import nightly_training
+from rm_assets.defs.automation.nightly import nightly_training
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings_loading import load_settings
 

@@ -1,0 +1,1 @@
+"""Jobs, the arrival sensor, and the nightly schedule."""
