@@ -25,7 +25,8 @@ from rm_assets.data.storage.snapshots import (
     latest_snapshot,
     read_snapshot,
 )
-from rm_assets.data.tables.schemas import MEANINGS, Reason, Stage
+from rm_assets.data.tables.reasons import MEANINGS, Reason
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 

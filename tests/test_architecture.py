@@ -136,7 +136,7 @@ def test_the_readme_tells_of_every_folder() -> None:
 
 
 def test_the_readme_tells_of_every_setting_and_reason_in_the_words_of_the_code() -> None:
-    from rm_assets.data.tables.schemas import MEANINGS, Reason
+    from rm_assets.data.tables.reasons import MEANINGS, Reason
     from rm_assets.settings import knobs
 
     readme = (ROOT / "README.md").read_text()

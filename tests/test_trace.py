@@ -12,7 +12,8 @@ from support import plain_row, rows, run_stages, silent, write_lines
 
 from rm_assets import trace
 from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.tables.schemas import MEANINGS, Reason, Stage
+from rm_assets.data.tables.reasons import MEANINGS, Reason
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings_loading import load_settings
 
 

@@ -36,7 +36,7 @@ from rm_assets.data.formats.preferences import Message, ParsingRules, Preference
 from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.jobs.training_job import TrainingError

@@ -22,7 +22,7 @@ from rm_assets.data.chat.template_symbols import Applied, Content
 from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, TemplateError, lost_parts, message_dict, render
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.message_columns import ROLES, MessageColumn
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 SIDES = ("chosen", "rejected")
 _MAX_COLUMNS = 500

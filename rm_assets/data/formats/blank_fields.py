@@ -6,7 +6,7 @@ from typing import Any
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.shown_text import code_of
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _DAMAGE = (Reason.MISSING_FIELD, Reason.UNKNOWN_FORMAT)
 _SIDES = (

@@ -14,7 +14,7 @@ from rm_assets.data.formats.conversations.messages import (
 )
 from rm_assets.data.formats.conversations.tool_texts import Listed, sorted_json, tools_text
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
 

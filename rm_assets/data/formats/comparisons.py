@@ -30,7 +30,7 @@ from rm_assets.data.formats.labels.words import ABSENT, SKIPPED, TIES, plain
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.shown_text import code_of, name_of
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Label
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Column
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ import msgspec
 
 from rm_assets.data.formats.json_problems import json_problem
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 MAX_DEPTH = 64
 _JSON_NAMES = {list: "list", str: "string", bool: "boolean", type(None): "null"}

@@ -71,7 +71,7 @@ from rm_assets.data.formats.rankings import (
 )
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.formats.unread_fields import require_no_functions
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 __all__ = [
     "FORMATS",

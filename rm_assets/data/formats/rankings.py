@@ -11,7 +11,7 @@ from rm_assets.data.formats.chosen_rejected import Common, preference, stated_ma
 from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, compared
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
 from rm_assets.data.storage.fingerprint import short_hash
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 MAX_RESPONSES = 256
 """The pairs of a row grow with the square of its responses."""

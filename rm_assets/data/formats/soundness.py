@@ -6,7 +6,7 @@ import numpy as np
 
 from rm_assets.data.formats.conversations.tool_texts import same_messages
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _FOLLOWERS = {
     "": {"system", "user"},

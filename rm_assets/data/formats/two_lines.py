@@ -20,7 +20,7 @@ from rm_assets.data.formats.conversations.turn_markers import begins_nemo_chat, 
 from rm_assets.data.formats.field_names import MEDIA, require_no_template_kwargs
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError, Stated
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
 """A line's number and its text, or the text's UTF-8; None where it was rejected before."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _READ_AS = {
     "function_call": "tool_calls",

@@ -17,7 +17,7 @@ import msgspec
 
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import RejectedFileError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTED = re.compile('"[^"]*"')

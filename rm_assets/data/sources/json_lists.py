@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import RejectedFileError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _CHUNK_BYTES = 2**20
 _QUOTE = ord('"')

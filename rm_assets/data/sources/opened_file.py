@@ -25,7 +25,7 @@ from urllib.parse import quote_from_bytes
 from rm_assets.data.sources.file_kinds import archive_suffix, grows_by_lines
 from rm_assets.data.sources.remote import RemoteStatus, open_remote, remote_status
 from rm_assets.data.storage.files import StorageError, is_remote, reason_of
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -22,7 +22,7 @@ from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, RejectedFileError
 from rm_assets.data.sources.signatures import NUM_BYTES, what_it_is
 from rm_assets.data.storage.parquet import foreign_row_groups
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _PART_BYTES = 8 * 2**20
 """What is made of values of Python's at a time, if that is more than one row."""

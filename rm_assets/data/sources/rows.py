@@ -12,7 +12,7 @@ from rm_assets.data.sources.json_lists import list_begin, list_rows
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, EXPANSION_ALLOWANCE, OpenedFile, RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
 from rm_assets.data.sources.signatures import require_signature_of_name
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _BOM = b"\xef\xbb\xbf"
 _ENCODED_OTHERWISE = "it is UTF-16 or UTF-32: save it as UTF-8"

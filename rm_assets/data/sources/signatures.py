@@ -4,7 +4,7 @@ import re
 
 from rm_assets.data.sources.file_kinds import Kind, archive_suffix, file_kind
 from rm_assets.data.sources.opened_file import OpenedFile, RejectedFileError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 NUM_BYTES = 64
 """What is looked at of a file."""

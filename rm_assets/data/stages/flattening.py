@@ -41,7 +41,8 @@ from rm_assets.data.storage.publication import ShardWriter, Stats, publication
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import MessageColumn
-from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage
+from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
 VERSION = 5

@@ -52,7 +52,8 @@ from rm_assets.data.storage.publication import (
 )
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.schemas import MALFORMED, Reason, Stage
+from rm_assets.data.tables.reasons import MALFORMED, Reason
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 VERSION = 5

@@ -10,7 +10,8 @@ import pyarrow as pa
 from rm_assets.data.storage.parquet import read_batches
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.schemas import Reason, Stage
+from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.schemas import Stage
 
 
 def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -50,7 +50,8 @@ from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
 from rm_assets.data.tables.ragged import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
-from rm_assets.data.tables.schemas import PAIR_COLUMNS, Reason, Stage
+from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
 VERSION = 3

@@ -13,7 +13,7 @@ from rm_assets.data.formats.comparisons import label_advice
 from rm_assets.data.formats.labels.shapes import Refusal, Signs, refusals, signs_by_source, unclear_labels
 from rm_assets.data.formats.labels.strengths import column_of, scale_advice
 from rm_assets.data.storage.snapshots import Shard
-from rm_assets.data.tables.schemas import MALFORMED, Reason
+from rm_assets.data.tables.reasons import MALFORMED, Reason
 
 _NUM_CAUSES = 4
 

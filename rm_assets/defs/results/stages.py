@@ -15,6 +15,7 @@ from rm_assets.data.stages.invariants import LAWS, Law
 from rm_assets.data.storage.parquet import parquet_file, read_batches, read_table
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
+from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
@@ -164,7 +165,7 @@ def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
 def _reasons_table(totals: Counter[str]) -> dg.TableMetadataValue:
     """What was rejected for which reason, most frequent first, and what the reason means."""
     rows = [
-        {"reason": reason, "rejects": count, "meaning": schemas.MEANINGS[schemas.Reason(reason)]}
+        {"reason": reason, "rejects": count, "meaning": MEANINGS[Reason(reason)]}
         for reason, count in totals.most_common()
     ]
     return table(rows, {"reason": "string", "rejects": "int", "meaning": "string"})

@@ -25,7 +25,8 @@ from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
-from rm_assets.data.tables.schemas import Reason, Stage
+from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 USER = {"role": "user", "content": "How many eggs?"}

@@ -20,7 +20,7 @@ from rm_assets.data.chat.tokenizer import (
     with_frozen_date,
 )
 from rm_assets.data.formats.parsing import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Settings, SettingsError
 
 CHATML = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rm_assets.data.formats.exports.ballots import Ballots, Standings, voted_pairs
 from rm_assets.data.formats.parsing import ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import MAX_CHARACTERS
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 ALL = ParsingRules(max_pairs_per_prompt=1000)
 EACH = ParsingRules(max_pairs_per_prompt=1000, annotators="each")

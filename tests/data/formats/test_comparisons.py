@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import begins_with_marker, is_repeated
 
 from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 PAIRS = [
     ("response_a", "response_b"),

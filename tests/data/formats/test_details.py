@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 PYTHON = "is Python's, not JSON: write the line by json.dumps(), not by str()"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rm_assets.data.formats.json_lines import MAX_DEPTH, json_object
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 KNOWN = {"prompt", "role"}
 VALUES = st.recursive(

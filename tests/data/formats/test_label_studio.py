@@ -10,7 +10,7 @@ from support import begins_with_marker
 
 from rm_assets.data.formats.parsing import ParsingRules, Preference, PreferenceError, parse_row
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
 TEXTS = st.lists(TEXT.filter(lambda text: not begins_with_marker(text)), min_size=3, max_size=3, unique=True)

@@ -9,7 +9,7 @@ from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import ParsingRules
 from rm_assets.data.formats.two_lines import stated_by_two_lines
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 PLAIN = {"prompt": "What is this?", "chosen": "A boat.", "rejected": "A goat."}
 MESSAGES = {

@@ -28,7 +28,7 @@ from rm_assets.data.formats.parsing import (
 from rm_assets.data.formats.rankings import ResponseRecord
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
     lambda text: text.strip() and not begins_with_marker(text)

@@ -13,7 +13,7 @@ from rm_assets.data.formats.exports import public_sets
 from rm_assets.data.formats.exports.public_sets import FIELDS, MARKS, SHAPES
 from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 USER, REPLY = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}
 AGAIN = [{"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3."}]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import pair_id
 
 from rm_assets.data.formats.parsing import Format, ParsingRules, PreferenceError, parse_row, stated_by
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 ALL = ParsingRules(max_pairs_per_prompt=1000)
 

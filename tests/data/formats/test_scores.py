@@ -8,7 +8,7 @@ import pytest
 from rm_assets.data.formats.field_names import SPELLINGS
 from rm_assets.data.formats.parsing import PreferenceError, parse_row, stated_by
 from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 ROW = {"prompt": "Name a metal.", "chosen": "Iron.", "rejected": "Wood."}
 

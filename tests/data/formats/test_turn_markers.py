@@ -9,7 +9,7 @@ from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.tables.schemas import MALFORMED, Reason
+from rm_assets.data.tables.reasons import MALFORMED, Reason
 
 SECRET = "zebra"
 

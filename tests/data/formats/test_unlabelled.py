@@ -10,7 +10,7 @@ from support import plain_row, rows, silent, write_lines
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Settings
 
 SIDES = {"prompt": "Name a tree.", "response_a": "An oak.", "response_b": "A fir."}

@@ -11,7 +11,7 @@ from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELL
 from rm_assets.data.formats.labels.shapes import Signs, add_sign, refusals, signs_by_source, unclear_labels
 from rm_assets.data.formats.parsing import PreferenceError, parse_row, stated_by
 from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 QUICK = settings(max_examples=150, derandomize=True)
 SIDES = sorted(RESPONSES)

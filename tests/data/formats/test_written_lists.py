@@ -10,7 +10,7 @@ from rm_assets.data.formats.fast_path import plain_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 SECRET = "zebra"
 QUESTION = {"role": "user", "content": "Name a lake."}

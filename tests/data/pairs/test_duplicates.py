@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rm_assets.data.pairs.duplicates import dropped_rows
 from rm_assets.data.storage.fingerprint import short_hash
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 
 def keys(pairs: list[tuple[str, str]]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

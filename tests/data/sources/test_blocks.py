@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rm_assets.data.sources import blocks as lines_module
 from rm_assets.data.sources.blocks import Block, SkippedLine, blocks_of_lines, read_block
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rm_assets.data.sources.opened_file import EXPANSION_ALLOWANCE, Change, RejectedFileError, opened, zstd
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 WIDE = {zstd.CompressionParameter.window_log: 28}
 CHECKED = {zstd.CompressionParameter.checksum_flag: 1}

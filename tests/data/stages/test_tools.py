@@ -23,7 +23,8 @@ from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import ValidationTask, validated_snapshot, validation_laws
 from rm_assets.data.storage.parquet import read_table, write_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot
-from rm_assets.data.tables.schemas import VALIDATED, Reason, Stage
+from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.schemas import VALIDATED, Stage
 from rm_assets.settings import Settings, SettingsError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "tokenizers"

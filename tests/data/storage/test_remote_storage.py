@@ -23,7 +23,8 @@ from rm_assets.data.storage.files import StorageError, file_sizes, place
 from rm_assets.data.storage.parquet import read_batches, read_table
 from rm_assets.data.storage.publication import STAGING, publication, stage_shard, tables_writer
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, latest_snapshot
-from rm_assets.data.tables.schemas import Reason, Stage
+from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError
 
 

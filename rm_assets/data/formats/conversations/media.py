@@ -6,7 +6,7 @@ from typing import Any
 from rm_assets.data.formats.field_names import KNOWN, MEDIA, Row
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.formats.unread_fields import UNREAD, require_read
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _NAMES = frozenset(MEDIA)
 _LOOKED_FOR = _NAMES | UNREAD

@@ -18,7 +18,7 @@ from rm_assets.data.formats.conversations.turn_markers import (
     require_no_marker,
 )
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from rm_assets.data.formats.json_lines import parsed_text
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 Listed = list[Any] | str | None
 """A list of objects, a list of JSON texts of objects, or the JSON text of either."""

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 # --- NeMo ----------------------------------------------------------------------------------------------------
 

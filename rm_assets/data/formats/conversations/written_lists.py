@@ -14,7 +14,7 @@ import msgspec
 from rm_assets.data.formats.field_names import CONVERSATIONS, PROMPTS, RESPONSES, SPELLINGS, Row, is_blank
 from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_fields
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _ROLES = (
     *("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation"),

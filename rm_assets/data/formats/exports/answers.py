@@ -12,7 +12,7 @@ from rm_assets.data.formats.comparisons import with_label
 from rm_assets.data.formats.exports.ballots import Standings
 from rm_assets.data.formats.field_names import SUFFIXES, Row, response_fields
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _STEMS = "response|generation|generations|completion|output|answer|reply|candidate|summary"
 _NUMBERED = re.compile(rf"({_STEMS})[-_ ]?([0-9]{{1,3}}|[A-Za-z])")

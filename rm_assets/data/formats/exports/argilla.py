@@ -19,7 +19,7 @@ from rm_assets.data.formats.exports.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import LABELS, Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.shown_text import code_of
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 MARKS = frozenset({"fields", "_server_id", "external_id"})
 """One of them is in every form of a record."""

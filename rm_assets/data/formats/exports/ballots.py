@@ -16,7 +16,7 @@ from rm_assets.data.formats.field_names import Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import MAX_CHARACTERS, MAX_RESPONSES
 from rm_assets.data.storage.fingerprint import short_hash
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 Standings = list[float | None]
 """One annotator's: a number for each response, higher is better; None for one that was not judged."""

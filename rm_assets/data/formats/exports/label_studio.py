@@ -19,7 +19,7 @@ from rm_assets.data.formats.exports.answers import (
 from rm_assets.data.formats.exports.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 MARKS = frozenset({"annotations", "completions", "annotation_id"})
 """One of them is in every task and every row of JSON_MIN; tasks of version 0 have `completions`."""

@@ -14,7 +14,7 @@ import msgspec
 
 from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Label
 
 # --- two answers and a verdict ---------------------------------------------------------------------------------

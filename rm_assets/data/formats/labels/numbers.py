@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _ABSENT = frozenset({"", "nan", "null", "none", "na", "n/a", "<na>", "nil"})

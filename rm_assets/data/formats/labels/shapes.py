@@ -18,7 +18,7 @@ from msgspec import Struct
 from rm_assets.data.formats.labels.strengths import scale_advice
 from rm_assets.data.formats.preferences import Sign, SignKind
 from rm_assets.data.shown_text import code_of
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _STRENGTHS = (SignKind.NEGATIVE, SignKind.POSITIVE)
 _AGAINST_NAMES = (SignKind.UNCLEAR, SignKind.OTHER, SignKind.OWN)

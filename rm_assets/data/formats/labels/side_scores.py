@@ -7,7 +7,7 @@ import msgspec
 from rm_assets.data.formats.field_names import TIE_FLAGS, Row
 from rm_assets.data.formats.labels.words import TIES, plain
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 _LISTS = ("rating", "ratings", "score", "scores")
 _TRUE = ("true", "1", "1.0")

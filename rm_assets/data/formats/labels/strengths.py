@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from rm_assets.data.formats.preferences import PreferenceError, Sign, SignKind
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Label
 
 LARGEST = 3.0
