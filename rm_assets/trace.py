@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.data.shown_text import name_of, one_line, printable
-from rm_assets.data.storage.files import StorageError, place, subdirectories
+from rm_assets.data.storage.files import StorageError, resolve_path, subdirectories
 from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
-from rm_assets.data.storage.parquet import matching_rows
+from rm_assets.data.storage.parquet import read_matching_rows
 from rm_assets.data.storage.snapshots import (
     REJECTS,
     Snapshot,
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return 2
     try:
-        storage = place(load_settings({}, os.environ).storage)
+        storage = resolve_path(load_settings({}, os.environ).storage)
         for text in traced(storage, *arguments):
             print(printable(text))
     except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
@@ -110,7 +110,7 @@ def _lines_of_pair(stages: dict[Stage, Snapshot], pair_id: str) -> list[Line]:
 
 def _rows(paths: list[Path], columns: list[str], **wanted: Any) -> list[dict[str, Any]]:
     """The rows of Parquet files with these values."""
-    return [row for path in paths for row in matching_rows(path, wanted, columns)]
+    return [row for path in paths for row in read_matching_rows(path, wanted, columns)]
 
 
 # --- the trace -----------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
         sha256 = _manifest_of_model(directory)["files"].get(SCORES_FILE, "")
         name = f"{_MODEL} {directory.name}{_standing(storage, directory.name)}"
         columns = ["split", "chosen_score", "rejected_score"]
-        rows = matching_rows(directory / SCORES_FILE, wanted, columns, sha256)
+        rows = read_matching_rows(directory / SCORES_FILE, wanted, columns, sha256)
         for row in rows:
             right = "right" if row["chosen_score"] > row["rejected_score"] else "not right"
             told = f"chosen {row['chosen_score']:+.4f}, rejected {row['rejected_score']:+.4f}, {right}"

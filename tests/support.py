@@ -25,7 +25,7 @@ from rm_assets.data.stages.padding import padded_snapshot
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.tokenization import tokenized_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
-from rm_assets.data.storage.parquet import parquet_file
+from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -119,7 +119,7 @@ def rows(snapshot: Snapshot, *folders: str) -> list[dict[str, Any]]:
     """The rows of a snapshot's data, or of these folders."""
     found = []
     for path in snapshot.paths(*folders):
-        with parquet_file(path) as file:
+        with open_parquet(path) as file:
             found += file.read().to_pylist()
     return found
 

@@ -16,7 +16,7 @@ import pytest
 from support import polite_rows, write_lines
 
 from rm_assets.addresses import has_credentials, masked
-from rm_assets.data.storage.files import reason_of
+from rm_assets.data.storage.files import describe_error
 from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings, knobs
 from rm_assets.settings_loading import load_settings
 
@@ -105,7 +105,7 @@ def test_the_addresses_of_servers_have_none_either(name: str) -> None:
 
 def test_what_a_library_says_of_an_address_is_masked() -> None:
     error = OSError(f'Could not connect to "http://user:{CANARY}@minio:9000/b?list-type=2" via https://{CANARY}@proxy/')
-    assert reason_of(error) == 'Could not connect to "http://***@minio:9000/b?***" via https://***@proxy/'
+    assert describe_error(error) == 'Could not connect to "http://***@minio:9000/b?***" via https://***@proxy/'
 
 
 @pytest.mark.parametrize("model", [Settings, TrainingSettings, LaunchSettings])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 from support import plain_row, run_stages, silent, write_lines
 
-from rm_assets.data.storage.files import place
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA
 from rm_assets.settings import Settings
 
@@ -41,13 +41,13 @@ def has_torch(_: int) -> bool:
 
 def published(storage: Path, *values: int, keep: int = 3) -> object:
     """A snapshot of one shard for each value."""
-    with publication(storage, "asset", keep, silent) as turn:
+    with open_publication(storage, "asset", keep, silent) as turn:
         shards = []
         for value in values:
             tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
             shards.append(
                 turn.find(f"key-{value}")
-                or stage_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
+                or write_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
             )
         return turn.publish(shards, {}, {})
 
@@ -56,7 +56,7 @@ def publish_without_shared_locks(cache: str, storage: str, value: int) -> None:
     """Publish several times as on a machine of its own, which shares no lock with others."""
     os.environ["XDG_CACHE_HOME"] = cache
     for _ in range(3):
-        published(place(storage), 1, value)
+        published(resolve_path(storage), 1, value)
 
 
 def kill_writers_of_one_storage(storage: str) -> None:

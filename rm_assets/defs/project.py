@@ -13,8 +13,8 @@ from pydantic import Field, create_model
 from rm_assets.data.chat.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
 from rm_assets.data.sources.remote import require_reachable
 from rm_assets.data.stages.identities import stage_identities
-from rm_assets.data.storage.files import StorageError, is_remote, place
-from rm_assets.data.storage.ownership import require_ours
+from rm_assets.data.storage.files import StorageError, is_remote, resolve_path
+from rm_assets.data.storage.ownership import require_own_storage
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError, knobs
@@ -32,7 +32,7 @@ class Project:
     @property
     def storage(self) -> Path:
         """Where all snapshots lie."""
-        return place(self.settings.storage)
+        return resolve_path(self.settings.storage)
 
     def snapshot(self, stage: Stage) -> Snapshot:
         """A stage's newest snapshot; raises SnapshotError unless it was made with these settings."""
@@ -61,12 +61,12 @@ class _ProjectResource(dg.ConfigurableResource):
 def _require_usable(setting: str) -> None:
     """Raise SettingsError unless the storage can be written, made or reached, and holds nothing that is not ours."""
     try:
-        storage = place(setting)
+        storage = resolve_path(setting)
         if is_remote(storage):
             require_reachable(storage)
         else:
             _require_writable(storage)
-        require_ours(storage)
+        require_own_storage(storage)
     except (StorageError, OSError) as error:
         raise SettingsError(f"storage (or RM_STORAGE): {error}") from None
 

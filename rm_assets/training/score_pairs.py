@@ -18,7 +18,7 @@ import pyarrow as pa
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.storage.files import write_json
 from rm_assets.data.storage.fingerprint import file_sha256
-from rm_assets.data.storage.parquet import parquet_file, write_table
+from rm_assets.data.storage.parquet import open_parquet, write_table
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import ERROR, MANIFEST
@@ -79,7 +79,7 @@ def run_scoring(job: ScoringJob) -> None:
     transformers.logging.disable_progress_bar()
     check_model(Path(job.model), job.model_sha256)
     scorer = load_scorer(Path(job.model))
-    with parquet_file(Path(job.pairs), sha256=job.pairs_sha256) as file:
+    with open_parquet(Path(job.pairs), sha256=job.pairs_sha256) as file:
         tables = [
             scored_pairs(scorer, batch.to_pylist(), job.max_length, job.batch_size)
             for batch in file.iter_batches(_ROWS_PER_READ)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from rm_assets.data.chat.encoder import Encoder, Ids, Offsets
 from rm_assets.data.tables.message_columns import single_chunk
-from rm_assets.data.tables.ragged import mask_of
+from rm_assets.data.tables.ragged import prefix_mask
 from rm_assets.data.tables.texts import offsets_of
 
 
@@ -85,7 +85,7 @@ def encode_cut_pairs(encoder: Encoder, pairs: CutPairs) -> tuple[Ids, Offsets]:
     middle = offsets[num_pairs]
     lengths = np.diff(offsets).reshape(3, num_pairs)
     widths = (lengths[0] + lengths[1:]).ravel()
-    is_shared = mask_of(np.tile(lengths[0], 2), widths).view(np.bool_)
+    is_shared = prefix_mask(np.tile(lengths[0], 2), widths).view(np.bool_)
     whole = np.empty(len(is_shared), np.int32)
     whole[is_shared] = np.tile(ids[:middle], 2)
     whole[~is_shared] = ids[middle:]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.data.compute.progress import Progress
-from rm_assets.data.compute.ray_cluster import computed_on_ray
-from rm_assets.data.compute.workers import collection_paused, mapped
-from rm_assets.data.storage.publication import STAGING, LawFunction, Publication, StageFunction, stage_shard
+from rm_assets.data.compute.ray_cluster import map_on_ray
+from rm_assets.data.compute.workers import map_in_processes, pause_gc
+from rm_assets.data.storage.publication import STAGING, InvariantFunction, Publication, StageFunction, write_shard
 from rm_assets.data.storage.snapshots import Shard
 from rm_assets.settings import Settings
 
@@ -39,7 +39,7 @@ def compute_shards(
     publication: Publication,
     tasks: list[Task],
     function: StageFunction,
-    laws: LawFunction,
+    laws: InvariantFunction,
     settings: Settings,
     say: Callable[[str], object],
 ) -> list[Shard]:
@@ -50,7 +50,7 @@ def compute_shards(
     num_bytes = sum(task.num_bytes for task in missing)
     progress = Progress(publication.directory.name, num_bytes, say)
     if settings.engine == "ray":
-        computed = computed_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
+        computed = map_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
     else:
         is_small = num_bytes + len(jobs) * _BYTES_PER_SHARD <= _SMALL_BYTES
         computed = _computed(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
@@ -65,7 +65,7 @@ def _computed(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
         yield from map(_compute, jobs)
         return
     try:
-        yield from mapped(_compute, jobs, num_processes)
+        yield from map_in_processes(_compute, jobs, num_processes)
     except BrokenProcessPool:
         raise MemoryError(
             "a process that computed shards was killed, most likely for want of memory: "
@@ -73,8 +73,8 @@ def _computed(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
         ) from None
 
 
-def _compute(job: tuple[Path, Task, StageFunction, LawFunction]) -> Shard:
+def _compute(job: tuple[Path, Task, StageFunction, InvariantFunction]) -> Shard:
     directory, task, function, laws = job
     fill, measure = (functools.partial(step, task.arguments) for step in (function, laws))
-    with collection_paused():
-        return stage_shard(directory, task.name, task.source, task.key, fill, measure)
+    with pause_gc():
+        return write_shard(directory, task.name, task.source, task.key, fill, measure)

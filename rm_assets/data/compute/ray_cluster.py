@@ -26,7 +26,7 @@ class EngineError(RuntimeError):
     """A cluster that cannot be reached, or that lost a task again and again."""
 
 
-def computed_on_ray(function: Callable[[Any], Any], jobs: list[Any], staging: Path, num_workers: int) -> Iterator[Any]:
+def map_on_ray(function: Callable[[Any], Any], jobs: list[Any], staging: Path, num_workers: int) -> Iterator[Any]:
     """`map(function, jobs)` on a Ray cluster, in order, with `num_workers` tasks at a time (0: by its cores).
 
     Raises the error of the first job that has one, and EngineError where the cluster fails. Tasks that are under way

@@ -86,7 +86,7 @@ close_workers = _workers.close
 atexit.register(close_workers)
 
 
-def mapped(function: Callable[[Any], Any], arguments: list[Any], num_workers: int) -> Iterator[Any]:
+def map_in_processes(function: Callable[[Any], Any], arguments: list[Any], num_workers: int) -> Iterator[Any]:
     """The function's results, in order, computed by so many processes; their errors are raised here."""
     pool = _workers.pool(num_workers)
     try:
@@ -153,7 +153,7 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def collection_paused() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """No search for reference cycles meanwhile: batches of rows make many objects and hardly any cycle."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -68,7 +68,7 @@ class PairRows:
             "num_annotators": self._facts("num_annotators", 0),
             "num_agreeing": self._facts("num_agreeing", 0),
         }
-        return schemas.table(columns, schemas.VALIDATED)
+        return schemas.build_table(columns, schemas.VALIDATED)
 
     def _facts(self, name: str, default: Any) -> list[Any]:
         values = [default] * len(self._lines)

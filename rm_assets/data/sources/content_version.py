@@ -21,12 +21,19 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.sources.discovery import AnnotationFile
-from rm_assets.data.sources.opened_file import Change, OpenedFile, RejectedFileError, Status, file_stamp, opened
+from rm_assets.data.sources.opened_file import (
+    Change,
+    OpenedFile,
+    RejectedFileError,
+    Status,
+    file_stamp,
+    open_annotation_file,
+)
 from rm_assets.data.sources.remote import RemoteStatus
 from rm_assets.data.stages import rejects
 from rm_assets.data.storage.files import is_remote, read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import held_lock, local_directory
+from rm_assets.data.storage.locks import hold_lock, local_cache_directory
 from rm_assets.data.storage.ownership import MANIFEST, claim_storage, remove_unfinished_files
 from rm_assets.data.storage.snapshots import latest_name
 from rm_assets.data.tables.schemas import Stage
@@ -86,7 +93,7 @@ def content_listing(
     earlier look; 0 takes each as it is, and so does the look after the longest wait. Hashing ends after `seconds`, but
     not before the first blocks were hashed.
     """
-    home = local_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
+    home = local_cache_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
     before = _read(home / _FILE) if trusts_stamps else _Cache()
     look = _Look(known=before, settled_seconds=settled_seconds)
     for file in files:
@@ -139,7 +146,7 @@ def _read(path: Path) -> _Cache:
 
 def _write(home: Path, cache: _Cache) -> None:
     """The sensor and a run may look at the same time, and a killed one leaves what it had begun to write."""
-    with held_lock(home / "writer.lock", ASSET, lambda _: None):
+    with hold_lock(home / "writer.lock", ASSET, lambda _: None):
         remove_unfinished_files(home)
         write_json(home / _FILE, cache)
 
@@ -201,7 +208,7 @@ class _Look:
     def _hash(self, file: AnnotationFile, deadline: float) -> bool:
         """Hash a file, from where an earlier look ended; whether it was finished."""
         try:
-            with opened(file.path) as now:
+            with open_annotation_file(file.path) as now:
                 stamp = file_stamp(file.path, now.status)
                 seen = self.found.seen[file.source]
                 if seen.stamp != stamp:

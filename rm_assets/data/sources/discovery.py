@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_read
-from rm_assets.data.sources.opened_file import RejectedFileError, Status, file_status, opened
+from rm_assets.data.sources.opened_file import RejectedFileError, Status, file_status, open_annotation_file
 from rm_assets.data.sources.remote import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
-from rm_assets.data.storage.files import is_remote, lies_in, place, remote_path_below
+from rm_assets.data.storage.files import is_remote, is_within, relative_remote_path, resolve_path
 from rm_assets.data.storage.ownership import MARKER
 from rm_assets.settings import SettingsError
 
@@ -77,13 +77,15 @@ class _Found:
         if self.storage is None:
             return False
         if is_remote(path) or path.is_symlink():
-            return lies_in(path, self.storage)
+            return is_within(path, self.storage)
         if path.parent not in self._known:
-            self._known[path.parent] = lies_in(path.parent, self.storage)
+            self._known[path.parent] = is_within(path.parent, self.storage)
         return self._known[path.parent]
 
     def _is_in_a_storage(self, path: Path) -> bool:
-        below = remote_path_below(path, self.base) or "" if is_remote(path) else path.relative_to(self.base).as_posix()
+        below = (
+            relative_remote_path(path, self.base) or "" if is_remote(path) else path.relative_to(self.base).as_posix()
+        )
         folders = [parent.as_posix() for parent in PurePosixPath(below).parents][:-1]
         for folder in folders:
             if folder not in self._storages:
@@ -138,7 +140,7 @@ def _error(setting: str, problem: str, kind: type[SettingsError] = SettingsError
 def _find(setting: str, storage: Path | None) -> _Found:
     try:
         if "://" in setting:
-            path = place(setting)
+            path = resolve_path(setting)
             return _at_uri(setting, path, storage) if is_remote(path) else _find(str(path), storage)
         path = Path(setting).expanduser()
         is_there = path.exists() or path.is_symlink()
@@ -160,7 +162,7 @@ def _find(setting: str, storage: Path | None) -> _Found:
 
 
 def _refuse_inside(setting: str, path: Path, storage: Path | None) -> None:
-    if storage is not None and lies_in(path, storage):
+    if storage is not None and is_within(path, storage):
         raise _error(setting, f"that is inside the storage {str(storage)!r}: move it out, or set another storage")
 
 
@@ -171,7 +173,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
     if kind == "file":
         return _by_itself(path)
     if kind == "directory":
-        inside = remote_path_below(storage, path) if storage is not None else None
+        inside = relative_remote_path(storage, path) if storage is not None else None
         listed = list(remote_files(path))
         left_out = [name.removesuffix(MARKER).lstrip("/") for name, _ in listed if name.endswith(f"/{MARKER}")]
         left_out += [f"{inside}/"] if inside else []
@@ -188,7 +190,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
         require_reachable(path)  # a bucket that is there: object stores know a directory by its files alone
         raise _error(setting, "there is no such file or directory yet", NothingToReadError)
     fixed = _MAGIC.split(setting, maxsplit=1)[0].rsplit("/", 1)[0]
-    found = _Found(base=place(fixed), storage=storage)
+    found = _Found(base=resolve_path(fixed), storage=storage)
     _refuse_inside(setting, found.base, storage)
     for match, status in remote_matches(setting):
         if found.is_left_out(match) or _is_hidden(match, found.base):
@@ -203,7 +205,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
 
 def _by_itself(path: Path) -> _Found:
     if file_kind(path.name):
-        with opened(path):
+        with open_annotation_file(path):
             pass  # it can be
     return _Found(base=path.parent, files=[path])
 

@@ -24,7 +24,7 @@ from urllib.parse import quote_from_bytes
 
 from rm_assets.data.sources.file_kinds import archive_suffix, grows_by_lines
 from rm_assets.data.sources.remote import RemoteStatus, open_remote, remote_status
-from rm_assets.data.storage.files import StorageError, is_remote, reason_of
+from rm_assets.data.storage.files import StorageError, describe_error, is_remote
 from rm_assets.data.tables.reasons import Reason
 
 if sys.version_info >= (3, 14):
@@ -163,7 +163,7 @@ def _version(status: os.stat_result) -> tuple[int, int, int]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[OpenedFile]:
+def open_annotation_file(path: Path) -> Iterator[OpenedFile]:
     """A regular file, open; raises RejectedFileError where the path names none that can be read."""
     if is_remote(path):
         with _opened_remote(path) as file:
@@ -240,7 +240,7 @@ class _Stored(io.RawIOBase):
         """What a failed reading means: the file is to blame, or the way to it."""
         path = self._opened.path
         if is_remote(path) and self._opened.change() is Change.NONE:
-            return StorageError(f"{str(path)!r} cannot be read: {reason_of(error)}")
+            return StorageError(f"{str(path)!r} cannot be read: {describe_error(error)}")
         return RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) if isinstance(error, OSError) else error
 
 

@@ -14,7 +14,14 @@ from typing import Any, BinaryIO, cast
 from upath import UPath
 
 from rm_assets.addresses import masked
-from rm_assets.data.storage.files import StorageError, modified_seconds, on_its_system, place, reaching, reason_of
+from rm_assets.data.storage.files import (
+    StorageError,
+    describe_error,
+    fsspec_path,
+    modified_at,
+    resolve_path,
+    wrap_remote_errors,
+)
 
 _CONTENT_HASH = "blob_id"
 """What the Hugging Face Hub tells of a file; its commits appear whole, so that no file is still being written."""
@@ -26,13 +33,13 @@ def require_reachable(directory: Path) -> None:
     """Raise StorageError unless a remote place can be listed: its host answers, we may read the bucket or the Hub's
     repository, such as `datasets/owner/name`.
     """
-    system, path = on_its_system(directory)
+    system, path = fsspec_path(directory)
     try:
-        with reaching(directory):
+        with wrap_remote_errors(directory):
             if not system.exists(path):
                 system.ls("/".join(path.strip("/").split("/")[: 3 if "hf" in system.protocol else 1]))
     except OSError as error:
-        raise StorageError(f"{str(directory)!r} cannot be reached: {reason_of(error)}") from None
+        raise StorageError(f"{str(directory)!r} cannot be reached: {describe_error(error)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class RemoteStatus:
 def remote_status(path: Path) -> RemoteStatus:
     """The status of a remote file; raises OSError where there is none, StorageError where it cannot be asked for."""
     system, name = _system_of_now(path)
-    with reaching(path):
+    with wrap_remote_errors(path):
         entry = system.info(name)
         if entry["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -59,13 +66,13 @@ def remote_status(path: Path) -> RemoteStatus:
 
 def _system_of_now(path: Path) -> tuple[Any, str]:
     """A place as fsspec knows it, without what its file system remembers: the Hub's keeps each listing it has seen."""
-    system, name = on_its_system(path)
+    system, name = fsspec_path(path)
     system.invalidate_cache()
     return system, name
 
 
 def _status(entry: dict[str, Any]) -> RemoteStatus:
-    written = 0.0 if entry.get(_CONTENT_HASH) else modified_seconds(entry)
+    written = 0.0 if entry.get(_CONTENT_HASH) else modified_at(entry)
     if entry.get("size") is None:
         name, way = masked(str(entry["name"])), "download it and name the copy"
         raise StorageError(f"{name!r} cannot be read: its server does not tell its size; {way}")
@@ -77,8 +84,8 @@ def _status(entry: dict[str, Any]) -> RemoteStatus:
 
 def open_remote(path: Path) -> BinaryIO:
     """A remote file to read, some MiB in memory at a time."""
-    system, name = on_its_system(path)
-    with reaching(path):
+    system, name = fsspec_path(path)
+    with wrap_remote_errors(path):
         return cast(BinaryIO, system.open(name, "rb", block_size=_BLOCK_BYTES))
 
 
@@ -88,7 +95,7 @@ def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
     One listing tells of thousands of files, where asking for each would take minutes.
     """
     system, path = _system_of_now(directory)
-    with reaching(directory):
+    with wrap_remote_errors(directory):
         found = system.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
     for name, entry in found.items():
@@ -98,9 +105,9 @@ def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
 
 def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
     """What a URI with `*`, `?`, `[...]` or `**` names, and the status of those that are no directories."""
-    path = place(pattern)
+    path = resolve_path(pattern)
     system, name = _system_of_now(path)
-    with reaching(path):
+    with wrap_remote_errors(path):
         found = system.glob(name, detail=True)
     yield from (
         (
@@ -114,5 +121,5 @@ def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
 def remote_kind(path: Path) -> str:
     """Whether a remote path names a "file", a "directory", or nothing: ""."""
     system, name = _system_of_now(path)
-    with reaching(path):
+    with wrap_remote_errors(path):
         return "file" if system.isfile(name) else "directory" if system.isdir(name) else ""

@@ -34,10 +34,10 @@ from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.stages.identities import stage_identity
 from rm_assets.data.stages.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import ShardWriter, Stats, publication
+from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import MessageColumn
@@ -140,7 +140,7 @@ def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
         rows = rows.take(pa.array(pairs.rows))
     columns: dict[str, Any] = {name: rows[name] for name in (*PAIR_COLUMNS, "margin")}
     made = ("prompt", *SIDES, *(f"{side}_control_tokens" for side in SIDES))
-    return schemas.table(columns | {name: getattr(pairs, name) for name in made}, schemas.FLATTENED)
+    return schemas.build_table(columns | {name: getattr(pairs, name) for name in made}, schemas.FLATTENED)
 
 
 def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
@@ -174,7 +174,9 @@ def flattened_snapshot(
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(place(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(
+        resolve_path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say, settings.verify
+    ) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
         shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings, say)
         for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):

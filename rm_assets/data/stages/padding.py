@@ -22,13 +22,13 @@ from rm_assets.data.pairs.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.pairs.splits import SPLITS, splits_of
 from rm_assets.data.stages.identities import stage_identity
 from rm_assets.data.stages.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches, read_table
-from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, publication
+from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, open_publication
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.ragged import IdLists, lists_of, mask_of
+from rm_assets.data.tables.ragged import IdLists, lists_of, prefix_mask
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.data.tables.texts import offsets_of
@@ -48,7 +48,7 @@ def padded(values: NDArray[Any], lengths: Lengths, widths: Lengths, fill: int) -
     For values [1, 2, 3], lengths [2, 1], widths [3, 1] and fill 0 it is [1, 2, 0, 3].
     """
     result = np.full(int(widths.sum()), fill, dtype=values.dtype)
-    result[mask_of(lengths, widths).view(np.bool_)] = values
+    result[prefix_mask(lengths, widths).view(np.bool_)] = values
     return result
 
 
@@ -60,11 +60,11 @@ def padded_table(table: pa.Table, pad_token_id: int) -> pa.Table:
     columns: dict[str, Any] = {name: table[name] for name in (*PAIR_COLUMNS, "prefix_length", "margin")}
     for side, lists in sides.items():
         ids = IdLists(padded(lists.ids, lists.lengths, widths, pad_token_id), offsets)
-        mask = IdLists(mask_of(lists.lengths, widths), offsets)
+        mask = IdLists(prefix_mask(lists.lengths, widths), offsets)
         columns[f"{side}_input_ids"] = ids.array(schemas.PADDED.field(f"{side}_input_ids").type)
         columns[f"{side}_attention_mask"] = mask.array(schemas.PADDED.field(f"{side}_attention_mask").type)
         columns[f"{side}_length"] = lists.lengths.astype(np.int32)
-    return schemas.table(columns, schemas.PADDED)
+    return schemas.build_table(columns, schemas.PADDED)
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def _padding_figures(rows: pa.Table, pad_token_id: int) -> dict[str, int]:
     for side, lists in sides.items():
         mask = lists_of(rows[f"{side}_attention_mask"])
         lengths, widths = rows[f"{side}_length"].to_numpy().astype(np.int64), lists.lengths
-        is_right = np.array_equal(mask.lengths, widths) and np.array_equal(mask.ids, mask_of(lengths, widths))
+        is_right = np.array_equal(mask.lengths, widths) and np.array_equal(mask.ids, prefix_mask(lengths, widths))
         figures["num_wrong_masks"] += int(not is_right)
         figures["num_ending_in_padding"] += int(np.sum(lists.ids[lists.offsets[:-1] + lengths - 1] == pad_token_id))
         figures["num_tokens"] += int(lengths.sum())
@@ -209,7 +209,9 @@ def padded_snapshot(
         key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(place(settings.storage), Stage.PADDED, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(
+        resolve_path(settings.storage), Stage.PADDED, settings.keep_snapshots, say, settings.verify
+    ) as turn:
         tasks = [task(shard) for shard in tokenized.manifest.shards]
         shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings, say)
 

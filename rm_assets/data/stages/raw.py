@@ -34,21 +34,21 @@ from rm_assets.data.sources.opened_file import (
     Status,
     file_stamp,
     is_same_file,
-    opened,
+    open_annotation_file,
 )
 from rm_assets.data.sources.rows import file_rows
 from rm_assets.data.stages.identities import stage_identity
 from rm_assets.data.stages.reject_rows import num_rejects, reason_counts, reject_table
-from rm_assets.data.storage.files import is_remote, place, read_file, write_json
+from rm_assets.data.storage.files import is_remote, read_file, resolve_path, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.storage.publication import (
     Publication,
     ShardWriter,
     Stats,
-    publication,
-    stage_shard,
+    open_publication,
     tables_writer,
+    write_shard,
 )
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
@@ -68,7 +68,7 @@ _NUM_THREADS = 2
 
 def files_to_read(settings: Settings) -> tuple[Annotations, list[AnnotationFile]]:
     """What the annotations setting names, and all files of it and of the evaluation sets."""
-    storage = place(settings.storage)
+    storage = resolve_path(settings.storage)
     annotations = find_annotations(settings.annotations_path, storage)
     return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files, storage)]
 
@@ -80,10 +80,12 @@ def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
         told = what_is_not_read(ignored)
         say(told or f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
     identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
-    with publication(place(settings.storage), Stage.RAW, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(
+        resolve_path(settings.storage), Stage.RAW, settings.keep_snapshots, say, settings.verify
+    ) as turn:
         stamps = _read_stamps(turn)
         # before the files are read: what arrives while they are makes another version, and is not taken for read
-        listing = content_listing(files, place(settings.storage), trusts_stamps=settings.verify == "stamps")
+        listing = content_listing(files, resolve_path(settings.storage), trusts_stamps=settings.verify == "stamps")
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             progress = Progress(Stage.RAW, _total_bytes(files), say)
@@ -177,7 +179,7 @@ def _steady_reading(
     seen: list[str] = []
     for pause in _PAUSES:
         time.sleep(pause)
-        with opened(file.path) as now:
+        with open_annotation_file(file.path) as now:
             follows = grown is not None and is_same_file(grown.status, now.status)
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
@@ -296,7 +298,7 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
         return _stats(counts, reasons) | {"malformed": malformed}
 
     laws = functools.partial(raw_laws, file.source)
-    return stage_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, laws)
+    return write_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, laws)
 
 
 def _rejected(
@@ -316,7 +318,7 @@ def _rejected(
     fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
     name, directory = shard_name(file.source, 0), reading.turn.directory
     laws = functools.partial(raw_laws, file.source)
-    return reading.turn.find(key) or stage_shard(directory, name, file.source, key, fill, laws)
+    return reading.turn.find(key) or write_shard(directory, name, file.source, key, fill, laws)
 
 
 def shard_name(source: str, index: int) -> str:

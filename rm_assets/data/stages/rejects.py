@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches, read_table
-from rm_assets.data.storage.publication import ShardWriter, Stats, publication, stage_shard
+from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication, write_shard
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -33,7 +33,7 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
             writer.write(DATA, table)
         return {"num_in": sum(snapshot.manifest.num_rows(rejects=True) for snapshot in stages.values())}
 
-    with publication(place(settings.storage), ASSET, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(resolve_path(settings.storage), ASSET, settings.keep_snapshots, say, settings.verify) as turn:
         files = [
             [stage, file.sha256]
             for stage, snapshot in stages.items()
@@ -42,7 +42,7 @@ def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Cal
             if file.folder == REJECTS
         ]
         key = fingerprint(ASSET, VERSION, files, stages[Stage.RAW].name)
-        shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, fill, _laws)
+        shard = turn.find(key) or write_shard(turn.directory, ASSET, "", key, fill, _laws)
         return turn.publish([shard], {stage: snapshot.name for stage, snapshot in stages.items()}, {})
 
 
@@ -94,4 +94,4 @@ def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
     filled = pc.if_else(has_none, pc.take(pa.concat_arrays(hashes), places), rejects["line_sha256"])
     assert filled.null_count == 0, "every reject comes from a line of raw_preferences"
     columns = {name: rejects[name] for name in schemas.REJECTS.names} | {"line_sha256": filled}
-    return schemas.table(columns, schemas.REJECTS)
+    return schemas.build_table(columns, schemas.REJECTS)

@@ -42,14 +42,14 @@ from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.pairs.normal_form import normalized
 from rm_assets.data.stages.identities import stage_identity
 from rm_assets.data.stages.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import ShardWriter, Stats, publication
+from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
-from rm_assets.data.tables.ragged import IdLists, Ids, are_equal, lists_of, prefix_lengths, rows_of
+from rm_assets.data.tables.ragged import IdLists, Ids, equal_rows, join_rows, lists_of, prefix_lengths
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
@@ -327,7 +327,9 @@ def _shortened(
         if found := shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length):
             chosen[row], rejected[row], num_dropped_turns[row] = found
             keys[row] = _keys_without_turns(validated, found[2])
-    return PairIds(chosen=rows_of(chosen), rejected=rows_of(rejected), num_dropped_turns=num_dropped_turns, keys=keys)
+    return PairIds(
+        chosen=join_rows(chosen), rejected=join_rows(rejected), num_dropped_turns=num_dropped_turns, keys=keys
+    )
 
 
 def _keys_without_turns(validated: dict[str, Any], num_turns: int) -> tuple[str, str]:
@@ -346,7 +348,7 @@ def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_
     for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
         lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
         refused[row] = Reason.TOO_LONG, f"{lengths[0]} and {lengths[1]} tokens, more than {task.max_length}"
-    for row in np.flatnonzero(are_equal(pairs.chosen, pairs.rejected)).tolist():
+    for row in np.flatnonzero(equal_rows(pairs.chosen, pairs.rejected)).tolist():
         refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids"
     for row in np.flatnonzero(is_forged).tolist():
         refused[row] = Reason.CONTROL_TOKEN, "the ids hold more or fewer control tokens than the template writes"
@@ -364,7 +366,7 @@ def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused:
     columns["rejected_ids"] = pairs.rejected.where(keep).array(ids_type)
     columns["prefix_length"] = prefixes[keep]
     columns["num_dropped_turns"] = pairs.num_dropped_turns[keep]
-    return schemas.table(columns, schemas.TOKENIZED)
+    return schemas.build_table(columns, schemas.TOKENIZED)
 
 
 def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
@@ -391,7 +393,7 @@ def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
         figures.update(
             num_out=schemas.num_rows_of(task.source, rows),
-            num_identical=int(are_equal(chosen, rejected).sum()),
+            num_identical=int(equal_rows(chosen, rejected).sum()),
             num_tokens=len(chosen.ids) + len(rejected.ids),
             num_shared_tokens=pc.sum(rows["prefix_length"]).as_py(),
         )
@@ -457,12 +459,14 @@ def tokenized_snapshot(
             max_length=settings.max_length,
             drop_turns=settings.over_long == "drop_turns",
             allow_control_tokens=settings.control_tokens == "allow",
-            self_tests=place(settings.storage) / SELF_TESTS,
+            self_tests=resolve_path(settings.storage) / SELF_TESTS,
         )
         key = fingerprint(identity, shard.key)
         return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
 
-    with publication(place(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(
+        resolve_path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say, settings.verify
+    ) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
         shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings, say)
         for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):

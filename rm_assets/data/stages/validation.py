@@ -35,10 +35,10 @@ from rm_assets.data.stages.identities import stage_identity
 from rm_assets.data.stages.reject_rows import num_rejects, reason_counts, reject_table
 from rm_assets.data.stages.verdicts import Verdict, verdict_of_files
 from rm_assets.data.stages.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, publication
+from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, open_publication
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations
@@ -248,7 +248,9 @@ def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 
 def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
-    with publication(place(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(
+        resolve_path(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify
+    ) as turn:
         before = _shards_before(raw) if settings.two_line_files else {}
         rules = {shard.source: rules_of_file(settings, shard.source) for shard in raw.manifest.shards}
         unused = globs_without_files(settings, rules)

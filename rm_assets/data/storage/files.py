@@ -48,7 +48,7 @@ class StorageError(RuntimeError):
     """A file of a storage that could not be written or reached. One line that says what to do."""
 
 
-def place(setting: str) -> Path:
+def resolve_path(setting: str) -> Path:
     """The place that a setting names: a path of this machine, or a URI such as `s3://bucket/prefix`.
 
     Raises StorageError where the protocol is not known, or its library is not installed.
@@ -73,7 +73,7 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
-def lies_in(path: Path, directory: Path) -> bool:
+def is_within(path: Path, directory: Path) -> bool:
     """Whether a place is a directory or lies in it, whichever links and `..` lead there."""
     if is_remote(path) or is_remote(directory):
         return _remote_parts(path)[: len(_remote_parts(directory))] == _remote_parts(directory)
@@ -83,9 +83,9 @@ def lies_in(path: Path, directory: Path) -> bool:
     return target.exists() and any(parent.exists() and parent.samefile(target) for parent in resolved.parents)
 
 
-def remote_path_below(path: Path, directory: Path) -> str | None:
+def relative_remote_path(path: Path, directory: Path) -> str | None:
     """The path of a remote place relative to a directory that it lies in; None where it does not."""
-    if is_remote(path) and lies_in(path, directory):
+    if is_remote(path) and is_within(path, directory):
         return "/".join(_remote_parts(path)[len(_remote_parts(directory)) :])
     return None
 
@@ -94,18 +94,18 @@ def _remote_parts(path: Path) -> list[str]:
     """The file system of a place, and the names on the way to it: those of a bucket and below."""
     if not is_remote(path):
         return [""]
-    system, name = on_its_system(path)
+    system, name = fsspec_path(path)
     protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     return [min(protocols), *(part for part in name.split("/") if part)]
 
 
-def on_its_system(path: Path) -> tuple[Any, str]:
+def fsspec_path(path: Path) -> tuple[Any, str]:
     """A remote place as fsspec knows it: the file system, and the path there."""
     found = cast(Any, path)
     return found.fs, found.path
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why a file cannot be written or read, in one line, without the credentials of a proxy or an endpoint."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"{os.strerror(error.errno or 0)}: make room and run again, what is finished is kept"
@@ -122,18 +122,18 @@ def _writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not is_remote(path):
             raise  # the libraries of remote file systems have errors of their own, those of the kernel are OSErrors
-        raise StorageError(f"{str(path)!r} cannot be written: {reason_of(error)}") from None
+        raise StorageError(f"{str(path)!r} cannot be written: {describe_error(error)}") from None
 
 
 @contextlib.contextmanager
-def reaching(path: Path) -> Iterator[None]:
+def wrap_remote_errors(path: Path) -> Iterator[None]:
     """Errors of the way to a remote file as StorageErrors; that it is not there or closed to us stays an OSError."""
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
         raise
     except Exception as error:  # of whatever library reaches this file system
-        raise StorageError(f"{str(path)!r} cannot be reached: {reason_of(error)}") from None
+        raise StorageError(f"{str(path)!r} cannot be reached: {describe_error(error)}") from None
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class NewFile(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[NewFile]:
+def create_file(path: Path) -> Iterator[NewFile]:
     """A file to write, durable afterwards; its directory is made. Nobody may read it before, so it needs no rename."""
     make_directory(path.parent)
     with _writing(path):
@@ -218,7 +218,7 @@ def write_file(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
+        fsync_directory(path.parent)
 
 
 def make_directory(directory: Path) -> None:
@@ -228,7 +228,7 @@ def make_directory(directory: Path) -> None:
             directory.mkdir(parents=True, exist_ok=True)
 
 
-def sync_directory(directory: Path, *, recursive: bool = False) -> None:
+def fsync_directory(directory: Path, *, recursive: bool = False) -> None:
     """Make a local directory's entries durable; remote ones are."""
     if is_remote(directory):
         return
@@ -242,7 +242,7 @@ def sync_directory(directory: Path, *, recursive: bool = False) -> None:
             os.close(descriptor)
 
 
-def place_files(files: dict[Path, Path]) -> None:
+def link_files(files: dict[Path, Path]) -> None:
     """Have the same bytes at each target: {target: origin}. Linked, or copied where there are no links.
 
     On a remote file system they are copied there, and do not pass through this machine.
@@ -252,9 +252,9 @@ def place_files(files: dict[Path, Path]) -> None:
     first = next(iter(files))
     with _writing(first):
         if is_remote(first):
-            system, _ = on_its_system(first)
+            system, _ = fsspec_path(first)
             system.copy(
-                [on_its_system(origin)[1] for origin in files.values()], [on_its_system(target)[1] for target in files]
+                [fsspec_path(origin)[1] for origin in files.values()], [fsspec_path(target)[1] for target in files]
             )
             return
         for directory in {target.parent for target in files}:
@@ -286,7 +286,7 @@ def upload(origin: Path, target: Path, names: Iterable[str] | None = None) -> No
     if names is not None:
         files = sorted(origin / name for name in names)
     for path in sorted(files, key=lambda path: path.name == "manifest.json" and path.parent == origin):
-        with path.open("rb") as source, new_file(target / path.relative_to(origin).as_posix()) as stream:
+        with path.open("rb") as source, create_file(target / path.relative_to(origin).as_posix()) as stream:
             shutil.copyfileobj(source, stream, 2**20)
 
 
@@ -295,7 +295,7 @@ def download(origin: Path, target: Path) -> None:
     if target.is_file() and target.stat().st_size == origin.stat().st_size:
         return
     temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
-    with origin.open("rb") as source, new_file(temporary) as stream:
+    with origin.open("rb") as source, create_file(temporary) as stream:
         shutil.copyfileobj(source, stream, 2**20)
     temporary.replace(target)
 
@@ -312,12 +312,12 @@ def read_file(path: Path) -> bytes:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise StorageError(f"{str(path)!r} is not a regular file: remove it and run again")
         return path.read_bytes()
-    system, name = on_its_system(path)
-    with reaching(path):
+    system, name = fsspec_path(path)
+    with wrap_remote_errors(path):
         return bytes(system.cat_file(name))
 
 
-def entries(directory: Path) -> dict[str, bool]:
+def list_entries(directory: Path) -> dict[str, bool]:
     """What a directory holds, hidden entries too: name -> whether it is a directory, which no link is.
 
     Nothing if it is not there; raises NotADirectoryError where it is a file.
@@ -326,8 +326,8 @@ def entries(directory: Path) -> dict[str, bool]:
         if not is_remote(directory):
             with os.scandir(directory) as found:
                 return {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
-        system, path = on_its_system(directory)
-        with reaching(directory):
+        system, path = fsspec_path(directory)
+        with wrap_remote_errors(directory):
             listed = {entry["name"].rstrip("/"): entry["type"] == "directory" for entry in system.ls(path, detail=True)}
     except FileNotFoundError:
         return {}
@@ -337,7 +337,7 @@ def entries(directory: Path) -> dict[str, bool]:
 def subdirectories(directory: Path) -> list[str]:
     """The names of the directories in a directory, hidden ones too; none if it is not there."""
     try:
-        return sorted(name for name, is_directory in entries(directory).items() if is_directory)
+        return sorted(name for name, is_directory in list_entries(directory).items() if is_directory)
     except NotADirectoryError:
         return []
 
@@ -348,8 +348,8 @@ def file_sizes(directory: Path) -> dict[str, int]:
     Not those in a folder that may not be read, nor links that lead nowhere.
     """
     if is_remote(directory):
-        system, path = on_its_system(directory)
-        with reaching(directory):
+        system, path = fsspec_path(directory)
+        with wrap_remote_errors(directory):
             found = system.find(path, detail=True)
         return {name.removeprefix(path).lstrip("/"): int(entry["size"]) for name, entry in found.items()}
     return dict(_local_sizes(directory, ""))
@@ -369,13 +369,13 @@ def is_abandoned(directory: Path) -> bool:
     """Whether nobody writes in a directory of unpublished files: its lock held, locally; by its age, elsewhere."""
     if not is_remote(directory):
         return True
-    system, path = on_its_system(directory)
+    system, path = fsspec_path(directory)
     entries = system.find(path, detail=True).values()
-    newest = max((modified_seconds(entry) or time.time() for entry in entries), default=0.0)
+    newest = max((modified_at(entry) or time.time() for entry in entries), default=0.0)
     return time.time() - newest > _ABANDONED_SECONDS
 
 
-def modified_seconds(entry: dict[str, Any]) -> float | None:
+def modified_at(entry: dict[str, Any]) -> float | None:
     """When a remote file was written, in seconds since 1970, by what its file system tells; None if it does not."""
     told = next((entry[name] for name in _TIMES if entry.get(name) is not None), None)
     if isinstance(told, datetime):
@@ -383,7 +383,7 @@ def modified_seconds(entry: dict[str, Any]) -> float | None:
     return float(told) if isinstance(told, int | float) else None
 
 
-def unfinished_files(directory: Path, is_name: Callable[[str], object]) -> list[Path]:
+def find_unfinished_files(directory: Path, is_name: Callable[[str], object]) -> list[Path]:
     """What a killed process left of files that it was writing: `.<name>.<32 hex>` or `.<32 hex>.<name>`.
 
     `is_name` tells the names of the files themselves. Nothing at remote places, where an object appears whole or not at
@@ -402,8 +402,8 @@ def unfinished_files(directory: Path, is_name: Callable[[str], object]) -> list[
 def remove_files(paths: list[Path]) -> None:
     """Remove files, those that are there; directories stay, also one that has the name of a file."""
     if paths and is_remote(paths[0]):
-        system, _ = on_its_system(paths[0])
-        names = [on_its_system(path)[1] for path in paths]
+        system, _ = fsspec_path(paths[0])
+        names = [fsspec_path(path)[1] for path in paths]
         with contextlib.suppress(FileNotFoundError):
             if not any(_MAGIC.search(name) for name in names):
                 system.rm(names)

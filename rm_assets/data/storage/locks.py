@@ -23,14 +23,14 @@ _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSY
 """What file systems say that have no locks for directories, as some network ones."""
 
 
-def local_directory(path: Path) -> Path:
+def local_cache_directory(path: Path) -> Path:
     """Where this machine keeps what belongs to a remote place and must be a real file, such as a lock."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "rm_assets" / hashlib.sha256(str(path).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterator[None]:
+def hold_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterator[None]:
     """Hold a file's `flock` meanwhile. Where another process holds it, `say` for whom this one waits, and wait.
 
     The directory of the file is locked with it, where directories can be: a file that is removed under its holder is
@@ -39,7 +39,7 @@ def held_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterato
     the same file, is locked and stays as it is.
     """
     if is_remote(path):
-        path = local_directory(path.parent) / path.name
+        path = local_cache_directory(path.parent) / path.name
 
     def wait() -> None:
         holder = "a process that gave no name"
@@ -85,7 +85,7 @@ def _locked(path: Path, flags: int, wait: Callable[[], None]) -> int | None:
         except BlockingIOError:
             wait()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if is_at(path, descriptor):
+        if is_file_at(path, descriptor):
             return descriptor
     except BaseException:
         os.close(descriptor)
@@ -109,7 +109,7 @@ def _locked_directory(directory: Path, wait: Callable[[], None]) -> Iterator[Non
         yield
 
 
-def is_at(path: Path, descriptor: int) -> bool:
+def is_file_at(path: Path, descriptor: int) -> bool:
     """Whether an open file is the one at this path: a lock on one that was removed keeps nobody away."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
@@ -132,13 +132,13 @@ class Pin:
                 raise
 
 
-def pinned(directory: Path) -> Pin | None:
+def pin_directory(directory: Path) -> Pin | None:
     """A pin of a directory that is about to be read; None at remote places. Raises FileNotFoundError."""
     return None if is_remote(directory) else Pin(directory)
 
 
 @contextlib.contextmanager
-def exclusive_lock(directory: Path) -> Iterator[bool]:
+def try_exclusive_lock(directory: Path) -> Iterator[bool]:
     """Whether nobody on this machine has pinned a directory; if so, nobody can meanwhile."""
     if is_remote(directory):
         yield True

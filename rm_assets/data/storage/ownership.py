@@ -19,18 +19,18 @@ import msgspec
 
 from rm_assets.data.storage.files import (
     StorageError,
-    entries,
     file_sizes,
+    find_unfinished_files,
     is_abandoned,
     is_remote,
+    list_entries,
     read_file,
     remove_directories,
     remove_files,
     subdirectories,
-    unfinished_files,
     write_json,
 )
-from rm_assets.data.storage.locks import exclusive_lock
+from rm_assets.data.storage.locks import try_exclusive_lock
 
 ASSETS = (
     "annotation_files",
@@ -112,7 +112,7 @@ def is_snapshot_name(name: object) -> bool:
     return isinstance(name, str) and _SNAPSHOT.fullmatch(name) is not None
 
 
-def is_inside(path: str) -> bool:
+def is_safe_relative_path(path: str) -> bool:
     """Whether a relative path of a record stays in its directory."""
     pure = PurePosixPath(path)
     return path == pure.as_posix() and not pure.is_absolute() and not {"..", "."} & {*pure.parts} and "\0" not in path
@@ -124,11 +124,11 @@ def is_inside(path: str) -> bool:
 def claim_storage(storage: Path, asset: str = "") -> None:
     """Mark a storage as ours before its first use; raises StorageError where a directory of an asset is not."""
     if not _is_claimed(storage):
-        require_ours(storage, asset)
+        require_own_storage(storage, asset)
         write_json(storage / MARKER, {"made_by": "rm_assets"})
 
 
-def require_ours(storage: Path, asset: str = "") -> None:
+def require_own_storage(storage: Path, asset: str = "") -> None:
     """Raise StorageError if a storage is not marked as ours, and an asset's directory holds what is not ours.
 
     Storages made before there was a marker hold names that are known, and are ours.
@@ -152,7 +152,7 @@ def _is_claimed(storage: Path) -> bool:
 
 def _first_foreign_entry(directory: Path) -> Path | None:
     try:
-        found = entries(directory)
+        found = list_entries(directory)
     except NotADirectoryError:
         return directory
     own = {True: _OWN_DIRECTORY, False: _OWN_FILE}
@@ -223,7 +223,7 @@ def finish_snapshot(directory: Path, kept: Collection[str]) -> None:
     """Remove the noted files but for those that are kept, what was left of writing any, and the note."""
     noted = _noted_files(directory) or set()
     _remove_unfinished(directory, {*noted, *kept, MANIFEST})
-    remove_named(directory, noted.difference(kept))
+    remove_listed_files(directory, noted.difference(kept))
     remove_files([_note(directory)])
     remove_directories([directory, directory.parent / STAGING])
 
@@ -237,7 +237,7 @@ def remove_snapshot(directory: Path, besides: Iterable[str] = ()) -> None:
     paths = published_files(directory)
     if paths is None or not _may_be_changed(directory):
         return
-    with exclusive_lock(directory) as is_free:
+    with try_exclusive_lock(directory) as is_free:
         if is_free:
             begin_snapshot(directory, [*paths, *besides, *BESIDE])
             remove_files([directory / MANIFEST])
@@ -266,9 +266,9 @@ def finish_removals(home: Path) -> None:
                 finish_snapshot(snapshot, kept or ())
 
 
-def remove_named(directory: Path, paths: Collection[str]) -> None:
+def remove_listed_files(directory: Path, paths: Collection[str]) -> None:
     """Remove these files of a directory, and the folders that held no others. Nothing is removed through a link."""
-    safe = [PurePosixPath(path) for path in paths if is_inside(path)]
+    safe = [PurePosixPath(path) for path in paths if is_safe_relative_path(path)]
     if is_remote(directory):
         present = file_sizes(directory)
         remove_files([directory / path for path in map(str, safe) if path in present])
@@ -282,11 +282,11 @@ def remove_named(directory: Path, paths: Collection[str]) -> None:
 def _remove_unfinished(directory: Path, paths: Collection[str]) -> None:
     """Remove what was left of writing these files of a directory."""
     names: dict[PurePosixPath, set[str]] = {}
-    for path in map(PurePosixPath, filter(is_inside, paths)):
+    for path in map(PurePosixPath, filter(is_safe_relative_path, paths)):
         names.setdefault(path.parent, set()).add(path.name)
     for folder, found in names.items():
         if not _has_link(directory, folder):
-            remove_files(unfinished_files(directory / folder, found.__contains__))
+            remove_files(find_unfinished_files(directory / folder, found.__contains__))
 
 
 def _has_link(directory: Path, folder: PurePosixPath) -> bool:
@@ -308,7 +308,7 @@ def _noted_files(directory: Path) -> set[str] | None:
 
 def _names(directory: Path) -> list[str]:
     with contextlib.suppress(NotADirectoryError):
-        return [name for name, is_directory in entries(directory).items() if not is_directory]
+        return [name for name, is_directory in list_entries(directory).items() if not is_directory]
     return []
 
 
@@ -317,7 +317,7 @@ def _names(directory: Path) -> list[str]:
 
 def remove_unfinished_files(home: Path) -> None:
     """Remove what was left of writing the small files of an asset."""
-    remove_files(unfinished_files(home, re.compile(_SMALL_FILES).fullmatch))
+    remove_files(find_unfinished_files(home, re.compile(_SMALL_FILES).fullmatch))
 
 
 def is_staged_directory(name: str) -> bool:
@@ -334,7 +334,7 @@ def remove_staged_directory(directory: Path) -> None:
 
 def remove_staged_files(directory: Path, paths: Collection[str]) -> None:
     """Remove these files of a directory in staging, and that directory if it is empty then."""
-    remove_named(directory, paths)
+    remove_listed_files(directory, paths)
     remove_directories([directory])
 
 
@@ -342,14 +342,14 @@ def clear_staging(staging: Path) -> None:
     """Remove what is left of writing there, and staging itself if it is empty."""
     if not is_remote(staging):
         remove_files([staging / name for name in _names(staging) if _TOKEN.fullmatch(name)])
-        remove_files(unfinished_files(staging, re.compile(_STAGED_FILES).fullmatch))
+        remove_files(find_unfinished_files(staging, re.compile(_STAGED_FILES).fullmatch))
         remove_directories([staging])
 
 
 # --- snapshots that are no longer kept -----------------------------------------------------------------------
 
 
-def retired(newest_first: dict[Path, float], keep: int) -> list[Path]:
+def expired_snapshots(newest_first: dict[Path, float], keep: int) -> list[Path]:
     """The snapshots beyond the number kept, from when each was written; at a remote place only after a while."""
     snapshots = list(newest_first)
     long_ago = time.time() - _READING_SECONDS

@@ -5,7 +5,7 @@ Measured on token ids, texts and hashes: zstd at its first level everywhere; tok
 columns of few values, since Parquet would build one for every column of distinct texts and throw it away; pages as
 large as a row group, as whole groups are read, which writes and reads a fifteenth faster and is as much smaller.
 
-Every file of ours is opened by `parquet_file`, which lets none be read as other values than were written. A file of a
+Every file of ours is opened by `open_parquet`, which lets none be read as other values than were written. A file of a
 snapshot must have the sha256 that the manifest states. Only where a few flat columns of a large file are read, as those
 that tell all pairs apart, hashing the rest would take many times as long: then its footer must have the stated hash,
 and Arrow verifies the checksum of each page. Files that no manifest names have these checksums, or a hash in a job's
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rm_assets.data.storage.files import is_remote, new_file, read_file
+from rm_assets.data.storage.files import create_file, is_remote, read_file
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, ShardFile, SnapshotError
 
@@ -95,7 +95,7 @@ def _leaves_of(field: pa.Field, path: str) -> Iterator[tuple[str, str, pa.DataTy
 
 def write_table(path: Path, table: pa.Table) -> str:
     """Write a file of one table, durable afterwards; returns its sha256."""
-    with new_file(path) as stream, parquet_writer(stream, table.schema) as writer:
+    with create_file(path) as stream, parquet_writer(stream, table.schema) as writer:
         writer.write_table(table)
     return stream.sha256
 
@@ -114,7 +114,7 @@ def _are_flat(schema: pa.Schema) -> bool:
 
 def _whole_file(path: Path, wanted: pa.Schema, *, only_flat: bool) -> pa.Table:
     """The rows of one file; a snapshot may have thousands of small ones, for which threads cost more than they give."""
-    with parquet_file(path, only_flat=only_flat) as file:
+    with open_parquet(path, only_flat=only_flat) as file:
         rows = file.read(columns=wanted.names, use_threads=file.metadata.num_rows > _MANY_ROWS)
         _require_all(rows, file.metadata.num_rows)
     return rows if rows.schema.equals(wanted) else rows.cast(wanted)
@@ -129,7 +129,7 @@ def read_batches(path: Path | None, schema: pa.Schema, columns: list[str] | None
         return
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     leaves = [leaf for leaf, _, _ in _leaves(wanted)]
-    with parquet_file(path, only_flat=columns is not None and _are_flat(wanted)) as file:
+    with open_parquet(path, only_flat=columns is not None and _are_flat(wanted)) as file:
         for index in range(file.num_row_groups):
             yield _row_group(file, index, leaves).cast(wanted).combine_chunks()
 
@@ -146,18 +146,20 @@ def _require_all(rows: pa.Table, num_rows: int) -> None:
         raise pa.ArrowInvalid(f"{rows.num_rows} rows instead of {num_rows}")
 
 
-def matching_rows(path: Path, wanted: Mapping[str, Any], columns: list[str], sha256: str = "") -> list[dict[str, Any]]:
+def read_matching_rows(
+    path: Path, wanted: Mapping[str, Any], columns: list[str], sha256: str = ""
+) -> list[dict[str, Any]]:
     """These columns of the rows with the wanted values; of row groups without such rows only what decides is read."""
     condition = functools.reduce(lambda one, other: one & other, [pc.field(n) == value for n, value in wanted.items()])
 
     def matching(file: pq.ParquetFile, group: int, names: Iterable[str]) -> pa.Table:
         return _row_group(file, group, [*dict.fromkeys([*wanted, *names])]).filter(condition)
 
-    with parquet_file(path, sha256=sha256, only_flat=True) as file:
+    with open_parquet(path, sha256=sha256, only_flat=True) as file:
         groups = [group for group in range(file.num_row_groups) if matching(file, group, []).num_rows]
     if not groups:
         return []
-    with parquet_file(path, sha256=sha256) as file:
+    with open_parquet(path, sha256=sha256) as file:
         return [row for group in groups for row in matching(file, group, columns).select(columns).to_pylist()]
 
 
@@ -174,7 +176,7 @@ class _Stated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def parquet_file(
+def open_parquet(
     path: Path, *, sha256: str = "", asset: str = "", only_flat: bool = False, buffer_size: int = 0
 ) -> Iterator[pq.ParquetFile]:
     """A Parquet file of any storage, open; raises SnapshotError where it is not as it was written.
@@ -203,7 +205,7 @@ def parquet_file(
         raise SnapshotError(f"{str(path)!r} is damaged ({told}): {advice}") from None
 
 
-def damage(path: Path, file: ShardFile) -> str:
+def find_damage(path: Path, file: ShardFile) -> str:
     """How a file differs from what is stated of it, all its bytes read; empty where it does not."""
     stated = _statement("", file)
     try:

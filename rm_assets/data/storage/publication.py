@@ -22,20 +22,20 @@ import pyarrow.parquet as pq
 
 from rm_assets.data.storage.files import (
     NewFile,
+    create_file,
     file_sizes,
+    fsync_directory,
     is_abandoned,
     is_remote,
+    link_files,
     make_directory,
-    new_file,
-    place_files,
     read_file,
     remove_files,
     subdirectories,
-    sync_directory,
     write_json,
 )
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import Pin, held_lock, local_directory, pinned
+from rm_assets.data.storage.locks import Pin, hold_lock, local_cache_directory, pin_directory
 from rm_assets.data.storage.ownership import (
     ASSETS,
     MANIFEST,
@@ -43,6 +43,7 @@ from rm_assets.data.storage.ownership import (
     begin_snapshot,
     claim_storage,
     clear_staging,
+    expired_snapshots,
     finish_removals,
     finish_snapshot,
     is_snapshot_name,
@@ -51,10 +52,9 @@ from rm_assets.data.storage.ownership import (
     remove_staged_directory,
     remove_staged_files,
     remove_unfinished_files,
-    retired,
 )
 from rm_assets.data.storage.ownership import STAGING as STAGING
-from rm_assets.data.storage.parquet import damage, parquet_writer
+from rm_assets.data.storage.parquet import find_damage, parquet_writer
 from rm_assets.data.storage.snapshots import (
     LATEST,
     REJECTS,
@@ -89,7 +89,7 @@ class ShardWriter:
         if not table.num_rows:
             return
         if folder not in self._open:
-            stream = self._files.enter_context(new_file(self.path(folder)))
+            stream = self._files.enter_context(create_file(self.path(folder)))
             self._open[folder] = stream, parquet_writer(stream, table.schema)
         self._open[folder][1].write_table(table)
         self._num_rows[folder] += table.num_rows
@@ -140,7 +140,7 @@ Stats = dict[str, Any]
 StageFunction = Callable[[Any, ShardWriter], Stats]
 """From a task's arguments to a shard's files, and to figures about them."""
 
-LawFunction = Callable[[Any, dict[str, Path]], Stats]
+InvariantFunction = Callable[[Any, dict[str, Path]], Stats]
 """From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
 
 
@@ -151,7 +151,7 @@ class _Staged(msgspec.Struct, frozen=True, kw_only=True):
     shard: Shard
 
 
-def stage_shard(
+def write_shard(
     asset_directory: Path,
     name: str,
     source: str,
@@ -172,7 +172,7 @@ def stage_shard(
         measured = laws({file.folder: directory / file.path for file in files})
         shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
         make_directory(directory)
-        sync_directory(directory, recursive=True)
+        fsync_directory(directory, recursive=True)
         write_json(staging / f"{key}.json", _Staged(directory=directory.name, shard=shard))
     except BaseException:
         writer.abandon()
@@ -183,7 +183,7 @@ def stage_shard(
 
 
 def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardWriter], Stats]:
-    """A `fill` for `stage_shard`, of tables that are at hand."""
+    """A `fill` for `write_shard`, of tables that are at hand."""
 
     def fill(writer: ShardWriter) -> Stats:
         for folder, table in tables.items():
@@ -269,7 +269,7 @@ class Publication:
     def _is_sound(self, shard: Shard, directory: Path) -> bool:
         """Whether the files of a shard hold what its manifest states, read once; taken on trust unless asked for."""
         if self._verifies and (directory, shard.key) not in self._verdicts:
-            found = ((directory / file.path, damage(directory / file.path, file)) for file in shard.files)
+            found = ((directory / file.path, find_damage(directory / file.path, file)) for file in shard.files)
             damaged = next(((path, told) for path, told in found if told), None)
             self._verdicts[directory, shard.key] = damaged is None
             if damaged:
@@ -327,7 +327,7 @@ class Publication:
         self._place(shards, directory)
         if callable(facts):
             manifest = msgspec.structs.replace(manifest, facts=facts())
-        sync_directory(directory, recursive=True)
+        fsync_directory(directory, recursive=True)
         write_json(directory / MANIFEST, with_own_hash(manifest))
         write_json(self.directory / LATEST, {"snapshot": name})
         finish_snapshot(directory, paths)
@@ -340,7 +340,7 @@ class Publication:
         if (pin := _pins_of_results.get(own)) is not None:
             pin.release()  # what this run made before does not stand in its own way
         self._remove_what_nothing_names(new)
-        if pin := pinned(snapshot.directory):
+        if pin := pin_directory(snapshot.directory):
             _pins_of_results[own] = pin
         return dataclasses.replace(snapshot, pin=pin)
 
@@ -348,7 +348,7 @@ class Publication:
         for attempts_left in reversed(range(_ATTEMPTS)):
             origins = {directory / file.path: self._home(shard) / file.path for shard in shards for file in shard.files}
             try:
-                place_files({target: origin for target, origin in origins.items() if target != origin})
+                link_files({target: origin for target, origin in origins.items() if target != origin})
                 return
             except FileNotFoundError:  # another machine published or removed meanwhile what was found here
                 if not attempts_left:
@@ -361,9 +361,9 @@ class Publication:
         """What runs that were cut short left, snapshots beyond those to keep, and what was staged for this one."""
         remove_unfinished_files(self.directory)
         finish_removals(self.directory)
-        older = retired(self._snapshots(), self._keep_snapshots)
+        older = expired_snapshots(self._snapshots(), self._keep_snapshots)
         with contextlib.suppress(SnapshotError):  # of a manifest that may name any; who reads it will hear of it
-            pinned_by_others = pinned_snapshots(self._storage) if older else set()
+            pinned_by_others = referenced_snapshots(self._storage) if older else set()
             for directory in older:
                 if (self._asset, directory.name) not in pinned_by_others:
                     remove_snapshot(directory)
@@ -412,10 +412,10 @@ def _is_whole(shard: Shard, sizes: dict[str, int]) -> bool:
 
 def unfinished_trainings(home: Path) -> Path:
     """Where those of an asset lie: on this machine, also where the storage is a remote one."""
-    return (local_directory(home) if is_remote(home) else home) / TRAINING
+    return (local_cache_directory(home) if is_remote(home) else home) / TRAINING
 
 
-def pinned_snapshots(storage: Path) -> set[tuple[str, str]]:
+def referenced_snapshots(storage: Path) -> set[tuple[str, str]]:
     """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from.
 
     Raises SnapshotError where the manifest of an asset's newest snapshot cannot be read, and what it needs is unknown.
@@ -460,10 +460,10 @@ class _Inputs(msgspec.Struct):
 
 
 @contextlib.contextmanager
-def publication(
+def open_publication(
     storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object], verify: str = "stamps"
 ) -> Iterator[Publication]:
     """The one writer's turn at an asset of a storage; a second one on this machine waits."""
     claim_storage(storage, asset)
-    with held_lock(storage / asset / "writer.lock", asset, say):
+    with hold_lock(storage / asset / "writer.lock", asset, say):
         yield Publication(storage, asset, keep_snapshots, say, verify)

@@ -16,9 +16,9 @@ import msgspec
 
 from rm_assets.data.storage.files import read_file
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import Pin, pinned
+from rm_assets.data.storage.locks import Pin, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST as MANIFEST
-from rm_assets.data.storage.ownership import is_inside, is_snapshot_name
+from rm_assets.data.storage.ownership import is_safe_relative_path, is_snapshot_name
 
 Read = TypeVar("Read")
 LATEST = "latest.json"
@@ -140,10 +140,10 @@ def latest_name(storage: Path, asset: str) -> str | None:
 
 def latest_snapshot(storage: Path, asset: str, *, pin: bool = True) -> Snapshot | None:
     """The newest published snapshot of an asset, or None. Unless it is pinned, another run may remove it."""
-    return latest_read(storage, asset, functools.partial(read_snapshot, pin=pin))
+    return read_latest(storage, asset, functools.partial(read_snapshot, pin=pin))
 
 
-def latest_read(storage: Path, asset: str, read: Callable[[Path], Read]) -> Read | None:
+def read_latest(storage: Path, asset: str, read: Callable[[Path], Read]) -> Read | None:
     """What `read` gives for the directory of the newest snapshot; None where there is none."""
     name, before = latest_name(storage, asset), None
     while name and name != before:
@@ -191,7 +191,7 @@ def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
 
     No run on this machine removes it while the result, pinned, is there.
     """
-    held = pinned(directory) if pin else None
+    held = pin_directory(directory) if pin else None
     path = directory / MANIFEST
     try:
         raw = read_file(path)
@@ -205,7 +205,7 @@ def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
         raise _damaged(path, f"it is that of {manifest.asset} {manifest.snapshot!r}")
     for shard in manifest.shards:
         for file in shard.files:
-            if not is_inside(file.path):
+            if not is_safe_relative_path(file.path):
                 raise _damaged(path, f"it names {file.path!r}")
     return Snapshot(directory, manifest, pin=held)
 

@@ -42,7 +42,7 @@ class IdLists(NamedTuple):
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids), type=dtype)
 
 
-def rows_of(rows: Sequence[Ids]) -> IdLists:
+def join_rows(rows: Sequence[Ids]) -> IdLists:
     """Rows that are arrays of their own, end to end."""
     return IdLists(np.concatenate([np.empty(0, np.int32), *rows]), offsets_of([len(row) for row in rows]))
 
@@ -62,19 +62,19 @@ def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:
     limits = np.maximum(np.minimum(one.lengths, other.lengths) - 1, 0)
     ends = np.cumsum(limits)
     starts = ends - limits
-    left, right = (lists.ids[mask_of(limits, lists.lengths).view(np.bool_)] for lists in (one, other))
+    left, right = (lists.ids[prefix_mask(limits, lists.lengths).view(np.bool_)] for lists in (one, other))
     differ = np.flatnonzero(left != right)
     first = np.append(differ, len(left))[np.searchsorted(differ, starts)]  # from each row's start on
     return np.asarray(np.minimum(first, ends) - starts)
 
 
-def mask_of(lengths: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int8]:
+def prefix_mask(lengths: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int8]:
     """1 at the first `lengths` places of each row of `widths`, else 0, flat: [2, 1] and [3, 1] give [1, 1, 0, 1]."""
     runs = np.stack([lengths, widths - lengths], axis=1).ravel()
     return np.repeat(np.tile(np.array([1, 0], np.int8), len(lengths)), runs)
 
 
-def are_equal(one: IdLists, other: IdLists) -> NDArray[np.bool_]:
+def equal_rows(one: IdLists, other: IdLists) -> NDArray[np.bool_]:
     """Whether both rows are the same; it looks only at rows of equal length."""
     are_same = one.lengths == other.lengths
     rows = np.flatnonzero(are_same)

@@ -108,7 +108,7 @@ SCHEMAS = {
 }
 
 
-def table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+def build_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """A table of these columns, by name: Arrow columns as they are, all others converted."""
     given = [columns[field.name] for field in schema]
     arrays = [

@@ -8,7 +8,7 @@ import dagster as dg
 from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages import flattening, padding, raw, rejects, tokenization, validation
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
@@ -22,7 +22,7 @@ def _observed(project: ProjectResource) -> dg.ObserveResult:
     """The version of the annotation files: only those that are new are read."""
     settings = project.settings()
     _, files = raw.files_to_read(settings)
-    found = content_listing(files, place(settings.storage))
+    found = content_listing(files, resolve_path(settings.storage))
     return dg.ObserveResult(
         asset_key=ASSET,
         data_version=dg.DataVersion(str(found.version)),

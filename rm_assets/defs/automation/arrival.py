@@ -18,7 +18,7 @@ from rm_assets.data.sources.content_version import Listing, content_listing, pub
 from rm_assets.data.sources.discovery import NothingToReadError
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages.raw import files_to_read
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.automation.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
@@ -59,7 +59,7 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
         annotations, files = files_to_read(settings)
     except NothingToReadError as error:
         return dg.SkipReason(f"nothing has arrived yet: {error}")
-    storage = place(settings.storage)
+    storage = resolve_path(settings.storage)
     listing = content_listing(files, storage, settled_seconds=settings.arrival_seconds, seconds=_HASHING_SECONDS)
     if listing.version is None:
         return dg.SkipReason(_not_ready(listing))

@@ -12,8 +12,8 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from rm_assets.data.storage.files import place
-from rm_assets.data.storage.locks import held_lock
+from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.locks import hold_lock
 from rm_assets.defs.launchers.base import Ending, Launcher
 from rm_assets.defs.launchers.kubernetes import KubernetesLauncher
 from rm_assets.defs.launchers.local import LocalLauncher
@@ -49,13 +49,13 @@ class TrainingLauncher(dg.ConfigurableResource):
         from rm_assets.training.jobs.result import ERROR
         from rm_assets.training.jobs.transport import read_job, sent_job
 
-        storage, job = place(settings.storage), read_job(str(job_path))
+        storage, job = resolve_path(settings.storage), read_job(str(job_path))
         training = getattr(job, "settings", TrainingSettings())  # scoring takes one process of one node
         launcher = self._launcher(settings.launch, training)
         (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # of an attempt before, which is no reason now
         if isinstance(launcher, LocalLauncher):
             # flock, not a Dagster pool: the kernel frees it when its holder is killed.
-            with held_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
+            with hold_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
                 ending = launcher.run(context, ["-m", module, str(job_path)], "")
         else:
             storage = storage.absolute()

@@ -12,7 +12,7 @@ from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages.invariants import LAWS, Law
-from rm_assets.data.storage.parquet import parquet_file, read_batches, read_table
+from rm_assets.data.storage.parquet import open_parquet, read_batches, read_table
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MEANINGS, Reason
@@ -200,7 +200,7 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 
 def _first_rows(snapshot: Snapshot) -> pa.Table:
-    with parquet_file(snapshot.paths()[0]) as file:
+    with open_parquet(snapshot.paths()[0]) as file:
         named = [name for name in file.schema_arrow.names if not name.endswith(_NOT_FOR_READING)]
         return pa.Table.from_batches([next(file.iter_batches(batch_size=NUM_PREVIEWED, columns=named))])
 

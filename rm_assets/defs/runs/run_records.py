@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from rm_assets.data.storage.locks import is_at
+from rm_assets.data.storage.locks import is_file_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def abandoned(path: Path) -> Iterator[Record | None]:
         try:
             stream = stack.enter_context(path.open("r+"))
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not is_at(path, stream.fileno()):
+            if not is_file_at(path, stream.fileno()):
                 raise FileNotFoundError(path)
             record = Record(**json.load(stream))
         except (OSError, ValueError, TypeError):  # locked, removed by another reader, or damaged

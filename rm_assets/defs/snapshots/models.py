@@ -25,35 +25,35 @@ from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.stages.padding import pad_token_id_of
 from rm_assets.data.storage.files import (
     download,
+    fsync_directory,
     is_abandoned,
     is_remote,
-    place_files,
+    link_files,
     read_file,
     remove_files,
     subdirectories,
-    sync_directory,
     upload,
     write_json,
 )
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
-from rm_assets.data.storage.locks import Pin, held_lock, pinned
+from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import (
     begin_snapshot,
     claim_storage,
+    expired_snapshots,
     finish_removals,
     finish_snapshot,
     is_snapshot_name,
     remove_snapshot,
-    retired,
 )
-from rm_assets.data.storage.publication import pinned_snapshots, unfinished_trainings
+from rm_assets.data.storage.publication import referenced_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import (
     LATEST,
     MANIFEST,
     REJECTS,
     Snapshot,
     SnapshotError,
-    latest_read,
+    read_latest,
     read_snapshot,
 )
 from rm_assets.data.tables.schemas import Stage
@@ -98,7 +98,7 @@ def trained_model(
     key = model_key(project, pairs)
     home = project.storage / ASSET
     claim_storage(project.storage)
-    with held_lock(home / "writer.lock", ASSET, context.log.info):
+    with hold_lock(home / "writer.lock", ASSET, context.log.info):
         found = _verified(home, key, context)
         if found is None:
             context.log.info(_announcement(project))
@@ -134,7 +134,7 @@ def _splits(pairs: Snapshot) -> list[str]:
 
 def newest_model(storage: Path) -> ModelSnapshot | None:
     """The newest model, or None; raises SnapshotError where its manifest is damaged."""
-    return latest_read(storage, ASSET, _read_model)
+    return read_latest(storage, ASSET, _read_model)
 
 
 def required_model(storage: Path) -> ModelSnapshot:
@@ -156,7 +156,7 @@ def _read_model(directory: Path) -> ModelSnapshot:
     """The model in a directory, pinned; raises FileNotFoundError, or SnapshotError where its manifest is damaged."""
     from rm_assets.training.jobs.result import TrainingResultError, read_manifest
 
-    pin = pinned(directory)
+    pin = pin_directory(directory)
     try:
         manifest = read_manifest(directory)
     except TrainingResultError as error:
@@ -187,7 +187,7 @@ def _verified(home: Path, key: str, context: dg.AssetExecutionContext) -> ModelS
     directory = home / key[:16]
     if not directory.exists():
         return None
-    pin = pinned(directory)
+    pin = pin_directory(directory)
     try:
         return ModelSnapshot(directory=directory, manifest=read_result(directory, key), trained_now=False, pin=pin)
     except TrainingResultError as error:
@@ -286,7 +286,9 @@ def _train(
     remove_scratch(working)
     _publish(working, home / key[:16])
     _remove_training(home, key[:16])
-    return ModelSnapshot(directory=home / key[:16], manifest=manifest, trained_now=True, pin=pinned(home / key[:16]))
+    return ModelSnapshot(
+        directory=home / key[:16], manifest=manifest, trained_now=True, pin=pin_directory(home / key[:16])
+    )
 
 
 def _publish(working: Path, directory: Path) -> None:
@@ -304,9 +306,9 @@ def _publish(working: Path, directory: Path) -> None:
     if is_remote(directory):
         upload(working, directory, names)
     else:
-        place_files({directory / name: working / name for name in names if name != MANIFEST})
-        sync_directory(directory, recursive=True)
-        place_files({directory / MANIFEST: working / MANIFEST})
+        link_files({directory / name: working / name for name in names if name != MANIFEST})
+        fsync_directory(directory, recursive=True)
+        link_files({directory / MANIFEST: working / MANIFEST})
     finish_snapshot(directory, names)
 
 
@@ -371,7 +373,7 @@ def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
     from rm_assets.training.jobs.result import result_files
 
     try:
-        needed = pinned_snapshots(home.parent)  # by reports, and by the promoted model
+        needed = referenced_snapshots(home.parent)  # by reports, and by the promoted model
     except SnapshotError:  # of a manifest that may name any; who reads it will hear of it
         return
     written: dict[Path, float] = {}
@@ -380,7 +382,7 @@ def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
             if home / name == current or (ASSET, name) not in needed:
                 written[home / name] = (home / name / MANIFEST).stat().st_mtime
     newest_first = sorted(written, key=lambda model: (model == current, written[model]), reverse=True)
-    for directory in retired({model: written[model] for model in newest_first}, keep_snapshots):
+    for directory in expired_snapshots({model: written[model] for model in newest_first}, keep_snapshots):
         remove_snapshot(directory, result_files(directory))
 
 

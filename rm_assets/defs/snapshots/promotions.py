@@ -13,11 +13,11 @@ import dagster as dg
 import pyarrow as pa
 
 from rm_assets.data.shown_text import code_of
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.ownership import is_snapshot_name
-from rm_assets.data.storage.parquet import parquet_file, read_table
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.parquet import open_parquet, read_table
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -61,8 +61,8 @@ def promotion(
     where the setting promoted_model names none.
     """
     failed = {str(check.check_name): str(check.description) for check in checks if not check.passed}
-    storage = place(settings.storage)
-    with publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
+    storage = resolve_path(settings.storage)
+    with open_publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         before = turn.previous
         champion = _champion(before) if before else ""
         question = _question(settings, newest, champion, failed)
@@ -77,7 +77,7 @@ def promotion(
         # The same question is asked again by the next run, whose champion is today's winner.
         facts = verdict | {"question": _question(settings, newest, winner, failed)}
         key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
-        shard = turn.find(key) or stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
+        shard = turn.find(key) or write_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
         snapshot = turn.publish([shard], {MODEL: winner}, facts)
     return Promotion(snapshot=snapshot, model=model, verdict=facts)
 
@@ -140,9 +140,9 @@ def _comparison(
     from rm_assets.training.jobs.result import SCORES_FILE
     from rm_assets.training.report.promotion import compared, verdict
 
-    storage = place(settings.storage)
+    storage = resolve_path(settings.storage)
     scores_sha256 = newest.manifest["files"][SCORES_FILE]
-    with parquet_file(newest.directory / SCORES_FILE, sha256=scores_sha256, asset=MODEL) as file:
+    with open_parquet(newest.directory / SCORES_FILE, sha256=scores_sha256, asset=MODEL) as file:
         scores = file.read().to_pandas()
     test = scores[scores["split"] == "test"]
     seen = _trained_on(storage, model_snapshot(storage, champion), newest)

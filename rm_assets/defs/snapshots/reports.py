@@ -10,10 +10,10 @@ import dagster as dg
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data.storage.files import place, read_file, write_file, write_json
+from rm_assets.data.storage.files import read_file, resolve_path, write_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.parquet import parquet_file, read_table
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.parquet import open_parquet, read_table
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -63,16 +63,16 @@ def written_report(
     """Evaluate the model's held-out scores, score the prompt baselines, and publish the result."""
     from rm_assets.training.jobs.result import SCORES_FILE
 
-    storage = place(settings.storage)
+    storage = resolve_path(settings.storage)
     validated = scored_preferences(storage, model.manifest["data_snapshot"])
     limits = [settings.max_rescored_pairs, settings.max_length]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
-    with publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
+    with open_publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         history = _read_history(turn.directory / HISTORY_FILE)
         shard = turn.find(key)
         if shard is None:
             tables, metrics = _evaluated(settings, model, validated, context, launcher)
-            shard = stage_shard(turn.directory, ASSET, "", key, tables_writer(tables, metrics))
+            shard = write_shard(turn.directory, ASSET, "", key, tables_writer(tables, metrics))
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
         snapshot = turn.publish([shard], inputs, {})
         history = _with_this_run(turn.directory / HISTORY_FILE, history, model, shard.stats)
@@ -100,7 +100,7 @@ def _evaluated(
     from rm_assets.training.report.reward_model_report import reward_model_report
 
     scores_sha256 = model.manifest["files"][SCORES_FILE]
-    with parquet_file(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:
+    with open_parquet(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:
         scores = file.read().to_pandas()
     held_out = scores[scores["split"] != "validation"]
     preferences = preferences_of(validated, set(held_out["pair_id"]))

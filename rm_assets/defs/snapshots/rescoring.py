@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from rm_assets.data.pairs.contamination import evaluation_name
 from rm_assets.data.storage.files import download, file_sizes, is_remote
-from rm_assets.data.storage.parquet import parquet_file, read_table, write_table
+from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -117,7 +117,7 @@ def scored_anew(
         (directory / "job.json").write_text(json.dumps(job.model_dump(), indent=1))
         launcher.run(context, directory / "job.json", settings, _MODULE)
         written = json.loads((directory / MANIFEST).read_bytes())["files"]
-        with parquet_file(directory / SCORED_FILE, sha256=written[SCORED_FILE]) as file:
+        with open_parquet(directory / SCORED_FILE, sha256=written[SCORED_FILE]) as file:
             return file.read().to_pandas()
 
 

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.storage.files import file_sizes, is_remote, remove_directories, remove_files, subdirectories
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import local_directory
-from rm_assets.data.storage.ownership import FOLDS, remove_named
-from rm_assets.data.storage.parquet import parquet_file, read_table, write_table
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.locks import local_cache_directory
+from rm_assets.data.storage.ownership import FOLDS, remove_listed_files
+from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -39,20 +39,20 @@ def suspects_snapshot(
     files = [[f.folder, f.sha256] for s in padded.manifest.shards for f in s.files if f.folder in SPLITS]
     identities = [project.model.identity, project.tokenizer.identity, settings.training.decisive()]
     key = fingerprint(ASSET, VERSION, settings.suspect_folds, files, identities)
-    with publication(project.storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
+    with open_publication(project.storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
         shard = turn.find(key)
         if shard is None:
             working = _workshop(turn.directory) / FOLDS / key[:32]
             table, num_pairs = _ranked(project, padded, working, context, launcher)
             figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
-            shard = stage_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
+            shard = write_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
         snapshot = turn.publish([shard], {Stage.PADDED: padded.name}, {})
         _remove_folds(_workshop(turn.directory) / FOLDS)
         return snapshot
 
 
 def _workshop(home: Path) -> Path:
-    return local_directory(home) if is_remote(home) else home
+    return local_cache_directory(home) if is_remote(home) else home
 
 
 def _remove_folds(home: Path) -> None:
@@ -67,7 +67,7 @@ def _remove_folds(home: Path) -> None:
 def _remove_fold(working: Path) -> None:
     from rm_assets.training.jobs.result import remove_result
 
-    remove_named(working, [name for name in file_sizes(working) if _FOLD_FILE.fullmatch(name)])
+    remove_listed_files(working, [name for name in file_sizes(working) if _FOLD_FILE.fullmatch(name)])
     remove_result(working)
     remove_files([working.with_suffix(".json")])
 
@@ -105,7 +105,7 @@ def _fold_scores(
         context.log.info(f"fold {fold + 1} of {num_folds}: training on the others")
         _train(project, padded, fold, key, working, context, launcher)
         result = read_result(working, key)
-    with parquet_file(working / SCORES_FILE, sha256=result["files"][SCORES_FILE], asset=ASSET) as file:
+    with open_parquet(working / SCORES_FILE, sha256=result["files"][SCORES_FILE], asset=ASSET) as file:
         return file.read().to_pandas().assign(fold=fold)
 
 

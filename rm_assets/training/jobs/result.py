@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from rm_assets.data.storage.files import file_sizes, read_file, remove_directories, subdirectories
-from rm_assets.data.storage.ownership import is_inside, remove_named
+from rm_assets.data.storage.ownership import is_safe_relative_path, remove_listed_files
 from rm_assets.training.jobs.training_job import TrainingError
 
 MANIFEST = "manifest.json"
@@ -132,7 +132,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 def _check_file(directory: Path, name: str, expected: str) -> None:
     path = directory / name
-    if not is_inside(name) or not path.resolve().is_relative_to(directory.resolve()):
+    if not is_safe_relative_path(name) or not path.resolve().is_relative_to(directory.resolve()):
         raise TrainingResultError(f"{MANIFEST} names {name!r}, which lies outside {str(directory)!r}")
     try:
         with path.open("rb") as file:
@@ -174,7 +174,7 @@ def clear_output(directory: Path) -> None:
     (directory / SCRATCH).mkdir(exist_ok=True)
     (directory / SCRATCH / "begun").touch()
     names = [name for name in result_files(directory) if not _TRACKED.fullmatch(name)]
-    remove_named(directory, sorted(names, key=lambda name: name != MANIFEST))
+    remove_listed_files(directory, sorted(names, key=lambda name: name != MANIFEST))
     remove_directories(directory / name for name in (MODEL, ADAPTER))
 
 
@@ -194,7 +194,7 @@ def _is_of_a_training(directory: Path) -> bool:
 
 def remove_scratch(directory: Path) -> None:
     """Remove what only a training in progress needs: its checkpoints, and the pairs as it read them."""
-    remove_named(directory, [name for name in file_sizes(directory) if _IN_PROGRESS.fullmatch(name)])
+    remove_listed_files(directory, [name for name in file_sizes(directory) if _IN_PROGRESS.fullmatch(name)])
     # a kill while a checkpoint was removed leaves its directory empty
     of_checkpoints = [f"{CHECKPOINTS}/{name}" for name in subdirectories(directory / CHECKPOINTS)]
     ours = [name for name in of_checkpoints if _IN_PROGRESS.fullmatch(f"{name}/{MANIFEST}")]
@@ -204,7 +204,7 @@ def remove_scratch(directory: Path) -> None:
 def remove_result(directory: Path) -> None:
     """Remove all that a job wrote into its directory, and nothing else; the directory too, if it is empty then."""
     remove_scratch(directory)
-    remove_named(directory, result_files(directory))
+    remove_listed_files(directory, result_files(directory))
     remove_directories([directory / MODEL, directory / ADAPTER, directory])
 
 
@@ -212,7 +212,7 @@ def remove_checkpoint(directory: Path) -> None:
     """Remove the files of a checkpoint, finished or not, and the directory if it is empty then."""
     parent = directory.parent
     names = [f"{CHECKPOINTS}/{directory.name}/{name}" for name in file_sizes(directory)]
-    remove_named(parent.parent, [name for name in names if _IN_PROGRESS.fullmatch(name)])
+    remove_listed_files(parent.parent, [name for name in names if _IN_PROGRESS.fullmatch(name)])
     remove_directories([directory])
 
 

@@ -24,15 +24,15 @@ from rm_assets.addresses import masked, require_no_credentials
 from rm_assets.data.shown_text import one_line
 from rm_assets.data.storage.files import (
     StorageError,
+    create_file,
     download,
     file_sizes,
     is_remote,
-    new_file,
-    place,
     read_file,
     remove_directories,
     remove_files,
     remove_tree,
+    resolve_path,
     subdirectories,
     upload,
     write_json,
@@ -130,7 +130,7 @@ def _directory_seen(path: Path, storage: Path) -> Path | None:
 
 
 def _sent_file(origin: Path, target: Path) -> Path:
-    with origin.open("rb") as source, new_file(target) as stream:
+    with origin.open("rb") as source, create_file(target) as stream:
         while block := source.read(2**20):
             stream.write(block)
     return target
@@ -166,8 +166,8 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
         signal.signal(number, lambda number, _: leave(number))
     try:
         require_no_credentials("the address of a job", uri)
-        job = job_type.model_validate_json(read_file(place(uri)))
-        output = place(job.output_directory)
+        job = job_type.model_validate_json(read_file(resolve_path(uri)))
+        output = resolve_path(job.output_directory)
     except (StorageError, OSError, ValueError) as error:
         print(f"error: cannot read the job {masked(uri)!r}: {one_line(error)}", file=sys.stderr)
         return 2
@@ -192,7 +192,7 @@ class _Receiver:
         if "://" not in name:
             return name
         if name not in self._received:
-            origin, target = place(name), self._home / str(len(self._received))
+            origin, target = resolve_path(name), self._home / str(len(self._received))
             target.mkdir(parents=True)
             if origin.is_dir():
                 _copy(origin, target)
@@ -255,5 +255,5 @@ def _upload_result(working: Path, output: Path, uploaded: dict[str, bool]) -> No
 
 def read_job(path: str) -> Job:
     """The job of either kind that a file describes."""
-    described = json.loads(read_file(place(path)))
+    described = json.loads(read_file(resolve_path(path)))
     return (TrainingJob if "splits" in described else ScoringJob).model_validate(described)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.storage.parquet import parquet_file
+from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -187,7 +187,7 @@ def _write_split(directory: Path, paths: Sequence[str], sha256: Mapping[str, str
 
 
 def _batches(path: str, sha256: str) -> Iterator[pa.RecordBatch]:
-    with parquet_file(Path(path), sha256=sha256, asset=Stage.PADDED, buffer_size=_BYTES_PER_READ) as file:
+    with open_parquet(Path(path), sha256=sha256, asset=Stage.PADDED, buffer_size=_BYTES_PER_READ) as file:
         missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
         if missing:
             raise TrainingError(f"{path!r} has no column {missing[0]!r}: give files of padded_pairs")

@@ -12,8 +12,8 @@ import pytest
 from s3 import s3_server
 from support import run_stages
 
-from rm_assets.data.compute.ray_cluster import EngineError, computed_on_ray
-from rm_assets.data.storage.files import StorageError, place
+from rm_assets.data.compute.ray_cluster import EngineError, map_on_ray
+from rm_assets.data.storage.files import StorageError, resolve_path
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings, SettingsError
 
@@ -77,8 +77,8 @@ def test_tasks_go_to_all_nodes_and_their_results_come_in_order(cluster: Any, tmp
     nodes, staging = tmp_path / "nodes", tmp_path / "staging"
     nodes.mkdir()
     staging.mkdir()
-    assert len(set(computed_on_ray(node_of, [str(nodes)] * 8, staging, 0))) == 2
-    assert list(computed_on_ray(str, list(range(20)), staging, 3)) == [str(number) for number in range(20)]
+    assert len(set(map_on_ray(node_of, [str(nodes)] * 8, staging, 0))) == 2
+    assert list(map_on_ray(str, list(range(20)), staging, 3)) == [str(number) for number in range(20)]
     assert list(staging.iterdir()) == []
 
 
@@ -89,7 +89,7 @@ def refuse(number: int) -> int:
 
 
 def test_an_error_of_a_task_comes_back_as_it_was_raised(cluster: Any, tmp_path: Path) -> None:
-    results = computed_on_ray(refuse, list(range(6)), tmp_path, 2)
+    results = map_on_ray(refuse, list(range(6)), tmp_path, 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(SettingsError) as error:
         next(results)
@@ -100,7 +100,7 @@ def test_an_error_of_a_task_comes_back_as_it_was_raised(cluster: Any, tmp_path: 
 def test_errors_while_other_tasks_end_leave_this_process_alive(cluster: Any, tmp_path: Path) -> None:
     for _ in range(100):
         with pytest.raises(SettingsError):
-            list(computed_on_ray(refuse, list(range(6)), tmp_path, 2))
+            list(map_on_ray(refuse, list(range(6)), tmp_path, 2))
 
 
 def die_once(marker: str) -> str:
@@ -112,7 +112,7 @@ def die_once(marker: str) -> str:
 
 def test_a_task_whose_worker_is_killed_is_started_anew(cluster: Any, tmp_path: Path) -> None:
     markers = ["", str(tmp_path / "marker"), ""]
-    assert list(computed_on_ray(die_once, markers, tmp_path / "staging", 0)) == markers
+    assert list(map_on_ray(die_once, markers, tmp_path / "staging", 0)) == markers
     assert (tmp_path / "marker").exists()
 
 
@@ -122,14 +122,14 @@ def die(_: int) -> None:
 
 def test_a_task_that_kills_every_worker_ends_the_run_with_one_line(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"Ray lost a task 4 times \(.*lower shard_bytes or num_workers") as error:
-        list(computed_on_ray(die, [1], tmp_path, 0))
+        list(map_on_ray(die, [1], tmp_path, 0))
     assert "\n" not in str(error.value)
 
 
 def test_a_storage_that_a_node_does_not_see_is_named(cluster: Any) -> None:
-    staging = place("memory://storage/asset/.staging")  # which is one per process
+    staging = resolve_path("memory://storage/asset/.staging")  # which is one per process
     with pytest.raises(StorageError, match=r"does not see the storage 'memory:.*storage': give all nodes one"):
-        list(computed_on_ray(str, [1], staging, 0))
+        list(map_on_ray(str, [1], staging, 0))
 
 
 def slow(number: int) -> int:
@@ -139,7 +139,7 @@ def slow(number: int) -> int:
 
 def test_tasks_of_a_node_that_is_lost_go_to_another(cluster: Any, tmp_path: Path) -> None:
     node = cluster.add_node(**_NODE)
-    results = computed_on_ray(slow, list(range(9)), tmp_path, 6)
+    results = map_on_ray(slow, list(range(9)), tmp_path, 6)
     first = next(results)
     cluster.remove_node(node, allow_graceful=False)
     assert [first, *results] == list(range(9))
@@ -151,4 +151,4 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
     ray.shutdown()
     monkeypatch.setenv("RAY_ADDRESS", "not an address")
     with pytest.raises(EngineError, match=r"RAY_ADDRESS is 'not an address': "):
-        list(computed_on_ray(str, [1], tmp_path, 0))
+        list(map_on_ray(str, [1], tmp_path, 0))

@@ -11,7 +11,7 @@ from pathlib import Path
 from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
 from worker_functions import has_torch, own_number, write_own_number
 
-from rm_assets.data.compute.workers import close_workers, mapped, warm_up
+from rm_assets.data.compute.workers import close_workers, map_in_processes, warm_up
 
 
 def test_each_process_is_warmed_up_once_and_stays_for_the_work(tmp_path: Path) -> None:
@@ -19,17 +19,17 @@ def test_each_process_is_warmed_up_once_and_stays_for_the_work(tmp_path: Path) -
         warm_up(write_own_number, (tmp_path,), 2)
         warmed = {int(path.name) for path in tmp_path.iterdir()}
         assert len(warmed) == 2
-        assert set(mapped(own_number, list(range(8)), 2)) <= warmed
-        assert list(mapped(has_torch, [0], 2)) == [False]
+        assert set(map_in_processes(own_number, list(range(8)), 2)) <= warmed
+        assert list(map_in_processes(has_torch, [0], 2)) == [False]
     finally:
         close_workers()
 
 
 STARTER = """
 import os, sys, time
-from rm_assets.data.compute.workers import mapped
+from rm_assets.data.compute.workers import map_in_processes
 if __name__ == "__main__":
-    list(mapped(os.getpgid, [0], 2))
+    list(map_in_processes(os.getpgid, [0], 2))
     children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read()
     print(children, flush=True)
     time.sleep(60)
@@ -54,10 +54,10 @@ import signal
 import sys
 from pathlib import Path
 from worker_functions import count_for_minutes
-from rm_assets.data.compute.workers import mapped
+from rm_assets.data.compute.workers import map_in_processes
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
-    list(mapped(count_for_minutes, [Path(sys.argv[1])] * 9, 2))
+    list(map_in_processes(count_for_minutes, [Path(sys.argv[1])] * 9, 2))
 """
 
 

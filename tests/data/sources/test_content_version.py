@@ -61,8 +61,8 @@ def test_what_did_not_change_is_not_opened(directory: Path, monkeypatch: pytest.
     first = look(directory)
     write_lines(directory / "c.jsonl", [plain_row(3)])
     opened = []
-    real = listing_module.opened
-    monkeypatch.setattr(listing_module, "opened", lambda path: opened.append(path.name) or real(path))
+    real = listing_module.open_annotation_file
+    monkeypatch.setattr(listing_module, "open_annotation_file", lambda path: opened.append(path.name) or real(path))
     second = look(directory)
     assert second.version != first.version
     assert opened == ["c.jsonl"]
@@ -106,7 +106,7 @@ def test_a_file_from_the_future_is_read_once(directory: Path, monkeypatch: pytes
     present = time.time()
     monkeypatch.setattr(listing_module.time, "time", lambda: present + 3)
     first = look(directory)
-    monkeypatch.setattr(listing_module, "opened", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(listing_module, "open_annotation_file", lambda path: pytest.fail(f"{path} was opened"))
     assert look(directory).version == first.version
 
 
@@ -173,7 +173,7 @@ def test_files_that_take_turns_in_changing_do_not_keep_a_version_back_for_ever(
 def test_a_file_that_grows_while_it_is_hashed_is_hashed_as_it_was_opened(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, texts = listing_module.opened, []
+    real, texts = listing_module.open_annotation_file, []
 
     @contextlib.contextmanager
     def appended_to(path: Path) -> Iterator[OpenedFile]:
@@ -190,10 +190,10 @@ def test_a_file_that_grows_while_it_is_hashed_is_hashed_as_it_was_opened(
     monkeypatch.setattr(listing_module.time, "time", lambda: present + LONGEST_WAIT_SECONDS + 1)
     for name in ("a.jsonl", "b.jsonl"):
         os.utime(directory / name, (present + LONGEST_WAIT_SECONDS,) * 2)
-    monkeypatch.setattr(listing_module, "opened", appended_to)
+    monkeypatch.setattr(listing_module, "open_annotation_file", appended_to)
     found = look(directory, settled_seconds=30.0)
     assert len(texts) == 2
-    monkeypatch.setattr(listing_module, "opened", real)
+    monkeypatch.setattr(listing_module, "open_annotation_file", real)
     for name, text in zip(("a.jsonl", "b.jsonl"), texts, strict=True):
         (directory / name).write_bytes(text)
     assert found.version == look(directory, trusts_stamps=False).version

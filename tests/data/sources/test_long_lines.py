@@ -188,14 +188,14 @@ import sys
 from pathlib import Path
 from support import *
 from rm_assets.data.chat.encoder import load_encoder
-from rm_assets.data.storage.files import place
+from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.stages.tokenization import SELF_TESTS
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     directory, stage, tokenizer = sys.argv[1:]
     chosen = Settings(annotations=f"{directory}/a.jsonl", storage=f"{directory}/storage", tokenizer=tokenizer)
     files = find_tokenizer(chosen)
-    load_encoder(files, place(chosen.storage) / SELF_TESTS).turn_off("the fast one would be done too soon")
+    load_encoder(files, resolve_path(chosen.storage) / SELF_TESTS).turn_off("the fast one would be done too soon")
     raw = raw_snapshot(chosen, silent)
     if stage == "validated":
         print("ready", flush=True)

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rm_assets.data.sources.opened_file import EXPANSION_ALLOWANCE, Change, RejectedFileError, opened, zstd
+from rm_assets.data.sources.opened_file import (
+    EXPANSION_ALLOWANCE,
+    Change,
+    RejectedFileError,
+    open_annotation_file,
+    zstd,
+)
 from rm_assets.data.tables.reasons import Reason
 
 WIDE = {zstd.CompressionParameter.window_log: 28}
@@ -20,7 +26,7 @@ TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=300_000))
 
 
 def content(path: Path, max_expansion: int = 200) -> bytes:
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         return file.stream(max_expansion).read()
 
 
@@ -98,14 +104,14 @@ def test_a_bomb_is_refused_at_the_limit_in_little_memory(tmp_path: Path, suffix:
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(member * (EXPANSION_ALLOWANCE // 2**23))
     assert path.stat().st_size * 200 < EXPANSION_ALLOWANCE
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         stream = file.stream(200)
         assert sum(map(len, iter(lambda: stream.read(2**20), b""))) == EXPANSION_ALLOWANCE
     with path.open("ab") as stream:
         stream.write(COMPRESS[suffix](b"\n"))
     tracemalloc.start()
     try:
-        with opened(path) as file, pytest.raises(RejectedFileError, match="decompression_bomb"):
+        with open_annotation_file(path) as file, pytest.raises(RejectedFileError, match="decompression_bomb"):
             stream = file.stream(200)
             while stream.read(2**16):
                 pass
@@ -171,7 +177,7 @@ def test_an_error_of_the_disk_is_a_reject(tmp_path: Path) -> None:
         def readinto(self, buffer) -> int:
             raise OSError(5, "Input/output error")
 
-    with opened(path) as file, BadDisk(path) as file.file:
+    with open_annotation_file(path) as file, BadDisk(path) as file.file:
         with pytest.raises(RejectedFileError, match="unreadable_file: Input/output error"):
             file.stream(200).read()
         with pytest.raises(RejectedFileError, match="unreadable_file: Input/output error"):
@@ -184,7 +190,7 @@ def test_an_error_of_the_disk_is_a_reject(tmp_path: Path) -> None:
 def test_a_file_that_held_still_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"one\n")
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         assert file.stream(200).read() == b"one\n"
         assert file.change() is Change.NONE
 
@@ -192,7 +198,7 @@ def test_a_file_that_held_still_says_so(tmp_path: Path) -> None:
 def test_what_is_appended_after_opening_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"one\n")
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         with path.open("ab") as stream:
             stream.write(b"half a li")
         assert file.stream(200).read() == b"one\n"
@@ -205,7 +211,7 @@ def test_any_other_change_is_seen(tmp_path: Path, change: str) -> None:
     path.symlink_to("old")
     path.write_bytes(b"one\n")
     os.utime(path, (1_600_000_000, 1_600_000_000))
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         if change == "overwritten":
             path.write_bytes(b"two\n")
         elif change == "cut":
@@ -225,7 +231,7 @@ def test_any_other_change_is_seen(tmp_path: Path, change: str) -> None:
 def test_a_growing_archive_has_no_part_that_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"one\n"))
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         with path.open("ab") as stream:
             stream.write(gzip.compress(b"two\n"))
         assert file.change() is Change.OTHER

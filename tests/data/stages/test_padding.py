@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rm_assets.data.stages.padding import padded, padded_table
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.ragged import rows_of
+from rm_assets.data.tables.ragged import join_rows
 
 
 def test_rows_are_padded_at_their_ends() -> None:
@@ -27,7 +27,7 @@ def test_both_sides_have_one_length_and_masks_that_give_the_ids_back(rows: list[
     columns |= {"line": list(range(len(rows))), "margin": [0.0] * len(rows)}
     columns |= {"prefix_length": [0] * len(rows), "num_dropped_turns": [0] * len(rows)}
     arrays = [
-        rows_of(chosen if field.name == "chosen_ids" else rejected).array(field.type)
+        join_rows(chosen if field.name == "chosen_ids" else rejected).array(field.type)
         if field.name.endswith("_ids")
         else pa.array(columns[field.name], field.type)
         for field in schemas.TOKENIZED

@@ -12,7 +12,7 @@ import pytest
 from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
-from rm_assets.data.sources.opened_file import RejectedFileError, opened, zstd
+from rm_assets.data.sources.opened_file import RejectedFileError, open_annotation_file, zstd
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.rejects import rejects_snapshot
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
@@ -31,7 +31,7 @@ def whole_and_archived(name: str) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("name", ["torn.jsonl.gz", "torn.jsonl.zst"])
 def test_a_damaged_archive_gives_lines_before_its_damage_shows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(whole_and_archived(name)[1][:-20])
-    with opened(tmp_path / name) as file:
+    with open_annotation_file(tmp_path / name) as file:
         blocks = blocks_of_lines(file.stream(200), block_bytes=100_000, max_line_bytes=100_000)
         assert next(blocks).num_lines
         with pytest.raises(RejectedFileError, match="damaged_archive"):

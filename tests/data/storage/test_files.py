@@ -12,19 +12,19 @@ from support import silent
 
 from rm_assets.data.storage.files import (
     StorageError,
+    create_file,
+    describe_error,
     file_sizes,
     is_remote,
-    new_file,
-    place,
-    place_files,
-    reason_of,
+    link_files,
     remove_tree,
+    resolve_path,
     subdirectories,
     upload,
     write_json,
 )
 from rm_assets.data.storage.parquet import parquet_writer, read_table
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, SnapshotError, latest_snapshot
 from rm_assets.settings_loading import load_settings
 
@@ -32,11 +32,16 @@ SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
 
 
 def test_a_setting_names_a_path_of_this_machine_or_a_uri() -> None:
-    assert place("a b/c") == Path("a b/c")
-    assert place("~/x") == Path.home() / "x"
-    assert place("file:///a/x") == Path("/a/x")
-    assert [is_remote(place(setting)) for setting in ("a", "file:///a", "memory://a", "s3://bucket/a")] == [0, 0, 1, 1]
-    assert str(place("s3://bucket/a") / "b") == "s3://bucket/a/b"
+    assert resolve_path("a b/c") == Path("a b/c")
+    assert resolve_path("~/x") == Path.home() / "x"
+    assert resolve_path("file:///a/x") == Path("/a/x")
+    assert [is_remote(resolve_path(setting)) for setting in ("a", "file:///a", "memory://a", "s3://bucket/a")] == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert str(resolve_path("s3://bucket/a") / "b") == "s3://bucket/a/b"
 
 
 def test_a_uri_stays_a_uri_in_the_settings() -> None:
@@ -46,7 +51,7 @@ def test_a_uri_stays_a_uri_in_the_settings() -> None:
 @pytest.mark.parametrize(("setting", "advice"), [("gs://bucket/x", "gcsfs"), ("nosuch://x", "nosuch")])
 def test_a_file_system_that_is_not_installed_is_one_clear_error(setting: str, advice: str) -> None:
     with pytest.raises(StorageError) as error:
-        place(setting)
+        resolve_path(setting)
     assert str(error.value).startswith(f"{setting!r} cannot be reached: ")
     assert advice in str(error.value)
     assert "\n" not in str(error.value)
@@ -55,13 +60,13 @@ def test_a_file_system_that_is_not_installed_is_one_clear_error(setting: str, ad
 @pytest.fixture(params=["local", "memory"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """An empty place here, or on another file system of fsspec."""
-    directory = tmp_path if request.param == "local" else place(f"memory://{tmp_path.name}")
+    directory = tmp_path if request.param == "local" else resolve_path(f"memory://{tmp_path.name}")
     remove_tree(directory)
     return directory
 
 
 def test_a_new_file_knows_its_size_and_hash(home: Path) -> None:
-    with new_file(home / "deep" / "a") as stream:
+    with create_file(home / "deep" / "a") as stream:
         stream.write(b"one")
         stream.write(memoryview(b"two"))
     content = (home / "deep" / "a").read_bytes()
@@ -78,9 +83,9 @@ def test_json_is_replaced_and_nothing_is_left_beside_it(home: Path) -> None:
 
 def test_files_are_placed_from_others(home: Path) -> None:
     for name in ("a", "b"):
-        with new_file(home / name) as stream:
+        with create_file(home / name) as stream:
             stream.write(name.encode())
-    place_files({home / "x" / "1": home / "a", home / "x" / "y" / "2": home / "b"})
+    link_files({home / "x" / "1": home / "a", home / "x" / "y" / "2": home / "b"})
     assert file_sizes(home) == {"a": 1, "b": 1, "x/1": 1, "x/y/2": 1}
     assert (home / "x" / "y" / "2").read_bytes() == b"b"
     assert subdirectories(home) == ["x"]
@@ -99,11 +104,11 @@ def test_a_directory_is_uploaded_its_manifest_last(home: Path, tmp_path: Path) -
 
 def test_snapshots_are_published_on_any_file_system(home: Path) -> None:
     for values in ((1, 2), (1, 2), (1, 3)):
-        with publication(home, "asset", 1, silent) as turn:
+        with open_publication(home, "asset", 1, silent) as turn:
             shards = []
             for value in values:
                 fill = tables_writer({DATA: pa.table({"value": [value]}, SCHEMA)}, {})
-                shards.append(turn.find(f"{value}") or stage_shard(turn.directory, f"s{value}", "", f"{value}", fill))
+                shards.append(turn.find(f"{value}") or write_shard(turn.directory, f"s{value}", "", f"{value}", fill))
             snapshot = turn.publish(shards, {}, {})
     newest = latest_snapshot(home, "asset")
     assert newest is not None
@@ -118,7 +123,7 @@ def test_snapshots_are_published_on_any_file_system(home: Path) -> None:
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    with new_file(path) as stream, parquet_writer(stream, SCHEMA) as writer:
+    with create_file(path) as stream, parquet_writer(stream, SCHEMA) as writer:
         writer.write_table(pa.table({"value": list(range(1000))}, SCHEMA))
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
@@ -128,6 +133,8 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_from_other_reasons() -> None:
-    assert reason_of(OSError(errno.ENOSPC, "x")).startswith(f"{os.strerror(errno.ENOSPC)}: make room and run again")
-    assert reason_of(PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
-    assert reason_of(ValueError("two\nlines")) == "two lines"
+    assert describe_error(OSError(errno.ENOSPC, "x")).startswith(
+        f"{os.strerror(errno.ENOSPC)}: make room and run again"
+    )
+    assert describe_error(PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
+    assert describe_error(ValueError("two\nlines")) == "two lines"

@@ -10,7 +10,7 @@ from support import plain_row, rows, run_stages, silent, violations, write_lines
 from rm_assets.data.stages import raw
 from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage import publication as publishing
-from rm_assets.data.storage.publication import ShardWriter, publication, stage_shard, tables_writer
+from rm_assets.data.storage.publication import ShardWriter, open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -55,9 +55,9 @@ def test_the_name_of_a_shard_is_a_short_file_name_with_128_bits_of_the_sources_h
 
 @pytest.mark.parametrize("names", [("same", "same"), ("Case", "case")])
 def test_shards_that_would_share_a_file_are_not_published(tmp_path: Path, names: tuple[str, str]) -> None:
-    with publication(tmp_path, "asset", 1, silent) as turn:
+    with open_publication(tmp_path, "asset", 1, silent) as turn:
         shards = [
-            stage_shard(turn.directory, name, source, source, tables_writer({DATA: pa.table({"value": [1]})}, {}))
+            write_shard(turn.directory, name, source, source, tables_writer({DATA: pa.table({"value": [1]})}, {}))
             for name, source in zip(names, ("one.jsonl", "other.jsonl"), strict=True)
         ]
         with pytest.raises(SnapshotError, match=r"asset: shards of 'one.jsonl' and 'other.jsonl' share the name"):

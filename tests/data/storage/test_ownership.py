@@ -19,9 +19,9 @@ from rm_assets.data.sources.content_version import content_listing, published_ve
 from rm_assets.data.sources.discovery import find_annotations
 from rm_assets.data.stages.raw import files_to_read, raw_snapshot
 from rm_assets.data.storage import publication as publication_module
-from rm_assets.data.storage.files import StorageError, file_sizes, place, remove_files, write_json
+from rm_assets.data.storage.files import StorageError, file_sizes, remove_files, resolve_path, write_json
 from rm_assets.data.storage.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
@@ -35,13 +35,13 @@ HEX = "0123456789abcdef" * 2
 
 def published(storage: Path, *values: int, keep: int = 1, num_rejects: int = 0) -> Snapshot:
     """A snapshot of one shard for each value."""
-    with publication(storage, ASSET, keep, silent) as turn:
+    with open_publication(storage, ASSET, keep, silent) as turn:
         shards = []
         for value in values:
             tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
             key = f"{value:032x}{num_rejects:032x}"
             shards.append(
-                turn.find(key) or stage_shard(turn.directory, f"s-{value}", "", key, tables_writer(tables, {}))
+                turn.find(key) or write_shard(turn.directory, f"s-{value}", "", key, tables_writer(tables, {}))
             )
         return turn.publish(shards, {}, {})
 
@@ -451,13 +451,13 @@ def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypa
     monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", -1.0)
     monkeypatch.setattr("rm_assets.data.storage.files._ABANDONED_SECONDS", -1.0)
     with s3_server() as bucket:
-        (place(f"{bucket}/taken") / ASSET / "my_notes" / "a.txt").write_bytes(b"mine")
+        (resolve_path(f"{bucket}/taken") / ASSET / "my_notes" / "a.txt").write_bytes(b"mine")
         with pytest.raises(StorageError, match="raw_preferences/my_notes' was not made by rm_assets"):
-            published(place(f"{bucket}/taken"), 1)
-        home = place(f"{bucket}/a[bc]*?/storage")  # which is no pattern for other prefixes
+            published(resolve_path(f"{bucket}/taken"), 1)
+        home = resolve_path(f"{bucket}/a[bc]*?/storage")  # which is no pattern for other prefixes
         first = published(home, 1)
         foreign = [
-            place(bucket) / name
+            resolve_path(bucket) / name
             for name in (
                 f"a[bc]*?/storage/{ASSET}/{SNAPSHOT}/data/s-1.parquet",
                 f"a[bc]*?/storage/{ASSET}/{first.name}/data/x.parquet",
@@ -473,7 +473,7 @@ def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypa
         for value in (3, 4):
             last = published(home, value)
         remove_files([home / "nothing"])
-        left = set(file_sizes(place(bucket))) - {f"taken/{ASSET}/my_notes/a.txt"}
+        left = set(file_sizes(resolve_path(bucket))) - {f"taken/{ASSET}/my_notes/a.txt"}
         ours = {MARKER, f"{ASSET}/latest.json", *(f"{ASSET}/{last.name}/{name}" for name in file_sizes(last.directory))}
         assert left == {f"a[bc]*?/storage/{name}" for name in ours} | {
             str(path).removeprefix(f"{bucket}/") for path in foreign
@@ -483,12 +483,12 @@ def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypa
 def test_remote_annotations_and_a_remote_storage_stay_apart() -> None:
     with s3_server() as bucket:
         for name in ("annotations/a.jsonl", "team/storage/reward_model/m.jsonl", "team/storage2/b.jsonl"):
-            (place(bucket) / name).write_bytes(b"{}\n")
-        storage = place(f"{bucket}/team//storage/")
+            (resolve_path(bucket) / name).write_bytes(b"{}\n")
+        storage = resolve_path(f"{bucket}/team//storage/")
         for setting in (bucket, f"{bucket}/", f"{bucket}/**/*.jsonl"):
             sources = {file.source for file in find_annotations(setting, storage).files}
             assert sources == {"annotations/a.jsonl", "team/storage2/b.jsonl"}
-        claim_storage(place(f"{bucket}/team/storage2"))
+        claim_storage(resolve_path(f"{bucket}/team/storage2"))
         for setting in (bucket, f"{bucket}/**/*.jsonl"):
             assert {file.source for file in find_annotations(setting, storage).files} == {"annotations/a.jsonl"}
         for setting in ("team/storage", "team/storage/reward_model", "team/storage/*/m.jsonl", "team/storage/new"):
@@ -496,5 +496,5 @@ def test_remote_annotations_and_a_remote_storage_stay_apart() -> None:
                 find_annotations(f"{bucket}/{setting}", storage)
         for setting in (bucket, f"{bucket}/team"):
             with pytest.raises(SettingsError, match="inside the storage"):
-                find_annotations(setting, place(bucket))
+                find_annotations(setting, resolve_path(bucket))
         assert Stage.RAW == ASSET

@@ -16,8 +16,8 @@ import rm_assets
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage import parquet
-from rm_assets.data.storage.files import place
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -202,11 +202,11 @@ def test_the_footer_that_a_manifest_states_is_the_end_of_its_file(stages: dict[S
 
 
 def test_a_file_on_another_file_system_is_verified(tmp_path: Path) -> None:
-    home = place(f"memory://{tmp_path.name}")
+    home = resolve_path(f"memory://{tmp_path.name}")
     schema = pa.schema([pa.field("value", pa.int64(), nullable=False)])
-    with publication(home, "asset", 1, silent) as turn:
+    with open_publication(home, "asset", 1, silent) as turn:
         fill = tables_writer({"data": pa.table({"value": range(1000)}, schema)}, {})
-        snapshot = turn.publish([stage_shard(turn.directory, "s", "", "key", fill)], {}, {})
+        snapshot = turn.publish([write_shard(turn.directory, "s", "", "key", fill)], {}, {})
     [path] = snapshot.paths()
     content = path.read_bytes()
     for place_of_bit in (10, len(content) // 2, len(content) - 30):

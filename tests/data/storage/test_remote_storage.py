@@ -17,11 +17,11 @@ from worker_functions import SCHEMA, publish_without_shared_locks, published
 from rm_assets.data.sources import opened_file as file_bytes
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import NothingToReadError, find_annotations
-from rm_assets.data.sources.opened_file import Change, RejectedFileError, opened
+from rm_assets.data.sources.opened_file import Change, RejectedFileError, open_annotation_file
 from rm_assets.data.stages.raw import files_to_read, raw_snapshot
-from rm_assets.data.storage.files import StorageError, file_sizes, place
+from rm_assets.data.storage.files import StorageError, file_sizes, resolve_path
 from rm_assets.data.storage.parquet import read_batches, read_table
-from rm_assets.data.storage.publication import STAGING, publication, stage_shard, tables_writer
+from rm_assets.data.storage.publication import STAGING, open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
@@ -37,7 +37,7 @@ def bucket() -> Iterator[str]:
 @pytest.fixture
 def home(bucket: str, request: pytest.FixtureRequest) -> Path:
     """A prefix of the test's own."""
-    return place(f"{bucket}/{request.node.name}")
+    return resolve_path(f"{bucket}/{request.node.name}")
 
 
 def objects(directory: Path) -> dict[str, str]:
@@ -146,7 +146,7 @@ def test_remote_files_of_odd_names_are_read_and_tell_them_apart(home: Path) -> N
     found = find_annotations(str(home)).files
     assert sorted(file.source for file in found) == sorted(name.replace("%", "%25") for name in ODD)
     for file in found:
-        with opened(file.path) as stream:
+        with open_annotation_file(file.path) as stream:
             assert stream.stream(200).read().decode().replace("%", "%25") == file.source
 
 
@@ -183,8 +183,8 @@ def test_a_host_that_does_not_answer_stops_the_run_and_rejects_nothing(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     type(UPath(home).fs).clear_instance_cache()
-    closed = place(str(home / "a.jsonl"))
-    with pytest.raises(StorageError, match="cannot be reached"), opened(closed):
+    closed = resolve_path(str(home / "a.jsonl"))
+    with pytest.raises(StorageError, match="cannot be reached"), open_annotation_file(closed):
         pass
     type(UPath(home).fs).clear_instance_cache()
 
@@ -192,13 +192,13 @@ def test_a_host_that_does_not_answer_stops_the_run_and_rejects_nothing(
 def test_a_remote_file_that_is_replaced_while_it_is_read_says_so(home: Path) -> None:
     path = home / "a.jsonl"
     path.write_bytes(b"one\n")
-    with opened(path) as file:
+    with open_annotation_file(path) as file:
         assert file.stream(200).read() == b"one\n"
         assert file.change() is Change.NONE
         path.write_bytes(b"one\ntwo\n")
         assert file.change() is Change.OTHER
     path.unlink()
-    with pytest.raises(RejectedFileError) as error, opened(path):
+    with pytest.raises(RejectedFileError) as error, open_annotation_file(path):
         pass
     assert error.value.reason is Reason.UNREADABLE_FILE
 
@@ -207,12 +207,12 @@ def test_a_remote_file_that_is_replaced_while_it_is_read_says_so(home: Path) -> 
 
 
 def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None:
-    with publication(home, "asset", 3, silent) as turn:
-        shard = stage_shard(
+    with open_publication(home, "asset", 3, silent) as turn:
+        shard = write_shard(
             turn.directory, "s1", "", "key-1", tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
         )
         assert latest_snapshot(home, "asset") is None
-    with publication(home, "asset", 3, silent) as turn:  # the run before was cut short
+    with open_publication(home, "asset", 3, silent) as turn:  # the run before was cut short
         assert turn.find("key-1") == shard
         turn.publish([shard], {}, {})
     snapshot = latest_snapshot(home, "asset")

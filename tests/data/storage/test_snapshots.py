@@ -21,14 +21,14 @@ from worker_functions import run_stages_again_and_again
 
 from rm_assets.data.storage.files import StorageError, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
-from rm_assets.data.storage.locks import held_lock
+from rm_assets.data.storage.locks import hold_lock
 from rm_assets.data.storage.ownership import MARKER
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import (
     Publication,
-    publication,
-    stage_shard,
+    open_publication,
     tables_writer,
+    write_shard,
 )
 from rm_assets.data.storage.snapshots import (
     DATA,
@@ -38,9 +38,9 @@ from rm_assets.data.storage.snapshots import (
     Shard,
     Snapshot,
     SnapshotError,
-    latest_read,
     latest_snapshot,
     parent_snapshot,
+    read_latest,
     read_snapshot,
     required_snapshot,
 )
@@ -49,11 +49,11 @@ from rm_assets.data.storage.snapshots import (
 def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
     tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
     key = fingerprint(name, value, num_rejects)
-    return turn.find(key) or stage_shard(turn.directory, name, "source", key, tables_writer(tables, {}))
+    return turn.find(key) or write_shard(turn.directory, name, "source", key, tables_writer(tables, {}))
 
 
 def published(storage: Path, *values: int, keep: int = 3, num_rejects: int = 0) -> Snapshot:
-    with publication(storage, "asset", keep, silent) as turn:
+    with open_publication(storage, "asset", keep, silent) as turn:
         shards = [staged(turn, f"shard-{index}", value, num_rejects) for index, value in enumerate(values)]
         return turn.publish(shards, {}, {})
 
@@ -91,10 +91,10 @@ def test_where_there_are_no_links_files_are_copied_and_names_stay(
 
 
 def test_shards_finished_before_a_crash_are_found_again(tmp_path: Path) -> None:
-    with publication(tmp_path, "asset", 3, silent) as turn:
+    with open_publication(tmp_path, "asset", 3, silent) as turn:
         before = staged(turn, "shard-0", 1)
     assert latest_snapshot(tmp_path, "asset") is None
-    with publication(tmp_path, "asset", 3, silent) as turn:
+    with open_publication(tmp_path, "asset", 3, silent) as turn:
         assert turn.find(before.key) == before
         turn.publish([before], {}, {})
     assert not (tmp_path / "asset" / ".staging").exists()
@@ -170,7 +170,7 @@ def test_a_snapshot_of_no_rows_is_one_too(tmp_path: Path) -> None:
 
 def test_changed_facts_alone_are_published(tmp_path: Path) -> None:
     for fact in (1, 2):
-        with publication(tmp_path, "asset", 3, silent) as turn:
+        with open_publication(tmp_path, "asset", 3, silent) as turn:
             turn.publish([], {}, {"fact": fact})
     assert latest_snapshot(tmp_path, "asset").manifest.facts == {"fact": 2}
 
@@ -186,7 +186,7 @@ def test_a_shard_whose_file_is_gone_or_cut_is_computed_again(tmp_path: Path, dam
 
 def test_what_another_snapshot_was_made_of_is_not_removed(tmp_path: Path) -> None:
     first = published(tmp_path, 0, keep=1)
-    with publication(tmp_path, "child", 3, silent) as turn:
+    with open_publication(tmp_path, "child", 3, silent) as turn:
         child = turn.publish([], {"asset": first.name}, {})
     second, third = (published(tmp_path, value, keep=1).directory for value in (1, 2))
     assert parent_snapshot(tmp_path, child, "asset") == read_snapshot(first.directory)
@@ -206,8 +206,8 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rm_assets.data.storage.locks import held_lock
-with held_lock(Path(sys.argv[1]), "the first", print):
+from rm_assets.data.storage.locks import hold_lock
+with hold_lock(Path(sys.argv[1]), "the first", print):
     print("taken", flush=True)
     time.sleep(60)
 """
@@ -223,7 +223,7 @@ def test_a_second_writer_waits_says_for_whom_and_goes_on_when_the_first_dies(tmp
             said.append(text)
             holder.kill()
 
-        with held_lock(tmp_path / "lock", "the second", say):
+        with hold_lock(tmp_path / "lock", "the second", say):
             pass
     assert said == [said[0]]
     assert said[0].startswith(f"waiting for lock, held by the first, process {holder.pid} on ")
@@ -240,13 +240,13 @@ def refuse_to_wait(text: str) -> None:
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_lock_file_that_is_removed_or_replaced_keeps_its_holder_the_only_one(tmp_path: Path, replaced: bool) -> None:
     lock = tmp_path / "lock"
-    with held_lock(lock, "the first", silent):
+    with hold_lock(lock, "the first", silent):
         lock.unlink()
         if replaced:
             lock.write_text("")
-        with pytest.raises(WaitsError), held_lock(lock, "the second", refuse_to_wait):
+        with pytest.raises(WaitsError), hold_lock(lock, "the second", refuse_to_wait):
             pass
-    with held_lock(lock, "the third", refuse_to_wait):
+    with hold_lock(lock, "the third", refuse_to_wait):
         assert lock.read_text().startswith("the third, process ")
 
 
@@ -261,8 +261,8 @@ def test_a_lock_changes_no_file_but_its_own(tmp_path: Path, way: str) -> None:
         lock.hardlink_to(mine)
     else:
         lock = mine
-    with held_lock(lock, "the first", silent):
-        with pytest.raises(WaitsError), held_lock(lock, "the second", refuse_to_wait):
+    with hold_lock(lock, "the first", silent):
+        with pytest.raises(WaitsError), hold_lock(lock, "the second", refuse_to_wait):
             pass
         assert mine.read_text() == text
     assert mine.read_text() == text
@@ -270,7 +270,7 @@ def test_a_lock_changes_no_file_but_its_own(tmp_path: Path, way: str) -> None:
 
 def test_a_lock_that_a_killed_holder_left_names_the_next_one(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("training of run 5a, process 17 on some.host")
-    with held_lock(tmp_path / "lock", "the next", silent):
+    with hold_lock(tmp_path / "lock", "the next", silent):
         assert (tmp_path / "lock").read_text().startswith("the next, process ")
     assert (tmp_path / "lock").read_text() == ""
 
@@ -302,9 +302,9 @@ def test_who_waited_for_a_lock_that_is_gone_waits_for_the_one_that_is_there(tmp_
             held.append(locked(home / name))
         os.close(held[len(said) - 1])
 
-    with held_lock(home / "lock", "who waited", say):
+    with hold_lock(home / "lock", "who waited", say):
         assert (home / "lock").read_text().startswith("who waited, process ")
-        with pytest.raises(WaitsError), held_lock(home / "lock", "another", refuse_to_wait):
+        with pytest.raises(WaitsError), hold_lock(home / "lock", "another", refuse_to_wait):
             pass
     assert len(said) == 2
 
@@ -377,7 +377,7 @@ def test_a_snapshot_that_is_replaced_while_it_is_looked_up_gives_the_newer_one(t
             published(tmp_path, 2, keep=1)
         return read_snapshot(directory)
 
-    found = latest_read(tmp_path, "asset", overtaken)
+    found = read_latest(tmp_path, "asset", overtaken)
     assert found is not None
     assert (found.name, len(set(seen))) == (seen[1], 2)
 
@@ -430,7 +430,7 @@ def test_where_the_latest_file_is_lost_the_newest_snapshot_is_what_was_before(
     (tmp_path / "asset" / "latest.json").unlink()
     if content is not None:
         (tmp_path / "asset" / "latest.json").write_bytes(content)
-    with publication(tmp_path, "asset", 3, silent) as turn:
+    with open_publication(tmp_path, "asset", 3, silent) as turn:
         assert turn.previous is not None
         assert turn.previous.name == newest.name
 
@@ -500,7 +500,7 @@ def test_a_manifest_that_says_something_else_than_was_written_is_refused(
 
 @pytest.mark.parametrize("inputs", [{}, {"asset": "../asset/x"}, {"asset": ""}])
 def test_a_manifest_without_the_parent_that_is_asked_for_is_named(tmp_path: Path, inputs: dict[str, str]) -> None:
-    with publication(tmp_path, "child", 3, silent) as turn:
+    with open_publication(tmp_path, "child", 3, silent) as turn:
         child = turn.publish([], inputs, {})
     with pytest.raises(
         SnapshotError, match=r"manifest\.json' names no snapshot of asset but .*materialize child again"
@@ -510,7 +510,7 @@ def test_a_manifest_without_the_parent_that_is_asked_for_is_named(tmp_path: Path
 
 def test_nothing_is_removed_while_it_is_unknown_what_the_newest_snapshots_need(tmp_path: Path) -> None:
     first = published(tmp_path, 0, keep=1).directory
-    with publication(tmp_path, "child", 3, silent) as turn:
+    with open_publication(tmp_path, "child", 3, silent) as turn:
         child = turn.publish([], {"asset": first.name}, {})
     sound = (child.directory / MANIFEST).read_bytes()
     (child.directory / MANIFEST).write_bytes(b"{")

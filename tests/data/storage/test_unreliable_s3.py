@@ -13,7 +13,7 @@ from upath import UPath
 
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
-from rm_assets.data.storage.files import StorageError, place
+from rm_assets.data.storage.files import StorageError, resolve_path
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -111,7 +111,7 @@ def network(served: tuple[Network, str], monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def settings(served: tuple[Network, str], request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Two annotation files on S3, and a storage there; both are written before anything goes wrong."""
-    home = place(f"{served[1]}/{re.sub('[^a-z_]', '-', request.node.name)}")
+    home = resolve_path(f"{served[1]}/{re.sub('[^a-z_]', '-', request.node.name)}")
     for name, first in (("a", 0), ("b", 100)):
         rows = [*(plain_row(number) for number in range(first, first + 30)), b"{broken"]
         content = write_lines(tmp_path / "annotations" / f"{name}.jsonl", rows).read_bytes()

@@ -16,7 +16,7 @@ from rm_assets.data.stages.rejects import rejects_snapshot
 from rm_assets.data.stages.tokenization import tokenized_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage import parquet
-from rm_assets.data.storage.publication import publication, stage_shard, tables_writer
+from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -96,10 +96,10 @@ def test_an_older_manifest_with_other_numbers_of_rows_is_made_again(two_files: S
 
 def test_a_damaged_file_is_replaced_and_never_written_through_its_link(tmp_path: Path) -> None:
     def published(values: list[int], verify: str, said: list[str]) -> Snapshot:
-        with publication(tmp_path, "asset", 3, said.append, verify) as turn:
+        with open_publication(tmp_path, "asset", 3, said.append, verify) as turn:
             fills = {value: tables_writer({DATA: pa.table({"value": [value]}, SCHEMA)}, {}) for value in values}
             shards = [
-                turn.find(f"{value}") or stage_shard(turn.directory, f"s{value}", f"{value}", f"{value}", fill)
+                turn.find(f"{value}") or write_shard(turn.directory, f"s{value}", f"{value}", f"{value}", fill)
                 for value, fill in fills.items()
             ]
             return turn.publish(shards, {}, {})
@@ -121,11 +121,11 @@ def test_a_damaged_file_is_replaced_and_never_written_through_its_link(tmp_path:
 def test_a_finished_shard_of_an_interrupted_run_is_verified_too(tmp_path: Path) -> None:
     said: list[str] = []
     fill = tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
-    with publication(tmp_path, "asset", 1, silent) as turn:
-        stage_shard(turn.directory, "s", "a.jsonl", "key", fill)
+    with open_publication(tmp_path, "asset", 1, silent) as turn:
+        write_shard(turn.directory, "s", "a.jsonl", "key", fill)
     [path] = tmp_path.rglob("*.parquet")
     path.write_bytes(bytes(path.stat().st_size))
-    with publication(tmp_path, "asset", 1, said.append, "full") as turn:
+    with open_publication(tmp_path, "asset", 1, said.append, "full") as turn:
         assert turn.find("key") is None
         assert turn.find("key") is None
     assert ["its shard of 'a.jsonl' is computed again" in line for line in said] == [True]

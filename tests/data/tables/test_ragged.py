@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.tables.ragged import IdLists, are_equal, lists_of, prefix_lengths, rows_of
+from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths
 
 Rows = list[tuple[list[int], list[int]]]
 ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=1, max_size=6)] * 2), max_size=8)
 
 
 def both(rows: Rows) -> tuple[IdLists, IdLists]:
-    chosen, rejected = (rows_of([np.array(row[side], np.int32) for row in rows]) for side in (0, 1))
+    chosen, rejected = (join_rows([np.array(row[side], np.int32) for row in rows]) for side in (0, 1))
     return chosen, rejected
 
 
@@ -35,7 +35,7 @@ def test_prefixes_and_equality_are_those_of_the_rows_one_by_one(rows: Rows) -> N
         assert one[:prefix] == other[:prefix]
         assert prefix <= limit
         assert prefix == limit or one[prefix] != other[prefix]
-    assert are_equal(chosen, rejected).tolist() == [one == other for one, other in rows]
+    assert equal_rows(chosen, rejected).tolist() == [one == other for one, other in rows]
 
 
 @given(ROWS, st.randoms())

@@ -7,7 +7,7 @@ from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 from upath import UPath
 
-from rm_assets.data.storage.files import file_sizes, place
+from rm_assets.data.storage.files import file_sizes, resolve_path
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import SettingsError
@@ -20,11 +20,11 @@ def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(
     monkeypatch.chdir(tmp_path)
     with s3_server() as bucket:
         content = write_lines(tmp_path / "a.jsonl", polite_rows(60)).read_bytes()
-        place(f"{bucket}/annotations/a.jsonl").write_bytes(content)
+        resolve_path(f"{bucket}/annotations/a.jsonl").write_bytes(content)
         settings = {"annotations": f"{bucket}/annotations", "storage": f"{bucket}/team/storage", **QUICK}
         assert run_graph(**settings).success
         assert not (tmp_path / "s3:").exists()
-        storage = place(settings["storage"])
+        storage = resolve_path(settings["storage"])
         model = required_model(storage)
         assert read_result(model.directory, model.key) == model.manifest
         assert {"model/model.safetensors", "scores.parquet", "metrics.jsonl"} <= set(model.manifest["files"])

@@ -323,5 +323,5 @@ def test_a_tick_opens_no_file_that_it_knows(desk: Desk, monkeypatch: pytest.Monk
         write_lines(desk.annotations / f"{number}.jsonl", polite_rows(number + 1)[-1:])
     age(desk.annotations)
     assert desk.refresh(desk.request()).success
-    monkeypatch.setattr(listing_module, "opened", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(listing_module, "open_annotation_file", lambda path: pytest.fail(f"{path} was opened"))
     assert "these 30 files" in desk.reason()

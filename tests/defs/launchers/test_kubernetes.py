@@ -17,7 +17,7 @@ from kubernetes_server import KubernetesServer
 from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 
-from rm_assets.data.storage.files import file_sizes, place
+from rm_assets.data.storage.files import file_sizes, resolve_path
 from rm_assets.defs.launchers.kubernetes import KubernetesLauncher, PodStaysError
 from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
@@ -62,9 +62,9 @@ def test_a_model_is_trained_and_scored_in_pods_that_read_and_write_s3(
     with s3_server() as bucket:
         where = {"storage": f"{bucket}/team", "namespace": "training", "num_processes": 2}
         assert started(tmp_path, "*reward_model_report", **where).wait(300) == 0, (tmp_path / "log").read_text()
-        model = required_model(place(f"{bucket}/team"))
+        model = required_model(resolve_path(f"{bucket}/team"))
         assert read_result(model.directory, model.key) == model.manifest
-        assert not any(name.startswith(".jobs/") for name in file_sizes(place(f"{bucket}/team")))
+        assert not any(name.startswith(".jobs/") for name in file_sizes(resolve_path(f"{bucket}/team")))
     names = [pod["metadata"]["name"] for pod in cluster.created]
     assert cluster.deleted == names
     training, scoring = (pod["spec"] for pod in cluster.created)

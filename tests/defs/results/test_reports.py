@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 from support import silent
 
-from rm_assets.data.storage.publication import publication
+from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.snapshots import Manifest, Snapshot
 from rm_assets.defs.results.report_plots import slices_plot
 from rm_assets.defs.results.reports import report_result
@@ -119,7 +119,7 @@ def test_no_subset_writes_markdown_into_the_page(tmp_path: Path, name: str) -> N
 
 
 def test_files_beside_a_snapshot_are_replaced_and_never_written_into(tmp_path: Path) -> None:
-    with publication(tmp_path, "reward_model_report", 1, silent) as turn:
+    with open_publication(tmp_path, "reward_model_report", 1, silent) as turn:
         snapshot = turn.publish([], {}, {})
     backup, mine = tmp_path / "backup.json", tmp_path / "mine.png"
     mine.write_bytes(b"mine")

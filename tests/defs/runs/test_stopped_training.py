@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import polite_rows, write_lines
 
-from rm_assets.data.storage.publication import pinned_snapshots
+from rm_assets.data.storage.publication import referenced_snapshots
 from rm_assets.data.tables.schemas import Stage
 
 SETTINGS = {"epochs": 6, "batch_pairs": 4, "learning_rate": 1e-3, "checkpoint_every_steps": 5}
@@ -55,7 +55,7 @@ def test_a_killed_training_is_finished_on_its_own_pairs_before_todays_and_is_not
     [description] = [json.loads(path.read_text()) for path in (home / ".training").glob("*.json")]
     before = latest(storage / "padded_pairs")
     assert description["data_snapshot"] == before
-    assert (Stage.PADDED, before) in pinned_snapshots(storage)
+    assert (Stage.PADDED, before) in referenced_snapshots(storage)
 
     # another training, which leaves this one where it is
     assert run_graph(SELECTION, **{**settings, "epochs": 1}).success

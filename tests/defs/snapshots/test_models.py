@@ -16,7 +16,7 @@ from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.storage.files import file_sizes, upload, write_json
-from rm_assets.data.storage.publication import publication, unfinished_trainings
+from rm_assets.data.storage.publication import open_publication, unfinished_trainings
 from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
@@ -377,7 +377,7 @@ def test_a_job_is_told_the_hash_of_each_file_that_it_reads(tmp_path: Path) -> No
 def test_a_promoted_snapshot_that_names_no_champion_is_an_error_and_no_new_promotion(
     tmp_path: Path, inputs: dict[str, str]
 ) -> None:
-    with publication(tmp_path, "promoted_reward_model", 3, print) as turn:
+    with open_publication(tmp_path, "promoted_reward_model", 3, print) as turn:
         before = turn.publish([], inputs, {})
     with pytest.raises(
         SnapshotError, match=r"manifest\.json' names no reward_model but .*: restore it, or remove that"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from s3 import s3_server
 
-from rm_assets.data.storage.files import file_sizes, place
+from rm_assets.data.storage.files import file_sizes, resolve_path
 from rm_assets.training.jobs.transport import read_job, sent_job
 
 
@@ -24,7 +24,7 @@ def checkpoints(directory):
 
 def stopped_there(uri):
     """What the other machine does; SIGTERM comes once a new checkpoint is in the storage."""
-    known = checkpoints(place(uri).parent / "output")
+    known = checkpoints(resolve_path(uri).parent / "output")
     process = subprocess.Popen(
         [sys.executable, "-m", "rm_assets.training", uri],
         stdout=subprocess.PIPE,
@@ -33,7 +33,7 @@ def stopped_there(uri):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 90
-    while not checkpoints(place(uri).parent / "output") - known:
+    while not checkpoints(resolve_path(uri).parent / "output") - known:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -45,7 +45,7 @@ def test_a_training_on_a_machine_that_shares_nothing_but_s3_is_stopped_and_goes_
     job = make_job("far", settings={"epochs": 100_000, "checkpoint_every_steps": 20})
     output = Path(job.output_directory)
     with s3_server() as bucket:
-        storage = place(f"{bucket}/team")
+        storage = resolve_path(f"{bucket}/team")
         with sent_job(job, storage, "name") as sent:
             home = str(sent.place.parent)
             assert str(sent.place.parent.parent) == f"{bucket}/team/.jobs/name"
@@ -156,7 +156,7 @@ def receive(place, module, directory, **environment):
 def test_a_job_that_fails_brings_its_reason(make_job, tmp_path):
     job = make_job("failed")
     (tmp_path / "failing.py").write_text(FAILING)
-    with s3_server() as bucket, sent_job(job, place(f"{bucket}/team"), "name") as sent:
+    with s3_server() as bucket, sent_job(job, resolve_path(f"{bucket}/team"), "name") as sent:
         run = receive(sent.place, "failing", tmp_path)
     assert run.returncode == 1, run.stdout + run.stderr
     assert (Path(job.output_directory) / "error.txt").read_text() == "no pairs"
