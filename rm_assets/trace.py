@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.shown_text import name_of, one_line, printable
 from rm_assets.data.storage.files import StorageError, resolve_path, subdirectories
 from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
 from rm_assets.data.storage.parquet import read_matching_rows
@@ -27,6 +26,7 @@ from rm_assets.data.storage.snapshots import (
 )
 from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
+from rm_assets.display_text import one_line, printable, shorten
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 
@@ -148,7 +148,7 @@ def _raw(row: dict[str, Any], _: str) -> str:
 
 
 def _validated(row: dict[str, Any], _: str) -> str:
-    subset = f", subset '{name_of(row['subset'])}'" if row["subset"] else ""
+    subset = f", subset '{shorten(row['subset'])}'" if row["subset"] else ""
     votes = f", {row['num_agreeing']} of {row['num_annotators']} annotators" if row["num_annotators"] else ""
     return f"{row['format']}, {row['num_turns']} turns, margin {row['margin']:g}{votes}{subset}"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.addresses import masked
-from rm_assets.data.shown_text import one_line, printable
+from rm_assets.display_text import one_line, printable
 from rm_assets.training.jobs.result import ERROR, METRICS, ForeignOutputError, clear_output
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
 from rm_assets.training.jobs.transport import run_sent_job

@@ -34,9 +34,9 @@ from rm_assets.data.formats.labels.shapes import Signs, add_sign, refusals, uncl
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError, Sign
 from rm_assets.data.formats.unread_fields import require_no_functions
-from rm_assets.data.shown_text import one_line
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.tables.reasons import Reason
+from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.jobs.training_job import TrainingError

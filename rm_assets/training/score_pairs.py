@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data.shown_text import one_line
 from rm_assets.data.storage.files import write_json
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import open_parquet, write_table
 from rm_assets.data.storage.snapshots import SnapshotError
+from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import ERROR, MANIFEST
 from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob

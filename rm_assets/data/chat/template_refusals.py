@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from jinja2.exceptions import UndefinedError
 
-from rm_assets.data.shown_text import printable
+from rm_assets.display_text import printable
 
 _MAX_CHARACTERS = 200
 _MIN_CHARACTERS = 8

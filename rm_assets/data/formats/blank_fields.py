@@ -5,8 +5,8 @@ from typing import Any
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.shown_text import code_of
 from rm_assets.data.tables.reasons import Reason
+from rm_assets.display_text import as_code
 
 _DAMAGE = (Reason.MISSING_FIELD, Reason.UNKNOWN_FORMAT)
 _SIDES = (
@@ -56,7 +56,7 @@ def _reason(row: Row, blank: Mapping[str, str]) -> PreferenceError | None:
     order = groups if response_fields(row) else (groups[1], groups[0], groups[2])
     for names, reason, detail in order:
         if found := sorted(names.intersection(blank)):
-            return PreferenceError(reason, detail.format(" and ".join(code_of(blank[name]) for name in found[:2])))
+            return PreferenceError(reason, detail.format(" and ".join(as_code(blank[name]) for name in found[:2])))
     return None
 
 

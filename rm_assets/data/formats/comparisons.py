@@ -16,21 +16,14 @@ from typing import Any, Literal, NamedTuple
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
 from rm_assets.data.formats.conversations.messages import Prompt, Reply, compared
-from rm_assets.data.formats.field_names import (
-    LABELS,
-    RESPONSES,
-    SPELLINGS,
-    Row,
-    only_value,
-    response_fields,
-)
+from rm_assets.data.formats.field_names import LABELS, RESPONSES, SPELLINGS, Row, only_value, response_fields
 from rm_assets.data.formats.labels.numbers import number_of
 from rm_assets.data.formats.labels.strengths import Strength, read_strength
 from rm_assets.data.formats.labels.words import ABSENT, SKIPPED, TIES, plain
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
 from rm_assets.data.formats.unknown_rows import missing_field
-from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.tables.reasons import Reason
+from rm_assets.display_text import as_code, shorten
 from rm_assets.settings import Label
 
 
@@ -134,7 +127,7 @@ def _without_verdict(row: Row, rules: ParsingRules, verdict: Verdict) -> Prefere
     if blank is None:
         error = PreferenceError(Reason.MISSING_FIELD, f"two responses, but {missing_field('label', row)}")
     else:
-        error = PreferenceError(Reason.UNLABELLED, f"{code_of(columns.get(blank, blank))} holds no verdict")
+        error = PreferenceError(Reason.UNLABELLED, f"{as_code(columns.get(blank, blank))} holds no verdict")
     error.signs = verdict.signs
     return error
 
@@ -150,7 +143,7 @@ def _strength_of(
     columns: Mapping[Any, str] = rules.columns
     shape = shape_of(name, fields, rules)
     if label_name:
-        shape += f" beside {code_of(columns.get(label_name, label_name))}"
+        shape += f" beside {as_code(columns.get(label_name, label_name))}"
     scale = rules.column_labels.get(columns.get("preference_strength", name), {})
     return read_strength(value, shape, label, scale)
 
@@ -163,7 +156,7 @@ def shape_of(name: str, fields: tuple[str, str], rules: ParsingRules) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _shape(*columns: str) -> str:
-    name, first, second = map(code_of, columns)
+    name, first, second = map(as_code, columns)
     return f"{name} of {first} and {second}"
 
 
@@ -233,7 +226,7 @@ def read_label(value: Any, column: _LabelColumn) -> Reading:
     if value in ([], {}):
         return Reading(None)
     if not isinstance(value, str | int | float):
-        raise PreferenceError(Reason.WRONG_TYPE, f"{code_of(column.own_name)} is neither a text nor a number")
+        raise PreferenceError(Reason.WRONG_TYPE, f"{as_code(column.own_name)} is neither a text nor a number")
     word = _word(value)
     if _NUMBER.fullmatch(word):
         return _read_number(word, column)
@@ -284,7 +277,7 @@ def _unclear(word: str, column: _LabelColumn) -> PreferenceError:
 
 def label_advice(name: str) -> str:
     """How to say what the numbers of a column mean."""
-    example = json.dumps({name_of(name): {"0": "first", "1": "second"}}, ensure_ascii=False)
+    example = json.dumps({shorten(name): {"0": "first", "1": "second"}}, ensure_ascii=False)
     return f"the setting labels says which, by the column: {example}"
 
 
@@ -307,6 +300,6 @@ def _position(word: str, column: _LabelColumn) -> Reading:
         raise _unclear(name, column)
     found = word if _FRACTION.fullmatch(word) else f"a word of {len(word)} letters"
     problem = (
-        f"{code_of(column.own_name)} is {found}, which is no known label; the setting labels can say what it means"
+        f"{as_code(column.own_name)} is {found}, which is no known label; the setting labels can say what it means"
     )
     raise PreferenceError(Reason.WRONG_TYPE, problem)

@@ -1,7 +1,7 @@
 """What to say of a row that lacks fields: those it has, the format it comes nearest to, and the setting that helps."""
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS, Row
-from rm_assets.data.shown_text import code_of
+from rm_assets.display_text import as_code
 
 _MAX_LISTED = 8
 _MAX_CHARACTERS = 40
@@ -22,7 +22,7 @@ def missing_field(name: str, row: Row) -> str:
     A name as long as a sentence is not said: it may be somebody's text.
     """
     names = [field for field in row if len(field) <= _MAX_CHARACTERS and len(field.split()) <= _MAX_WORDS]
-    listed = ", ".join(map(code_of, names[:_MAX_LISTED]))
+    listed = ", ".join(map(as_code, names[:_MAX_LISTED]))
     num_more = len(row) - len(names[:_MAX_LISTED])
     listed += f" and {num_more} more" * (num_more > 0) if listed else f"only names that are sentences ({num_more})"
     found = f"the row has {listed}" if row else "the row has no field that is not null"

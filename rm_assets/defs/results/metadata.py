@@ -14,8 +14,8 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from rm_assets.data.shown_text import name_of
 from rm_assets.defs.results.column_meanings import MEANINGS
+from rm_assets.display_text import shorten
 
 MAX_ROWS = 100
 NUM_SHOWN_VALUES = 3
@@ -139,7 +139,7 @@ def _cell(value: Any) -> Cell:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
-    return value if isinstance(value, int | float | None) else name_of(str(value), CELL_CHARACTERS)
+    return value if isinstance(value, int | float | None) else shorten(str(value), CELL_CHARACTERS)
 
 
 def _shown(value: Any, dtype: pa.DataType) -> Cell:

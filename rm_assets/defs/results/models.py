@@ -4,11 +4,11 @@ import json
 
 import dagster as dg
 
-from rm_assets.data.shown_text import code_of
 from rm_assets.defs.results.plots import markdown_picture, training_curves
 from rm_assets.defs.results.reports import numbers
 from rm_assets.defs.snapshots.models import ASSET as MODEL
 from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
+from rm_assets.display_text import as_code
 
 _FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
 """What one looks for in every model, before all its other figures."""
@@ -63,7 +63,7 @@ def _hashes(model: ModelSnapshot) -> dg.AssetCheckResult:
         files = read_result(model.directory, model.key)["files"]
         problem = ""
     except TrainingResultError as error:
-        files, problem = model.manifest["files"], code_of(str(error), limit=1000)
+        files, problem = model.manifest["files"], as_code(str(error), limit=1000)
     return dg.AssetCheckResult(
         check_name="files_match_their_hashes",
         passed=not problem,

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_assets.data.shown_text import name_of
 from rm_assets.defs.results.plots import BLUE, GREY, INK, ORANGE, drawn, legend_above, name_axes, new_figure
+from rm_assets.display_text import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ def _families() -> list[str]:
 
 
 def _slice_name(row: Mapping[str, Any]) -> str:
-    value = name_of(str(row["value"]), MAX_VALUE_CHARACTERS)
+    value = shorten(str(row["value"]), MAX_VALUE_CHARACTERS)
     name = "all test pairs" if row["slice"] == "all" else f"{str(row['slice']).replace('_', ' ')}: {value}"
     return f"{name}  ({row['num_pairs']:,})"
 

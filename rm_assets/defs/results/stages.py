@@ -8,7 +8,6 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from rm_assets.data.shown_text import code_of, name_of
 from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages.invariants import LAWS, Law
@@ -19,6 +18,7 @@ from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
+from rm_assets.display_text import as_code, shorten
 from rm_assets.settings import Settings
 
 HELD_BACK_CHECK = "no_file_is_held_back"
@@ -77,7 +77,7 @@ def _first_reject(snapshot: Snapshot) -> str:
     for path in snapshot.paths(REJECTS):
         for rows in read_batches(path, schemas.REJECTS, ["source", "line", "detail"]):
             source, line, detail = (rows[name][0].as_py() for name in rows.column_names)
-            return f"; the first: {code_of(source)}{f', line {line}' if line else ''}: {detail}"
+            return f"; the first: {as_code(source)}{f', line {line}' if line else ''}: {detail}"
     return ""
 
 
@@ -139,7 +139,7 @@ def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
     used = Counter(shard.stats[name] for shard in manifest.shards)
     reasons = sorted({shard.stats[reason] for shard in manifest.shards} - {""})
     shown = {name: ", ".join(f"{_WAY_NAMES.get(way, way)} ({count} shards)" for way, count in sorted(used.items()))}
-    return shown | ({reason: name_of("; ".join(reasons), CELL_CHARACTERS)} if reasons else {})
+    return shown | ({reason: shorten("; ".join(reasons), CELL_CHARACTERS)} if reasons else {})
 
 
 def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _check_results(
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
         )
     if stage is Stage.RAW:
-        told = what_is_not_read(manifest.facts["ignored_files"], code_of)
+        told = what_is_not_read(manifest.facts["ignored_files"], as_code)
         yield dg.AssetCheckResult(
             check_name=IGNORED_CHECK,
             passed=not told,
@@ -245,7 +245,7 @@ def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
         }
         for source, counts in held_back.items()
     ]
-    named = [f"{code_of(row['file'])} ({_why(row)})" for row in rows]
+    named = [f"{as_code(row['file'])} ({_why(row)})" for row in rows]
     if len(named) > NUM_NAMED:
         named[NUM_NAMED:] = [f"{len(named) - NUM_NAMED:,} more files"]
     rule = (

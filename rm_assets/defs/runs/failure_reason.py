@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 from dagster import AssetCheckSeverity, DagsterEventType, DagsterInstance
 
-from rm_assets.data.shown_text import one_line
+from rm_assets.display_text import one_line
 
 
 def tell_at_exit(instance: DagsterInstance, run_id: str) -> None:

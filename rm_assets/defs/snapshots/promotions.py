@@ -12,7 +12,6 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from rm_assets.data.shown_text import code_of
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.ownership import is_snapshot_name
@@ -25,6 +24,7 @@ from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.snapshots.models import ASSET as MODEL
 from rm_assets.defs.snapshots.models import ModelSnapshot, model_snapshot
 from rm_assets.defs.snapshots.rescoring import drawn, pair_key, preferences_of, scored_anew, scored_preferences
+from rm_assets.display_text import as_code
 from rm_assets.settings import Settings
 
 VERSION = 2
@@ -117,7 +117,7 @@ def _verdict(
     challenger = newest.directory.name
     found: dict[str, Any] = {"challenger": challenger, "champion": champion, "failed_checks": sorted(failed)}
     if settings.promoted_model:
-        by_hand, named = settings.promoted_model == challenger, code_of(settings.promoted_model)
+        by_hand, named = settings.promoted_model == challenger, as_code(settings.promoted_model)
         return found | {"promoted": by_hand, "reason": f"promoted_model is set: {named} by hand"}
     if champion == challenger:
         return found | {"promoted": True, "reason": "the newest model is the promoted one"}

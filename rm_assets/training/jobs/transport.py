@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 
 from rm_assets.addresses import masked, require_no_credentials
-from rm_assets.data.shown_text import one_line
 from rm_assets.data.storage.files import (
     StorageError,
     create_file,
@@ -37,6 +36,7 @@ from rm_assets.data.storage.files import (
     upload,
     write_json,
 )
+from rm_assets.display_text import one_line
 from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST, SCRATCH
 from rm_assets.training.jobs.scoring_job import ScoringJob
 from rm_assets.training.jobs.training_job import TrainingJob

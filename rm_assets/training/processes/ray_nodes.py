@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.shown_text import printable
+from rm_assets.display_text import printable
 from rm_assets.training.processes.lifecycle import NODE, PARENT_FD, STOP_SIGNALS, free_address
 
 GPUS = "RM_GPUS_OF_NODE"

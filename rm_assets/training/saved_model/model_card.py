@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.shown_text import code_cell_of, code_of, printable
+from rm_assets.display_text import as_code, as_code_cell, printable
 from rm_assets.training.jobs.training_job import TrainingJob
 
 _CARD = """---
@@ -88,11 +88,11 @@ def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, gol
     """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
     return _CARD.format(
         front_matter=_front_matter(job),
-        title=f"Reward model on {_shown(base_name(job), code_of)}",
-        base=code_cell_of(base_name(job)) + (" (a toy: random weights before training)" if job.toy else ""),
-        data_snapshot=code_cell_of(job.data_snapshot),
-        key=code_cell_of(job.key),
-        pad_token=code_of(str(tokenizer.pad_token)),
+        title=f"Reward model on {_shown(base_name(job), as_code)}",
+        base=as_code_cell(base_name(job)) + (" (a toy: random weights before training)" if job.toy else ""),
+        data_snapshot=as_code_cell(job.data_snapshot),
+        key=as_code_cell(job.key),
+        pad_token=as_code(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
         template_note="" if tokenizer.chat_template else _NO_TEMPLATE,
@@ -125,6 +125,6 @@ def _table(head: tuple[str, str], values: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(text: str, as_code: Callable[[str], str] = code_cell_of) -> str:
+def _shown(text: str, as_code: Callable[[str], str] = as_code_cell) -> str:
     """A text that Markdown leaves as it is, or between backquotes."""
     return text if not text or _HARMLESS.fullmatch(text) else as_code(text)

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from support import plain_row, run_stages, write_lines
 
-from rm_assets.data.shown_text import code_of
 from rm_assets.data.storage.snapshots import Snapshot, read_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.stages import stage_result
+from rm_assets.display_text import as_code
 from rm_assets.settings import Settings
 
 
@@ -110,7 +110,7 @@ def test_the_name_of_a_file_that_is_held_back_is_no_markdown(validated) -> None:
         facts = snapshot.manifest.facts | {"held_back": {name: {"num_malformed": 1, "num_lines": 5}}}
         told = replace(snapshot, manifest=msgspec.structs.replace(snapshot.manifest, facts=facts))
         check = checks_of(told, parent)["no_file_is_held_back"]
-        assert check.description.startswith(f"Held back: {code_of(name)} (1 of 5 lines malformed); ")
+        assert check.description.startswith(f"Held back: {as_code(name)} (1 of 5 lines malformed); ")
         assert len(check.description) < 700
 
 

@@ -18,8 +18,8 @@ from rm_assets.data.formats.exports.answers import (
 from rm_assets.data.formats.exports.ballots import Ballots, Standings
 from rm_assets.data.formats.field_names import LABELS, Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
-from rm_assets.data.shown_text import code_of
 from rm_assets.data.tables.reasons import Reason
+from rm_assets.display_text import as_code
 
 MARKS = frozenset({"fields", "_server_id", "external_id"})
 """One of them is in every form of a record."""
@@ -154,7 +154,7 @@ def _require_no_printed_list(responses: Row) -> None:
     """Raise PreferenceError where the responses of a question are a text, as a CSV file has them."""
     for name in sorted(responses):
         if isinstance(responses[name], str) and responses[name].lstrip().startswith(("[", "{")):
-            problem = f"{code_of(name)} is a list written as text; export the records as JSON or Parquet"
+            problem = f"{as_code(name)} is a list written as text; export the records as JSON or Parquet"
             raise PreferenceError(Reason.WRONG_TYPE, problem)
 
 

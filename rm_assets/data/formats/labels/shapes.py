@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from rm_assets.data.formats.labels.strengths import scale_advice
 from rm_assets.data.formats.preferences import Sign, SignKind
-from rm_assets.data.shown_text import code_of
 from rm_assets.data.tables.reasons import Reason
+from rm_assets.display_text import as_code
 
 _STRENGTHS = (SignKind.NEGATIVE, SignKind.POSITIVE)
 _AGAINST_NAMES = (SignKind.UNCLEAR, SignKind.OTHER, SignKind.OWN)
@@ -128,7 +128,7 @@ def _example(by_source: Mapping[str, Signs], shape: str, kind: SignKind, source:
     places = [name for name, signs in by_source.items() if kind in signs.get(shape, {})]
     place = source if source in places else min(places)
     seen = by_source[place][shape][kind]
-    return f"{seen.value} in line {seen.line}" + ("" if place == source else f" of {code_of(place)}")
+    return f"{seen.value} in line {seen.line}" + ("" if place == source else f" of {as_code(place)}")
 
 
 def _kinds(by_source: Mapping[str, Signs]) -> dict[str, set[SignKind]]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from rm_assets.data.shown_text import code_cell_of, code_of, name_of, one_line, printable
+from rm_assets.display_text import as_code, as_code_cell, one_line, printable, shorten
 
 HOSTILE = [
     "![p](https:/host/x).jsonl",
@@ -39,16 +39,16 @@ def test_an_error_is_one_line() -> None:
 
 def test_a_long_name_keeps_its_ends_and_stays_apart_from_one_of_the_same_ends() -> None:
     one, other = ("s" * 2_000_000 + sign + "e" * 1_000_000 for sign in "ab")
-    assert len(name_of(one)) == 255
-    assert name_of(one).startswith("sssss")
-    assert name_of(one)[:-13] == name_of(other)[:-13]
-    assert name_of(one) != name_of(other)
-    assert name_of("n" * 255) == "n" * 255
+    assert len(shorten(one)) == 255
+    assert shorten(one).startswith("sssss")
+    assert shorten(one)[:-13] == shorten(other)[:-13]
+    assert shorten(one) != shorten(other)
+    assert shorten("n" * 255) == "n" * 255
 
 
 @given(st.text(), st.integers(20, 60))
 def test_a_name_is_never_longer_than_its_limit_and_always_one_printable_line(text: str, limit: int) -> None:
-    shown = name_of(text, limit)
+    shown = shorten(text, limit)
     assert len(shown) <= limit
     assert printable(shown) == shown
     assert len(shown.splitlines()) <= 1
@@ -68,15 +68,15 @@ def spans(markdown: str, rule: str) -> list[str]:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_markdown_shows_a_name_as_it_is(text: str) -> None:
-    assert spans(f"Held back: {code_of(text)} (1 of 2), {code_of('b')}; the rule.", text) == [text, "b"]
+    assert spans(f"Held back: {as_code(text)} (1 of 2), {as_code('b')}; the rule.", text) == [text, "b"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_cell_of_a_markdown_table_shows_a_name_as_it_is(text: str) -> None:
-    assert spans(f"| a | b |\n|---|---|\n| {code_cell_of(text)} | {code_cell_of('b')} |\n", text) == [text, "b"]
+    assert spans(f"| a | b |\n|---|---|\n| {as_code_cell(text)} | {as_code_cell('b')} |\n", text) == [text, "b"]
 
 
 @given(st.text(max_size=25))
 def test_whatever_a_name_is_markdown_finds_one_span_of_code(text: str) -> None:
-    assert spans(f"a {code_of(text)} b", text) == [printable(text) or " "]
-    assert spans(f"| a | b |\n|---|---|\n| {code_cell_of(text)} | c |\n", text) == [printable(text) or " "]
+    assert spans(f"a {as_code(text)} b", text) == [printable(text) or " "]
+    assert spans(f"| a | b |\n|---|---|\n| {as_code_cell(text)} | c |\n", text) == [printable(text) or " "]

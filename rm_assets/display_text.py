@@ -27,7 +27,7 @@ def one_line(error: BaseException | str) -> str:
     return printable(" ".join(str(error).split()))
 
 
-def name_of(text: str, limit: int = MAX_CHARACTERS) -> str:
+def shorten(text: str, limit: int = MAX_CHARACTERS) -> str:
     """At most `limit` printable characters: of a longer text its start, its end and a hash, so that two stay apart."""
     shown = printable(text) if len(text) <= limit else ""
     if len(text) <= limit and len(shown) <= limit:
@@ -38,14 +38,14 @@ def name_of(text: str, limit: int = MAX_CHARACTERS) -> str:
     return f"{start}…{end} #{digest}"
 
 
-def code_of(text: str, limit: int = MAX_CHARACTERS) -> str:
+def as_code(text: str, limit: int = MAX_CHARACTERS) -> str:
     """A name in Markdown: between backquotes, more of them than stand in it together, so that nothing in it counts."""
-    shown = name_of(text, limit) or " "
+    shown = shorten(text, limit) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " if shown.strip(" `") != shown and shown.strip() else ""
     return f"{fence}{space}{shown}{space}{fence}"
 
 
-def code_cell_of(text: str) -> str:
+def as_code_cell(text: str) -> str:
     """A name in a cell of a Markdown table, whose columns are parted by `|` even between backquotes."""
-    return code_of(text).replace("|", r"\|")
+    return as_code(text).replace("|", r"\|")
