@@ -477,7 +477,7 @@ def _read_labels(labels: Mapping[Any, Any], place: Literal["labels", "glob", "co
     return _object_of(found)
 
 
-def knobs() -> Iterator[tuple[str, FieldInfo]]:
+def setting_fields() -> Iterator[tuple[str, FieldInfo]]:
     """Every setting with its declaration, flat, in the order of this file."""
     for model in (Settings, TrainingSettings, LaunchSettings):
         for name, field in model.model_fields.items():

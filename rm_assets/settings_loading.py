@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rm_assets.addresses import SERVERS, masked, require_no_credentials
-from rm_assets.settings import SAMPLE, LaunchSettings, Settings, SettingsError, TrainingSettings, knobs
+from rm_assets.settings import SAMPLE, LaunchSettings, Settings, SettingsError, TrainingSettings, setting_fields
 
 PREFIX = "RM_"
 
@@ -84,7 +84,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> None:
-    names = [name for name, _ in knobs()]
+    names = [name for name, _ in setting_fields()]
     for name in given:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)

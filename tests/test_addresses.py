@@ -17,7 +17,7 @@ from support import polite_rows, write_lines
 
 from rm_assets.addresses import has_credentials, masked
 from rm_assets.data.storage.files import describe_error
-from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings, knobs
+from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings, setting_fields
 from rm_assets.settings_loading import load_settings
 
 CANARY = "kingfisher4711"
@@ -110,7 +110,7 @@ def test_what_a_library_says_of_an_address_is_masked() -> None:
 
 @pytest.mark.parametrize("model", [Settings, TrainingSettings, LaunchSettings])
 def test_no_error_of_pydantic_repeats_what_was_given(model: Any) -> None:
-    name = next(name for name, _ in knobs() if name in model.model_fields)
+    name = next(name for name, _ in setting_fields() if name in model.model_fields)
     with pytest.raises(ValueError, match=name) as error:
         model(**{name: [CANARY]})
     assert CANARY not in str(error.value)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rm_assets.settings import SAMPLE, Settings, SettingsError, TrainingSettings, knobs
+from rm_assets.settings import SAMPLE, Settings, SettingsError, TrainingSettings, setting_fields
 from rm_assets.settings_loading import load_settings
 
 
@@ -95,9 +95,9 @@ def test_a_setting_that_cannot_be_used_is_named(overrides: dict, environment: di
 
 
 def test_names_are_unique_and_each_knob_says_what_it_means() -> None:
-    names = [name for name, _ in knobs()]
+    names = [name for name, _ in setting_fields()]
     assert len(names) == len(set(names))
-    assert all(field.description and field.description.endswith(".") for _, field in knobs())
+    assert all(field.description and field.description.endswith(".") for _, field in setting_fields())
 
 
 def test_mappings_come_as_json_from_the_environment_and_as_they_are_from_config() -> None:

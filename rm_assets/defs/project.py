@@ -17,7 +17,7 @@ from rm_assets.data.storage.files import StorageError, is_remote, resolve_path
 from rm_assets.data.storage.ownership import require_own_storage
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.settings import Settings, SettingsError, knobs
+from rm_assets.settings import Settings, SettingsError, setting_fields
 from rm_assets.settings_loading import PREFIX, load_settings
 
 
@@ -110,6 +110,6 @@ ProjectResource: Any = create_model(  # type: ignore[call-overload]
             _config_type(field.annotation) | None,
             Field(default=None, description=_described(name, field.description or "")),
         )
-        for name, field in knobs()
+        for name, field in setting_fields()
     },
 )

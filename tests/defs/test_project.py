@@ -12,7 +12,7 @@ from support import plain_row, silent, write_lines
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.defs.project import Project, ProjectResource
-from rm_assets.settings import SettingsError, knobs
+from rm_assets.settings import SettingsError, setting_fields
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_the_launchpad_reaches_every_setting_and_beats_the_environment(monkeypat
     assert project.settings.training.learning_rate == 0.5
     assert project.settings.template_date.isoformat() == "2024-02-29"
     schema = ProjectResource.to_config_schema().as_field().config_type.fields
-    assert set(schema) == {name for name, _ in knobs()}
+    assert set(schema) == {name for name, _ in setting_fields()}
 
 
 def test_mappings_are_typed_config_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 from audited import COMMAND, SECRET, AuditedRun, audited_run
 
 from rm_assets.definitions import definitions
-from rm_assets.settings import knobs
+from rm_assets.settings import setting_fields
 from rm_assets.training.processes.lifecycle import free_address
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def test_secrets_of_the_environment_are_written_and_told_nowhere(audited: Audite
 def test_no_setting_is_a_secret() -> None:
     """What needs one takes it from the variables of its own library (AWS_*, HF_TOKEN, WANDB_API_KEY), never from us."""
     words = {"secret", "password", "credential", "credentials", "key", "token"}
-    assert [name for name, _ in knobs() if words & set(name.split("_"))] == []
+    assert [name for name, _ in setting_fields() if words & set(name.split("_"))] == []
 
 
 def has_namespaces() -> bool:
