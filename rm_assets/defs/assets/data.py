@@ -13,7 +13,7 @@ from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.results.stages import check_specs, rejects_result, schema_metadata, stage_result
-from rm_assets.defs.runs.failure_reason import note_at_exit
+from rm_assets.defs.runs.failure_reason import print_note_at_exit
 
 OWNERS = ["team:reward-modeling"]
 
@@ -62,7 +62,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
     snapshot = raw.raw_snapshot(ready.settings, context.log.info)
-    note_at_exit(what_is_not_read(snapshot.manifest.facts["ignored_files"]))
+    print_note_at_exit(what_is_not_read(snapshot.manifest.facts["ignored_files"]))
     return stage_result(Stage.RAW, snapshot, None, ready.settings)
 
 

@@ -18,7 +18,7 @@ def tell_at_exit(instance: DagsterInstance, run_id: str) -> None:
         atexit.register(print, *lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def note_at_exit(told: str) -> None:
+def print_note_at_exit(told: str) -> None:
     """Where a command line is what runs: a line on stderr when the process ends, if there is something to tell."""
     if told and click.get_current_context(silent=True) is not None:
         atexit.register(print, f"note: {one_line(told)}", file=sys.stderr, flush=True)

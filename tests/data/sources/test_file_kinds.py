@@ -11,7 +11,7 @@ from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_r
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.stages import stage_result
-from rm_assets.defs.runs.failure_reason import note_at_exit
+from rm_assets.defs.runs.failure_reason import print_note_at_exit
 from rm_assets.settings import Settings
 
 
@@ -80,8 +80,8 @@ def test_a_file_that_is_not_read_is_a_warning_and_a_last_line(settings: Settings
 def test_the_last_lines_of_a_command_name_what_was_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     registered: list[tuple[object, ...]] = []
     monkeypatch.setattr("atexit.register", lambda *arguments, **_: registered.append(arguments))
-    note_at_exit("nobody runs a command line")
+    print_note_at_exit("nobody runs a command line")
     with click.Context(click.Command("materialize")):
-        note_at_exit("")
-        note_at_exit("'a.xlsx' is\nnot read")
+        print_note_at_exit("")
+        print_note_at_exit("'a.xlsx' is\nnot read")
     assert registered == [(print, "note: 'a.xlsx' is not read")]
