@@ -1,21 +1,22 @@
-"""The door: everything Dagster loads, by `-m rm_assets.definitions` or by workspace.yaml."""
+"""Dagster entry point: assets, checks, jobs, sensors, schedule and resources."""
 
 import dagster as dg
 
 from rm_assets.defs.assets import data, training
 from rm_assets.defs.automation import jobs
 from rm_assets.defs.automation.arrival import new_annotations
+from rm_assets.defs.automation.dead_runs import dead_runs
 from rm_assets.defs.automation.nightly import nightly_training
 from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
-from rm_assets.defs.runs.dead_runs import dead_runs, watched_in_process_executor
+from rm_assets.defs.runs.executor import watched_in_process_executor
 
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    """All assets with their checks and resources.
+    """What `-m rm_assets.definitions` and workspace.yaml load.
 
-    The graph is a chain, and training is a process of its own, so all steps run in the process of the run.
+    The graph is a chain and each training is a process of its own, so all steps run in the process of the run.
     """
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data, training]),

@@ -20,7 +20,7 @@ import yaml
 
 from rm_assets.addresses import masked
 from rm_assets.defs.launchers.base import Ending
-from rm_assets.defs.runs.stop_requests import ending_a_job
+from rm_assets.defs.runs.cancellation import ending_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 LABEL = "rm-assets/job"
@@ -135,7 +135,7 @@ class KubernetesLauncher:
         with _answering():
             return list(api.list_namespaced_pod(self._namespace, label_selector=selector).items)
 
-    @ending_a_job()
+    @ending_job()
     def _remove(self, api: Any, selector: str) -> list[str]:
         """Remove pods and wait for them; returns the names of those that are still there after their time."""
         begun, seconds = time.monotonic(), SECONDS_TO_GO

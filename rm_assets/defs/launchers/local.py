@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,10 @@ import dagster as dg
 from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
 
 from rm_assets.defs.launchers.base import Ending
-from rm_assets.defs.runs.stop_requests import ending_a_job, wait_unless_asked
+from rm_assets.defs.runs.cancellation import ending_job
 
 SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_POLLS = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class LocalLauncher:
             )
             try:
                 while process.poll() is None:
-                    wait_unless_asked(SECONDS_BETWEEN_LOOKS)
+                    time.sleep(SECONDS_BETWEEN_POLLS)
                 return Ending(code=process.returncode)
             finally:
                 self._end_group(process)
 
-    @ending_a_job()
+    @ending_job()
     def _end_group(self, process: subprocess.Popen[bytes]) -> None:
         """Ask the job to save and leave, then to leave at once, then make it; a no-op for a group that is gone."""
         for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_TO_LEAVE)):

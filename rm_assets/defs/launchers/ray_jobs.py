@@ -18,7 +18,7 @@ import dagster as dg
 
 from rm_assets.addresses import masked, require_no_credentials
 from rm_assets.defs.launchers.base import Ending
-from rm_assets.defs.runs.stop_requests import ending_a_job
+from rm_assets.defs.runs.cancellation import ending_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 METADATA = "rm_assets/job"
@@ -96,7 +96,7 @@ class RayLauncher:
             ) from None
         return client
 
-    @ending_a_job()
+    @ending_job()
     def _stop(self, client: Any, submission: str) -> None:
         """Have a Ray job end, and wait for it."""
         if client.get_job_status(submission).is_terminal():

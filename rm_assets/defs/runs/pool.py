@@ -1,16 +1,15 @@
-"""The pool of what trains and scores, whose limit holds over all machines that share Dagster's storage."""
+"""The pool of the steps that train or score; its limit holds on all machines that share Dagster's storage."""
 
 import dagster as dg
 
 POOL = "gpu"
-"""What needs the devices of the training job; the launcher's lock holds on one machine."""
+"""The steps that use the training job's devices. On one machine, the launcher's lock serializes them too."""
 
 
-def make_known(instance: dg.DagsterInstance) -> None:
-    """Give the pool the instance's default limit, unless it has one.
+def set_default_limit(instance: dg.DagsterInstance) -> None:
+    """Give the pool the instance's default limit, unless it has a limit.
 
-    Dagster does so by itself, but only once a look at its queue has found runs of the pool, and that look lets all of
-    them through.
+    Dagster does so only after its queue has seen runs of the pool for the first time, and then it launches all of them.
     """
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits or instance.global_op_concurrency_default_limit is None:

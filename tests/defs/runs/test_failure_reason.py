@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from rm_assets.defs.runs.failure_reason import reasons
+from rm_assets.defs.runs.failure_reason import failure_reasons
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ def test_a_reason_is_what_the_error_says_or_its_class(error: Exception, told: st
 
     with dg.DagsterInstance.ephemeral() as instance:
         result = failing.execute_in_process(instance=instance, raise_on_error=False)
-        assert list(reasons(instance, result.run_id)) == [f"step: {told}"]
+        assert list(failure_reasons(instance, result.run_id)) == [f"step: {told}"]

@@ -1,4 +1,4 @@
-"""Interrupts that are lost where Python ignores what is raised, and what hears them nevertheless."""
+"""Cancelled runs that go on, such as those whose interrupt Python dropped, are interrupted again."""
 
 import os
 import signal
@@ -13,9 +13,8 @@ import pytest
 from real_runs import Site, wait_until
 
 from rm_assets.defs.launchers.local import LocalLauncher
-from rm_assets.defs.runs import dead_runs
-from rm_assets.defs.runs.dead_runs import watched_in_process_executor
-from rm_assets.defs.runs.stop_requests import is_asked
+from rm_assets.defs.runs import cancellation
+from rm_assets.defs.runs.executor import watched_in_process_executor
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SECONDS = 15  # of what nobody interrupts
@@ -50,7 +49,10 @@ def lose_an_interrupt() -> None:
 
 
 @dg.op
-def step_that_waits() -> None:
+def step_that_waits(context: dg.OpExecutionContext) -> None:
+    run = context.instance.get_run_by_id(context.run_id)
+    assert run is not None
+    context.instance.report_run_canceling(run)  # as the UI does
     lose_an_interrupt()
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
@@ -58,20 +60,16 @@ def step_that_waits() -> None:
 
 
 @dg.op
-def step_with_a_job(context: dg.OpExecutionContext) -> None:
-    lose_an_interrupt()
-    LocalLauncher(grace_seconds=0).run(context, ["-c", f"import time; time.sleep({SECONDS})"], "")  # type: ignore[arg-type]
-
-
-@dg.op
 def step_with_a_job_that_saves(context: dg.OpExecutionContext) -> None:
     home = os.environ["RM_TEST_HOME"]
 
-    def interrupt_when_ready() -> None:
+    def cancel_when_ready() -> None:
         wait_until((Path(home) / "ready").exists, 60, 0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        run = context.instance.get_run_by_id(context.run_id)
+        assert run is not None
+        context.instance.report_run_canceling(run)
 
-    threading.Thread(target=interrupt_when_ready, daemon=True).start()
+    threading.Thread(target=cancel_when_ready, daemon=True).start()
     LocalLauncher(grace_seconds=60).run(context, ["-c", SAVES, home], "")  # type: ignore[arg-type]
 
 
@@ -99,11 +97,6 @@ def waiting() -> None:
 
 
 @dg.job(executor_def=watched_in_process_executor)
-def with_a_job() -> None:
-    step_with_a_job()
-
-
-@dg.job(executor_def=watched_in_process_executor)
 def with_a_job_that_saves() -> None:
     step_with_a_job_that_saves()
 
@@ -116,8 +109,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def quick_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_runs, "SECONDS_TO_HEAR_OF_A_CANCEL", 0.1)
-    monkeypatch.setattr(dead_runs, "SECONDS_TO_LEAVE", 0.2)
+    monkeypatch.setattr(cancellation, "SECONDS_BETWEEN_POLLS", 0.05)
 
 
 def interruption(result: dg.JobExecutionResult) -> str:
@@ -126,20 +118,9 @@ def interruption(result: dg.JobExecutionResult) -> str:
     return str(failure.step_failure_data.error.cls_name)
 
 
-def test_a_launcher_hears_of_an_interrupt_that_was_lost_before_its_job(
-    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+def test_a_cancelled_run_whose_interrupt_was_lost_is_interrupted_again(
+    instance: dg.DagsterInstance, quick_repetition
 ) -> None:
-    monkeypatch.setattr(dead_runs, "SECONDS_TO_LEAVE", 10 * SECONDS)  # nobody sends it again
-    with dg.execute_job(dg.reconstructable(with_a_job), instance, raise_on_error=False) as result:
-        assert interruption(result) == "DagsterExecutionInterruptedError"
-
-
-def test_a_request_is_forgotten_with_the_run_that_it_was_for(instance: dg.DagsterInstance) -> None:
-    with dg.execute_job(dg.reconstructable(with_a_job), instance, raise_on_error=False):
-        assert not is_asked()
-
-
-def test_a_lost_interrupt_is_sent_again_until_the_run_ends(instance: dg.DagsterInstance, quick_repetition) -> None:
     with dg.execute_job(dg.reconstructable(waiting), instance, raise_on_error=False) as result:
         assert interruption(result) == "DagsterExecutionInterruptedError"
 

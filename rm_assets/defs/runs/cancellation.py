@@ -1,0 +1,59 @@
+"""Cancelled runs: the process of a run that goes on after a cancel is interrupted, again and again until it stops.
+
+Dagster's UI interrupts a run through the code server that started it. A run of the command line has no code server,
+that of another run may be dead, and Python drops an interrupt raised where it ignores exceptions (such as the callback
+of a weak reference). So a thread in the run's process polls the status of the run.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+import dagster as dg
+
+SECONDS_BETWEEN_POLLS = 1.0
+POLLS_UNTIL_INTERRUPT = 4
+"""How often in a row a run must be seen cancelled: by then, one that its code server interrupted has mostly ended."""
+
+_is_ending_job = threading.Event()
+
+
+@contextlib.contextmanager
+def ending_job() -> Iterator[None]:
+    """While a launcher ends its job, which may need its time to save, this process is not interrupted once more."""
+    _is_ending_job.set()
+    try:
+        yield
+    finally:
+        _is_ending_job.clear()
+
+
+@contextlib.contextmanager
+def interrupting_once_cancelled(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Meanwhile, a thread interrupts this process if its run is cancelled, or was ended by force or by a time limit."""
+    is_over = threading.Event()
+    threading.Thread(target=_interrupt_once_cancelled, args=(instance, run_id, is_over), daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _interrupt_once_cancelled(instance: dg.DagsterInstance, run_id: str, is_over: threading.Event) -> None:
+    num_polls = 0
+    while not is_over.wait(SECONDS_BETWEEN_POLLS):
+        try:
+            run = instance.get_run_by_id(run_id)
+        except Exception as error:  # the database is away or locked: try again
+            print(f"cannot check whether run {run_id} is cancelled: {error}", file=sys.stderr)
+            continue
+        if run is None:  # deleted
+            return
+        is_cancelled = run.is_finished or run.status == dg.DagsterRunStatus.CANCELING
+        num_polls = num_polls + 1 if is_cancelled and not _is_ending_job.is_set() else 0
+        if num_polls == POLLS_UNTIL_INTERRUPT:
+            os.kill(os.getpid(), signal.SIGTERM)
+            num_polls = 0

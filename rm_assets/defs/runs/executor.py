@@ -1,0 +1,66 @@
+"""The executor of all jobs: in the process of the run, which other runs can see die and which hears a cancel.
+
+Dagster has no public hook around a run, so the executor is the place. What `execute` is given is private to Dagster
+(`PlanOrchestrationContext`): this is the only module that depends on it, last tried with Dagster 1.13.27.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from rm_assets.defs.runs.cancellation import interrupting_once_cancelled
+from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched, keep_record, records_directory
+from rm_assets.defs.runs.failure_reason import print_reasons_at_exit
+
+
+class WatchedExecutor(dg.Executor):
+    """Another executor, whose run is recorded, stops when it is cancelled, and prints why it failed."""
+
+    def __init__(self, executor: dg.Executor) -> None:
+        self._executor = executor
+
+    @property
+    def retries(self) -> Any:
+        return self._executor.retries
+
+    @property
+    def step_dependency_config(self) -> Any:
+        return self._executor.step_dependency_config
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
+        instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
+        with contextlib.ExitStack() as stack:
+            stack.callback(print_reasons_at_exit, instance, run_id)
+            if is_watched(instance):
+                _announce(instance, run_id, plan_context.log)
+                stack.enter_context(interrupting_once_cancelled(instance, run_id))
+            yield from self._executor.execute(plan_context, execution_plan)
+
+
+def _announce(instance: dg.DagsterInstance, run_id: str, log: Any) -> None:
+    """Record this run, and end those that were killed; where either fails, this run goes on."""
+    try:
+        keep_record(records_directory(instance), run_id)
+    except OSError as error:
+        log.warning(f"if this run is killed, it will not be noticed: {error}")
+    try:
+        for ended in end_dead_runs(instance):
+            log.info(f"run {ended} was killed, and is now ended as failed")
+    except Exception as error:  # the sensor tries again
+        log.warning(f"cannot check whether other runs were killed: {error}")
+
+
+def _create_executor(context: dg.InitExecutorContext) -> dg.Executor:
+    create = dg.in_process_executor.executor_creation_fn
+    assert create is not None
+    return WatchedExecutor(create(context))
+
+
+watched_in_process_executor = dg.ExecutorDefinition(
+    name=dg.in_process_executor.name,
+    config_schema=dg.in_process_executor.config_schema.as_field(),
+    executor_creation_fn=_create_executor,
+    description="Executes all steps in the process of the run; a killed run is noticed and ended as failed.",
+)
