@@ -147,16 +147,8 @@ def test_the_readme_tells_of_every_folder() -> None:
 
 
 def test_the_readme_tells_of_every_setting_and_reason_in_the_words_of_the_code() -> None:
-<<<<<<< /tmp/tmpoew3gzmn/2
     from rm_assets.data.tables.reasons import MEANINGS, Reason
-    from rm_assets.settings import knobs
-||||||| /tmp/tmpoew3gzmn/1
-    from rm_assets.data.tables.schemas import MEANINGS, Reason
-    from rm_assets.settings import knobs
-=======
-    from rm_assets.data.tables.schemas import MEANINGS, Reason
     from rm_assets.settings import setting_fields
->>>>>>> /tmp/tmpoew3gzmn/3
 
     readme = (ROOT / "README.md").read_text()
     for name, field in setting_fields():

@@ -21,7 +21,7 @@ from typing import IO
 
 import dagster as dg
 
-from rm_assets.data.storage.locks import is_at
+from rm_assets.data.storage.locks import is_file_at
 
 SECONDS_FOR_THE_SERVER = 2.0
 """A living code server reports the death of its run within one second; its report is the better one."""
@@ -85,7 +85,7 @@ def abandoned(path: Path) -> Iterator[Record | None]:
         try:
             stream = stack.enter_context(path.open("r+"))
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not is_at(path, stream.fileno()):
+            if not is_file_at(path, stream.fileno()):
                 raise FileNotFoundError(path)
             record = Record(**json.load(stream))
         except (OSError, ValueError, TypeError):  # locked, removed by another reader, or damaged
