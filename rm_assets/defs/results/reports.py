@@ -203,17 +203,17 @@ def _largest_first(rows: list[dict[str, Any]], num_pairs: list[int]) -> list[dic
 
 
 def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResult:
-    from rm_assets.training.report.reward_model_report import above_chance
+    from rm_assets.training.report.reward_model_report import is_above_chance
 
     too_low = floor is not None and metrics["accuracy"] < floor
     told = f"{_accuracy_told(metrics)}, on {metrics['num_pairs']:,} test pairs"
-    if not above_chance(metrics):
+    if not is_above_chance(metrics):
         told += ": not surely better than a coin, 0.5. Train on more pairs, or test on more"
     if floor is not None:
         told += f"; fail_below_accuracy is {floor}"
     return dg.AssetCheckResult(
         check_name="accuracy_is_above_chance",
-        passed=above_chance(metrics) and not too_low,
+        passed=is_above_chance(metrics) and not too_low,
         severity=dg.AssetCheckSeverity.ERROR if too_low else dg.AssetCheckSeverity.WARN,
         description=told,
         metadata=numbers({name: metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")}),

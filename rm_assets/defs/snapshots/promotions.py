@@ -138,7 +138,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
     from rm_assets.training.jobs.result import SCORES_FILE
-    from rm_assets.training.report.promotion import compared, verdict
+    from rm_assets.training.report.promotion import compare_models, verdict
 
     storage = resolve_path(settings.storage)
     scores_sha256 = newest.manifest["files"][SCORES_FILE]
@@ -162,7 +162,7 @@ def _comparison(
     if kept.empty:
         why = f"the champion can score none of the {len(again)} test pairs ({again['problem'].max()})"
         return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
-    decided = verdict(compared(kept, today), settings.promotion_level)
+    decided = verdict(compare_models(kept, today), settings.promotion_level)
     assert decided.comparison is not None
     return counts | {"promoted": decided.promoted, "reason": decided.reason, **decided.comparison.figures()}
 

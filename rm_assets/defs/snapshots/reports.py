@@ -97,7 +97,7 @@ def _evaluated(
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """The report's tables by folder, and its figures."""
     from rm_assets.training.jobs.result import SCORES_FILE
-    from rm_assets.training.report.reward_model_report import reward_model_report
+    from rm_assets.training.report.reward_model_report import build_report
 
     scores_sha256 = model.manifest["files"][SCORES_FILE]
     with open_parquet(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:
@@ -105,7 +105,7 @@ def _evaluated(
     held_out = scores[scores["split"] != "validation"]
     preferences = preferences_of(validated, set(held_out["pair_id"]))
     baselines = _prompt_baselines(settings, model, held_out, preferences, context, launcher)
-    report = reward_model_report(scores, pair_facts(validated, preferences), baselines)
+    report = build_report(scores, pair_facts(validated, preferences), baselines)
     frames = {
         DATA: (report.table, schemas.REPORT),
         PAIRS: (report.pairs, schemas.REPORT_PAIRS),

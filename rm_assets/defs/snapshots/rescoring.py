@@ -73,14 +73,13 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
     import pandas as pd
 
     from rm_assets.training.report.benchmark_rules import PLACES, with_places
-    from rm_assets.training.report.slices import KEY
-    from rm_assets.training.report.slices import pair_facts as facts_of
+    from rm_assets.training.report.slices import KEY, slice_facts
 
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
     paths = [path for shard in shards if (path := validated.data_path(shard))]
     ranked: pd.DataFrame = with_places(read_table(paths, schemas.VALIDATED, _RANKING).to_pandas())
     places = ranked[[*KEY, *PLACES]].drop_duplicates(KEY)
-    return facts_of(preferences).drop_duplicates(KEY).merge(places, how="left", on=KEY)
+    return slice_facts(preferences).drop_duplicates(KEY).merge(places, how="left", on=KEY)
 
 
 def scored_anew(

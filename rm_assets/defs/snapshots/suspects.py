@@ -78,12 +78,12 @@ def _ranked(
     """The suspects among all annotations, and how many pairs were judged."""
     import pandas as pd
 
-    from rm_assets.training.report.suspects import ranked_suspects
+    from rm_assets.training.report.suspects import rank_suspects
 
     folds = range(project.settings.suspect_folds)
     scored = [_fold_scores(project, padded, fold, working / str(fold), context, launcher) for fold in folds]
     pairs = pd.concat(scored, ignore_index=True)
-    return pa.Table.from_pandas(ranked_suspects(pairs), schema=schemas.SUSPECTS, preserve_index=False), len(pairs)
+    return pa.Table.from_pandas(rank_suspects(pairs), schema=schemas.SUSPECTS, preserve_index=False), len(pairs)
 
 
 def _fold_scores(

@@ -51,7 +51,7 @@ class Verdict:
     comparison: Comparison | None = None
 
 
-def compared(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
+def compare_models(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
     """Two models on the pairs that both scored; each frame has _KEY, chosen_score and rejected_score, one prompt_key.
 
     Raises ValueError where they share no pair.

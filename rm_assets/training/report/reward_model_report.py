@@ -51,7 +51,7 @@ class Report:
     pairs: pd.DataFrame
 
 
-def reward_model_report(
+def build_report(
     scores: pd.DataFrame, facts: pd.DataFrame, baselines: pd.DataFrame | None = None, split: str = "test"
 ) -> Report:
     """The report on the pairs of `split`, and on those of every evaluation set.
@@ -77,7 +77,7 @@ def reward_model_report(
     )
 
 
-def above_chance(metrics: Mapping[str, float | int]) -> bool:
+def is_above_chance(metrics: Mapping[str, float | int]) -> bool:
     """Whether the whole 95 % interval of the accuracy lies above a coin's."""
     return bool(metrics["accuracy_low"] > 0.5)
 

@@ -47,7 +47,7 @@ _SCRIPTS = {
 }
 
 
-def pair_facts(validated: pa.Table) -> pd.DataFrame:
+def slice_facts(validated: pa.Table) -> pd.DataFrame:
     """KEY and FACTS of rows of validated_preferences, which need only these columns and the messages."""
     sides = [validated[name].to_pylist() for name in ("prompt", "chosen", "rejected")]
     scripts = [dominant_script(_contents(messages)) for messages in zip(*sides, strict=True)]

@@ -25,7 +25,7 @@ def folds_of(prompt_keys: list[str], num_folds: int) -> NDArray[np.int64]:
     return np.array([fold_of(key, num_folds) for key in prompt_keys], dtype=np.int64)
 
 
-def ranked_suspects(scored: pd.DataFrame) -> pd.DataFrame:
+def rank_suspects(scored: pd.DataFrame) -> pd.DataFrame:
     """The contradicted pairs, most suspect first, with COLUMNS; none whose chosen side scores at least as high.
 
     `scored` has a row per pair with its fold and both scores from that fold's model. `margin` is chosen - rejected,

@@ -16,7 +16,7 @@ from rm_assets.defs.results.report_plots import slices_plot
 from rm_assets.defs.results.reports import report_result
 from rm_assets.defs.snapshots.reports import WrittenReport, write_beside
 from rm_assets.settings import Settings
-from rm_assets.training.report.reward_model_report import reward_model_report
+from rm_assets.training.report.reward_model_report import build_report
 
 
 def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -37,7 +37,7 @@ def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> 
         }
     )
     facts = scores[["source", "line", "pair_id"]].assign(format="plain", num_turns=1, script="Latin", agreement="")
-    report = reward_model_report(scores, facts.assign(subset=[subset for _, subset in names]))
+    report = build_report(scores, facts.assign(subset=[subset for _, subset in names]))
     manifest = Manifest(asset="reward_model_report", snapshot="s", identity="", inputs={}, facts={}, shards=())
     written = WrittenReport(
         snapshot=Snapshot(tmp_path, manifest),

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from rm_assets.training.report.promotion import compared, sign_test, verdict
+from rm_assets.training.report.promotion import compare_models, sign_test, verdict
 
 
 def scores(right, prompts=None):
@@ -25,7 +25,7 @@ def test_the_sign_test_by_hand():
 
 
 def test_a_model_that_loses_five_of_five_changed_prompts_is_worse():
-    found = compared(champion([True] * 8), scores([False] * 5 + [True] * 3))
+    found = compare_models(champion([True] * 8), scores([False] * 5 + [True] * 3))
     assert (found.champion_accuracy, found.challenger_accuracy) == (1, 3 / 8)
     assert (found.prompts_won, found.prompts_lost, found.p_value) == (0, 5, 1 / 32)
     decided = verdict(found, 0.05)
@@ -34,7 +34,7 @@ def test_a_model_that_loses_five_of_five_changed_prompts_is_worse():
 
 
 def test_a_loss_that_chance_explains_is_no_reason():
-    found = compared(champion([True] * 30), scores([False] * 4 + [True] * 26))
+    found = compare_models(champion([True] * 30), scores([False] * 4 + [True] * 26))
     assert found.p_value == 1 / 16
     assert verdict(found, 0.05).promoted
     assert not verdict(found, 0.1).promoted
@@ -42,7 +42,10 @@ def test_a_loss_that_chance_explains_is_no_reason():
 
 def test_an_equal_and_a_better_model_are_promoted_at_any_level():
     answers = [True] * 9 + [False]
-    same, better = compared(champion(answers), scores(answers)), compared(champion([False] * 9), scores([True] * 9))
+    same, better = (
+        compare_models(champion(answers), scores(answers)),
+        compare_models(champion([False] * 9), scores([True] * 9)),
+    )
     assert (same.difference, same.p_value) == (0, 1)
     assert same.difference_low == pytest.approx(-same.difference_high)
     assert verdict(same, 1).promoted
@@ -51,7 +54,7 @@ def test_an_equal_and_a_better_model_are_promoted_at_any_level():
 
 def test_where_labels_are_noise_no_new_model_is_promoted():
     # Both are right on half of the pairs, and win and lose as often: not worse, and yet no better than a coin.
-    found = compared(champion([True, True, False, False] * 10), scores([True, False, True, False] * 10))
+    found = compare_models(champion([True, True, False, False] * 10), scores([True, False, True, False] * 10))
     assert found.difference == 0
     decided = verdict(found, 0.05)
     assert not decided.promoted
@@ -60,23 +63,23 @@ def test_where_labels_are_noise_no_new_model_is_promoted():
 
 def test_many_pairs_of_one_prompt_are_one_vote():
     prompts = ["crowd"] * 20 + ["other"]
-    found = compared(champion([True] * 21), scores([False] * 20 + [True], prompts))
+    found = compare_models(champion([True] * 21), scores([False] * 20 + [True], prompts))
     assert (found.num_pairs, found.num_prompts, found.prompts_lost, found.p_value) == (21, 2, 1, 0.5)
 
 
 def test_a_tie_is_half_a_right_answer():
-    found = compared(champion([True, None]), scores([None, None]))
+    found = compare_models(champion([True, None]), scores([None, None]))
     assert (found.champion_accuracy, found.challenger_accuracy, found.prompts_lost) == (0.75, 0.5, 1)
 
 
 def test_only_pairs_that_both_scored_count():
-    found = compared(champion([True, True, True]).iloc[1:], scores([False, True, True]))
+    found = compare_models(champion([True, True, True]).iloc[1:], scores([False, True, True]))
     assert (found.num_pairs, found.challenger_accuracy) == (2, 1)
     with pytest.raises(ValueError, match="no scored pair in common"):
-        compared(champion([True]).iloc[1:], scores([True]))
+        compare_models(champion([True]).iloc[1:], scores([True]))
 
 
 def test_the_interval_of_the_difference_holds_it():
-    found = compared(champion([True, False] * 20), scores([True, True, True, False] * 10))
+    found = compare_models(champion([True, False] * 20), scores([True, True, True, False] * 10))
     assert found.difference_low < found.difference < found.difference_high
     assert found.difference == pytest.approx(0.25)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import is_linear
 
 from rm_assets.training.report.intervals import wilson_interval
-from rm_assets.training.report.reward_model_report import TABLE_COLUMNS, above_chance, reward_model_report
+from rm_assets.training.report.reward_model_report import TABLE_COLUMNS, build_report, is_above_chance
 
 LN2, LN5, LN11 = math.log(2), math.log(5), math.log(11)
 
@@ -40,7 +40,7 @@ def sliced(scores, **columns):
 
 def metrics_of(*arguments, **options):
     scores = scored(*arguments, **options)
-    return reward_model_report(scores, sliced(scores)).metrics
+    return build_report(scores, sliced(scores)).metrics
 
 
 def rows_of(report, name):
@@ -97,13 +97,13 @@ def test_three_of_three_is_not_yet_above_chance_but_six_of_six_is():
     three, six = metrics_of([1] * 3, [0] * 3), metrics_of([1] * 6, [0] * 6)
     assert three["accuracy_low"] == pytest.approx(3 / (3 + 1.959964**2))
     assert (three["accuracy_high"], six["accuracy_high"]) == (1, 1)
-    assert not above_chance(three)
-    assert above_chance(six)
+    assert not is_above_chance(three)
+    assert is_above_chance(six)
 
 
 def test_an_interval_that_touches_a_half_is_not_above_chance():
-    assert not above_chance({"accuracy_low": 0.5})
-    assert above_chance({"accuracy_low": 0.501})
+    assert not is_above_chance({"accuracy_low": 0.5})
+    assert is_above_chance({"accuracy_low": 0.501})
 
 
 def test_calibration_error_by_hand():
@@ -121,14 +121,14 @@ def test_counting_each_pair_from_both_sides_gives_the_same_calibration_error():
         inside = (probability > low) & (probability <= low + 0.05)
         if inside.any():
             error += inside.mean() * abs(probability[inside].mean() - won[inside].mean())
-    metrics = reward_model_report(scores := scored(difference, [0] * 200), sliced(scores)).metrics
+    metrics = build_report(scores := scored(difference, [0] * 200), sliced(scores)).metrics
     assert metrics["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
 
 
 def test_the_table_has_a_row_per_slice_in_a_stable_order():
     scores = scored([1, 0, 1], [0, 1, 1], chosen_length=[100, 10, 10], rejected_length=[10, 10, 11])
     slices = sliced(scores, format=["trl", "hh", "hh"], num_turns=[10, 9, 10], subset=["", "chat", "chat"])
-    report = reward_model_report(scores, slices)
+    report = build_report(scores, slices)
     assert list(report.table.columns) == TABLE_COLUMNS
     assert list(zip(report.table["slice"], report.table["value"], report.table["num_pairs"], strict=True)) == [
         ("all", "all", 3),
@@ -153,10 +153,10 @@ def test_the_table_has_a_row_per_slice_in_a_stable_order():
 
 def test_pairs_are_sliced_by_the_agreement_of_their_annotators_where_any_row_states_it():
     scores = scored([1, 0, 1], [0, 1, 0])
-    report = reward_model_report(scores, sliced(scores, agreement=["unanimous", "2 of 3", ""]))
+    report = build_report(scores, sliced(scores, agreement=["unanimous", "2 of 3", ""]))
     assert rows_of(report, "agreement")["accuracy"].to_dict() == {"2 of 3": 0.0, "not stated": 1.0, "unanimous": 1.0}
     assert report.pairs["agreement"].tolist() == ["unanimous", "2 of 3", ""]
-    assert rows_of(reward_model_report(scores, sliced(scores)), "agreement").empty
+    assert rows_of(build_report(scores, sliced(scores)), "agreement").empty
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,12 @@ def test_pairs_are_sliced_by_the_agreement_of_their_annotators_where_any_row_sta
 )
 def test_length_differences_fall_into_the_bucket_that_names_them(tokens, bucket):
     scores = scored([1], [0], chosen_length=[100 + tokens], rejected_length=[100])
-    assert list(rows_of(reward_model_report(scores, sliced(scores)), "length_difference").index) == [bucket]
+    assert list(rows_of(build_report(scores, sliced(scores)), "length_difference").index) == [bucket]
 
 
 def test_the_row_of_all_pairs_agrees_with_the_metrics():
     scores = scored([1, 1, 0, 1], [0, 0, 1, 0], prompt_key=["a", "a", "b", "c"])
-    report = reward_model_report(scores, sliced(scores))
+    report = build_report(scores, sliced(scores))
     row = rows_of(report, "all").loc["all"].drop(["slice", "without_prompt", "other_prompt"])
     assert row.to_dict() == pytest.approx({name: report.metrics[name] for name in TABLE_COLUMNS[2:-2]})
 
@@ -190,7 +190,7 @@ def test_the_row_of_all_pairs_agrees_with_the_metrics():
 def test_a_slice_has_figures_of_its_own():
     scores = scored([3, 1, 0], [1, 0, 1], prompt_key=["a", "a", "b"])
     facts = sliced(scores, script=["Latin", "Latin", "Han"])
-    latin = rows_of(reward_model_report(scores, facts), "script").loc["Latin"]
+    latin = rows_of(build_report(scores, facts), "script").loc["Latin"]
     assert (latin["num_pairs"], latin["num_prompts"], latin["accuracy"]) == (2, 1, 1)
     assert (latin["mean_chosen_score"], latin["std_chosen_score"]) == (2, 1)
     assert (latin["mean_rejected_score"], latin["std_rejected_score"]) == (0.5, 0.5)
@@ -202,13 +202,13 @@ def test_a_slice_has_figures_of_its_own():
 
 def test_margins_slice_the_pairs_where_annotations_give_any():
     scores = scored([1, 0, 1], [0, 1, 0]).assign(margin=np.float32([0, 0.5, -1]))
-    report = reward_model_report(scores, sliced(scores))
+    report = build_report(scores, sliced(scores))
     assert list(rows_of(report, "margin")["accuracy"].items()) == [
         ("below 0", 1),
         ("0, or none given", 1),
         ("up to 1", 0),
     ]
-    without = reward_model_report(scores.assign(margin=np.float32(0)), sliced(scores))
+    without = build_report(scores.assign(margin=np.float32(0)), sliced(scores))
     assert "margin" not in set(without.table["slice"])
 
 
@@ -217,7 +217,7 @@ def test_baselines_of_the_pairs_that_were_scored_anew_stand_in_every_slice():
     baselines = scores[["source", "line", "pair_id"]].assign(
         without_prompt=[1.0, 0.0, np.nan], other_prompt=[0.5, np.nan, np.nan]
     )
-    report = reward_model_report(scores, sliced(scores, script=["Latin", "Latin", "Han"]), baselines)
+    report = build_report(scores, sliced(scores, script=["Latin", "Latin", "Han"]), baselines)
     assert (report.metrics["without_prompt"], report.metrics["other_prompt"]) == (0.5, 0.5)
     scripts = rows_of(report, "script")
     assert scripts.loc["Latin", "without_prompt"] == 0.5
@@ -227,7 +227,7 @@ def test_baselines_of_the_pairs_that_were_scored_anew_stand_in_every_slice():
 def test_evaluation_sets_have_rows_of_their_own_by_subset():
     test, bench = scored([1], [0]), scored([1, 0, 1, 0], [0, 1, 0.5, 0]).assign(split="evaluation/bench", source="b")
     scores = pd.concat([test, bench])
-    report = reward_model_report(scores, sliced(scores, subset=["", "x", "x", "y", "y"]))
+    report = build_report(scores, sliced(scores, subset=["", "x", "x", "y", "y"]))
     assert report.metrics["num_pairs"] == 1
     assert report.table[report.table["slice"] == "evaluation/bench"]["value"].tolist() == ["all", "x", "y"]
     rows = rows_of(report, "evaluation/bench")
@@ -238,7 +238,7 @@ def test_evaluation_sets_have_rows_of_their_own_by_subset():
 def test_the_work_that_subsets_cost_grows_with_their_number():
     def report_of(count):
         scores = scored([1] * count, [0] * count)
-        report = reward_model_report(scores, sliced(scores, subset=[f"s{number}" for number in range(count)]))
+        report = build_report(scores, sliced(scores, subset=[f"s{number}" for number in range(count)]))
         assert len(rows_of(report, "subset")) == count
 
     assert is_linear(report_of, 5)
@@ -249,7 +249,7 @@ def test_the_temperature_comes_from_the_validation_split_and_is_judged_on_the_te
     size = 3 * math.log(3)
     validation = scored([size] * 3 + [0], [0] * 3 + [size]).assign(split="validation", source="v")
     scores = pd.concat([validation, scored([size], [0])])
-    metrics = reward_model_report(scores, sliced(scores)).metrics
+    metrics = build_report(scores, sliced(scores)).metrics
     assert metrics["temperature"] == pytest.approx(3)
     assert metrics["log_loss_at_temperature"] == pytest.approx(math.log(4 / 3))
     assert metrics["calibration_error_at_temperature"] == pytest.approx(1 / 4)
@@ -270,15 +270,15 @@ def test_a_model_of_length_alone_correlates_with_it_within_the_pairs():
 
 def test_without_subsets_there_is_no_slice_of_them():
     scores = scored([1], [0])
-    assert "subset" not in set(reward_model_report(scores, sliced(scores)).table["slice"])
+    assert "subset" not in set(build_report(scores, sliced(scores)).table["slice"])
 
 
 def test_the_order_of_the_rows_does_not_matter():
     generator = np.random.default_rng(5)
     scores = scored(generator.normal(size=50), generator.normal(size=50), prompt_key=list("abcde") * 10)
     slices = sliced(scores, num_turns=generator.integers(1, 4, size=50))
-    straight = reward_model_report(scores, slices)
-    shuffled = reward_model_report(scores.sample(frac=1, random_state=1), slices.sample(frac=1, random_state=2))
+    straight = build_report(scores, slices)
+    shuffled = build_report(scores.sample(frac=1, random_state=1), slices.sample(frac=1, random_state=2))
     assert shuffled.metrics == straight.metrics
     pd.testing.assert_frame_equal(shuffled.table, straight.table)
     pd.testing.assert_frame_equal(shuffled.calibration, straight.calibration)
@@ -286,8 +286,8 @@ def test_the_order_of_the_rows_does_not_matter():
 
 def test_only_the_pairs_of_the_split_count():
     scores = scored([1, 0, 0], [0, 1, 1]).assign(split=["test", "train", "validation"])
-    assert reward_model_report(scores, sliced(scores)).metrics["accuracy"] == 1
-    assert reward_model_report(scores, sliced(scores), split="validation").metrics["accuracy"] == 0
+    assert build_report(scores, sliced(scores)).metrics["accuracy"] == 1
+    assert build_report(scores, sliced(scores), split="validation").metrics["accuracy"] == 0
 
 
 @pytest.mark.parametrize(
@@ -306,32 +306,32 @@ def test_only_the_pairs_of_the_split_count():
 def test_an_empty_split_is_an_error_that_says_what_to_do(split, advice):
     scores = scored([1], [0]).assign(split="train")
     with pytest.raises(ValueError, match=advice):
-        reward_model_report(scores, sliced(scores), split=split)
+        build_report(scores, sliced(scores), split=split)
 
 
 def test_a_scored_pair_without_a_slice_is_an_error():
     scores = scored([1, 1], [0, 0])
     with pytest.raises(ValueError, match=r"1 scored pairs have no row .* 'a\.jsonl' line 2 pair 'pair1'"):
-        reward_model_report(scores, sliced(scores).iloc[:1])
+        build_report(scores, sliced(scores).iloc[:1])
 
 
 def test_a_pair_that_its_line_states_twice_is_counted_once():
     scores = scored([1, 0], [0, 1])
     slices = sliced(scores)
-    assert reward_model_report(scores, pd.concat([slices, slices])).metrics["num_pairs"] == 2
+    assert build_report(scores, pd.concat([slices, slices])).metrics["num_pairs"] == 2
 
 
 def test_a_pair_that_is_scored_twice_is_an_error():
     scores = scored([1], [0])
     with pytest.raises(ValueError, match=r"1 pairs are scored twice, first 'a\.jsonl' line 1"):
-        reward_model_report(pd.concat([scores, scores]), sliced(scores))
+        build_report(pd.concat([scores, scores]), sliced(scores))
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_a_score_that_is_not_finite_is_an_error(score):
     scores = scored([1, 1], [0, score])
     with pytest.raises(ValueError, match=r"1 pairs have no finite score, first 'a\.jsonl' line 2"):
-        reward_model_report(scores, sliced(scores))
+        build_report(scores, sliced(scores))
 
 
 # Eighths are exact in binary, also after a shift by a whole number: equal differences stay equal.
@@ -372,7 +372,7 @@ def test_subsets_with_the_names_of_the_reports_own_rows_have_rows_of_their_own()
     # of 12 pairs the six without a subset and "all" are right
     scores = scored([1] * 7 + [0] * 5, [0] * 7 + [1] * 5)
     names = ["", "", "", "", "", "", *OWN_NAMES]
-    report = reward_model_report(scores, sliced(scores, subset=names))
+    report = build_report(scores, sliced(scores, subset=names))
     rows = report.table[report.table["slice"] == "subset"]
     assert rows["value"].is_unique
     found = dict(zip(rows["value"], zip(rows["num_pairs"], rows["accuracy"], strict=True), strict=True))
@@ -394,7 +394,7 @@ def test_no_subset_of_an_evaluation_set_takes_the_row_of_the_set_or_of_its_rules
     scores.loc[6:, "line"] = 90
     facts = sliced(scores, subset=["", *OWN_NAMES[:5], "", ""])
     facts = facts.assign(chosen_place=0, rejected_place=[0] * 7 + [1], num_stated=[1] * 6 + [2, 2])
-    rows = rows_of(reward_model_report(scores, facts), "evaluation/bench")
+    rows = rows_of(build_report(scores, facts), "evaluation/bench")
     assert rows.index.is_unique
     assert rows.loc["all", ["num_pairs", "accuracy"]].tolist() == [7, pytest.approx(6 / 7)]
     assert rows.loc["'all'", ["num_pairs", "accuracy"]].tolist() == [1, 1]

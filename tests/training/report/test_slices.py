@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from rm_assets.data.tables import schemas
-from rm_assets.training.report.slices import agreement_name, dominant_script, margin_bucket, pair_facts
+from rm_assets.training.report.slices import agreement_name, dominant_script, margin_bucket, slice_facts
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_facts_are_those_of_the_whole_pair():
     row = dict.fromkeys(schemas.VALIDATED.names, "") | {"line": 3, "margin": 0.0, "num_turns": 2, "source": "a"}
     row |= {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": None}]}
     row |= {"rejected": [{"role": "assistant", "content": "Привет, как дела?"}], "num_annotators": 3, "num_agreeing": 2}
-    [facts] = pair_facts(pa.Table.from_pylist([row], schema=schemas.VALIDATED)).to_dict("records")
+    [facts] = slice_facts(pa.Table.from_pylist([row], schema=schemas.VALIDATED)).to_dict("records")
     assert (facts["source"], facts["line"], facts["num_turns"], facts["script"]) == ("a", 3, 2, "Cyrillic")
     assert facts["agreement"] == "2 of 3"
 

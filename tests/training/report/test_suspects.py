@@ -3,7 +3,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from rm_assets.training.report.suspects import fold_of, folds_of, ranked_suspects
+from rm_assets.training.report.suspects import fold_of, folds_of, rank_suspects
 
 
 def test_a_prompt_stays_in_its_fold_and_folds_are_of_like_size():
@@ -20,14 +20,14 @@ def scored(*rows):
 
 
 def test_contradicted_pairs_come_most_suspect_first_and_others_not_at_all():
-    found = ranked_suspects(scored((1, 0, 1.0, 0.0), (2, 0, 0.0, 3.0), (3, 0, 0.0, 1.0), (4, 0, 2.0, 2.0)))
+    found = rank_suspects(scored((1, 0, 1.0, 0.0), (2, 0, 0.0, 3.0), (3, 0, 0.0, 1.0), (4, 0, 2.0, 2.0)))
     assert found["line"].tolist() == [2, 3]
     assert found["margin"].tolist() == [-3, -1]
 
 
 def test_folds_of_different_spread_are_brought_to_one_scale():
     # Margins -2, 2 have a spread of 2, margins -30, 10, 20 one of 21.6: 1 against 1.39 of them.
-    found = ranked_suspects(
+    found = rank_suspects(
         scored((1, 0, 0.0, 2.0), (2, 0, 2.0, 0.0), (3, 1, 0.0, 30.0), (4, 1, 10.0, 0.0), (5, 1, 20.0, 0.0))
     )
     assert found["line"].tolist() == [3, 1]
@@ -35,4 +35,4 @@ def test_folds_of_different_spread_are_brought_to_one_scale():
 
 
 def test_equal_scores_everywhere_give_no_suspect():
-    assert ranked_suspects(scored((1, 0, 1.0, 1.0), (2, 0, 1.0, 1.0))).empty
+    assert rank_suspects(scored((1, 0, 1.0, 1.0), (2, 0, 1.0, 1.0))).empty
