@@ -126,7 +126,10 @@ class TrainingSettings(BaseModel):
         1, ge=1, description="Processes of the training job on each machine (torchrun); one per GPU."
     )
     num_nodes: int = Field(
-        1, ge=1, description="Machines that train together, each with num_processes; several need the launcher ray."
+        1,
+        ge=1,
+        description="Machines that train together, each with num_processes; with several, the run stops and names the "
+        "torchrun command to start on each.",
     )
     tracking: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="Where the curves of a training also go while it runs."

@@ -59,19 +59,17 @@ def _refuse_jobs_out_of_reach(settings: Settings) -> None:
     """Raise SettingsError where the launcher's machines could not read the storage, or could not train together."""
     launch, num_nodes, is_uri = settings.launch, settings.training.num_nodes, "://" in settings.storage
     where = f"launcher (or {PREFIX}LAUNCHER) is {launch.launcher!r}"
-    if num_nodes > 1 and launch.launcher != "ray":
-        raise SettingsError(f"{where}, num_nodes is {num_nodes!r}: several nodes need the launcher ray")
+    if is_uri and num_nodes > 1:
+        raise SettingsError(
+            f"num_nodes is {num_nodes!r}, storage is {settings.storage!r}: nodes write a checkpoint together, into a "
+            "directory that all of them see"
+        )
     if launch.launcher == "local":
         return
     if not is_uri and not launch.shared_storage:
         raise SettingsError(
             f"{where}, storage is {settings.storage!r}, a directory of this machine: give a URI such as "
             f"s3://bucket/prefix, or set shared_storage (or {PREFIX}SHARED_STORAGE) where its machines see this path"
-        )
-    if is_uri and num_nodes > 1:
-        raise SettingsError(
-            f"num_nodes is {num_nodes!r}, storage is {settings.storage!r}: nodes write a checkpoint together, into a "
-            "directory that all of them see"
         )
     if launch.launcher == "kubernetes" and not launch.image and not launch.pod_spec:
         raise SettingsError(f"{where}: image (or {PREFIX}IMAGE) must name a container image with this package in it")

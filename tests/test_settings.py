@@ -120,8 +120,7 @@ def test_mappings_come_as_json_from_the_environment_and_as_they_are_from_config(
         ({"launcher": "kubernetes", "image": "rm:1"}, "a directory of this machine: give a URI such as s3://bucket"),
         ({"launcher": "ray"}, "or set shared_storage"),
         ({"launcher": "kubernetes", "storage": "s3://b/p"}, "image .or RM_IMAGE. must name a container image"),
-        ({"num_nodes": 2}, "launcher .or RM_LAUNCHER. is 'local', num_nodes is 2: several nodes need the launcher ray"),
-        ({"launcher": "ray", "num_nodes": 2, "storage": "s3://b/p"}, "nodes write a checkpoint together"),
+        ({"num_nodes": 2, "storage": "s3://b/p"}, "nodes write a checkpoint together"),
     ],
 )
 def test_a_launcher_whose_machines_cannot_work_together_is_refused(given: dict[str, Any], complaint: str) -> None:
@@ -135,7 +134,7 @@ def test_a_launcher_whose_machines_cannot_work_together_is_refused(given: dict[s
     [
         {"launcher": "kubernetes", "image": "rm:1", "storage": "s3://b/p"},
         {"launcher": "kubernetes", "pod_spec": "pod.yaml", "shared_storage": True},
-        {"launcher": "ray", "num_nodes": 2, "shared_storage": True},
+        {"launcher": "ray", "shared_storage": True},
     ],
 )
 def test_a_launcher_whose_machines_see_the_storage_is_taken(given: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The entry: `python -m rm_assets.training JOB.json`, or torchrun with `-m rm_assets.training JOB.json`.
 
-The file may be at a URI, as a job sent to another machine is. A job of several nodes runs on those of a Ray cluster.
+The file may be at a URI, as a job sent to another machine is.
 
 Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no usable
 job file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training.
@@ -19,7 +19,6 @@ from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
 from rm_assets.training.jobs.transport import run_sent_job
 from rm_assets.training.loop.progress import Progress
 from rm_assets.training.processes import lifecycle
-from rm_assets.training.processes.ray_nodes import run_on_nodes
 
 try:
     import dagster_pipes
@@ -44,11 +43,8 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:  # also of text that is no UTF-8
         print(f"error: cannot read the training job {str(path)!r}: {one_line(error)}", file=sys.stderr)
         return 2
-    if not lifecycle.is_worker():
-        if job.settings.num_nodes > 1 and not lifecycle.is_node():
-            return run_on_nodes(path, job.settings.num_nodes)
-        if job.settings.num_processes > 1 or lifecycle.is_node():
-            return lifecycle.run_workers(path, job.settings.num_processes)
+    if job.settings.num_processes > 1 and not lifecycle.is_worker():
+        return lifecycle.run_workers(path, job.settings.num_processes)
     stop = lifecycle.Stop()
     lifecycle.listen_for_signals(stop)
     return work(job, stop)

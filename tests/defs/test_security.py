@@ -19,7 +19,7 @@ from audited import COMMAND, SECRET, AuditedRun, audited_run
 
 from rm_assets.definitions import definitions
 from rm_assets.settings import setting_fields
-from rm_assets.training.processes.lifecycle import free_address
+from rm_assets.training.processes.lifecycle import free_port
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (ROOT / "rm_assets", ROOT / "benchmarks")
@@ -222,7 +222,7 @@ def listening(group: int) -> set[str]:
 @pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="finds sockets by /proc")
 def test_the_ui_listens_at_loopback_alone(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    port = int(free_address("127.0.0.1").rpartition(":")[2])
+    port = free_port()
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             [*COMMAND, "dev", "-m", "rm_assets.definitions", "-p", str(port)],

@@ -2,7 +2,7 @@
 
 A Ray job carries its job's name as metadata, by which a later run finds and stops what a killed one left. A stopped
 Ray job gets SIGTERM, and the job saves and leaves. Which job waits for which GPU is the cluster's to decide: no lock of
-ours is held for that. A job of several nodes asks for its GPUs itself, one node after the other.
+ours is held for that.
 """
 
 import contextlib
@@ -32,7 +32,6 @@ class RayLauncher:
 
     settings: LaunchSettings
     num_processes: int
-    num_nodes: int
     poll_seconds: float
 
     def remove_left(self, name: str) -> None:
@@ -58,11 +57,10 @@ class RayLauncher:
     def parameters(self, arguments: Sequence[str], name: str, submission: str) -> dict[str, Any]:
         """What the job server is asked for."""
         num_gpus = self.num_processes if self.settings.num_gpus is None else self.settings.num_gpus
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "RM_GPUS_OF_NODE": str(num_gpus)}
         return {
             "entrypoint": shlex.join(["python", *arguments]),
-            "entrypoint_num_gpus": num_gpus if self.num_nodes == 1 else 0,
-            "runtime_env": {"env_vars": environment},
+            "entrypoint_num_gpus": num_gpus,
+            "runtime_env": {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE)}},
             "metadata": {METADATA: name},
             "submission_id": submission,
         }

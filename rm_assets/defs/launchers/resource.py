@@ -5,6 +5,7 @@ the storage, its manifest last. Through Dagster Pipes comes only what it says wh
 """
 
 import hashlib
+import shlex
 import signal
 import uuid
 from pathlib import Path
@@ -14,11 +15,15 @@ from pydantic import Field
 
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.locks import hold_lock
-from rm_assets.defs.launchers.base import Ending, Launcher
+from rm_assets.defs.launchers.base import Ending
+from rm_assets.defs.launchers.base import Launcher
 from rm_assets.defs.launchers.kubernetes import KubernetesLauncher
 from rm_assets.defs.launchers.local import LocalLauncher
 from rm_assets.defs.launchers.ray_jobs import RayLauncher
-from rm_assets.settings import LaunchSettings, Settings, TrainingSettings
+from rm_assets.settings import LaunchSettings
+from rm_assets.settings import Settings
+from rm_assets.settings import SettingsError
+from rm_assets.settings import TrainingSettings
 
 LOCK = "training.lock"
 
@@ -43,14 +48,19 @@ class TrainingLauncher(dg.ConfigurableResource):
     ) -> None:
         """Run `python -m <module> <job>` to its end; raises TrainingFailedError unless it exits with 0.
 
+        A job of several machines is started by hand: raises SettingsError with the command.
+
         Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
         manifest that the job writes last, at the paths that the job names.
         """
         from rm_assets.training.jobs.result import ERROR
-        from rm_assets.training.jobs.transport import read_job, sent_job
+        from rm_assets.training.jobs.transport import read_job
+        from rm_assets.training.jobs.transport import sent_job
 
         storage, job = resolve_path(settings.storage), read_job(str(job_path))
-        training = getattr(job, "settings", TrainingSettings())  # scoring takes one process of one node
+        training = getattr(job, "settings", TrainingSettings())  # scoring takes one process
+        if training.num_nodes > 1:
+            raise SettingsError(_by_hand(job_path, training))
         launcher = self._launcher(settings.launch, training)
         (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # of an attempt before, which is no reason now
         if isinstance(launcher, LocalLauncher):
@@ -70,8 +80,18 @@ class TrainingLauncher(dg.ConfigurableResource):
         if launch.launcher == "kubernetes":
             return KubernetesLauncher(launch, training.num_processes, self.poll_seconds)
         if launch.launcher == "ray":
-            return RayLauncher(launch, training.num_processes, training.num_nodes, self.poll_seconds)
+            return RayLauncher(launch, training.num_processes, self.poll_seconds)
         return LocalLauncher(self.grace_seconds)
+
+
+def _by_hand(job_path: Path, training: TrainingSettings) -> str:
+    last = training.num_nodes - 1
+    return (
+        f"num_nodes is {training.num_nodes!r}: start the training on each machine, with its number from 0 to {last} as "
+        f"NODE and the first machine's address as HOST, then materialize again, which publishes the model: torchrun "
+        f"--nnodes={training.num_nodes} --nproc-per-node={training.num_processes} --node-rank=NODE --master-addr=HOST "
+        f"--master-port=29500 -m rm_assets.training {shlex.quote(str(job_path.absolute()))}"
+    )
 
 
 def _name(storage: Path, key: str) -> str:

@@ -26,9 +26,6 @@ PARENT_FD = "RM_PARENT_FD"
 PARENT = "RM_PARENT"
 """Environment variable: the process that started this one, and which may be gone before this one looks."""
 
-NODE = "RM_NODE"
-"""Environment variable: this node's number, how many nodes there are, and where they meet, as `0 2 host:port`."""
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WORKERS_STOP_SIGNAL = signal.SIGUSR1
 """What the outer process sends to torchrun, and torchrun to its workers."""
@@ -50,11 +47,6 @@ def let_memory_grow(environment: MutableMapping[str, str]) -> None:
 def is_worker() -> bool:
     """Whether torchrun started this process."""
     return "RANK" in os.environ
-
-
-def is_node() -> bool:
-    """Whether this process runs the part of a job that one of several nodes has."""
-    return NODE in os.environ
 
 
 def is_first_worker() -> bool:
@@ -200,23 +192,21 @@ def run_workers(job_path: Path, num_processes: int) -> int:
 
 
 def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
-    """Torchrun's command line, its meeting point a free port of the loopback interface, or that of the nodes.
+    """Torchrun's command line; the workers meet at a free port of the loopback interface.
 
-    The meeting is torchrun's static one: by its own (`--standalone`) it unpickles what anyone writes to that port.
+    The rendezvous is static: the one of `--standalone` unpickles whatever anyone writes to its port.
     """
-    rank, num_nodes, meeting = os.environ.get(NODE, f"0 1 {free_address('127.0.0.1')}").split()
-    host, _, port = meeting.rpartition(":")
-    torchrun = [sys.executable, "-m", "rm_assets.training.torchrun", "--rdzv-backend=static"]
-    torchrun += [f"--nnodes={num_nodes}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}"]
+    torchrun = [sys.executable, "-m", "rm_assets.training.torchrun", "--rdzv-backend=static", "--node-rank=0"]
+    torchrun += ["--nnodes=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     torchrun += [f"--signals-to-handle={WORKERS_STOP_SIGNAL.name}", f"--nproc-per-node={num_processes}"]
     return [*torchrun, "-m", "rm_assets.training", str(job_path)]
 
 
-def free_address(host: str) -> str:
-    """An address of this machine that nobody listens at, as `host:port`."""
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
     with socket.socket() as free:
-        free.bind((host, 0))
-        return f"{host}:{free.getsockname()[1]}"
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _workers_environment(num_processes: int) -> dict[str, str]:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,31 @@ def test_exit_code_0_without_a_result_that_proves_true_is_a_failure(
     [failure] = result.get_step_failure_events()
     assert complaint in failure.step_failure_data.error_display_string
     assert not (home / "latest.json").exists()
+
+
+def test_a_training_of_several_machines_is_started_by_hand_and_published_by_the_next_run(
+    first_run: tuple[dict[str, Any], Any], tmp_path: Path
+) -> None:
+    settings = {**first_run[0], "storage": str(tmp_path / "storage"), "num_nodes": 2}
+    shutil.copytree(first_run[0]["storage"], tmp_path / "storage")
+    loaded = definitions()
+
+    def materialize() -> dg.ExecuteInProcessResult:
+        return dg.materialize(
+            list(loaded.assets or []),
+            selection="reward_model",
+            resources=loaded.resources,
+            run_config={"resources": {"project": {"config": settings}}},
+            raise_on_error=False,
+        )
+
+    [failure] = materialize().get_step_failure_events()
+    told = failure.step_failure_data.error_display_string
+    named = re.search(r"torchrun --nnodes=2 --nproc-per-node=1 .* (-m rm_assets.training (.*)\.json)", told)
+    assert named, told
+    subprocess.run([sys.executable, *named[1].split()], check=True, capture_output=True)  # one process stands for two
+    assert materialize().success
+    assert required_model(tmp_path / "storage").directory.name == Path(named[2]).name
 
 
 def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_among_the_newest(tmp_path: Path) -> None:

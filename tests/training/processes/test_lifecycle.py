@@ -18,7 +18,7 @@ from toy_pairs import learnable_pairs
 from rm_assets.training.__main__ import main, work
 from rm_assets.training.jobs.result import read_result
 from rm_assets.training.model.reward_model import build_model
-from rm_assets.training.processes.lifecycle import free_address, let_memory_grow
+from rm_assets.training.processes.lifecycle import free_port, let_memory_grow
 
 NO_DAGSTER = """
 import runpy, sys
@@ -153,6 +153,21 @@ def test_a_loss_that_is_no_number_fails_with_the_pairs_on_stderr_and_in_a_file(m
     assert max(len(line) for line in lines[1:]) < 2048
 
 
+@pytest.mark.soak
+def test_torchrun_started_by_hand_on_two_nodes_trains_one_model(write_job):
+    path, job = write_job("nodes", settings={"num_nodes": 2})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    nodes = [
+        subprocess.Popen([*command, f"--node-rank={rank}", *MODULE[1:], str(path)], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    first, _ = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert "2 processes on cpu" in first
+    assert read_result(Path(job.output_directory), job.key)["metrics"]["num_steps"] == 3
+
+
 def test_a_file_that_is_no_job_is_a_usage_error(tmp_path):
     (tmp_path / "job.json").write_text('{"key": 1}')
     done = run(MODULE, tmp_path / "job.json")
@@ -260,8 +275,8 @@ def test_no_process_outlives_the_outer_one(write_job):
 def test_a_worker_that_comes_after_the_end_of_its_torchrun_leaves(write_job):
     """It would wait for the others of its job, for minutes."""
     path, _ = write_job("late", settings=FOR_EVER | {"num_processes": 2})
-    host, _, port = free_address("127.0.0.1").rpartition(":")
-    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": port}
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    rank["MASTER_PORT"] = str(free_port())
     begun = "import os, subprocess, sys; os.environ['RM_PARENT'] = str(os.getpid()); "
     ended = "subprocess.Popen(sys.argv[1:]); os._exit(0)"
     command = [sys.executable, "-c", begun + ended, *MODULE, str(path)]
@@ -271,7 +286,7 @@ def test_a_worker_that_comes_after_the_end_of_its_torchrun_leaves(write_job):
 
 def test_a_wrapper_may_stand_between_a_process_and_its_parent():
     """As a profiler's or a tracer's command does that starts workers."""
-    looks = "from rm_assets.training import processes; processes.die_with_parent(); print('lives')"
+    looks = "from rm_assets.training.processes import lifecycle; lifecycle.die_with_parent(); print('lives')"
     command = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, looks]
     environment = os.environ | {"RM_PARENT": str(os.getpid())}
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout == "lives\n"
