@@ -20,7 +20,7 @@ from rm_assets.data.formats.preferences import Preference
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.stages.flattening import flattened_snapshot
-from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.invariants import INVARIANTS
 from rm_assets.data.stages.padding import padded_snapshot
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.tokenization import tokenized_snapshot
@@ -134,7 +134,7 @@ def violations(stages: dict[Stage, Snapshot]) -> dict[str, int]:
     parents = dict(zip(list(Stage)[1:], stages.values(), strict=False))
     return {
         f"{stage}: {name}": count
-        for stage, laws in LAWS.items()
+        for stage, laws in INVARIANTS.items()
         if stage in stages
         for law in laws
         for name, count in law.violations(

@@ -143,7 +143,7 @@ def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
     return schemas.build_table(columns | {name: getattr(pairs, name) for name in made}, schemas.FLATTENED)
 
 
-def flattening_laws(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
+def measure_flattened(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, and pairs whose two texts are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_characters=0)
     for rows in read_batches(paths.get(DATA), schemas.FLATTENED, ["source", "prompt", "chosen", "rejected"]):
@@ -178,7 +178,7 @@ def flattened_snapshot(
         resolve_path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say, settings.verify
     ) as turn:
         tasks = [task(shard) for shard in validated.manifest.shards]
-        shards = compute_shards(turn, tasks, flatten_shard, flattening_laws, settings, say)
+        shards = compute_shards(turn, tasks, flatten_shard, measure_flattened, settings, say)
         for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):
             say(f"{Stage.FLATTENED}: rendered by transformers one by one, many times slower: {reason}")
         made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)

@@ -13,7 +13,7 @@ from rm_assets.data.tables.schemas import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class Invariant:
     """A rule of one stage; `violations` counts what breaks it, by kind, from the stage's manifest and its parent's."""
 
     name: str
@@ -92,33 +92,33 @@ def _padding(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
     }
 
 
-_PAIRS_CONSERVED = Law(
+_PAIRS_CONSERVED = Invariant(
     name="pairs_are_conserved",
     description="Every pair that came in went out or is a reject with a reason.",
     violations=_pairs,
 )
-_SIDES_DIFFER = Law(
+_SIDES_DIFFER = Invariant(
     name="sides_differ",
     description="No pair has two equal sides.",
     violations=_zero("pairs with equal sides", "num_identical"),
 )
 
-LAWS: dict[Stage, tuple[Law, ...]] = {
+INVARIANTS: dict[Stage, tuple[Invariant, ...]] = {
     Stage.RAW: (
-        Law(
+        Invariant(
             name="bytes_are_conserved",
             description="Bytes read = texts + line ends + byte order marks + blank lines + rejects.",
             violations=_bytes,
         ),
     ),
     Stage.VALIDATED: (
-        Law(
+        Invariant(
             name="lines_are_conserved",
             description="Every line gave the pairs that it states, or is a reject with a reason.",
             violations=_lines,
         ),
         _SIDES_DIFFER,
-        Law(
+        Invariant(
             name="tools_are_as_written",
             description="Every tool and tool call is one of its line, with its members in the order of the line.",
             violations=_zero("lines with other tools or calls", "num_other_tools"),
@@ -128,7 +128,7 @@ LAWS: dict[Stage, tuple[Law, ...]] = {
     Stage.TOKENIZED: (
         _PAIRS_CONSERVED,
         _SIDES_DIFFER,
-        Law(
+        Invariant(
             name="ids_are_exact",
             description="Sampled rows of every shard have the ids that transformers' apply_chat_template gives.",
             violations=_zero("sampled pairs with other ids", "num_inexact"),
@@ -136,17 +136,17 @@ LAWS: dict[Stage, tuple[Law, ...]] = {
     ),
     Stage.PADDED: (
         _PAIRS_CONSERVED,
-        Law(
+        Invariant(
             name="sides_are_padded_equally",
             description="Both sides of a pair have one length, and masks follow from the lengths.",
             violations=_padding,
         ),
-        Law(
+        Invariant(
             name="prompts_stay_in_one_split",
             description="No prompt stands in two splits.",
             violations=_split,
         ),
-        Law(
+        Invariant(
             name="no_conversation_ends_in_padding",
             description="The last token of a conversation is never the padding token, so stock transformers scores it.",
             violations=_zero("sides that end in the padding token", "num_ending_in_padding"),

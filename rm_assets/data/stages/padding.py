@@ -135,7 +135,7 @@ _DETAILS = {
 }
 
 
-def padding_laws(task: PaddingTask, paths: dict[str, Path]) -> Stats:
+def measure_padded(task: PaddingTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: rows by folder, sides of unequal length, masks that are not the lengths."""
     figures: Counter[str] = Counter(dict.fromkeys(_FIGURES, 0))
     for folder in paths.keys() - {REJECTS}:
@@ -213,7 +213,7 @@ def padded_snapshot(
         resolve_path(settings.storage), Stage.PADDED, settings.keep_snapshots, say, settings.verify
     ) as turn:
         tasks = [task(shard) for shard in tokenized.manifest.shards]
-        shards = compute_shards(turn, tasks, pad_shard, padding_laws, settings, say)
+        shards = compute_shards(turn, tasks, pad_shard, measure_padded, settings, say)
 
         def facts() -> dict[str, int]:
             return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}

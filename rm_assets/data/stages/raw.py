@@ -73,7 +73,7 @@ def files_to_read(settings: Settings) -> tuple[Annotations, list[AnnotationFile]
     return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files, storage)]
 
 
-def raw_snapshot(settings: Settings, say: Callable[[str], object]) -> Snapshot:
+def publish_raw(settings: Settings, say: Callable[[str], object]) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
     annotations, files = files_to_read(settings)
     if ignored := annotations.ignored:
@@ -297,7 +297,7 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
                 malformed[str(reason)] = [num + 1, min(first, line)]
         return _stats(counts, reasons) | {"malformed": malformed}
 
-    laws = functools.partial(raw_laws, file.source)
+    laws = functools.partial(measure_raw, file.source)
     return write_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, laws)
 
 
@@ -317,7 +317,7 @@ def _rejected(
     tables = {REJECTS: _rejects(file, [(0, error.reason, error.detail, sha256)])}
     fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
     name, directory = shard_name(file.source, 0), reading.turn.directory
-    laws = functools.partial(raw_laws, file.source)
+    laws = functools.partial(measure_raw, file.source)
     return reading.turn.find(key) or write_shard(directory, name, file.source, key, fill, laws)
 
 
@@ -351,7 +351,7 @@ def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
     }
 
 
-def raw_laws(source: str, paths: dict[str, Path]) -> Stats:
+def measure_raw(source: str, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: its source's rows, the bytes of all texts in UTF-8, and rejects."""
     figures: Counter[str] = Counter(num_out=0, text_bytes=0)
     for rows in read_batches(paths.get(DATA), schemas.RAW, ["source", "text"]):

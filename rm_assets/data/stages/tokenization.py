@@ -385,7 +385,7 @@ def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
 # --- the laws of one shard -----------------------------------------------------------------------------------
 
 
-def tokenization_laws(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
+def measure_tokenized(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
     figures: Counter[str] = Counter(num_out=0, num_identical=0, num_tokens=0, num_shared_tokens=0)
     longest, sample = 0, schemas.TOKENIZED.empty_table().select(_MEASURED)
@@ -468,7 +468,7 @@ def tokenized_snapshot(
         resolve_path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say, settings.verify
     ) as turn:
         tasks = [task(shard) for shard in flattened.manifest.shards]
-        shards = compute_shards(turn, tasks, tokenize_shard, tokenization_laws, settings, say)
+        shards = compute_shards(turn, tasks, tokenize_shard, measure_tokenized, settings, say)
         for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):
             say(f"{Stage.TOKENIZED}: encoded by transformers' own tokenizer, several times slower: {reason}")
         made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)

@@ -222,7 +222,7 @@ _EXAMINED = pa.schema(
 )
 
 
-def validation_laws(task: ValidationTask, paths: dict[str, Path]) -> Stats:
+def measure_validated(task: ValidationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal.
 
     And how many of its lines have other tools or tool calls than their pairs, or have them in another order.
@@ -264,7 +264,7 @@ def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], o
             _judged(task, shown, before.get(shard.name), shard, verdict)
             for task, shown, shard in zip(looks, seen, raw.manifest.shards, strict=True)
         ]
-        shards = compute_shards(turn, tasks, validate_shard, validation_laws, settings, say)
+        shards = compute_shards(turn, tasks, validate_shard, measure_validated, settings, say)
         return turn.publish(
             shards,
             {Stage.RAW: raw.name},
@@ -348,6 +348,6 @@ def _first_looks(turn: Publication, looks: list[Task], settings: Settings, say: 
     known = {task.key: turn.find(task.key) or turn.find(before.get(task.key, task.key)) for task in looks}
     missing = [task for task in looks if known[task.key] is None]
     if missing:
-        computed = compute_shards(turn, missing, validate_shard, validation_laws, settings, say)
+        computed = compute_shards(turn, missing, validate_shard, measure_validated, settings, say)
         known |= {shard.key: shard for shard in computed}
     return [shard for task in looks if (shard := known[task.key]) is not None]

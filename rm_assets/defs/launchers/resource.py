@@ -15,15 +15,11 @@ from pydantic import Field
 
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.locks import hold_lock
-from rm_assets.defs.launchers.base import Ending
-from rm_assets.defs.launchers.base import Launcher
+from rm_assets.defs.launchers.base import Ending, Launcher
 from rm_assets.defs.launchers.kubernetes import KubernetesLauncher
 from rm_assets.defs.launchers.local import LocalLauncher
 from rm_assets.defs.launchers.ray_jobs import RayLauncher
-from rm_assets.settings import LaunchSettings
-from rm_assets.settings import Settings
-from rm_assets.settings import SettingsError
-from rm_assets.settings import TrainingSettings
+from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings
 
 LOCK = "training.lock"
 
@@ -54,8 +50,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         manifest that the job writes last, at the paths that the job names.
         """
         from rm_assets.training.jobs.result import ERROR
-        from rm_assets.training.jobs.transport import read_job
-        from rm_assets.training.jobs.transport import sent_job
+        from rm_assets.training.jobs.transport import read_job, sent_job
 
         storage, job = resolve_path(settings.storage), read_job(str(job_path))
         training = getattr(job, "settings", TrainingSettings())  # scoring takes one process

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rm_assets.data.sources.content_version import CONTENT
 from rm_assets.data.sources.file_kinds import what_is_not_read
-from rm_assets.data.stages.invariants import LAWS, Law
+from rm_assets.data.stages.invariants import INVARIANTS, Invariant
 from rm_assets.data.storage.parquet import open_parquet, read_batches, read_table
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
@@ -36,7 +36,7 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
     """The stage's laws, all of them blocking, and for validation the files that are held back."""
     specs = [
         dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
-        for law in LAWS[stage]
+        for law in INVARIANTS[stage]
     ]
     if stage is Stage.RAW:
         description = "Every file that may hold annotations is of a kind that is read."
@@ -208,7 +208,7 @@ def _first_rows(snapshot: Snapshot) -> pa.Table:
 def _check_results(
     stage: Stage, manifest: Manifest, parent: Manifest | None, settings: Settings
 ) -> Iterator[dg.AssetCheckResult]:
-    for law in LAWS[stage]:
+    for law in INVARIANTS[stage]:
         violations = law.violations(manifest, parent)
         yield dg.AssetCheckResult(
             check_name=law.name,
@@ -228,7 +228,7 @@ def _check_results(
         yield _held_back_result(manifest, settings.max_malformed_fraction)
 
 
-def _counted(law: Law, violations: dict[str, int]) -> str:
+def _counted(law: Invariant, violations: dict[str, int]) -> str:
     """What was counted, such as `0 lines not read, 2 pairs unaccounted; broken: Every line gave …`."""
     counted = ", ".join(f"{count:,} {name}" for name, count in violations.items())
     return f"{counted}; broken: {law.description}" if any(violations.values()) else counted

@@ -7,7 +7,7 @@ import pytest
 from support import plain_row, silent, write_lines
 from support import rows as written_rows
 
-from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.invariants import INVARIANTS
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
@@ -20,7 +20,7 @@ def validated(settings: Settings, **changes: object) -> Snapshot:
     settings = settings.model_copy(update=changes)
     raw = raw_snapshot(settings, silent)
     snapshot = validated_snapshot(settings, raw, silent)
-    laws = [law.violations(snapshot.manifest, raw.manifest) for law in LAWS[Stage.VALIDATED]]
+    laws = [law.violations(snapshot.manifest, raw.manifest) for law in INVARIANTS[Stage.VALIDATED]]
     assert {count for figures in laws for count in figures.values()} == {0}
     return snapshot
 

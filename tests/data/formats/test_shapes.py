@@ -9,7 +9,7 @@ import pytest
 from support import rows as rows_of
 from support import silent, write_lines
 
-from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.invariants import INVARIANTS
 from rm_assets.data.stages.raw import raw_snapshot
 from rm_assets.data.stages.validation import validated_snapshot
 from rm_assets.data.storage.snapshots import Snapshot
@@ -34,7 +34,7 @@ def snapshot_of(settings: Settings, say: Callable[[str], object] = silent, **cha
     )
     raw = raw_snapshot(changed, silent)
     snapshot = validated_snapshot(changed, raw, say)
-    laws = [law.violations(snapshot.manifest, raw.manifest) for law in LAWS[Stage.VALIDATED]]
+    laws = [law.violations(snapshot.manifest, raw.manifest) for law in INVARIANTS[Stage.VALIDATED]]
     assert {count for figures in laws for count in figures.values()} == {0}
     return snapshot
 

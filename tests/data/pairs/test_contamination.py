@@ -13,7 +13,7 @@ from rm_assets.data.pairs.contamination import _gram, evaluation_folder, evaluat
 from rm_assets.data.pairs.lookalikes import latin_lookalike, may_have_lookalikes, visible
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.sources.discovery import source_name
-from rm_assets.data.stages.invariants import LAWS
+from rm_assets.data.stages.invariants import INVARIANTS
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError
@@ -238,7 +238,7 @@ def test_a_set_is_never_split_or_thinned_and_overlapping_annotations_are_rejects
     ]
     assert padded.manifest.total("num_evaluation") == 3
     parents = dict(zip(list(Stage)[1:], stages.values(), strict=False))
-    for stage, laws in LAWS.items():
+    for stage, laws in INVARIANTS.items():
         parent = parents[stage].manifest if stage in parents else None
         assert {n for law in laws for n in law.violations(stages[stage].manifest, parent).values()} == {0}
 

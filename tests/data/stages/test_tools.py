@@ -20,7 +20,7 @@ from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import ValidationTask, validated_snapshot, validation_laws
+from rm_assets.data.stages.validation import ValidationTask, measure_validated, validated_snapshot
 from rm_assets.data.storage.parquet import read_table, write_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables.reasons import Reason
@@ -231,7 +231,7 @@ def figures(raw: Snapshot, validated: Snapshot, changed: Any, rules: ParsingRule
         look="",
         rules=rules,
     )
-    return validation_laws(task, {DATA: path})
+    return measure_validated(task, {DATA: path})
 
 
 def sorted_copy(text: str | None) -> str | None:
