@@ -86,11 +86,11 @@ def ours(task: Task) -> dict[str, Any]:
     """The five data stages, with their processes warmed up before unless `warm` is false."""
     started = time.perf_counter()
     from rm_assets.data.chat.model_files import find_tokenizer
-    from rm_assets.data.stages.flattening import flattened_snapshot
-    from rm_assets.data.stages.padding import padded_snapshot
-    from rm_assets.data.stages.raw import raw_snapshot
-    from rm_assets.data.stages.tokenization import tokenized_snapshot
-    from rm_assets.data.stages.validation import validated_snapshot
+    from rm_assets.data.stages.flattening import publish_flattened
+    from rm_assets.data.stages.padding import publish_padded
+    from rm_assets.data.stages.raw import publish_raw
+    from rm_assets.data.stages.tokenization import publish_tokenized
+    from rm_assets.data.stages.validation import publish_validated
     from rm_assets.settings import Settings
 
     def say(text: str) -> None:
@@ -112,11 +112,11 @@ def ours(task: Task) -> dict[str, Any]:
 
     with Memory() as memory:
         ready = time.perf_counter()
-        raw = timed(raw_snapshot)
-        validated = timed(validated_snapshot, raw)
-        flattened = timed(flattened_snapshot, tokenizer, validated)
-        tokenized = timed(tokenized_snapshot, tokenizer, validated, flattened)
-        padded = timed(padded_snapshot, validated, tokenized)
+        raw = timed(publish_raw)
+        validated = timed(publish_validated, raw)
+        flattened = timed(publish_flattened, tokenizer, validated)
+        tokenized = timed(publish_tokenized, tokenizer, validated, flattened)
+        padded = timed(publish_padded, validated, tokenized)
         done = time.perf_counter()
     num_rejects = {
         snapshot.manifest.asset: snapshot.manifest.num_rows(rejects=True)

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.stages.flattening import flattened_snapshot
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.tokenization import tokenized_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.flattening import publish_flattened
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.tokenization import publish_tokenized
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings
 
@@ -29,10 +29,10 @@ def base_pairs(settings: Settings) -> list[Pair]:
     with tempfile.TemporaryDirectory() as storage:
         own = settings.model_copy(update={"storage": storage, "num_workers": 1})
         tokenizer = find_tokenizer(own)
-        raw = raw_snapshot(own, _silent)
-        validated = validated_snapshot(own, raw, _silent)
-        flattened = flattened_snapshot(own, tokenizer, validated, _silent)
-        tokenized = tokenized_snapshot(own, tokenizer, validated, flattened, _silent)
+        raw = publish_raw(own, _silent)
+        validated = publish_validated(own, raw, _silent)
+        flattened = publish_flattened(own, tokenizer, validated, _silent)
+        tokenized = publish_tokenized(own, tokenizer, validated, flattened, _silent)
         reached = {row["pair_id"] for row in rows(tokenized)}
         pairs = [row for row in rows(validated) if row["pair_id"] in reached and not row["tools"]]
     sides = [

@@ -222,11 +222,11 @@ class Turns(TrainerCallback):  # type: ignore[misc]
 def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
     """Write the pairs by the project's own stages, and the job of a model with random weights, its paths relative."""
     from rm_assets.data.chat.model_files import find_model, find_tokenizer
-    from rm_assets.data.stages.flattening import flattened_snapshot
-    from rm_assets.data.stages.padding import pad_token_id_of, padded_snapshot
-    from rm_assets.data.stages.raw import raw_snapshot
-    from rm_assets.data.stages.tokenization import tokenized_snapshot
-    from rm_assets.data.stages.validation import validated_snapshot
+    from rm_assets.data.stages.flattening import publish_flattened
+    from rm_assets.data.stages.padding import pad_token_id_of, publish_padded
+    from rm_assets.data.stages.raw import publish_raw
+    from rm_assets.data.stages.tokenization import publish_tokenized
+    from rm_assets.data.stages.validation import publish_validated
 
     settings = Settings(
         annotations=arguments.data,
@@ -245,11 +245,11 @@ def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
         ),
     )
     tokenizer = find_tokenizer(settings)
-    raw = raw_snapshot(settings, _ignore)
-    validated = validated_snapshot(settings, raw, _ignore)
-    flattened = flattened_snapshot(settings, tokenizer, validated, _ignore)
-    tokenized = tokenized_snapshot(settings, tokenizer, validated, flattened, _ignore)
-    padded = padded_snapshot(settings, validated, tokenized, _ignore)
+    raw = publish_raw(settings, _ignore)
+    validated = publish_validated(settings, raw, _ignore)
+    flattened = publish_flattened(settings, tokenizer, validated, _ignore)
+    tokenized = publish_tokenized(settings, tokenizer, validated, flattened, _ignore)
+    padded = publish_padded(settings, validated, tokenized, _ignore)
     shape = SHAPES[arguments.shape]
     shape.max_position_embeddings = 32_768
     shape.architectures = ["ForCausalLM"]

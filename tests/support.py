@@ -19,12 +19,12 @@ from rm_assets.data.formats.conversations.turn_markers import marker_of_prompt
 from rm_assets.data.formats.preferences import Preference
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
-from rm_assets.data.stages.flattening import flattened_snapshot
+from rm_assets.data.stages.flattening import publish_flattened
 from rm_assets.data.stages.invariants import INVARIANTS
-from rm_assets.data.stages.padding import padded_snapshot
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.tokenization import tokenized_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.padding import publish_padded
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.tokenization import publish_tokenized
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
@@ -72,11 +72,11 @@ def silent(_: str) -> None:
 def run_stages(settings: Settings, tokenizer: TokenizerFiles | None = None) -> dict[Stage, Snapshot]:
     """All data stages, one after the other."""
     tokenizer = tokenizer or find_tokenizer(settings)
-    raw = raw_snapshot(settings, silent)
-    validated = validated_snapshot(settings, raw, silent)
-    flattened = flattened_snapshot(settings, tokenizer, validated, silent)
-    tokenized = tokenized_snapshot(settings, tokenizer, validated, flattened, silent)
-    padded = padded_snapshot(settings, validated, tokenized, silent)
+    raw = publish_raw(settings, silent)
+    validated = publish_validated(settings, raw, silent)
+    flattened = publish_flattened(settings, tokenizer, validated, silent)
+    tokenized = publish_tokenized(settings, tokenizer, validated, flattened, silent)
+    padded = publish_padded(settings, validated, tokenized, silent)
     return dict(zip(Stage, (raw, validated, flattened, tokenized, padded), strict=True))
 
 

@@ -11,7 +11,7 @@ import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
 from rm_assets import trace
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings_loading import load_settings
@@ -158,7 +158,7 @@ def test_a_file_that_is_rejected_whole_is_told_once_for_each_of_its_lines(tmp_pa
     write_lines(tmp_path / "a" / "good.jsonl", [plain_row(1)])
     (tmp_path / "a" / "b.csv").write_bytes(b"")
     settings = load_settings({"annotations": str(tmp_path / "a"), "storage": str(tmp_path / "s")}, {})
-    raw_snapshot(settings, silent)
+    publish_raw(settings, silent)
     for number in ("0", "7"):
         assert list(trace.traced(tmp_path / "s", "b.csv", number)) == [
             f"b.csv, line {number}",

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from support import plain_row, silent, write_lines
 
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.defs.project import Project, ProjectResource
 from rm_assets.settings import SettingsError, setting_fields
 
@@ -175,7 +175,7 @@ def test_a_setting_that_names_a_file_of_another_kind_is_one_clear_error_without_
     [setting] = given
     with pytest.raises(SettingsError) as error:
         project = ProjectResource(**{"annotations": "a.jsonl", "storage": "storage", **given}).ready()
-        raw_snapshot(project.settings, silent)
+        publish_raw(project.settings, silent)
         load_chat_tokenizer(project.tokenizer)
     assert f"{setting} (or RM_{setting.upper()})" in str(error.value)
     assert "root:" not in str(error.value)
@@ -186,7 +186,7 @@ def test_one_byte_a_shard_and_a_billion_workers_are_settings_like_others(tmp_pat
     write_lines(tmp_path / "a.jsonl", [plain_row(number) for number in range(5)])
     given = {"annotations": str(tmp_path / "a.jsonl"), "storage": str(tmp_path / "storage")}
     project = ProjectResource(**given, shard_bytes=1, num_workers=10**9).ready()
-    assert len(raw_snapshot(project.settings, silent).manifest.shards) == 5
+    assert len(publish_raw(project.settings, silent).manifest.shards) == 5
 
 
 @pytest.mark.parametrize("storage", ["file", "file/below"])

@@ -158,7 +158,7 @@ def measure_flattened(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def flattened_snapshot(
+def publish_flattened(
     settings: Settings, tokenizer: TokenizerFiles, validated: Snapshot, say: Callable[[str], object]
 ) -> Snapshot:
     """Render every validated shard whose key is not found, and publish."""

@@ -174,7 +174,7 @@ def _padding_figures(rows: pa.Table, pad_token_id: int) -> dict[str, int]:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def padded_snapshot(
+def publish_padded(
     settings: Settings, validated: Snapshot, tokenized: Snapshot, say: Callable[[str], object]
 ) -> Snapshot:
     """Decide which rows go, pad every shard whose key is not found, and publish."""

@@ -25,7 +25,7 @@ VERSION = 2
 ASSET = "rejected_annotations"
 
 
-def rejects_snapshot(settings: Settings, stages: dict[Stage, Snapshot], say: Callable[[str], object]) -> Snapshot:
+def publish_rejects(settings: Settings, stages: dict[Stage, Snapshot], say: Callable[[str], object]) -> Snapshot:
     """Gather the rejects of these snapshots into one Parquet file, ordered by source, line and stage."""
 
     def fill(writer: ShardWriter) -> Stats:

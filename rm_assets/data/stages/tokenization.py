@@ -439,7 +439,7 @@ def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], row: dict[str, Any
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def tokenized_snapshot(
+def publish_tokenized(
     settings: Settings,
     tokenizer: TokenizerFiles,
     validated: Snapshot,

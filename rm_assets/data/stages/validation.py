@@ -246,7 +246,7 @@ def measure_validated(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def validated_snapshot(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
+def publish_validated(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
     with open_publication(
         resolve_path(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify

@@ -61,7 +61,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     ready = project.ready()
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
-    snapshot = raw.raw_snapshot(ready.settings, context.log.info)
+    snapshot = raw.publish_raw(ready.settings, context.log.info)
     print_note_at_exit(what_is_not_read(snapshot.manifest.facts["ignored_files"]))
     return stage_result(Stage.RAW, snapshot, None, ready.settings)
 
@@ -79,7 +79,7 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
     """Sound preferences as prompt, chosen and rejected messages, whatever format their line had."""
     ready = project.ready()
     parent = ready.snapshot(Stage.RAW)
-    snapshot = validation.validated_snapshot(ready.settings, parent, context.log.info)
+    snapshot = validation.publish_validated(ready.settings, parent, context.log.info)
     return stage_result(Stage.VALIDATED, snapshot, parent, ready.settings)
 
 
@@ -96,7 +96,7 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     """Each pair as text by the model's chat template: prompt + chosen and prompt + rejected are whole conversations."""
     ready = project.ready()
     parent = ready.snapshot(Stage.VALIDATED)
-    snapshot = flattening.flattened_snapshot(ready.settings, ready.tokenizer, parent, context.log.info)
+    snapshot = flattening.publish_flattened(ready.settings, ready.tokenizer, parent, context.log.info)
     return stage_result(Stage.FLATTENED, snapshot, parent, ready.settings)
 
 
@@ -114,7 +114,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     ready = project.ready()
     parent = ready.snapshot(Stage.FLATTENED)
     messages = ready.parent(parent, Stage.VALIDATED)
-    snapshot = tokenization.tokenized_snapshot(ready.settings, ready.tokenizer, messages, parent, context.log.info)
+    snapshot = tokenization.publish_tokenized(ready.settings, ready.tokenizer, messages, parent, context.log.info)
     return stage_result(Stage.TOKENIZED, snapshot, parent, ready.settings)
 
 
@@ -132,7 +132,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     ready = project.ready()
     parent = ready.snapshot(Stage.TOKENIZED)
     messages = ready.parent(ready.parent(parent, Stage.FLATTENED), Stage.VALIDATED)
-    snapshot = padding.padded_snapshot(ready.settings, messages, parent, context.log.info)
+    snapshot = padding.publish_padded(ready.settings, messages, parent, context.log.info)
     return stage_result(Stage.PADDED, snapshot, parent, ready.settings)
 
 
@@ -158,5 +158,5 @@ def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectReso
     stages = {Stage.PADDED: ready.snapshot(Stage.PADDED)}
     for child, stage in itertools.pairwise(reversed(Stage)):
         stages[stage] = ready.parent(stages[child], stage)
-    snapshot = rejects.rejects_snapshot(ready.settings, stages, context.log.info)
+    snapshot = rejects.publish_rejects(ready.settings, stages, context.log.info)
     return rejects_result(snapshot)

@@ -23,8 +23,8 @@ from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import stated_by_two_lines
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -241,7 +241,7 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 @pytest.mark.parametrize("kwargs", [{"enable_thinking": False}, '{"enable_thinking": false}', [1]])
 def test_a_row_that_sets_variables_of_its_template_is_a_reject_that_names_them(settings: Settings, kwargs: Any) -> None:
     write_lines(Path(settings.annotations_path) / "a.jsonl", [PAIR, PAIR | {"chat_template_kwargs": kwargs}])
-    validated = validated_snapshot(settings, raw_snapshot(settings, silent), silent)
+    validated = publish_validated(settings, publish_raw(settings, silent), silent)
     assert len(rows(validated)) == 1  # the file is not held back: nothing is damaged
     [reject] = rows(validated, "rejects")
     assert (reject["line"], reject["reason"]) == (2, "unsupported_field")

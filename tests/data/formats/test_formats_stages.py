@@ -8,8 +8,8 @@ from support import plain_row, silent, write_lines
 from support import rows as written_rows
 
 from rm_assets.data.stages.invariants import INVARIANTS
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.stages import stage_result
@@ -18,8 +18,8 @@ from rm_assets.settings import Settings
 
 def validated(settings: Settings, **changes: object) -> Snapshot:
     settings = settings.model_copy(update=changes)
-    raw = raw_snapshot(settings, silent)
-    snapshot = validated_snapshot(settings, raw, silent)
+    raw = publish_raw(settings, silent)
+    snapshot = publish_validated(settings, raw, silent)
     laws = [law.violations(snapshot.manifest, raw.manifest) for law in INVARIANTS[Stage.VALIDATED]]
     assert {count for figures in laws for count in figures.values()} == {0}
     return snapshot
@@ -62,7 +62,7 @@ def test_responses_that_are_empty_or_unranked_are_counted_and_shown_and_their_li
 ) -> None:
     partial = ranking(2)["responses"] + [{"text": "unranked"}, {"text": "", "score": 7}]
     write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), {"prompt": "q", "responses": partial}])
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     snapshot = validated(settings)
     assert (snapshot.manifest.num_rows(), snapshot.manifest.num_rows(rejects=True)) == (1 + 4, 0)
     assert snapshot.manifest.total("num_left_out") == 2

@@ -10,8 +10,8 @@ from support import plain_row, rows, silent, violations, write_lines
 
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -165,8 +165,8 @@ def assert_only_the_good_come_out(settings: Settings, hostile: list[bytes], num_
     random.Random(0).shuffle(lines)
     write_lines(Path(settings.annotations_path) / "mixed.jsonl", lines)
     settings = settings.model_copy(update={"max_malformed_fraction": 1.0, "shard_bytes": 200_000})
-    raw = raw_snapshot(settings, silent)
-    validated = validated_snapshot(settings, raw, silent)
+    raw = publish_raw(settings, silent)
+    validated = publish_validated(settings, raw, silent)
     found = {
         row["line"]: [row[side][0]["content"] for side in ("prompt", "chosen", "rejected")] for row in rows(validated)
     }

@@ -10,8 +10,8 @@ from support import rows as rows_of
 from support import silent, write_lines
 
 from rm_assets.data.stages.invariants import INVARIANTS
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -32,8 +32,8 @@ def snapshot_of(settings: Settings, say: Callable[[str], object] = silent, **cha
     changed = load_settings(
         {"annotations": settings.annotations, "storage": settings.storage, "num_workers": 1, **changes}, {}
     )
-    raw = raw_snapshot(changed, silent)
-    snapshot = validated_snapshot(changed, raw, say)
+    raw = publish_raw(changed, silent)
+    snapshot = publish_validated(changed, raw, say)
     laws = [law.violations(snapshot.manifest, raw.manifest) for law in INVARIANTS[Stage.VALIDATED]]
     assert {count for figures in laws for count in figures.values()} == {0}
     return snapshot

@@ -11,8 +11,8 @@ from support import rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
 from rm_assets.data.formats.two_lines import pairs_of_lines, stated_by_two_lines
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -70,8 +70,8 @@ def several_pairs(prompt: str, num_pairs: int) -> list[Any]:
 
 
 def first_stages(settings: Settings) -> dict[Stage, Snapshot]:
-    raw = raw_snapshot(settings, silent)
-    return {Stage.RAW: raw, Stage.VALIDATED: validated_snapshot(settings, raw, silent)}
+    raw = publish_raw(settings, silent)
+    return {Stage.RAW: raw, Stage.VALIDATED: publish_validated(settings, raw, silent)}
 
 
 def written(settings: Settings, lines: list[Any]) -> None:

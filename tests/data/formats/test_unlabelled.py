@@ -8,8 +8,8 @@ import pytest
 from support import plain_row, rows, silent, write_lines
 
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Settings
 
@@ -110,7 +110,7 @@ def test_many_unlabelled_rows_cost_no_file_its_others(settings: Settings) -> Non
         write_lines(Path(settings.annotations_path) / f"{number}.jsonl", lines)
     replies = [plain_row(1), plain_row(2), plain_row(3, rejected=None), plain_row(4, chosen=None)]
     write_lines(Path(settings.annotations_path) / "plain.jsonl", replies)
-    snapshot = validated_snapshot(settings, raw_snapshot(settings, silent), silent)
+    snapshot = publish_validated(settings, publish_raw(settings, silent), silent)
     assert snapshot.manifest.facts["held_back"] == {}
     assert snapshot.manifest.num_rows() == 5 * 8 + 2
     assert {reject["reason"] for reject in rows(snapshot, "rejects")} == {"unlabelled", "empty_reply"}

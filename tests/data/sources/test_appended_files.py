@@ -10,7 +10,7 @@ from support import age, rows, silent
 
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
 from rm_assets.data.stages import raw as raw_module
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.settings import Settings
 
@@ -33,7 +33,7 @@ def read(settings: Settings, content: bytes, *, is_old: bool = True) -> Snapshot
     path.write_bytes(content)
     if is_old:
         age(path.parent)
-    return raw_snapshot(settings, silent)
+    return publish_raw(settings, silent)
 
 
 def shards(snapshot: Snapshot) -> list[dict[str, Any]]:

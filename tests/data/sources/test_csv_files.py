@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support import age, plain_row, rejects, rows, silent, violations, write_lines
 
 from rm_assets.data.sources.csv_rows import csv_rows
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -23,7 +23,7 @@ from rm_assets.settings import Settings
 
 def raw_of(settings: Settings, content: bytes, name: str = "a.csv") -> Snapshot:
     (Path(settings.annotations_path) / name).write_bytes(content)
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert set(violations({Stage.RAW: raw}).values()) == {0}
     return raw
 
@@ -86,7 +86,7 @@ def test_each_row_is_a_line_of_texts_with_its_number(settings: Settings, kind: s
 def test_a_column_given_twice_stays_two_fields(settings: Settings) -> None:
     raw = raw_of(settings, b"prompt,chosen,rejected,chosen\np,c,r,d\n")
     assert [row["text"] for row in rows(raw)] == ['{"prompt":"p","chosen":"c","rejected":"r","chosen":"d"}']
-    assert rejects(validated_snapshot(settings, raw, silent)) == [("a.csv", 1, "repeated_field")]
+    assert rejects(publish_validated(settings, raw, silent)) == [("a.csv", 1, "repeated_field")]
 
 
 def test_a_field_may_be_as_long_as_a_line(settings: Settings) -> None:
@@ -127,7 +127,7 @@ def test_a_table_that_changes_while_it_is_read_is_read_again(
 
     monkeypatch.setattr("rm_assets.data.sources.rows.csv_rows", changing)
     monkeypatch.setattr("rm_assets.data.stages.raw._PAUSES", (0.0,) * 4)
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert [value for _, value in values(raw)] == [
         *({"a": "old", "b": str(n)} for n in (1, 2, 3)),
         {"a": "new", "b": "4"},

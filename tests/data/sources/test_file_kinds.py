@@ -8,7 +8,7 @@ from datasets import Dataset
 from support import plain_row, rows, silent, write_lines
 
 from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_read
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.stages import stage_result
 from rm_assets.defs.runs.failure_reason import print_note_at_exit
@@ -55,7 +55,7 @@ def test_the_way_on_for_an_arrow_file_gives_back_the_same_texts(settings: Settin
     assert way == "Dataset.from_file(NAME).to_parquet(NAME + '.parquet')"
     eval(way, {"Dataset": Dataset, "NAME": name})
     Path(f"{name}.parquet").rename(Path(settings.annotations_path) / "a.parquet")
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert [row["text"].split('"chosen":')[1][:6] for row in rows(raw)] == ['"007",', '"NA","']
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_read_is_a_warning_and_a_last_line(settings: Settings
     said: list[str] = []
     for name in ("README.md", "old [1](x).xlsx"):
         (directory / name).write_bytes(b"x")
-        raw = raw_snapshot(settings, said.append)
+        raw = publish_raw(settings, said.append)
         [check] = [
             check
             for check in stage_result(Stage.RAW, raw, None, settings).check_results or []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import plain_row, rows, silent, write_lines
 
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.storage.files import StorageError
 from rm_assets.settings import Settings, SettingsError
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_not_as_long_as_its_server_says_is_an_error_and_no_shorte
     with served(content, told=None if more is None else len(content) + more) as address:
         settings = Settings(annotations=address, storage=str(tmp_path / "storage"))
         with pytest.raises((SettingsError, StorageError), match=f"http://127.0.0.1:.*/a.jsonl' {complaint}"):
-            raw_snapshot(settings, silent)
+            publish_raw(settings, silent)
     with served(content, told=len(content)) as address:
         settings = Settings(annotations=address, storage=str(tmp_path / "storage"))
-        assert len(rows(raw_snapshot(settings, silent))) == 30
+        assert len(rows(publish_raw(settings, silent))) == 30

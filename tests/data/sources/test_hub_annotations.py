@@ -14,7 +14,7 @@ from support import plain_row, rows, silent, violations
 
 from rm_assets.data.sources.content_version import content_listing
 from rm_assets.data.sources.discovery import find_annotations
-from rm_assets.data.stages.raw import files_to_read, raw_snapshot
+from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError
 
@@ -47,7 +47,7 @@ def on_hub(tmp_path: Path, setting: str = ROOT) -> Settings:
 
 
 def prompts(settings: Settings) -> list[tuple[str, int, str]]:
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert set(violations({Stage.RAW: raw}).values()) == {0}
     return [(row["source"], row["line"], json.loads(row["text"])["prompt"]) for row in rows(raw)]
 
@@ -76,7 +76,7 @@ def test_a_data_set_is_read_once_and_what_changes_in_it_again(hub: Hub, tmp_path
     ]
     assert prompts(settings) == expected
     hub.requests.clear()
-    assert raw_snapshot(settings, silent).num_new_shards == 0
+    assert publish_raw(settings, silent).num_new_shards == 0
     assert not [path for _, path in hub.requests if "/resolve/" in path]
     before = version(settings)
     hub.files["data/more/test.jsonl"] = json.dumps(plain_row(5)).encode() + b"\n"  # of the same size
@@ -99,7 +99,7 @@ def test_what_is_not_there_is_one_clear_error_without_the_token(hub: Hub, missin
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, tmp_path: Path) -> None:
     said: list[str] = []
-    raw_snapshot(on_hub(tmp_path), said.append)
+    publish_raw(on_hub(tmp_path), said.append)
     assert hub.tokens == {f"Bearer {TOKEN}"}
     written = [path for path in (tmp_path / "storage").rglob("*") if path.is_file()]
     assert written

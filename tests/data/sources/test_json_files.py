@@ -17,8 +17,8 @@ from rm_assets.data.sources import json_lists
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.json_lists import list_begin, list_rows
 from rm_assets.data.sources.opened_file import RejectedFileError, zstd
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -34,8 +34,8 @@ def elements(content: bytes, *, max_line_bytes: int = 1000) -> list[Piece]:
 
 
 def first_stages(settings: Settings) -> dict[Stage, Snapshot]:
-    raw = raw_snapshot(settings, silent)
-    return {Stage.RAW: raw, Stage.VALIDATED: validated_snapshot(settings, raw, silent)}
+    raw = publish_raw(settings, silent)
+    return {Stage.RAW: raw, Stage.VALIDATED: publish_validated(settings, raw, silent)}
 
 
 def lines_of(rows: list[dict[str, object]]) -> bytes:
@@ -60,7 +60,7 @@ NAMES: dict[str, Callable[[bytes], bytes]] = {
 def test_lines_of_json_are_read_whatever_their_file_is_called(settings: Settings, name: str) -> None:
     content = b"\n" + lines_of(ROWS)
     (Path(settings.annotations_path) / name).write_bytes(NAMES[name](content))
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert [row["line"] for row in rows(raw)] == [*range(2, 14)]
     assert [json.loads(row["text"]) for row in rows(raw)] == ROWS
     assert raw.manifest.total("num_bytes") == len(content)
@@ -72,7 +72,7 @@ def test_what_the_datasets_library_writes_beside_the_rows_is_not_read(settings: 
     write_lines(directory / "a.json", [plain_row(1)])
     for name in ("dataset_info.json", "state.json"):
         (directory / name).write_text("{}")
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert raw.manifest.facts["ignored_files"] == ["dataset_info.json", "state.json"]
     assert raw.manifest.num_rows() == 1
 
@@ -108,7 +108,7 @@ def test_the_text_of_an_element_is_kept_as_it_is(settings: Settings) -> None:
     elements = ['{"b": 1.50, "a": "\\u00e9"}', '{"chosen": "x", "chosen": "y"}', '{"a" :\n\t[1 , 2]}', '"]"', "-0.0"]
     (Path(settings.annotations_path) / "a.json").write_text(f"[{' , '.join(elements)} ]")
     settings = settings.model_copy(update={"max_malformed_fraction": 1.0})
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert [row["text"] for row in rows(raw)] == [element.replace("\n", "\r") for element in elements]
 
 
@@ -157,7 +157,7 @@ def test_a_damaged_list_is_never_half_used(settings: Settings, damage: bytes) ->
     directory = Path(settings.annotations_path)
     write_lines(directory / "good.jsonl", [plain_row(1)])
     (directory / "a.json").write_bytes(damage)
-    raw = raw_snapshot(settings.model_copy(update={"shard_bytes": 1}), silent)
+    raw = publish_raw(settings.model_copy(update={"shard_bytes": 1}), silent)
     [reject] = rows(raw, REJECTS)
     place = (reject["source"], reject["line"], reject["reason"], reject["detail"])
     assert place == ("a.json", 0, "damaged_file", DAMAGES[damage])
@@ -168,7 +168,7 @@ def test_a_damaged_list_is_never_half_used(settings: Settings, damage: bytes) ->
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_json_of_another_encoding_is_one_reject_that_says_so(settings: Settings, encoding: str) -> None:
     (Path(settings.annotations_path) / "a.json").write_bytes(json.dumps(ROWS).encode(encoding))
-    [reject] = rows(raw_snapshot(settings, silent), REJECTS)
+    [reject] = rows(publish_raw(settings, silent), REJECTS)
     told = (reject["line"], reject["reason"], reject["detail"])
     assert told == (0, "not_utf8", "it is UTF-16 or UTF-32: save it as UTF-8")
 
@@ -176,14 +176,14 @@ def test_json_of_another_encoding_is_one_reject_that_says_so(settings: Settings,
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"[]", b" [ ]\n", b'{"data": []}'])
 def test_json_without_rows_gives_none(settings: Settings, content: bytes) -> None:
     (Path(settings.annotations_path) / "a.json").write_bytes(content)
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert (rows(raw), rows(raw, REJECTS)) == ([], [])
     assert set(violations({Stage.RAW: raw}).values()) == {0}
 
 
 def test_a_list_whose_file_is_a_line_file_stays_one_line(settings: Settings) -> None:
     (Path(settings.annotations_path) / "a.jsonl").write_text("[1, 2]\n")
-    assert [row["text"] for row in rows(raw_snapshot(settings, silent))] == ["[1, 2]"]
+    assert [row["text"] for row in rows(publish_raw(settings, silent))] == ["[1, 2]"]
 
 
 def test_a_list_that_got_longer_is_read_as_a_whole(settings: Settings) -> None:
@@ -192,14 +192,14 @@ def test_a_list_that_got_longer_is_read_as_a_whole(settings: Settings) -> None:
     for number in (4, 8):
         path.write_text(json.dumps(ROWS[:number]))
         age(path.parent)
-        raw = raw_snapshot(settings, silent)
+        raw = publish_raw(settings, silent)
         assert [json.loads(row["text"]) for row in rows(raw)] == ROWS[:number]
-        assert raw_snapshot(settings, silent).num_new_shards == 0
+        assert publish_raw(settings, silent).num_new_shards == 0
 
 
 def test_a_file_of_two_lines_a_pair_is_no_list(settings: Settings) -> None:
     (Path(settings.annotations_path) / "a.json").write_text(json.dumps(ROWS))
-    raw = raw_snapshot(settings.model_copy(update={"two_line_files": True}), silent)
+    raw = publish_raw(settings.model_copy(update={"two_line_files": True}), silent)
     [reject] = rows(raw, REJECTS)
     assert reject["reason"] == "unreadable_file"
     assert reject["detail"] == "two_line_files is on, which reads lines of JSON alone"

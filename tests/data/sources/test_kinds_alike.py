@@ -15,8 +15,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support import rejects, rows, silent, violations
 
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -52,8 +52,8 @@ def found(written: dict[str, bytes]) -> dict[str, tuple[list[Row], list[tuple[in
             (annotations / name).write_bytes(content)
         settings = Settings(annotations=str(annotations), storage=f"{directory}/storage", num_workers=1)
         settings = settings.model_copy(update={"max_malformed_fraction": 1.0, "shard_bytes": 200})
-        raw = raw_snapshot(settings, silent)
-        validated = validated_snapshot(settings, raw, silent)
+        raw = publish_raw(settings, silent)
+        validated = publish_validated(settings, raw, silent)
         assert set(violations({Stage.RAW: raw, Stage.VALIDATED: validated}).values()) == {0}
         pairs = rows(validated)
         told = [*rejects(raw), *rejects(validated)]

@@ -196,13 +196,13 @@ if __name__ == "__main__":
     chosen = Settings(annotations=f"{directory}/a.jsonl", storage=f"{directory}/storage", tokenizer=tokenizer)
     files = find_tokenizer(chosen)
     load_encoder(files, resolve_path(chosen.storage) / SELF_TESTS).turn_off("the fast one would be done too soon")
-    raw = raw_snapshot(chosen, silent)
+    raw = publish_raw(chosen, silent)
     if stage == "validated":
         print("ready", flush=True)
-    validated = validated_snapshot(chosen, raw, silent)
-    flattened = flattened_snapshot(chosen, files, validated, silent)
+    validated = publish_validated(chosen, raw, silent)
+    flattened = publish_flattened(chosen, files, validated, silent)
     print("ready", flush=True)
-    tokenized_snapshot(chosen, files, validated, flattened, silent)
+    publish_tokenized(chosen, files, validated, flattened, silent)
 """
 
 

@@ -19,7 +19,7 @@ from support import age, plain_row, rejects, rows, silent, violations, write_lin
 from rm_assets.data.sources import parquet_rows as reader
 from rm_assets.data.sources.opened_file import RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
@@ -49,7 +49,7 @@ def lines(content: bytes, *, max_line_bytes: int = 10_000, most_bytes: int = 10*
 
 def raw_of(settings: Settings, content: bytes, name: str = "a.parquet") -> Snapshot:
     (Path(settings.annotations_path) / name).write_bytes(content)
-    return raw_snapshot(settings, silent)
+    return publish_raw(settings, silent)
 
 
 # --- values --------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_a_table_that_was_written_anew_is_read_again(settings: Settings) -> None
         raw = raw_of(settings, written(pa.table({"n": range(number)}), row_group_size=6))
         age(Path(settings.annotations_path))
         assert [json.loads(row["text"])["n"] for row in rows(raw)] == [*range(number)]
-    assert raw_snapshot(settings, silent).num_new_shards == 0
+    assert publish_raw(settings, silent).num_new_shards == 0
 
 
 def test_a_table_is_no_file_of_two_lines_a_pair(settings: Settings) -> None:

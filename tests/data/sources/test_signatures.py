@@ -13,7 +13,7 @@ import pytest
 from support import plain_row, rejects, rows, silent, violations, write_lines
 
 from rm_assets.data.sources.opened_file import zstd
-from rm_assets.data.stages.raw import raw_snapshot
+from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -78,7 +78,7 @@ def test_a_file_that_is_not_what_its_name_says_is_one_reject_that_tells_so(setti
     write_lines(directory / "good.jsonl", [plain_row(1)])
     name, content, told = FILES[kind]
     (directory / name).write_bytes(content)
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert rejects(raw) == [(name, 0, "damaged_file")]
     assert [row["detail"] for row in rows(raw, REJECTS)] == [told]
     assert [row["source"] for row in rows(raw)] == ["good.jsonl"]
@@ -90,5 +90,5 @@ def test_names_of_columns_are_no_signatures(settings: Settings) -> None:
     tables = [b"PAR1,PAR2\n1,2", b"PK,BZh\n1,2", b"<htmlish>\n1", b"version\n1", b"{a},[b]\n1,2", b"PAR1\tb\n1\t2"]
     for number, table in enumerate(tables):
         (directory / f"{number}.csv").write_bytes(table)
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert (len(rows(raw)), rejects(raw)) == (len(tables), [])

@@ -15,10 +15,10 @@ from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.template_renderer import Pieces, TemplateRenderer
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.stages import flattening, tokenization
-from rm_assets.data.stages.flattening import flattened_snapshot
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.tokenization import tokenized_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.flattening import publish_flattened
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.tokenization import publish_tokenized
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -38,10 +38,10 @@ def prepared(settings: Settings, storage: str, said: list[str]) -> dict[Stage, A
     """The first four stages on a storage of their own."""
     own = settings.model_copy(update={"storage": str(Path(settings.storage).with_name(storage))})
     files = find_tokenizer(own)
-    raw = raw_snapshot(own, said.append)
-    validated = validated_snapshot(own, raw, said.append)
-    flattened = flattened_snapshot(own, files, validated, said.append)
-    tokenized = tokenized_snapshot(own, files, validated, flattened, said.append)
+    raw = publish_raw(own, said.append)
+    validated = publish_validated(own, raw, said.append)
+    flattened = publish_flattened(own, files, validated, said.append)
+    tokenized = publish_tokenized(own, files, validated, flattened, said.append)
     return dict(zip(Stage, (raw, validated, flattened, tokenized), strict=False))
 
 

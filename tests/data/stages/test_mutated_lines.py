@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support import plain_row, rejects, rows, silent
 
 from rm_assets.data.stages.invariants import INVARIANTS
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -51,8 +51,8 @@ def check(lines: list[bytes], directory: Path) -> None:
     given_settings = Settings(
         annotations=str(directory / "a.jsonl"), storage=str(directory / "s"), max_malformed_fraction=1, shard_bytes=400
     )
-    raw = raw_snapshot(given_settings, silent)
-    validated = validated_snapshot(given_settings, raw, silent)
+    raw = publish_raw(given_settings, silent)
+    validated = publish_validated(given_settings, raw, silent)
     pairs = {row["line"]: row for row in rows(validated)}
     assert [pairs[line]["chosen"][0]["content"] for line in range(1, 6)] == [f"It is {n + 1}." for n in range(5)]
     told = [line for _, line, _ in (*rejects(raw), *rejects(validated))]

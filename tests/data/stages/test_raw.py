@@ -13,8 +13,8 @@ from support import age, plain_row, rejects, rows, run_stages, silent, violation
 
 from rm_assets.data.sources.blocks import Block, blocks_of_lines
 from rm_assets.data.sources.opened_file import RejectedFileError, open_annotation_file, zstd
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.rejects import rejects_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.rejects import publish_rejects
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -53,9 +53,9 @@ def test_a_damaged_archive_is_rejected_whole_until_it_is_mended(settings: Settin
     ]
     assert stages[Stage.VALIDATED].manifest.facts["held_back"] == {}
     assert set(violations(stages).values()) == {0}
-    assert rejects_snapshot(settings, stages, silent).manifest.num_rows() == 1
+    assert publish_rejects(settings, stages, silent).manifest.num_rows() == 1
     (directory / name).write_bytes(archive)
-    mended = raw_snapshot(settings, silent)
+    mended = publish_raw(settings, silent)
     assert (mended.manifest.num_rows(), mended.manifest.num_rows(rejects=True)) == (21, 0)
 
 
@@ -86,8 +86,8 @@ def test_bad_entries_are_rejects_and_the_good_ones_go_on(settings: Settings) -> 
     assert not [path for path in stages[Stage.RAW].paths() if path.name[0] in "-._"]
     assert stages[Stage.RAW].manifest.total("num_blank") == 3
     assert set(violations(stages).values()) == {0}
-    assert all(len(row["line_sha256"]) == 64 for row in rows(rejects_snapshot(settings, stages, silent)))
-    assert raw_snapshot(settings, silent).num_new_shards == 0
+    assert all(len(row["line_sha256"]) == 64 for row in rows(publish_rejects(settings, stages, silent)))
+    assert publish_raw(settings, silent).num_new_shards == 0
 
 
 def test_a_bomb_is_read_again_under_another_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +96,9 @@ def test_a_bomb_is_read_again_under_another_limit(settings: Settings, monkeypatc
     path.write_bytes(gzip.compress(b"one\n" * 100_000))
     age(path.parent)
     settings = settings.model_copy(update={"max_expansion": 5})
-    assert rejects(raw_snapshot(settings, silent)) == [("a.jsonl.gz", 0, "decompression_bomb")]
+    assert rejects(publish_raw(settings, silent)) == [("a.jsonl.gz", 0, "decompression_bomb")]
     settings = settings.model_copy(update={"max_expansion": 2000})
-    assert len(texts(raw_snapshot(settings, silent))) == 100_000
+    assert len(texts(publish_raw(settings, silent))) == 100_000
 
 
 # --- files that change while they are read -------------------------------------------------------------------
@@ -141,11 +141,11 @@ def test_of_a_file_that_grows_the_lines_count_that_were_whole_when_it_was_opened
             stream.write(b"ee\nfou")
 
     times = during_reading(append)
-    assert texts(raw_snapshot(settings, silent)) == ["one", "two"]
+    assert texts(publish_raw(settings, silent)) == ["one", "two"]
     assert len(times) == 3
     path.write_bytes(b"one\ntwo\nthree\n")
     during_reading(lambda _: None)
-    assert texts(raw_snapshot(settings, silent)) == ["one", "two", "three"]
+    assert texts(publish_raw(settings, silent)) == ["one", "two", "three"]
 
 
 def test_a_file_that_is_written_over_while_it_is_read_is_read_again(settings: Settings, during_reading) -> None:
@@ -154,7 +154,7 @@ def test_a_file_that_is_written_over_while_it_is_read_is_read_again(settings: Se
     path.write_bytes(old)
     age(path.parent)
     times = during_reading(lambda time: path.write_bytes(new) if time == 0 else None)
-    raw = raw_snapshot(settings.model_copy(update={"shard_bytes": 1000_000}), silent)
+    raw = publish_raw(settings.model_copy(update={"shard_bytes": 1000_000}), silent)
     assert {text[:3] for text in texts(raw)} == {"new"}
     assert len(times) == 2
     assert not list(raw.directory.parent.rglob(".staging"))
@@ -175,13 +175,13 @@ def test_a_file_that_never_holds_still_is_rejected_until_it_does(settings: Setti
     assert rejects(stages[Stage.RAW]) == [("a.jsonl", 0, "changing_file")]
     assert set(violations(stages).values()) == {0}
     during_reading(lambda _: None)
-    assert len(texts(raw_snapshot(settings, silent))) == 3
+    assert len(texts(publish_raw(settings, silent))) == 3
 
 
 def test_a_file_that_vanishes_while_it_is_read_is_rejected(settings: Settings, during_reading) -> None:
     path = write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1)])
     during_reading(lambda _: path.unlink(missing_ok=True))
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert [(row["reason"], row["detail"]) for row in rows(raw, REJECTS)] == [
         ("unreadable_file", "No such file or directory")
     ]
@@ -200,8 +200,8 @@ def test_a_file_read_while_it_changed_is_read_again_by_the_next_run(settings: Se
             age(path.parent)
 
     during_reading(grow_once)
-    assert texts(raw_snapshot(settings, silent)) == ["one"]
-    assert texts(raw_snapshot(settings, silent)) == ["one", "two"]
+    assert texts(publish_raw(settings, silent)) == ["one"]
+    assert texts(publish_raw(settings, silent)) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_a_file_read_while_it_changed_is_read_again_by_the_next_run(settings: Se
 def test_damaged_stamps_cost_a_second_reading_and_no_more(settings: Settings, damage: bytes) -> None:
     write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1)])
     age(Path(settings.annotations_path))
-    first = raw_snapshot(settings, silent)
+    first = publish_raw(settings, silent)
     stamps = Path(settings.storage) / Stage.RAW / "stamps.json"
     sound = stamps.read_bytes()
     stamps.write_bytes(damage)
-    again = raw_snapshot(settings, silent)
+    again = publish_raw(settings, silent)
     assert (again.name, again.num_new_shards) == (first.name, 0)
     assert stamps.read_bytes() == sound

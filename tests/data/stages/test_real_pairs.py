@@ -11,10 +11,10 @@ from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.rendering import SIDES
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import TemplateError, load_chat_tokenizer, message_dict, reference_ids
-from rm_assets.data.stages.flattening import flattened_snapshot
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.tokenization import tokenized_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.flattening import publish_flattened
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.tokenization import publish_tokenized
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.settings import Settings
 
 SHARED = Path(__file__).parents[3].parent / "shared"
@@ -35,7 +35,7 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
     for path in FILES:
         given = {"annotations": str(path), "storage": str(tmp_path / path.stem), "max_length": 2**20}
         own = settings.model_copy(update=given)
-        validated = validated_snapshot(own, raw_snapshot(own, silent), silent)
+        validated = publish_validated(own, publish_raw(own, silent), silent)
         texts, expected, ids = [], [], {}
         for row in rows(validated):
             for side in SIDES:
@@ -52,8 +52,8 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
         assert [shard.ids[start:end].tolist() for start, end in itertools.pairwise(shard.offsets)] == expected
         assert (shard.backend, shard.fell_back) == (TOKENIZERS[name], False)
         num_texts += len(texts)
-        flattened = flattened_snapshot(own, files, validated, silent)
-        for row in rows(tokenized_snapshot(own, files, validated, flattened, silent)):
+        flattened = publish_flattened(own, files, validated, silent)
+        for row in rows(publish_tokenized(own, files, validated, flattened, silent)):
             assert [row[f"{side}_ids"] for side in SIDES] == [ids[row["pair_id"], side] for side in SIDES]
             num_written += len(SIDES)
     assert num_texts >= num_written > 2_000

@@ -9,8 +9,8 @@ import pyarrow as pa
 from support import plain_row, rows, run_stages, silent, write_lines
 
 from rm_assets.data.pairs.duplicates import dropped_rows
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.rejects import rejects_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.rejects import publish_rejects
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.stages import rejects_result
 from rm_assets.settings import Settings
@@ -21,13 +21,13 @@ NUM_REJECTS = 200_000
 def test_rejects_are_gathered_and_shown_a_shard_at_a_time(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [b"\xff"] * NUM_REJECTS)
     settings = Settings(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "s"), shard_bytes=20_000)
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     assert len(raw.manifest.shards) == 20
     pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        snapshot = rejects_snapshot(settings, {Stage.RAW: raw}, silent)
+        snapshot = publish_rejects(settings, {Stage.RAW: raw}, silent)
         result = rejects_result(snapshot)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -48,7 +48,7 @@ def test_rejects_of_all_stages_stand_in_the_order_of_their_lines_with_the_hashes
     settings = Settings(annotations=str(tmp_path / "in"), storage=str(tmp_path / "s"), shard_bytes=17_000)
     stages = run_stages(settings)
     assert len(stages[Stage.RAW].manifest.shards) == 3
-    found = rows(rejects_snapshot(settings, {stage: stages[stage] for stage in reversed(Stage)}, silent))
+    found = rows(publish_rejects(settings, {stage: stages[stage] for stage in reversed(Stage)}, silent))
     assert [(row["source"], row["line"], row["reason"]) for row in found] == [
         ("a.jsonl", 11, "not_json"),
         ("b.jsonl", 2, "not_json"),

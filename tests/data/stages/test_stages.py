@@ -13,9 +13,9 @@ from support import age, is_linear, plain_row, rejects, rows, run_stages, silent
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.compute import engine
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.rejects import rejects_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.rejects import publish_rejects
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Shard, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -68,7 +68,7 @@ def test_a_rejected_line_is_found_by_file_line_and_reason(settings: Settings) ->
     assert rejects(stages[Stage.VALIDATED]) == [("a.jsonl", 21, "not_json")]
     assert rejects(stages[Stage.PADDED]) == [("b.jsonl", 22, "duplicate")]
     assert set(violations(stages).values()) == {0}
-    gathered = rows(rejects_snapshot(settings, stages, silent))
+    gathered = rows(publish_rejects(settings, stages, silent))
     assert [(row["source"], row["line"], row["stage"], row["reason"]) for row in gathered] == [
         ("a.jsonl", 21, "validated_preferences", "not_json"),
         ("b.jsonl", 22, "padded_pairs", "duplicate"),
@@ -79,7 +79,7 @@ def test_a_rejected_line_is_found_by_file_line_and_reason(settings: Settings) ->
 
 def test_annotations_without_a_single_reject_have_an_empty_table_of_rejects(settings: Settings) -> None:
     write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1), plain_row(2)])
-    assert rows(rejects_snapshot(settings, run_stages(settings), silent)) == []
+    assert rows(publish_rejects(settings, run_stages(settings), silent)) == []
 
 
 def test_the_hash_of_a_rejected_line_follows_the_line(settings: Settings) -> None:
@@ -88,7 +88,7 @@ def test_the_hash_of_a_rejected_line_follows_the_line(settings: Settings) -> Non
     for spaces in (" ", "  "):
         repeated = {name: text.replace(" ", spaces) for name, text in plain_row(1).items()}
         write_lines(path, [plain_row(1), repeated])
-        [reject] = rows(rejects_snapshot(settings, run_stages(settings), silent))
+        [reject] = rows(publish_rejects(settings, run_stages(settings), silent))
         assert reject["line_sha256"] == hashlib.sha256(path.read_bytes().splitlines()[1]).hexdigest()
         hashes.append(reject["line_sha256"])
     assert hashes[0] != hashes[1]
@@ -205,13 +205,13 @@ def test_an_unchanged_input_computes_nothing_and_writes_no_data(many_shards: Set
 
 
 def test_an_unchanged_file_is_not_even_opened(many_shards: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw_snapshot(many_shards, silent)
+    publish_raw(many_shards, silent)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a file whose stamp is unchanged was opened")
 
     monkeypatch.setattr("rm_assets.data.stages.raw.blocks_of_lines", refuse)
-    raw_snapshot(many_shards, silent)
+    publish_raw(many_shards, silent)
 
 
 def write_over(path: Path, content: bytes) -> None:
@@ -236,12 +236,12 @@ def test_a_file_with_an_old_stamp_but_a_young_change_is_read_again(
 ) -> None:
     path = write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(1)])
     age(path.parent)
-    raw_snapshot(settings, silent)
+    publish_raw(settings, silent)
     stamp = path.stat()
     change(path, path.read_bytes().replace(b"one", b"two"))  # same size
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (stamp.st_size, stamp.st_mtime_ns)
-    assert "plus two" in rows(raw_snapshot(settings, silent))[0]["text"]
+    assert "plus two" in rows(publish_raw(settings, silent))[0]["text"]
 
 
 def test_an_appended_line_computes_one_shard_at_each_stage(many_shards: Settings) -> None:
@@ -275,7 +275,7 @@ def test_the_work_that_files_cost_grows_with_their_number(tmp_path: Path) -> Non
         for number in range(num_files):
             write_lines(directory / "in" / f"{number}.jsonl", [plain_row(number)])
         settings = Settings(annotations=str(directory / "in"), storage=str(directory / "storage"), num_workers=1)
-        validated = validated_snapshot(settings, raw_snapshot(settings, silent), silent)
+        validated = publish_validated(settings, publish_raw(settings, silent), silent)
         assert validated.manifest.num_rows() == num_files
 
     assert is_linear(first_stages, 10)

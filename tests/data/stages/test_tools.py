@@ -19,8 +19,8 @@ from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, me
 from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import ValidationTask, measure_validated, validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import ValidationTask, measure_validated, publish_validated
 from rm_assets.data.storage.parquet import read_table, write_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables.reasons import Reason
@@ -263,8 +263,8 @@ def test_the_law_finds_tools_and_calls_in_another_order_than_their_line(settings
         {"prompt": "q", "chosen": [said("b")], "rejected": [said("c")]},
     ]
     write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
-    raw = raw_snapshot(settings, silent)
-    validated = validated_snapshot(settings, raw, silent)
+    raw = publish_raw(settings, silent)
+    validated = publish_validated(settings, raw, silent)
     assert [row["line"] for row in rows(validated)] == [1, 2, 3, 4, 5]
     counted = {
         change.__name__: figures(raw, validated, change, ParsingRules())["num_other_tools"]
@@ -278,8 +278,8 @@ def test_the_tools_of_two_lines_stand_in_either(settings: Settings) -> None:
     lines = [{"text": texts[0]}, {"text": texts[1], "tools": [FERRY]}]
     write_lines(Path(settings.annotations_path) / "a.jsonl", lines)
     own = settings.model_copy(update={"two_line_files": True})
-    raw = raw_snapshot(own, silent)
-    validated = validated_snapshot(own, raw, silent)
+    raw = publish_raw(own, silent)
+    validated = publish_validated(own, raw, silent)
     rules = ParsingRules(two_line_files=True)
     assert [row["tools"] for row in rows(validated)] == [compact([FERRY])]
     assert figures(raw, validated, dict, rules)["num_other_tools"] == 0

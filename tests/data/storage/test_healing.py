@@ -18,8 +18,8 @@ import pytest
 from support import plain_row, run_stages, silent, small_disk, write_lines
 
 from rm_assets.data.compute import engine
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.files import StorageError
 from rm_assets.settings import Settings
 
@@ -38,7 +38,7 @@ def tree(storage: Path) -> dict[str, str]:
 
 def first_stages(settings: Settings) -> None:
     """Those that load no tokenizer, and take a second."""
-    validated_snapshot(settings, raw_snapshot(settings, silent), silent)
+    publish_validated(settings, publish_raw(settings, silent), silent)
 
 
 # Runs the stages named by the first argument; prints a line once all is loaded; kills itself at the n-th time that it

@@ -8,7 +8,7 @@ import pytest
 from support import plain_row, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.stages import raw
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import publication as publishing
 from rm_assets.data.storage.publication import ShardWriter, open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, SnapshotError
@@ -70,9 +70,9 @@ def test_a_shard_that_takes_the_place_of_another_breaks_a_law(
 ) -> None:
     monkeypatch.setattr(raw, "shard_name", lambda source, index: "same")
     monkeypatch.setattr(publishing, "_require_distinct", lambda asset, shards: None)
-    lines = raw.raw_snapshot(two_files, silent)
+    lines = raw.publish_raw(two_files, silent)
     assert [row["source"] for row in rows(lines)] == ["b.jsonl"] * 2 * NUM_PAIRS
-    stages = {Stage.RAW: lines, Stage.VALIDATED: validated_snapshot(two_files, lines, silent)}
+    stages = {Stage.RAW: lines, Stage.VALIDATED: publish_validated(two_files, lines, silent)}
     assert violations(stages)["validated_preferences: lines not read"] == NUM_PAIRS
 
 

@@ -17,7 +17,7 @@ from support import plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.sources.content_version import content_listing, published_version
 from rm_assets.data.sources.discovery import find_annotations
-from rm_assets.data.stages.raw import files_to_read, raw_snapshot
+from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage import publication as publication_module
 from rm_assets.data.storage.files import StorageError, file_sizes, remove_files, resolve_path, write_json
 from rm_assets.data.storage.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
@@ -70,7 +70,7 @@ def test_a_storage_that_holds_what_is_not_ours_is_refused_before_any_work(settin
     foreign.write_text("mine")
     named = str(Path(settings.storage, *Path(entry).parts[:2]))
     with pytest.raises(StorageError) as error:
-        raw_snapshot(settings, silent)
+        publish_raw(settings, silent)
     assert f"{named!r} was not made by rm_assets. Move it elsewhere, or set storage (or RM_STORAGE)" in str(error.value)
     with pytest.raises(SettingsError, match=r"storage \(or RM_STORAGE\): .* was not made by rm_assets"):
         ProjectResource(storage=settings.storage).ready()
@@ -176,7 +176,7 @@ def test_a_storage_among_the_annotations_is_not_read(tmp_path: Path, monkeypatch
     versions = []
     for number in range(2):
         write_lines(tmp_path / "rm_storage" / "reward_model" / SNAPSHOT / "m.jsonl", [{"loss": number}])
-        raw = raw_snapshot(settings, silent)
+        raw = publish_raw(settings, silent)
         assert {shard.source.rsplit("/", 1)[-1] for shard in raw.manifest.shards} == {"a.jsonl"}
         assert raw.manifest.facts["ignored_files"] == []
         versions.append(content_listing(files_to_read(settings)[1], Path(settings.storage)).version)

@@ -13,8 +13,8 @@ import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
 import rm_assets
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
@@ -189,7 +189,7 @@ def test_rejects_that_changed_under_a_reader_are_read_by_the_manifest_of_now(set
 
 
 def first_stages(settings: Settings) -> Snapshot:
-    return validated_snapshot(settings, raw_snapshot(settings, silent), silent)
+    return publish_validated(settings, publish_raw(settings, silent), silent)
 
 
 def test_the_footer_that_a_manifest_states_is_the_end_of_its_file(stages: dict[Stage, Snapshot]) -> None:

@@ -18,7 +18,7 @@ from rm_assets.data.sources import opened_file as file_bytes
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import NothingToReadError, find_annotations
 from rm_assets.data.sources.opened_file import Change, RejectedFileError, open_annotation_file
-from rm_assets.data.stages.raw import files_to_read, raw_snapshot
+from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage.files import StorageError, file_sizes, resolve_path
 from rm_assets.data.storage.parquet import read_batches, read_table
 from rm_assets.data.storage.publication import STAGING, open_publication, tables_writer, write_shard
@@ -98,11 +98,11 @@ def test_one_listing_tells_the_versions_of_all_remote_files(home: Path, monkeypa
     for name in ("a", "b"):
         (home / "annotations" / f"{name}.jsonl").write_bytes(msgspec.json.encode(plain_row(ord(name))))
     monkeypatch.setattr("rm_assets.data.stages.raw._YOUNG_SECONDS", 0.0)  # the test writes and reads within one second
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     monkeypatch.setattr(file_bytes, "remote_status", refuse)
     first = version()
     assert first == raw.manifest.facts[CONTENT]
-    assert raw_snapshot(settings, silent).num_new_shards == 0
+    assert publish_raw(settings, silent).num_new_shards == 0
     text = (home / "annotations" / "a.jsonl").read_bytes()
     (home / "annotations" / "a.jsonl").write_bytes(text)
     assert version() == first

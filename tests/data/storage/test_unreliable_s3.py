@@ -11,8 +11,8 @@ from s3 import s3_server
 from support import plain_row, silent, violations, write_lines
 from upath import UPath
 
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.files import StorageError, resolve_path
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
@@ -121,8 +121,8 @@ def settings(served: tuple[Network, str], request: pytest.FixtureRequest, tmp_pa
 
 
 def first_stages(settings: Settings) -> dict[Stage, Snapshot]:
-    raw = raw_snapshot(settings, silent)
-    return {Stage.RAW: raw, Stage.VALIDATED: validated_snapshot(settings, raw, silent)}
+    raw = publish_raw(settings, silent)
+    return {Stage.RAW: raw, Stage.VALIDATED: publish_validated(settings, raw, silent)}
 
 
 def names(stages: dict[Stage, Snapshot]) -> list[str]:
@@ -159,10 +159,10 @@ def test_requests_that_go_wrong_are_repeated_until_the_snapshots_are_those_of_a_
 def test_a_server_that_refuses_everything_is_one_clear_error_and_the_next_run_heals(
     network: Network, settings: Settings, expected: list[str]
 ) -> None:
-    raw = raw_snapshot(settings, silent)
+    raw = publish_raw(settings, silent)
     network.treat = Network.refuses_all
     with pytest.raises(StorageError, match="Please reduce your request rate") as error:
-        validated_snapshot(settings, raw, silent)
+        publish_validated(settings, raw, silent)
     assert "\n" not in str(error.value)
     network.treat = Network.passes_on
     assert names(first_stages(settings)) == expected

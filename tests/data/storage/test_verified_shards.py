@@ -9,12 +9,12 @@ import pytest
 from support import plain_row, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.stages.flattening import flattened_snapshot
-from rm_assets.data.stages.padding import padded_snapshot
-from rm_assets.data.stages.raw import raw_snapshot
-from rm_assets.data.stages.rejects import rejects_snapshot
-from rm_assets.data.stages.tokenization import tokenized_snapshot
-from rm_assets.data.stages.validation import validated_snapshot
+from rm_assets.data.stages.flattening import publish_flattened
+from rm_assets.data.stages.padding import publish_padded
+from rm_assets.data.stages.raw import publish_raw
+from rm_assets.data.stages.rejects import publish_rejects
+from rm_assets.data.stages.tokenization import publish_tokenized
+from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
@@ -36,11 +36,11 @@ def run_and_listen(settings: Settings) -> tuple[dict[Stage, Snapshot], list[str]
     """All stages with a log, and its lines that tell of shards computed again."""
     said: list[str] = []
     tokenizer = find_tokenizer(settings)
-    raw = raw_snapshot(settings, said.append)
-    validated = validated_snapshot(settings, raw, said.append)
-    flattened = flattened_snapshot(settings, tokenizer, validated, said.append)
-    tokenized = tokenized_snapshot(settings, tokenizer, validated, flattened, said.append)
-    padded = padded_snapshot(settings, validated, tokenized, said.append)
+    raw = publish_raw(settings, said.append)
+    validated = publish_validated(settings, raw, said.append)
+    flattened = publish_flattened(settings, tokenizer, validated, said.append)
+    tokenized = publish_tokenized(settings, tokenizer, validated, flattened, said.append)
+    padded = publish_padded(settings, validated, tokenized, said.append)
     stages = dict(zip(Stage, (raw, validated, flattened, tokenized, padded), strict=True))
     return stages, [line for line in said if "computed again" in line]
 
@@ -134,7 +134,7 @@ def test_a_finished_shard_of_an_interrupted_run_is_verified_too(tmp_path: Path) 
 def test_the_table_of_all_rejects_is_verified_too(settings: Settings) -> None:
     write_lines(Path(settings.annotations_path) / "a.jsonl", [*(plain_row(n) for n in range(20)), b"{"])
     stages = run_stages(settings)
-    [path] = rejects_snapshot(settings, stages, silent).paths()
+    [path] = publish_rejects(settings, stages, silent).paths()
     path.write_bytes(bytes(path.stat().st_size))
     full = settings.model_copy(update={"verify": "full"})
-    assert [row["reason"] for row in rows(rejects_snapshot(full, stages, silent))] == ["not_json"]
+    assert [row["reason"] for row in rows(publish_rejects(full, stages, silent))] == ["not_json"]
