@@ -273,24 +273,18 @@ def _keeps_every_byte(definition: dict[str, Any]) -> bool:
 # --- one shard -----------------------------------------------------------------------------------------------
 
 
-def encode_shard(
-    encoder: Encoder,
-    texts: Sequence[str],
-    num_sampled_ids: int = NUM_SAMPLED_IDS,
-    encode: Callable[[], tuple[Ids, Offsets]] | None = None,
-) -> EncodedTexts:
+def encode_shard(encoder: Encoder, texts: Sequence[str], num_sampled_ids: int = NUM_SAMPLED_IDS) -> EncodedTexts:
     """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
 
     As many of them are sampled as have about `num_sampled_ids` ids, but none of more than a million characters, which
-    would take the reference seconds and hundreds of megabytes. `encode` may be a shorter way to the ids of these
-    texts than `encode_batch`, judged by the same sample: as long as it holds, only sampled texts are asked for.
-    After a difference the fast backend is off for the process; where it merely fails, only this shard is encoded by
-    the reference. Raises EncodingError for a text that the reference cannot encode either.
+    would take the reference seconds and hundreds of megabytes. After a difference the fast backend is off for the
+    process; where it merely fails, only this shard is encoded by the reference. Raises EncodingError for a text that
+    the reference cannot encode either.
     """
     if encoder.backend == REFERENCE:
         return _by_reference(encoder, texts, "")
     try:
-        ids, offsets = encode() if encode else encoder.encode_batch(list(texts))
+        ids, offsets = encoder.encode_batch(list(texts))
     except BaseException as error:
         reraise_unless_of_a_library(error)
         return _by_reference(encoder, texts, f"fastokens failed on a shard: {type(error).__name__}")

@@ -4,7 +4,6 @@ Over-long pairs are rejects, or, with `over_long: drop_turns`, lose the same old
 never cut. Every written shard has a sample of its rows encoded anew from the messages by transformers itself.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections import Counter
@@ -33,7 +32,6 @@ from rm_assets.data.chat.encoder import (
 )
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.rendering import SIDES, flatten_pair, pair_messages
-from rm_assets.data.chat.shared_prompts import WholeSides, cut_pairs, cut_tokens, encode_cut_pairs
 from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
 from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.preferences import Message, PreferenceError
@@ -262,31 +260,17 @@ def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
 def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
     """The ids of all chosen sides, then of all rejected ones; rows that the tokenizer itself fails on have none."""
     was_fast, failed = encoder.backend == FAST, dict[int, Refusal]()
-    encoded = _encoded_by_cuts(encoder, rows, num_sampled_ids) or _encoded_whole(encoder, rows, num_sampled_ids, failed)
-    if was_fast and encoder.backend != FAST:  # also where the reference failed on a row just then, and was asked again
-        encoded = dataclasses.replace(encoded, fell_back=True, detail=encoder.reason)
-    return encoded, failed
-
-
-def _encoded_by_cuts(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> EncodedTexts | None:
-    """The ids, with shared prompts encoded once; None where nothing can be cut, or the tokenizer fails on a row."""
-    cut = cut_pairs(rows, cut_tokens(encoder.reference))
-    if cut is None:
-        return None
-    with contextlib.suppress(EncodingError):
-        return encode_shard(encoder, WholeSides(rows), num_sampled_ids, lambda: encode_cut_pairs(encoder, cut))
-    return None
-
-
-def _encoded_whole(encoder: Encoder, rows: pa.Table, num_sampled_ids: int, failed: dict[int, Refusal]) -> EncodedTexts:
-    """The ids of whole texts; adds to `failed` the rows that the tokenizer fails on."""
     texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
     while True:
         try:
-            return encode_shard(encoder, texts, num_sampled_ids)
+            encoded = encode_shard(encoder, texts, num_sampled_ids)
+            break
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
+    if was_fast and encoder.backend != FAST:  # also where the reference then failed on a row, and was called again
+        encoded = dataclasses.replace(encoded, fell_back=True, detail=encoder.reason)
+    return encoded, failed
 
 
 def _is_forged(encoder: Encoder, encoded: EncodedTexts, rows: pa.Table) -> NDArray[np.bool_]:
