@@ -180,9 +180,9 @@ def test_a_pair_comes_back_from_openais_format_and_from_chosen_messages(preferen
     assert (read.chosen, read.rejected) == (preference.rejected, preference.chosen)
 
 
-def test_the_readme_shows_a_line_of_every_format() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    table = readme[readme.index("| format | a line |") :].split("\n\n")[0]
+def test_the_page_of_formats_shows_a_line_of_every_format() -> None:
+    page = Path(formats.__file__).with_name("README.md").read_text()
+    table = page[page.index("| format | a line |") :].split("\n\n")[0]
     lines = re.findall(r"^\| `(\w+)` \| `(.*)` \|$", table, re.MULTILINE)
     assert [name for name, _ in lines] == list(Format)
     for name, line in lines:
