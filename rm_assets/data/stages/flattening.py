@@ -6,7 +6,6 @@ template's generation prompt does, or earlier, where the renderings already part
 
 import functools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,14 @@ from rm_assets.data.chat.rendering import (
 )
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
-from rm_assets.data.compute.engine import Task, compute_shards
+from rm_assets.data.compute.engine import Task
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.stages.identities import stage_identity
-from rm_assets.data.stages.reject_rows import num_rejects, pair_reject, reason_counts, reject_table
-from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.stages.identities import settings_key
+from rm_assets.data.stages.rejects import num_rejects, pair_reject, reason_counts, reject_table
+from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shard_task
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication
+from rm_assets.data.storage.publication import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import MessageColumn
@@ -158,11 +157,9 @@ def measure_flattened(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def publish_flattened(
-    settings: Settings, tokenizer: TokenizerFiles, validated: Snapshot, say: Callable[[str], object]
-) -> Snapshot:
+def publish_flattened(settings: Settings, tokenizer: TokenizerFiles, validated: Snapshot, log: Log) -> Snapshot:
     """Render every validated shard whose key is not found, and publish."""
-    identity = fingerprint(Stage.FLATTENED, VERSION, tokenizer.identity, settings.control_tokens)
+    settings_hash = settings_key(Stage.FLATTENED, VERSION, settings, tokenizer.identity)
 
     def task(shard: Shard) -> Task:
         arguments = FlatteningTask(
@@ -171,15 +168,17 @@ def publish_flattened(
             tokenizer=tokenizer,
             allow_control_tokens=settings.control_tokens == "allow",
         )
-        key = fingerprint(identity, shard.key)
-        return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
+        return shard_task(shard, fingerprint(settings_hash, shard.key), arguments)
 
-    with open_publication(
-        resolve_path(settings.storage), Stage.FLATTENED, settings.keep_snapshots, say, settings.verify
-    ) as turn:
-        tasks = [task(shard) for shard in validated.manifest.shards]
-        shards = compute_shards(turn, tasks, flatten_shard, measure_flattened, settings, say)
-        for reason in sorted({shard.stats["renderer_reason"] for shard in shards} - {""}):
-            say(f"{Stage.FLATTENED}: rendered by transformers one by one, many times slower: {reason}")
-        made_with = stage_identity(Stage.FLATTENED, settings, validated.manifest.identity, tokenizer.identity)
-        return turn.publish(shards, {Stage.VALIDATED: validated.name}, {}, made_with)
+    snapshot = run_stage(
+        Stage.FLATTENED,
+        settings,
+        validated,
+        lambda _: [task(shard) for shard in validated.manifest.shards],
+        flatten_shard,
+        measure_flattened,
+        log,
+        tokenizer=tokenizer.identity,
+    )
+    log_slow_paths(snapshot, "rendered by transformers one by one, many times slower", "renderer_reason", log)
+    return snapshot

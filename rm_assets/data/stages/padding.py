@@ -6,7 +6,6 @@ line stays; where the same two replies stand both ways round, nobody knows the l
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.compute.engine import Task, compute_shards
+from rm_assets.data.compute.engine import Task
 from rm_assets.data.pairs.contamination import Grams, evaluation_folder, evaluation_grams, overlapping_rows
 from rm_assets.data.pairs.digests import key_digests, keys_with, shared_digests
 from rm_assets.data.pairs.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.pairs.splits import SPLITS, splits_of
-from rm_assets.data.stages.identities import stage_identity
-from rm_assets.data.stages.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
-from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.stages.identities import settings_key
+from rm_assets.data.stages.rejects import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches, read_table
-from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, open_publication
+from rm_assets.data.storage.publication import Publication, ShardWriter, Stats
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.ragged import IdLists, lists_of, prefix_mask
@@ -174,19 +173,10 @@ def _padding_figures(rows: pa.Table, pad_token_id: int) -> dict[str, int]:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def publish_padded(
-    settings: Settings, validated: Snapshot, tokenized: Snapshot, say: Callable[[str], object]
-) -> Snapshot:
-    """Decide which rows go, pad every shard whose key is not found, and publish."""
+def publish_padded(settings: Settings, validated: Snapshot, tokenized: Snapshot, log: Log) -> Snapshot:
+    """Decide which rows are dropped, pad every shard whose key is not found, and publish."""
     pad_token_id = pad_token_id_of(tokenized)
-    identity = fingerprint(
-        Stage.PADDED,
-        VERSION,
-        pad_token_id,
-        settings.split_seed,
-        settings.validation_fraction,
-        settings.test_fraction,
-    )
+    settings_hash = settings_key(Stage.PADDED, VERSION, settings, pad_token_id)
     dropped = _dropped_by_shard(tokenized, settings.conflicts)
     grams, grams_identity = evaluation_grams(validated, tokenized)
     messages = {shard.name: shard for shard in validated.manifest.shards}
@@ -206,20 +196,19 @@ def publish_padded(
             test_fraction=settings.test_fraction,
         )
         decisions = [[row, reason] for row, reason in arguments.dropped.reasons().items()]
-        key = fingerprint(identity, shard.key, decisions, "" if folder else grams_identity)
-        return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
+        key = fingerprint(settings_hash, shard.key, decisions, "" if folder else grams_identity)
+        return shard_task(shard, key, arguments)
 
-    with open_publication(
-        resolve_path(settings.storage), Stage.PADDED, settings.keep_snapshots, say, settings.verify
-    ) as turn:
-        tasks = [task(shard) for shard in tokenized.manifest.shards]
-        shards = compute_shards(turn, tasks, pad_shard, measure_padded, settings, say)
-
-        def facts() -> dict[str, int]:
-            return {"num_prompts_in_two_splits": _num_prompts_in_two_splits(turn, shards)}
-
-        made_with = stage_identity(Stage.PADDED, settings, tokenized.manifest.identity)
-        return turn.publish(shards, {Stage.TOKENIZED: tokenized.name}, facts, made_with)
+    return run_stage(
+        Stage.PADDED,
+        settings,
+        tokenized,
+        lambda _: [task(shard) for shard in tokenized.manifest.shards],
+        pad_shard,
+        measure_padded,
+        log,
+        facts=lambda publisher, shards: {"num_prompts_in_two_splits": _num_prompts_in_two_splits(publisher, shards)},
+    )
 
 
 def pad_token_id_of(snapshot: Snapshot) -> int:
@@ -242,14 +231,14 @@ def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedR
     return {shard.name: rows for shard, rows in zip(shards, between, strict=True)}
 
 
-def _num_prompts_in_two_splits(turn: Publication, shards: list[Shard]) -> int:
+def _num_prompts_in_two_splits(publisher: Publication, shards: list[Shard]) -> int:
     """How many prompts stand in more than one split of the written files; zero by law.
 
     Only those whose 64-bit digests do are compared whole.
     """
     tables = []
     for split in SPLITS:
-        paths = [path for shard in shards if (path := turn.path(shard, split))]
+        paths = [path for shard in shards if (path := publisher.path(shard, split))]
         keys = read_table(paths, schemas.PADDED, ["prompt_key"])["prompt_key"]
         tables.append((keys, key_digests(keys)))
     total = 0

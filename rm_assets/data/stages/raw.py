@@ -11,7 +11,7 @@ import itertools
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,9 @@ from rm_assets.data.sources.opened_file import (
     open_annotation_file,
 )
 from rm_assets.data.sources.rows import file_rows
-from rm_assets.data.stages.identities import stage_identity
-from rm_assets.data.stages.reject_rows import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.identities import settings_key, stage_identity
+from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.run_stage import Log
 from rm_assets.data.storage.files import is_remote, read_file, resolve_path, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches
@@ -73,28 +74,30 @@ def files_to_read(settings: Settings) -> tuple[Annotations, list[AnnotationFile]
     return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files, storage)]
 
 
-def publish_raw(settings: Settings, say: Callable[[str], object]) -> Snapshot:
+def publish_raw(settings: Settings, log: Log) -> Snapshot:
     """Read the annotations into a snapshot; files whose stamp is unchanged are not opened."""
     annotations, files = files_to_read(settings)
     if ignored := annotations.ignored:
-        told = what_is_not_read(ignored)
-        say(told or f"{len(ignored)} entries are no annotation files and not read, such as {ignored[0]!r}")
-    identity = fingerprint(Stage.RAW, VERSION, settings.shard_bytes, settings.max_line_bytes, settings.two_line_files)
+        entries = f"{len(ignored)} entries that are not annotation files are not read, such as {ignored[0]!r}"
+        log(what_is_not_read(ignored) or entries)
+    settings_hash = settings_key(Stage.RAW, VERSION, settings)
     with open_publication(
-        resolve_path(settings.storage), Stage.RAW, settings.keep_snapshots, say, settings.verify
-    ) as turn:
-        stamps = _read_stamps(turn)
+        resolve_path(settings.storage), Stage.RAW, settings.keep_snapshots, log, settings.verify
+    ) as publisher:
+        stamps = _read_stamps(publisher)
         # before the files are read: what arrives while they are makes another version, and is not taken for read
         listing = content_listing(files, resolve_path(settings.storage), trusts_stamps=settings.verify == "stamps")
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            progress = Progress(Stage.RAW, _total_bytes(files), say)
-            reading = _Reading(settings=settings, identity=identity, turn=turn, threads=threads, progress=progress)
+            progress = Progress(Stage.RAW, _total_bytes(files), log)
+            reading = _Reading(
+                settings=settings, settings_hash=settings_hash, publisher=publisher, threads=threads, progress=progress
+            )
             for file in files:
                 shards += _shards_of_file(file, reading, stamps)
-        write_json(turn.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
+        write_json(publisher.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
         facts = {"ignored_files": list(annotations.ignored), CONTENT: listing.version}
-        return turn.publish(shards, {}, facts, stage_identity(Stage.RAW, settings, ""))
+        return publisher.publish(shards, {}, facts, stage_identity(Stage.RAW, settings, ""))
 
 
 def _total_bytes(files: list[AnnotationFile]) -> int | None:
@@ -117,16 +120,16 @@ class _Known(TypedDict):
     keys: list[str]
 
 
-def _read_stamps(turn: Publication) -> dict[str, Any]:
+def _read_stamps(publisher: Publication) -> dict[str, Any]:
     try:
-        known = msgspec.json.decode(read_file(turn.directory / _STAMPS), type=dict[str, _Known | None])
+        known = msgspec.json.decode(read_file(publisher.directory / _STAMPS), type=dict[str, _Known | None])
         return dict(known)
     except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
         return {}
 
 
-def _stamp(path: Path, status: Status, identity: str, settings: Settings) -> list[Any]:
-    return [*file_stamp(path, status), identity, settings.max_expansion]
+def _stamp(path: Path, status: Status, settings_hash: str, settings: Settings) -> list[Any]:
+    return [*file_stamp(path, status), settings_hash, settings.max_expansion]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +137,16 @@ class _Reading:
     """What it takes to read a file: this thread cuts it into blocks, others hash and write them."""
 
     settings: Settings
-    identity: str
-    turn: Publication
+    settings_hash: str
+    publisher: Publication
     threads: ThreadPoolExecutor
     progress: Progress
 
 
 def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, Any]) -> list[Shard]:
     known = stamps.get(file.source) if reading.settings.verify == "stamps" else None
-    if known and known["stamp"] == _present_stamp(file, reading.identity, reading.settings):
-        found = [reading.turn.find(key) for key in known["keys"]]
+    if known and known["stamp"] == _present_stamp(file, reading.settings_hash, reading.settings):
+        found = [reading.publisher.find(key) for key in known["keys"]]
         if all(found):
             shards = [shard for shard in found if shard]
             reading.progress.leave_out(sum(shard.stats["num_bytes"] for shard in shards))
@@ -153,14 +156,14 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
         shards, settled = _steady_reading(file, reading, known["keys"] if known else [])
     except RejectedFileError as error:
         return [_rejected(file, error, reading)]
-    stamp = _stamp(file.path, settled, reading.identity, reading.settings) if settled else []  # which none equals
+    stamp = _stamp(file.path, settled, reading.settings_hash, reading.settings) if settled else []  # which none equals
     stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
     return shards
 
 
-def _present_stamp(file: AnnotationFile, identity: str, settings: Settings) -> list[Any] | None:
+def _present_stamp(file: AnnotationFile, settings_hash: str, settings: Settings) -> list[Any] | None:
     try:
-        return _stamp(file.path, file.status(), identity, settings)
+        return _stamp(file.path, file.status(), settings_hash, settings)
     except OSError:
         return None
 
@@ -233,7 +236,7 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
     """
     if len(known_keys) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
         return []
-    shards = [shard for shard in itertools.takewhile(bool, map(reading.turn.find, known_keys)) if shard]
+    shards = [shard for shard in itertools.takewhile(bool, map(reading.publisher.find, known_keys)) if shard]
     starts = _before_each(shards, "num_bytes")
     first_lines = [1 + num_lines for num_lines in _before_each(shards, "num_lines")]
 
@@ -272,12 +275,12 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
 
 def _found_or_staged(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
     key = _key(file, index, block.first_line, block.sha256, reading)
-    return reading.turn.find(key) or _stage(block, index, file, key, reading)
+    return reading.publisher.find(key) or _stage(block, index, file, key, reading)
 
 
 def _key(file: AnnotationFile, index: int, first_line: int, sha256: str, reading: _Reading) -> str:
     """What decides all of a shard; by its index it is named, and the same lines may come to lie in an earlier one."""
-    return fingerprint(reading.identity, file.source, index, first_line, sha256)
+    return fingerprint(reading.settings_hash, file.source, index, first_line, sha256)
 
 
 def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
@@ -298,7 +301,7 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
         return _stats(counts, reasons) | {"malformed": malformed}
 
     laws = functools.partial(measure_raw, file.source)
-    return write_shard(reading.turn.directory, shard_name(file.source, index), file.source, key, fill, laws)
+    return write_shard(reading.publisher.directory, shard_name(file.source, index), file.source, key, fill, laws)
 
 
 def _rejected(
@@ -312,13 +315,13 @@ def _rejected(
 
     Its bytes are those that were read of it as it is stored.
     """
-    key = fingerprint(reading.identity, file.source, error.reason, error.detail, sha256)
+    key = fingerprint(reading.settings_hash, file.source, error.reason, error.detail, sha256)
     counts = Counter(num_bytes=num_bytes, other_bytes=num_bytes, num_rejected_files=1)
     tables = {REJECTS: _rejects(file, [(0, error.reason, error.detail, sha256)])}
     fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
-    name, directory = shard_name(file.source, 0), reading.turn.directory
+    name, directory = shard_name(file.source, 0), reading.publisher.directory
     laws = functools.partial(measure_raw, file.source)
-    return reading.turn.find(key) or write_shard(directory, name, file.source, key, fill, laws)
+    return reading.publisher.find(key) or write_shard(directory, name, file.source, key, fill, laws)
 
 
 def shard_name(source: str, index: int) -> str:

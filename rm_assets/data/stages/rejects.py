@@ -1,11 +1,13 @@
-"""rejected_annotations: every reject of every stage in one table, each with the hash of the line it came from.
+"""Rows of rejects, as every stage writes and counts them, and rejected_annotations, which gathers them all.
 
-Of millions of rejects only those of one shard are in memory at a time: a shard's lines are the same at every stage, so
-its rejects are put in order by themselves, and shards follow each other by source and place.
+rejected_annotations is one table, each row with the hash of the line that it came from. A shard's lines are the same at
+every stage, so its rejects are sorted by themselves, and shards follow each other by source and position: only the
+rejects of one shard are in memory at a time.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches, read_t
 from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication, write_shard
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.data.tables import schemas
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -25,7 +28,52 @@ VERSION = 2
 ASSET = "rejected_annotations"
 
 
-def publish_rejects(settings: Settings, stages: dict[Stage, Snapshot], say: Callable[[str], object]) -> Snapshot:
+# --- rejects of one stage ------------------------------------------------------------------------------------
+
+
+def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rejects as a table."""
+    return pa.Table.from_pylist(list(rows), schema=schemas.REJECTS)
+
+
+def pair_reject(row: Mapping[str, Any], stage: Stage, reason: Reason, detail: str) -> dict[str, Any]:
+    """A reject after validation, where a row is known by its pair: `line_sha256` is left empty."""
+    return {
+        "source": row["source"],
+        "line": row["line"],
+        "stage": stage,
+        "reason": reason,
+        "detail": detail,
+        "line_sha256": "",
+    }
+
+
+Refusal = tuple[Reason, str]
+"""A reason and its detail."""
+
+
+def refused_rows(rows: pa.Table, stage: Stage, refused: Mapping[int, Refusal]) -> pa.Table:
+    """The rejects of a stage, from rows with `source` and `line` and, by their place, why some go no further."""
+    places = sorted(refused)
+    keys = rows.select(["source", "line"]).take(pa.array(places, pa.int64())).to_pylist()
+    return reject_table(pair_reject(key, stage, *refused[place]) for key, place in zip(keys, places, strict=True))
+
+
+def reason_counts(reasons: Counter[Reason]) -> dict[str, int]:
+    """How often each reason occurs, in alphabetical order."""
+    return {str(reason): count for reason, count in sorted(reasons.items())}
+
+
+def num_rejects(paths: Mapping[str, Path], source: str) -> int:
+    """Rows of this source in the written file of rejects, if there is one."""
+    batches = read_batches(paths.get(REJECTS), schemas.REJECTS, ["source"])
+    return sum(schemas.num_rows_of(source, rows) for rows in batches)
+
+
+# --- the stage -----------------------------------------------------------------------------------------------
+
+
+def publish_rejects(settings: Settings, stages: dict[Stage, Snapshot], log: Callable[[str], object]) -> Snapshot:
     """Gather the rejects of these snapshots into one Parquet file, ordered by source, line and stage."""
 
     def fill(writer: ShardWriter) -> Stats:
@@ -33,7 +81,9 @@ def publish_rejects(settings: Settings, stages: dict[Stage, Snapshot], say: Call
             writer.write(DATA, table)
         return {"num_in": sum(snapshot.manifest.num_rows(rejects=True) for snapshot in stages.values())}
 
-    with open_publication(resolve_path(settings.storage), ASSET, settings.keep_snapshots, say, settings.verify) as turn:
+    with open_publication(
+        resolve_path(settings.storage), ASSET, settings.keep_snapshots, log, settings.verify
+    ) as publisher:
         files = [
             [stage, file.sha256]
             for stage, snapshot in stages.items()
@@ -42,11 +92,11 @@ def publish_rejects(settings: Settings, stages: dict[Stage, Snapshot], say: Call
             if file.folder == REJECTS
         ]
         key = fingerprint(ASSET, VERSION, files, stages[Stage.RAW].name)
-        shard = turn.find(key) or write_shard(turn.directory, ASSET, "", key, fill, _laws)
-        return turn.publish([shard], {stage: snapshot.name for stage, snapshot in stages.items()}, {})
+        shard = publisher.find(key) or write_shard(publisher.directory, ASSET, "", key, fill, _measure)
+        return publisher.publish([shard], {stage: snapshot.name for stage, snapshot in stages.items()}, {})
 
 
-def _laws(paths: dict[str, Path]) -> dict[str, Any]:
+def _measure(paths: dict[str, Path]) -> dict[str, Any]:
     return {"num_out": sum(rows.num_rows for rows in read_batches(paths.get(DATA), schemas.REJECTS, ["line"]))}
 
 

@@ -33,17 +33,18 @@ from rm_assets.data.chat.encoder import (
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.rendering import SIDES, flatten_pair, pair_messages
 from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
-from rm_assets.data.compute.engine import Task, compute_shards
+from rm_assets.data.compute.engine import Task
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.pairs.normal_form import normalized
-from rm_assets.data.stages.identities import stage_identity
-from rm_assets.data.stages.reject_rows import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.stages.identities import settings_key
+from rm_assets.data.stages.rejects import Refusal, num_rejects, reason_counts, refused_rows
+from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shard_task
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication
+from rm_assets.data.storage.publication import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
@@ -424,14 +425,10 @@ def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], row: dict[str, Any
 
 
 def publish_tokenized(
-    settings: Settings,
-    tokenizer: TokenizerFiles,
-    validated: Snapshot,
-    flattened: Snapshot,
-    say: Callable[[str], object],
+    settings: Settings, tokenizer: TokenizerFiles, validated: Snapshot, flattened: Snapshot, log: Log
 ) -> Snapshot:
     """Tokenize every rendered shard whose key is not found, and publish."""
-    identity = fingerprint(Stage.TOKENIZED, VERSION, tokenizer.identity, settings.max_length, settings.over_long)
+    settings_hash = settings_key(Stage.TOKENIZED, VERSION, settings, tokenizer.identity)
     messages = {shard.name: shard for shard in validated.manifest.shards}
 
     def task(shard: Shard) -> Task:
@@ -445,15 +442,16 @@ def publish_tokenized(
             allow_control_tokens=settings.control_tokens == "allow",
             self_tests=resolve_path(settings.storage) / SELF_TESTS,
         )
-        key = fingerprint(identity, shard.key)
-        return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
+        return shard_task(shard, fingerprint(settings_hash, shard.key), arguments)
 
-    with open_publication(
-        resolve_path(settings.storage), Stage.TOKENIZED, settings.keep_snapshots, say, settings.verify
-    ) as turn:
-        tasks = [task(shard) for shard in flattened.manifest.shards]
-        shards = compute_shards(turn, tasks, tokenize_shard, measure_tokenized, settings, say)
-        for reason in sorted({shard.stats["encoder_reason"] for shard in shards} - {""}):
-            say(f"{Stage.TOKENIZED}: encoded by transformers' own tokenizer, several times slower: {reason}")
-        made_with = stage_identity(Stage.TOKENIZED, settings, flattened.manifest.identity)
-        return turn.publish(shards, {Stage.FLATTENED: flattened.name}, {}, made_with)
+    snapshot = run_stage(
+        Stage.TOKENIZED,
+        settings,
+        flattened,
+        lambda _: [task(shard) for shard in flattened.manifest.shards],
+        tokenize_shard,
+        measure_tokenized,
+        log,
+    )
+    log_slow_paths(snapshot, "encoded by transformers' own tokenizer, several times slower", "encoder_reason", log)
+    return snapshot

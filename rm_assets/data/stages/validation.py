@@ -31,14 +31,13 @@ from rm_assets.data.formats.preferences import ParsingRules, PreferenceError, Si
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, stated_by_two_lines
 from rm_assets.data.pairs.rows import PairRows
-from rm_assets.data.stages.identities import stage_identity
-from rm_assets.data.stages.reject_rows import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
 from rm_assets.data.stages.verdicts import Verdict, verdict_of_files
 from rm_assets.data.stages.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
-from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import Publication, ShardWriter, Stats, open_publication
+from rm_assets.data.storage.publication import Publication, ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations
@@ -47,7 +46,7 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 VERSION = 6
-_NUM_TOLD = 10
+_NUM_LOGGED = 10
 _RANKING_COUNTS = ("num_tied", "num_not_taken", "num_left_out")
 _COUNTS = ("num_in", "num_stated", *_RANKING_COUNTS, "num_second_lines", "num_held_back")
 
@@ -246,31 +245,30 @@ def measure_validated(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 # --- the stage -----------------------------------------------------------------------------------------------
 
 
-def publish_validated(settings: Settings, raw: Snapshot, say: Callable[[str], object]) -> Snapshot:
-    """Validate every raw shard whose key is not found, hold back the files that are mostly damage, and publish."""
-    with open_publication(
-        resolve_path(settings.storage), Stage.VALIDATED, settings.keep_snapshots, say, settings.verify
-    ) as turn:
-        before = _shards_before(raw) if settings.two_line_files else {}
-        rules = {shard.source: rules_of_file(settings, shard.source) for shard in raw.manifest.shards}
-        unused = globs_without_files(settings, rules)
-        for glob in unused:
-            say(f"{glob} names none of the files")
-        looks = [_task(raw, shard, before.get(shard.name), rules[shard.source]) for shard in raw.manifest.shards]
-        seen = _first_looks(turn, looks, settings, say)
-        verdict = verdict_of_files(raw.manifest.shards, seen, settings.max_malformed_fraction)
-        _tell_held_back(verdict, say)
-        tasks = [
-            _judged(task, shown, before.get(shard.name), shard, verdict)
-            for task, shown, shard in zip(looks, seen, raw.manifest.shards, strict=True)
+def publish_validated(settings: Settings, raw: Snapshot, log: Log) -> Snapshot:
+    """Validate every raw shard whose key is not found, hold back the files that are mostly damaged, and publish."""
+    raw_shards = raw.manifest.shards
+    before = _shards_before(raw) if settings.two_line_files else {}
+    rules = {shard.source: rules_of_file(settings, shard.source) for shard in raw_shards}
+    unused_globs = globs_without_files(settings, rules)
+    for glob in unused_globs:
+        log(f"{glob} matches none of the files")
+
+    def plan(publisher: Publication) -> list[Task]:
+        unjudged = [_task(raw, shard, before.get(shard.name), rules[shard.source]) for shard in raw_shards]
+        counted = _counted_shards(publisher, unjudged, settings, log)
+        verdict = verdict_of_files(raw_shards, counted, settings.max_malformed_fraction)
+        _log_held_back(verdict, log)
+        return [
+            _judged(task, seen, before.get(shard.name), shard, verdict)
+            for task, seen, shard in zip(unjudged, counted, raw_shards, strict=True)
         ]
-        shards = compute_shards(turn, tasks, validate_shard, measure_validated, settings, say)
-        return turn.publish(
-            shards,
-            {Stage.RAW: raw.name},
-            {**_facts(verdict), "globs_without_files": unused},
-            stage_identity(Stage.VALIDATED, settings, raw.manifest.identity),
-        )
+
+    def facts(_: Publication, shards: list[Shard]) -> dict[str, Any]:
+        verdict = verdict_of_files(raw_shards, shards, settings.max_malformed_fraction)
+        return {**_facts(verdict), "globs_without_files": unused_globs}
+
+    return run_stage(Stage.VALIDATED, settings, raw, plan, validate_shard, measure_validated, log, facts=facts)
 
 
 def _facts(verdict: Verdict) -> dict[str, Any]:
@@ -283,11 +281,11 @@ def _facts(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _tell_held_back(verdict: Verdict, say: Callable[[str], object]) -> None:
-    for source, held in itertools.islice(verdict.held_back.items(), _NUM_TOLD):
-        say(f"{source!r} is held back: {held.causes}; {held.advice}")
-    if len(verdict.held_back) > _NUM_TOLD:
-        say(f"{len(verdict.held_back) - _NUM_TOLD:,} more files are held back")
+def _log_held_back(verdict: Verdict, log: Log) -> None:
+    for source, held in itertools.islice(verdict.held_back.items(), _NUM_LOGGED):
+        log(f"{source!r} is held back: {held.causes}; {held.advice}")
+    if len(verdict.held_back) > _NUM_LOGGED:
+        log(f"{len(verdict.held_back) - _NUM_LOGGED:,} more files are held back")
 
 
 def _shards_before(raw: Snapshot) -> dict[str, Shard]:
@@ -314,7 +312,7 @@ def _task(raw: Snapshot, shard: Shard, before: Shard | None, rules: ParsingRules
         look=key,
         rules=rules,
     )
-    return Task(name=shard.name, source=shard.source, key=key, num_bytes=shard.num_bytes, arguments=arguments)
+    return shard_task(shard, key, arguments)
 
 
 def _judged(task: Task, seen: Shard, before: Shard | None, shard: Shard, verdict: Verdict) -> Task:
@@ -342,12 +340,16 @@ def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | 
     return paths.get(DATA), paths.get(REJECTS)
 
 
-def _first_looks(turn: Publication, looks: list[Task], settings: Settings, say: Callable[[str], object]) -> list[Shard]:
-    """Each shard under no verdict or any, as all of them count alike; those that are not known are computed."""
-    before = {shard.stats.get("look"): shard.key for shard in turn.previous.manifest.shards} if turn.previous else {}
-    known = {task.key: turn.find(task.key) or turn.find(before.get(task.key, task.key)) for task in looks}
-    missing = [task for task in looks if known[task.key] is None]
+def _counted_shards(publisher: Publication, tasks: list[Task], settings: Settings, log: Log) -> list[Shard]:
+    """A shard for each task, for its counts: under no verdict or any, as these count alike; computed where missing."""
+    before = (
+        {shard.stats.get("look"): shard.key for shard in previous.manifest.shards}
+        if (previous := publisher.previous)
+        else {}
+    )
+    known = {task.key: publisher.find(task.key) or publisher.find(before.get(task.key, task.key)) for task in tasks}
+    missing = [task for task in tasks if known[task.key] is None]
     if missing:
-        computed = compute_shards(turn, missing, validate_shard, measure_validated, settings, say)
+        computed = compute_shards(publisher, missing, validate_shard, measure_validated, settings, log)
         known |= {shard.key: shard for shard in computed}
-    return [shard for task in looks if (shard := known[task.key]) is not None]
+    return [shard for task in tasks if (shard := known[task.key]) is not None]

@@ -82,7 +82,9 @@ def _is_writer(call: ast.Attribute) -> bool:
 def test_one_module_alone_opens_and_writes_parquet_files() -> None:
     found = {path: parquet_calls(path) for path in PACKAGE.rglob("*.py")}
     assert {"ParquetFile", "ParquetWriter", "read_metadata"} <= found.pop(PACKAGE / "data" / "storage" / "parquet.py")
-    found[PACKAGE / "training" / "packing" / "pair_store.py"] -= {"memory_map"}  # of its own store, whose files it hashes
+    found[PACKAGE / "training" / "packing" / "pair_store.py"] -= {
+        "memory_map"
+    }  # of its own store, whose files it hashes
     assert {path.name: calls for path, calls in found.items() if calls} == {}
 
 
