@@ -22,7 +22,7 @@ from rm_assets.data.chat import encoder_self_test
 from rm_assets.data.chat.encoder_self_test import self_test_texts, self_tested
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.pretrained import reraise_unless_of_a_library, tokenizer_errors
-from rm_assets.data.chat.tokenizer import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer
+from rm_assets.data.chat.tokenizer import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer, sample_rows
 from rm_assets.data.storage.fingerprint import fingerprint
 
 FAST, REFERENCE = "fastokens", "tokenizers"
@@ -299,12 +299,6 @@ def encode_shard(encoder: Encoder, texts: Sequence[str], num_sampled_ids: int = 
 def _by_reference(encoder: Encoder, texts: Sequence[str], detail: str) -> EncodedTexts:
     ids, offsets = encoder.reference_encode(texts)
     return EncodedTexts(ids=ids, offsets=offsets, backend=REFERENCE, fell_back=bool(detail), detail=detail)
-
-
-def sample_rows(num_texts: int, num_sampled: int) -> list[int]:
-    """Evenly spaced rows, all if there are no more; of 10 texts and 4 they are 0, 2, 5 and 7."""
-    num_rows = min(num_texts, num_sampled)
-    return [number * num_texts // num_rows for number in range(num_rows)]
 
 
 def sample_difference(encoder: Encoder, texts: Sequence[str], ids: Ids, offsets: Offsets, rows: Iterable[int]) -> str:

@@ -1,65 +1,202 @@
-"""What a chat template does with contents, learnt by running it on symbols instead of texts.
+"""Chat templates run on symbols instead of texts, to learn what they do with the contents of messages.
 
-Contents that answer alike whatever the template asks of them are rendered alike: as the same literals and expressions.
 This is symbolic execution along the path of an example (K. Sen, D. Marinov, G. Agha, "CUTE: a concolic unit testing
-engine for C", 2005). A template that asks anything that a symbol does not understand cannot be told in this way.
+engine for C", 2005). A `Symbol` replaces a content: methods that make a new text of it (`strip`, `replace`, ...) extend
+an expression, and each question about it (`in`, `startswith`, truth, ...) becomes a guard with the example's answer.
+All conversations that pass the guards are rendered by the same expression. A symbol is not a string, so any operation
+not listed here raises NotUnderstoodError instead of losing track; then transformers renders the conversation.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rm_assets.data.chat.template_symbols import (
-    Content,
-    Guard,
-    Joined,
-    Length,
-    NotUnderstoodError,
-    Parts,
-    Symbol,
-    expression_of,
-    interleaved,
-    joined,
-)
+from rm_assets.data.chat.template_expressions import Applied, Content, Expression, Guard, Joined, answer, apply
+
+
+class NotUnderstoodError(Exception):
+    """The template asked something of a content that a symbol cannot answer."""
+
+
+# --- symbols -------------------------------------------------------------------------------------------------
+
+
+class Symbol:
+    """A text known by an expression; `_text` is its value for the example's contents."""
+
+    __slots__ = ("_expression", "_guards", "_text")
+
+    def __init__(self, expression: Expression, text: str, guards: dict[Guard, None]) -> None:
+        self._expression, self._text, self._guards = expression, text, guards
+
+    def ask(self, question: str, *arguments: Any) -> bool:
+        """The example's answer, which becomes a guard."""
+        _require_plain(arguments)
+        found = answer(self._text, question, arguments)
+        self._guards[Guard(self._expression, question, arguments, found)] = None
+        return found
+
+    def apply(self, method: str, arguments: tuple[Any, ...], item: int | None = None) -> "Symbol":
+        """The result of a string's method on this text."""
+        _require_plain(arguments)
+        expression = Applied(self._expression, method, arguments, item)
+        return Symbol(expression, apply(expression, self._text), self._guards)
+
+    def __add__(self, other: Any) -> Any:
+        return join([self, other])
+
+    def __radd__(self, other: Any) -> Any:
+        return join([other, self])
+
+    def __contains__(self, part: Any) -> bool:
+        return self.ask("__contains__", part)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Symbol):
+            if self._expression == other._expression:
+                return True
+            raise NotUnderstoodError("a comparison of two contents")
+        return isinstance(other, str) and self.ask("__eq__", other)
+
+    def __bool__(self) -> bool:
+        return self.ask("bool")
+
+    def _not_understood(self, *_: Any) -> Any:
+        raise NotUnderstoodError("a content where only a text will do")
+
+    # Looking up a symbol in a dict would ask it without a guard, and printing it would lose its expression.
+    __hash__ = __iter__ = __reversed__ = __str__ = __repr__ = __format__ = _not_understood
+
+
+class Length:
+    """The length of a symbol. Whether it is 0 is understood, its number is not."""
+
+    __slots__ = ("_symbol",)
+
+    def __init__(self, symbol: Symbol) -> None:
+        self._symbol = symbol
+
+    def __bool__(self) -> bool:
+        return bool(self._symbol)
+
+    def __gt__(self, other: object) -> bool:
+        return bool(self._symbol) if _is_zero(other) else self._not_understood()
+
+    def __eq__(self, other: object) -> bool:
+        return not self._symbol if _is_zero(other) else self._not_understood()
+
+    def _not_understood(self, *_: Any) -> Any:
+        raise NotUnderstoodError("the length of a content")
+
+    __hash__ = __str__ = __repr__ = __format__ = _not_understood
+
+
+def _is_zero(value: object) -> bool:
+    return type(value) is int and value == 0
+
+
+class Parts:
+    """The result of `split` on a symbol, whose first and last parts are symbols, as is its only part."""
+
+    __slots__ = ("_arguments", "_symbol")
+
+    def __init__(self, symbol: Symbol, *arguments: Any) -> None:
+        if not arguments or not arguments[0]:  # without a separator there may be no part at all
+            raise NotUnderstoodError("a content split at white space")
+        self._symbol, self._arguments = symbol, arguments
+
+    def item(self, index: Any) -> Symbol:
+        """The first part (0) or the last (-1)."""
+        if type(index) is not int or index not in (0, -1):
+            raise NotUnderstoodError("a part of a split content other than the first and the last")
+        return self._symbol.apply("split", self._arguments, index)
+
+    def __iter__(self) -> Iterator[Symbol]:
+        if self._symbol.ask("__contains__", self._arguments[0]):
+            raise NotUnderstoodError("a loop over a content that is split")
+        return iter([self._symbol])
+
+    def _not_understood(self, *_: Any) -> Any:
+        raise NotUnderstoodError("a split content as a list")
+
+    __eq__ = __hash__ = __reversed__ = __contains__ = __bool__ = _not_understood
+    __str__ = __repr__ = __format__ = _not_understood
+
+
+def _require_plain(arguments: Iterable[Any]) -> None:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            _require_plain(argument)
+        elif argument is not None and type(argument) not in (str, int):
+            raise NotUnderstoodError(f"a {type(argument).__name__} as an argument")
+
+
+def join(parts: Sequence[Any], separator: str = "") -> Any:
+    """Texts and symbols, joined: a symbol if there is one among them."""
+    _require_plain([separator])
+    if separator != "":
+        parts = [item for part in parts for item in (separator, part)][1:]
+    symbols = [part for part in parts if isinstance(part, Symbol)]
+    if not symbols:
+        return "".join(parts)
+    flat: list[str | Expression] = []
+    for part in parts:
+        if isinstance(part, Symbol):
+            flat += part._expression.parts if isinstance(part._expression, Joined) else (part._expression,)
+        elif type(part) is str:
+            flat.append(part)
+        else:
+            raise NotUnderstoodError(f"a content joined to a {type(part).__name__}")
+    text = "".join(part._text if isinstance(part, Symbol) else part for part in parts)
+    return Symbol(Joined(tuple(flat)), text, symbols[0]._guards)
+
+
+def expression_of(value: Symbol | str) -> Joined:
+    """A rendering as literals and expressions."""
+    parts = value._expression if isinstance(value, Symbol) else value
+    return parts if isinstance(parts, Joined) else Joined((parts,))
+
+
+# --- Jinja on symbols ----------------------------------------------------------------------------------------
 
 _TEXT_METHODS = ("strip", "lstrip", "rstrip", "replace", "removeprefix", "removesuffix", "lower", "upper")
 _QUESTIONS = ("startswith", "endswith")
 _ANSWERED_TESTS = dict.fromkeys(("defined", "string", "iterable", "sequence"), True) | dict.fromkeys(
     ("undefined", "none", "mapping", "boolean", "true", "false", "number", "integer", "float", "callable"), False
 )
-_TRACED_TESTS = ("==", "eq", "equalto", "!=", "ne", "in")
+_TESTS_OF_TEXTS = ("==", "eq", "equalto", "!=", "ne", "in")
 
 
 class SymbolEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, told what a symbol's attributes are, and to join symbols where it joins texts."""
+    """Jinja's sandbox with the attributes, items and joins of symbols."""
 
     @staticmethod
     def concat(parts: Iterable[Any]) -> Any:
-        """What a block or the whole template has written."""
-        return joined(list(parts))
+        """The output of a block or of the whole template."""
+        return join(list(parts))
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """An attribute, as `content.strip`."""
-        return _attribute(self, obj, attribute) if _is_traced(obj) else super().getattr(obj, attribute)
+        return _attribute(self, obj, attribute) if _is_symbolic(obj) else super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """An item, as `content.split("x")[0]`, or an attribute, as `content["strip"]`."""
-        if _is_traced(argument):
+        if _is_symbolic(argument):
             raise NotUnderstoodError("a content as a key")
         if isinstance(obj, Parts):
             return obj.item(argument)
-        return _attribute(self, obj, argument) if _is_traced(obj) else super().getitem(obj, argument)
+        return _attribute(self, obj, argument) if _is_symbolic(obj) else super().getitem(obj, argument)
 
 
 def _attribute(environment: SymbolEnvironment, value: Any, name: Any) -> Any:
     if isinstance(value, Symbol) and isinstance(name, str):
         if name in _TEXT_METHODS:
-            return lambda *arguments: value.made(name, arguments)
+            return lambda *arguments: value.apply(name, arguments)
         if name in _QUESTIONS:
-            return lambda *arguments: value.asked(name, *arguments)
+            return lambda *arguments: value.ask(name, *arguments)
         if name == "split":
             return lambda *arguments: Parts(value, *arguments)
         if not hasattr(str, name):
@@ -67,14 +204,14 @@ def _attribute(environment: SymbolEnvironment, value: Any, name: Any) -> Any:
     raise NotUnderstoodError(f"{name!r} of a content")
 
 
-def _is_traced(value: Any) -> bool:
+def _is_symbolic(value: Any) -> bool:
     return isinstance(value, (Symbol, Parts, Length))
 
 
 def _test(name: str, function: Any) -> Callable[..., Any]:
     @functools.wraps(function)
     def test(*arguments: Any) -> Any:
-        if not any(map(_is_traced, arguments)) or name in _TRACED_TESTS:
+        if not any(map(_is_symbolic, arguments)) or name in _TESTS_OF_TEXTS:
             return function(*arguments)
         if isinstance(arguments[0], Symbol) and name in _ANSWERED_TESTS:
             return _ANSWERED_TESTS[name]
@@ -88,11 +225,11 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def on_symbols(*arguments: Any, **options: Any) -> Any:
         match name, arguments, options:
             case "trim", [Symbol() as symbol, *characters], {}:
-                return symbol.made("strip", tuple(characters))
+                return symbol.apply("strip", tuple(characters))
             case "replace", [_, Symbol() as symbol, *texts], {}:
-                return symbol.made("replace", tuple(texts))
+                return symbol.apply("replace", tuple(texts))
             case "lower" | "upper", [Symbol() as symbol], {}:
-                return symbol.made(name, ())
+                return symbol.apply(name, ())
             case "string", [Symbol() as symbol], {}:
                 return symbol
             case "length" | "count", [Symbol() as symbol], {}:
@@ -101,11 +238,11 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                 return parts.item(0)
             case "last", [_, Parts() as parts], {}:
                 return parts.item(-1)
-            case "join", [_, [*texts], *separator], {} if any(map(_is_traced, texts)) and len(separator) <= 1:
-                return interleaved(texts, *separator)
-            case "default" | "d", [Symbol(), *other], _ if not any(map(_is_traced, (*other, *options.values()))):
+            case "join", [_, [*texts], *separator], {} if any(map(_is_symbolic, texts)) and len(separator) <= 1:
+                return join(texts, *separator)
+            case "default" | "d", [Symbol(), *other], _ if not any(map(_is_symbolic, (*other, *options.values()))):
                 return function(*arguments, **options)
-        if any(map(_is_traced, (*arguments, *options.values()))):
+        if any(map(_is_symbolic, (*arguments, *options.values()))):
             raise NotUnderstoodError(f"the filter {name!r} of a content")
         return function(*arguments, **options)
 
@@ -128,7 +265,7 @@ def on_symbols(template: Template, source: str) -> Template:
     # Compiled templates pass what they write through `str`, and what `~` joins through `str_join`.
     names = compiled.root_render_func.__globals__
     names["str"] = _written
-    names["str_join"] = names["markup_join"] = lambda values: joined([_written(value) for value in values])
+    names["str_join"] = names["markup_join"] = lambda values: join([_written(value) for value in values])
     return compiled
 
 
@@ -136,12 +273,12 @@ def _written(value: Any) -> Any:
     return value if isinstance(value, Symbol) else str(value)
 
 
-def traced(
+def trace(
     template: Template, roles: Sequence[str], contents: Sequence[str], **variables: Any
 ) -> tuple[Joined, tuple[Guard, ...]]:
-    """What a template on symbols writes for these contents, and for which others it does so.
+    """What a template on symbols writes for these contents, and the guards under which it writes the same for others.
 
-    Raises NotUnderstoodError, or what Jinja raises, where that cannot be told.
+    Raises NotUnderstoodError, or what Jinja raises, where the template cannot be traced.
     """
     guards: dict[Guard, None] = {}
     symbols = [Symbol(Content(index), text, guards) for index, text in enumerate(contents)]

@@ -10,43 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.chat.encoder import sample_rows
 from rm_assets.data.chat.model_files import TokenizerFiles
-from rm_assets.data.chat.rendering import (
-    SIDES,
-    Flattened,
-    RenderedPairs,
-    flatten_pair,
-    flatten_plain,
-    pair_messages,
-    require_no_control_tokens,
-    rows_with_control_tokens,
-    verify_plain,
-)
+from rm_assets.data.chat.pair_rendering import SIDES
+from rm_assets.data.chat.rendering import RenderedDifferentlyError, RenderedPairs, flatten_pairs
 from rm_assets.data.chat.template_renderer import TemplateRenderer
-from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.compute.engine import Task
-from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.stages.identities import settings_key
-from rm_assets.data.stages.rejects import num_rejects, pair_reject, reason_counts, reject_table
+from rm_assets.data.stages.rejects import num_rejects, reason_counts, refused_rows
 from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shard_task
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
 from rm_assets.data.storage.publication import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.message_columns import MessageColumn
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
 VERSION = 5
-NUM_VERIFIED = 16
-"""Pairs of each row group that transformers renders again, evenly spaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +44,6 @@ class FlatteningTask:
     allow_control_tokens: bool
 
 
-class _RenderedOtherwiseError(RuntimeError):
-    """The fast path is found out: what it rendered of this shard is not to be kept."""
-
-
 @functools.lru_cache(maxsize=4)
 def template_renderer(files: TokenizerFiles) -> TemplateRenderer:
     """The renderer of these files' chat template, one per process."""
@@ -70,11 +51,11 @@ def template_renderer(files: TokenizerFiles) -> TemplateRenderer:
 
 
 def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
-    """Rows and rejects of one shard of validated pairs; rendered anew by transformers where a sample differs."""
+    """Rows and rejects of one shard of validated pairs; if the fast path fails its check, transformers renders all."""
     renderer = template_renderer(task.tokenizer)
     try:
         stats = _flatten(task, renderer, writer)
-    except _RenderedOtherwiseError:
+    except RenderedDifferentlyError:
         writer.restart()
         stats = _flatten(task, renderer, writer)
     return stats | {"renderer": "jinja" if renderer.reason else "pieces", "renderer_reason": renderer.reason}
@@ -84,54 +65,14 @@ def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWrit
     counts: Counter[str] = Counter(num_in=0, num_rewritten=0, num_one_by_one=0)
     reasons: Counter[Reason] = Counter()
     for rows in read_batches(task.path, schemas.VALIDATED):
-        pairs, rejects, num_one_by_one = _rendered(task, renderer, rows)
-        if task.allow_control_tokens:  # then nobody compares the counts, and a content's own tokens blur them
-            pairs = pairs.without_counts()
+        pairs, refused, num_one_by_one = flatten_pairs(renderer, rows, allow_control_tokens=task.allow_control_tokens)
         writer.write(DATA, _table(rows, pairs))
-        writer.write(REJECTS, reject_table(rejects))
+        details = {row: (error.reason, error.detail) for row, error in refused.items()}
+        writer.write(REJECTS, refused_rows(rows, Stage.FLATTENED, details))
         counts.update(num_in=schemas.num_rows_of(task.source, rows), num_one_by_one=num_one_by_one)
         counts.update(num_rewritten=int(pairs.is_rewritten.sum()))
-        reasons.update(reject["reason"] for reject in rejects)
+        reasons.update(error.reason for error in refused.values())
     return {**counts, "reasons": reason_counts(reasons)}
-
-
-def _rendered(
-    task: FlatteningTask, renderer: TemplateRenderer, rows: pa.Table
-) -> tuple[RenderedPairs, list[dict[str, Any]], int]:
-    """The rows as text, those that are rejects, and how many were not rendered by the fast path."""
-    sides = [MessageColumn(rows[side]) for side in ("prompt", *SIDES)]
-    is_plain = np.logical_and.reduce([side.is_plain() for side in sides])
-    is_plain &= pc.binary_length(rows["tools"]).to_numpy() == 0
-    if not task.allow_control_tokens:
-        is_plain[rows_with_control_tokens(renderer.chat, sides)] = False
-    pairs = RenderedPairs.joined([RenderedPairs.of({}), *flatten_plain(renderer, sides, np.flatnonzero(is_plain))])
-    _verify(renderer, rows, pairs)
-    others = np.setdiff1d(np.arange(rows.num_rows), pairs.rows)
-    if not len(others):
-        return pairs, [], 0
-    rejects, found = [], dict[int, Flattened]()
-    for row, values in zip(others.tolist(), rows.take(pa.array(others)).to_pylist(), strict=True):
-        try:
-            found[row] = _flattened_row(task, renderer.chat, values)
-        except PreferenceError as error:
-            rejects.append(pair_reject(values, Stage.FLATTENED, error.reason, error.detail))
-    return RenderedPairs.joined([pairs, RenderedPairs.of(found)]), rejects, len(others)
-
-
-def _verify(renderer: TemplateRenderer, rows: pa.Table, pairs: RenderedPairs) -> None:
-    """Raise _RenderedOtherwiseError where transformers renders a sample otherwise."""
-    sample = pairs.take(np.array(sample_rows(len(pairs.rows), NUM_VERIFIED), np.int64))
-    texts = zip(sample.prompt.to_pylist(), sample.chosen.to_pylist(), sample.rejected.to_pylist(), strict=True)
-    messages = rows.select(["prompt", *SIDES]).take(pa.array(sample.rows)).to_pylist()
-    if verify_plain(renderer, messages, list(texts)):
-        raise _RenderedOtherwiseError
-
-
-def _flattened_row(task: FlatteningTask, chat: ChatTokenizer, row: dict[str, Any]) -> Flattened:
-    sides = pair_messages(row)
-    if not task.allow_control_tokens:
-        require_no_control_tokens(chat, sides, row["tools"])
-    return flatten_pair(chat, sides, row["tools"], counts_tokens=not task.allow_control_tokens)
 
 
 def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:

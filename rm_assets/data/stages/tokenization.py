@@ -31,7 +31,7 @@ from rm_assets.data.chat.encoder import (
     max_token_bytes,
 )
 from rm_assets.data.chat.model_files import TokenizerFiles
-from rm_assets.data.chat.rendering import SIDES, flatten_pair, pair_messages
+from rm_assets.data.chat.pair_rendering import SIDES, flatten_pair, pair_messages
 from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
 from rm_assets.data.compute.engine import Task
 from rm_assets.data.formats.preferences import Message, PreferenceError

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from support import trl_templates
 
 from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.template_expressions import Columns
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, load_chat_tokenizer, reference_text, render
 from rm_assets.settings import Settings, SettingsError
@@ -128,9 +130,9 @@ def test_a_template_that_waits_for_a_content_is_found_out_there_and_in_no_other_
         with pytest.raises(SettingsError, match=WORK):
             way(chat, now, "")
     renderer = TemplateRenderer(chat)
-    rows = [(message["content"] or "", "two words") for message in (USER, USER, USER, USER, now[0])]
+    users = pa.array([message["content"] for message in (USER, USER, USER, USER, now[0])])
     with pytest.raises(SettingsError, match=WORK):
-        renderer.render_many(("user", "assistant"), rows)
+        renderer.pieces_for(("user", "assistant"), Columns([users, pa.array(["two words"] * 5)]))
 
 
 def test_a_template_that_is_slow_on_a_very_long_conversation_refuses_that_one() -> None:

@@ -23,12 +23,11 @@ from rm_assets.data.chat.encoder import (
     fastokens_tokenizer,
     load_encoder,
     new_encoder,
-    sample_rows,
     tokenizer_definition,
 )
 from rm_assets.data.chat.encoder_self_test import fuzzed_texts, self_test_texts, self_tested
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.tokenizer import load_chat_tokenizer, reference_ids, render
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer, reference_ids, render, sample_rows
 from rm_assets.settings import SAMPLE, Settings
 
 USER, REPLY = {"role": "user", "content": "two words"}, {"role": "assistant", "content": "three more words"}

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from support import rejects, rows, run_stages, silent, trl_templates, violations, write_lines
 
+from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     chat_template_utils,
     load_chat_tokenizer,
-    lost_parts,
     message_dict,
     render,
 )

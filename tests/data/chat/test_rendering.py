@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 from support import plain_row, rejects, run_stages, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.rendering import (
-    SIDES,
-    Flattened,
-    RenderedPairs,
-    flatten_pair,
-    flatten_plain,
-    rows_with_control_tokens,
-)
+from rm_assets.data.chat.pair_rendering import SIDES, Flattened, flatten_pair
+from rm_assets.data.chat.rendering import RenderedPairs, flatten_plain, rows_with_control_tokens
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.preferences import PreferenceError

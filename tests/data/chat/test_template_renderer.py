@@ -3,17 +3,20 @@
 import dataclasses
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import trl_templates
 from transformers import AutoTokenizer
 
+from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.template_renderer import Rendered, Roles, Row, TemplateRenderer
+from rm_assets.data.chat.template_expressions import Columns
+from rm_assets.data.chat.template_renderer import Roles, TemplateRenderer, plain_messages
 from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     TemplateError,
@@ -28,6 +31,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PAIR = ("user", "assistant")
+Row = tuple[str, ...]
+"""The contents of a conversation, message by message."""
 
 
 @functools.cache
@@ -42,17 +47,28 @@ def chat_with(template: str) -> ChatTokenizer:
     return dataclasses.replace(sample_chat(), template=template, lost_by_shape={})
 
 
+def render_many(
+    renderer: TemplateRenderer, roles: Roles, rows: Sequence[Row], prompt: bool = False
+) -> list[str | None]:
+    """The renderings of conversations of one shape; None for those that are left to transformers."""
+    texts: list[str | None] = [None] * len(rows)
+    columns = Columns([pa.array(contents, pa.string()) for contents in zip(*rows, strict=True)])
+    for pieces, found in renderer.pieces_for(roles, columns, prompt):
+        for row, text in zip(found, columns.take(found).join(pieces.parts).to_pylist(), strict=True):
+            texts[row] = text
+    return texts
+
+
 def learnt(template: str, roles: Roles = PAIR, row: Row = ("two words", "three more words")) -> TemplateRenderer:
     """A renderer that has seen a shape often enough to learn it."""
     renderer = TemplateRenderer(chat_with(template))
-    renderer.render_many(roles, [row] * 8)
+    render_many(renderer, roles, [row] * 8)
     return renderer
 
 
 def expected(chat: ChatTokenizer, roles: Roles, row: Row, prompt: bool = False) -> str | None:
-    messages = [{"role": role, "content": content} for role, content in zip(roles, row, strict=True)]
     try:
-        return reference_text(chat, messages, "", add_generation_prompt=prompt)
+        return reference_text(chat, plain_messages(roles, row), "", add_generation_prompt=prompt)
     except TemplateError:
         return None
 
@@ -89,8 +105,8 @@ def share_of_fast(template: str, seed: str, count: int) -> float:
     renderer = TemplateRenderer(chat_with(template))
     num_fast = num_renderable = 0
     for roles, row, prompt in conversations(seed, count):
-        renderer.render_many(roles, [tuple(f"plain words {n}" for n in range(len(roles)))] * 4, prompt)
-        [text] = renderer.render_many(roles, [row], prompt)
+        render_many(renderer, roles, [tuple(f"plain words {n}" for n in range(len(roles)))] * 4, prompt)
+        [text] = render_many(renderer, roles, [row], prompt)
         truth = expected(renderer.chat, roles, row, prompt)
         num_renderable += truth is not None
         if text is not None:
@@ -196,7 +212,7 @@ def test_no_question_about_a_content_goes_unnoticed(name: str) -> None:
     template = "{% for m in messages %}<{{ m.role }}>" + HIDDEN_QUESTIONS[name] + "{% endfor %}"
     renderer = learnt(template)
     rows = [row_of(random.Random(seed), 2) for seed in range(150)] + [(x, y) for x in FRAGMENTS for y in ("x", "", "a")]
-    for row, text in zip(rows, renderer.render_many(PAIR, rows), strict=True):
+    for row, text in zip(rows, render_many(renderer, PAIR, rows), strict=True):
         assert text is None or text == expected(renderer.chat, PAIR, row), row
 
 
@@ -226,7 +242,7 @@ def compare_with_a_template_of_the_field(path: Path, count: int) -> None:
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=20), st.sampled_from(sorted(TREATED)))
 def test_any_contents_are_rendered_alike(rows: list[Row], name: str) -> None:
     renderer = learnt(TREATED[name])
-    for row, text in zip(rows, renderer.render_many(PAIR, rows), strict=True):
+    for row, text in zip(rows, render_many(renderer, PAIR, rows), strict=True):
         assert text is None or text == expected(renderer.chat, PAIR, row)
 
 
@@ -235,47 +251,31 @@ def test_any_contents_are_rendered_alike(rows: list[Row], name: str) -> None:
 
 def test_a_shape_has_one_way_per_answer_and_the_rest_goes_to_transformers() -> None:
     renderer = learnt(TREATED["cuts earlier thoughts"])
-    before = renderer.num_fast, renderer.num_slow
     rows = [("a", "b"), ("a", "<think>x</think>b"), ("<think>x</think>a", "b"), ("a", "b")]
-    assert renderer.render_many(PAIR, rows) == [expected(renderer.chat, PAIR, row) for row in rows]
-    assert renderer.render_many(PAIR, [("a", "b")] * 3, add_generation_prompt=True) == [None] * 3  # not yet learnt
-    assert (renderer.num_fast, renderer.num_slow) == (before[0] + 4, before[1] + 3)
+    assert render_many(renderer, PAIR, rows) == [expected(renderer.chat, PAIR, row) for row in rows]
+    assert render_many(renderer, PAIR, [("a", "b")] * 3, prompt=True) == [None] * 3  # not yet learnt
 
 
 def test_a_conversation_that_the_template_refuses_is_left_to_transformers() -> None:
     renderer = learnt("{{ raise_exception('no') if 'x' in messages[0].content }}{{ messages[0].content }}")
-    assert renderer.render_many(PAIR, [("a", "b"), ("x", "b"), ("c", "d")]) == ["a", None, "c"]
-    with pytest.raises(TemplateError, match="no"):
-        renderer([{"role": "user", "content": "x"}, {"role": "assistant", "content": "b"}])
-
-
-def test_messages_with_more_than_a_content_and_tools_go_to_transformers() -> None:
-    renderer = learnt(CHATML + "{{ tools | length if tools }}{% for m in messages %}{{ m.name }}{% endfor %}")
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "me"}]
-    before = renderer.num_fast
-    assert renderer(messages).endswith("<|im_end|>\nme")
-    assert renderer(messages[:1], '[{"type":"function"}]').endswith("<|im_end|>\n1")
-    assert renderer.num_fast == before
-    assert renderer([messages[0], {"role": "assistant", "content": "b"}]).endswith("b<|im_end|>\n")
-    assert renderer.num_fast == before + 1
+    assert render_many(renderer, PAIR, [("a", "b"), ("x", "b"), ("c", "d")]) == ["a", None, "c"]
 
 
 def test_a_difference_in_the_sample_turns_the_fast_way_off() -> None:
     renderer = learnt(CHATML)
-    [text] = renderer.render_many(PAIR, [("a", "b")])
+    [text] = render_many(renderer, PAIR, [("a", "b")])
     assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    right = Rendered(roles=PAIR, contents=("a", "b"), text=text)
-    assert renderer.verify([right, right]) == ""
-    message = renderer.verify([right, dataclasses.replace(right, text=text + " ")])
-    assert message == renderer.reason
-    assert "sampled conversation 1, of the roles ('user', 'assistant')" in message
-    assert renderer.render_many(PAIR, [("a", "b")]) == [None]
-    assert renderer([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == text
+    messages = plain_messages(PAIR, ("a", "b"))
+    assert renderer.is_exact(messages, text)
+    assert renderer.reason == ""
+    assert not renderer.is_exact(messages, text + " ")
+    assert "of the roles ('user', 'assistant')" in renderer.reason
+    assert render_many(renderer, PAIR, [("a", "b")]) == [None]
 
 
 def test_what_a_template_leaves_out_of_a_shape_it_leaves_out_of_all_its_conversations() -> None:
-    assert learnt(CHATML).lost_parts(PAIR, ("a", "b")) == ()
-    without_system = learnt(CHATML.replace("in messages %}", "in messages if m.role != 'system' %}", 1))
+    assert lost_parts(chat_with(CHATML), plain_messages(PAIR, ("a", "b")), "") == ()
+    without_system = chat_with(CHATML.replace("in messages %}", "in messages if m.role != 'system' %}", 1))
     for _ in range(2):
-        assert without_system.lost_parts(("system", *PAIR), ("s", "a", "b")) == ("message 1",)
-    assert without_system.lost_parts(("system", *PAIR), ("", "a", "b")) == ()  # nothing to lose
+        assert lost_parts(without_system, plain_messages(("system", *PAIR), ("s", "a", "b")), "") == ("message 1",)
+    assert lost_parts(without_system, plain_messages(("system", *PAIR), ("", "a", "b")), "") == ()  # nothing to lose

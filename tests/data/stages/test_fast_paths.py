@@ -86,9 +86,9 @@ def test_a_wrong_rendering_is_found_out_and_its_shard_rendered_anew(
     class Wrong(TemplateRenderer):
         """Writes a space too many in one of ten conversations."""
 
-        def ways(self, *arguments: Any, **options: Any) -> list[tuple[Pieces, Any]]:
+        def pieces_for(self, *arguments: Any, **options: Any) -> list[tuple[Pieces, Any]]:
             found = []
-            for pieces, places in super().ways(*arguments, **options):
+            for pieces, places in super().pieces_for(*arguments, **options):
                 is_tenth = places % 10 == 0
                 spoilt = dataclasses.replace(pieces, parts=(*pieces.parts, " "))
                 found += [(pieces, places[~is_tenth]), (spoilt, places[is_tenth])]

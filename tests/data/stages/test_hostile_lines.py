@@ -17,9 +17,10 @@ import pytest
 from normalization import counted_steps
 from support import keys_of
 
+from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.rendering import SIDES, flatten_pair, require_no_control_tokens
-from rm_assets.data.chat.template_columns import Columns
+from rm_assets.data.chat.pair_rendering import SIDES, flatten_pair, require_no_control_tokens
+from rm_assets.data.chat.template_expressions import Columns
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.formats.fast_path import plain_pair
@@ -198,8 +199,8 @@ def read_any(number: int) -> None:
 
 def render_many(number: int) -> None:
     roles = tuple(message["role"] for message in turns(number))
-    renderer().ways(roles, Columns([pa.array(["a"])] * number))
-    renderer().lost_parts(roles, ("a",) * number)
+    renderer().pieces_for(roles, Columns([pa.array(["a"])] * number))
+    lost_parts(renderer().chat, turns(number), "")
 
 
 def compare_words(number: int) -> None:

@@ -8,9 +8,8 @@ from support import rows, silent
 
 from rm_assets.data.chat.encoder import encode_shard, load_encoder
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.rendering import SIDES
-from rm_assets.data.chat.template_renderer import TemplateRenderer
-from rm_assets.data.chat.tokenizer import TemplateError, load_chat_tokenizer, message_dict, reference_ids
+from rm_assets.data.chat.pair_rendering import SIDES
+from rm_assets.data.chat.tokenizer import TemplateError, load_chat_tokenizer, message_dict, reference_ids, render
 from rm_assets.data.stages.flattening import publish_flattened
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.tokenization import publish_tokenized
@@ -29,9 +28,8 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
     template = "plain" if name == "minilm-wordpiece" else None  # it has none of its own, and holds single turns only
     files = find_tokenizer(Settings(tokenizer=str(SHARED / "tokenizers" / name), chat_template=template))
     chat, encoder = load_chat_tokenizer(files), load_encoder(files)
-    renderer = TemplateRenderer(chat)
     assert encoder.backend == TOKENIZERS[name], encoder.reason
-    num_texts = num_written = 0
+    num_texts = num_written = num_pairs = num_one_by_one = 0
     for path in FILES:
         given = {"annotations": str(path), "storage": str(tmp_path / path.stem), "max_length": 2**20}
         own = settings.model_copy(update=given)
@@ -44,17 +42,19 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
                     expected.append(reference_ids(chat, messages, row["tools"]))
                 except TemplateError:
                     with pytest.raises(TemplateError):
-                        renderer(messages, row["tools"])
+                        render(chat, messages, row["tools"])
                     continue
-                texts.append(renderer(messages, row["tools"]))
+                texts.append(render(chat, messages, row["tools"]))
                 ids[row["pair_id"], side] = expected[-1]
         shard = encode_shard(encoder, texts)
         assert [shard.ids[start:end].tolist() for start, end in itertools.pairwise(shard.offsets)] == expected
         assert (shard.backend, shard.fell_back) == (TOKENIZERS[name], False)
         num_texts += len(texts)
         flattened = publish_flattened(own, files, validated, silent)
+        num_pairs += flattened.manifest.total("num_in")
+        num_one_by_one += flattened.manifest.total("num_one_by_one")
         for row in rows(publish_tokenized(own, files, validated, flattened, silent)):
             assert [row[f"{side}_ids"] for side in SIDES] == [ids[row["pair_id"], side] for side in SIDES]
             num_written += len(SIDES)
     assert num_texts >= num_written > 2_000
-    assert renderer.num_fast > num_texts * 0.9
+    assert num_one_by_one < num_pairs * 0.1

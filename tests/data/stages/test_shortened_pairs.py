@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import plain_row, rows, run_stages, violations, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.rendering import flatten_pair
+from rm_assets.data.chat.pair_rendering import flatten_pair
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.stages.tokenization import shortened_pair, without_oldest_turns

@@ -10,7 +10,7 @@ import pytest
 from work import CountingChat, counting, growth, work_of
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.rendering import flatten_pair, pair_messages, require_no_control_tokens
+from rm_assets.data.chat.pair_rendering import flatten_pair, pair_messages, require_no_control_tokens
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError

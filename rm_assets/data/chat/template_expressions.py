@@ -1,6 +1,11 @@
-"""The expressions and guards of `rm_assets.data.chat.template_symbols` over many conversations of one shape at once."""
+"""Expressions over the contents of messages, and guards on them, computed for many conversations at once.
+
+A chat template run on symbols (`template_tracing`) gives one expression for what it writes, and a guard for each
+question that it asks of a content. `Columns` computes both for all conversations of one shape, column by column.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,9 +13,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data.chat.template_symbols import Applied, Content, Expression, Guard, Joined, applied, ask
+# --- expressions over contents ---------------------------------------------------------------------------------
 
-# What Arrow does exactly as Python does, on UTF-8: only with arguments, as they differ in what is white space.
+
+@dataclass(frozen=True)
+class Content:
+    """The content of message number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A string's method called on an expression; `item` picks one of the parts of a split."""
+
+    of: "Expression"
+    method: str
+    arguments: tuple[Any, ...]
+    item: int | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Literals and expressions, one after the other."""
+
+    parts: tuple["str | Expression", ...]
+
+
+Expression = Content | Applied | Joined
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A question about an expression, and the answer for which a rendering holds; the question `bool` is its truth."""
+
+    of: Expression
+    question: str
+    arguments: tuple[Any, ...]
+    answer: bool
+
+
+def answer(text: str, question: str, arguments: tuple[Any, ...]) -> bool:
+    """A text's answer to a question."""
+    return bool(text) if question == "bool" else bool(getattr(str, question)(text, *arguments))
+
+
+def apply(expression: Applied, text: str) -> str:
+    """The result of an expression's method on a text."""
+    result = getattr(str, expression.method)(text, *expression.arguments)
+    return str(result if expression.item is None else result[expression.item])
+
+
+# --- many conversations --------------------------------------------------------------------------------------
+
+# Arrow does these exactly as Python, if given an argument: by default they differ in what counts as white space.
 _METHODS = {"strip": pc.utf8_trim, "lstrip": pc.utf8_ltrim, "rstrip": pc.utf8_rtrim}
 _QUESTIONS = {"__contains__": pc.match_substring, "startswith": pc.starts_with, "endswith": pc.ends_with}
 
@@ -20,7 +76,8 @@ Part = str | Expression
 class Columns:
     """The contents of conversations of one shape: array n holds the content of message n, in every row.
 
-    `prompt` has the columns of the first messages, which others may share: what is found for it is found once.
+    `prompt` holds the columns of the first messages, shared by both sides of a pair: what is computed on it is
+    computed once.
     """
 
     def __init__(self, arrays: Sequence[pa.StringArray], prompt: "Columns | None" = None) -> None:
@@ -39,7 +96,7 @@ class Columns:
         return tuple(array[number].as_py() for array in self.arrays)
 
     def _home(self, expression: Expression) -> "Columns":
-        """The columns of the prompt for what is about the prompt alone."""
+        """Where results on an expression are kept: with the prompt, if it is about the prompt alone."""
         if self._prompt is not None and _last_content(expression) < len(self._prompt.arrays):
             return self._prompt
         return self
@@ -51,17 +108,17 @@ class Columns:
         found = self._home(expression)._texts
         if expression not in found:
             found[expression] = (
-                self.joined(expression.parts) if isinstance(expression, Joined) else self._applied(expression)
+                self.join(expression.parts) if isinstance(expression, Joined) else self._apply(expression)
             )
         return found[expression]
 
-    def _applied(self, expression: Applied) -> pa.StringArray:
+    def _apply(self, expression: Applied) -> pa.StringArray:
         texts, arguments = self.text(expression.of), expression.arguments
         if expression.method in _METHODS and expression.item is None and _is_one_text(arguments):
             return _METHODS[expression.method](texts, characters=arguments[0])
-        return pa.array([applied(text, expression) for text in texts.to_pylist()], pa.string())
+        return pa.array([apply(expression, text) for text in texts.to_pylist()], pa.string())
 
-    def joined(self, parts: Sequence[Part]) -> pa.StringArray:
+    def join(self, parts: Sequence[Part]) -> pa.StringArray:
         """Literals and expressions, one after the other, in every row."""
         if all(isinstance(part, str) for part in parts):
             return pa.repeat("".join(map(str, parts)), self.num_rows)
@@ -69,7 +126,7 @@ class Columns:
         return pc.binary_join_element_wise(*columns, "")
 
     def passes(self, guards: Sequence[Guard]) -> NDArray[np.bool_]:
-        """The rows that answer all guards as they say."""
+        """Which rows give every guard its answer."""
         passed = np.ones(self.num_rows, np.bool_)
         for guard in guards:
             passed &= self._answer(guard) == guard.answer
@@ -79,10 +136,10 @@ class Columns:
         found = self._home(guard.of)._answers
         question = (guard.of, guard.question, guard.arguments)
         if question not in found:
-            found[question] = self._asked(guard)
+            found[question] = self._compute_answer(guard)
         return found[question]
 
-    def _asked(self, guard: Guard) -> NDArray[np.bool_]:
+    def _compute_answer(self, guard: Guard) -> NDArray[np.bool_]:
         texts = self.text(guard.of)
         if guard.question == "bool":
             return np.asarray(pc.binary_length(texts).to_numpy() > 0)
@@ -91,7 +148,7 @@ class Columns:
                 return np.zeros(self.num_rows, np.bool_)
             answers = _QUESTIONS[guard.question](texts, pattern=guard.arguments[0])
             return np.asarray(answers.to_numpy(zero_copy_only=False))
-        return np.array([ask(text, guard.question, guard.arguments) for text in texts.to_pylist()], np.bool_)
+        return np.array([answer(text, guard.question, guard.arguments) for text in texts.to_pylist()], np.bool_)
 
 
 def _is_one_text(arguments: tuple[Any, ...]) -> bool:
@@ -99,7 +156,7 @@ def _is_one_text(arguments: tuple[Any, ...]) -> bool:
 
 
 def _occurs(texts: pa.StringArray, part: str) -> bool:
-    """Whether a part stands anywhere in the column's bytes: one search, many times faster than one a row."""
+    """Whether a part occurs anywhere in the column's bytes: one search, many times faster than one a row."""
     content = texts.buffers()[2]
     return content is not None and memoryview(content).tobytes().find(part.encode()) >= 0
 
