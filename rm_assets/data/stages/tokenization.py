@@ -1,18 +1,16 @@
 """tokenized_pairs: both sides of each pair as token ids, equal to `apply_chat_template(..., tokenize=True)`.
 
 Over-long pairs are rejects, or, with `over_long: drop_turns`, lose the same oldest turns on both sides; a reply is
-never cut. Every written shard has a sample of its rows encoded anew from the messages by transformers itself.
+never cut. A sample of every written shard is encoded again by transformers, from the messages.
 """
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,10 +29,11 @@ from rm_assets.data.chat.encoder import (
     max_token_bytes,
 )
 from rm_assets.data.chat.model_files import TokenizerFiles
-from rm_assets.data.chat.pair_rendering import SIDES, flatten_pair, pair_messages
-from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, encode, load_chat_tokenizer, reference_ids
+from rm_assets.data.chat.pair_rendering import SIDES, pair_messages
+from rm_assets.data.chat.shortening import shortened_pair, without_oldest_turns
+from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, reference_ids
 from rm_assets.data.compute.engine import Task
-from rm_assets.data.formats.preferences import Message, PreferenceError
+from rm_assets.data.formats.preferences import Message
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.pairs.normal_form import normalized
@@ -48,29 +47,26 @@ from rm_assets.data.storage.publication import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
-from rm_assets.data.tables.ragged import IdLists, Ids, equal_rows, join_rows, lists_of, prefix_lengths
+from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
 VERSION = 3
 NUM_SAMPLED = 32
-"""Rows of each shard that the reference encodes anew, those with the smallest pair_id: a choice by hash."""
+"""Rows of each shard that transformers encodes again: those with the smallest pair_id, a choice by hash."""
 HUGE_BYTES = 2**17
-"""Up to so many bytes a text is encoded to know its length, which takes milliseconds."""
+"""A text of up to this many bytes is encoded to learn its length, which takes milliseconds."""
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
-
-_BYTES_PER_TOKEN = 4
-"""Of a message as JSON, roughly, in most languages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairIds:
     """Both sides of pairs as ids, and how many of their oldest turns were dropped, int [pairs].
 
-    `keys` are the hashes of both conversations as they are then, of the pairs that lost turns: by these, equal and
-    flipped pairs are found.
+    `keys` are the hashes of both conversations of the pairs that lost turns, as they are now: equal and flipped pairs
+    are found by them.
     """
 
     chosen: IdLists
@@ -82,82 +78,6 @@ class PairIds:
     def longest(self) -> NDArray[np.int64]:
         """Tokens of the longer side of each pair."""
         return np.maximum(self.chosen.lengths, self.rejected.lengths)
-
-
-# --- one pair ------------------------------------------------------------------------------------------------
-
-
-def without_oldest_turns(prompt: list[MessageDict], num_turns: int) -> list[MessageDict] | None:
-    """A prompt without its oldest turns; a turn starts at a user's message. None if no turn would be left.
-
-    For [system, u1, a1, u2] and 1 it is [system, u2].
-    """
-    starts = _turn_starts(prompt)
-    if num_turns >= len(starts):
-        return None
-    return prompt[: starts[0]] + prompt[starts[num_turns] :]
-
-
-def _turn_starts(prompt: list[MessageDict]) -> list[int]:
-    return [index for index, message in enumerate(prompt) if message["role"] == "user"]
-
-
-def shortened_pair(
-    chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str, max_length: int
-) -> tuple[Ids, Ids, int] | None:
-    """Both sides with as few of the oldest turns dropped as make them fit, and their number; None if none fits.
-
-    Fewer turns have fewer tokens, so that the number is found by bisection. It begins where the pair should fit by its
-    bytes: near the number sought, so that a very long conversation is never rendered as a whole.
-    """
-    starts = _turn_starts(sides["prompt"])
-    if len(starts) < 2:
-        return None
-
-    @functools.cache
-    def attempt(num_turns: int) -> tuple[Ids, Ids, int] | tuple[()] | None:
-        """Both sides without these turns, nothing where the template refuses them, None where they are too long."""
-        prompt = sides["prompt"][: starts[0]] + sides["prompt"][starts[num_turns] :]
-        try:
-            flat = flatten_pair(chat, sides | {"prompt": prompt}, tools, counts_tokens=False)
-        except PreferenceError:  # a template may refuse what it takes whole: then the pair stays over-long
-            return ()
-        chosen, rejected = encode(chat, [flat.prompt + flat.chosen, flat.prompt + flat.rejected])
-        return (chosen, rejected, num_turns) if max(len(chosen), len(rejected)) <= max_length else None
-
-    guess = _expected_drop(sides, starts, max_length)
-    num_turns = _first_that_holds(len(starts) - 1, guess, lambda number: attempt(number) is not None)
-    return (attempt(num_turns) or None) if num_turns else None
-
-
-def _expected_drop(sides: dict[str, list[MessageDict]], starts: Sequence[int], max_length: int) -> int:
-    """How many turns to drop so that what is left has as many tokens as its bytes of JSON suggest."""
-    sizes = {side: [len(msgspec.json.encode(message)) for message in sides[side]] for side in sides}
-    fixed = sum(sizes["prompt"][: starts[0]]) + max(sum(sizes[side]) for side in SIDES)
-    left, number = max_length * _BYTES_PER_TOKEN - fixed, len(starts)
-    while number > 1 and left >= 0:
-        number -= 1
-        left -= sum(sizes["prompt"][starts[number] : starts[number + 1] if number + 1 < len(starts) else None])
-    return min(number + (left < 0), len(starts) - 1)
-
-
-def _first_that_holds(last: int, guess: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest number from 1 to `last` for which something holds that holds for all larger ones; None if none is.
-
-    It is looked for from a guess in steps that double, then by bisection.
-    """
-    low, high, number, step = 1, last + 1, guess, 1
-    while low < high:
-        if holds(number):
-            high = number
-        else:
-            low = number + 1
-        if low > 1 and high <= last:
-            number = (low + high) // 2
-        else:  # it held for all so far, or for none
-            number = max(high - step, 1) if low == 1 else min(low - 1 + step, last)
-        step *= 2
-    return high if high <= last else None
 
 
 # --- one shard -----------------------------------------------------------------------------------------------
@@ -180,16 +100,16 @@ class TokenizationTask:
     self_tests: Path
 
 
-class _EncodedOtherwiseError(RuntimeError):
-    """The fast backend is found out: what it encoded of this shard is not to be kept."""
+class _EncodedDifferentlyError(RuntimeError):
+    """The fast backend failed its check: its ids of this shard must not be kept."""
 
 
 def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
-    """Rows and rejects of one shard of rendered pairs; encoded anew by the reference where a sample differs."""
+    """Rows and rejects of one shard of rendered pairs; encoded again by the reference where a sample differs."""
     encoder = load_encoder(task.tokenizer, task.self_tests)
     try:
         return _tokenize(task, encoder, writer, is_first=True)
-    except _EncodedOtherwiseError as error:
+    except _EncodedDifferentlyError as error:
         writer.restart()
         return _tokenize(task, encoder, writer, is_first=False) | {"encoder_reason": str(error)}
 
@@ -202,7 +122,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
         encoded, failed = _encoded(encoder, _emptied(rows, surely_long), num_sampled)
         if encoded.fell_back and is_first:
-            raise _EncodedOtherwiseError(encoded.detail)
+            raise _EncodedDifferentlyError(encoded.detail)
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
         is_forged[list(surely_long)] = False
         pairs = _pairs(encoded, rows.num_rows)
@@ -216,7 +136,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
         num_in += schemas.num_rows_of(task.source, rows)
         reasons.update(reason for reason, _ in refused.values())
-    # The padding token belongs to the tokenizer; stated here, no later stage has to load one.
+    # The padding token is the tokenizer's; kept here, so that no later stage has to load a tokenizer.
     return {
         "pad_token_id": chat.pad_token_id,
         "num_in": num_in,
@@ -227,7 +147,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
 
 
 def _surely_long(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> dict[int, Refusal]:
-    """The pairs that are too long by their bytes, or by the control tokens that the template writes: not encoded."""
+    """The pairs that are not encoded, as their bytes, or the template's control tokens, already make them too long."""
     written = [rows[f"{side}_control_tokens"].to_numpy() for side in SIDES]
     found = {
         row: (Reason.TOO_LONG, f"at least {written[0][row]} and {written[1][row]} tokens, more than {task.max_length}")
@@ -238,7 +158,7 @@ def _surely_long(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> di
     if num_bytes.max(initial=0) > HUGE_BYTES and (token_bytes := max_token_bytes(encoder.reference)):
         for row in np.flatnonzero(num_bytes > max(HUGE_BYTES, task.max_length * token_bytes)).tolist():
             found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, certainly more than {task.max_length} tokens"
-    # sides that are equal in NFC may have the same ids, which is another reason
+    # sides that are equal in NFC may have the same ids, which is a reason of its own
     return {row: refusal for row, refusal in found.items() if len(_nfc_sides(rows, row)) == len(SIDES)}
 
 
@@ -247,7 +167,7 @@ def _nfc_sides(rows: pa.Table, row: int) -> set[str]:
 
 
 def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
-    """The rows, those of these numbers with empty texts."""
+    """The rows, with empty texts in those of these numbers."""
     if not numbers:
         return rows
     is_emptied = np.zeros(rows.num_rows, np.bool_)
@@ -259,7 +179,7 @@ def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
 
 
 def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
-    """The ids of all chosen sides, then of all rejected ones; rows that the tokenizer itself fails on have none."""
+    """The ids of all chosen sides, then of all rejected ones; rows on which the tokenizer itself fails have none."""
     was_fast, failed = encoder.backend == FAST, dict[int, Refusal]()
     texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
     while True:
@@ -269,13 +189,13 @@ def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[En
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
-    if was_fast and encoder.backend != FAST:  # also where the reference then failed on a row, and was called again
+    if was_fast and encoder.backend != FAST:  # even if the reference then failed on a row, and was called again
         encoded = dataclasses.replace(encoded, fell_back=True, detail=encoder.reason)
     return encoded, failed
 
 
 def _is_forged(encoder: Encoder, encoded: EncodedTexts, rows: pa.Table) -> NDArray[np.bool_]:
-    """Which rows have other numbers of control tokens than the template writes."""
+    """Which rows have more or fewer control tokens than the template writes."""
     written = np.concatenate([rows[f"{side}_control_tokens"].to_numpy() for side in SIDES])
     differ = control_counts(encoder, encoded.ids, encoded.offsets) != written
     return np.asarray(differ.reshape(2, -1).any(axis=0))
@@ -298,7 +218,7 @@ def _shortened(
     failed: Collection[int],
     surely_long: Collection[int],
 ) -> PairIds:
-    """The pairs, those that are over-long without their oldest turns where that makes them fit."""
+    """The pairs, with over-long ones shortened by their oldest turns where that makes them fit."""
     found_long = np.flatnonzero(pairs.longest > task.max_length).tolist()
     long_rows = [row for row in sorted({*found_long, *surely_long}) if row not in failed]
     if not long_rows:
@@ -328,7 +248,7 @@ def _keys_without_turns(validated: dict[str, Any], num_turns: int) -> tuple[str,
 
 
 def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_]) -> dict[int, Refusal]:
-    """Why rows go no further, by row; of several reasons the last one."""
+    """Why rows are rejects, by row; of several reasons the last one."""
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
         lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
@@ -355,7 +275,7 @@ def _table(rows: pa.Table, pairs: PairIds, prefixes: NDArray[np.int64], refused:
 
 
 def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
-    """The rows, some with other hashes of their conversations."""
+    """The rows, with these hashes of their conversations in some."""
     if not keys:
         return rows
     for which, side in enumerate(SIDES):
@@ -367,7 +287,7 @@ def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
     return rows
 
 
-# --- the laws of one shard -----------------------------------------------------------------------------------
+# --- the invariants of one shard -----------------------------------------------------------------------------
 
 
 def measure_tokenized(task: TokenizationTask, paths: dict[str, Path]) -> Stats:

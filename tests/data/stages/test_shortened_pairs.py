@@ -11,9 +11,9 @@ from support import plain_row, rows, run_stages, violations, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.pair_rendering import flatten_pair
+from rm_assets.data.chat.shortening import shortened_pair, without_oldest_turns
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.stages.tokenization import shortened_pair, without_oldest_turns
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

@@ -11,12 +11,12 @@ from work import CountingChat, counting, growth, work_of
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.pair_rendering import flatten_pair, pair_messages, require_no_control_tokens
+from rm_assets.data.chat.shortening import shortened_pair
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.parsing import stated_by
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.pairs.rows import PairRows
-from rm_assets.data.stages.tokenization import shortened_pair
 from rm_assets.settings import Settings
 
 TRIMMED = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
