@@ -16,8 +16,7 @@ from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import CHECKPOINTS
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.progress import Progress, StepFigures
-from rm_assets.training.loop.trainer import TrainingStoppedError
-from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
+from rm_assets.training.processes.signals import Stop, StoppedError, listen_for_signals
 from rm_assets.training.run import run_job
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -65,7 +64,7 @@ def _work(description: str, kill_after: int, saved: int) -> None:
         )
         try:
             run_job(job, ALONE, progress, stop)
-        except TrainingStoppedError as stopped:
+        except StoppedError as stopped:
             os._exit(128 + stopped.number)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,22 @@ from numpy.typing import NDArray
 
 from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.jobs.result import (
+    METRICS,
     MODEL,
     SCORES_FILE,
     SCRATCH,
+    clear_output,
     remove_scratch,
     write_manifest,
 )
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import Checkpoints
-from rm_assets.training.loop.group import Group, peak_memory
+from rm_assets.training.loop.group import Group, join_group, leave_group, peak_memory
 from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
 from rm_assets.training.loop.loss import check_margins
 from rm_assets.training.loop.progress import Progress
 from rm_assets.training.loop.sharding import is_spread, whole_weights
+from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
@@ -41,17 +45,32 @@ from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import check_pairs, read_splits
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Packing
-from rm_assets.training.processes.lifecycle import Stop
+from rm_assets.training.processes.signals import Stop
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
 from rm_assets.training.saved_model.model_card import base_name, model_card
+
+
+def run(job: TrainingJob, log: Callable[[str], object], stop: Stop) -> None:
+    """Run the job as one process of the group that torchrun's environment describes, or alone."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    group = join_group()
+    progress = Progress()
+    if group.is_first:
+        output = Path(job.output_directory)
+        clear_output(output)
+        track = open_tracker(job.settings, output, job.key[:16], job.settings.decisive())
+        progress = Progress(output / METRICS, log, track)
+    run_job(job, group, progress, stop)
+    leave_group()
 
 
 def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | None = None) -> None:
     """Train, save, score the held-out pairs with what was saved, and publish the result.
 
     Goes on from the newest checkpoint in the job's output directory. Every process of the group calls this; the first
-    one writes. Raises TrainingError, and TrainingStoppedError where `stop` asked for it.
+    one writes. Raises TrainingError, and StoppedError where `stop` asked for it.
     """
     started = time.perf_counter()
     directory = Path(job.output_directory)

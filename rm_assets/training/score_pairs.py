@@ -1,14 +1,7 @@
-"""Scores pairs with a saved model, as a process of its own: `python -m rm_assets.training.score_pairs JOB.json`.
+"""Scores pairs with a saved model: `python -m rm_assets.training.score_pairs JOB.json`. Exit codes: `jobs.entry`."""
 
-Exit codes are those of the training job: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output
-directory), 2 no usable job file, 143 and 130 stopped by SIGTERM and SIGINT.
-"""
-
-import contextlib
 import math
-import os
 import sys
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,19 +11,11 @@ import pyarrow as pa
 from rm_assets.data.storage.files import write_json
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import open_parquet, write_table
-from rm_assets.data.storage.snapshots import SnapshotError
-from rm_assets.display_text import one_line
-from rm_assets.settings import SettingsError
-from rm_assets.training.jobs.result import ERROR, MANIFEST
+from rm_assets.training.jobs.entry import Log, run_job_file
+from rm_assets.training.jobs.result import MANIFEST
 from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.jobs.transport import run_sent_job
-from rm_assets.training.processes import lifecycle
-
-try:
-    import dagster_pipes
-except ImportError:  # the process runs where no Dagster is installed
-    dagster_pipes = None  # type: ignore[assignment]
+from rm_assets.training.processes.signals import Stop
 
 _KEY = ["source", "line", "pair_id", "prompt_key", "variant"]
 _ROWS_PER_READ = 1024
@@ -38,38 +23,11 @@ _ROWS_PER_READ = 1024
 
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
-    lifecycle.die_with_launcher()
-    lifecycle.let_memory_grow(os.environ)
-    if len(arguments) != 1:
-        print("usage: python -m rm_assets.training.score_pairs JOB.json", file=sys.stderr)
-        return 2
-    if "://" in arguments[0]:
-        return run_sent_job(arguments[0], "rm_assets.training.score_pairs", ScoringJob)
-    try:
-        job = ScoringJob.read(Path(arguments[0]))
-    except (OSError, ValueError) as error:  # also of text that is no UTF-8
-        print(f"error: cannot read the scoring job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
-        return 2
-    lifecycle.listen_for_signals(lifecycle.Stop())
-    told = dagster_pipes is not None and "DAGSTER_PIPES_CONTEXT" in os.environ
-    with dagster_pipes.open_dagster_pipes() if told else contextlib.nullcontext():
-        return work(job)
+    return run_job_file(arguments, "rm_assets.training.score_pairs", ScoringJob, score)
 
 
-def work(job: ScoringJob) -> int:
-    """Run the job; returns the exit code."""
-    try:
-        run_scoring(job)
-    except (TrainingError, SettingsError, SnapshotError) as error:
-        return _failed(job, str(error))
-    except Exception as error:
-        traceback.print_exc()
-        return _failed(job, f"{type(error).__name__}: {error}")
-    return 0
-
-
-def run_scoring(job: ScoringJob) -> None:
-    """Score every pair of the job and write the table, beside first; raises TrainingError without a usable model."""
+def score(job: ScoringJob, log: Log, stop: Stop) -> None:
+    """Score every pair of the job and write the table; raises TrainingError without a usable model."""
     # only here, because torch takes seconds to import and a job that cannot be read needs none of it
     import transformers
 
@@ -136,14 +94,6 @@ def _both_sides(scorer: Any, row: Mapping[str, Any], max_length: int) -> list[li
         if len(sides[-1]) > limit:
             raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {limit}")
     return sides
-
-
-def _failed(job: ScoringJob, reason: str) -> int:
-    reason = one_line(reason)
-    print(f"error: {reason}", file=sys.stderr)
-    if Path(job.output_directory).is_dir():
-        (Path(job.output_directory) / ERROR).write_text(reason + "\n", encoding="utf-8")
-    return 1
 
 
 if __name__ == "__main__":

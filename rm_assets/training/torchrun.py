@@ -2,11 +2,11 @@
 
 import os
 
-from rm_assets.training.processes import lifecycle
+from rm_assets.training.processes import children
 
 if __name__ == "__main__":
-    lifecycle.die_with_parent()
-    os.environ[lifecycle.PARENT] = str(os.getpid())  # for the workers
+    children.die_with_parent()
+    os.environ[children.PARENT] = str(os.getpid())  # for the workers
     from torch.distributed.run import main  # takes seconds
 
     main()

@@ -19,7 +19,7 @@ from audited import COMMAND, SECRET, AuditedRun, audited_run
 
 from rm_assets.definitions import definitions
 from rm_assets.settings import setting_fields
-from rm_assets.training.processes.lifecycle import free_port
+from rm_assets.training.processes.children import free_port
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (ROOT / "rm_assets", ROOT / "benchmarks")

@@ -34,23 +34,17 @@ class LocalLauncher:
 
     def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
         """Run `python <arguments>` to its end."""
-        read_end, write_end = os.pipe()
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, write_end)
-            stack.callback(os.close, read_end)
-            session = stack.enter_context(
-                open_pipes_session(
-                    context=context,
-                    context_injector=PipesTempFileContextInjector(),
-                    message_reader=PipesTempFileMessageReader(),
-                )
-            )
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                start_new_session=True,
-                pass_fds=(read_end,),
-                env=os.environ | session.get_bootstrap_env_vars() | {"RM_PARENT_FD": str(read_end)},
-            )
+        from rm_assets.training.processes.children import start_child
+
+        command = [sys.executable, *arguments]
+        with (
+            open_pipes_session(
+                context=context,
+                context_injector=PipesTempFileContextInjector(),
+                message_reader=PipesTempFileMessageReader(),
+            ) as session,
+            start_child(command, session.get_bootstrap_env_vars()) as process,
+        ):
             try:
                 while process.poll() is None:
                     time.sleep(SECONDS_BETWEEN_POLLS)

@@ -6,6 +6,7 @@ promoted model, which has a tokenizer and a chat template of its own.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,8 @@ class ScoringJob(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    KIND: ClassVar = "scoring"
+    num_processes: ClassVar = 1
 
     output_directory: str
     model: str
@@ -57,7 +60,7 @@ class ScoringJob(BaseModel):
         """The job described by a JSON file."""
         return cls.model_validate_json(path.read_text())
 
-    def moved(self, read: Callable[[str], str], output_directory: str) -> "ScoringJob":
-        """The same job where other paths hold what it reads, each `read(path)`, and what it writes."""
+    def with_paths(self, read: Callable[[str], str], output_directory: str) -> "ScoringJob":
+        """The same job with the paths it reads replaced by `read(path)`, and another output directory."""
         changes = {"output_directory": output_directory, "model": read(self.model), "pairs": read(self.pairs)}
         return self.model_copy(update=changes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,6 +29,7 @@ class TrainingJob(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    KIND: ClassVar = "training"
 
     key: str
     output_directory: str
@@ -48,8 +50,13 @@ class TrainingJob(BaseModel):
         """The job described by a JSON file."""
         return cls.model_validate_json(path.read_text())
 
-    def moved(self, read: Callable[[str], str], output_directory: str) -> "TrainingJob":
-        """The same job where other paths hold what it reads, each `read(path)`, and what it writes."""
+    @property
+    def num_processes(self) -> int:
+        """Processes on each machine."""
+        return self.settings.num_processes
+
+    def with_paths(self, read: Callable[[str], str], output_directory: str) -> "TrainingJob":
+        """The same job with the paths it reads replaced by `read(path)`, and another output directory."""
         changes = {
             "output_directory": output_directory,
             "splits": {split: [read(path) for path in paths] for split, paths in self.splits.items()},

@@ -44,18 +44,10 @@ from rm_assets.training.packing.batches import MicroBatch, collate
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import MicroPlan, Packing, epoch_steps, plan_rows
 from rm_assets.training.packing.room import GpuMemory, Memory, tokens_that_fit
-from rm_assets.training.processes.lifecycle import Stop
+from rm_assets.training.processes.signals import Stop, StoppedError
 
 MAX_VALIDATION_PAIRS = 512  # of each look at held-out pairs during training; the final evaluation reads all of them
 NUM_LOOKS = 10  # at held-out pairs, where there is only one epoch
-
-
-class TrainingStoppedError(Exception):
-    """The training left between two steps because a signal asked it to; `number` is the signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}")
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def train(
 
     Returns `num_steps`, `seconds`, `train_loss` (the mean over the last epoch's pairs), `peak_learning_rate`, and the
     shares and speeds of `Tally`. Raises TrainingError before the update of a step whose loss or gradient is not finite,
-    and TrainingStoppedError, its checkpoint saved, where `stop` asks for it.
+    and StoppedError, its checkpoint saved, where `stop` asks for it.
     """
     run = prepared_run(model, splits["train"], choice, settings, group)
     if group.device.type == "cuda":
@@ -106,7 +98,7 @@ def train(
         if run.row_tokens < settings.micro_batch_tokens:
             progress.message(f"micro-batches have at most {run.row_tokens} tokens: more do not fit into this GPU")
     stop = stop or Stop()
-    with stop.awaited():
+    with stop.deferred():
         position = _resumed(run, checkpoints, progress)
         with Saver(checkpoints) if checkpoints else contextlib.nullcontext() as saver:
             position = _loop(run, splits, position, progress, saver, stop)
@@ -201,7 +193,7 @@ def _loop(
             if saver:
                 saver.wait()
             progress.message(f"stops after step {step}/{run.num_steps}" + ", which is saved" * bool(saver))
-            raise TrainingStoppedError(stop.number or signal.SIGTERM)  # another process may have heard it alone
+            raise StoppedError(stop.number or signal.SIGTERM)  # another process may have heard it alone
         if step in looks:
             _look(run, splits["validation"], step, progress)
     return position

@@ -128,8 +128,9 @@ shutil.rmtree(here / "step-2")
 wait(lambda: not (there / "step-2").exists())
 """
 RECEIVE = (
-    "import sys; from rm_assets.training.jobs import transport as t; t.SECONDS_BETWEEN_UPLOADS = 0.3; "
-    "sys.exit(t.run_sent_job(sys.argv[1], sys.argv[2], t.TrainingJob))"
+    "import sys; from rm_assets.training.jobs import receiving; receiving.SECONDS_BETWEEN_UPLOADS = 0.3; "
+    "from rm_assets.training.jobs.training_job import TrainingJob; "
+    "sys.exit(receiving.run_sent_job(sys.argv[1], sys.argv[2], TrainingJob))"
 )
 FAILING = """
 import json, sys

@@ -15,10 +15,11 @@ import torch
 from job_processes import MODULE, processes_with, wait_until
 from toy_pairs import learnable_pairs
 
-from rm_assets.training.__main__ import main, work
+from rm_assets.training.__main__ import main, train
+from rm_assets.training.jobs.entry import execute_job
 from rm_assets.training.jobs.result import read_result
 from rm_assets.training.model.reward_model import build_model
-from rm_assets.training.processes.lifecycle import free_port, let_memory_grow
+from rm_assets.training.processes.children import free_port, let_memory_grow
 
 NO_DAGSTER = """
 import runpy, sys
@@ -139,7 +140,7 @@ def test_a_loss_that_is_no_number_fails_with_the_pairs_on_stderr_and_in_a_file(m
         model=str(tmp_path / "spoilt"),
         toy=False,
     )
-    assert work(job) == 1
+    assert execute_job(job, train) == 1
     told = capsys.readouterr().err
     assert "error: loss is nan and gradient norm nan at step 1, stopped before its update" in told
     assert "Traceback" not in told
@@ -192,7 +193,7 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
     # a thread of numpy's or arrow's may receive the signal, and the main thread is deep in a call of a minute
     work = """if True:
         import hashlib, pyarrow
-        from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
+        from rm_assets.training.processes.signals import Stop, listen_for_signals
         listen_for_signals(Stop())
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
@@ -207,10 +208,10 @@ def test_a_signal_ends_a_process_at_once_while_it_computes(number, code):
 def test_where_a_loop_will_save_the_first_signal_waits_for_it_and_a_second_one_does_not():
     work = """if True:
         import hashlib
-        from rm_assets.training.processes.lifecycle import Stop, listen_for_signals
+        from rm_assets.training.processes.signals import Stop, listen_for_signals
         stop = Stop()
         listen_for_signals(stop)
-        with stop.awaited():
+        with stop.deferred():
             print("ready", flush=True)
             while not stop.number:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**4)
@@ -286,7 +287,7 @@ def test_a_worker_that_comes_after_the_end_of_its_torchrun_leaves(write_job):
 
 def test_a_wrapper_may_stand_between_a_process_and_its_parent():
     """As a profiler's or a tracer's command does that starts workers."""
-    looks = "from rm_assets.training.processes import lifecycle; lifecycle.die_with_parent(); print('lives')"
+    looks = "from rm_assets.training.processes import children; children.die_with_parent(); print('lives')"
     command = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, looks]
     environment = os.environ | {"RM_PARENT": str(os.getpid())}
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout == "lives\n"

@@ -1,0 +1,100 @@
+"""What every job does around its work: read its file, listen for signals, log to Dagster, and end with an exit code.
+
+Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no readable job
+file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training. No torch here.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rm_assets.addresses import masked
+from rm_assets.data.shown_text import one_line, printable
+from rm_assets.data.storage.snapshots import SnapshotError
+from rm_assets.settings import SettingsError
+from rm_assets.training.jobs.receiving import run_sent_job
+from rm_assets.training.jobs.result import ERROR, ForeignOutputError
+from rm_assets.training.jobs.scoring_job import ScoringJob
+from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
+from rm_assets.training.processes import children
+from rm_assets.training.processes.signals import Stop, StoppedError, listen_for_signals
+
+try:
+    import dagster_pipes
+except ImportError:  # the job runs where no Dagster is installed
+    dagster_pipes = None  # type: ignore[assignment]
+
+JobType = TypeVar("JobType", TrainingJob, ScoringJob)
+Log = Callable[[str], object]
+"""Shows a line to the user: on stdout, and in Dagster."""
+Work = Callable[[JobType, Log, Stop], None]
+
+
+def run_job_file(arguments: list[str], module: str, job_type: type[JobType], work: "Work[JobType]") -> int:
+    """Run the job whose file, or URI, is the one argument of `python -m <module>`; returns the exit code."""
+    children.die_with_launcher()
+    children.let_memory_grow(os.environ)
+    if children.is_worker():
+        children.die_with_parent()
+    if len(arguments) != 1:
+        print(f"usage: python -m {module} JOB.json", file=sys.stderr)
+        return 2
+    if "://" in arguments[0]:
+        return run_sent_job(arguments[0], module, job_type)
+    try:
+        job = job_type.read(Path(arguments[0]))
+    except (OSError, ValueError) as error:  # also of bytes that are not UTF-8
+        print(f"error: cannot read the {job_type.KIND} job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
+        return 2
+    if job.num_processes > 1 and not children.is_worker():
+        return children.run_workers(Path(arguments[0]), job.num_processes)
+    stop = Stop()
+    listen_for_signals(stop)
+    return execute_job(job, work, stop)
+
+
+def execute_job(job: JobType, work: "Work[JobType]", stop: Stop | None = None) -> int:
+    """Do a job's work in this process, which may be one worker of several; returns the exit code."""
+    pipes = _open_pipes() if children.is_first_worker() else None
+
+    def log(text: str) -> None:
+        text = printable(text)
+        print(text, flush=True)
+        if pipes is not None:
+            pipes.log.info(text)
+
+    try:
+        work(job, log, stop or Stop())
+    except StoppedError as stopped:
+        return 128 + stopped.number
+    except ForeignOutputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (TrainingError, SettingsError, SnapshotError) as error:
+        return _fail(job, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(job, masked(f"{type(error).__name__}: {error}"))
+    finally:
+        if pipes is not None:
+            pipes.close()  # without the error, whose text may be longer than a Pipes message should be
+    return 0
+
+
+def _open_pipes() -> Any:
+    if dagster_pipes is None or "DAGSTER_PIPES_CONTEXT" not in os.environ:
+        return None
+    return dagster_pipes.open_dagster_pipes()
+
+
+def _fail(job: TrainingJob | ScoringJob, reason: str) -> int:
+    rank = f"process {os.environ['RANK']}: " if children.is_worker() else ""
+    reason = one_line(reason)
+    print(f"error: {rank}{reason}", file=sys.stderr)
+    directory = Path(job.output_directory)
+    if directory.is_dir():
+        (directory / ERROR).write_text(reason + "\n", encoding="utf-8")
+    return 1
