@@ -40,11 +40,11 @@ from transformers import AutoTokenizer, LlamaConfig, Qwen3Config, TrainerCallbac
 
 from rm_assets.settings import Settings, TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingJob
-from rm_assets.training.loop.flops import Work, is_exact, peak_flops, step_flops
 from rm_assets.training.loop.group import Group, join_group, leave_group
 from rm_assets.training.loop.optimizer import build_optimizer, learning_rate
-from rm_assets.training.loop.throughput import Tally, tally_of
-from rm_assets.training.loop.trainer import Run, prepared_run, train_step
+from rm_assets.training.loop.setup import prepare_run
+from rm_assets.training.loop.step import Run, train_step
+from rm_assets.training.loop.throughput import ModelFlops, Tally, is_exact, peak_flops, step_flops, tally_step
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.packing.pair_store import Pairs, open_store
@@ -87,14 +87,14 @@ class Case:
         model = build_model(self.job)
         choice = choose_packing(model, self.pairs, self.device)
         print(choice.reason, file=sys.stderr)
-        return prepared_run(model, self.pairs, choice, self.job.settings, self.group)
+        return prepare_run(model, self.pairs, choice, self.job.settings, self.group)
 
     def our_step(self, run: Run, number: int) -> tuple[float, Tally]:
         """The loss and the tally of our step `number`, counted from 0."""
         rows = self.steps[number]
         plans = plan_rows(self.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens)
         figures, _ = train_step(run, number + 1, 1, rows, plans[0])
-        return figures.loss, tally_of(self.pairs, rows, plans)
+        return figures.loss, tally_step(self.pairs, rows, plans)
 
     def trainer(self, directory: str, callback: TrainerCallback | None = None) -> Any:
         """TRL's arm: its trainer over the pairs of the steps in their order, which also keeps `losses`, by pass."""
@@ -388,7 +388,7 @@ def _work(case: Case, run: Run) -> dict[str, Any]:
     """The useful operations of every step: those of shared rows, whichever arm computes them, where they are known."""
     if not is_exact(run.scorer, case.pairs):
         return {"flops": None}
-    work = Work.of(run.scorer)
+    work = ModelFlops.of(run.scorer)
     plans = [plan_rows(case.pairs, rows, Packing.SHARED, 1 << 30)[0] for rows in case.steps]
     return {"flops": [step_flops(work, case.pairs, of_step) for of_step in plans]}
 

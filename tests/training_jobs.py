@@ -15,9 +15,9 @@ from rm_assets.training.jobs.result import METRICS, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import CHECKPOINTS
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.progress import Progress, StepFigures
+from rm_assets.training.loop.training_log import StepFigures, TrainingLog
 from rm_assets.training.processes.signals import Stop, StoppedError, listen_for_signals
-from rm_assets.training.run import run_job
+from rm_assets.training.run import train_and_publish
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -26,7 +26,7 @@ _CONTEXT.set_forkserver_preload(
 
 
 @dataclass
-class _KilledProgress(Progress):
+class _KilledLog(TrainingLog):
     """Kills its own process once a step is noted, before its checkpoint: 0 never.
 
     It waits until the checkpoint of step `saved` is written, where one is named.
@@ -59,11 +59,11 @@ def _work(description: str, kill_after: int, saved: int) -> None:
     output = Path(job.output_directory)
     clear_output(output)
     with (output / "said.txt").open("a") as said:
-        progress = _KilledProgress(
+        progress = _KilledLog(
             output / METRICS, lambda text: print(text, file=said, flush=True), kill_after=kill_after, saved=saved
         )
         try:
-            run_job(job, ALONE, progress, stop)
+            train_and_publish(job, ALONE, progress, stop)
         except StoppedError as stopped:
             os._exit(128 + stopped.number)
 

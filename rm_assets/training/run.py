@@ -1,4 +1,8 @@
-"""A training job from its description to its manifest."""
+"""A training job from start to end: `train_and_publish` is its table of contents.
+
+Pairs are read and checked, a packing is chosen, the model is trained (`loop/trainer.py`; the loss is in `loop/loss.py`)
+and saved, the held-out pairs are scored with what was saved, and the manifest publishes the result.
+"""
 
 import gc
 import time
@@ -27,10 +31,10 @@ from rm_assets.training.loop.checkpoint import Checkpoints
 from rm_assets.training.loop.group import Group, join_group, leave_group, peak_memory
 from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
 from rm_assets.training.loop.loss import check_margins
-from rm_assets.training.loop.progress import Progress
 from rm_assets.training.loop.sharding import is_spread, whole_weights
 from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.reward_model import (
@@ -46,6 +50,7 @@ from rm_assets.training.packing.checks import check_pairs, read_splits
 from rm_assets.training.packing.pair_store import Pairs
 from rm_assets.training.packing.planning import Packing
 from rm_assets.training.processes.signals import Stop
+from rm_assets.training.report.calibration import wins
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
 from rm_assets.training.saved_model.model_card import base_name, model_card
@@ -56,40 +61,40 @@ def run(job: TrainingJob, log: Callable[[str], object], stop: Stop) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     group = join_group()
-    progress = Progress()
+    training_log = TrainingLog()
     if group.is_first:
         output = Path(job.output_directory)
         clear_output(output)
         track = open_tracker(job.settings, output, job.key[:16], job.settings.decisive())
-        progress = Progress(output / METRICS, log, track)
-    run_job(job, group, progress, stop)
+        training_log = TrainingLog(output / METRICS, log, track)
+    train_and_publish(job, group, training_log, stop)
     leave_group()
 
 
-def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | None = None) -> None:
+def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: Stop | None = None) -> None:
     """Train, save, score the held-out pairs with what was saved, and publish the result.
 
-    Goes on from the newest checkpoint in the job's output directory. Every process of the group calls this; the first
-    one writes. Raises TrainingError, and StoppedError where `stop` asked for it.
+    Resumes from the latest checkpoint in the job's output directory. Every process of the group calls this; the first
+    one writes. Raises TrainingError, and StoppedError if `stop` asked for it.
     """
     started = time.perf_counter()
     directory = Path(job.output_directory)
-    splits = _read_splits(job, group, directory / SCRATCH)
+    splits = _read_pairs(job, group, directory / SCRATCH)
     tokenizer = load_tokenizer(job)
     model = build_model(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
-    choice = _choice(model, splits["train"], group)
+    choice = _choose_packing(model, splits["train"], group)
     model = with_adapter(model, job.settings)
     num_parameters = int(model.num_parameters())
-    progress.message(_opening(job, splits, num_parameters, group))
-    progress.message(choice.reason)
-    checkpoints = Checkpoints(directory, job.key, group, progress.message if group.is_first else print)
-    figures = train(model, splits, choice, job.settings, group, progress, checkpoints, stop)
+    log.message(_opening(job, splits, num_parameters, group))
+    log.message(choice.reason)
+    checkpoints = Checkpoints(directory, job.key, group, log.message if group.is_first else print)
+    figures = train(model, splits, choice, job.settings, group, log, checkpoints, stop)
     _save(job, model, tokenizer, group)
-    del model  # with its gradients: what was saved takes their room
+    del model  # and its gradients: the saved model needs their memory
     if is_spread(group):
-        gc.collect()  # spread layers and their hooks hold each other
+        gc.collect()  # sharded layers and their hooks reference each other
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
         **figures,
@@ -104,11 +109,19 @@ def run_job(job: TrainingJob, group: Group, progress: Progress, stop: Stop | Non
     }
     if group.is_first:
         _publish(job, metrics, tokenizer)
-    progress.message(f"wrote the model and the scores of {metrics['validation_pairs']} + {metrics['test_pairs']} pairs")
+    log.message(f"wrote the model and the scores of {metrics['validation_pairs']} + {metrics['test_pairs']} pairs")
 
 
-def _choice(model: Any, pairs: Pairs, group: Group) -> Choice:
-    """The packing that the first process finds exact, in every process: their rows must be the same."""
+def _read_pairs(job: TrainingJob, group: Group, scratch: Path) -> dict[str, Pairs]:
+    """The pairs of every split, from a store that the first process writes unless an earlier attempt did."""
+    if group.is_first:
+        read_splits(job, scratch)
+    group.wait()
+    return read_splits(job, scratch)
+
+
+def _choose_packing(model: Any, pairs: Pairs, group: Group) -> Choice:
+    """The packing that the first process verified, in every process: all must lay out rows alike."""
     packings, number = list(Packing), torch.zeros(1, device=group.device)
     choice = None
     if group.is_first:
@@ -116,17 +129,9 @@ def _choice(model: Any, pairs: Pairs, group: Group) -> Choice:
         number += packings.index(choice.packing)
     group.add_up(number)
     if choice is None:
-        choice = Choice(packings[int(number)], "as the first process found")
+        choice = Choice(packings[int(number)], "as the first process chose")
         use_packing(model, choice.packing)
     return choice
-
-
-def _read_splits(job: TrainingJob, group: Group, scratch: Path) -> dict[str, Pairs]:
-    """The pairs, from a store that the first process writes, unless an earlier attempt has."""
-    if group.is_first:
-        read_splits(job, scratch)
-    group.wait()
-    return read_splits(job, scratch)
 
 
 def _opening(job: TrainingJob, splits: dict[str, Pairs], num_parameters: int, group: Group) -> str:
@@ -137,7 +142,7 @@ def _opening(job: TrainingJob, splits: dict[str, Pairs], num_parameters: int, gr
 
 
 def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
-    """Write the trained model as a stock one, and its adapter; spread weights are gathered in a model built anew."""
+    """Write the trained model as a stock one, and its adapter; sharded weights are gathered into a new model."""
     directory = Path(job.output_directory)
     if is_spread(group):
         weights = whole_weights(model, group)
@@ -170,8 +175,9 @@ def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tup
     """The 95 % interval of a split's accuracy, as `<split>_accuracy_low` and `_high`; nothing without pairs."""
     if not len(pairs):
         return []
-    right = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2
-    low, high = bootstrap_interval(pd.Series(right), pairs.keys.column("prompt_key").to_pandas())
+    low, high = bootstrap_interval(
+        pd.Series(wins(scores[:, 0] - scores[:, 1])), pairs.keys.column("prompt_key").to_pandas()
+    )
     return [(f"{split}_accuracy_low", low), (f"{split}_accuracy_high", high)]
 
 

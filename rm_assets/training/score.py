@@ -43,9 +43,9 @@ from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.saved_model.golden_scores import verify_golden_scores
 from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
-    Scorer,
+    SavedModel,
     conversation_text,
-    load_scorer,
+    load_saved_model,
     sequence_logits,
     text_ids,
 )
@@ -67,13 +67,13 @@ def main(arguments: list[str]) -> int:
         transformers.logging.disable_progress_bar()
         settings = load_settings({}, os.environ)
         rules = rules_of_file(settings, given.file)
-        scorer = load_scorer(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
+        saved = load_saved_model(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
         tolerance = math.inf if given.bfloat16 else given.tolerance
-        difference = verify_golden_scores(given.model, scorer, given.batch_size, given.padding, tolerance)
+        difference = verify_golden_scores(given.model, saved, given.batch_size, given.padding, tolerance)
         _tell(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
         with _source(given.file) as source, _target(given.output, source) as target:
             lines = numbered_lines(source, settings.max_line_bytes)
-            _tell(_summary(_written(lines, target, scorer, rules, given)))
+            _tell(_summary(_written(lines, target, saved, rules, given)))
     except (TrainingError, SettingsError, OSError) as error:
         _tell(f"error: {one_line(error)}")
         return 1
@@ -136,11 +136,11 @@ def numbered_lines(source: io.BufferedReader, max_line_bytes: int) -> Iterator[N
 
 
 def _written(
-    numbered: Iterator[NumberedLine], target: TextIO, scorer: Scorer, rules: ParsingRules, given: argparse.Namespace
+    numbered: Iterator[NumberedLine], target: TextIO, saved: SavedModel, rules: ParsingRules, given: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Every line of output, once it is written."""
     while lines := list(itertools.islice(numbered, _LINES_PER_TURN)):
-        for result in scored_lines(lines, scorer, rules, given.batch_size, given.padding):
+        for result in scored_lines(lines, saved, rules, given.batch_size, given.padding):
             target.write(json.dumps(result) + "\n")
             yield result
 
@@ -160,7 +160,7 @@ def _summary(results: Iterable[dict[str, Any]]) -> str:
 
 
 def scored_lines(
-    lines: Iterable[NumberedLine], scorer: Scorer, rules: ParsingRules, batch_size: int, padding: Any
+    lines: Iterable[NumberedLine], saved: SavedModel, rules: ParsingRules, batch_size: int, padding: Any
 ) -> list[dict[str, Any]]:
     """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
 
@@ -178,13 +178,13 @@ def scored_lines(
             result: dict[str, Any] = {"line": number} | ({"pair": pair} if len(sides) > 1 else {})
             results.append(result)
             try:
-                ids = [_ids(scorer, *side) for side in sides.values()]
+                ids = [_ids(saved, *side) for side in sides.values()]
             except ConversationError as error:
                 result["problem"] = str(error)
                 continue
             sequences += ids
             places += [(result, name) for name in sides]
-    for (result, name), score in zip(places, sequence_logits(scorer, sequences, batch_size, padding), strict=True):
+    for (result, name), score in zip(places, sequence_logits(saved, sequences, batch_size, padding), strict=True):
         result[name] = score
     return [_finished(result) for result in results]
 
@@ -258,11 +258,11 @@ def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Sign, .
     return pairs, stated.signs
 
 
-def _ids(scorer: Scorer, messages: tuple[Message, ...], tools: str) -> list[int]:
-    text = conversation_text(scorer.tokenizer, [msgspec.to_builtins(message) for message in messages], tools)
-    ids = text_ids(scorer.tokenizer, text)
-    if not ids or len(ids) > (scorer.max_length or len(ids)):
-        raise ConversationError(f"it has {len(ids)} tokens, and the model {scorer.max_length} positions")
+def _ids(saved: SavedModel, messages: tuple[Message, ...], tools: str) -> list[int]:
+    text = conversation_text(saved.tokenizer, [msgspec.to_builtins(message) for message in messages], tools)
+    ids = text_ids(saved.tokenizer, text)
+    if not ids or len(ids) > (saved.max_length or len(ids)):
+        raise ConversationError(f"it has {len(ids)} tokens, and the model {saved.max_length} positions")
     return ids
 
 

@@ -31,15 +31,15 @@ def score(job: ScoringJob, log: Log, stop: Stop) -> None:
     # only here, because torch takes seconds to import and a job that cannot be read needs none of it
     import transformers
 
-    from rm_assets.training.saved_model.stock_scoring import load_scorer
+    from rm_assets.training.saved_model.stock_scoring import load_saved_model
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     check_model(Path(job.model), job.model_sha256)
-    scorer = load_scorer(Path(job.model))
+    saved = load_saved_model(Path(job.model))
     with open_parquet(Path(job.pairs), sha256=job.pairs_sha256) as file:
         tables = [
-            scored_pairs(scorer, batch.to_pylist(), job.max_length, job.batch_size)
+            scored_pairs(saved, batch.to_pylist(), job.max_length, job.batch_size)
             for batch in file.iter_batches(_ROWS_PER_READ)
         ]
     output = Path(job.output_directory)
@@ -60,7 +60,7 @@ def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
             )
 
 
-def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
+def scored_pairs(saved: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
     """The scores of rows with the schema `scoring_job.PAIRS`, as a table with the schema SCORED."""
     from rm_assets.training.saved_model.stock_scoring import ConversationError, sequence_logits
 
@@ -69,11 +69,11 @@ def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int
     for row in rows:
         result = {name: row[name] for name in _KEY} | {"problem": ""}
         try:
-            sequences += _both_sides(scorer, row, max_length)
+            sequences += _both_sides(saved, row, max_length)
         except ConversationError as error:
             result["problem"] = str(error)
         results.append(result)
-    scores = iter(sequence_logits(scorer, sequences, batch_size))
+    scores = iter(sequence_logits(saved, sequences, batch_size))
     for result in results:
         both = [next(scores), next(scores)] if not result["problem"] else [None, None]
         if not all(score is None or math.isfinite(score) for score in both):
@@ -83,14 +83,14 @@ def scored_pairs(scorer: Any, rows: Iterable[Mapping[str, Any]], max_length: int
     return pa.Table.from_pylist(results, schema=SCORED)
 
 
-def _both_sides(scorer: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
+def _both_sides(saved: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
     from rm_assets.training.saved_model.stock_scoring import ConversationError, conversation_text, text_ids
 
-    limit = min(max_length, scorer.max_length or max_length)
+    limit = min(max_length, saved.max_length or max_length)
     sides = []
     for side in ("chosen", "rejected"):
-        text = conversation_text(scorer.tokenizer, [*row["prompt"], *row[side]], row["tools"])
-        sides.append(text_ids(scorer.tokenizer, text))
+        text = conversation_text(saved.tokenizer, [*row["prompt"], *row[side]], row["tools"])
+        sides.append(text_ids(saved.tokenizer, text))
         if len(sides[-1]) > limit:
             raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {limit}")
     return sides

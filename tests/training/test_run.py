@@ -11,14 +11,14 @@ from rm_assets.training.jobs.entry import execute_job
 from rm_assets.training.jobs.result import SCORES, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.progress import Progress
-from rm_assets.training.run import run_job
+from rm_assets.training.loop.training_log import TrainingLog
+from rm_assets.training.run import train_and_publish
 
 
 def run(job):
     output = Path(job.output_directory)
     clear_output(output)
-    run_job(job, ALONE, Progress(output / "metrics.jsonl", say=lambda text: None))
+    train_and_publish(job, ALONE, TrainingLog(output / "metrics.jsonl", log=lambda text: None))
     return output
 
 

@@ -14,9 +14,9 @@ from rm_assets.training.jobs.result import clear_output
 from rm_assets.training.jobs.scoring_job import PAIRS
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.progress import Progress
-from rm_assets.training.run import run_job
-from rm_assets.training.saved_model.stock_scoring import Scorer, conversation_text, load_scorer
+from rm_assets.training.loop.training_log import TrainingLog
+from rm_assets.training.run import train_and_publish
+from rm_assets.training.saved_model.stock_scoring import SavedModel, conversation_text, load_saved_model
 from rm_assets.training.score import main, scored_lines
 from rm_assets.training.score_pairs import check_model, scored_pairs
 
@@ -25,7 +25,7 @@ from rm_assets.training.score_pairs import check_model, scored_pairs
 def directory(tmp_path_factory, job_in):
     job = job_in(tmp_path_factory.mktemp("score"))
     clear_output(Path(job.output_directory))
-    run_job(job, ALONE, Progress())
+    train_and_publish(job, ALONE, TrainingLog())
     return Path(job.output_directory) / "model"
 
 
@@ -161,18 +161,18 @@ class PanicException(BaseException):  # as a tokenizer written in Rust raises it
 
 @pytest.mark.parametrize("error", [ValueError, PanicException])
 def test_a_conversation_that_the_tokenizer_fails_on_is_a_problem_of_its_own(directory, error):
-    scorer = load_scorer(directory)
+    saved = load_saved_model(directory)
 
     class FailsOnW11:
         def __getattr__(self, name):
-            return getattr(scorer.tokenizer, name)
+            return getattr(saved.tokenizer, name)
 
         def __call__(self, text, **options):
             if "w11" in text:
                 raise error("no")
-            return scorer.tokenizer(text, **options)
+            return saved.tokenizer(text, **options)
 
-    failing = Scorer(scorer.model, FailsOnW11())
+    failing = SavedModel(saved.model, FailsOnW11())
     lines = [(1, json.dumps(ROWS[0])), (2, json.dumps(ROWS[0]).replace("w5", "w11"))]
     results = scored_lines(lines, failing, ParsingRules(), 4, "right")
     assert "margin" in results[0]
@@ -289,14 +289,14 @@ def test_a_model_with_weights_that_are_no_numbers_scores_nothing(scored, copy):
 
 def test_scores_that_are_no_finite_numbers_are_problems_of_their_lines(copy):
     changed_weights(copy, lambda weights: weights["score.weight"].mul_(0).add_(3e38))
-    scorer = load_scorer(copy)
-    results = scored_lines([(7, json.dumps(ROWS[0])), (8, json.dumps(ROWS[1]))], scorer, ParsingRules(), 4, "right")
+    saved = load_saved_model(copy)
+    results = scored_lines([(7, json.dumps(ROWS[0])), (8, json.dumps(ROWS[1]))], saved, ParsingRules(), 4, "right")
     told = [result.pop("problem") for result in results]
     assert results == [{"line": 7, "pair": 1}, {"line": 8}]
     assert all(text.startswith("the model gives scores that are not finite: ") for text in told)
     row = dict.fromkeys(PAIRS.names, "") | {"line": 1, "prompt": [message("user", "w7")]}
     row |= {"chosen": [message("assistant", "w5")], "rejected": [message("assistant", "w6")]}
-    [pair] = scored_pairs(scorer, [row], 64, 4).to_pylist()
+    [pair] = scored_pairs(saved, [row], 64, 4).to_pylist()
     assert (pair["chosen_score"], pair["rejected_score"]) == (None, None)
     assert pair["problem"].startswith("the model gives scores that are not finite: ")
 

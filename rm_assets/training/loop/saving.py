@@ -1,7 +1,7 @@
-"""Checkpoints written while training goes on: the loop waits for a copy of the tensors, a thread writes the copy.
+"""Writes checkpoints while training continues: the loop waits for a copy of the tensors, a thread writes the copy.
 
-At most one is being written. What fails there is raised in the loop, at the latest where it waits: before the next
-checkpoint, where it leaves, at its end. A kill at any moment leaves what it leaves of every checkpoint.
+At most one checkpoint is being written. An error of the thread is raised in the loop, at the latest where the loop
+waits: before the next checkpoint, when it leaves, and at its end.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +15,9 @@ from rm_assets.training.devices import bytes_of_copies, copy_to_host
 from rm_assets.training.loop.checkpoint import Checkpoints, Position
 
 SHARE = 0.5
-"""Of the memory that is left, that the copies of all processes of a machine may take."""
+"""Share of the free memory that the copies of all processes of a machine may take."""
 SECONDS_AFTER_AN_ERROR = 300.0
-"""For which a checkpoint is waited for when the loop has failed: other processes that write it may have failed too."""
+"""How long to wait for a checkpoint after the loop has failed: other processes that write it may have failed too."""
 
 
 class Saver:
@@ -43,30 +43,30 @@ class Saver:
         except Exception as failure:
             if error is None:
                 raise
-            self._checkpoints.say(f"the last checkpoint is not written: {type(failure).__name__}: {failure}")
+            self._checkpoints.log(f"the last checkpoint was not written: {type(failure).__name__}: {failure}")
         finally:
             self._thread.shutdown(wait=error is None)
 
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Have the tensors written as they are now, once what is being written is done."""
+        """Write the tensors as they are now, after the checkpoint that is being written."""
         self.wait()
-        moment = self._checkpoints.moment(position)
+        header = self._checkpoints.header(position)
         if self._is_copying is None:
             self._is_copying = self._has_room(tensors)
         if self._is_copying:
             copy_to_host(tensors, self._copies, self._checkpoints.group.device)
-            self._writing = self._thread.submit(self._checkpoints.write, moment, self._copies, self._writers)
+            self._writing = self._thread.submit(self._checkpoints.write, header, self._copies, self._writers)
         else:
             in_place = {name: tensor.cpu() for name, tensor in tensors.items()}
-            self._checkpoints.write(moment, in_place, self._writers)
+            self._checkpoints.write(header, in_place, self._writers)
 
     def check(self) -> None:
-        """Raise what failed since the last call, without waiting."""
+        """Raise an error of the thread, without waiting."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Return when nothing is being written; raises what failed, and TimeoutError."""
+        """Wait until nothing is being written; raises the thread's error, or TimeoutError."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result(seconds)
@@ -77,15 +77,15 @@ class Saver:
         if needed <= SHARE * left:
             return True
         if group.is_first:
-            self._checkpoints.say(
+            self._checkpoints.log(
                 f"training waits for every checkpoint: copies of {needed / 2**20:.0f} MiB are more than half "
-                f"of the {left / 2**20:.0f} MiB of memory that are left"
+                f"of the {left / 2**20:.0f} MiB of free memory"
             )
         return False
 
 
 def memory_left(root: Path = Path("/")) -> int:
-    """Bytes that this machine has left, or the control group that bounds this process; 0 where neither tells."""
+    """Bytes of free memory of this machine, or of the control group that limits this process; 0 if unknown."""
     try:
         [line] = [line for line in (root / "proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
         left = 1024 * int(line.split()[1])
@@ -94,7 +94,7 @@ def memory_left(root: Path = Path("/")) -> int:
     group = root / "sys/fs/cgroup"
     try:
         stated = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        taken = int((group / "memory.current").read_text()) - int(stated["inactive_file"])  # which it gives up at need
+        taken = int((group / "memory.current").read_text()) - int(stated["inactive_file"])  # reclaimable
         return max(0, min(left, int((group / "memory.max").read_text()) - taken))
-    except (OSError, ValueError, KeyError):  # there is none, or its limit is "max"
+    except (OSError, ValueError, KeyError):  # no control group, or its limit is "max"
         return left

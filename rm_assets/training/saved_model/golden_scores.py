@@ -1,7 +1,7 @@
-"""golden_scores.json: what this model gives for known conversations, so that any server can be held to it.
+"""golden_scores.json: the texts, ids and scores of known conversations, with which any server can be verified.
 
-A server that gives these texts, these ids and these scores has the same template, the same tokenizer with the same
-special tokens, the same weights and the same pooling. The scores are those of the saved directory in float32.
+A server that reproduces them has the same template, the same tokenizer with the same special tokens, the same weights
+and the same pooling. The scores are those of the saved directory in float32.
 """
 
 import hashlib
@@ -17,11 +17,10 @@ from rm_assets.data.chat.pretrained import load_tokenizer
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import GOLDEN
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.saved_model.golden_texts import CONVERSATIONS
 from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
     Padding,
-    Scorer,
+    SavedModel,
     conversation_text,
     sequence_logits,
     text_ids,
@@ -30,35 +29,35 @@ from rm_assets.training.saved_model.stock_scoring import (
 NUM_CONVERSATIONS = 20
 MIN_TOLERANCE = 1e-5
 TOLERANCE_PER_BFLOAT16 = 0.01
-"""Allowed of what bfloat16 changes in these scores. Another device, or another number of sequences at once, adds in
-another order: some units of float32's last place, of which bfloat16's has 65536. Scores in bfloat16 are refused."""
+"""Tolerance as a share of what bfloat16 changes in these scores. Another device or batch size sums in another order and
+changes the last bits of float32; a bfloat16 rounding error is 65536 times larger, so scores in bfloat16 are refused."""
 _BATCH_SIZE = 4
 
 
 class GoldenScoresError(TrainingError):
-    """A model directory that does not give its golden scores. One line that says what differs first."""
+    """A model directory that does not reproduce its golden scores. One line with the first difference."""
 
 
 def write_golden_scores(directory: Path, model: Any) -> None:
     """Score the conversations with the model as loaded from its directory, and write the file into that.
 
-    It is used up by this: the model's weights are left in bfloat16.
+    The model cannot be used afterwards: its weights are left in bfloat16.
     """
-    scorer = Scorer(model, load_tokenizer(str(directory)))
-    rendered = list(_rendered(scorer))[:NUM_CONVERSATIONS]
-    ids = [text_ids(scorer.tokenizer, text) for _, text in rendered]
-    scores = sequence_logits(scorer, ids, _BATCH_SIZE)
-    device = scorer.model.device.type
-    for weight in scorer.model.parameters():  # the buffers stay float32, as where a model is loaded in bfloat16
+    saved = SavedModel(model, load_tokenizer(str(directory)))
+    rendered = list(_rendered(saved))[:NUM_CONVERSATIONS]
+    ids = [text_ids(saved.tokenizer, text) for _, text in rendered]
+    scores = sequence_logits(saved, ids, _BATCH_SIZE)
+    device = saved.model.device.type
+    for weight in saved.model.parameters():  # the buffers stay float32, as where a model is loaded in bfloat16
         weight.data = weight.data.to(torch.bfloat16)
-    in_bfloat16 = sequence_logits(scorer, ids, _BATCH_SIZE)
+    in_bfloat16 = sequence_logits(saved, ids, _BATCH_SIZE)
     of_bfloat16 = largest_difference(scores, in_bfloat16)
     content = {
         "dtype": "float32",
         "device": device,
         "tolerance": max(MIN_TOLERANCE, TOLERANCE_PER_BFLOAT16 * of_bfloat16),
         "largest_bfloat16_difference": of_bfloat16,
-        **_policy(scorer.tokenizer, ids),
+        **_policy(saved.tokenizer, ids),
         "conversations": [
             {"messages": messages, "text": text, "ids": numbers, "score": score, "bfloat16_score": half}
             for (messages, text), numbers, score, half in zip(rendered, ids, scores, in_bfloat16, strict=True)
@@ -69,7 +68,7 @@ def write_golden_scores(directory: Path, model: Any) -> None:
 
 def verify_golden_scores(
     directory: Path,
-    scorer: Scorer,
+    saved: SavedModel,
     batch_size: int = _BATCH_SIZE,
     padding: Padding = "right",
     tolerance: float | None = None,
@@ -80,23 +79,23 @@ def verify_golden_scores(
     file's own; infinity only reports it).
     """
     golden = read_golden_scores(directory)
-    for name, value in _policy(scorer.tokenizer, [item["ids"] for item in golden["conversations"]]).items():
+    for name, value in _policy(saved.tokenizer, [item["ids"] for item in golden["conversations"]]).items():
         if golden.get(name) != value:
             raise _differs(directory, name, golden.get(name), value)
     for number, item in enumerate(golden["conversations"], start=1):
         try:
-            text = conversation_text(scorer.tokenizer, item["messages"])
+            text = conversation_text(saved.tokenizer, item["messages"])
         except ConversationError as error:
             raise GoldenScoresError(
                 f"{str(directory)!r} does not give its golden scores: of conversation {number}, {error}"
             ) from None
         if text != item["text"]:
             raise _differs(directory, f"the text of conversation {number}", item["text"], text)
-        ids = text_ids(scorer.tokenizer, text)
+        ids = text_ids(saved.tokenizer, text)
         if ids != item["ids"]:
             raise _differs(directory, f"the ids of conversation {number}", item["ids"], ids)
     expected = [item["score"] for item in golden["conversations"]]
-    found = sequence_logits(scorer, [item["ids"] for item in golden["conversations"]], batch_size, padding)
+    found = sequence_logits(saved, [item["ids"] for item in golden["conversations"]], batch_size, padding)
     allowed = golden["tolerance"] if tolerance is None else tolerance
     for number, (score, other) in enumerate(zip(expected, found, strict=True), start=1):
         if not abs(score - other) <= allowed:
@@ -135,14 +134,14 @@ def largest_difference(scores: list[float], others: list[float]) -> float:
     return max((abs(score - other) for score, other in zip(scores, others, strict=True)), default=0.0)
 
 
-def _rendered(scorer: Scorer) -> Iterator[tuple[list[dict[str, Any]], str]]:
+def _rendered(saved: SavedModel) -> Iterator[tuple[list[dict[str, Any]], str]]:
     """The conversations that the template renders and the model is long enough for."""
     for messages in CONVERSATIONS:
         try:
-            text = conversation_text(scorer.tokenizer, messages)
+            text = conversation_text(saved.tokenizer, messages)
         except (ConversationError, SettingsError):  # of the template: it refuses them, or exceeds its bounds
             continue
-        if len(text_ids(scorer.tokenizer, text)) <= (scorer.max_length or len(text)):
+        if len(text_ids(saved.tokenizer, text)) <= (saved.max_length or len(text)):
             yield messages, text
 
 
@@ -175,3 +174,42 @@ def _differs(directory: Path, what: str, expected: Any, found: Any) -> GoldenSco
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+# --- conversations -------------------------------------------------------------------------------------------
+
+
+def _turns(*texts: str, system: str = "") -> list[dict[str, Any]]:
+    opening = [{"role": "system", "content": system}] if system else []
+    roles = ("user", "assistant") * len(texts)
+    return opening + [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
+    _turns("What is 2+2?", "4.", "And twice that?", "8."),
+    _turns("Name a river.", "The Danube.", "Where does it end?", "In the Black Sea.", "Thanks!", "You are welcome."),
+    _turns("How late is it?", "I have no clock.", system="You are a helpful assistant."),
+    _turns("Tell me more.", "About what?", "About owls.", "Owls hunt at night.", system="Be brief."),
+    _turns("What is 2+2?", "4."),
+    _turns("What is 2+2?", "I would rather not say."),
+    _turns("Write a function that adds.", "```python\ndef add(a, b):\n    return a + b\n```"),
+    _turns("Show a table.", "| a | b |\n|---|---|\n| 1 | 2 |"),
+    _turns("你好，请介绍一下你自己。", "你好！我是一个助手。"),
+    _turns("こんにちは", "こんにちは。お元気ですか？"),
+    _turns("Как дела?", "Хорошо, спасибо."),
+    _turns("كيف حالك؟", "بخير، شكرا."),
+    _turns("Say it with emoji.", "👍🏽 👩‍👩‍👧 🇪🇺"),
+    _turns("  Spaces   everywhere  ", "Yes,   indeed.\n\n\nThree line ends."),
+    _turns("Größe? Façade? naïve?", "Diacritics: é (one sign) and e\u0301 (two)."),
+    _turns("A", "B"),
+    _turns("Count.", " ".join(map(str, range(1, 41)))),
+    _turns("What is 12345 * 6789?", "12345 * 6789 = 83,810,205; roughly 8.38e7."),
+    _turns("Is <b>this</b> markup, {{ or }} this?", "It's text: <br/> & {% raw %}."),
+    _turns("Tell me a long story.", "Once upon a time there was a fox who counted stars. " * 12),
+    _turns("How do I boil an egg?", "Put it in boiling water for seven minutes, then cool it."),
+    _turns("Which is heavier?", "A kilogram of lead and one of feathers weigh the same."),
+    _turns("Translate 'tree'.", "Baum, arbre, 木."),
+    _turns("Give me a haiku.", "An old silent pond\nA frog jumps into the pond\nSplash! Silence again."),
+)
+"""Fixed conversations, so that a published model carries nobody's data. They hold what tokenizers and templates trip
+over: several turns, a system message, indentation, runs of spaces, other scripts, emoji, a lone letter, a long text."""

@@ -33,7 +33,7 @@ class ConversationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Scorer:
+class SavedModel:
     """A loaded model with its tokenizer, in eval mode."""
 
     model: Any
@@ -45,7 +45,7 @@ class Scorer:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> Scorer:
+def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> SavedModel:
     """The model and tokenizer of a directory, on CUDA where it is; raises TrainingError where there is no such model.
 
     No code of the directory is run, and no pickle opened.
@@ -67,7 +67,7 @@ def load_scorer(directory: Path, dtype: torch.dtype = torch.float32, device: str
         raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error
     if model.config.num_labels != 1:
         raise TrainingError(f"the model in {str(directory)!r} has {model.config.num_labels} labels, a reward model one")
-    return Scorer(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer)
+    return SavedModel(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer)
 
 
 def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
@@ -111,7 +111,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
 @torch.inference_mode()
 def sequence_logits(
-    scorer: Scorer,
+    saved: SavedModel,
     sequences: Sequence[Sequence[int]],
     batch_size: int,
     padding: Padding = "right",
@@ -126,15 +126,15 @@ def sequence_logits(
     scores = [0.0] * len(sequences)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        batch = _batch(scorer, [sequences[number] for number in numbers], padding, min_width)
-        for number, score in zip(numbers, scorer.model(**batch).logits[:, 0].float().tolist(), strict=True):
+        batch = _batch(saved, [sequences[number] for number in numbers], padding, min_width)
+        for number, score in zip(numbers, saved.model(**batch).logits[:, 0].float().tolist(), strict=True):
             scores[number] = score
     return scores
 
 
-def _batch(scorer: Scorer, sequences: list[Sequence[int]], padding: Padding, min_width: int) -> dict[str, Any]:
+def _batch(saved: SavedModel, sequences: list[Sequence[int]], padding: Padding, min_width: int) -> dict[str, Any]:
     width = max(min_width, *map(len, sequences))
-    ids = torch.full((len(sequences), width), scorer.model.config.pad_token_id, dtype=torch.int64)
+    ids = torch.full((len(sequences), width), saved.model.config.pad_token_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         place = slice(0, len(sequence)) if padding == "right" else slice(width - len(sequence), width)
@@ -143,4 +143,4 @@ def _batch(scorer: Scorer, sequences: list[Sequence[int]], padding: Padding, min
     batch = {"input_ids": ids, "attention_mask": mask}
     if padding == "left":
         batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return {name: tensor.to(scorer.model.device) for name, tensor in batch.items()}
+    return {name: tensor.to(saved.model.device) for name, tensor in batch.items()}

@@ -118,7 +118,7 @@ def test_what_a_killed_run_left_is_stopped_by_the_next_one(job_server: str, tmp_
     run = started(tmp_path, epochs=1_000_000, micro_batch_tokens=200)
     try:
         wait_for(lambda: not Path(f"/proc/{left}").exists(), log)
-        wait_for(lambda: "goes on after step" in log.read_text(), log)
+        wait_for(lambda: "resumes after step" in log.read_text(), log)
     finally:
         run.send_signal(signal.SIGTERM)
         assert run.wait(60) != 0

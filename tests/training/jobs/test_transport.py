@@ -62,7 +62,7 @@ def test_a_training_on_a_machine_that_shares_nothing_but_s3_is_stopped_and_goes_
             code, told = stopped_there(str(sent.place))
         assert code == 143, told
         last = max(int(name.split("-")[1]) for name in before)
-        assert f"goes on after step {last}/" in told
+        assert f"resumes after step {last}/" in told
         assert checkpoints(output) - before != set()
 
 

@@ -23,7 +23,7 @@ def saved(tmp_path):
 
 
 def write(checkpoints, position):
-    checkpoints.write(checkpoints.moment(position), tensors(position.step))
+    checkpoints.write(checkpoints.header(position), tensors(position.step))
 
 
 def tensors(step):
@@ -31,7 +31,7 @@ def tensors(step):
 
 
 def newest(directory, said, key="key", group=ALONE):
-    return Checkpoints(directory, key, group, said.append).newest()
+    return Checkpoints(directory, key, group, said.append).latest()
 
 
 def directories(directory):
@@ -81,7 +81,7 @@ def test_a_checkpoint_is_written_over_one_of_its_name_that_was_damaged(saved):
     (directory / "metrics.jsonl").write_text('{"step": 1}\n')
     assert newest(directory, said)[0].step == 2
     again = Checkpoints(directory, "key", ALONE, said.append)
-    again.newest()
+    again.latest()
     write(again, Position(step=3, loss_sum=0.1 * 3, tally={"pairs": 3}))
     assert newest(directory, said)[0].step == 3
     assert directories(directory)[1] == damaged
@@ -146,7 +146,7 @@ def test_a_save_that_was_cut_short_does_not_count_and_is_cleared_away(saved):
     directory, said = saved
     shutil.copytree(directories(directory)[1], directory / "checkpoints" / ".unfinished")
     checkpoints = Checkpoints(directory, "key", ALONE, said.append)
-    assert checkpoints.newest()[0].step == 3
+    assert checkpoints.latest()[0].step == 3
     write(checkpoints, Position(step=4))
     assert [path.name[:13] for path in directories(directory)] == ["step-00000003", "step-00000004"]
 
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(saved):
     damaged = directories(directory)[1]
     (damaged / "manifest.json").write_text("{}")
     checkpoints = Checkpoints(directory, "key", ALONE, said.append)
-    assert checkpoints.newest()[0].step == 2
+    assert checkpoints.latest()[0].step == 2
     write(checkpoints, Position(step=3))
     left = directories(directory)
     assert [path.name[:13] for path in left] == ["step-00000002", "step-00000003"]

@@ -35,7 +35,7 @@ def test_a_disk_that_fills_up_at_a_checkpoint_is_told_and_the_next_run_goes_on(m
         assert (disk / "output" / ERROR).read_text() == told.removeprefix("error: ") + "\n"
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
         assert execute_job(job, train) == 0
-        assert "goes on after step 5/60, from its checkpoint" in capfd.readouterr().out
+        assert "resumes after step 5/60, from its checkpoint" in capfd.readouterr().out
         assert trained(job) == undisturbed
 
 
@@ -56,5 +56,5 @@ def test_an_output_directory_that_is_moved_away_is_told_and_the_next_run_begins_
     assert capfd.readouterr().err.splitlines()[-1] == f"error: {reason}"
     assert not output.exists()
     assert execute_job(job, train) == 0
-    assert "goes on after" not in capfd.readouterr().out
+    assert "resumes after" not in capfd.readouterr().out
     assert trained(job) == undisturbed

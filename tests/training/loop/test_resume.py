@@ -15,10 +15,10 @@ from training_jobs import finish, kill_inside_a_save, said, start_job
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.checkpoint import Checkpoints
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.planning import epoch_steps
-from rm_assets.training.run import run_job
+from rm_assets.training.run import train_and_publish
 
 FORTY_STEPS = {"epochs": 4, "batch_pairs": 4, "learning_rate": 1e-3, "micro_batch_tokens": 40}
 
@@ -63,8 +63,8 @@ def test_a_training_that_was_killed_twice_ends_bit_equal_in_weights_and_curves(f
     assert finish(job) == expected
     assert exact_metrics(job) == exact_metrics(whole)
     told = said(job)
-    assert "goes on after step 6/40" in told
-    assert "goes on after step 30/40" in told
+    assert "resumes after step 6/40" in told
+    assert "resumes after step 30/40" in told
     metrics = json.loads((Path(job.output_directory) / "manifest.json").read_text())["metrics"]
     others = json.loads((Path(whole.output_directory) / "manifest.json").read_text())["metrics"]
     for name in ("train_loss", "saved_by_sharing", "padding", "num_steps", "validation_loss"):
@@ -108,9 +108,9 @@ def test_a_step_that_is_no_number_leaves_the_last_checkpoint_good(make_job, tmp_
     job = make_job("spoilt", splits={"train": pairs}, settings=settings)
     for attempt in (1, 2):
         with pytest.raises(TrainingError, match=r"norm nan at step 3, stopped before its update") as caught:
-            run_job(job, ALONE, Progress())
+            train_and_publish(job, ALONE, TrainingLog())
         assert {f"pair{number}" for number in of_step_3} == set(re.findall(r"pair\d+", str(caught.value)))
         told = []
-        position, _ = Checkpoints(Path(job.output_directory), job.key, ALONE, told.append).newest()
+        position, _ = Checkpoints(Path(job.output_directory), job.key, ALONE, told.append).latest()
         assert (attempt, position.step, told) == (attempt, 2, [])
     assert not (Path(job.output_directory) / "manifest.json").exists()

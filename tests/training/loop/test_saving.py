@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from rm_assets.training.devices import bytes_of_copies
 from rm_assets.training.loop.checkpoint import Checkpoints, Position
 from rm_assets.training.loop.group import ALONE, Group
-from rm_assets.training.loop.progress import Progress
 from rm_assets.training.loop.saving import Saver, memory_left
-from rm_assets.training.run import run_job
+from rm_assets.training.loop.training_log import TrainingLog
+from rm_assets.training.run import train_and_publish
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def checkpoints(directory, group=ALONE, say=print):
 
 
 def newest(directory):
-    return checkpoints(directory).newest()
+    return checkpoints(directory).latest()
 
 
 def test_a_checkpoint_holds_what_was_when_it_was_asked_for_though_training_went_on(tmp_path):
@@ -102,7 +102,7 @@ def test_an_error_of_the_loop_comes_first_and_the_checkpoint_before_it_is_still_
         saver.save(Position(step=2), {"weight.a": torch.zeros(2, dtype=torch.complex128)})
         raise ZeroDivisionError
     [told] = said
-    assert told.startswith("the last checkpoint is not written: ")
+    assert told.startswith("the last checkpoint was not written: ")
 
 
 def test_a_training_whose_checkpoints_cannot_be_written_fails(make_job):
@@ -111,7 +111,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_fails(make_job):
     output.mkdir(parents=True)
     (output / "checkpoints").touch()
     with pytest.raises(OSError, match=r"checkpoints"):
-        run_job(job, ALONE, Progress())
+        train_and_publish(job, ALONE, TrainingLog())
     assert not (output / "manifest.json").exists()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rm_assets.training.loop.throughput import Tally, tally_of
+from rm_assets.training.loop.throughput import Tally, tally_step
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.planning import Packing, plan_rows
 
@@ -13,7 +13,7 @@ PAIRS = [([7, 8, 5, 9, 1], [7, 8, 6, 1]), ([9, 5, 1], [9, 6, 1])]
 def tally(make_job, tmp_path):
     pairs = read_splits(make_job(splits={"train": PAIRS}), tmp_path)["train"]
     rows = np.arange(2)
-    return lambda packing: tally_of(pairs, rows, plan_rows(pairs, rows, packing, 1000, 1))
+    return lambda packing: tally_step(pairs, rows, plan_rows(pairs, rows, packing, 1000, 1))
 
 
 def test_sharing_saves_the_prefix_of_every_pair_once(tally):

@@ -5,8 +5,8 @@ import pytest
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.progress import Progress, StepFigures
 from rm_assets.training.loop.tracking import open_tracker
+from rm_assets.training.loop.training_log import StepFigures, TrainingLog
 
 
 def test_the_curves_reach_tensorboard(tmp_path):
@@ -14,7 +14,7 @@ def test_the_curves_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     track = open_tracker(TrainingSettings(tracking="tensorboard"), tmp_path, "job", {})
-    progress = Progress(tmp_path / "metrics.jsonl", lambda text: None, track)
+    progress = TrainingLog(tmp_path / "metrics.jsonl", lambda text: None, track)
     for step in (1, 2):
         progress.step(StepFigures(step, 1, 0.5 / step, 0.75, 1e-3, 2.0), num_steps=2, num_pairs_done=4 * step)
     progress.validation(2, 0.25, 1.0, 7)

@@ -12,8 +12,10 @@ from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.held_out import mean_loss_and_accuracy, pair_scores
-from rm_assets.training.loop.progress import Progress
-from rm_assets.training.loop.trainer import planned_steps, prepared_run, train, train_step, validation_steps
+from rm_assets.training.loop.setup import prepare_run
+from rm_assets.training.loop.step import train_step
+from rm_assets.training.loop.trainer import planned_steps, train, validation_steps
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.model.scoring import Scorer
@@ -30,7 +32,7 @@ def train_job(job, tmp_path, model=None):
     return (
         model,
         splits,
-        train(model, splits, choice, job.settings, ALONE, Progress(tmp_path / "metrics.jsonl", print)),
+        train(model, splits, choice, job.settings, ALONE, TrainingLog(tmp_path / "metrics.jsonl", print)),
     )
 
 
@@ -94,7 +96,7 @@ def test_a_step_waits_for_its_device_once(make_job, tmp_path, max_grad_norm):
     job = make_job(settings={"batch_pairs": 12, "micro_batch_tokens": 30, "max_grad_norm": max_grad_norm})
     pairs = read_splits(job, tmp_path)["train"]
     model = build_model(job)
-    run = prepared_run(model, pairs, choose_packing(model, pairs, ALONE.device), job.settings, ALONE)
+    run = prepare_run(model, pairs, choose_packing(model, pairs, ALONE.device), job.settings, ALONE)
     [(_, rows)] = planned_steps(job.settings, pairs)
     [plans] = plan_rows(pairs, rows, Packing.SHARED, 30)
     assert len(plans) > 2

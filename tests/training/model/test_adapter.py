@@ -9,14 +9,14 @@ from transformers import AutoModelForSequenceClassification
 
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.held_out import pair_scores
-from rm_assets.training.loop.progress import Progress
 from rm_assets.training.loop.trainer import train
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import base_of, merged, with_adapter
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import read_splits
-from rm_assets.training.run import run_job
+from rm_assets.training.run import train_and_publish
 
 LORA = {"lora_rank": 4, "lora_alpha": 8, "learning_rate": 2e-2}
 
@@ -34,11 +34,11 @@ def test_the_saved_directory_scores_as_the_trained_model_did_to_a_millionth(make
     model = build_model(job)
     choice = choose_packing(model, splits["train"], ALONE.device)
     model = with_adapter(model, job.settings)
-    train(model, splits, choice, job.settings, ALONE, Progress())
+    train(model, splits, choice, job.settings, ALONE, TrainingLog())
     test = splits["test"]
     trained = pair_scores(Scorer(model), test, np.arange(3), ALONE, choice.packing, 8192)
 
-    run_job(job, ALONE, Progress())  # the same training, saved
+    train_and_publish(job, ALONE, TrainingLog())  # the same training, saved
     output = Path(job.output_directory)
     sequences = [test.sequences[number].tolist() for side in (test.chosen, test.rejected) for number in side]
     stock = stock_scores(output / "model", sequences)
@@ -61,7 +61,7 @@ def test_adapters_train_the_head_too_and_nothing_else(make_job):
     # two layers of seven linear maps, two matrices each, and the head
     assert len(trainable) == 2 * 7 * 2 + 1
     head = before["score.weight"]
-    train(model, splits, choice, job.settings, ALONE, Progress())
+    train(model, splits, choice, job.settings, ALONE, TrainingLog())
     for name, weight in base_of(model).state_dict().items():
         if "lora_" not in name and "modules_to_save" not in name:
             assert torch.equal(weight, before[name.replace(".base_layer", "").replace(".original_module", "")]), name
@@ -80,7 +80,7 @@ def test_adapters_learn_sixteen_pairs_by_heart(make_job):
     model = build_model(job)
     choice = choose_packing(model, splits["train"], ALONE.device)
     model = with_adapter(model, job.settings)
-    train(model, splits, choice, job.settings, ALONE, Progress())
+    train(model, splits, choice, job.settings, ALONE, TrainingLog())
     scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, choice.packing, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
 
@@ -89,7 +89,7 @@ def test_the_adapter_is_kept_beside_the_model_and_gives_the_same_scores(make_job
     import peft
 
     job = make_job(settings=LORA | {"epochs": 4})
-    run_job(job, ALONE, Progress())
+    train_and_publish(job, ALONE, TrainingLog())
     output = Path(job.output_directory)
     manifest = json.loads((output / "manifest.json").read_text())
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(manifest["files"])

@@ -17,11 +17,13 @@ from toy_pairs import learnable_pairs
 from rm_assets.settings import TrainingSettings
 from rm_assets.training import devices
 from rm_assets.training.jobs.result import METRICS, MODEL, SCORES_FILE, clear_output
+from rm_assets.training.loop.checkpoint import restore_state, training_state
 from rm_assets.training.loop.group import ALONE, join_group, leave_group
 from rm_assets.training.loop.held_out import pair_scores
-from rm_assets.training.loop.progress import Progress
-from rm_assets.training.loop.state import captured, restore
-from rm_assets.training.loop.trainer import fitted_run, planned_steps, prepared_run, train_step
+from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
+from rm_assets.training.loop.step import train_step
+from rm_assets.training.loop.trainer import planned_steps
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.layers import decoder_layers, prepare_layers
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
@@ -32,7 +34,7 @@ from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.layout import Kernel, Layout, Segment
 from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
-from rm_assets.training.run import run_job
+from rm_assets.training.run import train_and_publish
 
 
 @pytest.fixture
@@ -177,8 +179,8 @@ def as_arrays(pairs):
 
 def curves(job, group):
     clear_output(Path(job.output_directory))
-    progress = Progress(Path(job.output_directory) / METRICS, print)
-    run_job(job, group, progress)
+    progress = TrainingLog(Path(job.output_directory) / METRICS, print)
+    train_and_publish(job, group, progress)
     manifest = json.loads((Path(job.output_directory) / "manifest.json").read_text())
     lines = (Path(job.output_directory) / METRICS).read_text().splitlines()
     return manifest["metrics"], [line["loss"] for line in map(json.loads, lines) if "loss" in line]
@@ -221,17 +223,17 @@ def test_weights_are_saved_whole_in_precision_right_after_a_look(make_job, gpu, 
     job = make_job()
     pairs = read_splits(job, tmp_path)["train"]
     model = build_model(job)
-    run = prepared_run(model, pairs, choose_packing(model, pairs, CPU), job.settings, gpu)
+    run = prepare_run(model, pairs, choose_packing(model, pairs, CPU), job.settings, gpu)
     [(_, rows), *_] = planned_steps(job.settings, pairs)
     train_step(run, 1, 1, rows, plan_rows(pairs, rows, Packing.SHARED, 100)[0])
-    before = captured(run.scorer, run.optimizer)
+    before = training_state(run.scorer, run.optimizer)
     pair_scores(run.scorer, pairs, rows, gpu, Packing.SHARED, 100)
-    after = captured(run.scorer, run.optimizer)
+    after = training_state(run.scorer, run.optimizer)
     assert {tensor.dtype for name, tensor in after.items() if not name.startswith("random")} == {torch.float32}
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     # and it goes on from there
-    restore(run.scorer, run.optimizer, before)
+    restore_state(run.scorer, run.optimizer, before)
     train_step(run, 2, 1, rows, plan_rows(pairs, rows, Packing.SHARED, 100)[0])
 
 
@@ -253,10 +255,10 @@ def test_what_was_tried_for_its_memory_leaves_no_trace_in_the_first_step(make_jo
     for tried in (False, True):
         model = build_model(job)
         use_packing(model, Packing.SHARED)
-        run = prepared_run(model, pairs, Choice(Packing.SHARED, ""), job.settings, gpu)
-        run = fitted_run(run, EnoughMemory()) if tried else run
+        run = prepare_run(model, pairs, Choice(Packing.SHARED, ""), job.settings, gpu)
+        run = fit_micro_batches(run, EnoughMemory()) if tried else run
         figures, _ = train_step(run, 1, 1, rows, plans)
-        results.append((figures, captured(run.scorer, run.optimizer)))
+        results.append((figures, training_state(run.scorer, run.optimizer)))
     assert len(plans) > 1
     assert results[0][0] == results[1][0]
     assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())

@@ -8,8 +8,8 @@ from architectures import CPU
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.progress import Progress
 from rm_assets.training.loop.trainer import train
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import with_adapter
 from rm_assets.training.model.layers import decoder_layers, prepare_layers, reason_not_to_compile
 from rm_assets.training.model.probe import choose_packing
@@ -24,7 +24,7 @@ def trained_weights(job, **changes):
     model = build_model(job)
     choice = choose_packing(model, splits["train"], ALONE.device)
     model = with_adapter(model, settings)
-    train(model, splits, choice, settings, ALONE, Progress())
+    train(model, splits, choice, settings, ALONE, TrainingLog())
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 

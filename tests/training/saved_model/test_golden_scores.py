@@ -13,16 +13,16 @@ from transformers import AutoTokenizer
 from rm_assets.training.jobs.result import GOLDEN, clear_output
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.progress import Progress
+from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.reward_model import load_model
-from rm_assets.training.run import run_job
+from rm_assets.training.run import train_and_publish
 from rm_assets.training.saved_model.golden_scores import (
     GoldenScoresError,
     read_golden_scores,
     verify_golden_scores,
     write_golden_scores,
 )
-from rm_assets.training.saved_model.stock_scoring import load_scorer, sequence_logits
+from rm_assets.training.saved_model.stock_scoring import load_saved_model, sequence_logits
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def trained(tmp_path_factory, job_in):
     """The model directory of a finished job."""
     job = job_in(tmp_path_factory.mktemp("golden"))
     clear_output(Path(job.output_directory))
-    run_job(job, ALONE, Progress())
+    train_and_publish(job, ALONE, TrainingLog())
     return Path(job.output_directory) / "model"
 
 
@@ -40,11 +40,11 @@ def copy(trained, tmp_path):
 
 
 def verified(directory, **options):
-    return verify_golden_scores(directory, load_scorer(directory), **options)
+    return verify_golden_scores(directory, load_saved_model(directory), **options)
 
 
 def verified_in(dtype, directory):
-    return verify_golden_scores(directory, load_scorer(directory, dtype))
+    return verify_golden_scores(directory, load_saved_model(directory, dtype))
 
 
 def test_twenty_conversations_stand_in_the_file_with_text_ids_and_score(trained):
@@ -63,13 +63,13 @@ def test_the_difference_in_bfloat16_is_that_of_its_scores(trained):
     golden = read_golden_scores(trained)
     differences = [abs(item["score"] - item["bfloat16_score"]) for item in golden["conversations"]]
     assert golden["largest_bfloat16_difference"] == max(differences) > 0
-    scorer = load_scorer(trained, torch.bfloat16)
-    found = verify_golden_scores(trained, scorer, tolerance=float("inf"))
+    saved = load_saved_model(trained, torch.bfloat16)
+    found = verify_golden_scores(trained, saved, tolerance=float("inf"))
     assert found == max(differences)
 
 
 def test_what_rotary_positions_are_computed_from_is_not_rounded_where_a_server_would_not(copy):
-    in_bfloat16 = {name: buffer.dtype for name, buffer in load_scorer(copy, torch.bfloat16).model.named_buffers()}
+    in_bfloat16 = {name: buffer.dtype for name, buffer in load_saved_model(copy, torch.bfloat16).model.named_buffers()}
     model = load_model(copy)
     write_golden_scores(copy, model)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
@@ -80,7 +80,7 @@ def test_what_rotary_positions_are_computed_from_is_not_rounded_where_a_server_w
 def test_the_tolerance_has_room_for_another_order_of_adding_and_none_for_bfloat16(trained):
     golden = read_golden_scores(trained)
     assert golden["tolerance"] == max(1e-5, 0.01 * golden["largest_bfloat16_difference"])
-    exact = load_scorer(trained, torch.float64)
+    exact = load_saved_model(trained, torch.float64)
     assert verify_golden_scores(trained, exact, tolerance=golden["tolerance"] / 10) > 0
     with pytest.raises(GoldenScoresError, match="the score of conversation"):
         verified_in(torch.bfloat16, trained)
@@ -115,9 +115,9 @@ SEQUENCES = st.lists(st.integers(0, 39), min_size=1, max_size=30).map(lambda ids
     min_width=st.integers(0, 60),
 )
 def test_no_batch_padding_or_length_changes_a_score(trained, sequences, batch_size, padding, min_width):
-    scorer = load_scorer(trained)
-    alone = [sequence_logits(scorer, [ids], 1)[0] for ids in sequences]
-    assert sequence_logits(scorer, sequences, batch_size, padding, min_width) == pytest.approx(alone, abs=1e-5)
+    saved = load_saved_model(trained)
+    alone = [sequence_logits(saved, [ids], 1)[0] for ids in sequences]
+    assert sequence_logits(saved, sequences, batch_size, padding, min_width) == pytest.approx(alone, abs=1e-5)
 
 
 def test_a_changed_template_is_detected(copy):
@@ -128,15 +128,15 @@ def test_a_changed_template_is_detected(copy):
 
 
 def test_a_template_that_writes_another_text_is_detected_though_its_hash_was_changed_too(copy):
-    scorer = load_scorer(copy)
-    scorer.tokenizer.chat_template = scorer.tokenizer.chat_template.replace(" <end>", "<end>")
+    saved = load_saved_model(copy)
+    saved.tokenizer.chat_template = saved.tokenizer.chat_template.replace(" <end>", "<end>")
     golden = json.loads((copy / GOLDEN).read_text())
     with pytest.raises(GoldenScoresError, match="chat_template_sha256 is") as raised:
-        verify_golden_scores(copy, scorer)
+        verify_golden_scores(copy, saved)
     golden["chat_template_sha256"] = str(raised.value).split("'")[3]
     (copy / GOLDEN).write_text(json.dumps(golden))
     with pytest.raises(GoldenScoresError, match="the text of conversation 1 is"):
-        verify_golden_scores(copy, scorer)
+        verify_golden_scores(copy, saved)
 
 
 def test_another_vocabulary_is_detected(copy):
@@ -149,10 +149,10 @@ def test_another_vocabulary_is_detected(copy):
 
 
 def test_another_pad_token_is_detected(copy):
-    scorer = load_scorer(copy)
-    scorer.tokenizer.pad_token = "<end>"
+    saved = load_saved_model(copy)
+    saved.tokenizer.pad_token = "<end>"
     with pytest.raises(GoldenScoresError, match="pad_token is '<end>', not '<pad>'"):
-        verify_golden_scores(copy, scorer)
+        verify_golden_scores(copy, saved)
 
 
 def test_changed_weights_are_detected(copy):
@@ -216,7 +216,7 @@ def test_a_missing_or_damaged_file_is_a_clear_error(copy, content):
 
 def test_a_directory_without_a_reward_model_is_a_clear_error(tmp_path):
     with pytest.raises(TrainingError, match="no reward model can be loaded from"):
-        load_scorer(tmp_path)
+        load_saved_model(tmp_path)
 
 
 def test_the_card_tells_how_to_load_the_model_and_what_it_was_made_of(trained):
@@ -234,7 +234,7 @@ def test_a_model_of_a_tokenizer_with_several_templates_has_the_one_it_was_traine
     (tokenizer / "additional_chat_templates").mkdir()
     (tokenizer / "additional_chat_templates" / "tool_use.jinja").write_text("w9")
     directory = Path(job.output_directory) / "model"
-    run_job(job.model_copy(update={"tokenizer": str(tokenizer)}), ALONE, Progress())
+    train_and_publish(job.model_copy(update={"tokenizer": str(tokenizer)}), ALONE, TrainingLog())
     assert verified(directory) == 0
     stock = AutoTokenizer.from_pretrained(directory)
     assert stock.apply_chat_template([{"role": "user", "content": "w7"}], tools=tools, tokenize=False) == "w7 <end>"

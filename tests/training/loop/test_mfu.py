@@ -4,7 +4,7 @@ from architectures import build
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from rm_assets.training.loop.flops import Work, is_exact, num_dense_weights, peak_flops, step_flops
+from rm_assets.training.loop.throughput import ModelFlops, is_exact, num_dense_weights, peak_flops, step_flops
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.planning import Packing, plan_rows
@@ -28,9 +28,9 @@ def test_the_operations_of_a_pair_by_hand():
     [plans] = plan_rows(pairs, np.arange(1), Packing.SHARED, 100)
     # five tokens: 1, 2 and 3 see 1, 2 and 3 tokens, and the other branch's two see 3 and 4
     expected = 6 * weights * 5 + 12 * 3 * 2 * 4 * (1 + 2 + 3 + 3 + 4)
-    assert step_flops(Work.of(Scorer(model)), pairs, plans) == expected
+    assert step_flops(ModelFlops.of(Scorer(model)), pairs, plans) == expected
     [plans] = plan_rows(pairs, np.arange(1), Packing.PACKED, 100)
-    assert step_flops(Work.of(model), pairs, plans) == 6 * weights * 7 + 12 * 3 * 2 * 4 * (6 + 10)
+    assert step_flops(ModelFlops.of(model), pairs, plans) == 6 * weights * 7 + 12 * 3 * 2 * 4 * (6 + 10)
 
 
 def test_a_tied_embedding_counts_no_more_than_one_of_its_own():

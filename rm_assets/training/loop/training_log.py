@@ -1,4 +1,4 @@
-"""What a run says while it works: `metrics.jsonl`, and a line of progress now and then."""
+"""What a training reports while it runs: `metrics.jsonl`, and a line of progress every few seconds."""
 
 import json
 import time
@@ -24,30 +24,33 @@ class StepFigures:
 
 
 @dataclass
-class Progress:
-    """Where the figures of a run go: the file, `say` for people, `track` for a tracker. Without a file, nowhere."""
+class TrainingLog:
+    """Sends the figures of a run to the file `metrics.jsonl`, to the user (`log`) and to a tracker (`track`).
+
+    Without a file, as in all processes but the first, it does nothing.
+    """
 
     metrics_file: Path | None = None
-    say: Callable[[str], object] = print
+    log: Callable[[str], object] = print
     track: Callable[[Mapping[str, float]], object] = lambda line: None
     started: float = field(default_factory=time.perf_counter)
     last_line: float = -SECONDS_BETWEEN_LINES
 
     def message(self, text: str) -> None:
-        """Tell people something once."""
+        """Show a line to the user."""
         if self.metrics_file is not None:
-            self.say(text[:MAX_MESSAGE_CHARACTERS])
+            self.log(text[:MAX_MESSAGE_CHARACTERS])
 
     def start_clock(self, seconds_before: float = 0.0) -> None:
-        """Begin the time that speeds are measured in, after what earlier runs of the same training took."""
+        """Start the clock for speeds, at the seconds that earlier runs of this training took."""
         self.started = time.perf_counter() - seconds_before
 
     def seconds(self) -> float:
-        """Seconds of training until now, those of earlier runs included."""
+        """Seconds of training so far, including earlier runs."""
         return time.perf_counter() - self.started
 
     def step(self, figures: StepFigures, num_steps: int, num_pairs_done: int) -> None:
-        """Note a finished step: up to MAX_FILE_LINES times in the file; aloud first, last and in between."""
+        """Report a finished step: to the file about MAX_FILE_LINES times in all, to the user every few seconds."""
         now = time.perf_counter()
         seconds = now - self.started
         speed, seconds_left = num_pairs_done / seconds, seconds / figures.step * (num_steps - figures.step)
@@ -59,7 +62,7 @@ class Progress:
             self.message(progress_line(figures, num_steps, speed, seconds_left))
 
     def validation(self, step: int, loss: float, accuracy: float, num_pairs: int) -> None:
-        """Note how the model does on held-out pairs after a step."""
+        """Report loss and accuracy on held-out pairs after a step."""
         self._write(
             {
                 "step": step,

@@ -1,6 +1,6 @@
 import json
 
-from rm_assets.training.loop.progress import Progress, StepFigures, progress_line
+from rm_assets.training.loop.training_log import StepFigures, TrainingLog, progress_line
 
 
 def figures(step):
@@ -15,7 +15,7 @@ def test_a_line_of_progress_reads_well():
 
 def test_the_first_and_the_last_step_are_told_and_all_are_written(tmp_path):
     said = []
-    progress = Progress(tmp_path / "metrics.jsonl", said.append)
+    progress = TrainingLog(tmp_path / "metrics.jsonl", said.append)
     for step in range(1, 9):
         progress.step(figures(step), num_steps=8, num_pairs_done=4 * step)
     assert [line.split(" ")[1] for line in said] == ["1/8", "8/8"]
@@ -35,7 +35,7 @@ def test_the_first_and_the_last_step_are_told_and_all_are_written(tmp_path):
 
 
 def test_a_long_run_writes_about_a_thousand_lines(tmp_path):
-    progress = Progress(tmp_path / "metrics.jsonl", lambda text: None)
+    progress = TrainingLog(tmp_path / "metrics.jsonl", lambda text: None)
     for step in range(1, 2502):
         progress.step(figures(step), num_steps=2501, num_pairs_done=step)
     # every third step, the first, and the last
@@ -44,7 +44,7 @@ def test_a_long_run_writes_about_a_thousand_lines(tmp_path):
 
 def test_a_process_without_a_file_says_nothing():
     said = []
-    progress = Progress(None, said.append)
+    progress = TrainingLog(None, said.append)
     progress.message("hello")
     progress.step(figures(1), 1, 1)
     assert said == []

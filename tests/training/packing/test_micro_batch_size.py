@@ -5,7 +5,7 @@ from architectures import VOCAB_SIZE, build
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.trainer import fitted_run, prepared_run
+from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
 from rm_assets.training.model.probe import Choice, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.packing.planning import Packing
@@ -38,7 +38,7 @@ def run_of(num_pairs, packing, **settings):
     rankings = [[generator.integers(1, VOCAB_SIZE, 70, dtype=np.int32) for _ in range(2)] for _ in range(num_pairs)]
     model, pairs = build("llama"), pairs_of(rankings)
     use_packing(model, packing)
-    return prepared_run(model, pairs, Choice(packing, ""), TrainingSettings(**settings), ALONE)
+    return prepare_run(model, pairs, Choice(packing, ""), TrainingSettings(**settings), ALONE)
 
 
 @pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PADDED])
@@ -48,7 +48,7 @@ def test_a_micro_batch_takes_what_is_left_and_no_more_than_the_setting(packing, 
     before = {name: weight.clone() for name, weight in run.scorer.state_dict().items()}
     moments = 8 * sum(weight.numel() for weight in run.scorer.parameters())
     memory = MemoryOfALine(run.scorer, (FIXED + PER_TOKEN * (fitting + 0.5) + moments) / 0.85)
-    assert fitted_run(run, memory).row_tokens == expected
+    assert fit_micro_batches(run, memory).row_tokens == expected
     assert memory.num_passes == 6  # a first step, one of few tokens, one of many; each of two micro-batches
     assert all(weight.grad is None for weight in run.scorer.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in run.scorer.state_dict().items())
@@ -56,8 +56,8 @@ def test_a_micro_batch_takes_what_is_left_and_no_more_than_the_setting(packing, 
 
 def test_a_smaller_setting_stays_and_so_does_one_that_cannot_be_tried():
     run = run_of(30, Packing.SHARED, micro_batch_tokens=300)
-    assert fitted_run(run, MemoryOfALine(run.scorer, 1e12)).row_tokens == 300
+    assert fit_micro_batches(run, MemoryOfALine(run.scorer, 1e12)).row_tokens == 300
     run = run_of(3, Packing.SHARED)
     memory = MemoryOfALine(run.scorer, 0)
-    assert fitted_run(run, memory).row_tokens == 8192
+    assert fit_micro_batches(run, memory).row_tokens == 8192
     assert memory.num_passes == 0

@@ -1,0 +1,121 @@
+"""One optimizer step: the gradient of the mean loss over its pairs, and one update of AdamW.
+
+The processes share out the pairs of a step and sum their gradients once. Every pair's loss is divided by the step's
+number of pairs over all processes, so the sum is the mean however many pairs each process has. The loss: `loss.py`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from rm_assets.settings import TrainingSettings
+from rm_assets.training.devices import one_ahead
+from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.loop.group import Group
+from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
+from rm_assets.training.loop.optimizer import learning_rate
+from rm_assets.training.loop.sharding import sum_gradients_at, whole
+from rm_assets.training.loop.throughput import ModelFlops
+from rm_assets.training.loop.training_log import StepFigures
+from rm_assets.training.model.probe import Choice
+from rm_assets.training.model.scoring import scores
+from rm_assets.training.packing.batches import MicroBatch, collate
+from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.planning import MicroPlan
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of a training works on."""
+
+    scorer: nn.Module
+    choice: Choice
+    optimizer: torch.optim.AdamW
+    pairs: Pairs
+    settings: TrainingSettings
+    group: Group
+    peak_rate: float
+    num_steps: int
+    row_tokens: int  # limit of a micro-batch
+    flops: ModelFlops | None = None  # None where MFU cannot be computed exactly, and in all processes but the first
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a process wants between two steps; after the sum over all processes, what all of them do."""
+
+    stop: bool = False
+    save: bool = False
+
+
+def train_step(
+    run: Run,
+    step: int,
+    epoch: int,
+    rows: NDArray[np.int64],
+    plans: list[MicroPlan],
+    get_requests: Callable[[], Requests] = Requests,
+) -> tuple[StepFigures, Requests]:
+    """Make one update from the pairs `rows`, of which this process computes `plans`; raises TrainingError before the
+    update if the loss or the gradient is not finite.
+
+    It waits for the device once, to read the sums: until then the next kernels are queued while others run. The
+    requests are asked for after the gradients, so that a request during a long step takes effect at its end.
+    """
+    run.optimizer.zero_grad()
+    sums = torch.zeros(4, dtype=torch.float64, device=run.group.device)
+    losses: list[Tensor] = []
+    batches = one_ahead(lambda plan: collate(run.pairs, plan, run.group.device), plans, run.group.device)
+    for number, batch in enumerate(batches, start=1):
+        sum_gradients_at(run.scorer, last=number == len(plans))
+        batch_losses, batch_right = add_gradients(run, batch, len(rows))
+        sums[:2] += torch.stack([batch_losses.sum() / len(rows), batch_right])
+        losses.append(batch_losses)
+    requests = get_requests()
+    sums[2] += requests.stop
+    sums[3] += requests.save
+    run.group.add_up(sums)
+    weights = [weight for weight in run.scorer.parameters() if weight.grad is not None]
+    norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+    loss, right, stop, save, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):  # both are sums over all processes, so all raise
+        raise TrainingError(
+            f"loss is {loss!r} and gradient norm {grad_norm!r} at step {step}, stopped before its update: "
+            "look for a margin that is too large or weights that are not finite, or lower learning_rate; "
+            + worst_pairs(run.pairs, rows, _losses_of_all(run, plans, losses)[rows])
+        )
+    if grad_norm > run.settings.max_grad_norm:
+        clip_grads_with_norm_(weights, run.settings.max_grad_norm, norm)
+    rate = learning_rate(step, run.num_steps, run.peak_rate, run.settings.warmup_fraction)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    return StepFigures(step, epoch, loss, right / len(rows), rate, grad_norm), Requests(stop > 0, save > 0)
+
+
+def add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a micro-batch of a step of `num_pairs`; returns its losses, float64 [B], and how many pairs
+    are ranked right.
+
+    Losses are summed in float64: two losses that fit into float32 may have a sum that does not.
+    """
+    chosen, rejected = scores(run.scorer, batch)
+    losses = pair_losses(chosen, rejected, batch.margin, run.settings).double()
+    loss = losses.sum() / num_pairs
+    (loss * run.group.size).backward()  # type: ignore[no-untyped-call]  # processes average their gradients
+    return losses.detach(), num_right(chosen, rejected)
+
+
+def _losses_of_all(run: Run, plans: list[MicroPlan], losses: list[Tensor]) -> NDArray[np.float64]:
+    """The loss of every pair of the split that any process computed in this step, and 0 for all others."""
+    found = torch.zeros(len(run.pairs), dtype=torch.float64, device=run.group.device)
+    for plan, plan_losses in zip(plans, losses, strict=True):
+        found[torch.from_numpy(plan.pairs).to(found.device)] = plan_losses
+    run.group.add_up(found)
+    return found.cpu().numpy()
