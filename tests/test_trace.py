@@ -73,16 +73,18 @@ def test_a_kept_row_is_followed_through_every_stage(stages, told) -> None:
 def test_a_duplicate_names_the_row_that_was_kept(told) -> None:
     _, lines, _ = told("sub/b.jsonl", "1")
     [padded] = told_of(lines, "padded_pairs")
-    assert padded.startswith("rejected, duplicate: An equal pair stands earlier")
+    assert padded.startswith("rejected, duplicate: An equal pair occurs earlier")
     assert padded.endswith("kept is a.jsonl, line 2")
 
 
 def test_a_rejected_row_has_its_reason_at_its_stage(told) -> None:
     _, lines, _ = told("a.jsonl", "3")
-    assert told_of(lines, "validated_preferences")[0].startswith("rejected, not_json: The line is not one JSON value")
+    assert told_of(lines, "validated_preferences")[0].startswith(
+        "rejected, not_json: The line is not a single JSON value"
+    )
     assert told_of(lines, "padded_pairs") == []
     _, lines, _ = told("b.jsonl", "2")
-    assert told_of(lines, "tokenized_pairs")[0].startswith("rejected, too_long: A side has more tokens than max_length")
+    assert told_of(lines, "tokenized_pairs")[0].startswith("rejected, too_long: A side has more than max_length tokens")
 
 
 def test_a_pair_is_told_of_every_line_that_states_it(stages, told) -> None:

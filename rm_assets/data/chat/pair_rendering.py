@@ -8,7 +8,7 @@ from rm_assets.data.chat.control_counts import num_written
 from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.tokenizer import ChatTokenizer, MessageDict, TemplateError, message_dict, render
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 SIDES = ("chosen", "rejected")
 _MAX_LISTED = 8

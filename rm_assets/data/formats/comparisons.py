@@ -24,7 +24,7 @@ from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceE
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import as_code, shorten
-from rm_assets.settings import Label
+from rm_assets.json_settings import Label
 
 
 class ComparisonRecord(Common, kw_only=True):

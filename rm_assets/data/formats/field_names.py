@@ -9,7 +9,7 @@ from typing import Any
 
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
-from rm_assets.settings import Column
+from rm_assets.json_settings import Column
 
 Row = dict[str, Any]
 

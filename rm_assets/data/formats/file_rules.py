@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.settings import Settings, is_glob
+from rm_assets.json_settings import is_glob
+from rm_assets.settings import Settings
 
 
 class _Entries(NamedTuple):

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from rm_assets.data.tables.reasons import Reason
-from rm_assets.settings import Annotators, Column, Label
+from rm_assets.json_settings import Column, Label
+from rm_assets.settings import Annotators
 
 
 class PreferenceError(ValueError):

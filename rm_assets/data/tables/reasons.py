@@ -54,54 +54,57 @@ class Reason(StrEnum):
 
 
 MEANINGS = {
-    Reason.NOT_UTF8: "The line's bytes are no UTF-8 text.",
-    Reason.LINE_TOO_LONG: "The line has more bytes than max_line_bytes.",
-    Reason.UNREADABLE_FILE: "What a directory or glob names is no regular file, or may not be read (line 0).",
-    Reason.CHANGING_FILE: "The file changed whenever it was read; none of its lines is used in this run (line 0).",
-    Reason.DAMAGED_ARCHIVE: "The compressed file ends early, is malformed, fails its checksum or needs more "
-    "than 128 MiB to decompress; none of its lines is used (line 0).",
-    Reason.DAMAGED_FILE: "The JSON list, Parquet or CSV file is malformed or cut short, or the file is not what its "
-    "name says; none of its rows is used (line 0).",
+    Reason.NOT_UTF8: "The line is not valid UTF-8.",
+    Reason.LINE_TOO_LONG: "The line has more than max_line_bytes bytes.",
+    Reason.UNREADABLE_FILE: "Not a regular file, or it cannot be read; rejected as a whole (line 0).",
+    Reason.CHANGING_FILE: "The file changed during every attempt to read it; none of its lines is used in this run "
+    "(line 0).",
+    Reason.DAMAGED_ARCHIVE: "The compressed file is truncated, malformed, fails its checksum or needs more than "
+    "128 MiB to decompress; none of its lines is used (line 0).",
+    Reason.DAMAGED_FILE: "The JSON list, Parquet or CSV file is malformed or truncated, or its content does not match "
+    "its file name; none of its rows is used (line 0).",
     Reason.DECOMPRESSION_BOMB: "The compressed file or table expands beyond max_expansion; none of its lines is used "
     "(line 0).",
-    Reason.MALFORMED_ROW: "The row of a CSV or TSV file has more or fewer fields than its header, a NUL byte, or "
-    "whole rows between two quotes.",
-    Reason.NOT_JSON: "The line is not one JSON value, or is nested more than 64 deep.",
-    Reason.NOT_AN_OBJECT: "The line is JSON, but no object.",
-    Reason.UNKNOWN_FORMAT: "The object has the fields of no known format.",
-    Reason.MISSING_FIELD: "A field that the format needs is not there.",
-    Reason.WRONG_TYPE: "A field is not of the type that the format needs.",
-    Reason.REPEATED_FIELD: "An object gives a field that is read more than once.",
-    Reason.AMBIGUOUS_FIELD: "Two fields say the same thing differently; the setting columns says which one is meant.",
-    Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison may mean either response; the setting labels says "
-    "which.",
-    Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, tools or reasoning where they are not read.",
-    Reason.HELD_BACK_FILE: "The line is sound, but its file is held back for other lines, perhaps of another file.",
-    Reason.INCOMPLETE_PAIR: "The other line of a pair in two-line files is missing or a reject.",
-    Reason.EMPTY_MESSAGE: "The prompt, or a message of it, is empty.",
+    Reason.MALFORMED_ROW: "The CSV or TSV row has more or fewer fields than the header, contains a NUL byte, or "
+    "encloses other rows in quotes.",
+    Reason.NOT_JSON: "The line is not a single JSON value, or is nested more than 64 levels deep.",
+    Reason.NOT_AN_OBJECT: "The line is valid JSON but not an object.",
+    Reason.UNKNOWN_FORMAT: "The object's fields match no known format.",
+    Reason.MISSING_FIELD: "A field required by the format is missing.",
+    Reason.WRONG_TYPE: "A field has the wrong type for the format.",
+    Reason.REPEATED_FIELD: "An object contains a field that is read more than once.",
+    Reason.AMBIGUOUS_FIELD: "Two fields for the same thing differ; the setting columns chooses one.",
+    Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison could mean either response; the setting labels "
+    "defines it.",
+    Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, tools or reasoning in a field where these are "
+    "not read.",
+    Reason.HELD_BACK_FILE: "The line is valid, but its file is held back because of other lines, possibly in another "
+    "file.",
+    Reason.INCOMPLETE_PAIR: "The other line of a pair in a two-line file is missing or rejected.",
+    Reason.EMPTY_MESSAGE: "The prompt, or one of its messages, is empty.",
     Reason.EMPTY_REPLY: "A reply is empty.",
     Reason.IDENTICAL_REPLIES: "Both replies are equal.",
-    Reason.UNSHARED_PROMPT: "The two sides answer different prompts.",
-    Reason.TURN_MARKERS: "A prompt is a conversation in the turn markers of some template, which are not read.",
-    Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the one before it, or a reply is not the assistant's.",
-    Reason.MARGIN_NOT_FINITE: "The margin is no finite float32.",
-    Reason.NOT_TEXT: "The row or a message holds more than text: an image, a video, a sound or a placeholder of one.",
-    Reason.TIE: "The annotation prefers no reply: a tie, equal scores, or nothing to compare with.",
-    Reason.UNLABELLED: "The row is there, but holds no label: nobody has judged it yet, or the task was skipped.",
+    Reason.UNSHARED_PROMPT: "The two sides have different prompts.",
+    Reason.TURN_MARKERS: "A prompt contains a conversation in a chat template's turn markers, which are not parsed.",
+    Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the previous one, or a reply is not the assistant's.",
+    Reason.MARGIN_NOT_FINITE: "The margin is not a finite float32.",
+    Reason.NOT_TEXT: "The row or a message contains more than text: an image, a video, audio or a placeholder for one.",
+    Reason.TIE: "The annotation prefers neither reply: a tie, equal scores, or nothing to compare with.",
+    Reason.UNLABELLED: "The row has no label: nobody has judged it yet, or the task was skipped.",
     Reason.SCORES_DISAGREE: "The scores or the margin contradict the label or the ranks.",
     Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67108864 characters.",
-    Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge a turn or an end.",
-    Reason.TEMPLATE_ERROR: "The chat template refuses the conversation.",
-    Reason.MESSAGE_LOST: "The chat template leaves a whole message, tool list, tool call or the last reasoning out.",
-    Reason.IDENTICAL_AFTER_TEMPLATE: "The chat template writes both sides alike.",
+    Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge the end of a turn.",
+    Reason.TEMPLATE_ERROR: "The chat template rejects the conversation.",
+    Reason.MESSAGE_LOST: "The chat template drops a whole message, tool list, tool call or the last reasoning.",
+    Reason.IDENTICAL_AFTER_TEMPLATE: "The chat template renders both sides identically.",
     Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
-    Reason.TOKENIZER_ERROR: "The tokenizer itself fails on the conversation, as some do on megabytes of spaces.",
-    Reason.TOO_LONG: "A side has more tokens than max_length; replies are never cut.",
-    Reason.DUPLICATE: "An equal pair stands earlier, up to Unicode form and white space.",
-    Reason.CONFLICT: "The same replies also stand with the labels the other way round, and `conflicts` is against it.",
+    Reason.TOKENIZER_ERROR: "The tokenizer fails on the conversation, as some do on megabytes of spaces.",
+    Reason.TOO_LONG: "A side has more than max_length tokens; replies are never truncated.",
+    Reason.DUPLICATE: "An equal pair occurs earlier; Unicode form and white space are ignored.",
+    Reason.CONFLICT: "The same replies also occur with flipped labels, and the setting conflicts excludes this pair.",
     Reason.OVERLAPS_EVALUATION: "The prompt shares a run of 13 words with a prompt of an evaluation file.",
 }
-"""What each reason says, in one sentence."""
+"""The meaning of each reason, in one sentence."""
 
 MALFORMED = frozenset(
     {

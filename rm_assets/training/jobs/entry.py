@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rm_assets.addresses import masked
-from rm_assets.data.shown_text import one_line, printable
 from rm_assets.data.storage.snapshots import SnapshotError
+from rm_assets.display_text import one_line, printable
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.receiving import run_sent_job
 from rm_assets.training.jobs.result import ERROR, ForeignOutputError

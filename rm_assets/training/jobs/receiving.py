@@ -12,8 +12,16 @@ from pathlib import Path
 from types import FrameType
 
 from rm_assets.addresses import masked, require_no_credentials
-from rm_assets.data.shown_text import one_line
-from rm_assets.data.storage.files import StorageError, download, place, read_file, remove_tree, subdirectories, upload
+from rm_assets.data.storage.files import (
+    StorageError,
+    download,
+    read_file,
+    remove_tree,
+    resolve_path,
+    subdirectories,
+    upload,
+)
+from rm_assets.display_text import one_line
 from rm_assets.training.jobs.result import CHECKPOINTS, SCRATCH
 from rm_assets.training.jobs.transport import CHECKPOINT, Job, copy_from_storage
 from rm_assets.training.processes.children import start_child
@@ -31,8 +39,8 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
         signal.signal(number, lambda number, _: exit_stopped(number))
     try:
         require_no_credentials("the address of a job", uri)
-        job = job_type.model_validate_json(read_file(place(uri)))
-        output = place(job.output_directory)
+        job = job_type.model_validate_json(read_file(resolve_path(uri)))
+        output = resolve_path(job.output_directory)
     except (StorageError, OSError, ValueError) as error:
         print(f"error: cannot read the job {masked(uri)!r}: {one_line(error)}", file=sys.stderr)
         return 2
@@ -57,7 +65,7 @@ class _Receiver:
         if "://" not in name:
             return name
         if name not in self._received:
-            origin, target = place(name), self._home / str(len(self._received))
+            origin, target = resolve_path(name), self._home / str(len(self._received))
             target.mkdir(parents=True)
             if origin.is_dir():
                 copy_from_storage(origin, target)

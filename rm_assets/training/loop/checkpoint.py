@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rm_assets.data.storage.files import sync_directory
+from rm_assets.data.storage.files import fsync_directory
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST, METRICS, remove_checkpoint, synced_sha256
 from rm_assets.training.jobs.training_job import TrainingError
@@ -144,9 +144,9 @@ class Checkpoints:
         content = {**header.content, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(content, indent=1, allow_nan=False))
         name = f"step-{header.content['position']['step']:08}-{synced_sha256(unfinished / MANIFEST)[:16]}"
-        sync_directory(unfinished)
+        fsync_directory(unfinished)
         _move(unfinished, self.directory / name)
-        sync_directory(self.directory)
+        fsync_directory(self.directory)
         self.valid = [*self.valid, self.directory / name][-KEPT:]
         for other in self.directory.iterdir():
             if other not in self.valid and other.is_dir():

@@ -15,7 +15,7 @@ import msgspec
 from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
-from rm_assets.settings import Label
+from rm_assets.json_settings import Label
 
 # --- two answers and a verdict ---------------------------------------------------------------------------------
 

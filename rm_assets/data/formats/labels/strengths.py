@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rm_assets.data.formats.preferences import PreferenceError, Sign, SignKind
 from rm_assets.data.tables.reasons import Reason
-from rm_assets.settings import Label
+from rm_assets.json_settings import Label
 
 LARGEST = 3.0
 """Of HelpSteer's strengths, without their sign."""

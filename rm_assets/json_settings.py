@@ -1,0 +1,89 @@
+"""The settings that are mappings, given as JSON in the environment: `columns`, `labels` and `evaluation_files`."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+Column = Literal[
+    "prompt",
+    "system",
+    "chosen",
+    "rejected",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+    "subset",
+    "tools",
+    "response_a",
+    "response_b",
+    "label",
+    "preference_strength",
+    "responses",
+    "scores",
+    "ranks",
+]
+"""The fields of flat rows, which `columns` may rename."""
+
+Label = Literal["first", "second", "tie"]
+"""What the label of a comparison can mean."""
+
+_FILE = re.compile(r"[*?\[/]|\.(?:jsonl?|ndjson|jsonlines|csv|tsv|parquet)(?:\.\w+)?$", re.IGNORECASE)
+
+
+def is_glob(name: str) -> bool:
+    """Whether a name in `columns` or `labels` is a glob of files: it has `*`, `?`, `[` or `/`, or a file's suffix."""
+    return _FILE.search(name) is not None
+
+
+def mapping_from_json(value: Any) -> Any:
+    """The environment gives a mapping as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, object_pairs_hook=_unique_dict)
+    except json.JSONDecodeError:
+        raise ValueError('a JSON object is needed, such as {"name": "value"}') from None
+
+
+def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict; raises ValueError if a name has two different values."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name!r} is given twice, with different values: keep one of them")
+    return found
+
+
+def require_columns(columns: Any) -> None:
+    """Raise ValueError unless this maps fields to columns, each column used once."""
+    if not isinstance(columns, dict):
+        raise ValueError('a glob of files needs a mapping of its own: {"shp/*": {"prompt": "history"}}')
+    known = get_args(Column)
+    for name, column in columns.items():
+        if name not in known:
+            fields = ", ".join(map(repr, known))
+            raise ValueError(f"Input should be {fields} or, outermost, a glob of files such as 'shp/*', not {name!r}")
+        if not isinstance(column, str):
+            raise ValueError(f"{name!r} needs the name of a column: only a glob of files has a mapping")
+    if "" in columns.values() or len(set(columns.values())) < len(columns):
+        raise ValueError("each field needs a column of its own")
+
+
+def read_labels(labels: Mapping[Any, Any], level: Literal["labels", "glob", "column"]) -> dict[str, Any]:
+    """Labels in lower case and stripped, those inside columns and globs too; raises ValueError for an unknown meaning.
+
+    The setting holds labels, columns and globs; a glob holds labels and columns; a column holds labels.
+    """
+    found: list[tuple[str, Any]] = []
+    for name, meaning in labels.items():
+        if isinstance(meaning, Mapping):
+            inner: Literal["glob", "column"] = "glob" if is_glob(name) else "column"
+            if level == "column" or inner == level:
+                raise ValueError(f"{name!r} is a mapping inside a {level}: globs hold columns, and columns hold labels")
+            found.append((name, read_labels(meaning, inner)))
+        elif meaning in get_args(Label):
+            found.append((str(name).strip().lower(), meaning))
+        else:
+            raise ValueError(f"{name!r}: Input should be 'first', 'second' or 'tie', or a mapping of a column or glob")
+    return _unique_dict(found)
