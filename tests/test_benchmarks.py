@@ -5,9 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+import varlen_kernel
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -26,6 +30,48 @@ def test_every_copy_of_a_pair_has_a_number_of_its_own(tmp_path: Path, monkeypatc
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     contents = [[message["content"] for side in row.values() for message in side] for row in rows]
     assert contents == [["s (0)", "u", "c (0)", "r (0)"], ["s (1)", "u", "c (1)", "r (1)"]]
+
+
+@pytest.fixture
+def gpu_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script of benchmarks/gpu, on a machine without CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("fault", ["", varlen_kernel.SEES_BEHIND_THE_WINDOW])
+def test_the_scripts_for_a_gpu_find_a_kernel_that_is_wrong_by_a_token(
+    gpu_benchmark: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(varlen_kernel, "FAULTS", {fault})
+    assert gpu_benchmark("correctness").main(["kernel"]) == bool(fault)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("[FAIL] AssertionError" if fault else "[PASS] kernel in ")
+
+
+def test_the_scripts_for_a_gpu_measure_steps(
+    gpu_benchmark: Callable[[str], ModuleType], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["tiny", "eager", "--pairs", "2", "--steps", "1", "--warm-up", "1"]
+    assert gpu_benchmark("speed").main(arguments) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("RESULT ")
+    found = json.loads(last.removeprefix("RESULT "))
+    assert (found["case"], found["steps"]) == ("eager", 1)
+    assert 0 < found["saved_by_sharing"] < 0.5
+
+
+@pytest.mark.soak
+def test_all_stages_for_a_gpu_pass_as_a_dry_run(tmp_path: Path) -> None:
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(BENCHMARKS / "gpu" / "run_all.sh"), "A"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("== 0 failed; ")
 
 
 @pytest.mark.soak
