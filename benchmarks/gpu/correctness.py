@@ -21,17 +21,17 @@ import numpy as np
 import torch
 import transformers
 from fixtures import CUDA, cpu_as_gpu, device_name, qwen3, random_pairs, synchronize
+from rm_assets.training.loop.flops import peak_flops
+from rm_assets.training.loop.state import captured, restore
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import Checkpoints, Position
-from rm_assets.training.loop.flops import peak_flops
 from rm_assets.training.loop.group import ALONE, Group, join_group, leave_group
 from rm_assets.training.loop.held_out import evaluate
 from rm_assets.training.loop.saving import Saver
-from rm_assets.training.loop.state import captured, restore
 from rm_assets.training.loop.trainer import Run, planned_steps, prepared_run, train_step
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of

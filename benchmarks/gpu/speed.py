@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import transformers
 from fixtures import CUDA, SHAPES, cpu_as_gpu, device_name, qwen3, random_pairs, synchronize
+from rm_assets.training.loop.flops import peak_flops, step_flops
 from torch.profiler import ProfilerActivity, profile
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.loop.flops import peak_flops, step_flops
 from rm_assets.training.loop.group import Group, join_group, leave_group
 from rm_assets.training.loop.throughput import Tally, tally_of
 from rm_assets.training.loop.trainer import Run, planned_steps, prepared_run, train_step
