@@ -10,7 +10,8 @@ import pyarrow as pa
 from support import plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.storage.files import resolve_path
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA
 from rm_assets.settings import Settings
 

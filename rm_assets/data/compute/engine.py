@@ -11,7 +11,9 @@ from typing import Any
 from rm_assets.data.compute.progress import Progress
 from rm_assets.data.compute.ray_cluster import map_on_ray
 from rm_assets.data.compute.workers import map_in_processes, pause_gc
-from rm_assets.data.storage.publication import STAGING, InvariantFunction, Publication, StageFunction, write_shard
+from rm_assets.data.storage.ownership import STAGING
+from rm_assets.data.storage.publication import Publication
+from rm_assets.data.storage.shards import InvariantFunction, StageFunction, write_shard
 from rm_assets.data.storage.snapshots import Shard
 from rm_assets.settings import Settings
 

@@ -24,7 +24,8 @@ from rm_assets.data.stages.rejects import Refusal, num_rejects, reason_counts, r
 from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches, read_table
-from rm_assets.data.storage.publication import Publication, ShardWriter, Stats
+from rm_assets.data.storage.publication import Publication
+from rm_assets.data.storage.shards import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.ragged import IdLists, lists_of, prefix_mask

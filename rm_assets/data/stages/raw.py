@@ -43,14 +43,8 @@ from rm_assets.data.stages.run_stage import Log
 from rm_assets.data.storage.files import is_remote, read_file, resolve_path, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches
-from rm_assets.data.storage.publication import (
-    Publication,
-    ShardWriter,
-    Stats,
-    open_publication,
-    tables_writer,
-    write_shard,
-)
+from rm_assets.data.storage.publication import Publication, open_publication
+from rm_assets.data.storage.shards import ShardWriter, Stats, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MALFORMED, Reason

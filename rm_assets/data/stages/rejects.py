@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches, read_table
-from rm_assets.data.storage.publication import ShardWriter, Stats, open_publication, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import ShardWriter, Stats, write_shard
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import Reason

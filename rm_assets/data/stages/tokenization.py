@@ -43,7 +43,7 @@ from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shar
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import ShardWriter, Stats
+from rm_assets.data.storage.shards import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk

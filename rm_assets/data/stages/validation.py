@@ -37,7 +37,8 @@ from rm_assets.data.stages.verdicts import Verdict, verdict_of_files
 from rm_assets.data.stages.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.publication import Publication, ShardWriter, Stats
+from rm_assets.data.storage.publication import Publication
+from rm_assets.data.storage.shards import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations

@@ -9,24 +9,17 @@ and the rejects of the same snapshot are replaced, and the data stay as they are
 import contextlib
 import dataclasses
 import threading
-import uuid
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rm_assets.data.storage.files import (
-    NewFile,
-    create_file,
     file_sizes,
     fsync_directory,
     is_abandoned,
-    is_remote,
     link_files,
     make_directory,
     read_file,
@@ -35,11 +28,10 @@ from rm_assets.data.storage.files import (
     write_json,
 )
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import Pin, hold_lock, local_cache_directory, pin_directory
+from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import (
-    ASSETS,
     MANIFEST,
-    TRAINING,
+    STAGING,
     begin_snapshot,
     claim_storage,
     clear_staging,
@@ -53,14 +45,14 @@ from rm_assets.data.storage.ownership import (
     remove_staged_files,
     remove_unfinished_files,
 )
-from rm_assets.data.storage.ownership import STAGING as STAGING
-from rm_assets.data.storage.parquet import find_damage, parquet_writer
+from rm_assets.data.storage.parquet import find_damage
+from rm_assets.data.storage.retention import referenced_snapshots
+from rm_assets.data.storage.shards import StagedShard
 from rm_assets.data.storage.snapshots import (
     LATEST,
     REJECTS,
     Manifest,
     Shard,
-    ShardFile,
     Snapshot,
     SnapshotError,
     latest_name,
@@ -72,125 +64,6 @@ from rm_assets.data.storage.snapshots import (
 _ATTEMPTS = 3
 _pins_of_results: "weakref.WeakValueDictionary[tuple[Path, int], Pin]" = weakref.WeakValueDictionary()
 """The pin of what each thread published last of an asset."""
-
-
-class ShardWriter:
-    """A shard's files while they are written: a Parquet file per folder, a row group per table that is not empty."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self._directory = directory
-        self._name = name
-        self._files = contextlib.ExitStack()
-        self._open: dict[str, tuple[NewFile, pq.ParquetWriter]] = {}
-        self._num_rows: Counter[str] = Counter()
-
-    def write(self, folder: str, table: pa.Table) -> None:
-        """Add rows to the shard's file of a folder, which is made with the first of them."""
-        if not table.num_rows:
-            return
-        if folder not in self._open:
-            stream = self._files.enter_context(create_file(self.path(folder)))
-            self._open[folder] = stream, parquet_writer(stream, table.schema)
-        self._open[folder][1].write_table(table)
-        self._num_rows[folder] += table.num_rows
-
-    def path(self, folder: str) -> Path:
-        """Where the file of a folder lies, or would lie."""
-        return self._directory / _file_name(folder, self._name)
-
-    def finish(self) -> tuple[ShardFile, ...]:
-        """Close the files, which then are durable."""
-        for stream, writer in self._open.values():
-            stream.begin_end()
-            writer.close()
-        self._files.close()
-        return tuple(
-            ShardFile(
-                path=_file_name(folder, self._name),
-                sha256=stream.sha256,
-                num_rows=self._num_rows[folder],
-                num_bytes=stream.num_bytes,
-                footer_sha256=stream.end_sha256,
-            )
-            for folder, (stream, _) in self._open.items()
-        )
-
-    def restart(self) -> None:
-        """Throw away what was written so far."""
-        self.abandon()
-        remove_files([self.path(folder) for folder in self._open])
-        self._open.clear()
-        self._num_rows.clear()
-
-    def abandon(self) -> None:
-        """Close the files, whatever is in them."""
-        for _, writer in self._open.values():
-            with contextlib.suppress(Exception):  # there is an error under way, and this one says the same
-                writer.close()
-        with contextlib.suppress(Exception):
-            self._files.close()
-
-
-def _file_name(folder: str, name: str) -> str:
-    return f"{folder}/{name}.parquet"
-
-
-Stats = dict[str, Any]
-
-StageFunction = Callable[[Any, ShardWriter], Stats]
-"""From a task's arguments to a shard's files, and to figures about them."""
-
-InvariantFunction = Callable[[Any, dict[str, Path]], Stats]
-"""From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
-
-
-class _Staged(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished shard that is not published yet, and the directory in staging that holds its files."""
-
-    directory: str
-    shard: Shard
-
-
-def write_shard(
-    asset_directory: Path,
-    name: str,
-    source: str,
-    key: str,
-    fill: Callable[[ShardWriter], Stats],
-    laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
-) -> Shard:
-    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written.
-
-    `fill` writes the tables and returns figures. Where it raises, nothing is left.
-    """
-    staging = asset_directory / STAGING
-    directory = staging / f"{name}.{uuid.uuid4().hex}"
-    writer = ShardWriter(directory, name)
-    try:
-        stats = fill(writer)
-        files = writer.finish()
-        measured = laws({file.folder: directory / file.path for file in files})
-        shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
-        make_directory(directory)
-        fsync_directory(directory, recursive=True)
-        write_json(staging / f"{key}.json", _Staged(directory=directory.name, shard=shard))
-    except BaseException:
-        writer.abandon()
-        with contextlib.suppress(Exception):  # room for others, should the disk be full
-            remove_staged_directory(directory)
-        raise
-    return shard
-
-
-def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardWriter], Stats]:
-    """A `fill` for `write_shard`, of tables that are at hand."""
-
-    def fill(writer: ShardWriter) -> Stats:
-        for folder, table in tables.items():
-            writer.write(folder, table)
-        return stats
-
-    return fill
 
 
 class Publication:
@@ -277,9 +150,9 @@ class Publication:
                 self._say(f"{self._asset}: {told}; its shard of {shard.source!r} is computed again")
         return self._verdicts.get((directory, shard.key), True)
 
-    def _staged(self, name: str) -> _Staged | None:
+    def _staged(self, name: str) -> StagedShard | None:
         try:
-            staged = msgspec.json.decode(read_file(self._staging / name), type=_Staged)
+            staged = msgspec.json.decode(read_file(self._staging / name), type=StagedShard)
         except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
             return None
         return staged if is_staged_directory(staged.directory) else None
@@ -378,7 +251,7 @@ class Publication:
                 remove_staged_files(self._staging / left.directory, [file.path for file in left.shard.files])
         clear_staging(self._staging)
 
-    def _staged_shards(self) -> dict[str, _Staged]:
+    def _staged_shards(self) -> dict[str, StagedShard]:
         """The shards that are finished and not published, by the name of the file that tells so."""
         names = [name for name in file_sizes(self._staging) if "/" not in name and name.endswith(".json")]
         return {name: staged for name in names if (staged := self._staged(name))}
@@ -408,55 +281,6 @@ def _require_distinct(asset: str, shards: list[Shard]) -> None:
 def _is_whole(shard: Shard, sizes: dict[str, int]) -> bool:
     """Whether a shard's files are there in their sizes: someone may have removed or cut one."""
     return all(sizes.get(file.path) == file.num_bytes for file in shard.files)
-
-
-def unfinished_trainings(home: Path) -> Path:
-    """Where those of an asset lie: on this machine, also where the storage is a remote one."""
-    return (local_cache_directory(home) if is_remote(home) else home) / TRAINING
-
-
-def referenced_snapshots(storage: Path) -> set[tuple[str, str]]:
-    """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from.
-
-    Raises SnapshotError where the manifest of an asset's newest snapshot cannot be read, and what it needs is unknown.
-    """
-    needed: set[tuple[str, str]] = set()
-    for asset in subdirectories(storage):
-        try:
-            needed |= _needed_by(storage, asset)
-        except PermissionError as error:
-            if asset in ASSETS:  # other directories are not ours, such as `lost+found`
-                raise SnapshotError(f"{str(storage / asset)!r} cannot be read: {error.strerror}") from None
-    return needed
-
-
-def _needed_by(storage: Path, asset: str) -> set[tuple[str, str]]:
-    needed: set[tuple[str, str]] = set()
-    for name in filter(is_snapshot_name, subdirectories(storage / asset)):
-        try:
-            needed |= _inputs(storage / asset / name / MANIFEST)
-        except msgspec.MsgspecError as error:
-            latest = latest_name(storage, asset)
-            if latest == name or (latest is None and asset in ASSETS):
-                raise SnapshotError(f"{str(storage / asset / name / MANIFEST)!r} cannot be read: {error}") from None
-    for path in unfinished_trainings(storage / asset).glob("*.json"):
-        with contextlib.suppress(msgspec.MsgspecError):
-            needed |= _inputs(path)
-    return needed
-
-
-def _inputs(path: Path) -> set[tuple[str, str]]:
-    with contextlib.suppress(OSError):
-        found = msgspec.json.decode(read_file(path), type=_Inputs)
-        return {*found.inputs.items(), ("padded_pairs", found.data_snapshot)}
-    return set()
-
-
-class _Inputs(msgspec.Struct):
-    """What a manifest was made from; a model's names its data otherwise."""
-
-    inputs: dict[str, str] = {}
-    data_snapshot: str = ""
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ from rm_assets.data.storage.ownership import (
     is_snapshot_name,
     remove_snapshot,
 )
-from rm_assets.data.storage.publication import referenced_snapshots, unfinished_trainings
+from rm_assets.data.storage.retention import referenced_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import (
     LATEST,
     MANIFEST,

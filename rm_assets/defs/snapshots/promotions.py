@@ -16,7 +16,8 @@ from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.ownership import is_snapshot_name
 from rm_assets.data.storage.parquet import open_parquet, read_table
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage

@@ -13,7 +13,8 @@ import pyarrow as pa
 from rm_assets.data.storage.files import read_file, resolve_path, write_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import open_parquet, read_table
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage

@@ -15,7 +15,8 @@ from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import local_cache_directory
 from rm_assets.data.storage.ownership import FOLDS, remove_listed_files
 from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage

@@ -24,7 +24,8 @@ from rm_assets.data.storage.files import (
     write_json,
 )
 from rm_assets.data.storage.parquet import parquet_writer, read_table
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, SnapshotError, latest_snapshot
 from rm_assets.settings_loading import load_settings
 

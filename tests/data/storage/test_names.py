@@ -10,7 +10,8 @@ from support import plain_row, rows, run_stages, silent, violations, write_lines
 from rm_assets.data.stages import raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import publication as publishing
-from rm_assets.data.storage.publication import ShardWriter, open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import ShardWriter, tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

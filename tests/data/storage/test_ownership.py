@@ -21,7 +21,8 @@ from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage import publication as publication_module
 from rm_assets.data.storage.files import StorageError, file_sizes, remove_files, resolve_path, write_json
 from rm_assets.data.storage.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
@@ -320,6 +321,7 @@ def cut_short(after: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutShort):
         patch.setattr(publication_module, "write_json", write)
         patch.setattr("rm_assets.data.storage.ownership.write_json", write)
+        patch.setattr("rm_assets.data.storage.shards.write_json", write)
         yield
 
 

@@ -17,7 +17,8 @@ from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.files import resolve_path
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage

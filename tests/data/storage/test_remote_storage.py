@@ -20,8 +20,10 @@ from rm_assets.data.sources.discovery import NothingToReadError, find_annotation
 from rm_assets.data.sources.opened_file import Change, RejectedFileError, open_annotation_file
 from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage.files import StorageError, file_sizes, resolve_path
+from rm_assets.data.storage.ownership import STAGING
 from rm_assets.data.storage.parquet import read_batches, read_table
-from rm_assets.data.storage.publication import STAGING, open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, latest_snapshot
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage

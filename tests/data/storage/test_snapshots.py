@@ -24,12 +24,8 @@ from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import hold_lock
 from rm_assets.data.storage.ownership import MARKER
 from rm_assets.data.storage.parquet import read_table
-from rm_assets.data.storage.publication import (
-    Publication,
-    open_publication,
-    tables_writer,
-    write_shard,
-)
+from rm_assets.data.storage.publication import Publication, open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import (
     DATA,
     LATEST,

@@ -16,7 +16,8 @@ from rm_assets.data.stages.rejects import publish_rejects
 from rm_assets.data.stages.tokenization import publish_tokenized
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import parquet
-from rm_assets.data.storage.publication import open_publication, tables_writer, write_shard
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

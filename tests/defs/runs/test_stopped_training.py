@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import polite_rows, write_lines
 
-from rm_assets.data.storage.publication import referenced_snapshots
+from rm_assets.data.storage.retention import referenced_snapshots
 from rm_assets.data.tables.schemas import Stage
 
 SETTINGS = {"epochs": 6, "batch_pairs": 4, "learning_rate": 1e-3, "checkpoint_every_steps": 5}

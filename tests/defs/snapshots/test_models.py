@@ -18,7 +18,8 @@ from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.storage.files import file_sizes, upload, write_json
-from rm_assets.data.storage.publication import open_publication, unfinished_trainings
+from rm_assets.data.storage.publication import open_publication
+from rm_assets.data.storage.retention import unfinished_trainings
 from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
