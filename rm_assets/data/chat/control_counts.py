@@ -1,8 +1,8 @@
 """How many control tokens of a rendered conversation the template itself writes, in time linear in the text.
 
-Contents hold no control token, but they may have a part in one: "im" stands inside "<|im_start|>", and where a template
-writes "m_end|>" after a content, "so <|i" makes a token of both. Most contents share no character with a token in any
-way, which their ends tell; only the others are looked for.
+Contents hold no control token, but may be part of one: if a template writes "m_end|>" after a content, "so <|i"
+completes a token. And "im" occurs in "<|im_start|>", though that token is the template's own. The ends of most contents
+show that they cannot overlap a token; only the others are searched for.
 """
 
 import re
@@ -15,15 +15,15 @@ from rm_assets.data.tables.reasons import Reason
 Span = tuple[int, int]
 
 _MAX_SHARING = 64
-"""Different contents of one conversation that may reach into tokens: each is looked for in the whole text."""
-_NOWHERE = "\ud800"  # half a surrogate pair, which no text read as UTF-8 holds
+"""Different contents of one conversation that may overlap tokens: each is searched for in the whole text."""
+_NOWHERE = "\ud800"  # a lone surrogate, which no text read as UTF-8 holds
 
 
 def num_written(pattern: re.Pattern[str], text: str, contents: Sequence[str]) -> int:
-    """How many control tokens of a rendering no content has a part in.
+    """How many control tokens of a rendering no content is part of.
 
-    A content that also stands clear of all tokens somewhere has a part in none. Raises PreferenceError where too many
-    contents reach into tokens.
+    A content that also occurs outside of all tokens is part of none. Raises PreferenceError if too many contents may
+    overlap tokens.
     """
     tokens = {match[0] for match in pattern.finditer(text)}
     near = [content for content in dict.fromkeys(contents) if content and _may_share(content, tokens)]
@@ -54,10 +54,10 @@ def _overlaps(left: str, right: str) -> Iterator[int]:
 
 
 def _contents_in_tokens(contents: Sequence[str], text: str, tokens: set[str], spans: Sequence[Span]) -> set[str]:
-    """Those of the contents that have a part in some token of the text.
+    """The contents that may be part of some token of the text.
 
-    A content reaches no further than to the next token, since it holds none. So it is looked for in the sorted texts
-    before and after the tokens, by bisection.
+    A content ends before the next token, as it holds none. So it is searched for in the sorted texts before and after
+    the tokens, by bisection.
     """
     starts, ends = [first for first, _ in spans], [last for _, last in spans]
     openings = zip([0, *(start + 1 for start in starts[:-1])], starts, strict=True)
@@ -82,7 +82,7 @@ def _any_begins(texts: Sequence[str], beginning: str) -> bool:
 
 
 def _places(text: str, contents: Sequence[str], sought: set[str]) -> Iterator[Span]:
-    """Where those contents stand, each after the one before it."""
+    """Where the sought contents occur, each after the one before it."""
     place, left = 0, set(sought)
     for content in contents:
         if content not in left:

@@ -1,9 +1,9 @@
-"""Texts to token ids at the speed of memory, equal to transformers' own tokenizer token for token.
+"""Fast tokenization, verified token by token against transformers.
 
 The fast backend is `fastokens` (https://github.com/crusoecloud/fastokens), built from the loaded tokenizer's own
-definition; where it does not load, or differed once, the reference itself encodes. It is trusted in three steps: it
-loads, it passes a self-test (`encoder_self_test`), and a sample of every shard is encoded again by the
-reference. One difference turns it off for the process, and the shard is encoded anew.
+definition. It is used if it loads and passes a self-test (`encoder_self_test`); a sample of every shard is then encoded
+again by the reference, transformers' own tokenizer. After one difference it is off for the process, and the reference
+encodes the shard again.
 """
 
 import functools
@@ -27,23 +27,23 @@ from rm_assets.data.storage.fingerprint import fingerprint
 
 FAST, REFERENCE = "fastokens", "tokenizers"
 NUM_SAMPLED_IDS = 8_192
-"""Ids of a shard's first batch that the reference gives again: one wrong in a thousand is missed in one of 3,600."""
+"""Ids of a shard's first batch that the reference checks: one wrong in a thousand is missed once in 3,600 shards."""
 NUM_SAMPLED_LATER = 1_024
 """The same for each later batch of the shard."""
 
 _THREADS = "FASTOKENS_BPE_THREADS"
-"""The fast backend's threads, from the environment; 1 where nothing is set, as shards already take a core each."""
+"""Environment variable with the fast backend's threads; 1 if unset, as each shard already has a core of its own."""
 _CHUNK = 512
 """Texts that the reference holds as Python lists at a time."""
 _CHUNK_CHARACTERS = 2**20
-"""Characters of all these texts, but for a single longer one: the reference needs some 200 bytes for each."""
+"""Characters of all these texts, unless a single one is longer: the reference needs some 200 bytes for each."""
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Offsets = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class EncodingError(ValueError):
-    """The reference itself cannot encode a text; `row` is its place among the texts."""
+    """The reference itself cannot encode a text; `row` is its index among the texts."""
 
     def __init__(self, row: int, detail: str) -> None:
         super().__init__(f"the tokenizer fails on text {row} of the shard: {detail}")
@@ -51,7 +51,7 @@ class EncodingError(ValueError):
 
 
 class FastTokenizer(Protocol):
-    """What is asked of a fast backend: little-endian uint32 ids of all texts, and their uint64 offsets."""
+    """A fast backend: little-endian uint32 ids of all texts, and their uint64 offsets."""
 
     def encode_batch_flat(
         self, inputs: list[str], add_special_tokens: bool = False, split_special_tokens: bool = False
@@ -63,7 +63,7 @@ class FastTokenizer(Protocol):
 class EncodedTexts:
     """Ids of all texts of a shard: text i has `ids[offsets[i]:offsets[i + 1]]`.
 
-    `fell_back` says that the fast backend was tried and its work thrown away; `detail` says why.
+    `fell_back` says that the ids of the fast backend were discarded; `detail` says why.
     """
 
     ids: Ids
@@ -74,7 +74,7 @@ class EncodedTexts:
 
 
 class Encoder:
-    """A tokenizer's two ways to ids: `backend` is the one in force, `reason` says why it is not the fast one."""
+    """A tokenizer with a fast backend and the reference; `reason` says why the fast one is off, or is empty."""
 
     def __init__(self, reference: Any, fast: FastTokenizer | None, reason: str, is_control: Any) -> None:
         self.reference = reference
@@ -88,7 +88,7 @@ class Encoder:
         return REFERENCE if self._fast is None else FAST
 
     def turn_off(self, reason: str) -> None:
-        """Let the reference encode from now on, in this process."""
+        """Use the reference from now on, in this process."""
         self._fast, self.reason = None, reason
 
     def encode_batch(self, texts: list[str]) -> tuple[Ids, Offsets]:
@@ -128,7 +128,7 @@ class Encoder:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in order, in lists that are as long as `_CHUNK` and `_CHUNK_CHARACTERS` allow."""
+    """Texts in order, in lists as long as `_CHUNK` and `_CHUNK_CHARACTERS` allow."""
     chunk: list[str] = []
     num_characters = 0
     for text in texts:
@@ -147,8 +147,8 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def load_encoder(files: TokenizerFiles, cache_directory: Path | None = None) -> Encoder:
     """The encoder of these files, loaded once per process.
 
-    The outcome of the self-test, which takes a second or two, is kept in `cache_directory` by the hash of the
-    tokenizer and the versions of the libraries; with None it is run again in every process.
+    The self-test takes a second or two. Its result is kept in `cache_directory`, by the hash of the tokenizer and the
+    versions of the libraries; with None every process runs it.
     """
     return _load(files, cache_directory)
 
@@ -191,7 +191,7 @@ def new_encoder(
 
 
 def self_test_difference(encoder: Encoder) -> str:
-    """The first text of the self-test that both ways encode differently, in words; empty if there is none."""
+    """The first text of the self-test that both backends encode differently, in words; empty if there is none."""
     try:
         texts = list(self_test_texts(encoder.reference))
         ids, offsets = encoder.encode_batch(texts)
@@ -204,7 +204,7 @@ def self_test_difference(encoder: Encoder) -> str:
 def tokenizer_definition(reference: Any) -> str:
     """The loaded tokenizer as `tokenizer.json` would hold it, neither cutting nor padding.
 
-    It is what transformers made of the files, which may differ from the files.
+    transformers may have changed what the file says.
     """
     backend = reference.backend_tokenizer
     definition: str = backend.to_str()
@@ -214,7 +214,7 @@ def tokenizer_definition(reference: Any) -> str:
 
 
 def fastokens_tokenizer(definition: str) -> FastTokenizer:
-    """The fast backend; raises ImportError or ValueError where there is none for this tokenizer."""
+    """The fast backend; raises ImportError or ValueError if it cannot load this tokenizer."""
     os.environ.setdefault(_THREADS, "1")  # read when the library is loaded
     import fastokens
 
@@ -222,18 +222,18 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
     return tokenizer
 
 
-# --- how much a token stands for -----------------------------------------------------------------------------
+# --- how long a token's text may be --------------------------------------------------------------------------
 
 _MAX_NFC_FACTOR = 9
-"""NFC makes UTF-8 no shorter than a ninth: decomposing shrinks no character, and composing no text, below a third."""
+"""NFC leaves at least a ninth of a text's UTF-8: decomposing and composing each leave at least a third."""
 
 
 @functools.lru_cache(maxsize=4)
 def max_token_bytes(reference: Any) -> int | None:
-    """The most bytes of a text, in UTF-8, that one token of transformers' tokenizer stands for; None if none is known.
+    """The most bytes of UTF-8 that one token of transformers' tokenizer may come from; None if unknown.
 
-    It is known for byte-level BPE that has a token for every byte, and so leaves nothing out: then it is the longest
-    token's length. Other tokenizers drop characters, or have one token for what they do not know, however long.
+    For byte-level BPE with a token for every byte, which drops nothing, it is the length of the longest token. Other
+    tokenizers drop characters, or have one token for unknown text of any length.
     """
     if not getattr(reference, "is_fast", False):
         return None
@@ -246,7 +246,7 @@ def max_token_bytes(reference: Any) -> int | None:
 
 
 def _normalizer_factor(definition: dict[str, Any]) -> int | None:
-    """How many times as long a text may be as what the normalizer makes of it."""
+    """By which factor the normalizer may shorten a text; None if unknown."""
     if definition["normalizer"] is None:
         return 1
     is_nfc = definition["normalizer"] == {"type": "NFC"}
@@ -274,9 +274,9 @@ def _keeps_every_byte(definition: dict[str, Any]) -> bool:
 
 
 def encode_shard(encoder: Encoder, texts: Sequence[str], num_sampled_ids: int = NUM_SAMPLED_IDS) -> EncodedTexts:
-    """Ids of a shard's texts: what the fast backend gives is kept only if the sampled texts agree.
+    """Ids of a shard's texts: those of the fast backend if the reference agrees on a sample of the texts.
 
-    As many of them are sampled as have about `num_sampled_ids` ids, but none of more than a million characters, which
+    So many texts are sampled as have about `num_sampled_ids` ids, but none of more than a million characters, which
     would take the reference seconds and hundreds of megabytes. After a difference the fast backend is off for the
     process; where it merely fails, only this shard is encoded by the reference. Raises EncodingError for a text that
     the reference cannot encode either.
@@ -321,7 +321,7 @@ def sample_difference(encoder: Encoder, texts: Sequence[str], ids: Ids, offsets:
 def control_counts(encoder: Encoder, ids: Ids, offsets: Offsets) -> Offsets:
     """How many control tokens each text holds, int64 [texts].
 
-    More than the template writes for a conversation of that shape means that a content forged one.
+    If there are more than the template itself writes, some content forged one.
     """
     places = np.flatnonzero(encoder.is_control[ids])
     return np.diff(np.searchsorted(places, offsets))

@@ -1,7 +1,7 @@
-"""What a fast tokenizer backend has to encode like the reference before it is used, and where the outcome is kept.
+"""The self-test of a fast tokenizer backend: texts to encode like the reference, and the result, kept in a file.
 
-The texts are the same in every run, so that a failure can be repeated: the text of every token, added tokens in
-context, and a fuzz set over all planes of Unicode, white space, contractions, mixed scripts and broken control tokens.
+The texts are the same in every run, so that failures are reproducible: the text of every token, added tokens in
+context, and random texts of all planes of Unicode, white space, contractions, mixed scripts and broken control tokens.
 """
 
 import contextlib
@@ -36,39 +36,10 @@ _WORDS = (
     *("👩\u200d👩\u200d👧", "🏳️\u200d🌈", "🇩🇪🇫🇷", "👍🏽", "☃️", "①②", "½", "Ⅷ", "²³", "𝟘𝟙", "𝒜𝓫", "𐍈", "𠜎", "🀄"),
     *("0", "7", "12", "123", "1234", "12345678", "3.14159", "1,000,000", "0x1F", "1e-5", "٣٤٥", "१२३", "一二三"),
     *("!", "!!!", "...", "…", "?!", "--", "—", "->", "=>", "==", "!=", "//", "/*", "*/", "#", "##", "`", "```", "$$"),
-    *(
-        "(",
-        ")",
-        "[]",
-        "{}",
-        "<",
-        ">",
-        "</",
-        "/>",
-        "<|",
-        "|>",
-        "<|im_",
-        "im_start|>",
-        "<|endoftext",
-        "[INST",
-        "</s",
-        "<s",
-    ),
-    *(
-        "<think",
-        "think>",
-        "</think",
-        "<tool_call",
-        "<0x0A>",
-        "▁",
-        "Ġ",
-        "Ċ",
-        "##ing",
-        "\ufffd",
-        "\u0000",
-        "\u0007",
-        "\u007f",
-    ),
+    *("(", ")", "[]", "{}", "<", ">", "</", "/>"),
+    *("<|", "|>", "<|im_", "im_start|>", "<|endoftext", "[INST", "</s", "<s"),
+    *("<think", "think>", "</think", "<tool_call", "<0x0A>", "▁"),
+    *("Ġ", "Ċ", "##ing", "\ufffd", "\u0000", "\u0007", "\u007f"),
     *("https://example.org/a?b=c&d=%20", "user@example.org", "C:\\dir\\file.txt", "f(x)=x**2;", "\\n", "&amp;"),
 )
 _RANGES = (
@@ -115,20 +86,20 @@ def _broken(chance: random.Random, token: str) -> str:
     return chance.choice((token, token, token[1:], token[:-1], token.swapcase(), token.replace("|", " |", 1)))
 
 
-# --- the outcome, kept ---------------------------------------------------------------------------------------
+# --- the result, kept in a file ------------------------------------------------------------------------------
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a self-test found: the first difference in words, or nothing."""
+    """The result of a self-test: the first difference in words, or empty."""
 
     key: str
     difference: str
 
 
 def self_tested(key: str, directory: Path | None, test: Callable[[], str]) -> str:
-    """The difference that the self-test of this key finds, from the file that keeps it where there is one.
+    """The difference that the self-test finds, read from a file if one of this key exists, and kept in it otherwise.
 
-    A file that cannot be read or written is as good as none: the test is run.
+    If the file cannot be read or written, the test is run each time.
     """
     if directory is None:
         return test()

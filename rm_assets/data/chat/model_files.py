@@ -1,7 +1,7 @@
-"""Which tokenizer and model the settings name, found and checked by their files: nothing heavy is loaded.
+"""The tokenizer and the model of the settings, found and checked by their files, without loading them.
 
-A name that is no directory is looked up on the Hugging Face Hub, where only the small files are fetched; the training
-job fetches the weights. Every mistake is a SettingsError before any work.
+A name that is not a directory is looked up on the Hugging Face Hub. Only small files are fetched; the training job
+fetches the weights. Every mistake is a SettingsError before any work.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _TOKENIZER_FILES = (
 )
 _WEIGHTS = f"*{WEIGHTS}"
 
-# The reply must be the second of two messages; contents are joined by an empty line, and no token is added.
+# One user message and one reply, separated by an empty line; no token is added.
 PLAIN_TEMPLATE_TEXT = (
     "{%- if messages | length > 2 or messages[0].role != 'user' -%}"
     "{{ raise_exception('the plain template holds one user message and one reply') }}{%- endif -%}"
@@ -81,7 +81,7 @@ class ModelFiles:
 
 
 def find_tokenizer(settings: Settings) -> TokenizerFiles:
-    """The tokenizer and chat template in force; raises SettingsError if they cannot render a conversation."""
+    """The tokenizer and chat template of the settings; raises SettingsError if one is missing or not sound."""
     setting, name = _tokenizer_setting(settings)
     is_model = settings.tokenizer is None and settings.model is not None
     directory = _directory(name, setting, ["config.json", *_TOKENIZER_FILES], is_model=is_model)
@@ -111,7 +111,7 @@ def find_tokenizer(settings: Settings) -> TokenizerFiles:
 
 
 def find_model(settings: Settings, tokenizer: TokenizerFiles) -> ModelFiles:
-    """The model to train; raises SettingsError if it is none, or if the tokenizer has ids that it does not know."""
+    """The model to train; raises SettingsError if it is not sound, or lacks embeddings for ids of the tokenizer."""
     if settings.model is None:
         return _toy(tokenizer)
     setting, small_files = "model (or RM_MODEL)", [CONFIGURATION, ADAPTER, f"*{INDEX}"]
@@ -160,7 +160,7 @@ def _tokenizer_setting(settings: Settings) -> tuple[str, str]:
 
 
 def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) -> Path:
-    """The directory of a local name, or of the Hub's cache with the files of these patterns."""
+    """A local directory, or one of the Hub's cache with the files of these patterns."""
     path = Path(name).expanduser()
     if _holds(path.is_dir):
         if is_model and not (path / "config.json").is_file():
@@ -181,7 +181,7 @@ def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) 
 
 
 def _holds(question: Callable[[], bool]) -> bool:
-    """The answer to a question about a path, no where it cannot be asked: its name is too long, or its disk fails."""
+    """The answer to a question about a path; False on an OSError, as of a name that is too long or a failing disk."""
     try:
         return question()
     except OSError:
@@ -220,7 +220,7 @@ def _has_chat_template(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def _named(setting: str, value: str) -> Iterator[None]:
-    """Errors in files as errors of the setting that names them."""
+    """Name the setting in errors about the files that it points to."""
     try:
         yield
     except SettingsError as error:
@@ -249,7 +249,7 @@ def _content(stamps: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
     directory = paths[0].parent
     check_tokenizer_files(directory)
     num_tokens = num_ids(directory)
-    if num_tokens is None or asks_for_code(directory):  # only a library tells, and before any work
+    if num_tokens is None or asks_for_code(directory):  # only loading it gives the number
         loaded = load_tokenizer(str(directory)).get_vocab().values()
         num_tokens = num_tokens or 1 + max(int(number) for number in loaded)
     return files_fingerprint(paths), num_tokens

@@ -1,8 +1,8 @@
-"""Files of tokenizers and models, which anyone may have written: checked as data before a library loads them.
+"""Files of pretrained tokenizers and models, which anyone may have written: checked before a library loads them.
 
-No code of theirs is run and no pickle is opened, whatever they name and whoever answers at the terminal. What would
-take too much memory, or abort a library's process, is refused by the files' JSON; every other failure of a library
-becomes one SettingsError.
+Their code is never run and their pickles are never opened; no prompt at the terminal asks for either. Files whose JSON
+would take too much memory, or abort the process of a library, are refused. Every other failure of a library becomes one
+SettingsError.
 """
 
 import contextlib
@@ -24,37 +24,37 @@ _FAST = "tokenizer.json"
 _OF_TOKENIZER = "tokenizer_config.json"
 _GET_AGAIN = "get the files again, or have save_pretrained of transformers write them"
 _SPARE_IDS = 2**16
-"""How far ids may lie above twice the number of tokens: memory is taken for every id up to the largest."""
+"""How far ids may exceed twice the number of tokens: libraries take memory for every id up to the largest."""
 _NO_COUNT = ("tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
-"""Vocabularies that are not read here: they hold no more tokens than bytes."""
+"""Vocabularies that are not read here; they have at most as many tokens as bytes."""
 _MAX_GROWTH = 100
-"""How many times as long a tokenizer may make a text before it parts it; a space that becomes `▁` is three bytes."""
+"""How many times longer a normalizer may make a text; a space that becomes `▁` takes three bytes."""
 _MESSAGE_CHARACTERS = 300
 _MOST = {"layer": 1_000, "^num_|^n_(?!ctx|positions)": 1_000_000}
-"""The largest counts that a configuration may state, by what is in their names."""
-# By these names transformers takes classes of its own that are no tokenizers, too: those of models open pickles.
+"""The largest counts that a configuration may state, by patterns of their names."""
+# transformers also accepts names of its classes that are not tokenizers, and those of models open pickles.
 _TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises SettingsError where there is none."""
+    """The JSON object in a file; raises SettingsError if it holds none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        _refuse(path, f"not a JSON object that can be read ({_told(error)})")
+        _refuse(path, f"not a JSON object that can be read ({_shown(error)})")
 
 
 def _refuse(path: Path, problem: str) -> NoReturn:
     raise SettingsError(f"{path.name!r} in {str(path.parent)!r}: {problem}; {_GET_AGAIN}")
 
 
-def _told(error: BaseException) -> str:
+def _shown(error: BaseException) -> str:
     text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}…"
 
 
 def reraise_unless_of_a_library(error: BaseException) -> None:
-    """Let interrupts pass: a panic of Rust code is no `Exception`, but neither is what stops a run."""
+    """Raise again what stops a run, but not a panic of Rust code, which is not an `Exception` either."""
     if isinstance(error, MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
         raise error
 
@@ -63,10 +63,10 @@ def reraise_unless_of_a_library(error: BaseException) -> None:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a directory or Hub name as transformers loads it; raises SettingsError where it does not."""
+    """The tokenizer of a directory or Hub name, loaded by transformers; raises SettingsError if that fails."""
     from transformers import AutoTokenizer, dynamic_module_utils
 
-    # Classes that load other tokenizers forget trust_remote_code: without any time to answer, nobody is asked.
+    # Classes that load other tokenizers drop trust_remote_code and ask at the terminal, unless the time to answer is 0.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     if Path(name).is_dir():
         check_tokenizer_files(Path(name))
@@ -75,34 +75,34 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def keep_default_template(tokenizer: Any) -> None:
-    """Of several chat templates keep the one that all conversations are written by, with tools or without."""
+    """Of several chat templates keep the default one, which renders all conversations, with tools or without."""
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.get_chat_template()
 
 
 @contextlib.contextmanager
 def tokenizer_errors(name: str) -> Iterator[None]:
-    """Whatever transformers and tokenizers raise over a tokenizer's files as one SettingsError."""
+    """Turn any error of transformers or tokenizers about a tokenizer's files into one SettingsError."""
     try:
         yield
     except SettingsError:
         raise
     except BaseException as error:
         reraise_unless_of_a_library(error)
-        problem = f"its files do not load ({_told(error)}); {_GET_AGAIN}"
+        problem = f"its files do not load ({_shown(error)}); {_GET_AGAIN}"
         if asks_for_code(Path(name)):
             problem = "auto_map asks for code of its own, which is never run: give a tokenizer that transformers knows"
         raise SettingsError(f"tokenizer (or RM_TOKENIZER) is {name!r}: {problem}") from None
 
 
 def asks_for_code(directory: Path) -> bool:
-    """Whether a tokenizer names a class that is code of its own; transformers may still have one that does as well."""
+    """Whether a tokenizer names a class of its own code; transformers may have a class that does as well."""
     path = directory / _OF_TOKENIZER
     return path.is_file() and "auto_map" in read_json(path)
 
 
 def check_tokenizer_files(directory: Path) -> None:
-    """Raise SettingsError, which names the file, where a library must not be given one of a tokenizer's files."""
+    """Raise SettingsError, which names the file, if one of a tokenizer's files must not be loaded."""
     for path in (directory / _OF_TOKENIZER, directory / CONFIGURATION):
         found = read_json(path) if path.is_file() else {}
         name = found.get("tokenizer_class")
@@ -120,14 +120,14 @@ def check_tokenizer_files(directory: Path) -> None:
 
 
 def _check_names_no_other(path: Path, found: dict[str, Any]) -> None:
-    """Refuse a file that names others to be read in place of those that are checked, each by transformers' version."""
+    """Refuse a file by which some versions of transformers would read other files than those checked here."""
     for name, checked in (("fast_tokenizer_files", _FAST), ("configuration_files", CONFIGURATION)):
         if name in found:
             _refuse(path, f"{name} names other files than {checked}, which is the one to read")
 
 
 def _check_normalizer(path: Path) -> None:
-    """Refuse what makes texts many times as long: where there is no memory for them, the library ends the process."""
+    """Refuse a normalizer that makes texts many times longer: out of memory, the library aborts the process."""
     growth = 1.0
     waiting = [read_json(path).get("normalizer")]
     while waiting:
@@ -162,7 +162,7 @@ def _short(value: Any) -> str:
 
 
 def _ids(directory: Path) -> Iterator[tuple[str, list[Any]]]:
-    """The ids that each file of a tokenizer gives to tokens; they may be anything."""
+    """The ids in each file of a tokenizer; not yet checked to be numbers."""
     if (path := directory / _FAST).is_file():
         yield _FAST, _fast_ids(path)
     if (path := directory / _OF_TOKENIZER).is_file():
@@ -191,9 +191,9 @@ def _fast_ids(path: Path) -> list[Any]:
 
 
 def check_model_files(directory: Path) -> dict[str, Any]:
-    """The configuration of a model; raises SettingsError, which names the file, where its files must not be loaded.
+    """The configuration of a model; raises SettingsError, which names the file, if one must not be loaded.
 
-    Of a model on the Hub the small files are here; where safetensors are, too, their headers must be sound.
+    Of a model on the Hub only the small files are here. Where safetensors are here too, their headers must be sound.
     """
     path = directory / CONFIGURATION
     configuration = read_json(path)
@@ -227,7 +227,7 @@ def _check_configuration(path: Path, configuration: dict[str, Any]) -> None:
 
 
 def _check_counts(path: Path, configuration: dict[str, Any]) -> None:
-    """Refuse counts that are taken for the lengths of lists when the file is read, whatever the weights are."""
+    """Refuse large counts: reading the file makes lists of such lengths, whatever the weights are."""
     for name, value in _values(configuration):
         limit = next((most for pattern, most in _MOST.items() if re.search(pattern, name)), None)
         if limit is not None and isinstance(value, int | float) and not -limit <= value <= limit:
@@ -276,4 +276,4 @@ def _check_header(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        _refuse(path, f"not a safetensors file that can be read ({_told(error)})")
+        _refuse(path, f"not a safetensors file that can be read ({_shown(error)})")

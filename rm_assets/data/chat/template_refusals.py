@@ -1,4 +1,4 @@
-"""Why a chat template refuses a conversation, in the template's own words and never in those of the row."""
+"""Why a chat template refuses a conversation: in the template's words, never quoting the row."""
 
 import ast
 import functools
@@ -11,14 +11,14 @@ from rm_assets.display_text import printable
 
 _MAX_CHARACTERS = 200
 _MIN_CHARACTERS = 8
-"""Of a text in the template that says something by itself, such as `Unknown role: ` before the role."""
+"""Of a literal that is worth showing without what follows it, such as `Unknown role: ` before the role."""
 _LITERAL = re.compile(r"""'[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+\"""", re.DOTALL)
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _TYPES = {"str", "int", "float", "bool", "list", "dict", "tuple", "None", "NoneType", "Undefined", "method"}
 
 
 def refusal(template: str, error: Exception) -> str:
-    """What an error that a template's rendering raised says, as far as it is known to be the template's own.
+    """The message of an error raised while rendering, as far as it is the template's own text.
 
     `raise_exception("Unknown role: " + message.role)` is shown as `Unknown role: …`.
     """
@@ -38,7 +38,7 @@ def _shown(text: str) -> str:
 
 
 def _names_only(message: str, template: str) -> bool:
-    """Whether all that a message quotes are types and names that stand in the template."""
+    """Whether a message quotes only types, and names from the template."""
     quoted = [one or other for one, other in _QUOTED.findall(message)]
     return all(word.removesuffix(" object") in _TYPES or word in template for word in quoted)
 

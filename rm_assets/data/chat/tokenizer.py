@@ -1,7 +1,7 @@
-"""Conversations to text to token ids, by the tokenizer's own chat template: transformers is the reference here.
+"""Conversations to text to token ids, by the chat template and transformers: the reference for all fast paths.
 
-Control tokens are those the tokenizer marks special, and any token it adds that the template writes around a user's
-message; text that contains one could forge a turn, an end or padding.
+Control tokens are those the tokenizer marks special, and any added token that the template writes around a user's
+message. A text that contains one could forge a turn, an end or padding.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
 _LONGEST_TOKEN = 1_000
-"""Characters; a fast backend is tried on every added token some thousand times."""
+"""Characters of an added token; the self-test encodes each of them some thousand times."""
 _LARGE_SIZE = 50_000
-"""Characters of a conversation from which on a bound exceeded is no mistake of the template, but a reject."""
+"""Characters of a conversation above which an exceeded bound is a reject, not an error of the template."""
 
 
 class TemplateError(ValueError):
@@ -59,7 +59,7 @@ class ChatTokenizer:
 
 
 def chat_template_utils() -> Any:
-    """The module of transformers that renders templates; its functions for that are its own, and may move."""
+    """The module of transformers that renders templates; the functions used here are private, and may move."""
     from transformers.utils import chat_template_utils
 
     return chat_template_utils
@@ -95,7 +95,7 @@ def _with_template(reference: Any, files: TokenizerFiles) -> ChatTokenizer:
 
 
 def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
-    """Raise SettingsError where what was loaded has tokens that its files do not number, or too long ones to try."""
+    """Raise SettingsError if the tokenizer has added tokens beyond its files' vocabulary, or very long ones."""
     for number, token in reference.added_tokens_decoder.items():
         if len(str(token)) > _LONGEST_TOKEN:
             raise SettingsError(
@@ -110,9 +110,9 @@ def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
 
 
 def carried_template(files: TokenizerFiles) -> str | None:
-    """The template that a model must be saved with, where it is not the tokenizer's own: a set one, or one with a date.
+    """The template to save a model with, if not the tokenizer's own: one from the settings, or one with a date.
 
-    A date is frozen, as a model that is asked tomorrow has to see what it was trained on.
+    The date is frozen, so that the model sees the same prompts later as in training.
     """
     names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
     own = [path for name in names if (path := Path(files.directory) / name).is_file()]
@@ -123,9 +123,9 @@ def carried_template(files: TokenizerFiles) -> str | None:
 
 
 def with_frozen_date(template: str, date: str) -> str:
-    """A template whose `strftime_now` tells always this date (ISO 8601), by a macro of that name before it.
+    """A template whose `strftime_now` always gives this date (ISO 8601), by a macro of that name before it.
 
-    transformers passes no functions to a template, so the answers to the formats it asks for are written out.
+    transformers passes no functions of ours to a template, so the macro lists the result for each format it uses.
     """
     formats = _date_formats(template) if "strftime_now" in template else set()
     if not formats:
@@ -137,14 +137,14 @@ def with_frozen_date(template: str, date: str) -> str:
 
 
 def _date_formats(template: str) -> set[str]:
-    """The formats that a template asks `strftime_now` for; raises SettingsError where it may ask for others.
+    """The formats that a template calls `strftime_now` with; raises SettingsError if it may use others.
 
-    Besides the calls it may be tested, as in `strftime_now is defined`.
+    It may also be tested, as in `strftime_now is defined`.
     """
     try:
         tree = chat_template_utils()._compile_jinja_template("").environment.parse(template)
     except TemplateSyntaxError:
-        return set()  # which is told where it is rendered
+        return set()  # rendering raises the error
     known = {id(test.node) for test in tree.find_all(nodes.Test)}
     formats = set()
     for call in tree.find_all(nodes.Call):
@@ -162,9 +162,9 @@ def _date_formats(template: str) -> set[str]:
 
 
 def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
-    """What the template writes before and after a user's message that a reply follows, and the last id of all.
+    """What the template writes before and after a user's message that a reply follows, and the last id of the whole.
 
-    A reply in the middle is used, since templates write the last one differently (Qwen3 puts its thinking there).
+    The message is not the last one, as templates write the last reply differently (Qwen3 puts its thinking there).
     """
     contents = ("\ue000first\ue001", "\ue000reply\ue001", "\ue000second\ue001", "\ue000last\ue001")
     roles = ("user", "assistant", "user", "assistant")
@@ -196,9 +196,9 @@ def _added_tokens_in(reference: Any, text: str) -> set[str]:
 
 
 def _pad_token_id(reference: Any, last_id: int) -> int:
-    """The pad token's id, or that of another special token where the pad token is what ends a conversation.
+    """The pad token's id, or that of another special token if the pad token ends a conversation.
 
-    Stock transformers takes the score at the last token that is not padding, so a conversation must not end in it.
+    Stock transformers reads the score at the last token that is not padding, so no conversation may end in it.
     """
     special = sorted(
         number for number, token in reference.added_tokens_decoder.items() if token.special and number != last_id
@@ -215,9 +215,9 @@ def _pad_token_id(reference: Any, last_id: int) -> int:
 def render(
     chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, *, add_generation_prompt: bool = False
 ) -> str:
-    """A conversation as the template writes it; raises TemplateError where the template does.
+    """A conversation as text; raises TemplateError if the template refuses it.
 
-    Raises SettingsError where a template exceeds its bounds on a conversation of common size.
+    Raises SettingsError if the template exceeds its bounds on a conversation of ordinary size.
     """
     size = len(tools) + sum(map(_size, messages))
     try:
@@ -241,12 +241,12 @@ def render(
 
 
 def _size(message: MessageDict) -> int:
-    """Characters of a message, roughly, with what a template writes around it."""
+    """Characters of a message and of what a template writes around it, roughly."""
     return 100 + sum(len(value if isinstance(value, str) else repr(value)) for value in message.values())
 
 
 def _with_aliases(messages: Sequence[MessageDict]) -> list[MessageDict]:
-    """Messages as transformers gives them to a template: thinking stands under each of its names."""
+    """Messages as transformers passes them to a template: reasoning under each of its names."""
     if any("reasoning_content" in message for message in messages):
         aliased: list[MessageDict] = getattr(chat_template_utils(), "_alias_reasoning_fields", list)(messages)
         return aliased
@@ -263,18 +263,18 @@ def _tools(tools: str) -> list[Any] | None:
 def reference_text(
     chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, *, add_generation_prompt: bool = False
 ) -> str:
-    """What `apply_chat_template` of transformers writes: what every other way to it must equal."""
+    """The text that transformers' `apply_chat_template` gives, which every fast path must equal."""
     return str(_apply(chat, messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def reference_ids(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> list[int]:
-    """The ids that `apply_chat_template` gives: what every other way to them must equal."""
+    """The ids that transformers' `apply_chat_template` gives, which every fast path must equal."""
     encoding = interruptible(lambda: _apply(chat, messages, tools, tokenize=True, return_dict=True))
     return [int(number) for number in encoding["input_ids"]]
 
 
 def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **options: Any) -> Any:
-    # transformers sets no bounds: it only gets what was rendered within them
+    # transformers sets no bounds: it only gets conversations that were rendered within ours
     render(chat, messages, tools, add_generation_prompt=options.get("add_generation_prompt", False))
     try:
         return chat.reference.apply_chat_template(
@@ -288,7 +288,7 @@ def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **o
 
 
 def _template_error(chat: ChatTokenizer, error: Exception) -> TemplateError:
-    """Whatever a template's Jinja raises: the row's fault or the template's, never ours."""
+    """Any error of a template as a TemplateError: the fault is the row's or the template's."""
     return error if isinstance(error, TemplateError) else TemplateError(refusal(chat.template, error))
 
 
@@ -298,7 +298,7 @@ def encode(chat: ChatTokenizer, texts: list[str]) -> list[np.ndarray[Any, np.dty
 
 
 def id_rows(reference: Any, texts: list[str]) -> list[list[int]]:
-    """What transformers' tokenizer gives for texts, as lists: no token added, nothing cut, nothing padded."""
+    """The ids of texts by transformers' tokenizer, as lists: no token added, nothing cut, nothing padded."""
     encoding = interruptible(
         lambda: reference(
             texts,
@@ -324,9 +324,9 @@ _Result = TypeVar("_Result")
 
 
 def interruptible(call: Callable[[], _Result]) -> _Result:
-    """The result of a call into a tokenizer's own code, which may take long: signals are heard meanwhile.
+    """The result of a call into a tokenizer's native code, which may take long; signals are handled meanwhile.
 
-    Python runs signal handlers in the main thread alone, between its own instructions: so that one only waits here.
+    Python runs signal handlers in the main thread only, between bytecodes, so the call runs in another thread.
     """
     outcome: Future[_Result] = Future()
 
@@ -341,7 +341,7 @@ def interruptible(call: Callable[[], _Result]) -> _Result:
 
 
 def message_dict(message: dict[str, Any]) -> MessageDict:
-    """A message as a template wants it: absent keys removed, tool calls as objects."""
+    """A message as a template takes it: absent keys removed, tool calls as objects."""
     present = {name: value for name, value in message.items() if value is not None}
     if "tool_calls" in present:
         present["tool_calls"] = msgspec.json.decode(present["tool_calls"])
