@@ -1,4 +1,4 @@
-"""How many pairs differ between two snapshots of padded_pairs, read from no more files than differ."""
+"""How many pairs differ between two snapshots of padded_pairs; only files that differ are read."""
 
 from collections.abc import Collection
 from typing import Any
@@ -14,7 +14,7 @@ from rm_assets.data.tables import schemas
 
 
 def num_changed_pairs(before: Snapshot, now: Snapshot) -> int:
-    """Pairs that only one of two snapshots has in its splits; all of both where other settings made them."""
+    """Pairs in the splits of only one of two snapshots; all pairs of both if their settings differ."""
     if before.manifest.identity != now.manifest.identity:
         return len(_pair_digests(before, ())) + len(_pair_digests(now, ()))
     common = _hashes(before) & _hashes(now)

@@ -59,7 +59,7 @@ class Conversations:
 
     @functools.cached_property
     def texts(self) -> Texts:
-        """The contents, once all conversations are there."""
+        """The contents; to be read after the last conversation was added."""
         return Texts.of(self.contents)
 
     def num_with_role(self, role: str) -> list[int]:
@@ -67,7 +67,7 @@ class Conversations:
         return [self.roles[first:last].count(role) for first, last in itertools.pairwise(self.ends)]
 
     def array(self) -> pa.ListArray:
-        """As a column of lists of messages."""
+        """The conversations as a column of lists of messages."""
         num_messages = len(self.roles)
         is_valid = np.array([c is not None for c in self.contents], np.bool_) if self._has_nulls else None
         columns = {"role": pa.array(self.roles, pa.string()), "content": self.texts.array(is_valid)}

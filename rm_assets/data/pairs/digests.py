@@ -1,4 +1,4 @@
-"""64-bit digests of keys, which tell nearly all of them apart in a quarter of the memory."""
+"""64-bit digests of keys: nearly all keys differ in them, in a quarter of the memory."""
 
 from collections.abc import Iterable, Iterator
 
@@ -25,7 +25,7 @@ def key_digests(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def _joined(chunks: Iterable[pa.Array]) -> Iterator[pa.Array]:
-    """Arrays of at least _JOINED_ROWS rows, but for the last: a chunk per shard, and small files, make thousands."""
+    """The arrays joined into ones of at least _JOINED_ROWS rows, as there may be thousands, one for each shard."""
     waiting: list[pa.Array] = []
     num_rows = 0
     for chunk in chunks:
@@ -39,7 +39,7 @@ def _joined(chunks: Iterable[pa.Array]) -> Iterator[pa.Array]:
 
 
 def shared_digests(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What stands in both; the shorter one is looked up in the longer, which is many times as fast as a set of both."""
+    """The digests in both; looking the shorter array up in the longer is many times faster than making sets."""
     shorter, longer = map(np.sort, sorted((one, other), key=len))
     if not len(longer):
         return shorter

@@ -1,4 +1,4 @@
-"""Pairs that stand more than once, or the other way round too: which rows go, decided from hashes alone."""
+"""Pairs that occur more than once, or with both labels: which rows are dropped, decided from hashes alone."""
 
 from dataclasses import dataclass
 
@@ -14,37 +14,37 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DroppedRows:
-    """Rows that go, in rising order, each as a duplicate or for a conflict: arrays, for there may be millions."""
+    """Rows to drop, in rising order, each as a duplicate or for a conflict; arrays, as there may be millions."""
 
     rows: NDArray[np.int64]
     is_conflict: NDArray[np.bool_]
 
     @classmethod
     def none(cls) -> "DroppedRows":
-        """No row goes."""
+        """No rows."""
         return cls(np.empty(0, np.int64), np.empty(0, np.bool_))
 
     def between(self, start: int, end: int) -> "DroppedRows":
-        """Those from row `start` and before row `end`, counted from `start`."""
+        """Those from row `start` up to row `end`, counted from `start`."""
         first, last = np.searchsorted(self.rows, [start, end])
         return DroppedRows(self.rows[first:last] - start, self.is_conflict[first:last])
 
     def reasons(self) -> dict[int, Reason]:
-        """Why each of them goes."""
+        """The reason for each row."""
         rows = zip(self.rows.tolist(), self.is_conflict.tolist(), strict=True)
         return {row: Reason.CONFLICT if is_conflict else Reason.DUPLICATE for row, is_conflict in rows}
 
 
 def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, conflicts: str) -> DroppedRows:
-    """Which rows go, and why; rows are in the order of source and line.
+    """Which rows to drop, and why; rows are in the order of source and line.
 
-    `conflicts` is the policy for pairs that stand both ways round: "drop" takes none of them, "majority" those of the
-    way that more rows take (none if there are as many of each), "keep" both ways. For the pairs
+    `conflicts` is the policy for pairs that occur with both labels: "drop" keeps none of them, "majority" those
+    with the label of more rows (none if there are as many of each), "keep" all. For the pairs
     (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
     "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
     """
     suspects = _suspects(chosen_keys, rejected_keys)
-    if not len(suspects):  # to take no rows would copy all of them
+    if not len(suspects):  # taking no rows would copy all of them
         return DroppedRows.none()
     chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
     base = int(max(chosen.max(), rejected.max())) + 1
@@ -58,16 +58,16 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     losing = conflict & {"drop": True, "majority": counts[inverse] <= num_swapped, "keep": False}[conflicts]
     is_first = np.zeros(len(chosen), np.bool_)
     is_first[first_rows] = True
-    goes = losing | ~is_first
-    return DroppedRows(suspects[goes], losing[goes])
+    is_dropped = losing | ~is_first
+    return DroppedRows(suspects[is_dropped], losing[is_dropped])
 
 
 def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> Codes:
-    """The rows whose two keys, in either order, may stand in another row, too: usually few of all.
+    """The rows whose two keys, in either order, may occur in another row as well: usually a small part.
 
-    It compares 64-bit digests of the keys, so that all rows need few bytes; equal keys have equal digests.
+    64-bit digests of the keys are compared, which takes little memory; equal keys have equal digests.
     """
-    digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum, which has no order
+    digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum ignores the order
     order = np.argsort(digests, kind="stable")
     ordered = digests[order]
     repeated = ordered[1:] == ordered[:-1]

@@ -1,7 +1,7 @@
-"""The hashes that tell pairs apart, and those by which prompts and conversations count as equal.
+"""The hashes that identify pairs, and those by which prompts and conversations count as equal.
 
-The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes, over parts
-that tell their own lengths, so that no two different pairs are hashed over the same bytes.
+The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes, over parts that state
+their own lengths, so that no two different pairs are hashed from the same bytes.
 """
 
 import itertools
@@ -48,7 +48,7 @@ def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversat
     """The keys of pairs; all are sound, see `rm_assets.data.formats.soundness.require_sound`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
-    # empty or a JSON list, and no head begins with "[": what follows cannot be taken for it
+    # tools are empty or a JSON list, and no head begins with "[": neither can be mistaken for the other
     ending, normal_ending = _texts(tools), _texts(_sorted_texts(tools))
     exact_parts = [_parts(side, side.texts, _exact) for side in sides]
     normal_parts = [_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)]
@@ -97,7 +97,7 @@ _HEAD = np.dtype([("role", "u1"), ("length", "<u4")])  # packed: five bytes
 
 
 def _heads(roles: Sequence[int], texts: Texts) -> NDArray[Any]:
-    """What stands before the texts of messages, one head each."""
+    """The heads of messages, one before each text: role and length."""
     heads = np.empty(len(roles), _HEAD)
     heads["role"] = roles
     heads["length"] = np.diff(texts.offsets)
@@ -105,7 +105,7 @@ def _heads(roles: Sequence[int], texts: Texts) -> NDArray[Any]:
 
 
 Entries = Callable[[Message], Iterator[tuple[int, str]]]
-"""What counts of a message: texts, each with a number for what it is."""
+"""The hashed texts of a message, each with a code for what it is."""
 
 
 def _parts(side: Conversations, texts: Texts, entries: Entries) -> Columns:
@@ -149,7 +149,7 @@ def _exact(message: Message) -> Iterator[tuple[int, str]]:
 
 
 def _normal(message: Message) -> Iterator[tuple[int, str]]:
-    # an empty name is no name
+    # an empty name counts as none
     found = [(code, text) for name, code in _EXTRAS.items() if (text := getattr(message, name))]
     extras = [(code, normal_form(sorted_json(text) if code == _CALLS else text)) for code, text in found]
     yield _ROLES[message.role] + _MORE * bool(extras), normal_form(message.content or "")

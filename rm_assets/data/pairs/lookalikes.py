@@ -1,6 +1,6 @@
-"""What a text looks like: without what nobody sees, and in Latin letters where those of other scripts look the same.
+"""Texts as they look: without invisible characters, and with Latin letters for letters that look like them.
 
-For comparisons alone: the text of a pair is never changed.
+Used for comparisons only: the text of a pair is never changed.
 """
 
 import functools
@@ -38,7 +38,7 @@ _TABLE = str.maketrans(_LATIN)
 _OTHER_LETTER = re.compile(
     "[\u0370-\u052f\u0530-\u058f\u13a0-\u13ff\u1c80-\u1c8f\u2c80-\u2cff\ua4d0-\ua4ff\ua640-\ua69f\uab70-\uabbf]"
 )
-"""Letters of those alphabets but the Latin one."""
+"""Letters of these alphabets, without the Latin one."""
 
 _IS_NEAR = re.compile(
     "[\u0250-\u02af\u0370-\u058f\u13a0-\u13ff\u1c80-\u1dbf\u1f00-\u1fff\u2c80-\u2cff\ua4d0-\ua4ff\ua640-\ua7ff\uab30-\uabbf]"
@@ -47,24 +47,24 @@ _IS_NEAR = re.compile(
 
 
 def may_have_lookalikes(text: str) -> bool:
-    """Whether it is worth looking for words that look Latin: never in Latin or Chinese text."""
+    """Whether a text may hold words that look Latin; never true of Latin or Chinese text."""
     return _IS_NEAR.search(text) is not None
 
 
 def visible(text: str) -> str:
-    """A text in NFKC, without the characters that nobody sees; white space stays."""
+    """A text in NFKC without invisible characters; white space stays."""
     text = _INVISIBLE.sub("", text)
     return text if text.isascii() else normalized("NFKC", _INVISIBLE_BEYOND.sub("", text))
 
 
 _LONGEST_KEPT = 64
-"""Characters of words whose look is kept: others are rare, and may be megabytes."""
+"""Characters of words whose lookalike is cached: longer ones are rare, and may be megabytes."""
 
 
 def latin_lookalike(word: str) -> str | None:
-    """The Latin word that a word looks like, itself if it is Latin; None where it holds a letter that stands out.
+    """The Latin word that a word looks like, itself if it is Latin; None if some letter looks like no Latin one.
 
-    For "раypаl" with three Cyrillic letters it is "paypal"; in "жаr" stands a letter that no Latin one looks like.
+    For "раypаl" with three Cyrillic letters it is "paypal"; for "жаr" it is None.
     """
     return _kept_lookalike(word) if len(word) <= _LONGEST_KEPT else _lookalike(word)
 

@@ -1,7 +1,7 @@
 """The normal form of texts: Unicode NFC, white space inside a line as one space, none at the ends of lines and texts.
 
-Indentation stays: two programs that differ in it are two programs. It is computed for all texts of a batch in one
-piece, but for the few that have more than runs of spaces to fold.
+Indentation stays: two programs that differ in it are two programs. All texts of a batch are normalized in one pass,
+except the few that need more than folding runs of spaces.
 """
 
 import functools
@@ -18,8 +18,8 @@ from rm_assets.data.tables.texts import Texts, offsets_of
 _INDENTATION = re.compile(r"\s*")
 _SPACE, _LINE_FEED = ord(" "), ord("\n")
 _MAX_TRIMMED = 64
-"""Characters that are taken off the ends of texts one by one; longer runs are left to `normal_form`."""
-# What str.split and str.splitlines take for white space, besides the space and the line feed, as UTF-8.
+"""Characters that are taken off the ends of texts one by one; texts with longer runs go to `normal_form`."""
+# What str.split and str.splitlines treat as white space, except the space and the line feed, as UTF-8.
 _OTHER_SPACE = [chr(code).encode() for code in range(0x3001) if chr(code).isspace() and chr(code) not in " \n"]
 
 
@@ -36,11 +36,11 @@ _LOW_END, _HIGH_START, _HIGH_END = 0x20, 0xC2, 0xE3  # where _FIRST_BYTES are Tr
 # --- Unicode -------------------------------------------------------------------------------------------------
 
 _MAX_MARKS = 30
-"""Combining marks in a row that Python may put in order: no text of people has more (UAX #15, section 13)."""
+"""Combining marks in a row that are left for Python to sort: natural text has no more (UAX #15, section 13)."""
 _HIDDEN_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"
-"""Characters that have no combining class, but are decomposed into combining marks."""
+"""Characters without a combining class that decompose into combining marks."""
 _FEW_CHARACTERS = 256
-"""Texts so short are given to Python whatever they hold."""
+"""Texts up to this length are normalized by Python alone."""
 Form = Literal["NFC", "NFKC"]
 _DECOMPOSITION: dict[Form, Literal["NFD", "NFKD"]] = {"NFC": "NFD", "NFKC": "NFKD"}
 
@@ -48,8 +48,8 @@ _DECOMPOSITION: dict[Form, Literal["NFD", "NFKD"]] = {"NFC": "NFD", "NFKC": "NFK
 def normalized(form: Form, text: str) -> str:
     """What `unicodedata.normalize` gives, in linear time.
 
-    Python puts combining marks in order by insertion, so that a run of a million unordered ones would take hours.
-    Longer runs are put in order before, which changes nothing: equivalent texts have one normal form.
+    Python sorts combining marks by insertion: a run of a million unordered ones would take hours. Long runs are sorted
+    here first, which does not change the result: equivalent texts have one normal form.
     """
     if text.isascii() or len(text) <= _FEW_CHARACTERS:
         return unicodedata.normalize(form, text)
@@ -64,7 +64,7 @@ def normalized(form: Form, text: str) -> str:
 
 @functools.cache
 def _combining_classes() -> NDArray[np.uint8]:
-    """The canonical combining class of each code point, and some number above 0 for the hidden marks."""
+    """The canonical combining class of each code point, and 1 for the hidden marks."""
     classes = np.array([unicodedata.combining(chr(code)) for code in range(sys.maxunicode + 1)], np.uint8)
     classes[_codes(_HIDDEN_MARKS)] = 1
     return classes

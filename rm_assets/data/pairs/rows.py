@@ -13,13 +13,13 @@ from rm_assets.data.tables import schemas
 
 
 class PairRows:
-    """Preferences of one source, gathered into a table."""
+    """Preferences of one source, collected into a table."""
 
     def __init__(self) -> None:
         self._sides = Conversations(), Conversations(), Conversations()
         self._lines: list[int] = []
         self._formats: list[Format] = []
-        self._others: dict[int, Preference] = {}  # those that may have a margin, tools or a subset, by row
+        self._others: dict[int, Preference] = {}  # those that may have a margin, tools, a subset or annotators, by row
 
     @property
     def formats(self) -> Counter[str]:
@@ -48,7 +48,7 @@ class PairRows:
     def table(self, source: str) -> pa.Table:
         """The rows, with the schema `schemas.VALIDATED`."""
         prompts, chosen, rejected = self._sides
-        tools = self._facts("tools", "")
+        tools = self._values("tools", "")
         keys = pair_keys(*self._sides, tools)
         columns: dict[str, Any] = {
             "source": pa.repeat(source, len(self._lines)),
@@ -61,16 +61,16 @@ class PairRows:
             "chosen": chosen.array(),
             "rejected": rejected.array(),
             "tools": tools,
-            "margin": self._facts("margin", 0.0),
+            "margin": self._values("margin", 0.0),
             "format": self._formats,
             "num_turns": prompts.num_with_role("user"),
-            "subset": self._facts("subset", ""),
-            "num_annotators": self._facts("num_annotators", 0),
-            "num_agreeing": self._facts("num_agreeing", 0),
+            "subset": self._values("subset", ""),
+            "num_annotators": self._values("num_annotators", 0),
+            "num_agreeing": self._values("num_agreeing", 0),
         }
         return schemas.build_table(columns, schemas.VALIDATED)
 
-    def _facts(self, name: str, default: Any) -> list[Any]:
+    def _values(self, name: str, default: Any) -> list[Any]:
         values = [default] * len(self._lines)
         for row, preference in self._others.items():
             values[row] = getattr(preference, name)

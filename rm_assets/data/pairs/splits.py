@@ -14,7 +14,7 @@ def splits_of(
 ) -> NDArray[np.str_]:
     """The split of each prompt: a keyed hash as a number in [0, 1); test first, then validation, the rest is train.
 
-    It depends on nothing but the prompt, so no prompt changes its split as data arrive.
+    It depends on the prompt alone, so no prompt changes its split as data arrive.
     """
     keyed = hashlib.blake2b(key=hashlib.blake2b(seed.encode(), digest_size=32).digest(), digest_size=8)
     digests = []
@@ -22,7 +22,7 @@ def splits_of(
         digest = keyed.copy()
         digest.update(prompt_key.encode())
         digests.append(digest.digest())
-    places = np.frombuffer(b"".join(digests), ">u8") / 2**64
+    positions = np.frombuffer(b"".join(digests), ">u8") / 2**64
     return np.select(
-        [places < test_fraction, places < test_fraction + validation_fraction], ["test", "validation"], "train"
+        [positions < test_fraction, positions < test_fraction + validation_fraction], ["test", "validation"], "train"
     )

@@ -1,7 +1,7 @@
-"""flattened_conversations: each pair as the text that the chat template makes of it.
+"""flattened_conversations: each pair as text, rendered by the chat template.
 
-`prompt + chosen` is the whole rendered conversation, and so is `prompt + rejected`; the prompt ends where the
-template's generation prompt does, or earlier, where the renderings already part.
+`prompt + chosen` and `prompt + rejected` are the two whole conversations. The prompt ends where the template's
+generation prompt ends, or earlier if the two renderings already differ there.
 """
 
 import functools

@@ -1,7 +1,6 @@
-"""The laws between stages, as figures that must be zero: counted from written shards, kept in their manifests.
+"""The invariants of each stage, as figures that must be zero: measured on written shards, kept in their manifests.
 
-Rows are counted by the source that they name, and add up source by source: rows of one file never make up for those
-of another.
+Figures are added up file by file, so that a surplus of rows from one file never hides the loss of another's.
 """
 
 from collections import Counter
@@ -46,7 +45,7 @@ def _pairs(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
 
 
 def _difference(manifest: Manifest, whole: list[str], parts: list[str]) -> int:
-    """By how much some figures differ from others that they should add up to."""
+    """By how much the figures in `whole` differ from those in `parts` that they should be the sum of."""
     signs = dict.fromkeys(whole, 1) | dict.fromkeys(parts, -1)
     return _sum_by_source(
         (shard.source, sign * shard.stats.get(figure, 0)) for shard in manifest.shards for figure, sign in signs.items()
@@ -56,12 +55,12 @@ def _difference(manifest: Manifest, whole: list[str], parts: list[str]) -> int:
 def _not_read(manifest: Manifest, parent: Manifest | None) -> int:
     """Rows of the parent that were not read, or read twice."""
     assert parent is not None
-    there = [(shard.source, shard.num_rows()) for shard in parent.shards]
-    return _sum_by_source(there + [(shard.source, -shard.stats.get("num_in", 0)) for shard in manifest.shards])
+    rows_of_parent = [(shard.source, shard.num_rows()) for shard in parent.shards]
+    return _sum_by_source(rows_of_parent + [(shard.source, -shard.stats.get("num_in", 0)) for shard in manifest.shards])
 
 
 def _miscounted(manifest: Manifest) -> int:
-    """Rows and rejects that are not in the files as the manifest states them."""
+    """How many rows and rejects more or fewer the manifest states than the files hold."""
     counts = [
         (shard.num_rows(rejects=rejects), shard.stats.get(figure, 0))
         for shard in manifest.shards
@@ -94,12 +93,12 @@ def _padding(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
 
 _PAIRS_CONSERVED = Invariant(
     name="pairs_are_conserved",
-    description="Every pair that came in went out or is a reject with a reason.",
+    description="Every pair of the parent is a pair here or a reject with a reason.",
     violations=_pairs,
 )
 _SIDES_DIFFER = Invariant(
     name="sides_differ",
-    description="No pair has two equal sides.",
+    description="The two sides of every pair differ.",
     violations=_zero("pairs with equal sides", "num_identical"),
 )
 
@@ -120,7 +119,7 @@ INVARIANTS: dict[Stage, tuple[Invariant, ...]] = {
         _SIDES_DIFFER,
         Invariant(
             name="tools_are_as_written",
-            description="Every tool and tool call is one of its line, with its members in the order of the line.",
+            description="Every tool and tool call occurs in its line, with its members in the same order.",
             violations=_zero("lines with other tools or calls", "num_other_tools"),
         ),
     ),
@@ -138,12 +137,12 @@ INVARIANTS: dict[Stage, tuple[Invariant, ...]] = {
         _PAIRS_CONSERVED,
         Invariant(
             name="sides_are_padded_equally",
-            description="Both sides of a pair have one length, and masks follow from the lengths.",
+            description="Both sides of a pair have the same length, and masks follow from the lengths.",
             violations=_padding,
         ),
         Invariant(
             name="prompts_stay_in_one_split",
-            description="No prompt stands in two splits.",
+            description="No prompt is in two splits.",
             violations=_split,
         ),
         Invariant(

@@ -1,7 +1,7 @@
-"""padded_pairs: duplicates and conflicts out, split by prompt, both sides of a pair padded to equal length.
+"""padded_pairs: without duplicates and conflicts, split by prompt, both sides of a pair padded to equal length.
 
-Which rows go is decided first, over all files, from hashes alone: of equal pairs the first in the order of source and
-line stays; where the same two replies stand both ways round, nobody knows the label, and `conflicts` decides.
+Which rows are dropped is decided first, over all files, from hashes alone. Of equal pairs the first in the order of
+source and line is kept. If the same two replies occur with both labels, the true one is unknown: `conflicts` decides.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def padded(values: NDArray[Any], lengths: Lengths, widths: Lengths, fill: int) -
 
 
 def padded_table(table: pa.Table, pad_token_id: int) -> pa.Table:
-    """Tokenized rows as padded ones; masks come from lengths, never from which ids are padding."""
+    """Tokenized rows as padded rows; masks come from lengths, never from which ids are padding."""
     sides = {side: lists_of(table[f"{side}_ids"]) for side in ("chosen", "rejected")}
     widths = np.maximum(sides["chosen"].lengths, sides["rejected"].lengths)
     offsets = offsets_of(widths)
@@ -72,10 +72,10 @@ def padded_table(table: pa.Table, pad_token_id: int) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class PaddingTask:
-    """A shard of tokenized pairs, its rows that go, and how the others are split and padded.
+    """A shard of tokenized pairs, its rows to drop, and how the others are split and padded.
 
-    `folder` is that of an evaluation set, whose rows are neither dropped nor split; empty for annotations, whose
-    prompts in `validated` must not overlap the sets in `grams`.
+    `folder` is the folder of an evaluation set, whose rows are neither dropped nor split. It is empty for annotations;
+    their prompts, in `validated`, must not overlap the sets in `grams`.
     """
 
     path: Path | None
@@ -119,7 +119,7 @@ def _overlapping(rows: pa.Table, found: dict[tuple[int, str], str]) -> dict[int,
 
 
 def _folders(task: PaddingTask, rows: pa.Table, refused: dict[int, Refusal]) -> NDArray[np.str_]:
-    """The folder of each row; empty for those that are refused."""
+    """The folder of each row; empty for rejects."""
     if task.folder:
         folders = np.full(rows.num_rows, task.folder)
     else:
@@ -213,7 +213,7 @@ def publish_padded(settings: Settings, validated: Snapshot, tokenized: Snapshot,
 
 
 def pad_token_id_of(snapshot: Snapshot) -> int:
-    """The padding token of the tokenizer that a snapshot was made with."""
+    """The padding token of the tokenizer that made a snapshot."""
     found = {int(shard.stats["pad_token_id"]) for shard in snapshot.manifest.shards}
     if not found:
         raise SnapshotError(f"{snapshot.manifest.asset} has no rows: there are no annotations")
@@ -222,7 +222,7 @@ def pad_token_id_of(snapshot: Snapshot) -> int:
 
 
 def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedRows]:
-    """The rows that go, by shard and place in it; evaluation sets take no part and lose none."""
+    """The rows to drop, by the name of their shard; evaluation sets take no part and lose none."""
     shards = [shard for shard in tokenized.manifest.shards if not evaluation_folder(shard.source)]
     paths = [path for shard in shards if (path := tokenized.data_path(shard))]
     keys = read_table(paths, schemas.TOKENIZED, ["chosen_key", "rejected_key"])
@@ -233,9 +233,9 @@ def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedR
 
 
 def _num_prompts_in_two_splits(publisher: Publication, shards: list[Shard]) -> int:
-    """How many prompts stand in more than one split of the written files; zero by law.
+    """How many prompts are in more than one split of the written files; the invariant says none.
 
-    Only those whose 64-bit digests do are compared whole.
+    Whole keys are only compared where their 64-bit digests are equal.
     """
     tables = []
     for split in SPLITS:

@@ -1,8 +1,8 @@
 """raw_preferences: one row per non-blank line, cut into shards. A file is used whole or not at all.
 
-No shard of a file that is damaged, unreadable or never holds still is published: such a file is one reject, at line
-0. A file that changes while it is read is read again; where it only grows, what counts are the lines that were whole
-when it was opened, once two readings agree on them.
+A file that is damaged, unreadable or keeps changing gives no rows, but one reject, at line 0. A file that changes while
+it is read is read again. If it only grows, the lines that were complete when it was opened count, once two readings
+agree on them.
 """
 
 import functools
@@ -53,16 +53,16 @@ from rm_assets.settings import Settings
 
 VERSION = 5
 _YOUNG_SECONDS = 2.0
-"""A file stamped this recently may change again without a new stamp: clocks of file systems are coarse."""
+"""A file modified this recently may change again under the same stamp: clocks of file systems are coarse."""
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
 _NUM_THREADS = 2
-"""Threads that write blocks while the next ones are read; each holds one."""
+"""Threads that write blocks while the next ones are read; each holds one block in memory."""
 
 
 def files_to_read(settings: Settings) -> tuple[Annotations, list[AnnotationFile]]:
-    """What the annotations setting names, and all files of it and of the evaluation sets."""
+    """The annotations that the setting names, and all files: theirs and those of the evaluation sets."""
     storage = resolve_path(settings.storage)
     annotations = find_annotations(settings.annotations_path, storage)
     return annotations, [*annotations.files, *find_evaluation_files(settings.evaluation_files, storage)]
@@ -79,7 +79,7 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
         resolve_path(settings.storage), Stage.RAW, settings.keep_snapshots, log, settings.verify
     ) as publisher:
         stamps = _read_stamps(publisher)
-        # before the files are read: what arrives while they are makes another version, and is not taken for read
+        # taken before the files are read: what arrives meanwhile changes the version, and must not count as read
         listing = content_listing(files, resolve_path(settings.storage), trusts_stamps=settings.verify == "stamps")
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -95,7 +95,7 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
 
 
 def _total_bytes(files: list[AnnotationFile]) -> int | None:
-    """Bytes of all files; None where some are no plain lines, gone, or on other machines, where each is asked for."""
+    """Bytes of all files; None if one is not plain lines, is gone, or is remote, where each size is a request."""
     if any(is_remote(file.path) or not grows_by_lines(file.path.name) for file in files):
         return None
     try:
@@ -104,11 +104,11 @@ def _total_bytes(files: list[AnnotationFile]) -> int | None:
         return None
 
 
-# --- stamps: they only spare the reading, content decides -----------------------------------------------------
+# --- stamps: equal ones spare reading a file; otherwise its content decides -----------------------------------
 
 
 class _Known(TypedDict):
-    """What is known of a file: its stamp, and the keys of its shards."""
+    """A file as it was last read: its stamp, and the keys of its shards."""
 
     stamp: list[Any]
     keys: list[str]
@@ -128,7 +128,7 @@ def _stamp(path: Path, status: Status, settings_hash: str, settings: Settings) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """What it takes to read a file: this thread cuts it into blocks, others hash and write them."""
+    """What reading a file needs: this thread cuts it into blocks, `threads` hash and write them."""
 
     settings: Settings
     settings_hash: str
@@ -150,7 +150,7 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
         shards, settled = _steady_reading(file, reading, known["keys"] if known else [])
     except RejectedFileError as error:
         return [_rejected(file, error, reading)]
-    stamp = _stamp(file.path, settled, reading.settings_hash, reading.settings) if settled else []  # which none equals
+    stamp = _stamp(file.path, settled, reading.settings_hash, reading.settings) if settled else []  # equal to no stamp
     stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
     return shards
 
@@ -168,9 +168,9 @@ def _present_stamp(file: AnnotationFile, settings_hash: str, settings: Settings)
 def _steady_reading(
     file: AnnotationFile, reading: _Reading, known_keys: list[str]
 ) -> tuple[list[Shard], Status | None]:
-    """A file's shards, and its status where an equal one will mean that nothing changed; `known_keys` are of before.
+    """A file's shards, and its status if an equal status later will mean that nothing changed.
 
-    Raises RejectedFileError where the file cannot be opened or read, or never holds still.
+    `known_keys` are those of its last reading. Raises RejectedFileError if the file cannot be read or keeps changing.
     """
     grown: OpenedFile | None = None
     seen: list[str] = []
@@ -214,7 +214,7 @@ def _one_reading(
 
 
 def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | None:
-    """The rows of a file that is none of lines; None for lines."""
+    """The rows of a file that is not made of lines, such as Parquet; None for lines."""
     rows = file_rows(now, max_expansion=settings.max_expansion, max_line_bytes=settings.max_line_bytes)
     if rows is None:
         return None
@@ -224,9 +224,9 @@ def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | No
 
 
 def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> list[Shard]:
-    """The first shards of a file that was read before, as far as it holds the same bytes: hashed, and not cut again.
+    """The first shards of a file that was read before, up to its first changed byte: hashed, not cut again.
 
-    The line after a block has a say in where it ends, so that the last equal one is left out.
+    Where a block ends depends on the line after it, so the last equal shard is left out.
     """
     if len(known_keys) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
         return []
@@ -234,16 +234,16 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
     starts = _before_each(shards, "num_bytes")
     first_lines = [1 + num_lines for num_lines in _before_each(shards, "num_lines")]
 
-    def holds(index: int, shard: Shard, start: int, first_line: int) -> bool:
+    def is_unchanged(index: int, shard: Shard, start: int, first_line: int) -> bool:
         num_bytes = shard.stats["num_bytes"]
         try:
             sha256 = plain_block_sha256(now.parts(start, start + num_bytes), num_bytes)
-        except OSError:  # the reading proper will tell
+        except OSError:  # reading it will raise the error again
             return False
         return shard.key == _key(file, index, first_line, sha256, reading)
 
-    holding = reading.threads.map(holds, range(len(shards)), shards, starts, first_lines)
-    equal = [shard for shard, _ in itertools.takewhile(lambda pair: pair[1], zip(shards, holding, strict=True))]
+    unchanged = reading.threads.map(is_unchanged, range(len(shards)), shards, starts, first_lines)
+    equal = [shard for shard, _ in itertools.takewhile(lambda pair: pair[1], zip(shards, unchanged, strict=True))]
     return equal[:-1]
 
 
@@ -256,7 +256,7 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
     waiting: deque[Future[Shard]] = deque()
     try:
         for index, block in enumerate(blocks, first):
-            waiting.append(reading.threads.submit(_found_or_staged, block, index, file, reading))
+            waiting.append(reading.threads.submit(_found_or_written, block, index, file, reading))
             reading.progress.add(block.num_lines, block.num_bytes)
             while len(waiting) > _NUM_THREADS:
                 yield waiting.popleft().result()
@@ -267,17 +267,17 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
             future.cancel()
 
 
-def _found_or_staged(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
+def _found_or_written(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
     key = _key(file, index, block.first_line, block.sha256, reading)
-    return reading.publisher.find(key) or _stage(block, index, file, key, reading)
+    return reading.publisher.find(key) or _write(block, index, file, key, reading)
 
 
 def _key(file: AnnotationFile, index: int, first_line: int, sha256: str, reading: _Reading) -> str:
-    """What decides all of a shard; by its index it is named, and the same lines may come to lie in an earlier one."""
+    """The hash of all that decides a shard. Its index counts: a shard is named by it, and equal lines may move."""
     return fingerprint(reading.settings_hash, file.source, index, first_line, sha256)
 
 
-def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
+def _write(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
     def fill(writer: ShardWriter) -> Stats:
         counts: Counter[str] = Counter(num_bytes=block.num_bytes, other_bytes=block.bom_bytes)
         reasons: Counter[Reason] = Counter()
@@ -294,8 +294,8 @@ def _stage(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
                 malformed[str(reason)] = [num + 1, min(first, line)]
         return _stats(counts, reasons) | {"malformed": malformed}
 
-    laws = functools.partial(measure_raw, file.source)
-    return write_shard(reading.publisher.directory, shard_name(file.source, index), file.source, key, fill, laws)
+    measure = functools.partial(measure_raw, file.source)
+    return write_shard(reading.publisher.directory, shard_name(file.source, index), file.source, key, fill, measure)
 
 
 def _rejected(
@@ -305,23 +305,23 @@ def _rejected(
     sha256: str = hashlib.sha256(b"").hexdigest(),
     num_bytes: int = 0,
 ) -> Shard:
-    """The one shard of a file that is not used: no rows, one reject that names the file, at line 0.
+    """The one shard of a file that is not used: no rows, and one reject that names the file, at line 0.
 
-    Its bytes are those that were read of it as it is stored.
+    Its bytes are those that were read from the stored file.
     """
     key = fingerprint(reading.settings_hash, file.source, error.reason, error.detail, sha256)
     counts = Counter(num_bytes=num_bytes, other_bytes=num_bytes, num_rejected_files=1)
     tables = {REJECTS: _rejects(file, [(0, error.reason, error.detail, sha256)])}
     fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
     name, directory = shard_name(file.source, 0), reading.publisher.directory
-    laws = functools.partial(measure_raw, file.source)
-    return reading.publisher.find(key) or write_shard(directory, name, file.source, key, fill, laws)
+    measure = functools.partial(measure_raw, file.source)
+    return reading.publisher.find(key) or write_shard(directory, name, file.source, key, fill, measure)
 
 
 def shard_name(source: str, index: int) -> str:
-    """A file name for a shard, of far less than 255 bytes: readable, with 128 bits of the source's hash, and the index.
+    """A file name for a shard, well below 255 bytes: a readable part, 128 bits of the source's hash, and the index.
 
-    Names differ in more than case, and in more than what some file system drops or folds.
+    The hash keeps names distinct on file systems that ignore case or fold characters.
     """
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", source)[-60:].lstrip("._-")  # readers skip files that look hidden
     return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:32]}-{index:05d}"
@@ -349,7 +349,7 @@ def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
 
 
 def measure_raw(source: str, paths: dict[str, Path]) -> Stats:
-    """Figures of the written shard: its source's rows, the bytes of all texts in UTF-8, and rejects."""
+    """Figures of the written shard: rows of its source, bytes of all texts in UTF-8, and rejects."""
     figures: Counter[str] = Counter(num_out=0, text_bytes=0)
     for rows in read_batches(paths.get(DATA), schemas.RAW, ["source", "text"]):
         num_out = schemas.num_rows_of(source, rows)

@@ -38,7 +38,7 @@ def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def pair_reject(row: Mapping[str, Any], stage: Stage, reason: Reason, detail: str) -> dict[str, Any]:
-    """A reject after validation, where a row is known by its pair: `line_sha256` is left empty."""
+    """A reject after validation, where the line's text is not at hand: `line_sha256` is empty."""
     return {
         "source": row["source"],
         "line": row["line"],
@@ -54,7 +54,7 @@ Refusal = tuple[Reason, str]
 
 
 def refused_rows(rows: pa.Table, stage: Stage, refused: Mapping[int, Refusal]) -> pa.Table:
-    """The rejects of a stage, from rows with `source` and `line` and, by their place, why some go no further."""
+    """The rejects of a stage: from rows with `source` and `line`, those with a refusal, given by row number."""
     places = sorted(refused)
     keys = rows.select(["source", "line"]).take(pa.array(places, pa.int64())).to_pylist()
     return reject_table(pair_reject(key, stage, *refused[place]) for key, place in zip(keys, places, strict=True))
@@ -102,7 +102,7 @@ def _measure(paths: dict[str, Path]) -> dict[str, Any]:
 
 
 def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Tables joined to such of about ROW_GROUP_BYTES: most files have a few rejects, and some thousands."""
+    """Tables joined into ones of about ROW_GROUP_BYTES: most files have a few rejects, some have thousands."""
     waiting: list[pa.Table] = []
     num_bytes = 0
     for table in tables:
@@ -130,7 +130,7 @@ def gathered_rejects(stages: dict[Stage, Snapshot]) -> Iterator[pa.Table]:
 
 
 def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
-    """The rejects of a shard; stages after validation know a line by its place only, so its text is hashed here."""
+    """The rejects of a shard with `line_sha256`; after validation it is empty, so the line's text is hashed here."""
     has_none = pc.equal(rejects["line_sha256"], "")
     if not pc.any(has_none).as_py():
         return rejects

@@ -1,10 +1,10 @@
-"""validated_preferences: one JSON parse a line, the format found, and each preference sound or a reject.
+"""validated_preferences: each line parsed once, its format recognized, and its preferences sound or rejects.
 
-A file with more malformed lines than `max_malformed_fraction` is held back whole: its sound lines become rejects too,
-so that a delivery gone wrong is not half used. So is a file with labels that may mean either response, judged over all
-files (`verdicts`). The verdict is taken first, from counts alone, and is part of the keys of the file's
-shards. A two-line file that has lost a line among several pairs of one prompt is held back, too, as some of these may
-be turned round.
+A file is held back whole if more of its lines are malformed than `max_malformed_fraction`, if its labels may mean
+either response, or if it is a two-line file that lost a line among several pairs of one prompt, as these may then be
+swapped. Its sound lines become rejects too, so that no broken delivery is half used. This verdict (`verdicts`) needs
+the counts of all files: each shard is validated without it first, and again if the verdict, part of its key, concerns
+it.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ _COUNTS = ("num_in", "num_stated", *_RANKING_COUNTS, "num_second_lines", "num_he
 class ValidationTask:
     """A shard of raw lines with its rejects; `held_back` says why its file is held back, or is empty.
 
-    `before` are the lines and the rejects of the shard before it, in two-line files. `refused` are rejects for what
-    other rows tell, and `look` is the key of the same shard without any verdict.
+    `before` are the lines and the rejects of the preceding shard, in two-line files. `refused` are kinds of labels that
+    the rows of all files together rule out. `look` is the key of the same shard without any verdict.
     """
 
     path: Path | None
@@ -80,13 +80,13 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     reasons: Counter[Reason] = Counter()
     signs: Signs = {}
     malformed: dict[str, list[int]] = {}
-    takes_short_way = not (task.held_back or task.rules.columns or task.rules.two_line_files)
+    may_skip_parsing = not (task.held_back or task.rules.columns or task.rules.two_line_files)
     for statements, num_lines in _statements(task):
         rows, rejects = PairRows(), []
         counts.update(num_in=num_lines, num_held_back=num_lines * bool(task.held_back))
         for lines, stated_by_lines in statements:
             line, text = lines[0]
-            if takes_short_way and isinstance(text, bytes) and (pair := plain_pair(text)):
+            if may_skip_parsing and isinstance(text, bytes) and (pair := plain_pair(text)):
                 rows.add_plain(line, pair)
                 counts["num_stated"] += 1
                 continue
@@ -118,7 +118,7 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
 
 
 def _usable(stated_by_lines: Callable[[], Stated], line: int, task: ValidationTask, signs: Signs) -> Stated:
-    """What lines state, if it is sound, and no verdict on all files is against it; its signs are counted either way."""
+    """The preferences of a line if they are sound and no verdict forbids them; its signs are counted either way."""
     shown, is_sound = tuple[Sign, ...](), False
     try:
         stated = stated_by_lines()
@@ -143,7 +143,7 @@ def _usable(stated_by_lines: Callable[[], Stated], line: int, task: ValidationTa
 def _add_malformed(
     malformed: dict[str, list[int]], rejects: list[dict[str, Any]], refused: tuple[Refusal, ...]
 ) -> None:
-    """Count malformed lines by reason, with the first of each, but for those that only other rows make so."""
+    """Count malformed lines by reason, with the first of each, except those that only the other rows make malformed."""
     details = {refusal.detail for refusal in refused}
     for reject in rejects:
         if reject["reason"] in MALFORMED and reject["detail"] not in details:
@@ -152,11 +152,11 @@ def _add_malformed(
 
 
 Statement = tuple[list[NumberedLine], Callable[[], Stated]]
-"""What to read together: a line or two, and how to know what they state."""
+"""One or two lines that are read together, and the function that parses them."""
 
 
 def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int]]:
-    """The statements of each row group, and its number of lines; lines that come in twos are taken together."""
+    """The statements of each row group, and its number of lines; in two-line files, those of all row groups at once."""
     batches = read_batches(task.path, schemas.RAW)
     if not task.rules.two_line_files:
         for rows in batches:
@@ -185,7 +185,7 @@ def _all_lines(path: Path | None, rejected: Path | None) -> list[NumberedLine]:
 def _num_broken_prompts(task: ValidationTask, rejects: list[dict[str, Any]]) -> int:
     reasons = (Reason.UNSHARED_PROMPT, Reason.INCOMPLETE_PAIR)
     unmatched = {reject["line"] for reject in rejects if reject["reason"] in reasons}
-    if not unmatched:  # then nothing has to be read again
+    if not unmatched:  # nothing has to be read again
         return 0
     *_, before = (None, *pairs_of_lines(_all_lines(*task.before)))
     return num_broken_prompts(list(pairs_of_lines(_all_lines(task.path, task.rejected))), unmatched, before)
@@ -197,7 +197,7 @@ def _single_lines(lines: list[int], texts: list[bytes], rules: ParsingRules) -> 
 
 
 def _utf8(texts: pa.ChunkedArray) -> list[bytes]:
-    """Texts as bytes, which is what a JSON parser wants."""
+    """Texts as bytes, as the JSON parser takes them."""
     return list(texts.cast(pa.binary()).to_pylist())
 
 
@@ -223,9 +223,9 @@ _EXAMINED = pa.schema(
 
 
 def measure_validated(task: ValidationTask, paths: dict[str, Path]) -> Stats:
-    """Figures of the written shard: how many lines gave its pairs, and pairs whose two replies are equal.
+    """Figures of the written shard: how many lines gave its pairs, and how many pairs have two equal replies.
 
-    And how many of its lines have other tools or tool calls than their pairs, or have them in another order.
+    Also how many of its lines have other tools or tool calls than their pairs, or their members in another order.
     """
     figures: Counter[str] = Counter(num_out=0, num_identical=0)
     lines: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -290,7 +290,7 @@ def _log_held_back(verdict: Verdict, log: Log) -> None:
 
 
 def _shards_before(raw: Snapshot) -> dict[str, Shard]:
-    """The shard with lines that comes before each shard in its file, by name."""
+    """For each shard, by name, the preceding one of its file that has lines or rejects."""
     found, last = {}, dict[str, Shard]()
     for shard in raw.manifest.shards:
         if shard.source in last:
@@ -317,7 +317,7 @@ def _task(raw: Snapshot, shard: Shard, before: Shard | None, rules: ParsingRules
 
 
 def _judged(task: Task, seen: Shard, before: Shard | None, shard: Shard, verdict: Verdict) -> Task:
-    """The task of a shard under the verdict on all files; the same task where that says nothing of it."""
+    """The task of a shard under the verdict on all files; the same task if the verdict does not concern it."""
     held = verdict.held_back.get(task.source)
     held_back = f"its file is held back: {held.causes}; {held.advice}" if held else ""
     refused = tuple(refusal for refusal in verdict.refused if refusal.shape in seen.stats["signs"])

@@ -1,7 +1,7 @@
-"""What the rows of all files tell before any is used: which files are held back, and which strengths are rejects.
+"""Which files are held back, and which strengths are rejects: decided from all files before any row is used.
 
-A file is held back where too many of its lines are malformed, where a number as its label may mean either response, or
-where a two-line file has lost a line. All of it follows from the figures of shards, so that a second run reads no row.
+A file is held back if too many of its lines are malformed, if a number as its label may mean either response, or if a
+two-line file has lost a line. All this follows from the figures of shards, so a second run reads no rows.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ _NUM_CAUSES = 4
 
 
 class HeldBack(Struct, frozen=True, kw_only=True):
-    """A file that is held back: its malformed and its non-blank lines, why, and what helps."""
+    """A file that is held back: its numbers of malformed and of non-blank lines, the causes, and what to do."""
 
     num_malformed: int
     num_lines: int
@@ -28,7 +28,7 @@ class HeldBack(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(NamedTuple):
-    """What is known of all files together."""
+    """The decisions on all files: those held back, by source, and the kinds of labels that are refused."""
 
     held_back: dict[str, HeldBack]
     refused: list[Refusal]
@@ -85,7 +85,7 @@ def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: fl
 
 
 def _refused_lines(signs: Signs, refused: list[Refusal]) -> Iterable[tuple[int, int]]:
-    """The lines that count as malformed for their strengths: how many, and the first."""
+    """How many lines are malformed for each refused kind of strength, and the first of them."""
     for refusal in refused:
         for kind, seen in signs.get(refusal.shape, {}).items():
             if kind in refusal.kinds and refusal.reason in MALFORMED and seen.num_sound:

@@ -1,7 +1,7 @@
-"""What lines say of tools and tool calls, to compare what was made of them: the order of members counts.
+"""Tools and tool calls as lines state them, to check the validated ones: the order of members counts.
 
-It is read apart from the formats, by Python's own `json`: every object of a line counts as one that it may mean, and so
-does every object in a text of it that is JSON.
+They are read independently of the formats, by Python's `json`: every object in a line is a candidate, as is every
+object in a text of it that is JSON.
 """
 
 import json
@@ -19,7 +19,7 @@ from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
 
 CALLS = pa.list_(pa.field("element", pa.struct([schemas.MESSAGE.field("tool_calls")]), nullable=False))
-"""A column of conversations of which the tool calls alone are read."""
+"""A column of conversations of which only the tool calls are read."""
 Objects = dict[tuple[str, ...], list[dict[str, Any]]]
 """Objects by the names of their members."""
 
@@ -42,12 +42,12 @@ def tools_by_line(rows: pa.Table) -> Iterator[tuple[int, set[str]]]:
 
 
 def num_lines_with_other_tools(raw: Path | None, tools: Mapping[int, set[str]], *, two_line_files: bool) -> int:
-    """How many lines do not hold the objects that these texts list; in two-line files the line after it counts, too."""
+    """How many lines lack objects that these texts list; in two-line files the following line counts as well."""
     if not tools or raw is None:
         return len(tools)
     wanted, num_sound = pa.array(list(tools), pa.int64()), 0
     columns = ["line", "text"]
-    # the two lines of a pair may stand in two row groups
+    # the two lines of a pair may be in two row groups
     batches = [read_table([raw], schemas.RAW, columns)] if two_line_files else read_batches(raw, schemas.RAW, columns)
     for rows in batches:
         for row in np.flatnonzero(pc.is_in(rows["line"], wanted).to_numpy()).tolist():
@@ -70,7 +70,7 @@ def _are_as_written(lines: list[str], texts: set[str]) -> bool:
 
 
 def _is_call_in_text(item: dict[str, Any], is_written: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether a call is one whose name and arguments ShareGPT's `function_call` states."""
+    """Whether a call has the name and arguments that ShareGPT's `function_call` states."""
     call = item.get("function")
     if len(item) != 2 or not isinstance(call, dict) or list(call) != ["name", "arguments"]:
         return False
@@ -78,7 +78,7 @@ def _is_call_in_text(item: dict[str, Any], is_written: Callable[[dict[str, Any]]
 
 
 def _objects(lines: list[str]) -> Objects:
-    """All objects of lines, those outside of texts without members that are null."""
+    """All objects of lines; those outside of texts without their null members."""
     found: Objects = {}
     values = [_without_nulls(json.loads(line)) for line in lines]
     while values:
@@ -94,7 +94,7 @@ def _objects(lines: list[str]) -> Objects:
 
 
 def _inner(text: str) -> list[Any]:
-    """What a text holds if it is JSON: as it is written, and as it is without nulls."""
+    """The value of a text that is JSON: as written, and without null members."""
     try:
         value = json.loads(text)
         return [value, _without_nulls(value)]
