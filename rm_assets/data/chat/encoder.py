@@ -63,13 +63,12 @@ class FastTokenizer(Protocol):
 class EncodedTexts:
     """Ids of all texts of a shard: text i has `ids[offsets[i]:offsets[i + 1]]`.
 
-    `fell_back` says that the ids of the fast backend were discarded; `detail` says why.
+    `detail` says why the ids of the fast backend were discarded, or is empty.
     """
 
     ids: Ids
     offsets: Offsets
     backend: str
-    fell_back: bool = False
     detail: str = ""
 
 
@@ -298,7 +297,7 @@ def encode_shard(encoder: Encoder, texts: Sequence[str], num_sampled_ids: int = 
 
 def _by_reference(encoder: Encoder, texts: Sequence[str], detail: str) -> EncodedTexts:
     ids, offsets = encoder.reference_encode(texts)
-    return EncodedTexts(ids=ids, offsets=offsets, backend=REFERENCE, fell_back=bool(detail), detail=detail)
+    return EncodedTexts(ids=ids, offsets=offsets, backend=REFERENCE, detail=detail)
 
 
 def sample_difference(encoder: Encoder, texts: Sequence[str], ids: Ids, offsets: Offsets, rows: Iterable[int]) -> str:

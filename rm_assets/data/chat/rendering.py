@@ -38,10 +38,6 @@ _MAX_COLUMNS = 500
 """Messages of a pair up to which it is rendered column by column; longer ones are few, and their shapes are rare."""
 
 
-class RenderedDifferentlyError(RuntimeError):
-    """transformers renders a sampled pair differently: the fast path is off, and its texts must not be kept."""
-
-
 class RenderedPairs(NamedTuple):
     """Pairs as text, column by column: their rows, then the fields of `Flattened`."""
 
@@ -91,7 +87,7 @@ def flatten_pairs(
 ) -> tuple[RenderedPairs, Refused, int]:
     """Validated rows as text, those that are refused, and how many pairs were not rendered by the fast path.
 
-    Raises RenderedDifferentlyError where the fast path fails its check; it is off then, and all may be tried again.
+    If the fast path fails its check, `renderer.reason` says so, and everything that it rendered must be rendered again.
     """
     sides = [MessageColumn(rows[side]) for side in ("prompt", *SIDES)]
     is_plain = np.logical_and.reduce([side.is_plain() for side in sides])
@@ -236,12 +232,11 @@ def _is_rewritten(pieces: Pieces, columns: Columns, prompt: pa.StringArray, repl
 
 
 def _verify(renderer: TemplateRenderer, rows: pa.Table, pairs: RenderedPairs) -> None:
-    """Raise RenderedDifferentlyError where transformers renders a sampled pair differently."""
+    """Turn the fast path off if transformers renders a sampled pair differently."""
     sample = pairs.take(np.array(sample_rows(len(pairs.rows), NUM_VERIFIED), np.int64))
     texts = zip(sample.prompt.to_pylist(), sample.chosen.to_pylist(), sample.rejected.to_pylist(), strict=True)
     messages = rows.select(["prompt", *SIDES]).take(pa.array(sample.rows)).to_pylist()
     for row, (prompt, *replies) in zip(messages, texts, strict=True):
         sides = pair_messages(row)
         for side, reply in zip(SIDES, replies, strict=True):
-            if not renderer.is_exact(sides["prompt"] + sides[side], prompt + reply):
-                raise RenderedDifferentlyError
+            renderer.verify(sides["prompt"] + sides[side], prompt + reply)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.pair_rendering import SIDES
-from rm_assets.data.chat.rendering import RenderedDifferentlyError, RenderedPairs, flatten_pairs
+from rm_assets.data.chat.rendering import RenderedPairs, flatten_pairs
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.compute.engine import Task
@@ -53,9 +53,9 @@ def template_renderer(files: TokenizerFiles) -> TemplateRenderer:
 def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
     """Rows and rejects of one shard of validated pairs; if the fast path fails its check, transformers renders all."""
     renderer = template_renderer(task.tokenizer)
-    try:
-        stats = _flatten(task, renderer, writer)
-    except RenderedDifferentlyError:
+    was_fast = not renderer.reason
+    stats = _flatten(task, renderer, writer)
+    if was_fast and renderer.reason:
         writer.restart()
         stats = _flatten(task, renderer, writer)
     return stats | {"renderer": "jinja" if renderer.reason else "pieces", "renderer_reason": renderer.reason}

@@ -100,29 +100,25 @@ class TokenizationTask:
     self_tests: Path
 
 
-class _EncodedDifferentlyError(RuntimeError):
-    """The fast backend failed its check: its ids of this shard must not be kept."""
-
-
 def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
-    """Rows and rejects of one shard of rendered pairs; encoded again by the reference where a sample differs."""
+    """Rows and rejects of one shard of rendered pairs; if the fast backend fails its check, by the reference."""
     encoder = load_encoder(task.tokenizer, task.self_tests)
-    try:
-        return _tokenize(task, encoder, writer, is_first=True)
-    except _EncodedDifferentlyError as error:
+    was_fast = encoder.backend == FAST
+    stats = _tokenize(task, encoder, writer)
+    if was_fast and encoder.backend != FAST:
         writer.restart()
-        return _tokenize(task, encoder, writer, is_first=False) | {"encoder_reason": str(error)}
+        stats = _tokenize(task, encoder, writer)
+    return stats
 
 
-def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, is_first: bool) -> Stats:
+def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter) -> Stats:
     chat = load_chat_tokenizer(task.tokenizer)
-    num_in, reasons = 0, Counter[Reason]()
+    num_in, detail, reasons = 0, "", Counter[Reason]()
     for number, rows in enumerate(read_batches(task.path, schemas.FLATTENED)):
         surely_long = _surely_long(task, encoder, rows)
         num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
         encoded, failed = _encoded(encoder, _emptied(rows, surely_long), num_sampled)
-        if encoded.fell_back and is_first:
-            raise _EncodedDifferentlyError(encoded.detail)
+        detail = encoded.detail or detail
         is_forged = _is_forged(encoder, encoded, rows) & (not task.allow_control_tokens)
         is_forged[list(surely_long)] = False
         pairs = _pairs(encoded, rows.num_rows)
@@ -141,7 +137,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter, *, 
         "pad_token_id": chat.pad_token_id,
         "num_in": num_in,
         "encoder": encoder.backend,
-        "encoder_reason": encoder.reason,
+        "encoder_reason": encoder.reason or detail,
         "reasons": reason_counts(reasons),
     }
 
@@ -180,18 +176,14 @@ def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
 
 def _encoded(encoder: Encoder, rows: pa.Table, num_sampled_ids: int) -> tuple[EncodedTexts, dict[int, Refusal]]:
     """The ids of all chosen sides, then of all rejected ones; rows on which the tokenizer itself fails have none."""
-    was_fast, failed = encoder.backend == FAST, dict[int, Refusal]()
+    failed: dict[int, Refusal] = {}
     texts = [text for side in SIDES for text in pc.binary_join_element_wise(rows["prompt"], rows[side], "").to_pylist()]
     while True:
         try:
-            encoded = encode_shard(encoder, texts, num_sampled_ids)
-            break
+            return encode_shard(encoder, texts, num_sampled_ids), failed
         except EncodingError as error:
             texts[error.row] = ""
             failed[error.row % rows.num_rows] = Reason.TOKENIZER_ERROR, "the tokenizer fails on the conversation"
-    if was_fast and encoder.backend != FAST:  # even if the reference then failed on a row, and was called again
-        encoded = dataclasses.replace(encoded, fell_back=True, detail=encoder.reason)
-    return encoded, failed
 
 
 def _is_forged(encoder: Encoder, encoded: EncodedTexts, rows: pa.Table) -> NDArray[np.bool_]:

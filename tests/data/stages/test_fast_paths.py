@@ -166,5 +166,5 @@ def test_a_backend_that_is_found_out_while_the_tokenizer_fails_on_a_row_is_told_
     pairs = pa.table({"prompt": prompts, "chosen": ["yes"] * 40, "rejected": ["no"] * 39 + ["42"]})
     encoder = Encoder(FailsOn42(honest.reference, ValueError), Wrong(), "", honest.is_control)
     encoded, failed = tokenization._encoded(encoder, pairs, 1)
-    assert (encoded.backend, encoded.fell_back, list(failed)) == ("tokenizers", True, [39])
-    assert "fastokens differed from the reference" in encoded.detail
+    assert (encoded.backend, encoder.backend, list(failed)) == ("tokenizers", "tokenizers", [39])
+    assert "fastokens differed from the reference" in encoder.reason

@@ -48,7 +48,7 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
                 ids[row["pair_id"], side] = expected[-1]
         shard = encode_shard(encoder, texts)
         assert [shard.ids[start:end].tolist() for start, end in itertools.pairwise(shard.offsets)] == expected
-        assert (shard.backend, shard.fell_back) == (TOKENIZERS[name], False)
+        assert (shard.backend, shard.detail) == (TOKENIZERS[name], "")
         num_texts += len(texts)
         flattened = publish_flattened(own, files, validated, silent)
         num_pairs += flattened.manifest.total("num_in")
