@@ -30,9 +30,9 @@ from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
 from rm_assets.data.formats.field_names import CONVERSATIONS, require_no_template_kwargs, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.labels.shapes import Signs, add_sign, refusals, unclear_labels
-from rm_assets.data.formats.parsing import stated_by
-from rm_assets.data.formats.preferences import Message, ParsingRules, PreferenceError, Sign
+from rm_assets.data.formats.labels.consistency import EvidenceCounts, count_evidence, refusals, unclear_labels
+from rm_assets.data.formats.parsing import parse_line
+from rm_assets.data.formats.preferences import Evidence, Message, ParsingRules, PreferenceError
 from rm_assets.data.formats.unread_fields import require_no_functions
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.tables.reasons import Reason
@@ -56,7 +56,7 @@ NumberedLine = tuple[int, str | PreferenceError]
 """A line that is not blank, or why it cannot be read."""
 _Sides = dict[str, tuple[tuple[Message, ...], str]]
 """What is scored of a line, under the name of its score: messages, and tools as JSON text."""
-_Read = tuple[list[_Sides] | PreferenceError, tuple[Sign, ...]]
+_Read = tuple[list[_Sides] | PreferenceError, tuple[Evidence, ...]]
 """What a line holds, or why it holds nothing to score; and what its verdict tells of the other lines'."""
 
 
@@ -165,7 +165,7 @@ def scored_lines(
     """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
 
     A ranking has a result per pair, told apart by `pair`. What cannot be scored has `line` and `problem`; labels and
-    strengths of these lines are judged together, as rm_assets.data.formats.labels.shapes says.
+    strengths of these lines are judged together, as rm_assets.data.formats.labels.consistency says.
     """
     results: list[dict[str, Any]] = []
     places: list[tuple[dict[str, Any], str]] = []
@@ -195,15 +195,15 @@ def _read(line: str | PreferenceError, rules: ParsingRules) -> _Read:
     try:
         return _stated(line, rules)
     except PreferenceError as error:
-        return error, error.signs
+        return error, error.evidence
 
 
 def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, list[_Sides] | PreferenceError]]:
     """Each line's conversations, or its problem, which may be what other lines say of such labels."""
-    shown: Signs = {}
+    shown: EvidenceCounts = {}
     for number, (_, signs) in found:
         for sign in signs:
-            add_sign(shown, sign, number, is_sound=True)
+            count_evidence(shown, sign, number, is_sound=True)
     refused = {
         (refusal.shape, kind): PreferenceError(refusal.reason, refusal.detail)
         for refusal in refusals({"": shown})
@@ -230,7 +230,7 @@ def _finished(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Sign, ...]]:
+def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidence, ...]]:
     """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
     row = json_object(line, CONVERSATIONS)
     require_no_template_kwargs(row)
@@ -247,7 +247,7 @@ def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Sign, .
         except msgspec.ValidationError:
             raise PreferenceError(Reason.WRONG_TYPE, "`tools` is neither a list nor its JSON text") from None
         return [{"score": (messages_of(records, "user"), tools_text(tools))}], ()
-    stated = stated_by(line, rules)
+    stated = parse_line(line, rules)
     pairs: list[_Sides] = [
         {
             "chosen_score": (pair.prompt + pair.chosen, pair.tools),
@@ -255,7 +255,7 @@ def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Sign, .
         }
         for pair in stated.preferences
     ]
-    return pairs, stated.signs
+    return pairs, stated.evidence
 
 
 def _ids(saved: SavedModel, messages: tuple[Message, ...], tools: str) -> list[int]:

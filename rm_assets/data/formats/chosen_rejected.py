@@ -13,7 +13,7 @@ from rm_assets.data.formats.conversations.messages import (
     parted,
 )
 from rm_assets.data.formats.conversations.tool_texts import Listed, sorted_json, tools_text
-from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.formats.preferences import Format, Message, ParsedLine, ParsingRules, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 # --- the records, as they stand in files ---------------------------------------------------------------------
@@ -91,32 +91,32 @@ class OpenAIRecord(Common, kw_only=True):
 # --- from a record to preferences ----------------------------------------------------------------------------
 
 
-def from_plain(record: PlainRecord, rules: ParsingRules) -> Stated:
+def from_plain(record: PlainRecord, rules: ParsingRules) -> ParsedLine:
     """The pair of a plain row."""
     return _stated(record, Format.PLAIN, compared(record.prompt, record.chosen, record.rejected))
 
 
-def from_messages(record: MessagesRecord, rules: ParsingRules) -> Stated:
+def from_messages(record: MessagesRecord, rules: ParsingRules) -> ParsedLine:
     """The pair of a row of messages."""
     return _stated(record, Format.MESSAGES, compared(record.prompt, record.chosen, record.rejected))
 
 
-def from_conversations(record: ConversationsRecord, rules: ParsingRules) -> Stated:
+def from_conversations(record: ConversationsRecord, rules: ParsingRules) -> ParsedLine:
     """The pair of two whole conversations."""
     return _stated(record, Format.CONVERSATIONS, compared(None, record.chosen, record.rejected))
 
 
-def from_transcript(record: TranscriptRecord, rules: ParsingRules) -> Stated:
+def from_transcript(record: TranscriptRecord, rules: ParsingRules) -> ParsedLine:
     """The pair of two transcripts."""
     return _stated(record, Format.TRANSCRIPT, compared(record.prompt, record.chosen, record.rejected))
 
 
-def from_sharegpt(record: ShareGPTRecord, rules: ParsingRules) -> Stated:
+def from_sharegpt(record: ShareGPTRecord, rules: ParsingRules) -> ParsedLine:
     """The pair of a ShareGPT row."""
     return _stated(record, Format.SHAREGPT, compared(record.conversations, record.chosen, record.rejected))
 
 
-def from_openai(record: OpenAIRecord, rules: ParsingRules) -> Stated:
+def from_openai(record: OpenAIRecord, rules: ParsingRules) -> ParsedLine:
     """The pair of a row in OpenAI's preference format."""
     tools = [text for text in map(tools_text, (record.input.tools, record.tools)) if text]
     if len(set(map(sorted_json, tools))) > 1:
@@ -126,8 +126,8 @@ def from_openai(record: OpenAIRecord, rules: ParsingRules) -> Stated:
     return _stated(record, Format.OPENAI, sides)
 
 
-def _stated(record: Common, format_name: Format, sides: Sides) -> Stated:
-    return Stated(preferences=[preference(record, format_name, sides, stated_margin(record))])
+def _stated(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
+    return ParsedLine(preferences=[preference(record, format_name, sides, stated_margin(record))])
 
 
 def preference(record: Common, format_name: Format, sides: Sides, margin: float) -> Preference:

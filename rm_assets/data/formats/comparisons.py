@@ -4,7 +4,7 @@ Which response `"winner": "model_a"`, `"label": "A>B"` or `"preference": 2` besi
 plain. What `"label": 0` means is not: the first response, or that the second one lost? Such labels need the setting
 `labels`, for example `{"label": {"0": "first", "1": "second"}}`. A number that names a response keeps that meaning,
 unless the labels of its own column or file say another; whether numbers name responses at all is judged over all rows
-of the shape (`rm_assets.data.formats.labels.shapes`).
+of the shape (`rm_assets.data.formats.labels.consistency`).
 """
 
 import functools
@@ -20,7 +20,7 @@ from rm_assets.data.formats.field_names import LABELS, RESPONSES, SPELLINGS, Row
 from rm_assets.data.formats.labels.numbers import number_of
 from rm_assets.data.formats.labels.strengths import Strength, read_strength
 from rm_assets.data.formats.labels.words import ABSENT, SKIPPED, TIES, plain
-from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Sign, SignKind, Stated
+from rm_assets.data.formats.preferences import Evidence, EvidenceKind, Format, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.formats.unknown_rows import missing_field
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import as_code, shorten
@@ -41,7 +41,7 @@ class ComparisonRecord(Common, kw_only=True):
     preference_strength: float = 0.0
 
 
-def from_comparison(record: ComparisonRecord, rules: ParsingRules) -> Stated:
+def from_comparison(record: ComparisonRecord, rules: ParsingRules) -> ParsedLine:
     """The preference that the verdict states; raises PreferenceError for a tie."""
     if record.label == "tie":
         raise PreferenceError(Reason.TIE, "the verdict prefers neither response")
@@ -49,7 +49,9 @@ def from_comparison(record: ComparisonRecord, rules: ParsingRules) -> Stated:
     chosen, rejected = sides if record.label == "first" else reversed(sides)
     difference = stated_margin(record)
     pair = compared(record.prompt, chosen, rejected)
-    return Stated(preferences=[preference(record, Format.COMPARISON, pair, record.preference_strength or difference)])
+    return ParsedLine(
+        preferences=[preference(record, Format.COMPARISON, pair, record.preference_strength or difference)]
+    )
 
 
 # --- the verdict: the label and the strength -----------------------------------------------------------------
@@ -60,7 +62,7 @@ class Verdict(NamedTuple):
 
     better: Label | None
     strength: float
-    signs: tuple[Sign, ...]
+    evidence: tuple[Evidence, ...]
 
 
 _HIDDEN = frozenset({*LABELS, *SPELLINGS["preference_strength"]})
@@ -89,15 +91,15 @@ def verdict_of(row: Row, rules: ParsingRules) -> Verdict:
     """
     fields = response_fields(row)
     assert fields is not None
-    signs: list[Sign] = []
+    signs: list[Evidence] = []
     try:
         return _verdict(row, fields, rules, signs)
     except PreferenceError as error:
-        error.signs = (*signs, *error.signs)
+        error.evidence = (*signs, *error.evidence)
         raise
 
 
-def _verdict(row: Row, fields: tuple[str, str], rules: ParsingRules, signs: list[Sign]) -> Verdict:
+def _verdict(row: Row, fields: tuple[str, str], rules: ParsingRules, signs: list[Evidence]) -> Verdict:
     read: dict[str, Label | Literal["skipped"]] = {}
     for name in LABELS:
         if name in row:
@@ -128,7 +130,7 @@ def _without_verdict(row: Row, rules: ParsingRules, verdict: Verdict) -> Prefere
         error = PreferenceError(Reason.MISSING_FIELD, f"two responses, but {missing_field('label', row)}")
     else:
         error = PreferenceError(Reason.UNLABELLED, f"{as_code(columns.get(blank, blank))} holds no verdict")
-    error.signs = verdict.signs
+    error.evidence = verdict.evidence
     return error
 
 
@@ -218,7 +220,7 @@ class Reading(NamedTuple):
     """Which response a label prefers, None where it says nothing, and what that tells of other rows."""
 
     better: Label | Literal["skipped"] | None
-    sign: Sign | None = None
+    sign: Evidence | None = None
 
 
 def read_label(value: Any, column: _LabelColumn) -> Reading:
@@ -260,18 +262,18 @@ def _read_number(word: str, column: _LabelColumn) -> Reading:
     if better is None:
         raise _unclear(word, column)
     if word in own or not named:
-        kind = SignKind.OWN if word in own else SignKind.OTHER
+        kind = EvidenceKind.OWN if word in own else EvidenceKind.OTHER
         tells = bool(numbers) and better != named and (named or better != "tie")
     else:
-        kind, tells = SignKind.NAMED, flat.get(word) != named
-    return Reading(better, Sign(column.shape, kind, word) if tells else None)
+        kind, tells = EvidenceKind.NAMED, flat.get(word) != named
+    return Reading(better, Evidence(column.shape, kind, word) if tells else None)
 
 
 def _unclear(word: str, column: _LabelColumn) -> PreferenceError:
     shown = word if len(word) <= 20 else "a long number"
     problem = f"{column.shape} is {shown}, which may mean either; {label_advice(column.own_name)}"
     error = PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
-    error.signs = (Sign(column.shape, SignKind.UNCLEAR, shown),)
+    error.evidence = (Evidence(column.shape, EvidenceKind.UNCLEAR, shown),)
     return error
 
 
@@ -295,7 +297,7 @@ def _position(word: str, column: _LabelColumn) -> Reading:
     if word in positions or name in positions:
         return Reading(positions.get(word) or positions[name])
     if name in numbers:
-        return Reading(numbers[name], Sign(column.shape, SignKind.NAMED, name))
+        return Reading(numbers[name], Evidence(column.shape, EvidenceKind.NAMED, name))
     if _NUMBER.fullmatch(name):
         raise _unclear(name, column)
     found = word if _FRACTION.fullmatch(word) else f"a word of {len(word)} letters"

@@ -36,7 +36,7 @@ Conversation = tuple[tuple[str, ...], tuple[str, ...]]
 _USER, _ASSISTANT = ("user",), ("assistant",)
 
 
-class PlainPair(NamedTuple):
+class SimplePair(NamedTuple):
     """A sound preference of messages with a role and a content alone."""
 
     prompt: Conversation
@@ -45,7 +45,7 @@ class PlainPair(NamedTuple):
     format: Format
 
 
-def plain_pair(line: bytes) -> PlainPair | None:
+def simple_pair(line: bytes) -> SimplePair | None:
     """The sound preference that such a line states, as `formats.parsing` reads it; None for any other line."""
     try:
         row = _decode(line)
@@ -58,21 +58,21 @@ def plain_pair(line: bytes) -> PlainPair | None:
     return pair if _is_sound(pair, contents) and _has_each_field_once(line, row, pair, contents) else None
 
 
-def _stated(row: _Row) -> PlainPair | None:
+def _stated(row: _Row) -> SimplePair | None:
     prompt, chosen, rejected = row.prompt, row.chosen, row.rejected
     if isinstance(chosen, list) and isinstance(rejected, list):
         if isinstance(prompt, list):
-            return PlainPair(_conversation(prompt), _conversation(chosen), _conversation(rejected), Format.MESSAGES)
+            return SimplePair(_conversation(prompt), _conversation(chosen), _conversation(rejected), Format.MESSAGES)
         if prompt is UNSET:
             shared = _num_shared(chosen, rejected)
             sides = _conversation(chosen[:shared]), _conversation(chosen[shared:]), _conversation(rejected[shared:])
-            return PlainPair(*sides, Format.CONVERSATIONS)
+            return SimplePair(*sides, Format.CONVERSATIONS)
         return None
     if isinstance(prompt, list) or isinstance(chosen, list) or isinstance(rejected, list):
         return None
     given = None if isinstance(prompt, UnsetType) else prompt
     if given is not None and are_single_messages(given, chosen, rejected):
-        return PlainPair((_USER, (given,)), (_ASSISTANT, (chosen,)), (_ASSISTANT, (rejected,)), Format.PLAIN)
+        return SimplePair((_USER, (given,)), (_ASSISTANT, (chosen,)), (_ASSISTANT, (rejected,)), Format.PLAIN)
     if given is not None and any(map(opens_like_list, (given, chosen, rejected))):
         return None
     format_name = Format.TRANSCRIPT if has_turns(given, chosen) else Format.PLAIN
@@ -80,7 +80,7 @@ def _stated(row: _Row) -> PlainPair | None:
         one, two, three = compared(given, chosen, rejected)
     except PreferenceError:
         return None
-    return PlainPair(_conversation(one), _conversation(two), _conversation(three), format_name)
+    return SimplePair(_conversation(one), _conversation(two), _conversation(three), format_name)
 
 
 def _conversation(messages: Sequence[_Message | Message]) -> Conversation:
@@ -98,7 +98,7 @@ def _num_shared(one: list[_Message], other: list[_Message]) -> int:
     return min(len(one), len(other))
 
 
-def _is_sound(pair: PlainPair, contents: tuple[str, ...]) -> bool:
+def _is_sound(pair: SimplePair, contents: tuple[str, ...]) -> bool:
     roles, chosen, rejected = pair.prompt[0], pair.chosen, pair.rejected
     return (
         are_in_order(roles, chosen[0])
@@ -109,7 +109,7 @@ def _is_sound(pair: PlainPair, contents: tuple[str, ...]) -> bool:
     )
 
 
-def _has_each_field_once(line: bytes, row: _Row, pair: PlainPair, contents: tuple[str, ...]) -> bool:
+def _has_each_field_once(line: bytes, row: _Row, pair: SimplePair, contents: tuple[str, ...]) -> bool:
     """See `formats.json_lines.json_object`: every colon outside the texts belongs to one of the fields."""
     has_prompt = row.prompt is not UNSET
     if isinstance(row.chosen, list):

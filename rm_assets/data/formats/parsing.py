@@ -60,7 +60,7 @@ from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.labels.numbers import with_numbers
 from rm_assets.data.formats.labels.side_scores import with_side_scores
-from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError, Stated
+from rm_assets.data.formats.preferences import Format, Message, ParsedLine, ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.rankings import (
     RankingRecord,
     ReplyListsRecord,
@@ -80,13 +80,13 @@ __all__ = [
     "ParsingRules",
     "Preference",
     "PreferenceError",
+    "parse_line",
     "parse_row",
     "parse_transcript",
     "row_format",
-    "stated_by",
 ]
 
-FORMATS: dict[Format, tuple[type[Struct], Callable[[Any, ParsingRules], Stated]]] = {
+FORMATS: dict[Format, tuple[type[Struct], Callable[[Any, ParsingRules], ParsedLine]]] = {
     Format.PLAIN: (PlainRecord, from_plain),
     Format.MESSAGES: (MessagesRecord, from_messages),
     Format.CONVERSATIONS: (ConversationsRecord, from_conversations),
@@ -105,16 +105,16 @@ _DEFAULTS = ParsingRules()
 
 def parse_row(text: str, rules: ParsingRules = _DEFAULTS) -> list[Preference]:
     """The preferences that one line of JSON states; raises PreferenceError where it states none."""
-    return stated_by(text, rules).preferences
+    return parse_line(text, rules).preferences
 
 
-def stated_by(text: str | bytes, rules: ParsingRules) -> Stated:
+def parse_line(text: str | bytes, rules: ParsingRules) -> ParsedLine:
     """What one line of JSON states, with the pairs of a ranking that are no preferences or were left out."""
     found = unwrapped(json_object(text, KNOWN, FIELDS, rules.columns.values()), rules)
     return _stated_by_votes(found, rules) if isinstance(found, Ballots) else _stated_by_object(found, rules)
 
 
-def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> Stated:
+def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> ParsedLine:
     """The pairs that annotators voted for, each read as a row of its own."""
     voted = voted_pairs(ballots, rules)
     stated = [_stated_by_object(pair.row, rules) for pair in voted.pairs]
@@ -123,16 +123,16 @@ def _stated_by_votes(ballots: Ballots, rules: ParsingRules) -> Stated:
         for pair, found in zip(voted.pairs, stated, strict=True)
         for read in found.preferences
     ]
-    return Stated(
+    return ParsedLine(
         preferences=preferences,
         num_tied=voted.num_tied,
         num_not_taken=voted.num_not_taken,
         num_left_out=voted.num_left_out,
-        signs=tuple(sign for found in stated for sign in found.signs),
+        evidence=tuple(sign for found in stated for sign in found.evidence),
     )
 
 
-def _stated_by_object(row: Row, rules: ParsingRules) -> Stated:
+def _stated_by_object(row: Row, rules: ParsingRules) -> ParsedLine:
     require_no_template_kwargs(row)
     if rules.columns:
         rules, row = rules_of_row(row, rules), with_own_columns(row, rules.columns)
@@ -150,24 +150,24 @@ def _stated_by_object(row: Row, rules: ParsingRules) -> Stated:
         raise with_blank_fields(error, given, blank, parse) from None
 
 
-def _stated_by_row(row: Row, rules: ParsingRules) -> Stated:
+def _stated_by_row(row: Row, rules: ParsingRules) -> ParsedLine:
     """What a row states, whose fields have the names of this project or known spellings of them, and none is null."""
     row = _with_usual_names(row)
     format_name = _format_of(row, rules)
     record_type, stated_by_record = FORMATS[format_name]
     verdict = verdict_of(row, rules) if format_name is Format.COMPARISON else None
-    signs = verdict.signs if verdict else ()
+    signs = verdict.evidence if verdict else ()
     try:
         record = msgspec.convert(_in_form(row, format_name, rules, verdict), record_type)
         stated = stated_by_record(record, rules)
     except msgspec.ValidationError as error:
         problem = _wrong_field(error)
-        problem.signs = signs
+        problem.evidence = signs
         raise problem from None
     except PreferenceError as error:
-        error.signs = signs
+        error.evidence = signs
         raise
-    return msgspec.structs.replace(stated, signs=signs) if signs else stated
+    return msgspec.structs.replace(stated, evidence=signs) if signs else stated
 
 
 def _in_form(row: Row, format_name: Format, rules: ParsingRules, verdict: Verdict | None) -> Row:

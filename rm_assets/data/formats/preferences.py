@@ -17,11 +17,11 @@ class PreferenceError(ValueError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.signs: tuple[Sign, ...] = ()
+        self.evidence: tuple[Evidence, ...] = ()
 
 
-class SignKind(StrEnum):
-    """What a verdict tells of those in other rows of its shape; see `rm_assets.data.formats.labels.shapes`."""
+class EvidenceKind(StrEnum):
+    """What a verdict tells of those in other rows of its shape; see `rm_assets.data.formats.labels.consistency`."""
 
     # of numbers as labels
     NAMED = "named"
@@ -43,11 +43,11 @@ class SignKind(StrEnum):
     """has no sign of its own, unless others of the shape have one"""
 
 
-class Sign(NamedTuple):
+class Evidence(NamedTuple):
     """What one verdict tells of the others of its shape, which are the columns that it was read from."""
 
     shape: str
-    kind: SignKind
+    kind: EvidenceKind
     value: str
 
 
@@ -96,7 +96,7 @@ class Preference(Struct, frozen=True, kw_only=True):
     format: Format
 
 
-class Stated(Struct, frozen=True, kw_only=True):
+class ParsedLine(Struct, frozen=True, kw_only=True):
     """What one row states: its preferences, how many pairs of a ranking are none or over the cap.
 
     Responses that are left out are empty or unranked.
@@ -106,7 +106,7 @@ class Stated(Struct, frozen=True, kw_only=True):
     num_tied: int = 0
     num_not_taken: int = 0
     num_left_out: int = 0
-    signs: tuple[Sign, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 class ParsingRules(Struct, frozen=True, kw_only=True):

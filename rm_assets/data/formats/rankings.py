@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
 from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, compared
-from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError, Stated
+from rm_assets.data.formats.preferences import Format, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.reasons import Reason
 
@@ -78,14 +78,14 @@ class Ranked(NamedTuple):
 # --- from a record to preferences ----------------------------------------------------------------------------
 
 
-def from_ranking(record: RankingRecord, rules: ParsingRules) -> Stated:
+def from_ranking(record: RankingRecord, rules: ParsingRules) -> ParsedLine:
     """The pairs of responses that each bring a score or a rank."""
     _require_few(len(record.responses))
     responses = [Response(_reply(item), _only(item.score, item.rating), item.rank) for item in record.responses]
     return _stated(record, Format.RANKING, record.prompt, responses, rules)
 
 
-def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> Stated:
+def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> ParsedLine:
     """The pairs of responses whose scores or ranks stand in a list of their own."""
     num_responses = len(record.responses)
     _require_few(num_responses)
@@ -98,7 +98,7 @@ def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> Stated:
     return _stated(record, Format.SCORED_LISTS, record.prompt, responses, rules)
 
 
-def from_reply_lists(record: ReplyListsRecord, rules: ParsingRules) -> Stated:
+def from_reply_lists(record: ReplyListsRecord, rules: ParsingRules) -> ParsedLine:
     """The pairs of every chosen with every rejected reply."""
     sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
     _require_few(sum(map(len, sides)))
@@ -199,7 +199,7 @@ def _stated(
     rules: ParsingRules,
     *,
     margin: float = 0.0,
-) -> Stated:
+) -> ParsedLine:
     """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted.
 
     `margin` is that of pairs whose standings are no scores.
@@ -227,7 +227,7 @@ def _stated(
         for better, worse in sorted(drawn)
     ]
     num_tied = len(ranked) * (len(ranked) - 1) // 2 - len(pairs)
-    return Stated(
+    return ParsedLine(
         preferences=preferences,
         num_tied=num_tied,
         num_not_taken=len(pairs) - len(drawn),

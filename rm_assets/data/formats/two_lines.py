@@ -19,7 +19,7 @@ from rm_assets.data.formats.conversations.messages import Sides, is_transcript, 
 from rm_assets.data.formats.conversations.turn_markers import begins_nemo_chat, nemo_messages
 from rm_assets.data.formats.field_names import MEDIA, require_no_template_kwargs
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.preferences import Format, Message, PreferenceError, Stated
+from rm_assets.data.formats.preferences import Format, Message, ParsedLine, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
@@ -64,7 +64,7 @@ def _share_prompt(one: NumberedLine | None, other: NumberedLine | None) -> bool:
     return True
 
 
-def stated_by_two_lines(first: NumberedLine, second: NumberedLine | None) -> Stated:
+def parse_two_lines(first: NumberedLine, second: NumberedLine | None) -> ParsedLine:
     """What two lines state together; raises PreferenceError for both where one of them is missing or unsound."""
     if second is None:
         raise PreferenceError(Reason.INCOMPLETE_PAIR, "the file has an odd number of lines")
@@ -72,7 +72,7 @@ def stated_by_two_lines(first: NumberedLine, second: NumberedLine | None) -> Sta
         raise PreferenceError(Reason.INCOMPLETE_PAIR, "the other line of the pair is a reject")
     sides, records = _compared(first[1], second[1])
     common = _common(*records)
-    return Stated(preferences=[preference(common, Format.TWO_LINES, sides, stated_margin(common))])
+    return ParsedLine(preferences=[preference(common, Format.TWO_LINES, sides, stated_margin(common))])
 
 
 def _compared(one: str | bytes, other: str | bytes) -> tuple[Sides, tuple[TwoLineRecord, TwoLineRecord]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rm_assets.data.formats.fast_path import PlainPair
+from rm_assets.data.formats.fast_path import SimplePair
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
@@ -36,7 +36,7 @@ class PairRows:
         self._lines.append(line)
         self._formats.append(preference.format)
 
-    def add_plain(self, line: int, pair: PlainPair) -> None:
+    def add_plain(self, line: int, pair: SimplePair) -> None:
         """Add the preference of a line that states it by messages alone."""
         prompts, chosen, rejected = self._sides
         prompts.add_plain(*pair.prompt)

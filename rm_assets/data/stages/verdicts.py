@@ -10,7 +10,13 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from rm_assets.data.formats.comparisons import label_advice
-from rm_assets.data.formats.labels.shapes import Refusal, Signs, refusals, signs_by_source, unclear_labels
+from rm_assets.data.formats.labels.consistency import (
+    EvidenceCounts,
+    Refusal,
+    evidence_by_source,
+    refusals,
+    unclear_labels,
+)
 from rm_assets.data.formats.labels.strengths import column_of, scale_advice
 from rm_assets.data.storage.snapshots import Shard
 from rm_assets.data.tables.reasons import MALFORMED, Reason
@@ -62,7 +68,7 @@ class _Damage:
 def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: float) -> Verdict:
     """The verdict on all files, from the figures of their raw shards and of the validated ones, in the same order."""
     pairs = list(zip(raw, validated, strict=True))
-    signs = signs_by_source((seen.source, seen.stats["signs"]) for _, seen in pairs)
+    signs = evidence_by_source((seen.source, seen.stats["signs"]) for _, seen in pairs)
     refused, unclear = refusals(signs), unclear_labels(signs)
     damage: dict[str, _Damage] = {}
     for read, seen in pairs:
@@ -84,7 +90,7 @@ def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: fl
     return Verdict(held_back, refused)
 
 
-def _refused_lines(signs: Signs, refused: list[Refusal]) -> Iterable[tuple[int, int]]:
+def _refused_lines(signs: EvidenceCounts, refused: list[Refusal]) -> Iterable[tuple[int, int]]:
     """How many lines are malformed for each refused kind of strength, and the first of them."""
     for refusal in refused:
         for kind, seen in signs.get(refusal.shape, {}).items():

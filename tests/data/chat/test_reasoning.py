@@ -12,17 +12,11 @@ from support import rejects, rows, run_stages, silent, trl_templates, violations
 
 from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.tokenizer import (
-    ChatTokenizer,
-    chat_template_utils,
-    load_chat_tokenizer,
-    message_dict,
-    render,
-)
+from rm_assets.data.chat.tokenizer import ChatTokenizer, chat_template_utils, load_chat_tokenizer, message_dict, render
 from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.formats.two_lines import stated_by_two_lines
+from rm_assets.data.formats.two_lines import parse_two_lines
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.reasons import Reason
@@ -251,7 +245,7 @@ def test_a_row_that_sets_variables_of_its_template_is_a_reject_that_names_them(s
         parse_row(json.dumps({"input": request, "preferred_output": [THINKING], "non_preferred_output": [ANSWER]}))
     text = json.dumps({"text": "\n\nHuman: q\n\nAssistant: a", "chat_template_kwargs": kwargs})
     with pytest.raises(PreferenceError) as error:
-        stated_by_two_lines((1, text), (2, text.replace("Assistant: a", "Assistant: b")))
+        parse_two_lines((1, text), (2, text.replace("Assistant: a", "Assistant: b")))
     assert error.value.reason == Reason.UNSUPPORTED_FIELD
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.formats.fast_path import PlainPair, plain_pair
-from rm_assets.data.formats.parsing import PreferenceError, stated_by
+from rm_assets.data.formats.fast_path import SimplePair, simple_pair
+from rm_assets.data.formats.parsing import PreferenceError, parse_line
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference
 from rm_assets.data.formats.soundness import require_sound
 
@@ -71,14 +71,14 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
 def by_formats(line: bytes) -> Preference | None:
     """The one sound preference of a line; None where it states none."""
     try:
-        [preference] = stated_by(line, ParsingRules()).preferences
+        [preference] = parse_line(line, ParsingRules()).preferences
         require_sound(preference)
     except PreferenceError:
         return None
     return preference
 
 
-def as_preference(pair: PlainPair) -> Preference:
+def as_preference(pair: SimplePair) -> Preference:
     sides = [
         tuple(Message(role=role, content=content) for role, content in zip(*side, strict=True))
         for side in (pair.prompt, pair.chosen, pair.rejected)
@@ -86,8 +86,8 @@ def as_preference(pair: PlainPair) -> Preference:
     return Preference(prompt=sides[0], chosen=sides[1], rejected=sides[2], format=pair.format)
 
 
-def check(line: bytes) -> PlainPair | None:
-    pair = plain_pair(line)
+def check(line: bytes) -> SimplePair | None:
+    pair = simple_pair(line)
     if pair is not None:
         assert as_preference(pair) == by_formats(line)
     return pair
@@ -156,4 +156,4 @@ def test_usual_lines_take_the_short_way(line: bytes, format_name: Format) -> Non
     ],
 )
 def test_all_other_lines_are_left_to_the_formats(line: bytes) -> None:
-    assert plain_pair(line) is None
+    assert simple_pair(line) is None

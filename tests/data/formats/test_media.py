@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.data.formats.two_lines import stated_by_two_lines
+from rm_assets.data.formats.two_lines import parse_two_lines
 from rm_assets.data.tables.reasons import Reason
 
 PLAIN = {"prompt": "What is this?", "chosen": "A boat.", "rejected": "A goat."}
@@ -60,7 +60,7 @@ def test_a_row_with_media_is_not_text(row: dict[str, Any], media: dict[str, Any]
         parse_row(json.dumps(row | media))
     assert error.value.reason == Reason.NOT_TEXT
     assert "zebra" not in error.value.detail
-    assert plain_pair(json.dumps(row | media).encode()) is None
+    assert simple_pair(json.dumps(row | media).encode()) is None
 
 
 @pytest.mark.parametrize("value", EMPTY, ids=str)
@@ -78,7 +78,7 @@ def test_a_message_with_media_is_not_text(place: str) -> None:
     row = MESSAGES | {place: [message | {"images": ["aGk="]}]}
     with pytest.raises(PreferenceError, match="not_text: the field `images` of a message is not empty"):
         parse_row(json.dumps(row))
-    assert plain_pair(json.dumps(row).encode()) is None
+    assert simple_pair(json.dumps(row).encode()) is None
     assert parse_row(json.dumps(MESSAGES | {place: [message | {"images": None}]})) == parse_row(json.dumps(MESSAGES))
 
 
@@ -111,4 +111,4 @@ def test_a_column_that_the_user_names_is_a_text_whatever_its_name() -> None:
 def test_one_of_two_lines_with_media_is_not_text() -> None:
     lines = [{"text": f"\n\nHuman: q\n\nAssistant: {reply}", "images": ["a.png"]} for reply in "ab"]
     with pytest.raises(PreferenceError, match="not_text: the field `images` is not empty"):
-        stated_by_two_lines(*((number, json.dumps(line)) for number, line in enumerate(lines, start=1)))
+        parse_two_lines(*((number, json.dumps(line)) for number, line in enumerate(lines, start=1)))

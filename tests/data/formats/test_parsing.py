@@ -27,7 +27,7 @@ from rm_assets.data.formats.parsing import (
 )
 from rm_assets.data.formats.rankings import ResponseRecord
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.formats.two_lines import stated_by_two_lines
+from rm_assets.data.formats.two_lines import parse_two_lines
 from rm_assets.data.tables.reasons import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
@@ -187,7 +187,7 @@ def test_the_page_of_formats_shows_a_line_of_every_format() -> None:
     assert [name for name, _ in lines] == list(Format)
     for name, line in lines:
         two = (1, line), (2, line.replace("4.", "5."))
-        for read in stated_by_two_lines(*two).preferences if name == "two_lines" else parse_row(line):
+        for read in parse_two_lines(*two).preferences if name == "two_lines" else parse_row(line):
             require_sound(read)
             assert read.format == name
             assert [m.content for m in (*read.prompt, *read.chosen)] == ["2+2?", "4."]

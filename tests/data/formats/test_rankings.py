@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import pair_id
 
-from rm_assets.data.formats.parsing import Format, ParsingRules, PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.parsing import Format, ParsingRules, PreferenceError, parse_line, parse_row
 from rm_assets.data.tables.reasons import Reason
 
 ALL = ParsingRules(max_pairs_per_prompt=1000)
@@ -24,7 +24,7 @@ SCORED = [{"text": "a", "score": 3}, {"response": "b", "score": 1.5}, {"content"
 def test_scores_give_all_pairs_but_ties_and_their_differences_are_margins() -> None:
     row = {"prompt": "q", "responses": SCORED}
     assert pairs(row) == {("a", "b", 1.5), ("a", "c", 1.5)}
-    stated = stated_by(json.dumps(row), ALL)
+    stated = parse_line(json.dumps(row), ALL)
     assert (stated.num_tied, stated.num_not_taken) == (1, 0)
 
 
@@ -72,7 +72,7 @@ def test_the_pairs_taken_do_not_depend_on_the_order_of_the_responses_and_the_oth
     one, other = ({"prompt": "q", "responses": list(order)} for order in (items, reversed(items)))
     assert pairs(one, rules) == pairs(other, rules)
     assert len(pairs(one, rules)) == 5
-    assert stated_by(json.dumps(one), rules).num_not_taken == 8 * 7 // 2 - 5
+    assert parse_line(json.dumps(one), rules).num_not_taken == 8 * 7 // 2 - 5
     assert len(parse_row(json.dumps(one))) == 10
 
 
@@ -145,22 +145,22 @@ PARTIAL = {
 def test_a_response_that_is_empty_or_unranked_is_left_out_and_counted(name: str) -> None:
     row = {"prompt": "q"} | PARTIAL[name]
     assert pairs(row) == {("a", "b", 1.5)}
-    stated = stated_by(json.dumps(row), ALL)
+    stated = parse_line(json.dumps(row), ALL)
     assert (stated.num_tied, stated.num_not_taken, stated.num_left_out) == (0, 0, 1)
 
 
 def test_empty_replies_of_a_side_are_left_out() -> None:
     row = {"prompt": "q", "chosen": [None, "a", ""], "rejected": ["b", " "]}
     assert pairs(row) == {("a", "b", 0.0)}
-    assert stated_by(json.dumps(row), ALL).num_left_out == 3
+    assert parse_line(json.dumps(row), ALL).num_left_out == 3
 
 
 def test_nothing_is_left_out_of_a_whole_ranking_and_its_ties_are_counted_alone() -> None:
-    stated = stated_by(
+    stated = parse_line(
         json.dumps({"prompt": "q", "responses": [*SCORED, {"text": "d"}, {"text": "", "score": 1}]}), ALL
     )
     assert (len(stated.preferences), stated.num_tied, stated.num_left_out) == (2, 1, 2)
-    assert stated_by(json.dumps({"prompt": "q", "responses": SCORED}), ALL).num_left_out == 0
+    assert parse_line(json.dumps({"prompt": "q", "responses": SCORED}), ALL).num_left_out == 0
 
 
 def test_what_is_left_out_does_not_count_towards_the_size_of_the_pairs() -> None:

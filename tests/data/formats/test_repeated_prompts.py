@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Preference
 from rm_assets.data.formats.soundness import require_sound
@@ -44,7 +44,7 @@ def test_a_prompt_that_both_replies_repeat_is_cut_off_both(
     prompt: str, chosen: str, rejected: str, replies: list[str]
 ) -> None:
     assert texts(read(prompt=prompt, chosen=chosen, rejected=rejected)) == [[prompt], *([reply] for reply in replies)]
-    assert plain_pair(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}).encode()) is not None
+    assert simple_pair(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}).encode()) is not None
     compared = read(question=prompt, output_1=rejected, output_2=chosen, label=2)
     assert texts(compared) == [[prompt], *([reply] for reply in replies)]
     ranked = read(prompt=prompt, responses=[rejected, chosen], scores=[1, 2])
@@ -70,7 +70,7 @@ def test_a_reply_that_is_the_prompt_alone_is_empty() -> None:
     row = {"prompt": "The soup was hot.", "chosen": "The soup was hot. Yes.", "rejected": " The soup was hot.\n"}
     with pytest.raises(PreferenceError, match="empty_reply: the rejected reply is empty"):
         read(**row)
-    assert plain_pair(json.dumps(row).encode()) is None
+    assert simple_pair(json.dumps(row).encode()) is None
 
 
 WORD = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=6)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rm_assets.data.formats.field_names import SPELLINGS
-from rm_assets.data.formats.parsing import PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.parsing import PreferenceError, parse_line, parse_row
 from rm_assets.data.formats.preferences import ParsingRules
 from rm_assets.data.tables.reasons import Reason
 
@@ -97,7 +97,7 @@ def test_numbers_as_text_are_read_exactly(text: str, value: float) -> None:
 def test_what_is_no_number_is_of_a_wrong_type(text: object) -> None:
     assert reason_of({"margin": text}) == Reason.WRONG_TYPE
     with pytest.raises(PreferenceError) as error:
-        stated_by(
+        parse_line(
             json.dumps({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": text}),
             ParsingRules(),
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.formats.soundness import require_sound
@@ -27,7 +27,7 @@ def written(preference: Preference) -> str:
 
 
 def refused(**row: Any) -> PreferenceError:
-    assert plain_pair(json.dumps(row).encode()) is None
+    assert simple_pair(json.dumps(row).encode()) is None
     with pytest.raises(PreferenceError) as error:
         read(**row)
     assert SECRET not in error.value.detail
@@ -194,7 +194,7 @@ def test_a_prompt_in_the_markers_of_a_template_is_a_reject_that_names_one(marker
     assert error.reason == Reason.TURN_MARKERS
     assert f"`{marker}`, a turn marker of a model's template: give messages with" in error.detail
     assert refused(prompt=prompt, responses=["Fir.", "Cup."], scores=[2, 1]).detail == error.detail
-    assert plain_pair(json.dumps({"prompt": prompt, "chosen": "Fir.", "rejected": "Cup."}).encode()) is None
+    assert simple_pair(json.dumps({"prompt": prompt, "chosen": "Fir.", "rejected": "Cup."}).encode()) is None
 
 
 def test_replies_in_the_markers_of_a_template_are_a_reject_where_both_are() -> None:
@@ -241,7 +241,7 @@ def test_a_text_that_quotes_a_marker_is_a_text(prompt: str) -> None:
     for more in ({}, {"margin": 0}):
         preference = read(**row, **more)
         assert (preference.format, written(preference)) == (Format.PLAIN, f"u:{prompt} / a:Fir. / a:Cup.")
-    assert plain_pair(json.dumps(row).encode()) is not None
+    assert simple_pair(json.dumps(row).encode()) is not None
 
 
 def test_replies_that_tell_a_dialogue_are_texts() -> None:

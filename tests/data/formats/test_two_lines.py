@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.formats.preferences import Message, Preference, PreferenceError
-from rm_assets.data.formats.two_lines import pairs_of_lines, stated_by_two_lines
+from rm_assets.data.formats.two_lines import pairs_of_lines, parse_two_lines
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Snapshot
@@ -35,15 +35,13 @@ def nemo(system: str, user: str, reply: str, end: str = "") -> str:
 @given(system=st.just("") | TEXT, user=TEXT, chosen=TEXT, rejected=TEXT, end=st.sampled_from(["", "<extra_id_1>"]))
 def test_nemos_chat_comes_back_as_messages(system: str, user: str, chosen: str, rejected: str, end: str) -> None:
     rejected = rejected if rejected != chosen else chosen + "!"
-    [pair] = stated_by_two_lines(
-        (1, nemo(system, user, chosen, end)), (2, nemo(system, user, rejected, end))
-    ).preferences
+    [pair] = parse_two_lines((1, nemo(system, user, chosen, end)), (2, nemo(system, user, rejected, end))).preferences
     opening = (Message(role="system", content=system),) if system else ()
     assert pair.prompt == (*opening, Message(role="user", content=user))
     assert pair.chosen == (Message(role="assistant", content=chosen),)
     assert pair.rejected == (Message(role="assistant", content=rejected),)
     lines = (1, nemo(system, user, rejected, end)), (2, nemo(system, user, chosen, end))
-    [swapped] = stated_by_two_lines(*lines).preferences
+    [swapped] = parse_two_lines(*lines).preferences
     assert (swapped.chosen, swapped.rejected) == (pair.rejected, pair.chosen)
 
 
@@ -171,7 +169,7 @@ def test_a_blank_line_as_long_as_lines_may_be_is_no_line_of_a_pair(two_lines: Se
 def stated(first: dict[str, Any], second: dict[str, Any]) -> Preference:
     texts = [f"\n\nHuman: q\n\nAssistant: {reply}" for reply in "ab"]
     lines = [json.dumps({"text": text} | more) for text, more in zip(texts, (first, second), strict=True)]
-    return stated_by_two_lines((1, lines[0]), (2, lines[1])).preferences[0]
+    return parse_two_lines((1, lines[0]), (2, lines[1])).preferences[0]
 
 
 def test_what_a_pair_has_besides_may_stand_in_either_line() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import ParsingRules
 
@@ -35,7 +35,7 @@ def test_a_message_that_says_something_in_a_field_that_is_not_read_is_a_reject(
     row = ROW | {"chosen": [REPLY | {field: value}]}
     with pytest.raises(PreferenceError, match=f"unsupported_field: the field `{field}` of a message .* `{read_as}"):
         parse_row(json.dumps(row))
-    assert plain_pair(json.dumps(row).encode()) is None
+    assert simple_pair(json.dumps(row).encode()) is None
     for empty in (None, "", [], {}):
         assert parse_row(json.dumps(ROW | {"chosen": [REPLY | {field: empty}]})) == parse_row(json.dumps(ROW))
 

@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS
-from rm_assets.data.formats.labels.shapes import Signs, add_sign, refusals, signs_by_source, unclear_labels
-from rm_assets.data.formats.parsing import PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.labels.consistency import (
+    EvidenceCounts,
+    count_evidence,
+    evidence_by_source,
+    refusals,
+    unclear_labels,
+)
+from rm_assets.data.formats.parsing import PreferenceError, parse_line, parse_row
 from rm_assets.data.formats.preferences import ParsingRules
 from rm_assets.data.tables.reasons import Reason
 
@@ -96,17 +102,17 @@ def test_scores_of_any_spelling_agree_tie_or_contradict(
 
 def judged(rows: list[tuple[str, dict[str, Any]]], rules: ParsingRules) -> tuple[set[int], set[int]]:
     """The rows in files that are held back for their labels, and those whose strengths are rejects."""
-    signs: dict[str, Signs] = {source: {} for source, _ in rows}
+    signs: dict[str, EvidenceCounts] = {source: {} for source, _ in rows}
     shown = []
     for number, (source, row) in enumerate(rows):
         try:
-            found = stated_by(json.dumps(row), rules).signs
+            found = parse_line(json.dumps(row), rules).evidence
         except PreferenceError as error:
-            found = error.signs
+            found = error.evidence
         shown.append(found)
         for sign in found:
-            add_sign(signs[source], sign, number + 1, is_sound=True)
-    by_source = signs_by_source((source, msgspec.to_builtins(own)) for source, own in signs.items())
+            count_evidence(signs[source], sign, number + 1, is_sound=True)
+    by_source = evidence_by_source((source, msgspec.to_builtins(own)) for source, own in signs.items())
     unclear, refused = unclear_labels(by_source), refusals(by_source)
     held = {number for number, (source, _) in enumerate(rows) if source in unclear}
     return held, {

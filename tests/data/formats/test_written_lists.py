@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rm_assets.data.formats.conversations.written_lists import alternating, written_messages, written_texts
-from rm_assets.data.formats.fast_path import plain_pair
+from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import PreferenceError, parse_row
 from rm_assets.data.formats.preferences import Format, Preference
 from rm_assets.data.formats.soundness import require_sound
@@ -21,7 +21,7 @@ def read(row: dict[str, Any]) -> Preference:
     line = json.dumps(row)
     [preference] = parse_row(line)
     require_sound(preference)
-    assert plain_pair(line.encode()) is None
+    assert simple_pair(line.encode()) is None
     return preference
 
 
@@ -187,7 +187,7 @@ def test_a_list_as_it_is_printed_is_a_reject_that_says_so(name: str) -> None:
             read(row)
         assert error.value.reason == Reason.WRONG_TYPE
         assert SECRET not in error.value.detail
-        assert plain_pair(json.dumps(row).encode()) is None
+        assert simple_pair(json.dumps(row).encode()) is None
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from rm_assets.data.chat.pair_rendering import SIDES, flatten_pair, require_no_c
 from rm_assets.data.chat.template_expressions import Columns
 from rm_assets.data.chat.template_renderer import TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
-from rm_assets.data.formats.fast_path import plain_pair
-from rm_assets.data.formats.parsing import stated_by
+from rm_assets.data.formats.fast_path import simple_pair
+from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.pairs.contamination import prompt_grams
@@ -116,9 +116,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def processed(line: bytes, chat: ChatTokenizer | None) -> None:
     """A line through all that looks at its texts."""
-    plain_pair(line)
+    simple_pair(line)
     try:
-        for preference in stated_by(line, RULES).preferences:
+        for preference in parse_line(line, RULES).preferences:
             require_sound(preference)
             keys_of(preference)
             prompt_grams([message.content or "" for message in preference.prompt])
@@ -188,12 +188,12 @@ def turns(number: int) -> list[dict[str, str]]:
 
 
 def read_plain(number: int) -> None:
-    assert plain_pair(json.dumps({"prompt": turns(number), "chosen": reply("x"), "rejected": reply("y")}).encode())
+    assert simple_pair(json.dumps({"prompt": turns(number), "chosen": reply("x"), "rejected": reply("y")}).encode())
 
 
 def read_any(number: int) -> None:
     line = json.dumps({"prompt": turns(number + 100), "chosen": "x", "rejected": "y"})  # other lengths than above
-    [preference] = stated_by(line, RULES).preferences
+    [preference] = parse_line(line, RULES).preferences
     require_sound(preference)
 
 

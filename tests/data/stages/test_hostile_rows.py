@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support import is_linear
 
-from rm_assets.data.formats.fast_path import plain_pair
-from rm_assets.data.formats.parsing import FORMATS, Format, PreferenceError, parse_row, stated_by
+from rm_assets.data.formats.fast_path import simple_pair
+from rm_assets.data.formats.parsing import FORMATS, Format, PreferenceError, parse_line, parse_row
 from rm_assets.data.formats.preferences import ParsingRules
 from rm_assets.data.formats.rankings import MAX_RESPONSES
 from rm_assets.data.formats.soundness import require_sound
@@ -67,9 +67,9 @@ VALUES = (
 
 def is_taken(line: str) -> bool:
     """Whether a line states sound preferences; it raises nothing else than that it does not."""
-    plain_pair(line.encode())
+    simple_pair(line.encode())
     try:
-        for preference in stated_by(line, ParsingRules()).preferences:
+        for preference in parse_line(line, ParsingRules()).preferences:
             require_sound(preference)
     except PreferenceError:
         return False

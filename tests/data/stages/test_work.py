@@ -13,7 +13,7 @@ from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.pair_rendering import flatten_pair, pair_messages, require_no_control_tokens
 from rm_assets.data.chat.shortening import shortened_pair
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
-from rm_assets.data.formats.parsing import stated_by
+from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.pairs.rows import PairRows
@@ -31,7 +31,7 @@ def counting_chat() -> CountingChat:
 def rows_of(line: dict[str, Any]) -> list[dict[str, Any]]:
     """The validated rows of a line."""
     rows = PairRows()
-    for preference in stated_by(json.dumps(line), ParsingRules(max_pairs_per_prompt=10**6)).preferences:
+    for preference in parse_line(json.dumps(line), ParsingRules(max_pairs_per_prompt=10**6)).preferences:
         require_sound(preference)
         rows.add(1, preference)
     return rows.table("a.jsonl").to_pylist()

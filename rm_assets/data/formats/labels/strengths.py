@@ -2,14 +2,14 @@
 
 `"preference_strength": -2` alone prefers the first response by two. A Likert scale from 1 to 7 under the same name
 means something else by each of its values, and a strength beside a label may have no sign: which it is shows in the
-other rows of the shape (see `rm_assets.data.formats.labels.shapes`).
+other rows of the shape (see `rm_assets.data.formats.labels.consistency`).
 """
 
 import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rm_assets.data.formats.preferences import PreferenceError, Sign, SignKind
+from rm_assets.data.formats.preferences import Evidence, EvidenceKind, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.json_settings import Label
 
@@ -24,7 +24,7 @@ class Strength(NamedTuple):
 
     better: Label | None
     margin: float
-    sign: Sign | None = None
+    sign: Evidence | None = None
 
 
 def read_strength(value: float, shape: str, label: Label | None, scale: Mapping[str, Label]) -> Strength:
@@ -40,21 +40,21 @@ def read_strength(value: float, shape: str, label: Label | None, scale: Mapping[
     if label == "tie":
         return Strength(label, 0.0)
     if label is not None:
-        kind = SignKind.SIGNED if value < 0 else SignKind.SIZE if label != sign else None
-        told = Sign(shape, kind, f"{value:g}") if kind else None
+        kind = EvidenceKind.SIGNED if value < 0 else EvidenceKind.SIZE if label != sign else None
+        told = Evidence(shape, kind, f"{value:g}") if kind else None
         return Strength(sign if value < 0 else label, abs(value), told)
     if abs(value) > LARGEST:
-        raise unclear_strength(Sign(shape, SignKind.BEYOND, f"{value:g}"))
-    kind = SignKind.NEGATIVE if value < 0 else SignKind.POSITIVE
-    return Strength(sign, abs(value), Sign(shape, kind, f"{value:g}") if value else None)
+        raise unclear_strength(Evidence(shape, EvidenceKind.BEYOND, f"{value:g}"))
+    kind = EvidenceKind.NEGATIVE if value < 0 else EvidenceKind.POSITIVE
+    return Strength(sign, abs(value), Evidence(shape, kind, f"{value:g}") if value else None)
 
 
-def unclear_strength(sign: Sign) -> PreferenceError:
+def unclear_strength(sign: Evidence) -> PreferenceError:
     """The reject of a strength that is no value of HelpSteer's scale."""
     error = PreferenceError(
         Reason.AMBIGUOUS_LABEL, f"{sign.shape} is {sign.value}, beyond -3 to 3; {scale_advice(sign.shape)}"
     )
-    error.signs = (sign,)
+    error.evidence = (sign,)
     return error
 
 

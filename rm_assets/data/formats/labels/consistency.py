@@ -16,12 +16,12 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.formats.labels.strengths import scale_advice
-from rm_assets.data.formats.preferences import Sign, SignKind
+from rm_assets.data.formats.preferences import Evidence, EvidenceKind
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import as_code
 
-_STRENGTHS = (SignKind.NEGATIVE, SignKind.POSITIVE)
-_AGAINST_NAMES = (SignKind.UNCLEAR, SignKind.OTHER, SignKind.OWN)
+_STRENGTHS = (EvidenceKind.NEGATIVE, EvidenceKind.POSITIVE)
+_AGAINST_NAMES = (EvidenceKind.UNCLEAR, EvidenceKind.OTHER, EvidenceKind.OWN)
 
 
 class Seen(Struct, kw_only=True):
@@ -33,7 +33,7 @@ class Seen(Struct, kw_only=True):
     value: str
 
 
-Signs = dict[str, dict[SignKind, Seen]]
+EvidenceCounts = dict[str, dict[EvidenceKind, Seen]]
 """What the rows of a shard or a file show, by shape and kind."""
 
 
@@ -41,12 +41,12 @@ class Refusal(Struct, frozen=True, kw_only=True):
     """Why rows of one shape are rejects where they show certain signs."""
 
     shape: str
-    kinds: tuple[SignKind, ...]
+    kinds: tuple[EvidenceKind, ...]
     reason: Reason
     detail: str
 
 
-def add_sign(signs: Signs, sign: Sign, line: int, *, is_sound: bool) -> None:
+def count_evidence(signs: EvidenceCounts, sign: Evidence, line: int, *, is_sound: bool) -> None:
     """Count a row's sign."""
     seen = signs.setdefault(sign.shape, {}).get(sign.kind)
     if seen is None:
@@ -58,12 +58,12 @@ def add_sign(signs: Signs, sign: Sign, line: int, *, is_sound: bool) -> None:
         seen.line, seen.value = line, sign.value
 
 
-def signs_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Signs]:
+def evidence_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, EvidenceCounts]:
     """The signs of each file, from those of its shards as their figures have them."""
-    found: dict[str, Signs] = {}
+    found: dict[str, EvidenceCounts] = {}
     for source, figures in shards:
         signs = found.setdefault(source, {})
-        for shape, kinds in msgspec.convert(figures, Signs).items():
+        for shape, kinds in msgspec.convert(figures, EvidenceCounts).items():
             for kind, seen in kinds.items():
                 known = signs.setdefault(shape, {}).setdefault(kind, seen)
                 if known is not seen:
@@ -73,19 +73,21 @@ def signs_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str
     return found
 
 
-def refusals(by_source: Mapping[str, Signs]) -> list[Refusal]:
+def refusals(by_source: Mapping[str, EvidenceCounts]) -> list[Refusal]:
     """Which strengths of which shapes are rejects, by the signs of all files."""
     found = []
-    refused: tuple[SignKind, ...]
+    refused: tuple[EvidenceKind, ...]
     for shape, kinds in _kinds(by_source).items():
-        if SignKind.SIGNED in kinds and SignKind.SIZE in kinds:
-            example = _example(by_source, shape, SignKind.SIGNED)
+        if EvidenceKind.SIGNED in kinds and EvidenceKind.SIZE in kinds:
+            example = _example(by_source, shape, EvidenceKind.SIGNED)
             detail = f"{shape} is {example}, so that it has a sign, which here contradicts the label"
-            reason, refused = Reason.AMBIGUOUS_FIELD, (SignKind.SIZE,)
-        elif SignKind.BEYOND in kinds:
-            detail = f"{shape} is {_example(by_source, shape, SignKind.BEYOND)}, beyond -3 to 3; {scale_advice(shape)}"
+            reason, refused = Reason.AMBIGUOUS_FIELD, (EvidenceKind.SIZE,)
+        elif EvidenceKind.BEYOND in kinds:
+            detail = (
+                f"{shape} is {_example(by_source, shape, EvidenceKind.BEYOND)}, beyond -3 to 3; {scale_advice(shape)}"
+            )
             reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
-        elif SignKind.POSITIVE in kinds and SignKind.NEGATIVE not in kinds:
+        elif EvidenceKind.POSITIVE in kinds and EvidenceKind.NEGATIVE not in kinds:
             detail = f"{shape} is negative in no line, as strengths from -3 to 3 would be; {scale_advice(shape)}"
             reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
         else:
@@ -94,7 +96,7 @@ def refusals(by_source: Mapping[str, Signs]) -> list[Refusal]:
     return found
 
 
-def unclear_labels(by_source: Mapping[str, Signs]) -> dict[str, list[str]]:
+def unclear_labels(by_source: Mapping[str, EvidenceCounts]) -> dict[str, list[str]]:
     """The files whose numbers as labels may mean either response, and why, shape by shape."""
     found: dict[str, list[str]] = {}
     kinds = _kinds(by_source)
@@ -105,16 +107,16 @@ def unclear_labels(by_source: Mapping[str, Signs]) -> dict[str, list[str]]:
     return found
 
 
-def _why_unclear(by_source: Mapping[str, Signs], source: str, shape: str, there: set[SignKind]) -> str:
+def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: str, there: set[EvidenceKind]) -> str:
     """Why the numbers of a shape in one file are unclear; empty where they are not. `there` are the signs of all."""
     own = by_source[source][shape]
     against = [kind for kind in _AGAINST_NAMES if kind in there]
-    if SignKind.UNCLEAR in own:
-        kind, other = SignKind.UNCLEAR, None
-    elif SignKind.NAMED in own and against:
-        kind, other = SignKind.NAMED, against[0]
-    elif SignKind.OTHER in own and SignKind.NAMED in there:
-        kind, other = SignKind.OTHER, SignKind.NAMED
+    if EvidenceKind.UNCLEAR in own:
+        kind, other = EvidenceKind.UNCLEAR, None
+    elif EvidenceKind.NAMED in own and against:
+        kind, other = EvidenceKind.NAMED, against[0]
+    elif EvidenceKind.OTHER in own and EvidenceKind.NAMED in there:
+        kind, other = EvidenceKind.OTHER, EvidenceKind.NAMED
     else:
         return ""
     problem = f"{shape} is {own[kind].value} (first: line {own[kind].line})"
@@ -123,7 +125,7 @@ def _why_unclear(by_source: Mapping[str, Signs], source: str, shape: str, there:
     return f"{problem}, but {_example(by_source, shape, other, source)}: these numbers may not name the responses"
 
 
-def _example(by_source: Mapping[str, Signs], shape: str, kind: SignKind, source: str = "") -> str:
+def _example(by_source: Mapping[str, EvidenceCounts], shape: str, kind: EvidenceKind, source: str = "") -> str:
     """A value of this kind, and where it stands: in a file itself rather than in another one."""
     places = [name for name, signs in by_source.items() if kind in signs.get(shape, {})]
     place = source if source in places else min(places)
@@ -131,8 +133,8 @@ def _example(by_source: Mapping[str, Signs], shape: str, kind: SignKind, source:
     return f"{seen.value} in line {seen.line}" + ("" if place == source else f" of {as_code(place)}")
 
 
-def _kinds(by_source: Mapping[str, Signs]) -> dict[str, set[SignKind]]:
-    found: dict[str, set[SignKind]] = {}
+def _kinds(by_source: Mapping[str, EvidenceCounts]) -> dict[str, set[EvidenceKind]]:
+    found: dict[str, set[EvidenceKind]] = {}
     for signs in by_source.values():
         for shape, kinds in signs.items():
             found.setdefault(shape, set()).update(kinds)
