@@ -47,7 +47,8 @@ from rm_assets.training.loop.step import Run, train_step
 from rm_assets.training.loop.throughput import ModelFlops, Tally, is_exact, peak_flops, step_flops, tally_step
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.reward_model import build_model
-from rm_assets.training.packing.pair_store import Pairs, open_store
+from rm_assets.training.packing.pair_store import open_store
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Packing, Rows, epoch_steps, plan_rows
 
 SHAPES = {

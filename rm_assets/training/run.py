@@ -47,7 +47,7 @@ from rm_assets.training.model.reward_model import (
 )
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import check_pairs, read_splits
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Packing
 from rm_assets.training.processes.signals import Stop
 from rm_assets.training.report.calibration import wins

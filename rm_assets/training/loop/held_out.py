@@ -25,7 +25,7 @@ from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.model.scoring import scores as scores_of
 from rm_assets.training.packing.batches import collate
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Packing, Rows, plan_rows
 
 NUM_SAMPLED = 64

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 
 
 def pair_losses(chosen: Tensor, rejected: Tensor, margin: Tensor, settings: TrainingSettings) -> Tensor:

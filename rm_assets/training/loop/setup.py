@@ -20,7 +20,7 @@ from rm_assets.training.model.probe import Choice
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.micro_batch_size import Memory, largest_micro_batch
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan, Packing
 
 

@@ -26,7 +26,7 @@ from rm_assets.training.loop.training_log import StepFigures
 from rm_assets.training.model.probe import Choice
 from rm_assets.training.model.scoring import scores
 from rm_assets.training.packing.batches import MicroBatch, collate
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from rm_assets.training.model.adapter import base_of
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan, Packing, Rows, num_tokens
 
 

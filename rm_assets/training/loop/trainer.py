@@ -28,7 +28,7 @@ from rm_assets.training.loop.training_log import StepFigures, TrainingLog
 from rm_assets.training.model.layers import reason_not_to_compile
 from rm_assets.training.model.probe import Choice
 from rm_assets.training.packing.micro_batch_size import GpuMemory
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan, epoch_steps, plan_rows
 from rm_assets.training.processes.signals import Stop, StoppedError
 

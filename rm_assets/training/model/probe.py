@@ -21,7 +21,7 @@ from rm_assets.training.model.probe_pairs import probe_pairs
 from rm_assets.training.model.scoring import Scorer, bfloat16_scores
 from rm_assets.training.packing.attention import ATTENTION, UnsupportedModelError
 from rm_assets.training.packing.batches import collate
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_assets.training.packing.pair_store import KEYS_SCHEMA, Pairs, Sequences, common_prefix
+from rm_assets.training.packing.pairs import KEYS_SCHEMA, Pairs, Sequences, common_prefix
 
 NUM_REAL = 2
 MAX_REAL_TOKENS = 192  # of a side of them; the rest is cut off

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rm_assets.training.devices import moved
 from rm_assets.training.packing.layout import Layout, Segment
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import IDLE_TOKENS, MicroPlan, Packing, Rows
 
 

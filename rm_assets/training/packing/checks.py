@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rm_assets.training.jobs.training_job import EVALUATION, SPLITS, TrainingError, TrainingJob
-from rm_assets.training.packing.pair_store import SIDES, Pairs, open_store
+from rm_assets.training.packing.pair_store import open_store
+from rm_assets.training.packing.pairs import SIDES, Pairs
 from rm_assets.training.packing.planning import Rows
 
 _IDS_AT_ONCE = 2**22  # bounds what is held in memory

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan, Packing, num_tokens, plan_rows
 
 SHARE = 0.85

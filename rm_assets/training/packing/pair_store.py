@@ -1,10 +1,11 @@
 """The pairs of a job as flat arrays on disk, decoded once from the snapshot's Parquet and memory-mapped.
 
-A store is a directory with a folder for each split and `manifest.json`, written last; it is written beside and
-renamed. Pairs of one ranking (adjacent, with equal source, line and prompt) share its distinct sequences: four
-replies that were compared two by two are six pairs and four sequences.
+A store is a directory with a folder of arrays for each split and `manifest.json`, written last; it is written beside
+its place and renamed. Pairs of one ranking (adjacent, with equal source, line and prompt) share its distinct sequences:
+four replies that were compared two by two are six pairs and four sequences.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,24 +14,23 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.snapshots import SnapshotError
-from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.packing.pairs import KEYS, KEYS_SCHEMA, SIDES, Pairs, Sequences, common_prefix
 
-KEYS = ("source", "line", "pair_id", "prompt_key")
-SIDES = ("chosen", "rejected")
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+"""Of the files' format: part of a store's name, so that a store of another version is written again."""
 _COLUMNS = [*KEYS, *(f"{side}_{what}" for side in SIDES for what in ("input_ids", "length")), "margin"]
-KEYS_SCHEMA = pa.schema([schemas.PADDED.field(name) for name in KEYS])
 _KEYS_FILE = "keys.arrow"
 _ROWS_PER_READ = 256  # bounds the padded ids held at once: 64 MiB where sequences have 32 thousand tokens
 _BYTES_PER_READ = 2**20
@@ -43,69 +43,18 @@ _ARRAYS: dict[str, Any] = {
     "prefix": np.int32,
     "margin": np.float32,
 }
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token sequences laid end to end: sequence i is ids[offsets[i] : offsets[i + 1]].
-
-    For [7, 8] and [9]: ids [7, 8, 9], offsets [0, 2, 3].
-    """
-
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def lengths_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of some sequences."""
-        lengths: NDArray[np.int64] = self.offsets[numbers + 1] - self.offsets[numbers]
-        return lengths
-
-    def __getitem__(self, number: int) -> NDArray[np.int32]:
-        return self.ids[self.offsets[number] : self.offsets[number + 1]]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A split. Row i is a pair of two `sequences`, by number: chosen[i] and rejected[i], int64 [pairs].
-
-    `ranking` int64 [pairs], never falling, numbers the ranking of each pair; `prefix` int32 [rankings] is how many
-    first tokens all sequences of a ranking share, at most the shortest length - 1, so that each has a token of its
-    own. `keys` is a table of KEYS, `margin` float32 [pairs].
-    """
-
-    keys: pa.Table
-    sequences: Sequences
-    chosen: NDArray[np.int64]
-    rejected: NDArray[np.int64]
-    ranking: NDArray[np.int64]
-    prefix: NDArray[np.int32]
-    margin: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.margin)
-
-    def pair_ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """The pair_id of each row."""
-        return list(self.keys.column("pair_id").take(pa.array(rows)).to_pylist())
-
-    def lengths(self, side: str) -> NDArray[np.int64]:
-        """Tokens of one side of every pair, "chosen" or "rejected"."""
-        return self.sequences.lengths_of(self.chosen if side == "chosen" else self.rejected)
+"""Files of a split, each the plain bytes of an array."""
 
 
 def open_store(
     directory: Path, snapshot: str, splits: Mapping[str, Sequence[str]], sha256: Mapping[str, str] | None = None
 ) -> dict[str, Pairs]:
-    """The pairs of every split, memory-mapped from a store in `directory`, which is made where there is none.
+    """The pairs of every split, memory-mapped from a store in `directory`, which is written if there is none.
 
-    The Parquet files of a split have the schema `schemas.PADDED`. Padding is found by `chosen_length` and
-    `rejected_length`, never by the pad id, which may be a real token elsewhere. `sha256` has the hashes of the files,
-    by path. The store's name says which snapshot and splits it was made of; one that is damaged is made anew. Memory:
-    one read of Parquet rows at a time. Raises TrainingError for a file that is not as it was written, a missing
-    column, or a length that its row does not have.
+    The Parquet files of a split have the schema `schemas.PADDED`, and `sha256` their hashes by path. Padding is found
+    by `chosen_length` and `rejected_length`, never by the pad id, which may be a real token elsewhere. The store's name
+    is a hash of the snapshot and the splits; a damaged store is written again. Memory: one read of Parquet rows at a
+    time. Raises TrainingError for a file that has changed, a missing column, or a length that exceeds its row.
     """
     known = sha256 or {}
     path = directory / _store_name(snapshot, splits, known)
@@ -129,14 +78,9 @@ def _store_name(snapshot: str, splits: Mapping[str, Sequence[str]], sha256: Mapp
 def _is_sound(path: Path) -> bool:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-        return all(_sha256(path / name) == digest for name, digest in files.items())
+        return all(file_sha256(path / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_store(path: Path, splits: Mapping[str, Sequence[str]], sha256: Mapping[str, str]) -> None:
@@ -146,7 +90,7 @@ def _write_store(path: Path, splits: Mapping[str, Sequence[str]], sha256: Mappin
         for name, paths in splits.items():
             (beside / name).mkdir(parents=True)
             _write_split(beside / name, paths, sha256)
-        files = {file.relative_to(beside).as_posix(): _sha256(file) for file in beside.rglob("*") if file.is_file()}
+        files = {file.relative_to(beside).as_posix(): file_sha256(file) for file in beside.rglob("*") if file.is_file()}
         (beside / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
         if path.exists():
             shutil.rmtree(path)
@@ -156,34 +100,43 @@ def _write_store(path: Path, splits: Mapping[str, Sequence[str]], sha256: Mappin
 
 
 def _open_split(path: Path) -> Pairs:
-    arrays = {name: _mapped(path / f"{name}.npy") for name in _ARRAYS}
+    arrays = {name: _mapped(path / name, dtype) for name, dtype in _ARRAYS.items()}
     keys = pa.ipc.open_file(pa.memory_map(str(path / _KEYS_FILE))).read_all()
     sequences = Sequences(arrays.pop("ids"), arrays.pop("offsets"))
     return Pairs(keys=keys, sequences=sequences, **arrays)
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def _mapped(path: Path, dtype: Any) -> NDArray[Any]:
+    if not path.stat().st_size:
+        return np.empty(0, dtype)  # an empty file cannot be mapped
     # np.asarray: the plain view of a memmap, whose slices cost a third of a memmap's
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
 # --- decoding ------------------------------------------------------------------------------------------------
 
 
 def _write_split(directory: Path, paths: Sequence[str], sha256: Mapping[str, str]) -> None:
-    columns = {name: _Column.create(directory / f"{name}.npy", dtype) for name, dtype in _ARRAYS.items()}
-    columns["offsets"].append([0])
     decoder = _Decoder()
-    with pa.OSFile(str(directory / _KEYS_FILE), "wb") as sink, pa.ipc.new_file(sink, KEYS_SCHEMA) as keys:
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((directory / name).open("wb")) for name in _ARRAYS}
+
+        def append(name: str, values: Any) -> None:
+            files[name].write(np.ascontiguousarray(values, _ARRAYS[name]).tobytes())
+
+        sink = stack.enter_context(pa.OSFile(str(directory / _KEYS_FILE), "wb"))
+        keys = stack.enter_context(pa.ipc.new_file(sink, KEYS_SCHEMA))
+        append("offsets", [0])
         for path in paths:
             for batch in _batches(path, sha256.get(path, "")):
                 keys.write_batch(batch.select(list(KEYS)))
-                columns["margin"].append(batch.column("margin").to_numpy(zero_copy_only=False))
+                append("margin", batch.column("margin").to_numpy(zero_copy_only=False))
                 for name, values in decoder.decode(batch, path).items():
-                    columns[name].append(values)
-    columns["prefix"].append(decoder.last_prefix())
-    for column in columns.values():
-        column.close()
+                    append(name, values)
+        append("prefix", decoder.last_prefix())
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _batches(path: str, sha256: str) -> Iterator[pa.RecordBatch]:
@@ -191,48 +144,14 @@ def _batches(path: str, sha256: str) -> Iterator[pa.RecordBatch]:
         missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
         if missing:
             raise TrainingError(f"{path!r} has no column {missing[0]!r}: give files of padded_pairs")
-        for group in range(file.num_row_groups):  # one after the other: read at once, all of them stay in memory
+        for group in range(file.num_row_groups):  # one at a time: read together, all of them stay in memory
             batches = file.iter_batches(_ROWS_PER_READ, row_groups=[group], columns=_COLUMNS, use_threads=False)
             yield from (batch for batch in batches if batch.num_rows)
 
 
 @dataclass
-class _Column:
-    """A one-dimensional .npy file that grows; its header has room for the length that it ends with."""
-
-    file: BinaryIO
-    dtype: Any
-    size: int = 0
-
-    @classmethod
-    def create(cls, path: Path, dtype: Any) -> "_Column":
-        column = cls(path.open("wb"), np.dtype(dtype))
-        column._write_header()
-        return column
-
-    def append(self, values: Any) -> None:
-        array = np.ascontiguousarray(values, self.dtype)
-        self.file.write(array.tobytes())
-        self.size += len(array)
-
-    def close(self) -> None:
-        end = self.file.tell()
-        self.file.seek(0)
-        self._write_header()
-        assert end - self.file.tell() == self.size * self.dtype.itemsize, "the header of a .npy file has grown"
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-    def _write_header(self) -> None:
-        description = np.lib.format.dtype_to_descr(self.dtype)
-        header = {"descr": description, "fortran_order": False, "shape": (self.size,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-
-@dataclass
 class _Decoder:
-    """From batches of rows to the arrays of a split; it keeps the ranking that the next row may belong to."""
+    """Turns batches of rows into the arrays of a split; remembers the ranking that the next row may belong to."""
 
     key: tuple[Any, ...] = ()
     numbers: dict[bytes, int] = field(default_factory=dict)  # the ranking's distinct sequences
@@ -243,7 +162,7 @@ class _Decoder:
     num_ids: int = 0
 
     def decode(self, batch: pa.RecordBatch, path: str) -> dict[str, Any]:
-        """What a batch of rows adds to each array but the margins; a ranking's prefix follows when it is complete."""
+        """The values that a batch adds to each array but the margins; a prefix is added when its ranking is complete."""
         found: dict[str, list[Any]] = {name: [] for name in _ARRAYS if name != "margin"}
         sides = [_unpadded(batch, side, path) for side in SIDES]
         keys = zip(*(batch.column(name).to_pylist() for name in ("source", "line", "prompt_key")), strict=True)
@@ -257,7 +176,7 @@ class _Decoder:
         return {**found, "ids": np.concatenate(found["ids"]) if found["ids"] else []}
 
     def last_prefix(self) -> list[int]:
-        """The prefix of the ranking that is complete now, if there is one."""
+        """The prefix of the ranking just completed, if there is one."""
         return [self.prefix] if self.num_rankings else []
 
     def _number(self, ids: NDArray[np.int32], found: dict[str, list[Any]]) -> int:
@@ -272,14 +191,6 @@ class _Decoder:
         return number
 
 
-def common_prefix(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
-    """How many ids two sequences begin with in common: 2 for [7, 8, 9] and [7, 8, 5, 9]."""
-    size = min(len(first), len(second))
-    differs = first[:size] != second[:size]
-    place = int(differs.argmax()) if size else 0
-    return place if size and differs[place] else size
-
-
 def _unpadded(batch: pa.RecordBatch, side: str, path: str) -> Sequences:
     padded = batch.column(f"{side}_input_ids")
     widths = padded.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -289,7 +200,7 @@ def _unpadded(batch: pa.RecordBatch, side: str, path: str) -> Sequences:
         row = int(wrong[0])
         raise TrainingError(
             f"{side}_length is {int(lengths[row])!r} in a row of {int(widths[row])} ids, "
-            f"pair {batch.column('pair_id')[row].as_py()!r} of {path!r}: make padded_pairs again"
+            f"pair {batch.column('pair_id')[row].as_py()!r} of {path!r}: materialize padded_pairs again"
         )
     position = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
     ids = padded.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)

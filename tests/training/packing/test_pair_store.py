@@ -13,7 +13,8 @@ from toy_pairs import padded_row
 
 from rm_assets.data.tables.schemas import PADDED
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.packing.pair_store import common_prefix, open_store
+from rm_assets.training.packing.pair_store import open_store
+from rm_assets.training.packing.pairs import common_prefix
 
 
 def opened(directory, paths, snapshot="s"):
@@ -139,7 +140,7 @@ def test_a_sound_store_is_used_again_and_another_snapshot_gets_its_own(tmp_path,
     opened(tmp_path, [path])
     [store] = (tmp_path / "scratch").iterdir()
     made = (store / "manifest.json").stat().st_mtime_ns
-    assert set(json.loads((store / "manifest.json").read_text())["files"]) >= {"train/ids.npy", "train/keys.arrow"}
+    assert set(json.loads((store / "manifest.json").read_text())["files"]) >= {"train/ids", "train/keys.arrow"}
     opened(tmp_path, [path])
     assert (store / "manifest.json").stat().st_mtime_ns == made
     opened(tmp_path, [path], snapshot="t")
@@ -151,7 +152,7 @@ def test_a_damaged_store_is_made_anew(tmp_path, write_pairs, damage):
     path = write_pairs(tmp_path / "a.parquet", [([4, 5], [4, 6])])
     opened(tmp_path, [path])
     [store] = (tmp_path / "scratch").iterdir()
-    file = store / "train" / "ids.npy"
+    file = store / "train" / "ids"
     sound = file.read_bytes()
     if damage == "cut":
         file.write_bytes(sound[:-1])
