@@ -184,7 +184,7 @@ def test_a_directory_with_files_of_others_is_left_as_it_is(make_job, capsys, nam
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     assert execute_job(job, train) == 1
-    told = f"output_directory is {job.output_directory!r}, where {name.split('/')[0]!r} is no training's"
+    told = f"output_directory is {job.output_directory!r}, where {name.split('/')[0]!r} was not written by a training"
     assert f"error: {told} and would be replaced: name an empty directory\n" in capsys.readouterr().err
     assert [path for path in Path(job.output_directory).rglob("*") if path.is_file()] == [mine]
     assert mine.read_text() == "mine"

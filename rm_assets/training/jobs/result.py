@@ -1,9 +1,8 @@
-"""What a finished job leaves behind, and the reader that trusts none of it unverified. No torch here.
+"""The files of a finished job: written, verified and removed here. No torch here.
 
-`manifest.json` is written last: a directory without one holds no result.
+`manifest.json` is written last: a directory without one holds no result. Only files that a job wrote are ever removed.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,7 +13,15 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data.storage.files import file_sizes, read_file, remove_directories, subdirectories
+from rm_assets.data.storage.files import (
+    file_sizes,
+    fsync_directory,
+    read_file,
+    remove_directories,
+    subdirectories,
+    write_file,
+)
+from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.ownership import is_safe_relative_path, remove_listed_files
 from rm_assets.training.jobs.training_job import TrainingError
 
@@ -48,7 +55,7 @@ SCORES = pa.schema(
 """A row for each held-out pair; lengths in tokens."""
 
 
-_RESULT = re.compile(r"manifest\.json(\.tmp)?|error\.txt|metrics\.jsonl|scores\.parquet")
+_RESULT = re.compile(r"manifest\.json|\.manifest\.json\.[0-9a-f]{32}|error\.txt|metrics\.jsonl|scores\.parquet")
 _MODELS = re.compile(r"(model|adapter)/.+")
 _TRACKED = re.compile(r"tensorboard/events\.out\.tfevents\..+|wandb/.+")
 _CHECKPOINT = r"(process-[0-9]+\.safetensors|metrics\.jsonl|manifest\.json|\.tmp[A-Za-z0-9]{6})"  # last: safetensors
@@ -59,11 +66,11 @@ _IN_PROGRESS = re.compile(
 
 
 class TrainingResultError(RuntimeError):
-    """A training result that is missing, of another job, or not as it was written."""
+    """A training result that is missing, belongs to another job, or has changed since it was written."""
 
 
 class ForeignOutputError(TrainingError):
-    """A job's directory for results that holds files of others: nothing is written there, not even the reason."""
+    """The output directory holds files of others: nothing is written there, not even the reason."""
 
 
 def write_manifest(
@@ -84,21 +91,16 @@ def write_manifest(
         "metrics": metrics,
         "versions": versions,
     }
-    beside = directory / f"{MANIFEST}.tmp"
-    with beside.open("w") as file:
-        file.write(json.dumps(manifest, indent=2, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(directory / MANIFEST)
     for folder in (*folders, directory):
         if folder.is_dir():
-            sync_directory(folder)
+            fsync_directory(folder)
+    write_file(directory / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_result(directory: Path, key: str) -> dict[str, Any]:
-    """The manifest of a finished job, once the key and the hash of every file agree with it.
+    """The manifest of a finished job, after verifying its key and the hash of every file.
 
-    Raises TrainingResultError, which says which file is wrong and how.
+    Raises TrainingResultError, which names the wrong file and how it is wrong.
     """
     path = directory / MANIFEST
     try:
@@ -135,9 +137,8 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
     if not is_safe_relative_path(name) or not path.resolve().is_relative_to(directory.resolve()):
         raise TrainingResultError(f"{MANIFEST} names {name!r}, which lies outside {str(directory)!r}")
     try:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError):  # whatever else happens on the way to it says nothing of the file
+        actual = file_sha256(path)
+    except (FileNotFoundError, IsADirectoryError):  # other errors say nothing about the file
         raise TrainingResultError(f"{str(path)!r} is missing: remove the directory and train again") from None
     if actual != expected:
         raise TrainingResultError(
@@ -146,9 +147,9 @@ def _check_file(directory: Path, name: str, expected: str) -> None:
 
 
 def result_files(directory: Path) -> list[str]:
-    """The files of a result: its manifest, those that it names, and what a tracker wrote.
+    """The files of a result: its manifest, those that it names, and those of a tracker.
 
-    Before there is a manifest, all in the directories of the models are of the job that writes them.
+    Without a manifest, all files in the directories of the models belong to the job that is writing them.
     """
     present = file_sizes(directory)
     try:
@@ -159,17 +160,17 @@ def result_files(directory: Path) -> list[str]:
 
 
 def clear_output(directory: Path) -> None:
-    """Make the directory and remove what an earlier attempt left, its manifest first; its checkpoints stay.
+    """Make the directory and remove the result of an earlier attempt, its manifest first; its checkpoints stay.
 
-    Raises ForeignOutputError, with nothing removed, where what lies there is no training's.
+    Raises ForeignOutputError, with nothing removed, if the directory holds files that no training wrote.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    named = (MANIFEST, f"{MANIFEST}.tmp", ERROR, METRICS, SCORES_FILE, MODEL, ADAPTER)
+    named = (MANIFEST, ERROR, METRICS, SCORES_FILE, MODEL, ADAPTER)
     found = [name for name in named if (directory / name).exists()]
-    if found and not _is_of_a_training(directory):
+    if found and not _was_written_by_a_training(directory):
         raise ForeignOutputError(
-            f"output_directory is {str(directory)!r}, where {found[0]!r} is no training's and would be replaced: "
-            "name an empty directory"
+            f"output_directory is {str(directory)!r}, where {found[0]!r} was not written by a training and would be "
+            "replaced: name an empty directory"
         )
     (directory / SCRATCH).mkdir(exist_ok=True)
     (directory / SCRATCH / "begun").touch()
@@ -178,8 +179,8 @@ def clear_output(directory: Path) -> None:
     remove_directories(directory / name for name in (MODEL, ADAPTER))
 
 
-def _is_of_a_training(directory: Path) -> bool:
-    """Whether a job wrote there before: it left its manifest, it is in progress, or its description lies beside."""
+def _was_written_by_a_training(directory: Path) -> bool:
+    """Whether a job wrote here before: it left a manifest, files in progress, or its job file beside the directory."""
     if any(_IN_PROGRESS.fullmatch(name) for name in file_sizes(directory)):
         return True
     try:
@@ -193,23 +194,23 @@ def _is_of_a_training(directory: Path) -> bool:
 
 
 def remove_scratch(directory: Path) -> None:
-    """Remove what only a training in progress needs: its checkpoints, and the pairs as it read them."""
+    """Remove what only a training in progress needs: its checkpoints and its store of pairs."""
     remove_listed_files(directory, [name for name in file_sizes(directory) if _IN_PROGRESS.fullmatch(name)])
-    # a kill while a checkpoint was removed leaves its directory empty
+    # a kill during the removal of a checkpoint leaves its directory empty
     of_checkpoints = [f"{CHECKPOINTS}/{name}" for name in subdirectories(directory / CHECKPOINTS)]
     ours = [name for name in of_checkpoints if _IN_PROGRESS.fullmatch(f"{name}/{MANIFEST}")]
     remove_directories(directory / name for name in (*ours, CHECKPOINTS, SCRATCH))
 
 
 def remove_result(directory: Path) -> None:
-    """Remove all that a job wrote into its directory, and nothing else; the directory too, if it is empty then."""
+    """Remove all files that a job wrote into its directory, and the directory if it is then empty."""
     remove_scratch(directory)
     remove_listed_files(directory, result_files(directory))
     remove_directories([directory / MODEL, directory / ADAPTER, directory])
 
 
 def remove_checkpoint(directory: Path) -> None:
-    """Remove the files of a checkpoint, finished or not, and the directory if it is empty then."""
+    """Remove the files of a checkpoint, finished or not, and its directory if it is then empty."""
     parent = directory.parent
     names = [f"{CHECKPOINTS}/{directory.name}/{name}" for name in file_sizes(directory)]
     remove_listed_files(parent.parent, [name for name in names if _IN_PROGRESS.fullmatch(name)])
@@ -220,13 +221,4 @@ def synced_sha256(path: Path) -> str:
     """Sync a file to the disk, and hash it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """Sync the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return file_sha256(path)

@@ -162,7 +162,7 @@ class _Decoder:
     num_ids: int = 0
 
     def decode(self, batch: pa.RecordBatch, path: str) -> dict[str, Any]:
-        """The values that a batch adds to each array but the margins; a prefix is added when its ranking is complete."""
+        """The values that a batch adds to each array but the margins; a prefix comes when its ranking is complete."""
         found: dict[str, list[Any]] = {name: [] for name in _ARRAYS if name != "margin"}
         sides = [_unpadded(batch, side, path) for side in SIDES]
         keys = zip(*(batch.column(name).to_pylist() for name in ("source", "line", "prompt_key")), strict=True)

@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(saved):
 def test_a_checkpoint_of_another_job_is_not_used(saved):
     directory, said = saved
     assert newest(directory, said, key="other") is None
-    assert "it is of the job 'key'" in said[0]
+    assert "it belongs to the job 'key'" in said[0]
 
 
 def test_another_number_of_processes_is_an_error_that_says_what_to_do(saved):

@@ -130,7 +130,7 @@ def test_no_flipped_bit_of_a_file_is_trained_on(tmp_path, write_pairs):
 def test_a_job_whose_files_moved_knows_their_hashes(make_job):
     job = make_job()
     [train] = job.splits["train"]
-    moved = job.model_copy(update={"sha256": {train: "abc"}}).moved(lambda path: f"/there{path}", "/output")
+    moved = job.model_copy(update={"sha256": {train: "abc"}}).with_paths(lambda path: f"/there{path}", "/output")
     assert moved.splits["train"] == [f"/there{train}"]
     assert moved.sha256 == {f"/there{train}": "abc"}
 
