@@ -57,10 +57,10 @@ def has_credentials(text: str) -> bool:
     """Whether an address in a setting tells a secret, percent-encoded or not, whatever marks and spaces it has."""
     whole = re.sub(r"[\s'\"<>]", "_", text)
     once = unquote(whole)
-    return any(masked(form) != form for form in (whole, once, unquote(once)))
+    return any(mask_credentials(form) != form for form in (whole, once, unquote(once)))
 
 
-def masked(text: str) -> str:
+def mask_credentials(text: str) -> str:
     """A text with the credentials of all its addresses replaced by asterisks."""
     if ":/" in text:
         text = "::".join(_ADDRESS.sub(_masked_address, part) for part in text.split("::"))  # fsspec's chains

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rm_assets.addresses import SERVERS, masked, require_no_credentials
+from rm_assets.addresses import SERVERS, mask_credentials, require_no_credentials
 from rm_assets.settings import SAMPLE, LaunchSettings, Settings, SettingsError, TrainingSettings, setting_fields
 
 PREFIX = "RM_"
@@ -93,4 +93,4 @@ def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> 
 def _problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        yield f"{name} (or {PREFIX}{name.upper()}) is {masked(repr(given.get(name)))}: {problem['msg']}"
+        yield f"{name} (or {PREFIX}{name.upper()}) is {mask_credentials(repr(given.get(name)))}: {problem['msg']}"

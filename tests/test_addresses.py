@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support import polite_rows, write_lines
 
-from rm_assets.addresses import has_credentials, masked
+from rm_assets.addresses import has_credentials, mask_credentials
 from rm_assets.data.storage.files import describe_error
 from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings, setting_fields
 from rm_assets.settings_loading import load_settings
@@ -78,7 +78,7 @@ def test_credentials_in_an_address_are_refused_without_being_told(address: str) 
 @pytest.mark.parametrize("address", WITHOUT)
 def test_other_addresses_are_taken(address: str) -> None:
     assert not has_credentials(address)
-    assert masked(address) == address
+    assert mask_credentials(address) == address
     settings = load_settings({"annotations": address, "evaluation_files": {"a": address}}, {})
     assert (settings.annotations, settings.evaluation_files) == (address, {"a": address})
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 from rm_assets.settings import SettingsError
 
 ADAPTER = "adapter_config.json"
@@ -49,7 +49,7 @@ def _refuse(path: Path, problem: str) -> NoReturn:
 
 
 def _shown(error: BaseException) -> str:
-    text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
+    text = mask_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}…"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 from rm_assets.data.storage.files import StorageError, remove_files, write_json
 
 MAX_RETRIES = 3
@@ -70,8 +70,10 @@ def _connected() -> Any:
         else:
             ray.init(address="local", include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        told = masked(str(error).splitlines()[0])
-        raise EngineError(f"engine (or RM_ENGINE) is 'ray', RAY_ADDRESS is {masked(repr(address))}: {told}") from None
+        told = mask_credentials(str(error).splitlines()[0])
+        raise EngineError(
+            f"engine (or RM_ENGINE) is 'ray', RAY_ADDRESS is {mask_credentials(repr(address))}: {told}"
+        ) from None
     return ray
 
 

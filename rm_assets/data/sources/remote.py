@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from upath import UPath
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 from rm_assets.data.storage.files import (
     StorageError,
     describe_error,
@@ -74,7 +74,7 @@ def _system_of_now(path: Path) -> tuple[Any, str]:
 def _status(entry: dict[str, Any]) -> RemoteStatus:
     written = 0.0 if entry.get(_CONTENT_HASH) else modified_at(entry)
     if entry.get("size") is None:
-        name, way = masked(str(entry["name"])), "download it and name the copy"
+        name, way = mask_credentials(str(entry["name"])), "download it and name the copy"
         raise StorageError(f"{name!r} cannot be read: its server does not tell its size; {way}")
     version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(written))
     return RemoteStatus(

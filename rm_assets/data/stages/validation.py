@@ -12,9 +12,7 @@ import functools
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,49 +22,27 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rm_assets.data.compute.engine import Task
-from rm_assets.data.compute.engine import compute_shards
+from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.fast_path import simple_pair
-from rm_assets.data.formats.file_rules import globs_without_files
-from rm_assets.data.formats.file_rules import rules_of_file
-from rm_assets.data.formats.labels.consistency import EvidenceCounts
-from rm_assets.data.formats.labels.consistency import Refusal
-from rm_assets.data.formats.labels.consistency import count_evidence
+from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
+from rm_assets.data.formats.labels.consistency import EvidenceCounts, Refusal, count_evidence
 from rm_assets.data.formats.parsing import parse_line
-from rm_assets.data.formats.preferences import Evidence
-from rm_assets.data.formats.preferences import ParsedLine
-from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.formats.preferences import Evidence, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.formats.two_lines import NumberedLine
-from rm_assets.data.formats.two_lines import num_broken_prompts
-from rm_assets.data.formats.two_lines import pairs_of_lines
-from rm_assets.data.formats.two_lines import parse_two_lines
+from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, parse_two_lines
 from rm_assets.data.pairs.rows import PairRows
-from rm_assets.data.stages.rejects import num_rejects
-from rm_assets.data.stages.rejects import reason_counts
-from rm_assets.data.stages.rejects import reject_table
-from rm_assets.data.stages.run_stage import Log
-from rm_assets.data.stages.run_stage import run_stage
-from rm_assets.data.stages.run_stage import shard_task
-from rm_assets.data.stages.verdicts import Verdict
-from rm_assets.data.stages.verdicts import verdict_of_files
-from rm_assets.data.stages.written_tools import CALLS
-from rm_assets.data.stages.written_tools import num_lines_with_other_tools
-from rm_assets.data.stages.written_tools import tools_by_line
+from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
+from rm_assets.data.stages.verdicts import Verdict, verdict_of_files
+from rm_assets.data.stages.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
 from rm_assets.data.storage.publication import Publication
-from rm_assets.data.storage.shards import ShardWriter
-from rm_assets.data.storage.shards import Stats
-from rm_assets.data.storage.snapshots import DATA
-from rm_assets.data.storage.snapshots import REJECTS
-from rm_assets.data.storage.snapshots import Shard
-from rm_assets.data.storage.snapshots import Snapshot
+from rm_assets.data.storage.shards import ShardWriter, Stats
+from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations
-from rm_assets.data.tables.reasons import MALFORMED
-from rm_assets.data.tables.reasons import Reason
+from rm_assets.data.tables.reasons import MALFORMED, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -110,13 +86,7 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
         counts.update(num_in=num_lines, num_held_back=num_lines * bool(task.held_back))
         for lines, stated_by_lines in statements:
             line, text = lines[0]
-<<<<<<< /tmp/tmp95xxglf_/2
-            if may_skip_parsing and isinstance(text, bytes) and (pair := plain_pair(text)):
-||||||| /tmp/tmp95xxglf_/1
-            if takes_short_way and isinstance(text, bytes) and (pair := plain_pair(text)):
-=======
-            if takes_short_way and isinstance(text, bytes) and (pair := simple_pair(text)):
->>>>>>> /tmp/tmp95xxglf_/3
+            if may_skip_parsing and isinstance(text, bytes) and (pair := simple_pair(text)):
                 rows.add_plain(line, pair)
                 counts["num_stated"] += 1
                 continue
@@ -147,21 +117,11 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     }
 
 
-<<<<<<< /tmp/tmp95xxglf_/2
-def _usable(stated_by_lines: Callable[[], Stated], line: int, task: ValidationTask, signs: Signs) -> Stated:
-    """The preferences of a line if they are sound and no verdict forbids them; its signs are counted either way."""
-    shown, is_sound = tuple[Sign, ...](), False
-||||||| /tmp/tmp95xxglf_/1
-def _usable(stated_by_lines: Callable[[], Stated], line: int, task: ValidationTask, signs: Signs) -> Stated:
-    """What lines state, if it is sound, and no verdict on all files is against it; its signs are counted either way."""
-    shown, is_sound = tuple[Sign, ...](), False
-=======
 def _usable(
     stated_by_lines: Callable[[], ParsedLine], line: int, task: ValidationTask, signs: EvidenceCounts
 ) -> ParsedLine:
-    """What lines state, if it is sound, and no verdict on all files is against it; its signs are counted either way."""
+    """The preferences of a line if they are sound and no verdict forbids them; its evidence is counted either way."""
     shown, is_sound = tuple[Evidence, ...](), False
->>>>>>> /tmp/tmp95xxglf_/3
     try:
         stated = stated_by_lines()
         shown = stated.evidence
@@ -193,16 +153,8 @@ def _add_malformed(
             malformed[str(reject["reason"])] = [num + 1, min(first, reject["line"])]
 
 
-<<<<<<< /tmp/tmp95xxglf_/2
-Statement = tuple[list[NumberedLine], Callable[[], Stated]]
-"""One or two lines that are read together, and the function that parses them."""
-||||||| /tmp/tmp95xxglf_/1
-Statement = tuple[list[NumberedLine], Callable[[], Stated]]
-"""What to read together: a line or two, and how to know what they state."""
-=======
 Statement = tuple[list[NumberedLine], Callable[[], ParsedLine]]
-"""What to read together: a line or two, and how to know what they state."""
->>>>>>> /tmp/tmp95xxglf_/3
+"""One or two lines that are read together, and the function that parses them."""
 
 
 def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int]]:

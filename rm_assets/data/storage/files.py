@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, cast
 import msgspec
 from upath import UPath
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 
 _ABANDONED_SECONDS = 24 * 3600.0
 """Remote files that no manifest names are left alone this long: a writer on another machine may need them."""
@@ -110,7 +110,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"{os.strerror(error.errno or 0)}: make room and run again, what is finished is kept"
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return masked(" ".join((told or type(error).__name__).split()))
+    return mask_credentials(" ".join((told or type(error).__name__).split()))
 
 
 @contextlib.contextmanager

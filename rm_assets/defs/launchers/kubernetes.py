@@ -18,7 +18,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 from rm_assets.defs.launchers.base import Ending
 from rm_assets.defs.runs.cancellation import ending_job
 from rm_assets.settings import LaunchSettings, SettingsError
@@ -317,4 +317,4 @@ def _misplaced(spec: dict[str, Any]) -> str | None:
 def _one_line(error: Exception) -> str:
     reason = getattr(error, "reason", None)  # of kubernetes' ApiException, whose text has all headers
     status = getattr(error, "status", None)
-    return f"{status} {reason}" if status else masked(" ".join(str(error).split()))[:300]
+    return f"{status} {reason}" if status else mask_credentials(" ".join(str(error).split()))[:300]

@@ -16,7 +16,7 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.addresses import masked, require_no_credentials
+from rm_assets.addresses import mask_credentials, require_no_credentials
 from rm_assets.defs.launchers.base import Ending
 from rm_assets.defs.runs.cancellation import ending_job
 from rm_assets.settings import LaunchSettings, SettingsError
@@ -88,7 +88,7 @@ class RayLauncher:
                 "launcher (or RM_LAUNCHER) is 'ray', which is not installed: pip install 'rm_assets[ray]'"
             ) from None
         except (ConnectionError, RuntimeError) as error:
-            told = masked(" ".join(str(error).split()))[:300]
+            told = mask_credentials(" ".join(str(error).split()))[:300]
             raise SettingsError(
                 f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {told}"
             ) from None
@@ -106,10 +106,10 @@ class RayLauncher:
 
 
 def _ending(client: Any, submission: str, error: Exception) -> Ending:
-    told = masked(" ".join(str(error).split()))[:300]
+    told = mask_credentials(" ".join(str(error).split()))[:300]
     with contextlib.suppress(Exception):  # then the first error is the one to tell
         found = client.get_job_info(submission)
         if found.driver_exit_code:
             return Ending(code=found.driver_exit_code)
-        return Ending(code=1, told=masked(found.message or told))
+        return Ending(code=1, told=mask_credentials(found.message or told))
     return Ending(code=1, told=told)

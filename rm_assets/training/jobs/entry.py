@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.display_text import one_line, printable
 from rm_assets.settings import SettingsError
@@ -77,7 +77,7 @@ def execute_job(job: JobType, work: "Work[JobType]", stop: Stop | None = None) -
         return _fail(job, str(error))
     except Exception as error:
         traceback.print_exc()
-        return _fail(job, masked(f"{type(error).__name__}: {error}"))
+        return _fail(job, mask_credentials(f"{type(error).__name__}: {error}"))
     finally:
         if pipes is not None:
             pipes.close()  # without the error, whose text may be longer than a Pipes message should be

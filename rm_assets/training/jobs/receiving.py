@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from rm_assets.addresses import masked, require_no_credentials
+from rm_assets.addresses import mask_credentials, require_no_credentials
 from rm_assets.data.storage.files import (
     StorageError,
     download,
@@ -42,7 +42,7 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
         job = job_type.model_validate_json(read_file(resolve_path(uri)))
         output = resolve_path(job.output_directory)
     except (StorageError, OSError, ValueError) as error:
-        print(f"error: cannot read the job {masked(uri)!r}: {one_line(error)}", file=sys.stderr)
+        print(f"error: cannot read the job {mask_credentials(uri)!r}: {one_line(error)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="rm_assets_job_") as name:
         directory = Path(name)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_assets.addresses import masked
+from rm_assets.addresses import mask_credentials
 from rm_assets.data.chat import pretrained
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
@@ -110,7 +110,7 @@ def check_size(directory: Path) -> None:
 
 
 def _unloadable(model: str, error: Exception) -> TrainingError:
-    reason = masked(" ".join(str(error).split()))[:500]
+    reason = mask_credentials(" ".join(str(error).split()))[:500]
     told = reason if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {reason}"
     return TrainingError(f"model {model!r} cannot be loaded as a reward model: {told}; change the setting model")
 
