@@ -38,8 +38,9 @@ TRAINING = {
 
 
 def for_a_team() -> str:
-    """The README's dagster.yaml for a Dagster of many people."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The dagster.yaml for a team, from the page on deployment."""
+    page = ROOT / "rm_assets" / "defs" / "DEPLOYMENT.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
     [found] = [block for block in blocks if "postgres_url" in block]
     return str(found)
 

@@ -1,4 +1,4 @@
-"""What a CI relies on: exit codes, the reason in the last line, and the workflow that the README shows."""
+"""What a CI relies on: exit codes, the reason in the last line, and the workflow on the page of deployment."""
 
 import os
 import re
@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def workflow() -> dict[str, Any]:
-    """The workflow in the README."""
-    [text] = re.findall(r"```yaml\n(name: .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The workflow on the page of deployment."""
+    page = ROOT / "rm_assets" / "defs" / "DEPLOYMENT.md"
+    [text] = re.findall(r"```yaml\n(name: .*?)```", page.read_text(), re.DOTALL)
     return dict(yaml.safe_load(text))
 
 

@@ -19,7 +19,7 @@ SECONDS_TO_REFRESH = 180.0
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 def instance_yaml(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The dagster.yaml of the instance under test: the project's own, and the README's for a team."""
+    """The dagster.yaml of the instance under test: the project's own, and that of DEPLOYMENT.md."""
     if request.param == "sqlite":
         yield sqlite_yaml(tmp_path / "home")
     else:

@@ -266,7 +266,7 @@ def test_after_each_signal_the_next_run_goes_on_to_the_model_of_an_undisturbed_o
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """A site whose trainings take turns by a pool: the project's own file with one, and the README's for a team."""
+    """A site whose trainings take turns by a pool: the project's own file with one, and that of DEPLOYMENT.md."""
     if request.param == "sqlite":
         yield Site(tmp_path, instance_file=f"{OWN}concurrency: {{pools: {{default_limit: 1, granularity: run}}}}\n")
     else:
