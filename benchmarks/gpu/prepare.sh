@@ -9,7 +9,7 @@ python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 target=3.12 # the other machine's Python
 
-rm -rf .gpu .whl
+rm -rf .gpu/job .gpu/trl .whl
 mkdir -p .gpu .whl
 "$python" benchmarks/training.py --prepare .gpu/job
 "$python" benchmarks/training.py --shape qwen3-0.6b --pairs-per-step 8 --prepare .gpu/trl "$@"
