@@ -73,7 +73,7 @@ def _values(annotation: Any, bounds: list[Any]) -> str:
     if get_origin(annotation) is Literal:
         return " · ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is list:
-        return f"JSON list of {_values(*get_args(annotation), [])}"
+        return f"JSON list of {_values(get_args(annotation)[0], [])}"
     if get_origin(annotation) is dict:
         return "JSON object"
     signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))

@@ -6,7 +6,8 @@ from typing import Any
 from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.stages.identities import stage_identity
 from rm_assets.data.storage.files import resolve_path
-from rm_assets.data.storage.publication import InvariantFunction, Publication, StageFunction, open_publication
+from rm_assets.data.storage.publication import Publication, open_publication
+from rm_assets.data.storage.shards import InvariantFunction, StageFunction
 from rm_assets.data.storage.snapshots import Shard, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
