@@ -1,8 +1,8 @@
-"""Null baselines: what a judge reaches that cannot know which reply is better.
+"""Null baselines: the accuracy of a judge that cannot know which reply is better.
 
-That the longer or the shorter reply wins needs no model. Two more ask the model itself, without what it needs:
-the prompt's messages replaced by one empty user message, and the prompt of another pair in place of its own. A
-model that is as good without the right prompt judges replies by their looks.
+Two need no model: the longer or the shorter reply wins. Two ask the model itself: with one empty user message in
+place of the prompt, and with the prompt of another pair. A model that is as good without the right prompt judges
+replies by their looks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ PROMPT_BASELINES = (WITHOUT_PROMPT, OTHER_PROMPT)
 LENGTH_BASELINES = ("longer_wins", "shorter_wins")
 EMPTY_PROMPT = [{"role": "user", "content": ""}]
 MIN_PAIRS = 30
-"""Of a slice with fewer pairs, the interval is so wide that every baseline would come near."""
+"""With fewer pairs in a slice, the interval is so wide that every baseline would be near."""
 _SEED = 0
 _KEY = ["source", "line", "pair_id"]
 
 
 def prompt_variants(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each pair with each other prompt that it gets, named by `variant`; the replies stay.
+    """Each pair with each replacement of its prompt, named by `variant`; the replies stay.
 
-    `pairs` are rows of validated_preferences. A pair that shares its prompt with more than half of the others may
-    find none but its own, and then has no variant OTHER_PROMPT.
+    `pairs` are rows of validated_preferences. If more than half of the pairs share a prompt, some of them would get
+    their own prompt, and have no variant OTHER_PROMPT.
     """
     others = other_prompts([pair["prompt_key"] for pair in pairs])
     without = [dict(pair) | {"variant": WITHOUT_PROMPT, "prompt": EMPTY_PROMPT, "tools": ""} for pair in pairs]
@@ -42,14 +42,14 @@ def prompt_variants(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def other_prompts(prompt_keys: Sequence[str]) -> NDArray[np.int64]:
-    """For each row the row whose prompt it gets: a permutation, without the own prompt wherever that is possible.
+    """For each row, the row whose prompt it gets: a permutation that avoids its own prompt where possible.
 
-    The rows are shuffled, ordered by prompt and moved by the count of the most frequent one, which brings each
-    into another prompt's place unless that one has more than half of the rows. For the prompts a, b, b it is
+    The rows are shuffled, sorted by prompt and rotated by the count of the most frequent prompt, so each gets
+    another prompt unless that one has more than half of the rows. For the prompts a, b, b it is
     [1, 0, 2] or [2, 1, 0] (one of the b keeps its own), for a, b it is [1, 0].
     """
     shuffled = np.random.default_rng(_SEED).permutation(len(prompt_keys))
-    prompts, _ = pd.factorize(np.array(prompt_keys, dtype=object)[shuffled])  # numbered as they come
+    prompts, _ = pd.factorize(np.array(prompt_keys, dtype=object)[shuffled])  # numbered in order of appearance
     ordered = shuffled[np.argsort(prompts, kind="stable")]
     result = np.empty(len(ordered), dtype=np.int64)
     result[ordered] = np.roll(ordered, -int(np.bincount(prompts).max(initial=0)))
@@ -57,7 +57,7 @@ def other_prompts(prompt_keys: Sequence[str]) -> NDArray[np.int64]:
 
 
 def baseline_results(scored: pd.DataFrame) -> pd.DataFrame:
-    """A row per pair with PROMPT_BASELINES: 1, 0.5 or 0 for what its variants' scores say, NaN without a score.
+    """A row per pair with PROMPT_BASELINES: 1, 0.5 or 0 by its variants' scores, NaN without a score.
 
     `scored` has source, line, pair_id, variant, chosen_score and rejected_score.
     """

@@ -1,4 +1,4 @@
-"""How far a model's probabilities can be believed: reliability, its error, and the temperature that mends it.
+"""Calibration of a model's probabilities: reliability bins, expected calibration error, and the best temperature.
 
 A pair's difference is d = r_chosen - r_rejected, and the model's probability for the chosen side sigmoid(d).
 """
@@ -25,7 +25,7 @@ def log_losses(difference: Any) -> Any:
 
 
 def calibration_bins(difference: np.ndarray) -> pd.DataFrame:
-    """How often the model is right, by how sure it is; `difference` (pairs,) is r_chosen - r_rejected.
+    """How often the model is right, by its confidence; `difference` (pairs,) is r_chosen - r_rejected.
 
     Guo et al. 2017 for pairs: confidence is max(p, 1 - p) with p = sigmoid(difference), so NUM_BINS equal
     bins, closed on the right, cover 0.5 to 1; frequency is the accuracy in the bin, a tie counting one half.
@@ -50,15 +50,15 @@ def expected_calibration_error(bins: pd.DataFrame) -> float:
     return float((gap * bins["num_pairs"]).sum() / bins["num_pairs"].sum())
 
 
-def fitted_temperature(difference: np.ndarray) -> float | None:
+def fit_temperature(difference: np.ndarray) -> float | None:
     """The T > 0 at which sigmoid(d / T) has the least log loss on these pairs (Guo et al. 2017, section 4.2).
 
-    Above 1 the model was too sure of itself. None where no temperature is best: all pairs ranked right (the
-    smaller the better), or chosen sides not ahead on average (a coin would be better).
+    Above 1 the model was overconfident. None where no temperature is best: all pairs ranked right (the smaller
+    the better), or chosen sides not ahead on average (a coin would be better).
     """
     if not len(difference) or (difference >= 0).all() or difference.mean() <= 0:
         return None
-    # The loss is convex in b = 1 / T, falling at b = 0 and rising for large b: halve where its slope changes sign.
+    # The loss is convex in b = 1 / T, falling at b = 0 and rising for large b: bisect where its slope changes sign.
     low, high = 0.0, 1.0
     while _slope(difference, high) < 0:
         low, high = high, 2 * high

@@ -2,38 +2,28 @@
 
 Everything is exact in that it is computed from every pair of the split, in float64, and depends on the rows
 alone, not on their order. A pair's difference is d = r_chosen - r_rejected and the model's probability for it
-sigmoid(d); the annotation's margin is a device of training and only slices the pairs here. A tie counts as one
-half, so that a model that scores everything alike has accuracy 0.5.
+sigmoid(d); the annotation's margin matters for training and only slices the pairs here. A tie counts one half,
+so a model that gives all replies the same score has accuracy 0.5.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rm_assets.training.jobs.training_job import EVALUATION
 from rm_assets.training.report.baselines import PROMPT_BASELINES
-from rm_assets.training.report.benchmark_rules import BEST, PLACES, STYLES, benchmark_rows
+from rm_assets.training.report.benchmark_rules import PLACES
 from rm_assets.training.report.calibration import (
     calibration_bins,
     expected_calibration_error,
-    fitted_temperature,
+    fit_temperature,
     log_losses,
     wins,
 )
-from rm_assets.training.report.intervals import bootstrap_interval
-from rm_assets.training.report.slices import FACTS, KEY, NO_MARGIN, SLICES, length_bucket, margin_bucket
-
-ALL = "all"
-NO_SUBSET = "(none)"
-NO_AGREEMENT = "not stated"
-_OWN_VALUES = {ALL, NO_SUBSET, BEST, *STYLES}
-"""What the report calls rows of its own, beside those of subsets."""
-TABLE_COLUMNS = ["slice", "value", "num_pairs", "num_prompts", "accuracy", "accuracy_low", "accuracy_high"]
-TABLE_COLUMNS += ["log_loss", "expected_calibration_error", "mean_chosen_score", "std_chosen_score"]
-TABLE_COLUMNS += ["mean_rejected_score", "std_rejected_score", "longer_wins", "shorter_wins", *PROMPT_BASELINES]
+from rm_assets.training.report.slice_table import ALL, TABLE_COLUMNS, evaluation_table, slice_table, table_row
+from rm_assets.training.report.slices import FACTS, KEY, length_bucket, margin_bucket
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +32,7 @@ class Report:
 
     `metrics`: figures over all test pairs, see `_metrics`. `table`: one row per slice with TABLE_COLUMNS, those
     of the evaluation sets last. `calibration`: one row per bin of confidence, see `calibration_bins`. `pairs`:
-    every pair that counts, of the test split and the evaluation sets, with what the figures are means of.
+    every pair that counts, of the test split and the evaluation sets, with the values that the figures are means of.
     """
 
     metrics: dict[str, float | int]
@@ -67,8 +57,8 @@ def build_report(
     judged = {name: _judged(_joined(_rows_of(scores, name), facts), baselines) for name in (split, *sets)}
     pairs = judged[split]
     calibration = calibration_bins(pairs["difference"].to_numpy())
-    metrics = _metrics(pairs, fitted_temperature(_differences(scores[scores["split"] == "validation"]).to_numpy()))
-    tables = [_slice_table(pairs), *(_evaluation_table(name, judged[name]) for name in sets)]
+    metrics = _metrics(pairs, fit_temperature(_differences(scores[scores["split"] == "validation"]).to_numpy()))
+    tables = [slice_table(pairs), *(evaluation_table(name, judged[name]) for name in sets)]
     return Report(
         metrics=metrics,
         table=pd.concat(tables, ignore_index=True),
@@ -93,19 +83,19 @@ def _rows_of(scores: pd.DataFrame, split: str) -> pd.DataFrame:
     twice = rows.duplicated(KEY)
     if twice.any() and not split.startswith(EVALUATION):
         raise ValueError(f"{twice.sum()} pairs are scored twice, first {_place(rows[twice])}")
-    # Evaluation sets keep what a line states twice (a ranking with equal replies); it counts once.
+    # Evaluation sets keep pairs that a line contains twice (a ranking with equal replies); they count once.
     return rows.drop_duplicates(KEY, ignore_index=True)
 
 
 def _joined(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
-    # One line may state the same pair twice (a ranking with equal replies); its rows agree in every fact.
+    # A line may contain a pair twice (a ranking with equal replies); its rows have the same facts.
     known = facts[[name for name in (*KEY, *FACTS, *PLACES) if name in facts or name in FACTS]].drop_duplicates(KEY)
     joined = rows.merge(known, how="left", on=KEY, indicator="found", validate="one_to_one")
     lost = joined["found"] == "left_only"
     if lost.any():
         raise ValueError(
             f"{lost.sum()} scored pairs have no row in the slices, first {_place(joined[lost])}: "
-            "take the slices from the snapshot that the scored pairs were made of"
+            "take the slices from the snapshot that the scored pairs come from"
         )
     return joined.drop(columns="found")
 
@@ -120,7 +110,7 @@ def _differences(scores: pd.DataFrame) -> pd.Series:
 
 
 def _judged(pairs: pd.DataFrame, baselines: pd.DataFrame | None) -> pd.DataFrame:
-    """Adds what the figures are means of: `difference`, `correct`, `loss`, `longer`, baselines, a value per pair."""
+    """Add the values per pair that the figures are means of: `difference`, `correct`, `loss`, `longer`, baselines."""
     difference = _differences(pairs)
     tokens = pairs["chosen_length"].astype("int64") - pairs["rejected_length"].astype("int64")
     judged = pairs.assign(
@@ -142,10 +132,10 @@ def _judged(pairs: pd.DataFrame, baselines: pd.DataFrame | None) -> pd.DataFrame
 def _metrics(pairs: pd.DataFrame, temperature: float | None) -> dict[str, float | int]:
     """The figures over all pairs: those of their row in the table, and what is known of all pairs only.
 
-    `temperature` divides the scores best, see `fitted_temperature`, and is left out where there is none; with it
-    comes what the log loss and the calibration error would be.
+    `temperature` is the best divisor of the scores, see `fit_temperature`, left out if there is none; with it come the
+    log loss and the calibration error that it would give.
     """
-    row = _row(pairs, "all", ALL)
+    row = table_row(pairs, "all", ALL)
     figures = {name: row[name] for name in TABLE_COLUMNS[4:]}
     difference = pairs["difference"].to_numpy()
     figures |= {"mean_score_margin": difference.mean(), "tied_share": (difference == 0).mean()}
@@ -171,7 +161,7 @@ def _score_length_correlation(pairs: pd.DataFrame) -> dict[str, float]:
         pd.concat([pairs[f"chosen_{name}"], pairs[f"rejected_{name}"]], ignore_index=True)
         for name in ("score", "length")
     )
-    # Each pair from both sides: which of two replies stands first says nothing, and both means are zero.
+    # Each pair counts from both sides: the order of the replies means nothing, and so both means are zero.
     apart, longer = (
         pd.concat([sign * (pairs[f"chosen_{name}"] - pairs[f"rejected_{name}"]) for sign in (1, -1)], ignore_index=True)
         for name in ("score", "length")
@@ -189,83 +179,3 @@ def _correlation(one: pd.Series, other: pd.Series) -> float | None:
     if one.nunique() == 1 or other.nunique() == 1:
         return None
     return float(one.corr(other))
-
-
-def _slice_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One row for all pairs, then one per value of each slice, sorted."""
-    agreement = pairs["agreement"].where(pairs["agreement"] != "", NO_AGREEMENT)
-    named = pairs.assign(subset=_named_subsets(pairs), agreement=agreement)
-    rows = [_row(pairs, "all", ALL)]
-    for name in SLICES:
-        # A slice that no annotation fills would say nothing.
-        if (name in ("subset", "agreement") and not pairs[name].any()) or (
-            name == "margin" and _without_margins(pairs)
-        ):
-            continue
-        rows += [_row(group, name, str(value)) for value, group in named.groupby(name, sort=True, observed=True)]
-    return pd.DataFrame(rows, columns=TABLE_COLUMNS)
-
-
-def _without_margins(pairs: pd.DataFrame) -> bool:
-    return bool((pairs["margin"] == NO_MARGIN).all())
-
-
-def _named_subsets(pairs: pd.DataFrame) -> pd.Series:
-    return pairs["subset"].map({subset: _subset_name(subset) for subset in pairs["subset"].unique()})
-
-
-def _subset_name(subset: str) -> str:
-    """A subset's value in the table, for each another and none of the report's own: `'all'` where it is called all."""
-    if not subset:
-        return NO_SUBSET
-    return repr(subset) if subset in _OWN_VALUES or subset[0] in "'\"" else subset
-
-
-def _evaluation_table(split: str, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of an evaluation set: all its pairs, those of each subset, and its benchmark's own rules."""
-    return pd.DataFrame(_evaluation_rows(split, pairs), columns=TABLE_COLUMNS)
-
-
-def _evaluation_rows(split: str, pairs: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    yield _row(pairs, split, ALL)
-    if pairs["subset"].any():
-        for subset, group in pairs.groupby(_named_subsets(pairs), sort=True):
-            yield _row(group, split, str(subset))
-    for value, judged in benchmark_rows(pairs):
-        interval = bootstrap_interval(judged["correct"], judged["prompt_key"])
-        figures = {"num_pairs": len(judged), "num_prompts": judged["prompt_key"].nunique()}
-        yield figures | {
-            "slice": split,
-            "value": value,
-            "accuracy": judged["correct"].mean(),
-            "accuracy_low": interval[0],
-            "accuracy_high": interval[1],
-        }
-
-
-def _row(pairs: pd.DataFrame, name: str, value: str) -> dict[str, Any]:
-    """The figures of a slice; standard deviations are those of the population.
-
-    `longer_wins` is the accuracy of preferring the side with more tokens; PROMPT_BASELINES are those of the
-    pairs that were scored anew for them, and NaN where none was.
-    """
-    accuracy_low, accuracy_high = bootstrap_interval(pairs["correct"], pairs["prompt_key"])
-    bins = calibration_bins(pairs["difference"].to_numpy())
-    return {
-        "slice": name,
-        "value": value,
-        "num_pairs": len(pairs),
-        "num_prompts": pairs["prompt_key"].nunique(),
-        "accuracy": pairs["correct"].mean(),
-        "accuracy_low": accuracy_low,
-        "accuracy_high": accuracy_high,
-        "log_loss": pairs["loss"].mean(),
-        "expected_calibration_error": expected_calibration_error(bins),
-        "mean_chosen_score": pairs["chosen_score"].mean(),
-        "std_chosen_score": pairs["chosen_score"].std(ddof=0),
-        "mean_rejected_score": pairs["rejected_score"].mean(),
-        "std_rejected_score": pairs["rejected_score"].std(ddof=0),
-        "longer_wins": pairs["longer"].mean(),
-        "shorter_wins": 1 - pairs["longer"].mean(),
-        **{baseline: pairs[baseline].mean() for baseline in PROMPT_BASELINES},
-    }

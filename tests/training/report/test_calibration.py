@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rm_assets.training.report.calibration import (
     calibration_bins,
     expected_calibration_error,
-    fitted_temperature,
+    fit_temperature,
     log_losses,
     wins,
 )
@@ -37,21 +37,21 @@ def test_calibration_error_weighs_bins_by_their_pairs():
 def test_the_temperature_that_makes_the_confidence_the_frequency():
     # Three of four right at d = 3 ln 3: at T = 3 the probability is sigmoid(ln 3) = 3/4.
     difference = 3 * math.log(3) * np.array([1, 1, 1, -1])
-    assert fitted_temperature(difference) == pytest.approx(3)
+    assert fit_temperature(difference) == pytest.approx(3)
     # At d = ln 3 / 2 the model is not sure enough: T = 1 / 2.
-    assert fitted_temperature(difference / 6) == pytest.approx(0.5)
+    assert fit_temperature(difference / 6) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("difference", [[], [1.0, 2.0], [0.0, 1.0], [-1.0, -2.0], [1.0, -1.0], [0.0, 0.0]])
 def test_without_a_best_temperature_there_is_none(difference):
-    assert fitted_temperature(np.array(difference)) is None
+    assert fit_temperature(np.array(difference)) is None
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-30, 30, allow_subnormal=False), min_size=2, max_size=40))
 def test_no_other_temperature_has_a_smaller_log_loss(values):
     difference = np.array(values)
-    temperature = fitted_temperature(difference)
+    temperature = fit_temperature(difference)
     if temperature is None or not 1e-6 < temperature < 1e6:
         return
     best = log_losses(difference / temperature).mean()

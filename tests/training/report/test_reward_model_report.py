@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from support import is_linear
 
 from rm_assets.training.report.intervals import wilson_interval
-from rm_assets.training.report.reward_model_report import TABLE_COLUMNS, build_report, is_above_chance
+from rm_assets.training.report.reward_model_report import build_report, is_above_chance
+from rm_assets.training.report.slice_table import TABLE_COLUMNS
 
 LN2, LN5, LN11 = math.log(2), math.log(5), math.log(11)
 
