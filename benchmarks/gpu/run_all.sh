@@ -13,7 +13,7 @@ log=$out/$part.log
 mkdir -p "$out" && : > "$log"
 
 packages="import importlib.util as i; raise SystemExit(not all(map(i.find_spec, 'pydantic msgspec upath trl'.split())))"
-if ! "$python" -c "$packages" && ls .whl/*.whl > "$log" 2>&1; then
+if ! "$python" -c "$packages" && compgen -G ".whl/*.whl" > /dev/null; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" .whl/*.whl
 fi
 export PYTHONPATH=$scratch/site:$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}

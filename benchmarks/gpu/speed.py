@@ -54,7 +54,7 @@ def measured(arguments: argparse.Namespace, case: str, group: Group) -> dict[str
     plans = [plan_rows(run.pairs, rows, Packing.SHARED, run.row_tokens)[0] for rows in steps]
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
-    seconds = [timed_step(run, number, rows, plans[number]) for number, rows in enumerate(steps)]
+    seconds = [timed_step(run, number, rows) for number, rows in enumerate(steps, start=1)]
     counted = range(arguments.warm_up, len(steps))
     total, micro_batches = sum(seconds[arguments.warm_up :]), sum(len(plans[number]) for number in counted)
     tally = sum((tally_of_step(run, steps[number], plans[number]) for number in counted), Tally())
@@ -74,7 +74,7 @@ def measured(arguments: argparse.Namespace, case: str, group: Group) -> dict[str
         **tally.figures(total, peak_flops(device_name(group))),
     }
     if "profile" in case.split("+"):
-        print_profile(run, steps[-1], plans[-1])
+        print_profile(run, steps[-1])
     return result
 
 
@@ -99,14 +99,15 @@ def prepared(arguments: argparse.Namespace, words: set[str], group: Group) -> Ru
     return run
 
 
-def timed_step(run: Run, number: int, rows: Rows, plans: list[MicroPlan]) -> float:
-    """Seconds of a step, planning not included."""
+def timed_step(run: Run, number: int, rows: Rows) -> float:
+    """Seconds of a step, numbered from 1, from its pairs to its update."""
     synchronize()
     start = time.perf_counter()
-    figures, _ = train_step(run, number + 1, 1, rows, plans)
+    plans = plan_rows(run.pairs, rows, Packing.SHARED, run.row_tokens)[0]
+    figures, _ = train_step(run, number, 1, rows, plans)
     synchronize()
     seconds = time.perf_counter() - start
-    print(f"step {number + 1}: {seconds:.2f} s, loss {figures.loss:.4f}", flush=True)
+    print(f"step {number}: {seconds:.2f} s, loss {figures.loss:.4f}", flush=True)
     return seconds
 
 
@@ -124,10 +125,10 @@ def collating_seconds(run: Run, plans: list[MicroPlan]) -> float:
     return (time.perf_counter() - start) / len(plans)
 
 
-def print_profile(run: Run, rows: Rows, plans: list[MicroPlan]) -> None:
+def print_profile(run: Run, rows: Rows) -> None:
     """The largest kernels of one step, and how long the card was busy."""
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]) as found:
-        wall = 1e3 * timed_step(run, run.num_steps - 1, rows, plans)
+        wall = 1e3 * timed_step(run, run.num_steps, rows)
     kernels: dict[str, list[float]] = {}
     for event in found.events():
         is_kernel = event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(ANNOTATIONS)
