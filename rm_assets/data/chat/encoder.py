@@ -221,54 +221,6 @@ def fastokens_tokenizer(definition: str) -> FastTokenizer:
     return tokenizer
 
 
-# --- how long a token's text may be --------------------------------------------------------------------------
-
-_MAX_NFC_FACTOR = 9
-"""NFC leaves at least a ninth of a text's UTF-8: decomposing and composing each leave at least a third."""
-
-
-@functools.lru_cache(maxsize=4)
-def max_token_bytes(reference: Any) -> int | None:
-    """The most bytes of UTF-8 that one token of transformers' tokenizer may come from; None if unknown.
-
-    For byte-level BPE with a token for every byte, which drops nothing, it is the length of the longest token. Other
-    tokenizers drop characters, or have one token for unknown text of any length.
-    """
-    if not getattr(reference, "is_fast", False):
-        return None
-    definition = json.loads(reference.backend_tokenizer.to_str())
-    model, added, factor = definition["model"], definition["added_tokens"], _normalizer_factor(definition)
-    if factor is None or not _keeps_every_byte(definition):
-        return None
-    longest = max(map(len, model["vocab"]))  # a character for each byte
-    return factor * max([longest, *(len(token["content"].encode()) for token in added)])
-
-
-def _normalizer_factor(definition: dict[str, Any]) -> int | None:
-    """By which factor the normalizer may shorten a text; None if unknown."""
-    if definition["normalizer"] is None:
-        return 1
-    is_nfc = definition["normalizer"] == {"type": "NFC"}
-    return _MAX_NFC_FACTOR if is_nfc and not any(token["normalized"] for token in definition["added_tokens"]) else None
-
-
-def _keeps_every_byte(definition: dict[str, Any]) -> bool:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    model, before = definition["model"], definition["pre_tokenizer"] or {"type": None}
-    steps = before.get("pretokenizers", [before])
-    return (
-        model["type"] == "BPE"
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and steps[-1]["type"] == "ByteLevel"
-        and all(step["type"] in ("ByteLevel", "Digits", "Split") for step in steps)
-        and not any(step.get("behavior") == "Removed" for step in steps)
-        and not any(token["lstrip"] or token["rstrip"] for token in definition["added_tokens"])
-        and set(ByteLevel.alphabet()) <= model["vocab"].keys()
-    )
-
-
 # --- one shard -----------------------------------------------------------------------------------------------
 
 

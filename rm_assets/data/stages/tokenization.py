@@ -26,7 +26,6 @@ from rm_assets.data.chat.encoder import (
     control_counts,
     encode_shard,
     load_encoder,
-    max_token_bytes,
 )
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.pair_rendering import SIDES, pair_messages
@@ -36,7 +35,6 @@ from rm_assets.data.compute.engine import Task
 from rm_assets.data.formats.preferences import Message
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
-from rm_assets.data.pairs.normal_form import normalized
 from rm_assets.data.stages.identities import settings_key
 from rm_assets.data.stages.rejects import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shard_task
@@ -55,8 +53,8 @@ from rm_assets.settings import Settings
 VERSION = 3
 NUM_SAMPLED = 32
 """Rows of each shard that transformers encodes again: those with the smallest pair_id, a choice by hash."""
-HUGE_BYTES = 2**17
-"""A text of up to this many bytes is encoded to learn its length, which takes milliseconds."""
+MAX_BYTES_PER_TOKEN = 1_000
+"""A text with more bytes for each of `max_length` tokens is not encoded: it would take seconds, and gigabytes."""
 SELF_TESTS = "tokenizers"
 """Where in the storage the outcomes of the encoders' self-tests are kept."""
 
@@ -115,7 +113,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter) -> 
     chat = load_chat_tokenizer(task.tokenizer)
     num_in, detail, reasons = 0, "", Counter[Reason]()
     for number, rows in enumerate(read_batches(task.path, schemas.FLATTENED)):
-        surely_long = _surely_long(task, encoder, rows)
+        surely_long = _surely_long(task, rows)
         num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
         encoded, failed = _encoded(encoder, _emptied(rows, surely_long), num_sampled)
         detail = encoded.detail or detail
@@ -142,7 +140,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter) -> 
     }
 
 
-def _surely_long(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> dict[int, Refusal]:
+def _surely_long(task: TokenizationTask, rows: pa.Table) -> dict[int, Refusal]:
     """The pairs that are not encoded, as their bytes, or the template's control tokens, already make them too long."""
     written = [rows[f"{side}_control_tokens"].to_numpy() for side in SIDES]
     found = {
@@ -151,15 +149,9 @@ def _surely_long(task: TokenizationTask, encoder: Encoder, rows: pa.Table) -> di
     }
     longer = pc.max_element_wise(*(pc.binary_length(rows[side]) for side in SIDES))
     num_bytes = pc.add(pc.binary_length(rows["prompt"]), longer).to_numpy()
-    if num_bytes.max(initial=0) > HUGE_BYTES and (token_bytes := max_token_bytes(encoder.reference)):
-        for row in np.flatnonzero(num_bytes > max(HUGE_BYTES, task.max_length * token_bytes)).tolist():
-            found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, certainly more than {task.max_length} tokens"
-    # sides that are equal in NFC may have the same ids, which is a reason of its own
-    return {row: refusal for row, refusal in found.items() if len(_nfc_sides(rows, row)) == len(SIDES)}
-
-
-def _nfc_sides(rows: pa.Table, row: int) -> set[str]:
-    return {normalized("NFC", rows[side][row].as_py()) for side in SIDES}
+    for row in np.flatnonzero(num_bytes > MAX_BYTES_PER_TOKEN * task.max_length).tolist():
+        found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, far more than {task.max_length} tokens"
+    return found
 
 
 def _emptied(rows: pa.Table, numbers: Collection[int]) -> pa.Table:
