@@ -20,15 +20,14 @@ _MAX_SHAPES = 10_000
 
 
 def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
-    """What of such a conversation the template leaves out altogether: messages, tool calls, the tools or reasoning.
+    """What the template leaves out of such a conversation altogether: messages, tool calls, the tools or reasoning.
 
-    It is told from marked contents in a conversation of the same shape (roles, which fields, tools or none), rendered
-    once per shape. Of reasoning only the last one counts: templates cut earlier thoughts by design.
+    Only the last reasoning counts: templates cut earlier reasoning by design.
     """
     shape = (bool(tools), *map(_shape_of, messages))
     if shape not in chat.lost_by_shape:
         if len(messages) > _MAX_SHAPE or len(chat.lost_by_shape) >= _MAX_SHAPES:
-            chat.lost_by_shape.clear()  # both sides of a pair mostly have one shape: a long one is kept as long
+            chat.lost_by_shape.clear()  # both sides of a pair mostly have one shape: a long one is kept until the next
         chat.lost_by_shape[shape] = _lost_of_shape(chat, messages, tools)
     return chat.lost_by_shape[shape]
 
@@ -58,7 +57,7 @@ def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: 
     try:
         rendered = render(chat, marked, tools)
     except TemplateError:
-        return ()  # a template that looks into contents says nothing here; the real ones are rendered next
+        return ()  # a template that inspects contents tells nothing here; the real ones are rendered next
     found = {match[1] for match in _MARK.finditer(rendered)}
     return (*(part for part, mark in marks.items() if mark not in found), *_lost_reasoning(chat, marked, tools))
 

@@ -60,7 +60,7 @@ class ValidationTask:
     """A shard of raw lines with its rejects; `held_back` says why its file is held back, or is empty.
 
     `before` are the lines and the rejects of the preceding shard, in two-line files. `refused` are kinds of labels that
-    the rows of all files together rule out. `look` is the key of the same shard without any verdict.
+    the rows of all files together rule out. `key_without_verdict` is the shard's key before there is a verdict.
     """
 
     path: Path | None
@@ -69,7 +69,7 @@ class ValidationTask:
     source: str
     held_back: str
     refused: tuple[Refusal, ...]
-    look: str
+    key_without_verdict: str
     rules: ParsingRules
 
 
@@ -111,7 +111,7 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
         **counts,
         "malformed": malformed,
         "signs": msgspec.to_builtins(signs),
-        "look": task.look,
+        "look": task.key_without_verdict,
         "formats": dict(sorted(formats.items())),
         "reasons": reason_counts(reasons),
     }
@@ -312,7 +312,7 @@ def _task(raw: Snapshot, shard: Shard, before: Shard | None, rules: ParsingRules
         source=shard.source,
         held_back="",
         refused=(),
-        look=key,
+        key_without_verdict=key,
         rules=rules,
     )
     return shard_task(shard, key, arguments)

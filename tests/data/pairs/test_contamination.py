@@ -238,9 +238,9 @@ def test_a_set_is_never_split_or_thinned_and_overlapping_annotations_are_rejects
     ]
     assert padded.manifest.total("num_evaluation") == 3
     parents = dict(zip(list(Stage)[1:], stages.values(), strict=False))
-    for stage, laws in INVARIANTS.items():
+    for stage, rules in INVARIANTS.items():
         parent = parents[stage].manifest if stage in parents else None
-        assert {n for law in laws for n in law.violations(stages[stage].manifest, parent).values()} == {0}
+        assert {n for rule in rules for n in rule.violations(stages[stage].manifest, parent).values()} == {0}
 
 
 def test_with_unchanged_sets_a_second_run_computes_nothing_and_a_changed_set_only_the_padding(

@@ -59,7 +59,7 @@ def check(lines: list[bytes], directory: Path) -> None:
     blank = [number for number, line in enumerate([*SOUND, *lines], start=1) if not line.removeprefix(b"\r").strip()]
     assert sorted([*pairs, *told, *blank]) == list(range(1, 6 + len(lines)))
     for stage, snapshot, parent in ((Stage.RAW, raw, None), (Stage.VALIDATED, validated, raw.manifest)):
-        assert {n for law in INVARIANTS[stage] for n in law.violations(snapshot.manifest, parent).values()} == {0}
+        assert {n for rule in INVARIANTS[stage] for n in rule.violations(snapshot.manifest, parent).values()} == {0}
 
 
 QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

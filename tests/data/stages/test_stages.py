@@ -30,7 +30,7 @@ def files_written(storage: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-# --- the laws ------------------------------------------------------------------------------------------------
+# --- the invariants ------------------------------------------------------------------------------------------
 
 
 def test_the_laws_hold_for_the_whole_sample(tmp_path: Path) -> None:

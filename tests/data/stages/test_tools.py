@@ -213,11 +213,11 @@ def test_a_pair_in_another_order_is_a_duplicate_and_a_flipped_one_a_conflict(set
     assert set(violations(stages).values()) == {0}
 
 
-# --- the law -------------------------------------------------------------------------------------------------
+# --- the invariant -------------------------------------------------------------------------------------------
 
 
 def figures(raw: Snapshot, validated: Snapshot, changed: Any, rules: ParsingRules) -> dict[str, Any]:
-    """What the law counts of the only shard, with its rows changed."""
+    """What the invariant counts in the only shard, with its rows changed."""
     path = validated.directory.parent / "changed.parquet"
     table = read_table(validated.paths(DATA), VALIDATED)
     write_table(path, table.from_pylist([changed(row) for row in table.to_pylist()], VALIDATED))
@@ -228,7 +228,7 @@ def figures(raw: Snapshot, validated: Snapshot, changed: Any, rules: ParsingRule
         source="a.jsonl",
         held_back="",
         refused=(),
-        look="",
+        key_without_verdict="",
         rules=rules,
     )
     return measure_validated(task, {DATA: path})
@@ -381,7 +381,7 @@ def lines_with_tools() -> Iterator[dict[str, Any]]:
 
 
 def exact_sides(settings: Settings) -> int:
-    """How many sides came out, each with the ids of its line's own messages and tools; the laws hold."""
+    """How many sides came out, each with the ids of its line's own messages and tools; the invariants hold."""
     stages = run_stages(settings)
     chat = load_chat_tokenizer(find_tokenizer(settings))
     lines = list(lines_with_tools())
