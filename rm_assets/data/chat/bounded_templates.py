@@ -259,18 +259,20 @@ def _charge_call(
 # --- the environment -----------------------------------------------------------------------------------------
 
 
+def syntax_of(own: Environment) -> dict[str, Any]:
+    """The options by which another environment reads templates as this one does."""
+    names = ("trim_blocks", "lstrip_blocks", "keep_trailing_newline")
+    extensions = [type(extension) for extension in own.extensions.values()]
+    return {name: getattr(own, name) for name in names} | {"extensions": extensions}
+
+
 class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which whatever may grow is charged."""
 
     intercepted_binops = frozenset(("+", "*", "%", "**"))
 
     def __init__(self, own: Environment, budget: _Budget) -> None:
-        super().__init__(
-            trim_blocks=own.trim_blocks,
-            lstrip_blocks=own.lstrip_blocks,
-            keep_trailing_newline=own.keep_trailing_newline,
-            extensions=[type(extension) for extension in own.extensions.values()],
-        )
+        super().__init__(**syntax_of(own))
         self.budget = budget
         self.globals.update(own.globals)
         self.globals.pop("lipsum", None)

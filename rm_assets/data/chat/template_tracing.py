@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from rm_assets.data.chat.bounded_templates import syntax_of
 from rm_assets.data.chat.template_expressions import Applied, Content, Expression, Guard, Joined, answer, apply
 
 
@@ -252,12 +253,7 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def on_symbols(template: Template, source: str) -> Template:
     """The same template, compiled to run on symbols."""
     own = template.environment
-    environment = SymbolEnvironment(
-        trim_blocks=own.trim_blocks,
-        lstrip_blocks=own.lstrip_blocks,
-        keep_trailing_newline=own.keep_trailing_newline,
-        extensions=[type(extension) for extension in own.extensions.values()],
-    )
+    environment = SymbolEnvironment(**syntax_of(own))
     environment.globals.update(own.globals)
     environment.filters.update({name: _filter(name, function) for name, function in own.filters.items()})
     environment.tests.update({name: _test(name, function) for name, function in own.tests.items()})

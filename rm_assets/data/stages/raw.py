@@ -11,7 +11,7 @@ import itertools
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ from rm_assets.data.storage.files import is_remote, read_file, resolve_path, wri
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.storage.publication import Publication, open_publication
-from rm_assets.data.storage.shards import ShardWriter, Stats, tables_writer, write_shard
+from rm_assets.data.storage.shards import ShardWriter, Stats, write_shard
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MALFORMED, Reason
@@ -256,7 +256,7 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
     waiting: deque[Future[Shard]] = deque()
     try:
         for index, block in enumerate(blocks, first):
-            waiting.append(reading.threads.submit(_found_or_written, block, index, file, reading))
+            waiting.append(reading.threads.submit(_block_shard, block, index, file, reading))
             reading.progress.add(block.num_lines, block.num_bytes)
             while len(waiting) > _NUM_THREADS:
                 yield waiting.popleft().result()
@@ -267,17 +267,14 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
             future.cancel()
 
 
-def _found_or_written(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
-    key = _key(file, index, block.first_line, block.sha256, reading)
-    return reading.publisher.find(key) or _write(block, index, file, key, reading)
-
-
 def _key(file: AnnotationFile, index: int, first_line: int, sha256: str, reading: _Reading) -> str:
     """The hash of all that decides a shard. Its index counts: a shard is named by it, and equal lines may move."""
     return fingerprint(reading.settings_hash, file.source, index, first_line, sha256)
 
 
-def _write(block: Block, index: int, file: AnnotationFile, key: str, reading: _Reading) -> Shard:
+def _block_shard(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
+    """The shard of a block's lines."""
+
     def fill(writer: ShardWriter) -> Stats:
         counts: Counter[str] = Counter(num_bytes=block.num_bytes, other_bytes=block.bom_bytes)
         reasons: Counter[Reason] = Counter()
@@ -294,8 +291,8 @@ def _write(block: Block, index: int, file: AnnotationFile, key: str, reading: _R
                 malformed[str(reason)] = [num + 1, min(first, line)]
         return _stats(counts, reasons) | {"malformed": malformed}
 
-    measure = functools.partial(measure_raw, file.source)
-    return write_shard(reading.publisher.directory, shard_name(file.source, index), file.source, key, fill, measure)
+    key = _key(file, index, block.first_line, block.sha256, reading)
+    return _found_or_written(file, index, key, fill, reading)
 
 
 def _rejected(
@@ -311,11 +308,20 @@ def _rejected(
     """
     key = fingerprint(reading.settings_hash, file.source, error.reason, error.detail, sha256)
     counts = Counter(num_bytes=num_bytes, other_bytes=num_bytes, num_rejected_files=1)
-    tables = {REJECTS: _rejects(file, [(0, error.reason, error.detail, sha256)])}
-    fill = tables_writer(tables, _stats(counts, Counter([error.reason])))
-    name, directory = shard_name(file.source, 0), reading.publisher.directory
+
+    def fill(writer: ShardWriter) -> Stats:
+        writer.write(REJECTS, _rejects(file, [(0, error.reason, error.detail, sha256)]))
+        return _stats(counts, Counter([error.reason]))
+
+    return _found_or_written(file, 0, key, fill, reading)
+
+
+def _found_or_written(
+    file: AnnotationFile, index: int, key: str, fill: Callable[[ShardWriter], Stats], reading: _Reading
+) -> Shard:
+    publisher, name = reading.publisher, shard_name(file.source, index)
     measure = functools.partial(measure_raw, file.source)
-    return reading.publisher.find(key) or write_shard(directory, name, file.source, key, fill, measure)
+    return publisher.find(key) or write_shard(publisher.directory, name, file.source, key, fill, measure)
 
 
 def shard_name(source: str, index: int) -> str:
