@@ -24,16 +24,15 @@ import msgspec
 import torch
 import transformers
 
-from rm_assets.data.formats.conversations.media import require_no_media
 from rm_assets.data.formats.conversations.messages import MessageRecord, messages_of
 from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
-from rm_assets.data.formats.field_names import CONVERSATIONS, require_no_template_kwargs, response_fields
+from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.labels.consistency import EvidenceCounts, count_evidence, refusals, unclear_labels
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import Evidence, Message, ParsingRules, PreferenceError
-from rm_assets.data.formats.unread_fields import require_no_functions
+from rm_assets.data.formats.unread_fields import require_only_read_fields
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import one_line
@@ -233,9 +232,7 @@ def _finished(result: dict[str, Any]) -> dict[str, Any]:
 def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidence, ...]]:
     """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
     row = json_object(line, CONVERSATIONS)
-    require_no_template_kwargs(row)
-    require_no_media(row)
-    require_no_functions(row)
+    require_only_read_fields(row)
     name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
     if name and {"chosen", "rejected_response", "rejected_messages"}.isdisjoint(row) and not response_fields(row):
         try:

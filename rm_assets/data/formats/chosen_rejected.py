@@ -8,9 +8,9 @@ from rm_assets.data.formats.conversations.messages import (
     Prompt,
     Reply,
     Sides,
-    are_same,
-    compared,
-    parted,
+    equal_but_for_space,
+    split_sides,
+    split_system,
 )
 from rm_assets.data.formats.conversations.tool_texts import Listed, sorted_json, tools_text
 from rm_assets.data.formats.preferences import Format, Message, ParsedLine, ParsingRules, Preference, PreferenceError
@@ -91,42 +91,31 @@ class OpenAIRecord(Common, kw_only=True):
 # --- from a record to preferences ----------------------------------------------------------------------------
 
 
-def from_plain(record: PlainRecord, rules: ParsingRules) -> ParsedLine:
-    """The pair of a plain row."""
-    return _stated(record, Format.PLAIN, compared(record.prompt, record.chosen, record.rejected))
+SidesRecord = PlainRecord | MessagesRecord | ConversationsRecord | TranscriptRecord | ShareGPTRecord
 
 
-def from_messages(record: MessagesRecord, rules: ParsingRules) -> ParsedLine:
-    """The pair of a row of messages."""
-    return _stated(record, Format.MESSAGES, compared(record.prompt, record.chosen, record.rejected))
+def from_sides(record: SidesRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
+    """The pair of a row with `chosen` and `rejected`, and what comes before them."""
+    prompt: Prompt | None = None
+    match record:
+        case ShareGPTRecord():
+            prompt = record.conversations
+        case PlainRecord() | MessagesRecord() | TranscriptRecord():
+            prompt = record.prompt
+    return _one_pair(record, format_name, split_sides(prompt, record.chosen, record.rejected))
 
 
-def from_conversations(record: ConversationsRecord, rules: ParsingRules) -> ParsedLine:
-    """The pair of two whole conversations."""
-    return _stated(record, Format.CONVERSATIONS, compared(None, record.chosen, record.rejected))
-
-
-def from_transcript(record: TranscriptRecord, rules: ParsingRules) -> ParsedLine:
-    """The pair of two transcripts."""
-    return _stated(record, Format.TRANSCRIPT, compared(record.prompt, record.chosen, record.rejected))
-
-
-def from_sharegpt(record: ShareGPTRecord, rules: ParsingRules) -> ParsedLine:
-    """The pair of a ShareGPT row."""
-    return _stated(record, Format.SHAREGPT, compared(record.conversations, record.chosen, record.rejected))
-
-
-def from_openai(record: OpenAIRecord, rules: ParsingRules) -> ParsedLine:
+def from_openai(record: OpenAIRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pair of a row in OpenAI's preference format."""
     tools = [text for text in map(tools_text, (record.input.tools, record.tools)) if text]
     if len(set(map(sorted_json, tools))) > 1:
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`tools` and the `tools` of `input` differ")
     record = msgspec.structs.replace(record, tools=tools[0] if tools else None)
-    sides = compared(record.input.messages, record.preferred_output, record.non_preferred_output)
-    return _stated(record, Format.OPENAI, sides)
+    sides = split_sides(record.input.messages, record.preferred_output, record.non_preferred_output)
+    return _one_pair(record, format_name, sides)
 
 
-def _stated(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
+def _one_pair(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
     return ParsedLine(preferences=[preference(record, format_name, sides, stated_margin(record))])
 
 
@@ -162,10 +151,10 @@ def _with_opening(record: Common, prompt: tuple[Message, ...]) -> tuple[Message,
     """The prompt after the row's system text and earlier turns, unless it begins with them itself."""
     if record.system is None and record.history is None:
         return prompt
-    system, turns = parted(prompt)
+    system, turns = split_system(prompt)
     if (record.system or "").strip():
         stated = (Message(role="system", content=record.system),)
-        if system and not are_same(system, stated):
+        if system and not equal_but_for_space(system, stated):
             raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`system` differs from the system message of the prompt")
         system = system or stated
     roles = ("user", "assistant")
@@ -174,5 +163,5 @@ def _with_opening(record: Common, prompt: tuple[Message, ...]) -> tuple[Message,
         for pair in record.history or []
         for role, content in zip(roles, pair, strict=True)
     )
-    begins_with_history = are_same(history, turns[: len(history)])
+    begins_with_history = equal_but_for_space(history, turns[: len(history)])
     return system + (() if begins_with_history else history) + turns

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from rm_assets.data.formats.conversations.messages import are_single_messages, compared, has_turns
+from rm_assets.data.formats.conversations.messages import are_single_messages, has_turns, split_sides
 from rm_assets.data.formats.conversations.written_lists import opens_like_list
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError
 from rm_assets.data.formats.soundness import are_in_order
@@ -77,7 +77,7 @@ def _stated(row: _Row) -> SimplePair | None:
         return None
     format_name = Format.TRANSCRIPT if has_turns(given, chosen) else Format.PLAIN
     try:
-        one, two, three = compared(given, chosen, rejected)
+        one, two, three = split_sides(given, chosen, rejected)
     except PreferenceError:
         return None
     return SimplePair(_conversation(one), _conversation(two), _conversation(three), format_name)

@@ -86,6 +86,12 @@ RESPONSES = {
     for first, second in SUFFIXES
 }
 """The two response fields of a comparison, and what tells them apart."""
+SIDES = (
+    *((chosen, rejected) for chosen in SPELLINGS["chosen"] for rejected in SPELLINGS["rejected"]),
+    ("preferred_output", "non_preferred_output"),
+    *RESPONSES,
+)
+"""The two fields of the replies, in every format that has two."""
 _SECOND = dict(RESPONSES.keys())
 
 KNOWN = frozenset(
@@ -110,7 +116,7 @@ NUMBERS = frozenset(
 # --- own columns ---------------------------------------------------------------------------------------------
 
 
-def with_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
+def use_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
     """The row with the user's columns under the names of this project; other spellings of those fields are not read.
 
     With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` is `{"prompt": "2+2?"}`. A row without the column
@@ -138,25 +144,6 @@ def _spellings(name: str) -> set[str]:
     if name == "label":
         return {*LABELS, *SPELLINGS["preference_strength"]} - {"chosen"}
     return set(SPELLINGS.get(name, (name,)))
-
-
-# --- what is not supported -----------------------------------------------------------------------------------
-
-
-def require_no_template_kwargs(row: Row) -> None:
-    """Raise PreferenceError where a row sets variables of its template, which are not given to it."""
-    request = row.get("input")  # in OpenAI's format
-    holders = (row, request) if isinstance(request, dict) else (row,)
-    if all(map(_sets_nothing, (holder.get("chat_template_kwargs") for holder in holders))):
-        return
-    problem = "`chat_template_kwargs` is not read; the setting chat_template can name a template that sets them itself"
-    raise PreferenceError(Reason.UNSUPPORTED_FIELD, problem)
-
-
-def _sets_nothing(kwargs: Any) -> bool:
-    if isinstance(kwargs, str):
-        return kwargs.strip() in ("", "{}", "null")
-    return not kwargs or (isinstance(kwargs, dict) and all(value is None for value in kwargs.values()))
 
 
 # --- one name for each field ---------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What every format is turned into: a preference between two continuations of one prompt, as messages."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -122,3 +123,8 @@ class ParsingRules(Struct, frozen=True, kw_only=True):
     column_labels: dict[str, dict[str, Label]] = {}
     max_pairs_per_prompt: int = 10
     two_line_files: bool = False
+
+    def column_of(self, name: str) -> str:
+        """The user's own column for a field, or the field's own name."""
+        columns: Mapping[Any, str] = self.columns
+        return columns.get(name, name)

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
-from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, compared
+from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, split_sides
 from rm_assets.data.formats.preferences import Format, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.reasons import Reason
@@ -78,14 +78,14 @@ class Ranked(NamedTuple):
 # --- from a record to preferences ----------------------------------------------------------------------------
 
 
-def from_ranking(record: RankingRecord, rules: ParsingRules) -> ParsedLine:
+def from_ranking(record: RankingRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pairs of responses that each bring a score or a rank."""
     _require_few(len(record.responses))
     responses = [Response(_reply(item), _only(item.score, item.rating), item.rank) for item in record.responses]
-    return _stated(record, Format.RANKING, record.prompt, responses, rules)
+    return _ranked_pairs(record, format_name, record.prompt, responses, rules)
 
 
-def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> ParsedLine:
+def from_scored_lists(record: ScoredListsRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pairs of responses whose scores or ranks stand in a list of their own."""
     num_responses = len(record.responses)
     _require_few(num_responses)
@@ -95,17 +95,17 @@ def from_scored_lists(record: ScoredListsRecord, rules: ParsingRules) -> ParsedL
     unknown = [None] * num_responses
     columns = record.responses, record.scores or unknown, record.ranks or unknown
     responses = [Response(*fields) for fields in zip(*columns, strict=True)]
-    return _stated(record, Format.SCORED_LISTS, record.prompt, responses, rules)
+    return _ranked_pairs(record, format_name, record.prompt, responses, rules)
 
 
-def from_reply_lists(record: ReplyListsRecord, rules: ParsingRules) -> ParsedLine:
+def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pairs of every chosen with every rejected reply."""
     sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
     _require_few(sum(map(len, sides)))
     if any(all(map(_is_empty, replies)) for replies in sides):
         raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has no reply that is not empty")
     responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
-    return _stated(record, Format.REPLY_LISTS, record.prompt, responses, rules, margin=stated_margin(record))
+    return _ranked_pairs(record, format_name, record.prompt, responses, rules, margin=stated_margin(record))
 
 
 def _require_few(num_responses: int) -> None:
@@ -191,7 +191,7 @@ def _require_agreement(scores: list[float], ranks: list[float]) -> None:
             raise PreferenceError(Reason.SCORES_DISAGREE, "scores and ranks put two responses in opposite order")
 
 
-def _stated(
+def _ranked_pairs(
     record: Common,
     format_name: Format,
     prompt: Prompt | None,
@@ -221,7 +221,7 @@ def _stated(
         preference(
             record,
             format_name,
-            compared(prompt, ranked[better].reply, ranked[worse].reply),
+            split_sides(prompt, ranked[better].reply, ranked[worse].reply),
             ranked[better].standing - ranked[worse].standing if ranked[better].scored else margin,
         )
         for better, worse in sorted(drawn)

@@ -14,12 +14,17 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
-from rm_assets.data.formats.conversations.media import require_no_media
-from rm_assets.data.formats.conversations.messages import Sides, is_transcript, parse_transcript, split_shared
-from rm_assets.data.formats.conversations.turn_markers import begins_nemo_chat, nemo_messages
-from rm_assets.data.formats.field_names import MEDIA, require_no_template_kwargs
+from rm_assets.data.formats.conversations.messages import Sides, split_at_difference
+from rm_assets.data.formats.conversations.transcripts import (
+    begins_nemo_chat,
+    is_transcript,
+    nemo_messages,
+    parse_transcript,
+)
+from rm_assets.data.formats.field_names import MEDIA
 from rm_assets.data.formats.json_lines import json_object
 from rm_assets.data.formats.preferences import Format, Message, ParsedLine, PreferenceError
+from rm_assets.data.formats.unread_fields import require_no_media, require_no_template_kwargs
 from rm_assets.data.tables.reasons import Reason
 
 NumberedLine = tuple[int, str | bytes | None]
@@ -77,7 +82,7 @@ def parse_two_lines(first: NumberedLine, second: NumberedLine | None) -> ParsedL
 
 def _compared(one: str | bytes, other: str | bytes) -> tuple[Sides, tuple[TwoLineRecord, TwoLineRecord]]:
     first, second = _record(one), _record(other)
-    return split_shared(_conversation(first.text), _conversation(second.text)), (first, second)
+    return split_at_difference(_conversation(first.text), _conversation(second.text)), (first, second)
 
 
 def _record(line: str | bytes) -> TwoLineRecord:

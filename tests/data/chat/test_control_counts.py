@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.chat.control_counts import num_written
-from rm_assets.data.formats.parsing import PreferenceError
+from rm_assets.data.formats.preferences import PreferenceError
 
 TOKENS = ("<|im_start|>", "<|im_end|>", "<<", "<s>", "aba")
 PATTERN = re.compile("|".join(map(re.escape, TOKENS)))

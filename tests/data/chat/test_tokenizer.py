@@ -19,7 +19,7 @@ from rm_assets.data.chat.tokenizer import (
     render,
     with_frozen_date,
 )
-from rm_assets.data.formats.parsing import PreferenceError
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.settings import Settings, SettingsError
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.formats.exports.ballots import Ballots, Standings, voted_pairs
-from rm_assets.data.formats.parsing import ParsingRules, PreferenceError
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import MAX_CHARACTERS
 from rm_assets.data.tables.reasons import Reason
 

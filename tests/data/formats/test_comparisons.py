@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import begins_with_marker, is_repeated
+from support import begins_with_marker, is_repeated, parse_row
 
-from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
+from rm_assets.data.formats.preferences import Format, ParsingRules, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 PAIRS = [

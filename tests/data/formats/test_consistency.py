@@ -270,9 +270,9 @@ def test_details_of_labels_name_the_field_the_value_and_the_setting(settings: Se
     unclear = "`winner` of `response_a` and `response_b` is 0, which may mean either; the setting labels says which"
     assert details == [
         unclear + ', by the column: {"winner": {"0": "first", "1": "second"}}',
-        "`winner` is a word of 5 letters, which is no known label; the setting labels can say what it means",
-        "`winner` is 0.7, which is no known label; the setting labels can say what it means",
-        "`winner` is a word of 23 letters, which is no known label; the setting labels can say what it means",
+        "`winner` is a word of 5 letters, which is not a known label; the setting labels can say what it means",
+        "`winner` is 0.7, which is not a known label; the setting labels can say what it means",
+        "`winner` is a word of 23 letters, which is not a known label; the setting labels can say what it means",
     ]
     assert "itself" not in json.dumps(details)
 

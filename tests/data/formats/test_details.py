@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import parse_row
 
-from rm_assets.data.formats.parsing import PreferenceError, parse_row
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 PYTHON = "is Python's, not JSON: write the line by json.dumps(), not by str()"

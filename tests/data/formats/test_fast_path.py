@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.formats.fast_path import SimplePair, simple_pair
-from rm_assets.data.formats.parsing import PreferenceError, parse_line
-from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference
+from rm_assets.data.formats.parsing import parse_line
+from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 
 LIST = '[{"role": "assistant", "content": "%s"}]'

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from support import plain_row, rows, silent, violations, write_lines
+from support import parse_row, plain_row, rows, silent, violations, write_lines
 
-from rm_assets.data.formats.parsing import PreferenceError, parse_row
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import begins_with_marker
+from support import begins_with_marker, parse_row
 
-from rm_assets.data.formats.parsing import ParsingRules, Preference, PreferenceError, parse_row
+from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.tables.reasons import Reason
 

@@ -8,23 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import begins_with_marker, is_repeated, keys_of, pair_id
+from support import begins_with_marker, is_repeated, keys_of, pair_id, parse_row
 
 from rm_assets.data import formats
 from rm_assets.data.formats.conversations.messages import ContentPart, MessageRecord
+from rm_assets.data.formats.conversations.transcripts import parse_transcript
 from rm_assets.data.formats.exports import public_sets
-from rm_assets.data.formats.exports.dispatch import FIELDS
 from rm_assets.data.formats.field_names import KNOWN
-from rm_assets.data.formats.parsing import (
-    FORMATS,
-    Format,
-    Message,
-    ParsingRules,
-    Preference,
-    PreferenceError,
-    parse_row,
-    parse_transcript,
-)
+from rm_assets.data.formats.parsing import EXPORT_FIELDS as FIELDS
+from rm_assets.data.formats.parsing import FORMATS
+from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.rankings import ResponseRecord
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import parse_two_lines

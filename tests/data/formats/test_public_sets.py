@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import begins_with_marker
+from support import begins_with_marker, parse_row
 
+from rm_assets.data.formats import parsing
 from rm_assets.data.formats.exports import public_sets
 from rm_assets.data.formats.exports.public_sets import FIELDS, MARKS, SHAPES
-from rm_assets.data.formats.parsing import Format, ParsingRules, Preference, PreferenceError, parse_row
+from rm_assets.data.formats.preferences import Format, ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.tables.reasons import Reason
 
@@ -281,7 +282,7 @@ def test_every_format_is_one_of_the_usual_ones() -> None:
 
 
 def test_the_worked_example_of_the_page_of_formats_works() -> None:
-    page = Path(public_sets.__file__).with_name("README.md").read_text()
+    page = Path(parsing.__file__).with_name("README.md").read_text()
     names: dict[str, Any] = {"Row": dict, "Shape": public_sets.Shape}
     exec(page.split("```python\n")[1].split("```")[0], names)
     row = as_webgpt("q", ["one", "two"], 1)

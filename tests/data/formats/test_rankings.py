@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import pair_id
+from support import pair_id, parse_row
 
-from rm_assets.data.formats.parsing import Format, ParsingRules, PreferenceError, parse_line, parse_row
+from rm_assets.data.formats.parsing import parse_line
+from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 ALL = ParsingRules(max_pairs_per_prompt=1000)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import parse_row
 
 from rm_assets.data.formats.fast_path import simple_pair
-from rm_assets.data.formats.parsing import PreferenceError, parse_row
-from rm_assets.data.formats.preferences import Preference
+from rm_assets.data.formats.preferences import Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.tables.reasons import Reason
 

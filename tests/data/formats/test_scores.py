@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from support import parse_row
 
 from rm_assets.data.formats.field_names import SPELLINGS
-from rm_assets.data.formats.parsing import PreferenceError, parse_line, parse_row
-from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.formats.parsing import parse_line
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 ROW = {"prompt": "Name a metal.", "chosen": "Iron.", "rejected": "Wood."}

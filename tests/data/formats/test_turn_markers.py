@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from support import parse_row
 
 from rm_assets.data.formats.fast_path import simple_pair
-from rm_assets.data.formats.parsing import PreferenceError, parse_row
-from rm_assets.data.formats.preferences import Format, Preference
+from rm_assets.data.formats.preferences import Format, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.tables.reasons import MALFORMED, Reason
 

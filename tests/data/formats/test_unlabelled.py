@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import plain_row, rows, silent, write_lines
+from support import parse_row, plain_row, rows, silent, write_lines
 
-from rm_assets.data.formats.parsing import PreferenceError, parse_row
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.reasons import Reason

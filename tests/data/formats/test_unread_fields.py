@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from support import parse_row
 
 from rm_assets.data.formats.fast_path import simple_pair
-from rm_assets.data.formats.parsing import PreferenceError, parse_row
-from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 
 ASKED = {"role": "user", "content": "Is it cold in Oslo?"}
 REPLY = {"role": "assistant", "content": "It is."}

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import parse_row
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS
 from rm_assets.data.formats.labels.consistency import (
@@ -15,8 +16,8 @@ from rm_assets.data.formats.labels.consistency import (
     refusals,
     unclear_labels,
 )
-from rm_assets.data.formats.parsing import PreferenceError, parse_line, parse_row
-from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.formats.parsing import parse_line
+from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 QUICK = settings(max_examples=150, derandomize=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import is_linear
+from support import is_linear, parse_row
 
 from rm_assets.data.formats.fast_path import simple_pair
-from rm_assets.data.formats.parsing import FORMATS, Format, PreferenceError, parse_line, parse_row
-from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.formats.parsing import FORMATS, parse_line
+from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import MAX_RESPONSES
 from rm_assets.data.formats.soundness import require_sound
 

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support import keys_of, rejects, rows, run_stages, silent, violations, write_lines
+from support import keys_of, parse_row, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, message_dict, render
-from rm_assets.data.formats.parsing import parse_row
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.stages.raw import publish_raw

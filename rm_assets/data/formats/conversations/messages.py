@@ -1,6 +1,5 @@
 """Messages as files write them, and two conversations as one prompt with two continuations."""
 
-import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,14 +8,19 @@ from msgspec import Struct, structs
 
 from rm_assets.data.formats.conversations.repeated_prompts import without_prompt, without_repeated_prompt
 from rm_assets.data.formats.conversations.tool_texts import Listed, calls_text, function_call_text, same_message
-from rm_assets.data.formats.conversations.turn_markers import (
+from rm_assets.data.formats.conversations.transcripts import (
+    are_transcripts,
     begins_nemo_chat,
-    has_no_marker,
-    may_be_marked,
+    begins_with_answer,
+    begins_with_speaker,
+    is_transcript,
     nemo_messages,
     open_nemo_prompt,
-    require_no_marker,
+    open_transcript,
+    parse_transcript,
+    parse_transcripts,
 )
+from rm_assets.data.formats.conversations.turn_markers import has_no_marker, may_be_marked, require_no_marker
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
@@ -156,7 +160,7 @@ Sides = tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]
 """The prompt and its two continuations."""
 
 
-def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
+def split_sides(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
     """The prompt and both continuations, from sides that are texts, replies, or whole conversations.
 
     Replies that begin with a user or system message repeat the prompt; `prompt`, where there is one, is checked
@@ -166,12 +170,12 @@ def compared(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
         return _compared_texts(prompt, chosen, rejected)
     first, second = (messages_of(side, "assistant") for side in (chosen, rejected))
     if prompt is None:
-        return split_shared(first, second)
+        return split_at_difference(first, second)
     stated = _prompt_messages(prompt) if isinstance(prompt, str) else messages_of(prompt, "user")
     if not (first and second and first[0].role != "assistant" and second[0].role != "assistant"):
         return stated, first, second
-    shared, first, second = split_shared(first, second)
-    return joined_prompt(stated, shared), first, second
+    shared, first, second = split_at_difference(first, second)
+    return merge_prompts(stated, shared), first, second
 
 
 def _prompt_messages(prompt: str) -> tuple[Message, ...]:
@@ -179,7 +183,7 @@ def _prompt_messages(prompt: str) -> tuple[Message, ...]:
     if has_no_marker(prompt):
         return (Message(role="user", content=prompt),)
     if is_transcript(prompt):
-        messages = parse_transcript(_opened(prompt))
+        messages = parse_transcript(open_transcript(prompt))
         if not _has_answer(messages) and "Assistant:" in prompt:
             raise _unreadable_transcript()
     elif opened := open_nemo_prompt(prompt):
@@ -211,18 +215,18 @@ def _compared_texts(prompt: str | None, chosen: str, rejected: str) -> Sides:
         return _split_transcripts(prompt or "", chosen, rejected)
     if prompt is None:
         if begins_nemo_chat(chosen) and begins_nemo_chat(rejected):
-            return split_shared(nemo_messages(chosen), nemo_messages(rejected))
+            return split_at_difference(nemo_messages(chosen), nemo_messages(rejected))
         require_no_marker(None, chosen, rejected)
         raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies hold no conversation")
     if opened := open_nemo_prompt(prompt):
         replies: Iterable[str] = (chosen, rejected)
         if rests := without_prompt(prompt, chosen, rejected):
             replies = map(str.lstrip, without_prompt(opened[len(prompt.rstrip()) :], *rests) or rests)
-        return split_shared(*(nemo_messages(opened + reply) for reply in replies))
+        return split_at_difference(*(nemo_messages(opened + reply) for reply in replies))
     if is_transcript(chosen) and is_transcript(rejected):
         if sides := _answering(prompt, chosen, rejected):
             return sides
-        if all(map(_begins_with_answer, (chosen, rejected))):
+        if all(map(begins_with_answer, (chosen, rejected))):
             raise _unreadable_transcript()
     require_no_marker(prompt, chosen, rejected)
     return _single_messages(prompt, *without_repeated_prompt(prompt, chosen, rejected))
@@ -239,13 +243,13 @@ def _single_messages(prompt: str, chosen: str, rejected: str) -> Sides:
 def _answering(prompt: str, chosen: str, rejected: str) -> Sides | None:
     """Two transcripts that answer a prompt, which stands in them; None where they are replies that look like some."""
     try:
-        shared, first, second = split_shared(*_parse_two(chosen, rejected))
-        return joined_prompt((Message(role="user", content=prompt),), shared), first, second
+        shared, first, second = split_at_difference(*parse_transcripts(chosen, rejected))
+        return merge_prompts((Message(role="user", content=prompt),), shared), first, second
     except PreferenceError:
         return None
 
 
-def joined_prompt(stated: tuple[Message, ...], shared: tuple[Message, ...]) -> tuple[Message, ...]:
+def merge_prompts(stated: tuple[Message, ...], shared: tuple[Message, ...]) -> tuple[Message, ...]:
     """One prompt from the field `prompt` and from what both conversations begin with, which both may hold a part of it.
 
     Contents are compared up to outer white space; where both have a message, it is that of the conversations. `prompt`
@@ -253,25 +257,26 @@ def joined_prompt(stated: tuple[Message, ...], shared: tuple[Message, ...]) -> t
     """
     if stated == shared:
         return shared
-    stated_system, stated_turns = parted(stated)
-    system, turns = parted(shared)
-    if stated_system and system and not are_same(stated_system, system):
+    stated_system, stated_turns = split_system(stated)
+    system, turns = split_system(shared)
+    if stated_system and system and not equal_but_for_space(stated_system, system):
         raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies have another system message than `prompt`")
     num_stated, num_turns = len(stated_turns), len(turns)
-    if are_same(stated_turns, turns[:num_stated]) or are_same(stated_turns, turns[max(num_turns - num_stated, 0) :]):
+    first, last = turns[:num_stated], turns[max(num_turns - num_stated, 0) :]
+    if equal_but_for_space(stated_turns, first) or equal_but_for_space(stated_turns, last):
         return (system or stated_system) + turns
-    if turns and are_same(stated_turns[-num_turns:], turns):
+    if turns and equal_but_for_space(stated_turns[-num_turns:], turns):
         return (system or stated_system) + stated_turns[:-num_turns] + turns
     raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
 
 
-def parted(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+def split_system(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """The system message, if there is one, and the turns after it."""
     num_system = int(bool(messages) and messages[0].role == "system")
     return messages[:num_system], messages[num_system:]
 
 
-def are_same(one: tuple[Message, ...], other: tuple[Message, ...]) -> bool:
+def equal_but_for_space(one: tuple[Message, ...], other: tuple[Message, ...]) -> bool:
     """Whether messages are equal up to outer white space."""
     return one == other or (len(one) == len(other) and all(map(_is_same, one, other)))
 
@@ -285,9 +290,9 @@ def _stripped(message: Message) -> Message:
 
 
 def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
-    sides = _parse_two(*(_continued(prompt, chosen, rejected) if prompt else (chosen, rejected)))
+    sides = parse_transcripts(*(_continued(prompt, chosen, rejected) if prompt else (chosen, rejected)))
     try:
-        return split_shared(*sides)
+        return split_at_difference(*sides)
     except PreferenceError as error:
         if error.reason is Reason.UNSHARED_PROMPT and any(messages[-1].role == "user" for messages in sides):
             raise _unreadable_transcript() from None
@@ -296,10 +301,10 @@ def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
 
 def _continued(prompt: str, *sides: str) -> tuple[str, ...]:
     """Whole transcripts from sides that go on where the prompt stops, or repeat it."""
-    opened = _opened(prompt)
+    opened = open_transcript(prompt)
     if rests := without_prompt(prompt, *sides):
         return tuple(opened.rstrip() + rest for rest in rests)
-    if all(map(_FIRST.match, sides)):
+    if all(map(begins_with_speaker, sides)):
         return tuple(f"{opened.rstrip()}\n\n{side.lstrip()}" for side in sides)
     return tuple(opened + side for side in sides)
 
@@ -313,7 +318,7 @@ def _has_answer(messages: tuple[Message, ...]) -> bool:
     return any(message.role == "assistant" for message in messages)
 
 
-def split_shared(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
+def split_at_difference(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
     """Two conversations cut where they part: the shared beginning and the two rests.
 
     For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3]. What they share is given as the chosen
@@ -342,88 +347,3 @@ def _are_shared(one: Message, other: Message) -> bool:
     if one.role == "assistant":
         return bool(one.tool_calls) and same_message(one, other)
     return _is_same(one, other)
-
-
-# --- transcripts ---------------------------------------------------------------------------------------------
-
-# A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
-_MARKER = re.compile(r"\n\n(Human|Assistant):")
-_MARKER_WITH_RETURNS = re.compile(r"(?:\r\n\r\n|\n\n)(Human|Assistant):")
-_FIRST = re.compile(r"(\s*+)(Human|Assistant):")
-_AT_START = ("\n\nHuman:", "\n\nAssistant:")
-_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-
-def is_transcript(text: str) -> bool:
-    r"""Whether a text begins with `Human:` or `Assistant:`, as a whole conversation does.
-
-    Without an empty line before it, the other one must have a marker, too: else "Human: a definition." is a text.
-    """
-    if text.startswith(_AT_START):
-        return True
-    found = _FIRST.match(text)
-    if not found:
-        return False
-    other = "Assistant:" if found[2] == "Human" else "Human:"
-    return found[1].count("\n") > 1 or other in text[found.end() :]
-
-
-def _begins_with_answer(text: str) -> bool:
-    found = _FIRST.match(text)
-    return found is not None and found[2] == "Assistant" and "\n" in found[1]
-
-
-def are_transcripts(prompt: str | None, chosen: str) -> bool:
-    """Whether a prompt and its reply, or a reply alone, are a transcript: `Human: Hi` and `Assistant: Ho` are one."""
-    if prompt is None:
-        return is_transcript(chosen)
-    return is_transcript(prompt) or bool(_FIRST.match(prompt) and _FIRST.match(chosen))
-
-
-def _opened(prompt: str) -> str:
-    """A prompt whose last turn has both markers, `Human: Hi. Assistant:`, with the second one after an empty line."""
-    opening = prompt.rstrip()
-    if not opening.endswith("Assistant:") or _MARKER_WITH_RETURNS.match(
-        opening[-len("\r\n\r\nAssistant:") :].lstrip(" ")
-    ):
-        return prompt
-    *_, speaker, content = _split_at_markers(opening)
-    content = content.removesuffix("Assistant:")
-    words = content.rstrip()
-    if speaker != "Human" or words == content or not words or "Human:" in words or "Assistant:" in words:
-        return prompt
-    return f"{opening[: len(opening) - len(content) - len('Assistant:')]}{words}\n\nAssistant:"
-
-
-def parse_transcript(text: str) -> tuple[Message, ...]:
-    r"""The messages of a `\n\nHuman: ...\n\nAssistant: ...` text; one space after a marker belongs to the marker."""
-    return _messages_between(_split_at_markers(text))
-
-
-def _parse_two(one: str, other: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Both transcripts; what they share before the last turn of the first one is read once."""
-    parts = _split_at_markers(one)
-    messages = _messages_between(parts)
-    start = len(one) - len(parts[-1])
-    if len(messages) > 1 and other.startswith(one[:start]):
-        return messages, messages[:-1] + parse_transcript(f"{parts[-2]}:{other[start:]}")
-    return messages, parse_transcript(other)
-
-
-def _split_at_markers(text: str) -> list[str]:
-    """For "Human: Hi" it is ["", "Human", " Hi"]; raises PreferenceError for a text that begins otherwise."""
-    if not text.startswith(_AT_START):
-        if not _FIRST.match(text):
-            raise PreferenceError(Reason.UNKNOWN_FORMAT, "text before the first `Human:` or `Assistant:`")
-        text = f"\n\n{text.lstrip()}"
-    return (_MARKER_WITH_RETURNS if "\r" in text else _MARKER).split(text)
-
-
-def _messages_between(parts: list[str]) -> tuple[Message, ...]:
-    speakers, contents = parts[1::2], parts[2::2]
-    return tuple(
-        [
-            Message(role=_SPEAKERS[speaker], content=content.removeprefix(" "))
-            for speaker, content in zip(speakers, contents, strict=True)
-        ]
-    )

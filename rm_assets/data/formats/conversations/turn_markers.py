@@ -1,66 +1,13 @@
-r"""Turn markers that stand in a prompt: NeMo's are read as messages, those of other chat templates are a reject.
+"""Turn markers of other chat templates, whose texts are rejects: they would be trained on as words.
 
-HelpSteer2's prompts are `question\n<extra_id_1>Assistant\nanswer\n<extra_id_1>User\nquestion`. A template's markers
-count at the start of a text alone: a text that quotes them later on is a text.
+They count at the start of a text alone: a text that quotes them later on is a text.
 """
 
 import re
 from typing import Any
 
-from rm_assets.data.formats.preferences import Message, PreferenceError
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
-
-# --- NeMo ----------------------------------------------------------------------------------------------------
-
-NEMO_MARK = "<extra_id_"
-_NEMO_TURN = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
-_NEMO_ANSWER = "\n<extra_id_1>Assistant\n"
-_NEMO_ROLES = {"System": "system", "User": "user", "Assistant": "assistant"}
-
-
-def nemo_messages(text: str) -> tuple[Message, ...]:
-    r"""The messages of NeMo's chat, before the first mark the user's; no messages where the text has no mark.
-
-    One line feed before a turn, a last empty turn's mark, and an empty system message belong to the marks.
-    """
-    turns = list(_NEMO_TURN.finditer(text))
-    if not turns:
-        return ()
-    ends = [turn.start() for turn in turns[1:]] + [len(text)]
-    messages = [
-        Message(role=_NEMO_ROLES[turn[1]], content=_nemo_content(text[turn.end() : end]))
-        for turn, end in zip(turns, ends, strict=True)
-    ]
-    if opening := _nemo_content(text[: turns[0].start()]):
-        messages.insert(0, Message(role="user", content=opening))
-    return tuple(message for message in messages if message.role != "system" or message.content)
-
-
-def _nemo_content(text: str) -> str:
-    return text.removesuffix("<extra_id_1>").removesuffix("\n")
-
-
-def open_nemo_prompt(prompt: str) -> str:
-    """A prompt of NeMo's chat up to where the reply begins; empty if it is none, as a text may quote such marks.
-
-    User and assistant take turns in it, and the user comes last, or an empty turn of the assistant.
-    """
-    if NEMO_MARK not in prompt:
-        return ""
-    if prompt.rstrip().endswith(_NEMO_ANSWER.strip()):
-        prompt = prompt.rstrip() + "\n"
-    messages = [message for message in nemo_messages(prompt) if message.role != "system"]
-    is_open = bool(messages) and messages[-1] == Message(role="assistant", content="")
-    roles = [message.role for message in messages][: len(messages) - is_open]
-    if len(roles) % 2 == 0 or roles != (["user", "assistant"] * len(roles))[: len(roles)]:
-        return ""
-    return prompt if is_open else prompt + _NEMO_ANSWER
-
-
-def begins_nemo_chat(text: str) -> bool:
-    """Whether a text begins with a turn of NeMo's chat."""
-    return _NEMO_TURN.match(text) is not None
-
 
 # --- the markers of other templates --------------------------------------------------------------------------
 
@@ -151,4 +98,4 @@ may_be_marked = re.compile(
 
 def has_no_marker(prompt: str) -> bool:
     """Whether a prompt surely has no marker of any kind."""
-    return not (may_be_marked(prompt) or NEMO_MARK in prompt or prompt[-_ANSWER_CHARACTERS:].rstrip().endswith(":"))
+    return not (may_be_marked(prompt) or "<extra_id_" in prompt or prompt[-_ANSWER_CHARACTERS:].rstrip().endswith(":"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.formats.field_names import CONVERSATIONS, PROMPTS, RESPONSES, SPELLINGS, Row, is_blank
+from rm_assets.data.formats.field_names import CONVERSATIONS, PROMPTS, SIDES, SPELLINGS, Row, is_blank
 from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_fields
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
@@ -118,16 +118,10 @@ def _is_message(value: Any) -> bool:
 
 # --- whole rows ----------------------------------------------------------------------------------------------
 
-_SIDES = (
-    ("chosen", "rejected"),
-    ("chosen_messages", "rejected_messages"),
-    ("preferred_output", "non_preferred_output"),
-    *RESPONSES,
-)
 _RESPONSES = ("response", "completion", "answer", "output", "text")
 
 
-def with_lists_read(row: Row) -> Row:
+def parse_written_lists(row: Row) -> Row:
     """The row with its conversations as lists where they are JSON in texts; raises PreferenceError for other lists.
 
     Both sides must be such lists, or one of them and the prompt, or one that repeats the prompt: a single JSON reply
@@ -137,7 +131,7 @@ def with_lists_read(row: Row) -> Row:
         return row
     row = _with_answers_read(row)
     prompts = [name for name in (*PROMPTS, *CONVERSATIONS) if _opens(row.get(name))]
-    sides = next(((one, other) for one, other in _SIDES if one in row and other in row), ())
+    sides = next(((one, other) for one, other in SIDES if one in row and other in row), ())
     opening = [name for name in sides if _opens(row[name])]
     if not prompts and not opening:
         return _without_lists_in_lists(row)
@@ -154,7 +148,7 @@ def with_lists_read(row: Row) -> Row:
 def _with_answers_read(row: Row) -> Row:
     """The row of many responses with these, their scores and their ranks as lists where they are JSON in texts."""
     names = SPELLINGS["responses"]
-    if row.keys().isdisjoint(names) or any(one in row and other in row for one, other in _SIDES):
+    if row.keys().isdisjoint(names) or any(one in row and other in row for one, other in SIDES):
         return row
     texts = {name: row[name] for name in (*names, *SPELLINGS["scores"], "ranks") if _begins_list(row.get(name))}
     return row | {name: _listed(text, name) for name, text in texts.items()} if texts else row

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.formats.field_names import TIE_FLAGS, Row
-from rm_assets.data.formats.labels.words import TIES, plain
+from rm_assets.data.formats.labels.values import TIES, plain
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 

@@ -7,7 +7,6 @@ other rows of the shape (see `rm_assets.data.formats.labels.consistency`).
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from rm_assets.data.formats.preferences import Evidence, EvidenceKind, PreferenceError
 from rm_assets.data.tables.reasons import Reason
@@ -19,43 +18,33 @@ INVALID = -100.0
 """HelpSteer's mark of an annotation that does not count."""
 
 
-class Strength(NamedTuple):
-    """What a strength says: which response is better, by how much, and what that tells of other rows."""
+def read_strength(
+    value: float, shape: str, label: Label | None, scale: Mapping[str, Label], evidence: list[Evidence]
+) -> tuple[Label | None, float]:
+    """Which response a strength prefers, beside a label or alone, and the margin.
 
-    better: Label | None
-    margin: float
-    sign: Evidence | None = None
-
-
-def read_strength(value: float, shape: str, label: Label | None, scale: Mapping[str, Label]) -> Strength:
-    """Which response a strength prefers, beside a label or alone; `scale` says so where the setting `labels` does.
-
-    Raises PreferenceError where no reading of it agrees with the label, or where it is not HelpSteer's.
+    `scale` says what its values mean where the setting `labels` does. What it tells about other rows is appended to
+    `evidence`. Raises PreferenceError where no reading of it agrees with the label, or where it is not HelpSteer's.
     """
     if value == INVALID:
-        return Strength(None, 0.0)
+        return None, 0.0
     if scale:
         return _on_scale(value, shape, scale)
     sign: Label = "tie" if value == 0 else "first" if value < 0 else "second"
     if label == "tie":
-        return Strength(label, 0.0)
+        return label, 0.0
     if label is not None:
-        kind = EvidenceKind.SIGNED if value < 0 else EvidenceKind.SIZE if label != sign else None
-        told = Evidence(shape, kind, f"{value:g}") if kind else None
-        return Strength(sign if value < 0 else label, abs(value), told)
+        if value < 0 or label != sign:
+            kind = EvidenceKind.SIGNED if value < 0 else EvidenceKind.SIZE
+            evidence.append(Evidence(shape, kind, f"{value:g}"))
+        return sign if value < 0 else label, abs(value)
     if abs(value) > LARGEST:
-        raise unclear_strength(Evidence(shape, EvidenceKind.BEYOND, f"{value:g}"))
-    kind = EvidenceKind.NEGATIVE if value < 0 else EvidenceKind.POSITIVE
-    return Strength(sign, abs(value), Evidence(shape, kind, f"{value:g}") if value else None)
-
-
-def unclear_strength(sign: Evidence) -> PreferenceError:
-    """The reject of a strength that is no value of HelpSteer's scale."""
-    error = PreferenceError(
-        Reason.AMBIGUOUS_LABEL, f"{sign.shape} is {sign.value}, beyond -3 to 3; {scale_advice(sign.shape)}"
-    )
-    error.evidence = (sign,)
-    return error
+        evidence.append(Evidence(shape, EvidenceKind.BEYOND, f"{value:g}"))
+        problem = f"{shape} is {value:g}, beyond -3 to 3; {scale_advice(shape)}"
+        raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
+    if value:
+        evidence.append(Evidence(shape, EvidenceKind.NEGATIVE if value < 0 else EvidenceKind.POSITIVE, f"{value:g}"))
+    return sign, abs(value)
 
 
 def scale_advice(shape: str) -> str:
@@ -69,13 +58,13 @@ def column_of(shape: str) -> str:
     return shape.split(" of `")[0].strip("`")
 
 
-def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> Strength:
+def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> tuple[Label, float]:
     """The meaning of a value, and its distance from the middle between those of both sides, where they lie apart."""
     word = f"{value:g}"
     if word not in scale:
         problem = f"{shape} is {word}, to which the setting labels gives no meaning"
         raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
-    return Strength(scale[word], abs(value - middle) if (middle := _middle(scale)) is not None else 0.0)
+    return scale[word], abs(value - middle) if (middle := _middle(scale)) is not None else 0.0
 
 
 def _middle(scale: Mapping[str, Label]) -> float | None:

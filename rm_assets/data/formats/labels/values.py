@@ -1,7 +1,15 @@
-"""Words of labels that prefer no response: spellings of a tie, and marks of a task that nobody judged."""
+"""Words and numbers as labels and tables write them."""
 
 import re
+import sys
+from collections.abc import Collection
 from itertools import product
+from typing import Any
+
+from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.tables.schemas import Reason
+
+# --- words ---------------------------------------------------------------------------------------------------
 
 _EQUAL = (
     *("same", "thesame", "aboutthesame", "roughlythesame", "nearlythesame", "equal", "aboutequal", "roughlyequal"),
@@ -35,3 +43,40 @@ SKIPPED = frozenset(
 def plain(word: str) -> str:
     """A word without what only parts or surrounds it: `Tie (both bad)` is `tiebothbad`; the sign of `-1` stays."""
     return re.sub(r"[\s_()\[\]]|[.,:;!?'’\"/](?!\d)|(?<=[a-z])-|-(?!\d)", "", word.lower())
+
+
+# --- numbers -------------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NO_NUMBER = frozenset({"", "nan", "null", "none", "na", "n/a", "<na>", "nil"})
+"""What exports of tables write where there is no number."""
+
+
+def number_of(value: Any, name: str) -> float | None:
+    """A number, also as text, which is read exactly; None where there is none. Raises PreferenceError for the rest."""
+    value = read_number(value)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is not a finite number")
+    return float(value)
+
+
+def read_number(value: Any) -> Any:
+    """The number that a text writes, None where it says that there is none; every other value as it is."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.lower() in _NO_NUMBER:
+        return None
+    return float(text) if _NUMBER.fullmatch(text) else value
+
+
+def with_numbers(row: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """The row with the texts of these fields, and of lists in them, as numbers."""
+    read = {
+        name: list(map(read_number, value)) if isinstance(value, list) else read_number(value)
+        for name, value in row.items()
+        if name in fields and isinstance(value, str | list)
+    }
+    return row | read if read else row

@@ -1,0 +1,120 @@
+"""Why a row states no pair where fields of it are missing or null, and which setting helps.
+
+A field that is there and null is no damage: the row is unlabelled, or a reply or the prompt is empty.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SIDES, SPELLINGS, Row, response_fields
+from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.tables.schemas import Reason
+from rm_assets.display_text import as_code
+
+# --- fields that are missing ---------------------------------------------------------------------------------
+
+_MAX_LISTED = 8
+_MAX_CHARACTERS = 40
+_MAX_WORDS = 4
+_NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "plain": (PROMPTS, SPELLINGS["chosen"], SPELLINGS["rejected"]),
+    "comparison": (PROMPTS, ("response_a",), ("response_b",), (*LABELS, *SPELLINGS["preference_strength"])),
+    "ranking": (PROMPTS, SPELLINGS["responses"]),
+    "openai": (("input",), ("preferred_output",), ("non_preferred_output",)),
+    "two_lines": (("text",),),
+}
+"""The fields that formats need, each with its spellings; of equally near formats the first one is named."""
+
+
+def missing_field(name: str, row: Row) -> str:
+    """The detail of a row without a field: of its own, only names of fields are said, a few and on one line.
+
+    A name as long as a sentence is not said: it may be somebody's text.
+    """
+    names = [field for field in row if len(field) <= _MAX_CHARACTERS and len(field.split()) <= _MAX_WORDS]
+    listed = ", ".join(map(as_code, names[:_MAX_LISTED]))
+    num_more = len(row) - len(names[:_MAX_LISTED])
+    listed += f" and {num_more} more" * (num_more > 0) if listed else f"only names that are sentences ({num_more})"
+    found = f"the row has {listed}" if row else "the row has no field that is not null"
+    return f"no field `{name}`; {found}{_nearest(row)}; the setting columns says which column is which field"
+
+
+def _nearest(row: Row) -> str:
+    """The format of which a row has most fields, if it has any, and what it lacks."""
+    missing = {
+        name: [spellings[0] for spellings in needed if row.keys().isdisjoint(spellings)]
+        for name, needed in _NEEDED.items()
+    }
+    if any(one in row or other in row for one, other in RESPONSES):
+        others = [name for name in missing["comparison"] if "response_" not in name]
+        missing["comparison"] = others + _other_response(row)
+    num_found = {name: len(_NEEDED[name]) - len(fields) for name, fields in missing.items()}
+    nearest = max(num_found, key=lambda name: num_found[name])
+    if nearest == "two_lines":
+        return ", as a line of two-line files has (two_line_files)"
+    lacking = " and ".join(f"`{field}`" for field in missing[nearest])
+    return f"; the nearest format is {nearest}, which also needs {lacking}" if num_found[nearest] and lacking else ""
+
+
+def _other_response(row: Row) -> list[str]:
+    """The response that is compared with the one that a row has: `output_2` for `output_1`; none where it has both."""
+    if any(one in row and other in row for one, other in RESPONSES):
+        return []
+    return next(([other if one in row else one] for one, other in RESPONSES if one in row or other in row), [])
+
+
+# --- fields that are null ------------------------------------------------------------------------------------
+
+_DAMAGE = (Reason.MISSING_FIELD, Reason.UNKNOWN_FORMAT)
+_REPLIES = frozenset(name for sides in SIDES for name in sides) | {*SPELLINGS["responses"]}
+_SCORES = frozenset({*SPELLINGS["scores"], "ranks"})
+_VERDICTS = frozenset({*LABELS, *SPELLINGS["preference_strength"], *_SCORES})
+_FILLED = _REPLIES.union(_VERDICTS, PROMPTS) - _SCORES
+
+
+def explain_null_fields(
+    error: PreferenceError, row: Row, null_fields: Mapping[str, str], parse: Callable[[Row], object]
+) -> PreferenceError:
+    """The error to raise for a row with null fields: `error`, unless filling these would mend the row.
+
+    `null_fields` maps fields to the columns that the file has them in; `parse` parses a row.
+    """
+    if error.reason not in _DAMAGE or not (problem := _problem_of_nulls(row, null_fields)):
+        return error
+    try:
+        parse(row | {name: _placeholder(name, row) for name in _FILLED.intersection(null_fields)})
+    except PreferenceError as other:
+        if other.reason in (*_DAMAGE, Reason.WRONG_TYPE) and not _SCORES.intersection(null_fields):
+            return error  # more is missing than what they would hold
+    return problem
+
+
+def require_scores(row: Row) -> None:
+    """Raise PreferenceError where a ranking has fields of scores or ranks, and each of them is null."""
+    items = [item for item in row["responses"] if isinstance(item, dict)]
+    lists = [row[name] for name in ("scores", "ranks") if isinstance(row.get(name), list)]
+    given = [item[name] for item in items for name in ("score", "rating", "rank") if name in item]
+    given += [value for values in lists for value in values]
+    if given and all(value is None for value in given):
+        raise PreferenceError(Reason.UNLABELLED, "every score or rank of the responses is null")
+
+
+def _problem_of_nulls(row: Row, null_fields: Mapping[str, str]) -> PreferenceError | None:
+    groups = (
+        (_VERDICTS - _REPLIES if not response_fields(row) else _VERDICTS, Reason.UNLABELLED, "{} is null: no verdict"),
+        (_REPLIES, Reason.EMPTY_REPLY, "{} is null"),
+        (frozenset(PROMPTS), Reason.EMPTY_MESSAGE, "{} is null"),
+    )
+    order = groups if response_fields(row) else (groups[1], groups[0], groups[2])
+    for names, reason, detail in order:
+        if found := sorted(names.intersection(null_fields)):
+            return PreferenceError(
+                reason, detail.format(" and ".join(as_code(null_fields[name]) for name in found[:2]))
+            )
+    return None
+
+
+def _placeholder(name: str, row: Row) -> Any:
+    """An empty value such as the other side would have it."""
+    others = (one if other == name else other for one, other in SIDES if name in (one, other))
+    return [] if any(isinstance(row.get(other), list) for other in others) else ""
