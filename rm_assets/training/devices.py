@@ -1,4 +1,4 @@
-"""What depends on the type of a device: how it computes, how it is fed, and how it fails."""
+"""What depends on the device type: precision, transfers, and errors."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BFLOAT16 = frozenset({"cuda"})
-"""Types of devices that train in bfloat16, with kernels for sequences of varying length."""
+"""Device types that train in bfloat16, with kernels for sequences of varying length."""
 
 _FAILURES = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
 _FAILURE = re.compile(
@@ -24,26 +24,26 @@ _FAILURE = re.compile(
 
 
 def trains_in_bfloat16(device: torch.device) -> bool:
-    """Whether models are trained in bfloat16 there; the weights that are kept are float32 everywhere."""
+    """Whether models are trained in bfloat16 there; master weights are float32 everywhere."""
     return device.type in BFLOAT16
 
 
 def prepare() -> None:
-    """What this process's attention needs on a GPU: without cuDNN, which plans a second for every new shape."""
+    """Turn off cuDNN's attention, which plans for a second for every new shape."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU it is still on its way, so that nothing waits for what the GPU does before."""
+    """The tensor on a device; the copy to a GPU is asynchronous, so nothing waits for earlier work of the GPU."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def copy_to_host(tensors: Mapping[str, Tensor], copies: dict[str, Tensor], device: torch.device) -> None:
-    """Copy the tensors to the memory of this machine, over the copies of an earlier call, which have the same names.
+    """Copy the tensors to host memory, into the copies of an earlier call if there are some of the same names.
 
-    A GPU writes to pinned memory several times as fast as to any other.
+    A GPU writes to pinned memory several times as fast as to other memory.
     """
     pinned = device.type == "cuda"
     for name, tensor in tensors.items():
@@ -55,15 +55,15 @@ def copy_to_host(tensors: Mapping[str, Tensor], copies: dict[str, Tensor], devic
 
 
 def bytes_of_copies(tensors: Mapping[str, Tensor], device: torch.device) -> int:
-    """What `copy_to_host` takes; torch rounds pinned memory up to powers of two."""
+    """Bytes that `copy_to_host` allocates; torch rounds pinned memory up to powers of two."""
     sizes = [tensor.nbytes for tensor in tensors.values()]
     return sum(1 << max(0, size - 1).bit_length() for size in sizes) if device.type == "cuda" else sum(sizes)
 
 
 def one_ahead(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
-    """The results of `work` in order; with a GPU each is made in a thread while the one before is in use.
+    """The results of `work` in order; with a GPU, a thread computes each one while the previous one is in use.
 
-    A CPU has no time to spare meanwhile.
+    On a CPU that would gain nothing.
     """
     if device.type != "cuda":
         yield from map(work, items)
@@ -84,9 +84,9 @@ def _one_ahead(work: Callable[[Item], Result], items: Iterable[Item], thread: Ex
 
 
 def is_device_failure(error: BaseException | None) -> bool:
-    """Whether memory, driver, hardware or network failed, now or as the cause: whatever the model, the process is lost.
+    """Whether memory, driver, hardware or network failed, now or as the cause, so that this process cannot continue.
 
-    Not every library has a class for it; the others are known by their words.
+    Not every library has an error class for it; the others are recognized by their messages.
     """
     if error is None:
         return False

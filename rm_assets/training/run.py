@@ -31,7 +31,7 @@ from rm_assets.training.loop.checkpoint import Checkpoints
 from rm_assets.training.loop.group import Group, join_group, leave_group, peak_memory
 from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
 from rm_assets.training.loop.loss import check_margins
-from rm_assets.training.loop.sharding import is_spread, whole_weights
+from rm_assets.training.loop.sharding import is_sharded, whole_weights
 from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.loop.training_log import TrainingLog
@@ -93,7 +93,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     figures = train(model, splits, choice, job.settings, group, log, checkpoints, stop)
     _save(job, model, tokenizer, group)
     del model  # and its gradients: the saved model needs their memory
-    if is_spread(group):
+    if is_sharded(group):
         gc.collect()  # sharded layers and their hooks reference each other
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
@@ -144,7 +144,7 @@ def _opening(job: TrainingJob, splits: dict[str, Pairs], num_parameters: int, gr
 def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     """Write the trained model as a stock one, and its adapter; sharded weights are gathered into a new model."""
     directory = Path(job.output_directory)
-    if is_spread(group):
+    if is_sharded(group):
         weights = whole_weights(model, group)
         if group.is_first:
             model = with_adapter(build_model(job), job.settings)

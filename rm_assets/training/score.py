@@ -1,6 +1,6 @@
 """Scores a JSONL file with a saved model: `python -m rm_assets.training.score MODEL_DIRECTORY FILE.jsonl`.
 
-First the model must give its golden scores, so that what follows is what its report was about. A line holds a
+First the model must give its golden scores, which proves that it is the model of its report. A line holds a
 preference in any accepted format, or one conversation (`messages`, with `tools` or without). Every line gives lines of
 output or one that says why there is no score. RM_COLUMNS, RM_LABELS and RM_MAX_PAIRS_PER_PROMPT count as they do for
 annotations, and lines are cut as they are there: at line feeds, and up to RM_MAX_LINE_BYTES.
@@ -69,12 +69,12 @@ def main(arguments: list[str]) -> int:
         saved = load_saved_model(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
         tolerance = math.inf if given.bfloat16 else given.tolerance
         difference = verify_golden_scores(given.model, saved, given.batch_size, given.padding, tolerance)
-        _tell(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
+        _log(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
         with _source(given.file) as source, _target(given.output, source) as target:
             lines = numbered_lines(source, settings.max_line_bytes)
-            _tell(_summary(_written(lines, target, saved, rules, given)))
+            _log(_summary(_written(lines, target, saved, rules, given)))
     except (TrainingError, SettingsError, OSError) as error:
-        _tell(f"error: {one_line(error)}")
+        _log(f"error: {one_line(error)}")
         return 1
     return 0
 
@@ -121,7 +121,7 @@ def _target(name: str, source: io.BufferedReader) -> contextlib.AbstractContextM
     return path.open("w", encoding="utf-8")
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr)
 
 

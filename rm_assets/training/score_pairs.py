@@ -39,7 +39,7 @@ def score(job: ScoringJob, log: Log, stop: Stop) -> None:
     saved = load_saved_model(Path(job.model))
     with open_parquet(Path(job.pairs), sha256=job.pairs_sha256) as file:
         tables = [
-            scored_pairs(saved, batch.to_pylist(), job.max_length, job.batch_size)
+            score_rows(saved, batch.to_pylist(), job.max_length, job.batch_size)
             for batch in file.iter_batches(_ROWS_PER_READ)
         ]
     output = Path(job.output_directory)
@@ -49,7 +49,7 @@ def score(job: ScoringJob, log: Log, stop: Stop) -> None:
 
 
 def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
-    """Raise TrainingError unless these files of a model are as they were written."""
+    """Raise TrainingError if one of these files of a model is missing or has changed."""
     for name, expected in sha256.items():
         path = directory / name
         found = file_sha256(path) if path.is_file() else "of no file"
@@ -60,8 +60,8 @@ def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
             )
 
 
-def scored_pairs(saved: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
-    """The scores of rows with the schema `scoring_job.PAIRS`, as a table with the schema SCORED."""
+def score_rows(saved: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
+    """Score rows with the schema `scoring_job.PAIRS`; returns a table with the schema SCORED."""
     from rm_assets.training.saved_model.stock_scoring import ConversationError, sequence_logits
 
     results: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def scored_pairs(saved: Any, rows: Iterable[Mapping[str, Any]], max_length: int,
     for row in rows:
         result = {name: row[name] for name in _KEY} | {"problem": ""}
         try:
-            sequences += _both_sides(saved, row, max_length)
+            sequences += _side_ids(saved, row, max_length)
         except ConversationError as error:
             result["problem"] = str(error)
         results.append(result)
@@ -83,7 +83,7 @@ def scored_pairs(saved: Any, rows: Iterable[Mapping[str, Any]], max_length: int,
     return pa.Table.from_pylist(results, schema=SCORED)
 
 
-def _both_sides(saved: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
+def _side_ids(saved: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
     from rm_assets.training.saved_model.stock_scoring import ConversationError, conversation_text, text_ids
 
     limit = min(max_length, saved.max_length or max_length)

@@ -18,7 +18,7 @@ from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.run import train_and_publish
 from rm_assets.training.saved_model.stock_scoring import SavedModel, conversation_text, load_saved_model
 from rm_assets.training.score import main, scored_lines
-from rm_assets.training.score_pairs import check_model, scored_pairs
+from rm_assets.training.score_pairs import check_model, score_rows
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_conversation_that_the_tokenizer_fails_on_is_a_problem_of_its_own(dire
         "chosen": [message("assistant", "w5")],
     }
     pairs = [row | {"rejected": [message("assistant", word)]} for word in ("w6", "w11")]
-    table = scored_pairs(failing, pairs, 64, 4)
+    table = score_rows(failing, pairs, 64, 4)
     assert table["problem"].to_pylist() == ["", f"the tokenizer fails on it ({error.__name__})"]
 
 
@@ -296,7 +296,7 @@ def test_scores_that_are_no_finite_numbers_are_problems_of_their_lines(copy):
     assert all(text.startswith("the model gives scores that are not finite: ") for text in told)
     row = dict.fromkeys(PAIRS.names, "") | {"line": 1, "prompt": [message("user", "w7")]}
     row |= {"chosen": [message("assistant", "w5")], "rejected": [message("assistant", "w6")]}
-    [pair] = scored_pairs(saved, [row], 64, 4).to_pylist()
+    [pair] = score_rows(saved, [row], 64, 4).to_pylist()
     assert (pair["chosen_score"], pair["rejected_score"]) == (None, None)
     assert pair["problem"].startswith("the model gives scores that are not finite: ")
 

@@ -1,1 +1,1 @@
-"""What a job is and what it leaves behind, as files that the orchestrator and the job share. No torch here."""
+"""Jobs as files that Dagster and the job share: their descriptions, results and transport. No torch here."""

@@ -1,7 +1,7 @@
-"""The file that describes pairs to be scored by a saved model: what it reads, and where it writes. No torch here.
+"""The job file for scoring pairs with a saved model: what it reads, and where it writes. No torch here.
 
-It is for pairs whose ids no training job has: other prompts for the same replies, and today's test pairs for the
-promoted model, which has a tokenizer and a chat template of its own.
+It is for pairs that no training job has tokenized: the null baselines' other prompts, and today's test pairs for the
+promoted model, which has its own tokenizer and chat template.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _VARIANT = pa.field("variant", pa.string(), nullable=False)
 PAIRS = pa.schema(
     [*_KEY, _VARIANT, *(schemas.VALIDATED.field(name) for name in ("prompt", "chosen", "rejected", "tools"))]
 )
-"""Pairs as messages, like validated_preferences; `variant` names what was done to them, or is empty."""
+"""Pairs as messages, like validated_preferences; `variant` names how the prompt was changed, or is empty."""
 
 SCORED = pa.schema(
     [
@@ -31,7 +31,7 @@ SCORED = pa.schema(
         pa.field("problem", pa.string(), nullable=False),
     ]
 )
-"""A row for each pair, in their order; both scores are null where `problem` says why there are none."""
+"""A row for each pair, in their order; both scores are null if `problem` gives a reason."""
 
 
 class ScoringJob(BaseModel):
@@ -40,7 +40,7 @@ class ScoringJob(BaseModel):
     `model` is a directory as `save_pretrained` writes it, with its tokenizer, and `model_sha256` has the hashes of its
     files, by name; `pairs` is a Parquet file with the schema PAIRS, and `pairs_sha256` its hash. Pairs with a side of
     more than `max_length` tokens are not scored. The job writes SCORED_FILE, with the schema SCORED, into
-    `output_directory`, then a manifest with the hash of that file.
+    `output_directory`, then a manifest with its hash.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -57,7 +57,7 @@ class ScoringJob(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "ScoringJob":
-        """The job described by a JSON file."""
+        """Read the job from a JSON file; raises OSError, or ValueError if it is not a valid job."""
         return cls.model_validate_json(path.read_text())
 
     def with_paths(self, read: Callable[[str], str], output_directory: str) -> "ScoringJob":

@@ -1,4 +1,4 @@
-"""The file that describes one training job: everything it reads, and where it writes. No torch here."""
+"""The job file of a training: everything it reads, and where it writes. No torch here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +10,20 @@ from rm_assets.settings import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
 EVALUATION = "evaluation/"
-"""What the names of further splits begin with, which are scored and never trained on."""
+"""Prefix of the names of further splits, which are scored and never trained on."""
 
 
 class TrainingError(RuntimeError):
-    """A job that cannot be trained, or whose training had to stop. One line that says why and what to do."""
+    """A job that cannot be trained, or whose training had to stop. One line with the reason and what to do."""
 
 
 class TrainingJob(BaseModel):
     """Written as JSON by the launcher, read by `python -m rm_assets.training JOB.json`.
 
     `splits` maps "train", "validation", "test" and any "evaluation/<name>" to Parquet files with the schema
-    `records.PADDED`, `sha256` each of them to its hash; those without one are read with page checksums alone. `model`
-    is a directory or Hub name with weights (`model_revision` pins a Hub commit); where `toy` is true it is a
-    directory that holds only a `config.json`, whose model is built with random weights at `vocab_size`.
+    `schemas.PADDED`, `sha256` each file to its hash; files without one are verified by page checksums only. `model`
+    is a directory or Hub name with weights (`model_revision` pins a Hub commit); if `toy` is true it is a
+    directory with only a `config.json`, and the model has random weights and `vocab_size` embeddings.
     `chat_template` is the template's text, or None for the tokenizer's own. The job writes into
     `output_directory`, `manifest.json` last.
     """
@@ -47,7 +47,7 @@ class TrainingJob(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "TrainingJob":
-        """The job described by a JSON file."""
+        """Read the job from a JSON file; raises OSError, or ValueError if it is not a valid job."""
         return cls.model_validate_json(path.read_text())
 
     @property

@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and the one thing they exchange by themselves, a sum."""
+"""The processes that train together: rank, device, and sums over all of them."""
 
 import os
 import resource
@@ -22,7 +22,7 @@ class Group:
     rank: int
     size: int
     device: torch.device
-    connections: Any = None  # torch's own group of these processes; None: that of all
+    connections: Any = None  # torch's process group; None: the default one
 
     @property
     def is_first(self) -> bool:
@@ -36,23 +36,23 @@ class Group:
 
     @property
     def local_size(self) -> int:
-        """Processes of the group on this machine."""
+        """Number of the group's processes on this machine."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
     def aside(self) -> "Group":
-        """The same processes on CPUs, connected anew, for a thread of each; all of them must call this."""
+        """The same processes on CPUs with connections of their own, for a thread; all processes must call this."""
         connected = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
         return replace(self, device=torch.device("cpu"), connections=connected)
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has called this."""
         token = torch.zeros(1, device=self.device)
         self.add_up(token)
-        token.item()  # on a GPU the sum is only queued until someone reads it
+        token.item()  # on a GPU the sum is only queued until it is read
 
 
 def peak_memory(group: Group) -> int:
-    """The most memory that this process ever held, in bytes: of its GPU, or its own where it has none."""
+    """Peak memory of this process in bytes: of its GPU, or of the process if it has none."""
     if group.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(group.device))
     unit = 1 if sys.platform == "darwin" else 1024
@@ -62,13 +62,13 @@ def peak_memory(group: Group) -> int:
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
 
 TIMEOUT = timedelta(hours=2)
-"""How long processes wait for each other: the first alone writes the store, tries the model and saves it."""
+"""How long processes wait for each other: the first one alone writes the store, tests packings and saves the model."""
 
 
 def join_group() -> Group:
     """The group that torchrun's environment describes, or a group of one.
 
-    Raises TrainingError where there are GPUs, but fewer than processes.
+    Raises TrainingError if there are GPUs, but fewer than processes.
     """
     rank, size, local_rank = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def join_group() -> Group:
     if size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // Group(rank, size, device).local_size))
         _connect(device)
-    elif trains_in_bfloat16(device):  # whose models are spread over one process, too
+    elif trains_in_bfloat16(device):  # a single GPU shards its model, too
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         _connect(device, store=store, rank=0, world_size=1)
     return Group(rank, size, device)
@@ -96,6 +96,6 @@ def _connect(device: torch.device, **place: Any) -> None:
 
 
 def leave_group() -> None:
-    """Close the connections of the group, which has finished."""
+    """Close the connections of the group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Scores of held-out pairs, each the score of its sequence alone whatever it is batched with.
+"""Scores of held-out pairs: each is the score of its sequence alone, whatever it is batched with.
 
-On a GPU the final ones are computed in bfloat16, several times as fast as in float32. A sample of the pairs is computed
-in both, and what bfloat16 changed there is published with the scores.
+On a GPU the final scores are computed in bfloat16, several times as fast as in float32. A sample of the pairs is
+computed in both, and the difference is published with the scores.
 """
 
 import math
@@ -29,14 +29,14 @@ from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Packing, Rows, plan_rows
 
 NUM_SAMPLED = 64
-"""Pairs that are computed in both precisions. Where there are no more than these, all are computed in float32."""
+"""Pairs that are computed in both precisions. If there are no more than these, all are computed in float32."""
 
 
 @dataclass(frozen=True)
 class Rounding:
     """What bfloat16 changed in a sample of the pairs: the largest difference of a score, and pairs ranked differently.
 
-    A pair is ranked by which of its sides scores higher, or that neither does.
+    A pair is ranked by which of its sides scores higher, or as a tie.
     """
 
     sample_pairs: int
@@ -46,9 +46,9 @@ class Rounding:
     @classmethod
     def of(cls, exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> "Rounding":
         """The difference of scores in float32 and in bfloat16 of the same pairs, each float32 [pairs, 2]."""
-        of_both = [np.sign(scores[:, 0] - scores[:, 1]) for scores in (exact, rounded)]
+        rankings = [np.sign(scores[:, 0] - scores[:, 1]) for scores in (exact, rounded)]
         largest = np.abs(exact.astype(np.float64) - rounded).max()
-        return cls(len(exact), float(largest), int((of_both[0] != of_both[1]).sum()))
+        return cls(len(exact), float(largest), int((rankings[0] != rankings[1]).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def precision(self) -> str:
-        """In what the scores were computed, and what that changed, as a sentence."""
+        """The precision of the scores and its effect, as a sentence."""
         num_pairs = sum(map(len, self.scores.values()))
         what = f"scores of {num_pairs:,} held-out pairs computed in"
         if self.rounding is None:
@@ -85,17 +85,17 @@ class Evaluation:
         }
 
 
-@torch.no_grad()  # no inference mode: what FSDP gathers into is written again by training, after a resumed look
+@torch.no_grad()  # not inference mode: training writes again to the buffers that FSDP gathers into
 def pair_scores(
     scorer: nn.Module, pairs: Pairs, rows: Rows, group: Group, packing: Packing, row_tokens: int
 ) -> NDArray[np.float32]:
-    """The scores of the rows, float32 [rows, 2], chosen first; each process computes a share and gets all."""
+    """The scores of the rows, float32 [rows, 2], chosen first; each process computes a part and gets all."""
     found = torch.zeros(len(pairs), 2, device=group.device)
     plans = plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]
     for batch in one_ahead(lambda plan: collate(pairs, plan, group.device), plans, group.device):
         both = torch.stack(scores_of(scorer, batch), dim=1)
         found[moved(torch.from_numpy(batch.rows), group.device)] = both
-    group.add_up(found)  # zero but for one process, so the sum is exact
+    group.add_up(found)  # zero in all processes but one, so the sum is exact
     return found.cpu().numpy()[rows]
 
 
@@ -112,7 +112,7 @@ def mean_loss_and_accuracy(
     loss = float(losses.mean())
     if not math.isfinite(loss):
         raise TrainingError(
-            f"loss of held-out pairs is {loss!r}: the weights are spoilt, lower learning_rate, or the margins "
+            f"loss of held-out pairs is {loss!r}: the weights have diverged (lower learning_rate) or the margins are "
             f"too large; {worst_pairs(pairs, rows, losses.numpy())}"
         )
     return loss, float(num_right(chosen, rejected)) / len(scores)
@@ -121,7 +121,7 @@ def mean_loss_and_accuracy(
 def evaluate(
     scorer: Scorer, splits: Mapping[str, Pairs], group: Group, packing: Packing, row_tokens: int, bfloat16: bool = False
 ) -> Evaluation:
-    """Scores of every pair of every split. In `bfloat16` the scorer is used up: its weights stay rounded."""
+    """Scores of every pair of every split. In `bfloat16` the scorer's weights stay rounded."""
 
     def scored(rows: Mapping[str, Rows]) -> dict[str, NDArray[np.float32]]:
         return {
@@ -135,12 +135,12 @@ def evaluate(
     exact = scored(sample)
     round_weights(scorer)
     found = scored(every)
-    of_sample = [found[name][rows] for name, rows in sample.items()]
-    return Evaluation(found, Rounding.of(np.concatenate([*exact.values()]), np.concatenate(of_sample)))
+    sample_scores = [found[name][rows] for name, rows in sample.items()]
+    return Evaluation(found, Rounding.of(np.concatenate([*exact.values()]), np.concatenate(sample_scores)))
 
 
 def _sample(splits: Mapping[str, Pairs], size: int) -> dict[str, Rows]:
-    """Rows of `size` pairs at even distances over all splits; of splits of 3 and 5 and a size of 4: 0, 2 and 1, 3."""
+    """Rows of `size` pairs, evenly spaced over all splits; for splits of 3 and 5 and a size of 4: 0, 2 and 1, 3."""
     ends = np.cumsum([len(pairs) for pairs in splits.values()])
     places = np.arange(size) * ends[-1] // size
     parts = np.split(places, np.searchsorted(places, ends[:-1]))
@@ -150,7 +150,7 @@ def _sample(splits: Mapping[str, Pairs], size: int) -> dict[str, Rows]:
 def split_metrics(
     splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]], settings: TrainingSettings
 ) -> dict[str, float | int | None]:
-    """`<split>_loss`, `<split>_accuracy` (None where it has no pairs) and `<split>_pairs` for each split."""
+    """`<split>_loss`, `<split>_accuracy` (None if it has no pairs) and `<split>_pairs` for each split."""
     metrics: dict[str, float | int | None] = {}
     for name, found in scores.items():
         pairs = splits[name]
@@ -161,7 +161,7 @@ def split_metrics(
 
 
 def write_scores(path: Path, splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]]) -> None:
-    """A row for each pair with the schema SCORES; a file without rows where there are no held-out pairs."""
+    """Write a row for each pair, with the schema SCORES; no rows if there are no held-out pairs."""
     tables = [_scores_table(name, splits[name], found) for name, found in scores.items()]
     write_table(path, pa.concat_tables(tables))
 

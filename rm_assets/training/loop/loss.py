@@ -1,4 +1,4 @@
-"""The Bradley-Terry loss, and the options that the field has found useful."""
+"""The Bradley-Terry loss and its options."""
 
 from collections.abc import Mapping
 
@@ -18,9 +18,9 @@ def pair_losses(chosen: Tensor, rejected: Tensor, margin: Tensor, settings: Trai
 
     With the difference d = r_chosen - r_rejected, the loss of Bradley and Terry 1952 is `-log sigmoid(d)` ("plain").
     "margin" takes `d - margin` for d (Llama 2, 2307.09288, eq. 2). "scaled" multiplies the loss by the margin
-    (HelpSteer2-Preference, 2410.01257, "Scaled BT"); a margin of 0, the mark of a pair whose annotation gives none,
+    (HelpSteer2-Preference, 2410.01257, "Scaled BT"); a margin of 0, which means that the annotation gives none,
     counts as 1. Label smoothing e gives `-(1 - e) log sigmoid(d) - e log sigmoid(-d)` (2401.06080, eq. 7), which
-    has its least value at sigmoid(d) = 1 - e. The likelihood sees only differences; `center_rewards *
+    has its least value at sigmoid(d) = 1 - e. The likelihood depends only on differences; `center_rewards *
     (r_chosen + r_rejected)^2` pins the free constant near zero (2312.09244, eq. 2).
 
     Worked example: scores 1 and 0, margin 0.5 and weight 0.01 give log(1 + exp(-0.5)) + 0.01 = 0.474077 + 0.01;
@@ -38,7 +38,7 @@ def pair_losses(chosen: Tensor, rejected: Tensor, margin: Tensor, settings: Trai
 
 
 def check_margins(splits: Mapping[str, Pairs], settings: TrainingSettings) -> None:
-    """Raise TrainingError for a margin that the loss cannot use: a negative one would turn its pair round."""
+    """Raise TrainingError for a negative margin with the loss "scaled", which would reverse the preference."""
     if settings.loss != "scaled":
         return
     for split, pairs in splits.items():
@@ -56,7 +56,7 @@ NUM_NAMED = 5
 
 
 def worst_pairs(pairs: Pairs, rows: NDArray[np.int64], losses: NDArray[np.float64]) -> str:
-    """Which of these rows an error blames: those whose own loss is not finite, then those with the largest."""
+    """For an error: the rows whose loss is not finite, then those with the largest loss."""
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:NUM_NAMED]
     found = zip(pairs.pair_ids(rows[order]), losses[order], pairs.margin[rows[order]], strict=True)
     named = ", ".join(f"{pair_id} (loss {loss:.4g}, margin {margin:.4g})" for pair_id, loss, margin in found)

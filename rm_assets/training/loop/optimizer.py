@@ -12,13 +12,13 @@ RATES = ((100e6, 1e-4), (1e9, 1e-5), (5e9, 4e-6), (math.inf, 2e-6))
 to 4 billion and 1e-6 to 3e-6 at 8, NeMo-RL 2e-6, OpenRLHF 9e-6; RewardBench 2 (2506.01937) finds 2e-5 bad at 8."""
 
 LORA_FACTOR = 10.0
-"""Adapters want about ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
+"""Adapters need about ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW on the weights that are trained, its weight decay on matrices only: no embedding, norm or bias.
+    """AdamW on the trained weights, with weight decay on matrices only: not on embeddings, norms and biases.
 
-    The learning rate is set anew before each step.
+    `train_step` sets the learning rate of each step.
     """
     decayed, plain = decayed_and_plain(model)
     groups = [
@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
 
 
 def decayed_and_plain(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The trained weights, each once: those that weight decay touches, and the others."""
+    """The trained weights, each once: those with weight decay, and those without."""
     embedded = {
         id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in [module.weight]
     }
@@ -42,7 +42,7 @@ def decayed_and_plain(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def peak_learning_rate(num_parameters: int, settings: TrainingSettings) -> float:
-    """The setting, or where it is unset the rate for a model of this many weights."""
+    """The setting, or if it is unset the rate of RATES for a model with this many weights."""
     if settings.learning_rate is not None:
         return settings.learning_rate
     rate = next(rate for below, rate in RATES if num_parameters < below)

@@ -1,7 +1,7 @@
-"""Weights spread over processes: each holds a part of every weight, of its gradient and of its moments (FSDP2).
+"""Sharding (FSDP2): each process holds a part of every weight, of its gradient and of its moments.
 
-On a GPU that is also how a single process trains, so that one GPU and many compute alike. A single process on a CPU
-spreads nothing, and every function here leaves tensors as they are.
+On a GPU a single process trains this way, too, so that one GPU and many compute alike. A single process on a CPU shards
+nothing, and every function here leaves tensors as they are.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.loop.group import Group
 
 
-def is_spread(group: Group) -> bool:
-    """Whether a model that this group trains is spread, be it over one process."""
+def is_sharded(group: Group) -> bool:
+    """Whether this group shards the model that it trains, even over a single process."""
     return group.size > 1 or trains_in_bfloat16(group.device)
 
 
 def shard(scorer: nn.Module, layers: list[nn.Module], head: nn.Module, group: Group) -> None:
-    """Spread the weights of `scorer` in place, layer by layer; the layers and the head are modules of it.
+    """Shard the weights of `scorer` in place; the layers and the head are modules of it.
 
-    Each layer goes to the group's device when its turn comes, so that the whole model never has to fit there.
+    Layers move to the group's device one by one, so the whole model never has to fit there.
 
-    On GPUs a layer's weights are gathered and computed with in bfloat16, gradients are summed in float32; the head
-    stays float32. The parts that a process keeps, the master weights, are float32 everywhere.
+    On GPUs layers compute in bfloat16 and gradients are summed in float32; the head stays float32. The shards that a
+    process keeps, the master weights, are float32 everywhere.
     """
-    if not is_spread(group):
+    if not is_sharded(group):
         return
     mesh = init_device_mesh(group.device.type, (group.size,))
     bfloat16 = torch.bfloat16 if trains_in_bfloat16(group.device) else None
@@ -41,20 +41,20 @@ def shard(scorer: nn.Module, layers: list[nn.Module], head: nn.Module, group: Gr
 
 
 def sum_gradients_at(scorer: nn.Module, last: bool) -> None:
-    """Whether the next backward pass ends a step: only then are gradients summed over the processes."""
+    """Sum gradients over the processes in the next backward pass only if it is the last one of its step."""
     if isinstance(scorer, FSDPModule):
         scorer.set_requires_gradient_sync(last)
 
 
 def gather_nothing(scorer: nn.Module) -> None:
-    """Let every weight be its part again: after a forward pass without a backward pass some are still whole."""
+    """Free gathered weights: after a forward pass without a backward pass some are still gathered."""
     for module in scorer.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; writing to it writes to the tensor."""
+    """This process's shard of a tensor; writing to it writes to the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -64,7 +64,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_weights(model: Any, group: Group) -> dict[str, Tensor]:
-    """The state dict of a spread model, gathered on the CPU of the first process; empty in the others."""
+    """The state dict of a sharded model, gathered on the CPU of the first process; empty in the others."""
     gathered: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         full = whole(tensor)

@@ -1,4 +1,4 @@
-"""Where the curves of a training also go while it runs: TensorBoard or Weights & Biases, if a setting asks for it."""
+"""Sends the curves of a training to TensorBoard or Weights & Biases, if the setting `tracking` says so."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +14,10 @@ TENSORBOARD = "tensorboard"
 
 
 def open_tracker(settings: TrainingSettings, directory: Path, name: str, configuration: Mapping[str, Any]) -> Tracker:
-    """What takes the lines of a training called `name`, which may go on from an earlier attempt.
+    """A tracker for the training called `name`, which may resume an earlier attempt.
 
-    TensorBoard's files lie in `directory`; Weights & Biases finds account and project in its own environment variables.
-    Raises TrainingError where the package is missing.
+    TensorBoard's files are written to `directory`; Weights & Biases takes account and project from its own environment
+    variables. Raises TrainingError if the package is missing.
     """
     try:
         if settings.tracking == "tensorboard":

@@ -1,6 +1,6 @@
-"""LoRA (2106.09685): small matrices on every linear layer, trained with the head while the model stays as it is.
+"""LoRA (2106.09685): small matrices on every linear layer, trained with the head while the model is frozen.
 
-What is published is a plain model with the matrices added into its weights; the adapter is kept beside it.
+The published model is a plain one with the matrices merged into its weights; the adapter is saved beside it.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from rm_assets.training.jobs.training_job import TrainingError
 def with_adapter(model: Any, settings: TrainingSettings) -> Any:
     """The model with adapters on its linear layers, in place, as peft's wrapper of it; the head is trained whole.
 
-    Without `lora_rank` the model itself. A function of model and settings alone. Raises TrainingError without peft.
+    Without `lora_rank`, the model itself. Depends on model and settings only. Raises TrainingError without peft.
     """
     if not settings.lora_rank:
         return model
@@ -41,12 +41,12 @@ def base_of(model: Any) -> Any:
 
 
 def merged(model: Any) -> Any:
-    """The stock classifier with its adapters added into its weights, in place."""
+    """The stock classifier with its adapters merged into its weights, in place."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def save_adapter(model: Any, base_name: str, directory: Path) -> None:
-    """Write the adapter and the head as peft reads them; `base_name` is what the adapter belongs to."""
+    """Write the adapter and the head as peft reads them; `base_name` is the model that the adapter belongs to."""
     if hasattr(model, "merge_and_unload"):
         model.peft_config["default"].base_model_name_or_path = base_name
         model.save_pretrained(directory / ADAPTER, safe_serialization=True, save_embedding_layers=False)

@@ -1,4 +1,4 @@
-"""The decoder layers of a model: what is spread, compiled and recomputed one by one."""
+"""The decoder layers of a model, which are sharded, compiled and recomputed one by one."""
 
 import atexit
 import copy
@@ -17,15 +17,15 @@ from torch import nn
 from rm_assets.settings import TrainingSettings
 
 MAX_GRAPHS = 64
-"""Of compiled layers: they double with kinds of layers, with rows that share prompts and rows that do not, gradients
-and none, recomputation and none. torch's own limit is 8, beyond which layers run uncompiled without a word."""
+"""Limit of compiled variants of a layer: one for each kind of layer, with and without shared prompts, gradients and
+recomputation. torch's own limit is 8, beyond which layers silently run uncompiled."""
 
-_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
-"""Environment variable: where torch keeps compiled code. Whoever has set it has the say."""
+_CACHE_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable: where torch keeps compiled code. A value set by the user is respected."""
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers of a stock classifier's body: of its lists of modules, the one that holds most weights."""
+    """The layers of a stock classifier's body: the list of modules that holds most weights."""
     return list(_layer_list(model))
 
 
@@ -35,9 +35,9 @@ def _layer_list(model: Any) -> nn.ModuleList:
 
 
 def shallow_copy(model: Any) -> Any:
-    """A copy of a stock classifier with its first layers alone: at least two, and one of every kind that it has.
+    """A copy of a stock classifier with only its first layers: at least two, and one of every kind.
 
-    Where layers are dense and sparse in turns it has two, where every sixth sees all tokens and the others few, six.
+    Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window.
     """
     layers, memo = _layer_list(model), dict[int, Any]()
     config = model.config.get_text_config()
@@ -48,9 +48,9 @@ def shallow_copy(model: Any) -> Any:
 
 
 def _kind(layer: nn.Module, number: int, config: Any, num_layers: int) -> list[str]:
-    """What tells a layer from those of other kinds: its modules, their settings, and the shapes of its weights.
+    """What distinguishes a layer from other kinds: its modules, their settings, and the shapes of its weights.
 
-    Besides them what the configuration says of it in lists of as many items as there are layers.
+    Also its entries in the lists of the configuration that have one item per layer.
     """
     kind = [
         f"{name} {type(module).__name__} {dict(_settings(module, number))}" for name, module in layer.named_modules()
@@ -61,7 +61,7 @@ def _kind(layer: nn.Module, number: int, config: Any, num_layers: int) -> list[s
 
 
 def _settings(module: nn.Module, number: int) -> Iterator[tuple[str, Any]]:
-    """The plain attributes of a module, other than the number of its layer."""
+    """The plain attributes of a module, except the index of its layer."""
     for name, value in vars(module).items():
         is_number = type(value) is int and value == number and ("layer" in name or "idx" in name)
         if value is None or (isinstance(value, bool | int | float | str | tuple) and not is_number):
@@ -69,16 +69,16 @@ def _settings(module: nn.Module, number: int) -> Iterator[tuple[str, Any]]:
 
 
 def prepare_layers(model: Any, settings: TrainingSettings, device: torch.device) -> None:
-    """Let the layers be computed again in the backward pass, and compiled, where the settings ask for it.
+    """Turn on recomputation in the backward pass and compilation, as the settings say.
 
-    Without such a setting they are compiled where `reason_not_to_compile` has none.
+    If `compile` is unset, layers are compiled unless `reason_not_to_compile` gives a reason.
     """
     layers = decoder_layers(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for layer in layers:
-            # transformers recomputes in training mode alone, and our models stay in eval mode: the flag of the layer
-            # itself is set, not of what is in it, and what dropout it applies by itself is turned off.
+            # transformers recomputes only in training mode, and our models stay in eval mode: so the flag of the layer
+            # itself is set, not those of its modules, and its own dropout is turned off.
             layer.training = True
             for name, value in list(vars(layer).items()):
                 if "drop" in name and isinstance(value, float):
@@ -91,20 +91,20 @@ def prepare_layers(model: Any, settings: TrainingSettings, device: torch.device)
 
 
 def _compile_privately() -> None:
-    """Have compiled code in a directory that only this user can write to, and its pickles neither kept nor opened.
+    """Keep compiled code in a directory that only this user can write to, and neither write nor read its pickles.
 
-    torch's own directory has a name that anyone on this machine can guess, and make before us.
+    The name of torch's default directory can be guessed, so anyone on this machine could create it first.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     torch.compiler.config.force_disable_caches = True
-    if os.environ.get(_COMPILED, default_cache_dir()) == default_cache_dir():
-        os.environ[_COMPILED] = tempfile.mkdtemp(prefix="rm_assets_compiled_")
-        atexit.register(shutil.rmtree, os.environ[_COMPILED], ignore_errors=True)
+    if os.environ.get(_CACHE_DIRECTORY, default_cache_dir()) == default_cache_dir():
+        os.environ[_CACHE_DIRECTORY] = tempfile.mkdtemp(prefix="rm_assets_compiled_")
+        atexit.register(shutil.rmtree, os.environ[_CACHE_DIRECTORY], ignore_errors=True)
 
 
 def reason_not_to_compile(settings: TrainingSettings, device: torch.device) -> str:
-    """Why layers are not compiled, or "" where they are."""
+    """Why layers are not compiled, or "" if they are."""
     if settings.compile is not None:
         return "" if settings.compile else "compile is off"
     if device.type != "cuda":

@@ -1,7 +1,7 @@
-"""Which way of laying sequences into rows a model computes exactly, found by trying before training.
+"""Which packing a model computes exactly, tested before training.
 
-Some architectures are wrong in packed rows without a word: recurrent and linear-attention layers run across sequences,
-others take positions from where a token lies, or look ahead. So nothing is assumed of an architecture: rewards and
+Some architectures are silently wrong in packed rows: recurrent and linear-attention layers run across sequences, others
+derive positions from a token's index in the row, or look ahead. So nothing is assumed of an architecture: rewards and
 gradients of a few sequences in a row are compared with those of each sequence alone.
 """
 
@@ -27,8 +27,8 @@ from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, pl
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Allowed differences: of a reward per standard deviation of all and per the largest, of a weight's gradient per
-    its norm and per the norm of all gradients."""
+    """Allowed differences: of a reward, relative to the standard deviation and to the largest of all rewards; of a
+    weight's gradient, relative to its norm and to the norm of all gradients."""
 
     reward_per_spread: float
     reward_per_largest: float
@@ -40,13 +40,13 @@ FLOAT32 = Tolerance(1e-4, 1e-5, 1e-3, 1e-5)
 """Of rows from each sequence alone, in float32."""
 BFLOAT16 = Tolerance(5e-2, 1e-2, 5e-2, 1e-2)
 """In bfloat16, which by itself costs 1 to 2 % of a gradient: of a row for each sequence from each sequence alone in
-float32, by stock attention, and of rows from a row for each sequence, by the same kernels. One token that is seen of
-another sequence costs more than 10 %, a prefix that is seen out of its place more than 50 %."""
+float32, by stock attention, and of rows from a row for each sequence, by the same kernels. Attending to one token of
+another sequence costs more than 10 %, to a prefix at the wrong position more than 50 %."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The packing in use, and a sentence that says why, for the log, the manifest and the UI."""
+    """The packing in use, and a sentence with the reason, for the log, the manifest and the UI."""
 
     packing: Packing
     reason: str
@@ -55,9 +55,9 @@ class Choice:
 def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
     """The fastest packing that gives the rewards and gradients of each sequence alone; sets the model to it.
 
-    Computes on `device` in float32, and on a GPU in bfloat16 too, in the model's present mode, on pairs of the data and
-    invented ones. What computes is a copy with a few layers: there may be no room for the gradients of them all, nor
-    for the model before it is spread. Leaves the random state as it was.
+    Computes on `device` in float32, and on a GPU in bfloat16 too, in the model's current mode, on pairs of the data and
+    synthetic ones. It uses a copy with a few layers: the gradients of all layers, or the model before it is sharded,
+    may not fit into memory. Does not change the random state.
     """
     classifier = base_of(model)
     probe = _Probe(
@@ -71,9 +71,9 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
         for packing in (Packing.SHARED, Packing.PACKED):
             try:
                 found = probe.excess(packing)
-            except Exception as error:  # whatever an architecture does with arguments that it does not know
+            except Exception as error:  # whatever an architecture does with unknown arguments
                 if device.type == "cuda":
-                    torch.cuda.synchronize(device)  # raises what failed there
+                    torch.cuda.synchronize(device)  # raises an error of the GPU
                 if is_device_failure(error):
                     raise
                 failures.append(" ".join(str(error).split())[:200])
@@ -88,7 +88,7 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
 
 
 def use_packing(model: Any, packing: Packing) -> None:
-    """Set a model with stock attention to a packing that its architecture is known to compute exactly."""
+    """Set a model with stock attention to a packing that was verified for its architecture."""
     if packing is not Packing.PADDED:
         _set_attention(base_of(model), ATTENTION)
 
@@ -118,7 +118,7 @@ class Excess:
 
     @property
     def is_allowed(self) -> bool:
-        """Whether neither is too large; what is no number is."""
+        """Whether neither is too large; NaN is too large."""
         return self.rewards <= 1 and self.gradients <= 1
 
     def __str__(self) -> str:
@@ -129,7 +129,7 @@ class Excess:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Method:
     """How sequences are computed: in which rows, and in bfloat16 or float32."""
 
     plans: Sequence[MicroPlan]
@@ -138,7 +138,7 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A model, the attention it came with, and the pairs that it is tried on."""
+    """A model, its stock attention, and the pairs that it is tested on."""
 
     model: Any
     stock: str
@@ -146,24 +146,24 @@ class _Probe:
     device: torch.device
 
     def excess(self, packing: Packing) -> Excess:
-        """How far a packing is from each sequence alone; raises whatever the model does."""
+        """How much a packing differs from each sequence alone; raises whatever the model raises."""
         [plans] = plan_rows(self.pairs, np.arange(len(self.pairs)), packing, 1 << 30)
-        stock, rows = _Way(self._single_plans(Packing.PADDED)), _Way(plans)
+        stock, rows = _Method(self._single_plans(Packing.PADDED)), _Method(plans)
         found = self._excess(rows, stock, FLOAT32)
         if not trains_in_bfloat16(self.device) or not found.is_allowed:
             return found
-        single, rows = _Way(self._single_plans(packing), bfloat16=True), _Way(plans, bfloat16=True)
+        single, rows = _Method(self._single_plans(packing), bfloat16=True), _Method(plans, bfloat16=True)
         every = [found, self._excess(single, stock, BFLOAT16), self._excess(rows, single, BFLOAT16)]
         return Excess(max(each.rewards for each in every), max(each.gradients for each in every))
 
-    def _excess(self, way: _Way, reference: _Way, tolerance: Tolerance) -> Excess:
-        """How far one way is from another; its gradients are subtracted from the other's where these lie."""
+    def _excess(self, method: _Method, reference: _Method, tolerance: Tolerance) -> Excess:
+        """How much a method differs from the reference; its gradients are subtracted from the reference's in place."""
         for weight in self.model.parameters():
             weight.grad = None
         rewards = self._backward(reference, 1.0)
         norms = self._gradient_norms()
         everything = sum(norm**2 for norm in norms.values()) ** 0.5
-        difference = float((self._backward(way, -1.0) - rewards).abs().max())
+        difference = float((self._backward(method, -1.0) - rewards).abs().max())
         allowed = tolerance.reward_per_spread * rewards.std() + tolerance.reward_per_largest * rewards.abs().max()
         ratios = [
             _ratio(norm, tolerance.gradient_per_norm * norms[name] + tolerance.gradient_per_all * everything)
@@ -178,16 +178,16 @@ class _Probe:
         kind = Packing.PADDED if packing is Packing.PADDED else Packing.PACKED
         return [MicroPlan(numbers[:0], (Branches(0, numbers[n : n + 1]),), kind) for n in numbers]
 
-    def _backward(self, way: _Way, sign: float) -> Tensor:
+    def _backward(self, method: _Method, sign: float) -> Tensor:
         """The rewards of the rows' sequences; adds `sign` times the gradient of a weighted sum of them."""
         scorer = Scorer(self.model)
         found = torch.zeros(len(self.pairs.sequences), device=self.device)
         generator = np.random.default_rng(len(found))
         weights = torch.from_numpy(generator.normal(size=len(found)).astype(np.float32)).to(self.device)
-        for plan in way.plans:
+        for plan in method.plans:
             _set_attention(self.model, self.stock if plan.packing is Packing.PADDED else ATTENTION)
             batch = collate(self.pairs, plan, self.device)
-            rewards = bfloat16_scores(scorer, batch) if way.bfloat16 else scorer(batch)
+            rewards = bfloat16_scores(scorer, batch) if method.bfloat16 else scorer(batch)
             numbers = [number for branches in plan.branches for number in branches.sequences.tolist()]
             torch.autograd.backward((sign * weights[numbers] * rewards).sum())
             found[numbers] = rewards.detach()
@@ -215,7 +215,7 @@ def _ratio(difference: float, allowed: float) -> float:
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Random state and precision are afterwards what they were before."""
+    """Restore random state and matmul precision on leaving."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""The pairs that a model is tried on before training: a few of the data, and invented ones for the edges."""
+"""The pairs that a model is tested on before training: a few of the data, and synthetic ones for edge cases."""
 
 from itertools import combinations
 from typing import Any
@@ -9,34 +9,34 @@ from numpy.typing import NDArray
 from rm_assets.training.packing.pairs import KEYS_SCHEMA, Pairs, Sequences, common_prefix
 
 NUM_REAL = 2
-MAX_REAL_TOKENS = 192  # of a side of them; the rest is cut off
-MAX_WINDOW = 1024  # a longer sliding window is not crossed: it would take too long
+MAX_REAL_TOKENS = 192  # of each of their sides; the rest is cut off
+MAX_WINDOW = 1024  # longer sliding windows are not tested: it would take too long
 _Ids = NDArray[np.int32]
 
 
 def probe_pairs(config: Any, pairs: Pairs) -> Pairs:
     """Rankings of two or three sequences, a function of a model's text configuration and the split alone.
 
-    The first pairs of the data; one sequence the beginning of the other, by one token; nothing in common, of unequal
-    lengths; three replies to a prompt, longer than the model's sliding window where it has a short one.
+    The first pairs of the data; a sequence and the same without its last token; two of different lengths with nothing
+    in common; three replies to a prompt that is longer than the model's sliding window, if that is short.
     """
     limit = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
     generator = np.random.default_rng(0)
 
-    def invented(length: int) -> _Ids:
+    def synthetic(length: int) -> _Ids:
         return generator.integers(0, config.vocab_size, max(1, min(length, limit)), dtype=np.int32)
 
     def joined(*parts: _Ids) -> _Ids:
         return np.concatenate(parts)[:limit]
 
     window = int(getattr(config, "sliding_window", None) or 0)
-    prompt = invented(min(window if window <= MAX_WINDOW else 0, limit - 16) + 5)
-    whole = invented(13)
+    prompt = synthetic(min(window if window <= MAX_WINDOW else 0, limit - 16) + 5)
+    whole = synthetic(13)
     rankings = [
         *_real(pairs, limit),
         [whole[:-1], whole],
-        [invented(3), invented(29)],
-        [joined(prompt, invented(4)), joined(prompt, invented(9)), joined(prompt[:-2], invented(11))],
+        [synthetic(3), synthetic(29)],
+        [joined(prompt, synthetic(4)), joined(prompt, synthetic(9)), joined(prompt[:-2], synthetic(11))],
     ]
     return pairs_of(rankings)
 
@@ -52,7 +52,7 @@ def _real(pairs: Pairs, limit: int) -> list[list[_Ids]]:
 
 
 def pairs_of(rankings: list[list[_Ids]]) -> Pairs:
-    """A split in memory: of each ranking's sequences all pairs, the earlier one chosen."""
+    """A split in memory: all pairs of each ranking's sequences, the earlier one chosen."""
     sequences = [sequence for ranking in rankings for sequence in ranking]
     starts = np.cumsum([0, *map(len, rankings)])
     rows = [

@@ -1,7 +1,7 @@
 """The reward model: building, loading, scoring and saving it.
 
-It is stock `AutoModelForSequenceClassification` with one label. Dropout is off because the model stays in
-eval mode while it is trained: the modes differ in nothing else that we use, and a reward is not a draw.
+It is stock `AutoModelForSequenceClassification` with one label. It is trained in eval mode: dropout is off, and a
+reward is deterministic. In the models used here the modes differ in nothing else.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _SPARE_BYTES = 2**28
 
 
 def build_model(job: TrainingJob) -> Any:
-    """The model before training, in float32 on the CPU; a function of the job alone.
+    """The model before training, in float32 on the CPU; depends on the job only.
 
     Raises TrainingError, which names the setting `model`, for one that cannot be loaded or has no such head.
     """
@@ -52,12 +52,12 @@ def load_model(directory: Path) -> Any:
 def _toy_model(job: TrainingJob) -> tuple[Any, bool]:
     try:
         config = AutoConfig.from_pretrained(job.model, trust_remote_code=False, num_labels=1)
-        # the configuration's own special ids may lie outside the new vocabulary
+        # the configuration's own special ids may be outside the new vocabulary
         config.vocab_size, config.pad_token_id = job.vocab_size, job.pad_token_id
         return AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         ), True
-    except Exception as error:  # whatever a configuration leads transformers to
+    except Exception as error:  # whatever transformers raises for a configuration
         raise _unloadable(job.model, error) from error
 
 
@@ -77,15 +77,15 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
         )
         is_new_head = f"{HEAD}.weight" in info["missing_keys"]
         require_whole_weights(model, info, may_lack=f"{HEAD}.")
-    except Exception as error:  # whatever a configuration or its weights lead transformers to
+    except Exception as error:  # whatever transformers raises for a configuration or its weights
         raise _unloadable(job.model, error) from error
     return model, is_new_head
 
 
 def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: str = "-") -> None:
-    """Raise ValueError where weights were not in the files, and so made at random, or are no finite numbers.
+    """Raise ValueError if weights are missing in the files, and so were initialized at random, or are not finite.
 
-    `info` is what transformers tells of loading; of weights whose names begin with `may_lack`, nothing is asked.
+    `info` is the loading info of transformers. Weights whose names begin with `may_lack` are not checked.
     """
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
@@ -96,9 +96,9 @@ def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: str = "
 
 
 def check_size(directory: Path) -> None:
-    """Raise ValueError where a configuration asks for far more weights than there are: those would be made at random.
+    """Raise ValueError if a configuration needs far more weights than there are: the rest would be random.
 
-    Quantized weights take an eighth of float32, at the least.
+    Quantized weights take at least an eighth of float32.
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False, num_labels=1)
     with torch.device("meta"):
@@ -111,8 +111,8 @@ def check_size(directory: Path) -> None:
 
 def _unloadable(model: str, error: Exception) -> TrainingError:
     reason = mask_credentials(" ".join(str(error).split()))[:500]
-    told = reason if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {reason}"
-    return TrainingError(f"model {model!r} cannot be loaded as a reward model: {told}; change the setting model")
+    detail = reason if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {reason}"
+    return TrainingError(f"model {model!r} cannot be loaded as a reward model: {detail}; change the setting model")
 
 
 def _check_shape(model: Any, name: str) -> None:
@@ -125,7 +125,7 @@ def _check_shape(model: Any, name: str) -> None:
 
 
 def _initialise_head(head: nn.Linear, seed: int) -> None:
-    """Normal with standard deviation 1 / sqrt(H + 1) (2009.01325), seeded apart from all else."""
+    """Normal with standard deviation 1 / sqrt(H + 1) (2009.01325), with a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5, generator=generator)
     if head.bias is not None:
@@ -138,14 +138,14 @@ def num_embeddings(model: Any) -> int:
 
 
 def max_positions(model: Any) -> int | None:
-    """Longest sequence in tokens, or None where the configuration states none."""
+    """Longest sequence in tokens, or None if the configuration has no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(job: TrainingJob) -> Any:
-    """The tokenizer to save with the model: it pads on the right with `pad_token_id`, has the template.
+    """The tokenizer to save with the model: it pads on the right with `pad_token_id` and has the job's template.
 
-    Raises TrainingError where it cannot be loaded or has no special token of that id.
+    Raises TrainingError if it cannot be loaded or has no special token of that id.
     """
     revision = job.model_revision if job.tokenizer == job.model else None
     try:

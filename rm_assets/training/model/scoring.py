@@ -15,10 +15,10 @@ from rm_assets.training.packing.batches import MicroBatch
 
 
 class Scorer(nn.Module):
-    """The model behind one forward pass, so that sharding has a root to hook: micro-batch to scores float32 [S].
+    """Wraps the model as one forward pass, which sharding hooks: from a micro-batch to scores, float32 [S].
 
-    `model` is a stock sequence classifier, or a PeftModel around one. Where it has a linear head `score`, the hidden
-    state at `length - 1` goes through it in float32; other classifiers, such as BERT's, score padded rows as they do.
+    `model` is a stock sequence classifier, or a PeftModel around one. If it has a linear head `score`, the hidden
+    state at `length - 1` goes through it in float32; other classifiers, such as BERT's, score padded rows themselves.
     """
 
     def __init__(self, model: Any) -> None:
@@ -34,13 +34,13 @@ class Scorer(nn.Module):
         hidden = body(input_ids=batch.ids, use_cache=False, **_arguments(batch)).last_hidden_state  # [., T, H]
         last = hidden.flatten(0, 1).index_select(0, batch.last)
         scores: Tensor = classifier.score(last.float()).squeeze(-1)
-        return scores.clone()  # no view, which FSDP warns of
+        return scores.clone()  # not a view, which FSDP warns about
 
 
 def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
     """The scores as sharding computes them on a GPU: from the body's weights in bfloat16, the head's in float32.
 
-    Gradients reach the scorer's own weights, rounded on their way.
+    Gradients reach the scorer's own weights, rounded to bfloat16.
     """
     head = {id(weight) for weight in getattr(base_of(scorer.model), HEAD, nn.Module()).parameters()}
     weights = {
@@ -52,9 +52,9 @@ def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
 
 @torch.no_grad()
 def round_weights(scorer: Scorer) -> None:
-    """Keep the weights of the body in bfloat16 and those of the head in float32, as sharding has both on a GPU.
+    """Convert the weights of the body to bfloat16, as sharding does on a GPU; the head stays float32.
 
-    Buffers stay as they are: what rotary positions are computed from is no weight, and loses places in bfloat16.
+    Buffers stay as they are: the frequencies of rotary positions are a buffer and need float32.
     """
     head = {id(weight) for weight in getattr(base_of(scorer.model), HEAD, nn.Module()).parameters()}
     for weight in scorer.parameters():

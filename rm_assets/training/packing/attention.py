@@ -1,7 +1,7 @@
-"""One attention function for every architecture whose layers pass their keyword arguments on.
+"""One attention function for every architecture whose layers pass on their keyword arguments.
 
-It is registered with transformers' public AttentionInterface and reads where sequences lie from the keyword
-`row_layout`. Where it would be wrong it refuses: without a layout it would see across sequences.
+It is registered with transformers' public AttentionInterface and reads the positions of sequences from the keyword
+`row_layout`. It raises where it would be wrong: without a layout it would attend across sequences.
 
 Letters: Q heads of queries, K heads of keys, T tokens of a row, D width of a head.
 """
@@ -20,11 +20,11 @@ from rm_assets.training.packing.layout import Kernel, Layout
 ATTENTION = "rm_assets_rows"
 _SINKS = ("s_aux", "sinks")
 _HALF = (torch.float16, torch.bfloat16)
-_HAS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # a later torch's
+_HAS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # in a later torch
 
 
 class UnsupportedModelError(RuntimeError):
-    """A model that would be wrong in a packed row; the message says what of it and why."""
+    """A model that would be wrong in a packed row; the message names the module and the reason."""
 
 
 def row_attention(
@@ -42,11 +42,11 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """The attention of a packed row: query [1, Q, T, D], key and value [1, K, T, D] to [1, T, Q, D].
 
-    A token sees its segment's prefix and its segment's own tokens up to itself, of these the last `sliding_window`.
-    On a GPU in half precision the kernels for sequences of varying length compute it, elsewhere, and with `softcap`,
-    pieces of at most PIECE queries. Raises UnsupportedModelError for what neither computes.
+    A token attends to its segment's prefix and to its segment's own tokens up to itself, of these the last
+    `sliding_window`. On a GPU in half precision it uses torch's variable-length kernels; elsewhere, and with `softcap`,
+    it computes pieces of at most PIECE queries. Raises UnsupportedModelError for what neither supports.
     """
-    reason = _refusal(module, query, attention_mask, dropout, row_layout, others)
+    reason = _unsupported(module, query, attention_mask, dropout, row_layout, others)
     if reason:
         raise UnsupportedModelError(f"{type(module).__name__} {reason}")
     assert row_layout is not None
@@ -56,7 +56,7 @@ def row_attention(
     return output, None
 
 
-def _refusal(
+def _unsupported(
     module: nn.Module,
     query: Tensor,
     attention_mask: Tensor | None,
@@ -66,7 +66,7 @@ def _refusal(
 ) -> str:
     if layout is None:
         return "gets no layout of the row: the model's layers drop keyword arguments"
-    # a compiled layer would be compiled anew for every number of tokens that is looked at
+    # not checked in compiled layers: they would be recompiled for every number of tokens
     if not torch.compiler.is_compiling() and (query.shape[0] != 1 or query.shape[2] != layout.num_tokens):
         return f"attends over {tuple(query.shape)} where the row has {layout.num_tokens} tokens"
     if attention_mask is not None:
@@ -136,7 +136,7 @@ def _by_piece(
 class _Gathered(torch.autograd.Function):
     """Ranges of a row's tokens: from [1, heads, T, D] a tensor for each tuple of ranges, joined.
 
-    What slices and concatenations would give, but their backward writes a whole row for every slice.
+    The same as slicing and concatenating, whose backward pass would write a whole row for every slice.
     """
 
     @staticmethod
@@ -147,7 +147,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         batch, heads, tokens, width = ctx.shape
-        row = gradients[0].new_zeros(batch, tokens, heads, width).transpose(1, 2)  # as the model lays it out
+        row = gradients[0].new_zeros(batch, tokens, heads, width).transpose(1, 2)  # the model's memory layout
         for gradient, parts in zip(gradients, ctx.ranges, strict=True):
             offset = 0
             for start, end in parts:
@@ -156,8 +156,8 @@ class _Gathered(torch.autograd.Function):
         return row, None
 
 
-_uncompiled: Any = torch.compiler.disable  # which has no types
-_uncompiled_by_piece: Any = _uncompiled(_by_piece)  # its loop would be compiled anew for every layout
+_uncompiled: Any = torch.compiler.disable  # untyped
+_uncompiled_by_piece: Any = _uncompiled(_by_piece)  # its loop would be recompiled for every layout
 
 
 def _attention(

@@ -20,8 +20,8 @@ class MicroBatch:
     """The input of one forward pass.
 
     Packed: `ids` and `positions` int64 [1, T], with a `layout`. Padded: `ids` int64 [S, T], with neither.
-    `last` int64 [S] is where each sequence ends in the flattened ids. `chosen` and `rejected` int64 [B] number the
-    two sequences of each pair, `margin` is float32 [B]; `rows` are the pairs in their split.
+    `last` int64 [S] is the index of each sequence's last token in the flattened ids. `chosen` and `rejected` int64 [B]
+    are the numbers of each pair's sequences, `margin` is float32 [B]; `rows` are the pairs' numbers in their split.
     """
 
     ids: Tensor
@@ -35,7 +35,7 @@ class MicroBatch:
 
 
 def collate(pairs: Pairs, plan: MicroPlan, device: torch.device) -> MicroBatch:
-    """The micro-batch of a plan. One without pairs has IDLE_TOKENS, whose score nobody reads."""
+    """The micro-batch of a plan. One without pairs has IDLE_TOKENS, whose score is not used."""
     numbers = [number for branches in plan.branches for number in branches.sequences.tolist()]
     if plan.packing is Packing.PADDED:
         ids, last = _padded(pairs, numbers)
@@ -63,7 +63,7 @@ def collate(pairs: Pairs, plan: MicroPlan, device: torch.device) -> MicroBatch:
 def _padded(pairs: Pairs, numbers: list[int]) -> tuple[Rows, Rows]:
     sequences = [pairs.sequences[number] for number in numbers] or [np.zeros(IDLE_TOKENS, np.int32)]
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    ids = np.zeros((len(sequences), lengths.max()), np.int64)  # masked by length, so any id may fill the rest
+    ids = np.zeros((len(sequences), lengths.max()), np.int64)  # masked by length, so any id may be the padding
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = sequence
     return ids, np.arange(len(sequences)) * ids.shape[1] + lengths - 1
@@ -72,7 +72,7 @@ def _padded(pairs: Pairs, numbers: list[int]) -> tuple[Rows, Rows]:
 def _packed(pairs: Pairs, plan: MicroPlan) -> tuple[Rows, Rows, Rows, list[Segment]]:
     """Ids [1, T], positions [1, T], last [S] and the segments of a row.
 
-    Of the sequences [7, 8, 9] and [7, 8, 5, 6] with a prefix of 2: ids 7 8 9 5 6, positions 0 1 2 2 3, last 2 and 4.
+    For the sequences [7, 8, 9] and [7, 8, 5, 6] with a prefix of 2: ids 7 8 9 5 6, positions 0 1 2 2 3, last 2 and 4.
     """
     ids, positions, last, segments = [], [], [], []
     end = 0
@@ -87,8 +87,8 @@ def _packed(pairs: Pairs, plan: MicroPlan) -> tuple[Rows, Rows, Rows, list[Segme
             last.append(end - 1)
             prefix = branches.prefix
     if not ids:
-        nothing = np.zeros((1, IDLE_TOKENS), np.int64)  # the position 0 is one that every model has
+        nothing = np.zeros((1, IDLE_TOKENS), np.int64)  # every model has the position 0
         return nothing, nothing, np.zeros(1, np.int64), [Segment(0, IDLE_TOKENS)]
-    # no [None], whose stride of 0 would tell a compiled layer rows from micro-batches without pairs
+    # not [None], whose stride of 0 would make compiled layers recompile
     row = np.concatenate(ids).astype(np.int64).reshape(1, -1)
     return row, np.concatenate(positions).reshape(1, -1), np.array(last, np.int64), segments

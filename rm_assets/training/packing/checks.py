@@ -1,4 +1,4 @@
-"""What is wrong with the pairs of a job, found before any training: nothing here repairs."""
+"""Checks of a job's pairs before training. Nothing is repaired: the first problem is an error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +14,7 @@ _IDS_AT_ONCE = 2**22  # bounds what is held in memory
 
 
 def read_splits(job: TrainingJob, scratch: Path) -> dict[str, Pairs]:
-    """The pairs of every split, from a store in `scratch`; validation and test may be empty.
-
-    Raises TrainingError where train is.
-    """
+    """The pairs of every split, from a store in `scratch`; raises TrainingError if train is empty."""
     further = sorted(set(job.splits) - set(SPLITS))
     unknown = [name for name in further if not name.startswith(EVALUATION)]
     if unknown:
@@ -30,11 +27,11 @@ def read_splits(job: TrainingJob, scratch: Path) -> dict[str, Pairs]:
 
 
 def check_pairs(splits: Mapping[str, Pairs], vocab_size: int, pad_token_id: int, max_positions: int | None) -> None:
-    """Raise TrainingError for the first pair that cannot be trained on, or not scored as stock transformers would.
+    """Raise TrainingError for the first pair that cannot be trained on, or that stock transformers scores otherwise.
 
-    That is one with a margin that is not finite, or with a side that has an id outside the vocabulary, is longer
-    than the model has positions, or ends in the pad token: stock transformers reads the score at the last token
-    that is not the pad token.
+    That is a pair whose margin is not finite, or with a side that has an id outside the vocabulary, is longer than the
+    model's positions, or ends in the pad token: stock transformers reads the score at the last token that is not the
+    pad token.
     """
     if not 0 <= pad_token_id < vocab_size:
         raise TrainingError(

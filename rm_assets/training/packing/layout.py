@@ -1,4 +1,4 @@
-"""Where the sequences of a packed row lie, as attention needs to know it."""
+"""The positions of sequences in a packed row, as attention needs them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from torch import Tensor
 from rm_assets.training.devices import moved, trains_in_bfloat16
 
 PIECE = 192
-"""Queries that are computed at once where there is no kernel for whole rows: on a CPU, and in float32 on a GPU."""
+"""Queries per call where no kernel computes whole rows: on a CPU, and in float32 on a GPU."""
 ALIGNMENT = 8
-"""Elements. A GPU's attention reads a mask 16 bytes at a time, and faults where a row of it begins elsewhere."""
+"""In elements. A GPU's attention reads a mask 16 bytes at a time, and faults if one of its rows is not aligned."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of a row, which also see the `prefix` tokens from `prefix_start` on.
+    """Tokens [start, end) of a row, which also attend to the `prefix` tokens from `prefix_start` on.
 
-    The own tokens follow the prefix: the first has the position `prefix`. The prefix lies at the start of an earlier
-    segment, that of the first branch.
+    The first token has the position `prefix`, as if it followed the prefix directly. The prefix is the beginning of an
+    earlier segment, that of the first branch.
     """
 
     start: int
@@ -30,34 +30,34 @@ class Segment:
 
     @property
     def num_queries(self) -> int:
-        """Tokens of the segment's own."""
+        """Tokens of the segment itself."""
         return self.end - self.start
 
     @property
     def num_keys(self) -> int:
-        """Tokens that the last token of the segment sees."""
+        """Tokens that the last token of the segment attends to."""
         return self.prefix + self.end - self.start
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A layout as kernels for sequences of varying length read it, on the device where they run.
+    """A layout in the form of the variable-length kernels, on their device.
 
     Queries of segment i are the tokens from query_ends[i] to query_ends[i + 1] of the row, its keys the tokens
-    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two, so that a compiled
-    layer meets few of them. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7, key_ends 0 5 9,
-    key_index 0 1 2 3 4 0 1 5 6.
+    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two, so that compiled
+    layers see few different ones. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7,
+    key_ends 0 5 9, key_index 0 1 2 3 4 0 1 5 6.
     """
 
     query_ends: Tensor  # int32 [segments + 1]
     key_ends: Tensor  # int32 [segments + 1]
-    key_index: Tensor | None  # int64 [keys]; None where the keys are the row's tokens as they lie
+    key_index: Tensor | None  # int64 [keys]; None if the keys are the row's tokens in order
     max_queries: int
     max_keys: int
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "Kernel":
-        """The kernels' view of the segments of a row."""
+        """The kernel arguments for the segments of a row."""
         num_queries = [segment.num_queries for segment in segments]
         num_keys = [segment.num_keys for segment in segments]
         index = None
@@ -86,7 +86,7 @@ def _power_of_two(count: int) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries [start, end) of a row and the tokens that they see, in order, as one or two ranges of the row."""
+    """Queries [start, end) of a row, and the tokens they attend to, in order, as one or two ranges of the row."""
 
     start: int
     end: int
@@ -94,14 +94,14 @@ class Piece:
 
     @property
     def num_keys(self) -> int:
-        """Tokens that the last query may see."""
+        """Tokens that the last query may attend to."""
         return sum(end - start for start, end in self.keys)
 
 
 class Layout:
     """The segments of a row in order, together all its tokens; `kernel` on a GPU only.
 
-    No dataclass: FSDP copies those field by field for every layer, and with them what the layers share here.
+    Not a dataclass: FSDP copies those field by field for every layer, and the caches here must be shared by all.
     """
 
     def __init__(self, segments: tuple[Segment, ...], kernel: Kernel | None = None) -> None:
@@ -125,25 +125,25 @@ class Layout:
     def pieces(self, window: int | None) -> tuple[Piece, ...]:
         """The segments in pieces of at most PIECE queries, with no more keys than their `window` reaches.
 
-        A kernel computes all keys of its queries, also those that come later: short pieces have few of these.
+        A dense kernel computes all keys of its queries, also masked later ones: short pieces have few of these.
         """
         if window not in self._pieces:
             self._pieces[window] = tuple(piece for segment in self.segments for piece in _cut(segment, window))
         return self._pieces[window]
 
     def mask(self, num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:
-        """What is added to the logits [num_queries, num_keys] of the last `num_queries` of `num_keys` tokens.
+        """The additive mask [num_queries, num_keys] for the last `num_queries` of `num_keys` tokens.
 
-        Zero where a token sees another: itself, and what comes before it, at most `window` - 1 tokens back. It is the
-        lower right corner of a larger mask, one of ALIGNMENT whose last columns differ, so that every row of the corner
-        begins at a multiple of ALIGNMENT elements. For 13 keys of at most 192 that mask ends at column 197, and the
-        corner begins at column 184.
+        Zero for a token itself and those before it, at most `window` - 1 tokens back; elsewhere -inf. It is the lower
+        right corner of a larger mask. There are ALIGNMENT of these, with different last columns, so that every row of
+        the corner begins at a multiple of ALIGNMENT elements. For 13 keys of at most 192 that mask ends at column 197,
+        and the corner begins at column 184.
         """
         end = self._max_keys + (num_keys - self._max_keys) % ALIGNMENT
         if (end, window, like.dtype) not in self._masks:
             rows = self._max_queries
             unseen = torch.full((rows, end + -end % ALIGNMENT), -torch.inf, device=like.device, dtype=like.dtype)
-            mask = unseen.triu(end - rows + 1)  # what comes later
+            mask = unseen.triu(end - rows + 1)  # later tokens
             if window is not None:
                 mask += unseen.tril_(end - rows - window)
             self._masks[end, window, like.dtype] = mask
@@ -152,10 +152,10 @@ class Layout:
 
 
 def _cut(segment: Segment, window: int | None) -> Iterator[Piece]:
-    """Pieces of like size.
+    """Pieces of similar size.
 
-    For tokens 10 to 14 after a prefix of 4, with PIECE 3 and a window of 3: queries 10 to 12 see the last two tokens of
-    the prefix and 10 to 12, queries 13 and 14 see 11 to 14.
+    For tokens 10 to 14 after a prefix of 4, with PIECE 3 and a window of 3: queries 10 to 12 attend to the last two
+    tokens of the prefix and to 10 to 12, queries 13 and 14 to 11 to 14.
     """
     size = -(-segment.num_queries // -(-segment.num_queries // PIECE))
     for first in range(0, segment.num_queries, size):

@@ -1,7 +1,7 @@
-"""Which pairs form a step, and how a step's pairs lie in rows: pure functions, the same in every process.
+"""Which pairs form a step, and how they are laid out in rows: pure functions, the same in every process.
 
-A step's pairs depend on (seed, epoch, snapshot, step) alone. Their rows depend on the number of processes too, and
-every process plans the rows of all, so that each has as many as the others: they compute in step.
+A step's pairs depend only on (seed, epoch, snapshot, step). Their rows depend on the number of processes too, and every
+process plans the rows of all, so that all have the same number of micro-batches.
 """
 
 import heapq
@@ -18,20 +18,20 @@ from rm_assets.training.packing.pairs import Pairs
 Rows = NDArray[np.int64]
 """Numbers of pairs in a split, int64 [n]."""
 
-GROWTH = 16  # rows are added by a sixteenth where a step does not fit, so that planning many pairs stays quick
-IDLE_TOKENS = 16  # of a micro-batch without pairs: a compiled layer would be compiled anew for a single one
-MAX_WASTE = 0.25  # of a padded row's tokens on its shortest pair, compared with its longest one
+GROWTH = 16  # if a step does not fit, rows grow by a sixteenth at a time, which keeps planning fast
+IDLE_TOKENS = 16  # of a micro-batch without pairs; compiled layers would be recompiled for a single token
+MAX_WASTE = 0.25  # share of padding in a padded row, for its shortest pair
 
 
 class Packing(StrEnum):
-    """How sequences lie in a micro-batch."""
+    """How sequences are laid out in a micro-batch."""
 
     SHARED = "shared"
     """One row; sequences of a ranking share their prefix."""
     PACKED = "packed"
     """One row; every sequence whole."""
     PADDED = "padded"
-    """A row for each sequence, padded on the right; pairs of like length together."""
+    """A row for each sequence, padded on the right; pairs of similar length together."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Branches:
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """What one process computes at once: the pairs, and their sequences. Without any, the process only keeps step."""
+    """What one process computes at once: pairs and their sequences; empty if other processes have one more."""
 
     pairs: Rows
     branches: tuple[Branches, ...]
@@ -52,10 +52,10 @@ class MicroPlan:
 
 
 def epoch_steps(pairs: Pairs, seed: int, epoch: int, batch_pairs: int) -> list[Rows]:
-    """The pairs of every step of an epoch, the last step smaller where they do not divide.
+    """The pairs of every step of an epoch; the last step may be smaller.
 
-    Rankings are drawn in random order and their pairs stay together (2203.02155, 3.5), so that a step can share
-    their sequences; where every ranking is one pair this is a permutation of the pairs.
+    Rankings are shuffled and their pairs stay together (InstructGPT, 2203.02155, 3.5), so that a step can share their
+    sequences; if every ranking is one pair, this is a permutation of the pairs.
     """
     num_rankings = len(pairs.prefix)
     order = np.random.default_rng([seed, epoch]).permutation(num_rankings)
@@ -69,7 +69,7 @@ def epoch_steps(pairs: Pairs, seed: int, epoch: int, batch_pairs: int) -> list[R
 def plan_rows(
     pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int, num_processes: int = 1
 ) -> list[list[MicroPlan]]:
-    """The micro-batches of every process for these pairs: [process][number], as many in each process.
+    """The micro-batches of every process for these pairs: [process][number], the same number in each.
 
     A micro-batch has at most `row_tokens` tokens, padding included, unless a single pair has more.
     """
@@ -97,9 +97,9 @@ def _cost(lengths: NDArray[np.int64], prefix: int) -> int:
 
 
 def _packed_plans(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int, num_processes: int) -> list[MicroPlan]:
-    """Rows of even size, longest first: the largest item goes to the emptiest row (Graham 1969).
+    """Rows of similar size, longest first: each item, largest first, goes to the emptiest row (LPT, Graham 1969).
 
-    Consecutive rows are of like size, and the processes work on `num_processes` of them at a time.
+    Consecutive rows have similar sizes, and the processes compute `num_processes` of them at a time.
     """
     items = sorted(_items(pairs, rows, packing, row_tokens), key=lambda item: -item[0])
     total = sum(cost for cost, _, _ in items)
@@ -123,14 +123,14 @@ def _packed_plans(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int, n
 
 
 def _items(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int) -> Iterator[tuple[int, Rows, Branches]]:
-    """The pairs of each ranking with what they cost together, cut where a ranking alone would overfill a row."""
+    """The pairs of each ranking with their tokens, split if a ranking is larger than a row."""
     sides = np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1)
     prefixes = pairs.prefix[pairs.ranking[rows]] * (packing is Packing.SHARED)
     costs = pairs.sequences.lengths_of(sides).sum(axis=1) - prefixes
     starts = np.flatnonzero(np.diff(pairs.ranking[rows], prepend=-1))
     for start, end in pairwise([*starts.tolist(), len(rows)]):
         prefix = int(prefixes[start])
-        if end - start == 1 and sides[start, 0] != sides[start, 1]:  # the common case, and quick
+        if end - start == 1 and sides[start, 0] != sides[start, 1]:  # the common case, kept fast
             yield int(costs[start]), rows[start:end], Branches(prefix, sides[start])
         else:
             yield from _parts(pairs, rows[start:end], sides[start:end], prefix, row_tokens)
@@ -153,7 +153,7 @@ def _cost_of(pairs: Pairs, sides: NDArray[np.int64], prefix: int) -> tuple[int, 
 
 
 def _padded_plans(pairs: Pairs, rows: Rows, row_tokens: int, num_processes: int) -> list[MicroPlan]:
-    """Pairs of like length together, the longest first, so that memory peaks at the start."""
+    """Pairs of similar length together, the longest first, so that memory peaks at the start."""
     longest = np.maximum(
         pairs.sequences.lengths_of(pairs.chosen[rows]), pairs.sequences.lengths_of(pairs.rejected[rows])
     )

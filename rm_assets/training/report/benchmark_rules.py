@@ -1,12 +1,11 @@
-"""How benchmarks with several replies per prompt count: a line's pairs are a grid of chosen by rejected replies.
+"""Scoring rules of benchmarks with several replies per prompt: a line's pairs are a grid of chosen by rejected replies.
 
 Two rules, each on the lines whose grid is whole (every chosen with every rejected reply):
-- `best of prompt` (RewardBench 2, Malik et al. 2025, section 3): a line is right where its chosen reply scores above
-  every rejected one, and shares the credit 1 / n where n replies tie for the best. Lines with one chosen reply.
-- `style: easy`, `style: normal`, `style: hard` (RM-Bench, Liu et al. 2025, section 4): the replies of both sides
-  stand in the order of their styles, plainest first, so that the grid's diagonal compares equal styles, and the part
-  where the rejected reply has the richer style is the hard one. Lines with as many chosen as rejected replies, two or
-  more.
+- `best of prompt` (RewardBench 2, Malik et al. 2025, section 3): a line is right if its chosen reply scores above
+  every rejected one, with credit 1 / n if n replies tie for the best. For lines with one chosen reply.
+- `style: easy`, `style: normal`, `style: hard` (RM-Bench, Liu et al. 2025, section 4): the replies of each side are
+  ordered by style, plainest first. The grid's diagonal compares equal styles; where the rejected reply has the richer
+  style the pair is hard. For lines with as many chosen as rejected replies, two or more.
 
 Plain pairs (RewardBench, Lambert et al. 2024) need no rule: the accuracy by subset is theirs.
 """
@@ -21,13 +20,13 @@ STYLES = {"style: easy": 1, "style: normal": 0, "style: hard": -1}
 """The sign of (place of the chosen reply - place of the rejected one) in the order of styles."""
 
 PLACES = ["chosen_place", "rejected_place", "num_stated"]
-"""Places of the replies among those of their line and side, from 0, and how many pairs the line states."""
+"""Positions of the replies among those of their line and side, from 0, and how many pairs the line contains."""
 
 _LINE = ["source", "line"]
 
 
 def with_places(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Adds PLACES to all pairs that their lines state, in their order, by `chosen_key` and `rejected_key`."""
+    """Add PLACES to all pairs of their lines, in order of appearance, by `chosen_key` and `rejected_key`."""
     places = {}
     for side in ("chosen", "rejected"):
         key = [*_LINE, f"{side}_key"]
@@ -38,10 +37,10 @@ def with_places(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def benchmark_rows(pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The name of each rule that fits these pairs, and what it judges: `correct` and `prompt_key`, a row each.
+    """The name of each rule that applies to these pairs, and a data frame with `correct` and `prompt_key`.
 
-    `pairs` has source, line, prompt_key, correct, chosen_score, rejected_score and PLACES; without these, and
-    where no line has several replies, there is nothing to judge.
+    `pairs` has source, line, prompt_key, correct, chosen_score, rejected_score and PLACES. Nothing is yielded without
+    PLACES, or if no line has several replies.
     """
     if not set(PLACES) <= set(pairs):
         return
@@ -61,7 +60,7 @@ def benchmark_rows(pairs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _best_of_lines(rankings: pd.DataFrame) -> pd.DataFrame:
-    """A row per line: 1 where the chosen reply is the best, 1 / n where n tie for it, 0 where another is better."""
+    """A row per line: 1 if the chosen reply is the best, 1 / n if n tie for it, 0 if another is better."""
     ties = rankings["chosen_score"] == rankings["rejected_score"]
     lines = rankings.assign(ties=ties).groupby(_LINE)
     lost = (lines["chosen_score"].first() < lines["rejected_score"].max()).to_numpy()

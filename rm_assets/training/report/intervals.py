@@ -9,13 +9,13 @@ import pandas as pd
 NUM_RESAMPLES = 1_000
 SEED = 0
 MIN_PROMPTS = 10
-"""With fewer prompts, resamples are too much alike to show how little is known."""
+"""With fewer prompts, resamples are too similar to show the uncertainty."""
 
 METHOD = (
     f"95 % percentile bootstrap over prompts, {NUM_RESAMPLES} resamples, seed {SEED}; "
     f"Wilson's interval over prompts where these are fewer than {MIN_PROMPTS}, or all have the same accuracy"
 )
-"""How every accuracy of a report gets its interval, in words for its readers."""
+"""The method for the readers of a report."""
 
 _NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
 
@@ -23,11 +23,10 @@ _NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
 def bootstrap_interval(correct: pd.Series, prompt_keys: pd.Series) -> tuple[float, float]:
     """The 95 % percentile interval of the accuracy, resampling prompts (Efron and Tibshirani 1993, ch. 13).
 
-    Pairs of one prompt are not independent, so a resample draws whole prompts, with replacement. It matters
-    only how many prompts of a kind (sum of `correct`, number of pairs) are drawn: those counts are
-    multinomial, which needs no list of drawn prompts. Where every prompt has the same accuracy no resample
-    differs from another, and three right answers of three would pass for certainty: there, and with fewer than
-    MIN_PROMPTS prompts, Wilson's interval over the prompts takes its place.
+    Pairs of one prompt are not independent, so a resample draws whole prompts, with replacement. Only the number of
+    drawn prompts of each kind (sum of `correct`, number of pairs) matters, and these counts are multinomial. If all
+    prompts have the same accuracy, all resamples are equal, and three right answers of three would look certain: then,
+    and with fewer than MIN_PROMPTS prompts, it is Wilson's interval over the prompts.
     """
     prompts = correct.groupby(prompt_keys).agg(["sum", "count"]).to_numpy()
     kinds, num_prompts = np.unique(prompts, axis=0, return_counts=True)
@@ -45,6 +44,6 @@ def wilson_interval(share: Any, count: Any) -> tuple[Any, Any]:
     weight = _NORMAL_QUANTILE**2 / count
     centre = (share + weight / 2) / (1 + weight)
     reach = np.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
-    # At 0 and 1 the interval ends there; rounding must not put that end beside the share itself.
+    # At 0 and 1 the interval ends at the share; rounding must not move that end.
     low, high = np.minimum(centre - reach, share), np.maximum(centre + reach, share)
     return np.maximum(low, 0.0), np.minimum(high, 1.0)

@@ -1,7 +1,7 @@
 """Champion and challenger: whether a new model is worse than the promoted one, on the same pairs.
 
-The test is paired and exact, and its units are prompts, since pairs of one prompt are not independent: each prompt
-on which the two models differ votes for the one that is right more often, and the votes are a binomial's. With one
+The test is paired and exact. Its units are prompts, because pairs of one prompt are not independent: each prompt on
+which the models differ votes for the one that is right more often, and the number of votes is binomial. With one
 pair per prompt it is McNemar's test in its exact form (McNemar 1947; Dietterich 1998, section 3.1).
 """
 
@@ -19,7 +19,7 @@ _KEY = ["source", "line", "pair_id"]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the same pairs say of two models; `p_value` is that of the challenger being no worse (one-sided)."""
+    """Two models on the same pairs; the null hypothesis of `p_value` (one-sided): the challenger is not worse."""
 
     num_pairs: int
     num_prompts: int
@@ -44,7 +44,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether the challenger takes the champion's place, and why, in one sentence."""
+    """Whether the challenger replaces the champion, and why, in one sentence."""
 
     promoted: bool
     reason: str
@@ -52,9 +52,9 @@ class Verdict:
 
 
 def compare_models(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
-    """Two models on the pairs that both scored; each frame has _KEY, chosen_score and rejected_score, one prompt_key.
+    """Compare two models on the pairs that both scored; raises ValueError if there are none.
 
-    Raises ValueError where they share no pair.
+    Both frames have _KEY, chosen_score and rejected_score; `challenger` has prompt_key too.
     """
     pairs = challenger.merge(champion, on=_KEY, suffixes=("", "_champion"), validate="one_to_one")
     if pairs.empty:
@@ -80,16 +80,16 @@ def compare_models(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparis
 
 
 def sign_test(won: int, lost: int) -> float:
-    """The probability of at most `won` heads in `won + lost` throws of a coin. For 1 and 3: (1 + 4) / 16."""
-    throws = won + lost
-    return float(sum(math.comb(throws, heads) for heads in range(won + 1)) / 2**throws)
+    """The probability of at most `won` heads in `won + lost` tosses of a coin. For 1 and 3: (1 + 4) / 16."""
+    tosses = won + lost
+    return float(sum(math.comb(tosses, heads) for heads in range(won + 1)) / 2**tosses)
 
 
 def verdict(comparison: Comparison, level: float) -> Verdict:
     """Promoted unless the challenger is worse, or may be no better than a coin.
 
-    Worse is a model that is right less often, where the chance of so few prompts won is at most `level`. That it is
-    above chance (95 %) is asked besides, since where today's labels are noise, no two models can be told apart.
+    A model is worse if it is right less often and the probability of so few prompts won is at most `level`. It must
+    also be above chance (95 %): if today's labels are noise, no two models can be distinguished.
     """
     found = (
         f"{comparison.challenger_accuracy:.3f} against the champion's {comparison.champion_accuracy:.3f} on "

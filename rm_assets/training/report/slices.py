@@ -1,4 +1,4 @@
-"""What the report is sliced by: facts of a pair that are no scores, each as a name that a person reads."""
+"""What the report is sliced by: properties of a pair other than its scores, each as a readable name."""
 
 import functools
 import unicodedata
@@ -12,9 +12,9 @@ import pyarrow as pa
 
 KEY = ["source", "line", "pair_id"]
 FACTS = ["format", "num_turns", "script", "subset", "agreement"]
-# `source` comes last: there may be thousands of files, and a table that is cut for display loses its end.
+# `source` comes last: there may be thousands of files, and a table cut for display loses its end.
 SLICES = ("format", "num_turns", "script", "length_difference", "margin", "agreement", "subset", "source")
-# Upper ends of chosen_length - rejected_length, in tokens; no ratio, which a long prompt would blur.
+# Upper ends of chosen_length - rejected_length, in tokens; not a ratio, which a long prompt would blur.
 LENGTH_BUCKETS = {
     -65: "chosen shorter by over 64",
     -17: "chosen shorter by 17 to 64",
@@ -24,7 +24,7 @@ LENGTH_BUCKETS = {
     64: "chosen longer by 17 to 64",
     np.inf: "chosen longer by over 64",
 }
-_BELOW_ZERO = -1e-30  # above every negative margin that anyone gives
+_BELOW_ZERO = -1e-30  # above every negative margin in use
 NO_MARGIN = "0, or none given"
 # Upper ends of the annotation's margin, in the annotation's own unit.
 MARGIN_BUCKETS = {
@@ -48,7 +48,7 @@ _SCRIPTS = {
 
 
 def slice_facts(validated: pa.Table) -> pd.DataFrame:
-    """KEY and FACTS of rows of validated_preferences, which need only these columns and the messages."""
+    """KEY and FACTS of rows of validated_preferences; needs only these columns and the messages."""
     sides = [validated[name].to_pylist() for name in ("prompt", "chosen", "rejected")]
     scripts = [dominant_script(_contents(messages)) for messages in zip(*sides, strict=True)]
     counts = zip(*(validated[name].to_pylist() for name in ("num_annotators", "num_agreeing")), strict=True)
@@ -58,7 +58,7 @@ def slice_facts(validated: pa.Table) -> pd.DataFrame:
 
 
 def agreement_name(num_annotators: int, num_agreeing: int) -> str:
-    """How many annotators agree with a pair's label: `2 of 3`, `unanimous`; empty where the row does not say."""
+    """How many annotators agree with a pair's label: `2 of 3`, `unanimous`; empty if the row does not state it."""
     if num_annotators < 2:
         return "one annotator" if num_annotators else ""
     return "unanimous" if num_agreeing == num_annotators else f"{num_agreeing} of {num_annotators}"
@@ -71,7 +71,7 @@ def _contents(sides: Iterable[list[Mapping[str, Any]]]) -> list[str]:
 def dominant_script(texts: Iterable[str]) -> str:
     """The script of most letters: `Latin`, `Han`, `Cyrillic`, ...; `none` without letters.
 
-    Japanese mixes Han with kana: a text of which a tenth of the letters are kana is `Kana`.
+    Japanese mixes Han with kana: a text is `Kana` if a tenth of its letters are kana.
     """
     counts: Counter[str] = Counter()
     for character, count in Counter("".join(texts)).items():
@@ -84,7 +84,7 @@ def dominant_script(texts: Iterable[str]) -> str:
 
 @functools.lru_cache(maxsize=2**17)
 def _script(character: str) -> str:
-    """A letter's script by its Unicode name; empty for what is no letter."""
+    """A letter's script by its Unicode name; empty for other characters."""
     if not character.isalpha():
         return ""
     first = unicodedata.name(character, "UNNAMED").split(maxsplit=1)[0]

@@ -1,9 +1,8 @@
-"""Suspect labels: the pairs that a model which never saw them contradicts most.
+"""Suspect labels: the pairs most contradicted by a model that was not trained on them.
 
-Prompts are dealt into folds by a hash; for each fold a model is trained on the others and scores it (cross-fitting,
-as in confident learning, Northcutt et al. 2021). The margin chosen - rejected of a wrong label is far below zero,
-where the model has learned anything at all. Margins of different folds' models are put on one scale by dividing by
-their fold's spread.
+Prompts are split into folds by a hash; for each fold a model is trained on the others and scores it (cross-fitting, as
+in confident learning, Northcutt et al. 2021). If the model has learned anything, the margin chosen - rejected of a
+wrong label is far below zero. Dividing by the fold's standard deviation makes margins of different folds comparable.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ COLUMNS = ["source", "line", "pair_id", "prompt_key", "fold", "chosen_score", "r
 
 
 def fold_of(prompt_key: str, num_folds: int) -> int:
-    """The fold of a prompt: all its pairs are in one, and it stays there as data arrives."""
+    """The fold of a prompt: all its pairs are in one, and it never changes as data arrives."""
     return int.from_bytes(hashlib.blake2b(f"fold {prompt_key}".encode(), digest_size=8).digest()) % num_folds
 
 
@@ -26,7 +25,7 @@ def folds_of(prompt_keys: list[str], num_folds: int) -> NDArray[np.int64]:
 
 
 def rank_suspects(scored: pd.DataFrame) -> pd.DataFrame:
-    """The contradicted pairs, most suspect first, with COLUMNS; none whose chosen side scores at least as high.
+    """The contradicted pairs, most suspect first, with COLUMNS; only those whose rejected side scores higher.
 
     `scored` has a row per pair with its fold and both scores from that fold's model. `margin` is chosen - rejected,
     below zero here; `suspicion` is its size in standard deviations of the fold's margins.

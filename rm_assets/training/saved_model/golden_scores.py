@@ -48,7 +48,7 @@ def write_golden_scores(directory: Path, model: Any) -> None:
     ids = [text_ids(saved.tokenizer, text) for _, text in rendered]
     scores = sequence_logits(saved, ids, _BATCH_SIZE)
     device = saved.model.device.type
-    for weight in saved.model.parameters():  # the buffers stay float32, as where a model is loaded in bfloat16
+    for weight in saved.model.parameters():  # buffers stay float32, as when transformers loads in bfloat16
         weight.data = weight.data.to(torch.bfloat16)
     in_bfloat16 = sequence_logits(saved, ids, _BATCH_SIZE)
     of_bfloat16 = largest_difference(scores, in_bfloat16)
@@ -73,10 +73,10 @@ def verify_golden_scores(
     padding: Padding = "right",
     tolerance: float | None = None,
 ) -> float:
-    """The largest difference of a score from the golden one; raises GoldenScoresError for the first thing that differs.
+    """The largest difference from a golden score; raises GoldenScoresError for the first mismatch.
 
-    Compared are the template, the tokens at the ends, each text, its ids, and its score (within `tolerance`, else the
-    file's own; infinity only reports it).
+    Compares the template, the tokens at both ends, each text, its ids, and its score. `tolerance` is by default the
+    file's own; infinity only reports the difference.
     """
     golden = read_golden_scores(directory)
     for name, value in _policy(saved.tokenizer, [item["ids"] for item in golden["conversations"]]).items():
@@ -104,12 +104,12 @@ def verify_golden_scores(
 
 
 def read_golden_scores(directory: Path) -> dict[str, Any]:
-    """The file's content; raises GoldenScoresError where it is missing or damaged."""
+    """The file's content; raises GoldenScoresError if it is missing or damaged."""
     try:
         written = (directory / GOLDEN).read_bytes()
         msgspec.json.decode(written, type=_Golden)
     except FileNotFoundError:
-        raise GoldenScoresError(f"no {GOLDEN} in {str(directory)!r}: nothing says what it should give") from None
+        raise GoldenScoresError(f"no {GOLDEN} in {str(directory)!r}: its scores cannot be verified") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise GoldenScoresError(f"{GOLDEN} in {str(directory)!r} is damaged: {error}") from None
     return dict(json.loads(written))

@@ -1,4 +1,4 @@
-"""The model card: what the saved model is, written from the values it was made with."""
+"""The model card: README.md of the saved model, generated from its job and metrics."""
 
 import json
 import re
@@ -35,7 +35,8 @@ by up to {bfloat16_difference:.2g}.{template_note}
 transformers:
 
 ```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
+from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(directory)
 model = AutoModelForSequenceClassification.from_pretrained(directory)
@@ -55,7 +56,8 @@ trainer = GRPOTrainer(model=policy, reward_funcs=directory, train_dataset=prompt
 vLLM, where `use_activation=False` gives the score itself instead of its sigmoid:
 
 ```python
-from vllm import LLM, PoolingParams
+from vllm import LLM
+from vllm import PoolingParams
 
 llm = LLM(model=directory, runner="pooling")
 ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -79,7 +81,7 @@ interval; a loss is the one that was trained on, with all its terms.
 """
 
 _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
-"""Without line breaks, links, and underscores or other signs that begin something."""
+"""Text without line breaks, links or characters with a meaning in Markdown."""
 
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
@@ -102,7 +104,7 @@ def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, gol
 
 
 def base_name(job: TrainingJob) -> str:
-    """The Hub name of the base model, or its directory's: a card tells nobody where files lay."""
+    """The Hub name of the base model, or the name of its directory: a card must not reveal paths."""
     return Path(job.model).resolve().name if Path(job.model).is_dir() else job.model
 
 
@@ -126,5 +128,5 @@ def _table(head: tuple[str, str], values: Mapping[str, Any]) -> str:
 
 
 def _shown(text: str, as_code: Callable[[str], str] = as_code_cell) -> str:
-    """A text that Markdown leaves as it is, or between backquotes."""
+    """A text that Markdown shows unchanged, in backquotes if needed."""
     return text if not text or _HARMLESS.fullmatch(text) else as_code(text)

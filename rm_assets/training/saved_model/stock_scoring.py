@@ -1,8 +1,7 @@
-"""Scores of conversations by a saved model directory, through nothing but stock transformers.
+"""Scores of conversations by a saved model directory, through stock transformers only, as a server computes them.
 
-What a server gives, this must give: the directory's own tokenizer and chat template, its model as
-`AutoModelForSequenceClassification` loads it, and its pooling, which reads the score at the last token that is not
-padding.
+It uses the directory's own tokenizer and chat template, the model as `AutoModelForSequenceClassification` loads it, and
+its pooling, which reads the score at the last token that is not padding.
 """
 
 import functools
@@ -29,7 +28,7 @@ Padding = Literal["right", "left"]
 
 
 class ConversationError(ValueError):
-    """A conversation that the model's template or tokenizer fails on, or that is too long for it."""
+    """A conversation on which the template or the tokenizer fails, or that is too long for the model."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,12 @@ class SavedModel:
 
     @property
     def max_length(self) -> int | None:
-        """Longest conversation in tokens, or None where the configuration states none."""
+        """Longest conversation in tokens, or None if the configuration has no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> SavedModel:
-    """The model and tokenizer of a directory, on CUDA where it is; raises TrainingError where there is no such model.
+    """The model and tokenizer of a directory, on CUDA if available; raises TrainingError if it cannot be loaded.
 
     No code of the directory is run, and no pickle opened.
     """
@@ -62,7 +61,7 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
             directory, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         require_whole_weights(model, info)
-    except Exception as error:  # whatever the files lead transformers to
+    except Exception as error:  # whatever transformers raises for the files
         reason = " ".join(str(error).split())[:500]
         raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error
     if model.config.num_labels != 1:
@@ -73,7 +72,7 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
 def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
     """A conversation as the directory's chat template writes it; `tools` is JSON text or empty.
 
-    Raises ConversationError where the template raises, and SettingsError where it exceeds its bounds.
+    Raises ConversationError if the template raises, and SettingsError if it exceeds its limits.
     """
     try:
         template = tokenizer.get_chat_template(tools=tools or None)
@@ -87,7 +86,7 @@ def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], too
 
 @functools.lru_cache(maxsize=2)
 def _chat(tokenizer: Any, template: str) -> ChatTokenizer:
-    """A directory's tokenizer, and its template to be rendered within bounds."""
+    """A directory's tokenizer, and its template with limits on rendering."""
     return ChatTokenizer(
         reference=tokenizer,
         template=template,
@@ -100,7 +99,7 @@ def _chat(tokenizer: Any, template: str) -> ChatTokenizer:
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """The ids of a rendered conversation: the template has written every special token, so none is added.
 
-    Raises ConversationError where the tokenizer itself fails, as some do on megabytes of spaces.
+    Raises ConversationError if the tokenizer itself fails, as some do on megabytes of spaces.
     """
     try:
         return [int(number) for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -119,8 +118,8 @@ def sequence_logits(
 ) -> list[float]:
     """The score of each sequence of ids, in their order, whatever they are batched with.
 
-    Longest first, so that memory peaks at the start. `min_width` pads every batch to at least as many tokens. Padded
-    on the left, sequences need their positions told: from 0 at their first token.
+    Longest first, so that memory peaks at the start. `min_width` pads every batch to at least as many tokens. With
+    padding on the left, positions are passed explicitly: 0 at each sequence's first token.
     """
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     scores = [0.0] * len(sequences)
