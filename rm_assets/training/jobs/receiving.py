@@ -4,10 +4,13 @@ Each finished checkpoint is uploaded at once, and the result at the end, its man
 """
 
 import contextlib
+import functools
+import itertools
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -49,31 +52,28 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
         working = directory / "output"
         working.mkdir()
         copy_from_storage(output / CHECKPOINTS, working / CHECKPOINTS)
-        local = job.with_paths(_Receiver(directory / "inputs"), str(working))
+        local = job.with_paths(_receiver(directory / "inputs"), str(working))
         (directory / "job.json").write_text(local.model_dump_json())
         return _run_and_upload([sys.executable, "-m", module, str(directory / "job.json")], working, output)
 
 
-class _Receiver:
-    """Copies a file or directory at a URI to this machine; returns its path here."""
+def _receiver(home: Path) -> Callable[[str], str]:
+    """A function that copies a file or directory at a URI to this machine, and returns its path here."""
+    numbers = itertools.count()
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._received: dict[str, str] = {}
-
-    def __call__(self, name: str) -> str:
+    @functools.cache
+    def receive(name: str) -> str:
         if "://" not in name:
             return name
-        if name not in self._received:
-            origin, target = resolve_path(name), self._home / str(len(self._received))
-            target.mkdir(parents=True)
-            if origin.is_dir():
-                copy_from_storage(origin, target)
-            else:
-                target /= origin.name
-                download(origin, target)
-            self._received[name] = str(target)
-        return self._received[name]
+        origin, target = resolve_path(name), home / str(next(numbers))
+        target.mkdir(parents=True)
+        if origin.is_dir():
+            copy_from_storage(origin, target)
+            return str(target)
+        download(origin, target / origin.name)
+        return str(target / origin.name)
+
+    return receive
 
 
 def _run_and_upload(command: list[str], working: Path, output: Path) -> int:

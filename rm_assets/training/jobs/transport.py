@@ -6,10 +6,13 @@ the storage is at a URI, so is `job.json`, and the other machine works on copies
 """
 
 import contextlib
+import functools
+import itertools
 import json
 import re
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +68,7 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
         _remove_attempt(attempt)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
-    sent = job.with_paths(_Sender(storage, home / "inputs"), str(output))
+    sent = job.with_paths(_sender(storage, home / "inputs"), str(output))
     write_json(home / "job.json", sent.model_dump(mode="json"))
     try:
         yield SentJob(name=name, place=home / "job.json", output=output)
@@ -86,28 +89,26 @@ def _remove_attempt(home: Path) -> None:
     remove_directories([home])
 
 
-class _Sender:
-    """Copies a file or directory that the job reads to the storage, unless it is there; returns its path there."""
+def _sender(storage: Path, home: Path) -> Callable[[str], str]:
+    """A function that copies a file or directory to the storage, unless it is there, and returns its path there."""
+    numbers = itertools.count()
 
-    def __init__(self, storage: Path, home: Path) -> None:
-        self._storage = storage
-        self._home = home
-        self._sent: dict[str, str] = {}
-
-    def __call__(self, name: str) -> str:
+    @functools.cache
+    def send(name: str) -> str:
         origin = Path(name)
         if "://" in name or not origin.exists():  # a URI, or a name on the Hub
             return name
-        if _shared_path(origin, self._storage):
+        if _shared_path(origin, storage):
             return name
-        if name not in self._sent:
-            target = self._home / str(len(self._sent))
-            if origin.is_dir():
-                upload(origin, target)
-                self._sent[name] = str(target)
-            else:
-                self._sent[name] = str(_sent_file(origin, target / origin.name))
-        return self._sent[name]
+        target = home / str(next(numbers))
+        if origin.is_dir():
+            upload(origin, target)
+            return str(target)
+        with origin.open("rb") as source, create_file(target / origin.name) as stream:
+            shutil.copyfileobj(source, stream, 2**20)
+        return str(target / origin.name)
+
+    return send
 
 
 def _shared_path(path: Path, storage: Path) -> Path | None:
@@ -115,13 +116,6 @@ def _shared_path(path: Path, storage: Path) -> Path | None:
     if not is_remote(storage) and path.resolve().is_relative_to(storage.resolve()):
         return path.resolve()
     return None
-
-
-def _sent_file(origin: Path, target: Path) -> Path:
-    with origin.open("rb") as source, create_file(target) as stream:
-        while block := source.read(2**20):
-            stream.write(block)
-    return target
 
 
 def _send_checkpoints(directory: Path, output: Path) -> None:
