@@ -1,24 +1,13 @@
-"""Scores pairs with a saved model: `python -m rm_assets.training.score_pairs JOB.json`. Exit codes: `jobs.entry`."""
+"""Scores pairs with a saved model: `python -m rm_assets.training.score_pairs JOB.json`.
 
-import math
+Exit codes: `jobs.entry`. The work: `saved_model/pair_scoring.py`.
+"""
+
 import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-
-from rm_assets.data.storage.files import write_json
-from rm_assets.data.storage.fingerprint import file_sha256
-from rm_assets.data.storage.parquet import open_parquet, write_table
 from rm_assets.training.jobs.entry import Log, run_job_file
-from rm_assets.training.jobs.result import MANIFEST
-from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob
-from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.jobs.scoring_job import ScoringJob
 from rm_assets.training.processes.signals import Stop
-
-_KEY = ["source", "line", "pair_id", "prompt_key", "variant"]
-_ROWS_PER_READ = 1024
 
 
 def main(arguments: list[str]) -> int:
@@ -27,73 +16,11 @@ def main(arguments: list[str]) -> int:
 
 
 def score(job: ScoringJob, log: Log, stop: Stop) -> None:
-    """Score every pair of the job and write the table; raises TrainingError without a usable model."""
+    """Score the pairs of the job."""
     # only here, because torch takes seconds to import and a job that cannot be read needs none of it
-    import transformers
+    from rm_assets.training.saved_model.pair_scoring import score_pairs
 
-    from rm_assets.training.saved_model.stock_scoring import load_saved_model
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    check_model(Path(job.model), job.model_sha256)
-    saved = load_saved_model(Path(job.model))
-    with open_parquet(Path(job.pairs), sha256=job.pairs_sha256) as file:
-        tables = [
-            score_rows(saved, batch.to_pylist(), job.max_length, job.batch_size)
-            for batch in file.iter_batches(_ROWS_PER_READ)
-        ]
-    output = Path(job.output_directory)
-    sha256 = write_table(output / f"{SCORED_FILE}.tmp", pa.concat_tables([*tables, SCORED.empty_table()]))
-    (output / f"{SCORED_FILE}.tmp").replace(output / SCORED_FILE)
-    write_json(output / MANIFEST, {"files": {SCORED_FILE: sha256}})
-
-
-def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
-    """Raise TrainingError if one of these files of a model is missing or has changed."""
-    for name, expected in sha256.items():
-        path = directory / name
-        found = file_sha256(path) if path.is_file() else "of no file"
-        if found != expected:
-            raise TrainingError(
-                f"{str(path)!r} is damaged (its sha256 is {found}, not {expected}): restore it, or train or promote "
-                "another model"
-            )
-
-
-def score_rows(saved: Any, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
-    """Score rows with the schema `scoring_job.PAIRS`; returns a table with the schema SCORED."""
-    from rm_assets.training.saved_model.stock_scoring import ConversationError, sequence_logits
-
-    results: list[dict[str, Any]] = []
-    sequences: list[list[int]] = []
-    for row in rows:
-        result = {name: row[name] for name in _KEY} | {"problem": ""}
-        try:
-            sequences += _side_ids(saved, row, max_length)
-        except ConversationError as error:
-            result["problem"] = str(error)
-        results.append(result)
-    scores = iter(sequence_logits(saved, sequences, batch_size))
-    for result in results:
-        both = [next(scores), next(scores)] if not result["problem"] else [None, None]
-        if not all(score is None or math.isfinite(score) for score in both):
-            result["problem"] = f"the model gives scores that are not finite: {both[0]}, {both[1]}"
-            both = [None, None]
-        result |= {"chosen_score": both[0], "rejected_score": both[1]}
-    return pa.Table.from_pylist(results, schema=SCORED)
-
-
-def _side_ids(saved: Any, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
-    from rm_assets.training.saved_model.stock_scoring import ConversationError, conversation_text, text_ids
-
-    limit = min(max_length, saved.max_length or max_length)
-    sides = []
-    for side in ("chosen", "rejected"):
-        text = conversation_text(saved.tokenizer, [*row["prompt"], *row[side]], row["tools"])
-        sides.append(text_ids(saved.tokenizer, text))
-        if len(sides[-1]) > limit:
-            raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {limit}")
-    return sides
+    score_pairs(job)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.run import train_and_publish
+from rm_assets.training.saved_model.pair_scoring import check_model, score_rows
 from rm_assets.training.saved_model.stock_scoring import SavedModel, conversation_text, load_saved_model
 from rm_assets.training.score import main, scored_lines
-from rm_assets.training.score_pairs import check_model, score_rows
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +341,6 @@ def test_a_job_scores_with_no_model_but_the_one_that_was_written(directory, tmp_
         with pytest.raises(TrainingError, match=rf"{name}' is damaged \(its sha256 is"):
             check_model(copy, hashes)
         (copy / name).unlink()
-        with pytest.raises(TrainingError, match=rf"{name}' is damaged \(its sha256 is of no file"):
+        with pytest.raises(TrainingError, match=rf"{name}' is missing"):
             check_model(copy, hashes)
         shutil.copy(directory / name, copy)
