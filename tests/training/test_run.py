@@ -91,7 +91,7 @@ def test_the_manifest_tells_what_the_result_is(make_job, metrics_of):
     ]
     assert metrics["train_loss"] == pytest.approx(sum(line["loss"] for line in steps[3:]) / 3)
     assert [line["step"] for line in validations] == [3, 6]
-    # nothing is updated after the last look, and five pairs are few enough to be looked at whole
+    # nothing is updated after the last validation, and five pairs are few enough to be scored whole
     assert validations[-1]["validation_loss"] == pytest.approx(metrics["validation_loss"], abs=1e-5)
     assert validations[-1]["validation_accuracy"] == metrics["validation_accuracy"]
 

@@ -148,7 +148,7 @@ def test_every_epoch_has_all_pairs_in_another_order(make_job, tmp_path):
     assert first != second
 
 
-def test_held_out_pairs_are_looked_at_ten_times_in_one_epoch_or_after_each():
+def test_validation_follows_every_epoch_or_a_tenth_of_a_single_one():
     assert validation_steps(1, 40) == {4, 8, 12, 16, 20, 24, 28, 32, 36, 40}
     assert validation_steps(1, 3) == {1, 2, 3}
     assert validation_steps(3, 7) == {7, 14, 21}

@@ -105,14 +105,14 @@ def test_two_processes_give_the_losses_of_one_without_dagster(write_job, tmp_pat
     together = run(MODULE, two_path, **environment)
     assert together.returncode == 0, together.stderr
 
-    (one_steps, one_looks), (two_steps, two_looks) = metrics_of(one), metrics_of(two)
+    (one_steps, one_validations), (two_steps, two_validations) = metrics_of(one), metrics_of(two)
     assert [line["step"] for line in two_steps] == [1, 2, 3, 4, 5, 6]
     for name in ("loss", "accuracy", "learning_rate"):
         assert [line[name] for line in two_steps] == pytest.approx([line[name] for line in one_steps], abs=1e-6)
     name = "validation_loss"
-    assert [line[name] for line in two_looks] == pytest.approx([line[name] for line in one_looks], abs=1e-6)
+    assert [line[name] for line in two_validations] == pytest.approx([line[name] for line in one_validations], abs=1e-6)
     found = read_result(Path(two.output_directory), two.key)["metrics"]
-    assert found["validation_loss"] == pytest.approx(two_looks[-1]["validation_loss"], abs=1e-6)
+    assert found["validation_loss"] == pytest.approx(two_validations[-1]["validation_loss"], abs=1e-6)
 
     assert "step 6/6 · loss " in alone.stdout
     assert together.stdout.count("step 6/6 · loss ") == 1
