@@ -1,7 +1,7 @@
 """Where a pair came from and what became of it: `python -m rm_assets.trace PAIR_ID`, or `... FILE LINE`.
 
-It reads the newest snapshots of RM_STORAGE: the line, its pairs or its reject at each stage, the split, and the scores
-that each model gives. FILE is a source as rows and rejects show it, or the end of one.
+It reads the newest snapshots in RM_STORAGE and prints the line, its pairs or its reject at each stage, the split, and
+the scores of each model. FILE is a source as rows and rejects show it, or the end of one.
 
 Exit codes: 0 found, 1 not found, 2 wrong arguments.
 """
@@ -29,34 +29,35 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.display_text import one_line, printable, shorten
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
+from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_manifest
 
 USAGE = "usage: python -m rm_assets.trace PAIR_ID | FILE LINE"
 _MODEL, _PROMOTED = "reward_model", "promoted_reward_model"
 _PREVIEW_CHARACTERS = 100
 _MOST_DIGITS = 18
-"""Of the number of a line, which the datasets have as int64."""
+"""Of a line number, which is an int64 in the datasets."""
 
 
 class NotFoundError(LookupError):
-    """Nothing of that name in the storage. One line that says what was looked for."""
+    """The storage has no such pair, file or line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of an annotation file, by its source."""
+    """A line of an annotation file."""
 
     source: str
     line: int
 
 
 def main(arguments: list[str]) -> int:
-    """Print the trace of what the arguments name; returns the exit code."""
+    """Print the trace of a pair or a line; returns the exit code."""
     if len(arguments) not in (1, 2) or not all(map(_is_line_number, arguments[1:])):
         print(USAGE, file=sys.stderr)
         return 2
     try:
         storage = resolve_path(load_settings({}, os.environ).storage)
-        for text in traced(storage, *arguments):
+        for text in trace(storage, *arguments):
             print(printable(text))
     except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -68,8 +69,8 @@ def _is_line_number(text: str) -> bool:
     return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
-def traced(storage: Path, name: str, number: str = "") -> Iterator[str]:
-    """The lines of the trace of a pair_id, or of a file and a line; raises NotFoundError where neither is known."""
+def trace(storage: Path, name: str, number: str = "") -> Iterator[str]:
+    """The trace of a pair_id, or of a file and a line number; raises NotFoundError if it is unknown."""
     stages = {stage: found for stage in Stage if (found := latest_snapshot(storage, stage))}
     if not stages:
         raise NotFoundError(f"no snapshots in {str(storage)!r}: set RM_STORAGE, or materialize the assets first")
@@ -78,14 +79,14 @@ def traced(storage: Path, name: str, number: str = "") -> Iterator[str]:
     else:
         lines, pair_id = _lines_of_pair(stages, name), name
     for line in lines:
-        yield from _traced_line(storage, stages, line, pair_id)
+        yield from _trace_line(storage, stages, line, pair_id)
 
 
-# --- what is meant -------------------------------------------------------------------------------------------
+# --- the arguments ------------------------------------------------------------------------------------------
 
 
 def _source(stages: dict[Stage, Snapshot], name: str) -> str:
-    """The one source that a name is, or is the end of."""
+    """The one source that a name is, or is the end of, or ends with."""
     known = {shard.source for snapshot in stages.values() for shard in snapshot.manifest.shards}
     ends = Path(name).as_posix().removeprefix("./")
     found = {name} & known or {source for source in known if f"/{source}".endswith(f"/{ends}")}
@@ -97,10 +98,10 @@ def _source(stages: dict[Stage, Snapshot], name: str) -> str:
 
 
 def _lines_of_pair(stages: dict[Stage, Snapshot], pair_id: str) -> list[Line]:
-    """Every line that states the pair: an equal one may stand in several files."""
+    """Every line that has the pair, as several files may have equal ones."""
     if Stage.VALIDATED not in stages:
         raise NotFoundError("validated_preferences has no snapshot, so no pair has an id yet: materialize it first")
-    known = pair_id.isascii()  # an argument may be no UTF-8 text, which Parquet cannot be asked for
+    known = pair_id.isascii()  # an argument may not be valid UTF-8, which Parquet cannot search for
     rows = _rows(stages[Stage.VALIDATED].paths(), ["source", "line"], pair_id=pair_id) if known else []
     found = sorted({(row["source"], row["line"]) for row in rows})
     if not found:
@@ -116,31 +117,31 @@ def _rows(paths: list[Path], columns: list[str], **wanted: Any) -> list[dict[str
 # --- the trace -----------------------------------------------------------------------------------------------
 
 
-def _traced_line(storage: Path, stages: dict[Stage, Snapshot], line: Line, pair_id: str) -> Iterator[str]:
-    told = [
+def _trace_line(storage: Path, stages: dict[Stage, Snapshot], line: Line, pair_id: str) -> Iterator[str]:
+    found = [
         f"  {stage:<24} {text}"
         for stage, snapshot in stages.items()
         for text in (*_at_stage(stage, snapshot, line, pair_id), *_rejects(stages, snapshot, line))
     ]
-    if not told:
+    if not found:
         raise NotFoundError(f"{line.source!r} has no line {line.line} in the newest snapshots: blank, or not read yet")
     yield f"{line.source}, line {line.line}"
-    yield from told
+    yield from found
     stated = _rows(stages[Stage.VALIDATED].paths(), ["pair_id"], **vars(line)) if Stage.VALIDATED in stages else []
     for pair in dict.fromkeys(row["pair_id"] for row in stated if pair_id in ("", row["pair_id"])):
         yield from _in_models(storage, line, pair)
 
 
 def _at_stage(stage: Stage, snapshot: Snapshot, line: Line, pair_id: str) -> Iterator[str]:
-    """What the stage holds of a line, or of one pair of it."""
+    """The rows of a line, or of one pair of it, at a stage."""
     wanted: dict[str, Any] = dict(vars(line))
     if stage is not Stage.RAW and pair_id:
         wanted["pair_id"] = pair_id
-    columns, told = _TOLD[stage]
+    columns, describe = _COLUMNS[stage]
     for path in _paths_of_source(snapshot, line.source):
         folder = path.relative_to(snapshot.directory).parent.as_posix()
         for row in _rows([path], columns, **wanted):
-            yield f"pair {row['pair_id']}: {told(row, folder)}" if "pair_id" in row else told(row, folder)
+            yield f"pair {row['pair_id']}: {describe(row, folder)}" if "pair_id" in row else describe(row, folder)
 
 
 def _raw(row: dict[str, Any], _: str) -> str:
@@ -167,8 +168,8 @@ def _padded(_: dict[str, Any], folder: str) -> str:
 
 
 _VOTES = ("num_annotators", "num_agreeing")
-# What is read of each stage, and how it is told, from a row and its folder.
-_TOLD: dict[Stage, tuple[list[str], Callable[[dict[str, Any], str], str]]] = {
+# The columns read at each stage, and a function that describes a row with its folder.
+_COLUMNS: dict[Stage, tuple[list[str], Callable[[dict[str, Any], str], str]]] = {
     Stage.RAW: (["text"], _raw),
     Stage.VALIDATED: (["pair_id", "format", "num_turns", "margin", "subset", *_VOTES], _validated),
     Stage.FLATTENED: (["pair_id", "prompt", "chosen", "rejected"], _flattened),
@@ -188,7 +189,7 @@ def _paths_of_source(snapshot: Snapshot, source: str) -> list[Path]:
 
 
 def _rejects(stages: dict[Stage, Snapshot], snapshot: Snapshot, line: Line) -> Iterator[str]:
-    """The rejects of a line at a stage; of a duplicate also the line that was kept. A file's is at line 0."""
+    """The rejects of a line at a stage, with the line kept in place of a duplicate. A file's own reject has line 0."""
     for number in dict.fromkeys((line.line, 0)):
         for row in _rows(snapshot.paths(REJECTS), ["reason", "detail"], source=line.source, line=number):
             reason = Reason(row["reason"])
@@ -209,19 +210,17 @@ def _kept_instead(stages: dict[Stage, Snapshot], reason: Reason, line: Line) -> 
 
 
 def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
-    """What each model made of the pair: its scores where it was held out, or that it was trained on it."""
-    from rm_assets.training.jobs.result import SCORES_FILE
-
+    """For each model, the pair's scores if it was held out, or that the model was trained on it."""
     wanted = {**vars(line), "pair_id": pair_id}
     for directory in _models(storage):
         sha256 = _manifest_of_model(directory)["files"].get(SCORES_FILE, "")
-        name = f"{_MODEL} {directory.name}{_standing(storage, directory.name)}"
+        name = f"{_MODEL} {directory.name}{_status(storage, directory.name)}"
         columns = ["split", "chosen_score", "rejected_score"]
         rows = read_matching_rows(directory / SCORES_FILE, wanted, columns, sha256)
         for row in rows:
             right = "right" if row["chosen_score"] > row["rejected_score"] else "not right"
-            told = f"chosen {row['chosen_score']:+.4f}, rejected {row['rejected_score']:+.4f}, {right}"
-            yield f"  {name}  pair {pair_id}: {told} ({row['split']})"
+            scores = f"chosen {row['chosen_score']:+.4f}, rejected {row['rejected_score']:+.4f}, {right}"
+            yield f"  {name}  pair {pair_id}: {scores} ({row['split']})"
         if not rows:
             yield f"  {name}  pair {pair_id}: {_without_scores(storage, directory, wanted)}"
 
@@ -234,15 +233,13 @@ def _models(storage: Path) -> list[Path]:
 
 
 def _manifest_of_model(directory: Path) -> dict[str, Any]:
-    from rm_assets.training.jobs.result import TrainingResultError, read_manifest
-
     try:
         return read_manifest(directory)
     except TrainingResultError as error:
         raise SnapshotError(str(error)) from None
 
 
-def _standing(storage: Path, model: str) -> str:
+def _status(storage: Path, model: str) -> str:
     promoted = latest_snapshot(storage, _PROMOTED)
     marks = ["promoted"] if promoted and promoted.manifest.inputs.get(_MODEL) == model else []
     if latest_name(storage, _MODEL) == model:
@@ -255,7 +252,7 @@ def _without_scores(storage: Path, model: Path, wanted: dict[str, Any]) -> str:
     try:
         data = read_snapshot(storage / Stage.PADDED / padded)
     except FileNotFoundError:
-        return f"no scores, and its data {padded} are gone"
+        return f"no scores, and its data {padded} were removed"
     if _rows(data.paths("train"), ["pair_id"], **wanted):
         return "trained on it, so no score"
     return "not among its pairs"

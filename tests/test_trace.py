@@ -162,7 +162,7 @@ def test_a_file_that_is_rejected_whole_is_told_once_for_each_of_its_lines(tmp_pa
     settings = load_settings({"annotations": str(tmp_path / "a"), "storage": str(tmp_path / "s")}, {})
     publish_raw(settings, silent)
     for number in ("0", "7"):
-        assert list(trace.traced(tmp_path / "s", "b.csv", number)) == [
+        assert list(trace.trace(tmp_path / "s", "b.csv", number)) == [
             f"b.csv, line {number}",
             f"  raw_preferences          rejected, damaged_file: {MEANINGS[Reason.DAMAGED_FILE]} (it has no header)",
         ]

@@ -239,7 +239,7 @@ def test_a_check_says_what_it_means_and_what_it_found(opened: Opened, asset: str
 
 def test_what_runs_by_itself_is_listed_and_says_why_it_does_nothing(opened: Opened) -> None:
     opened("/automation", "automation", "new_annotations", "nightly_training", "dead_runs", "02:00 AM UTC")
-    told = "Asks for refresh_data once per new content", "0 runs requested"
+    told = "Launches refresh_data once per new content", "0 runs requested"
     page = opened(f"/locations/{LOCATION}/sensors/new_annotations", "sensor", *told)
     page.get_by_role("button", name="0 runs requested").last.click()  # the oldest, as new ones come above it
     shows(page, "tick", "nothing new: the data were made from these 7 files")

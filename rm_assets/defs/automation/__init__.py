@@ -1,1 +1,1 @@
-"""Jobs, the arrival sensor, and the nightly schedule."""
+"""Jobs, the sensors, and the nightly schedule."""

@@ -1,8 +1,8 @@
-"""Annotations that arrive: the sensor that asks for a refresh once per content of the files.
+"""The sensor that launches a refresh once per new content of the annotation files.
 
-The sensor keeps no cursor. What the files hold is hashed, what the data were made from stands in their manifests, and
-what was asked for in the tags of runs: a sensor that is reset, renamed or run twice asks for nothing twice, and no file
-is lost with a run that failed.
+It has no cursor. The content is a hash of the files; the content of the newest data is in its manifest, and the content
+of each request in the tags of its run. So a sensor that is reset, renamed or run twice requests nothing twice, and a
+failed run loses no file.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from rm_assets.settings_loading import load_settings
 
 CONTENT_TAG = "rm_assets/content_version"
 _HASHING_SECONDS = 20.0
-"""A tick ends well before the minute that Dagster gives it; what is not hashed by then is left to the next one."""
+"""Dagster allows a tick one minute; the next tick hashes what this one has no time for."""
 _SHORTEST_PAUSE_SECONDS = 60.0
-"""A run that was killed is started once more by Dagster's daemon, which looks every few seconds."""
+"""Dagster's daemon retries a killed run within seconds; the sensor must not do so, too."""
 _DESCRIPTION = (
-    "Asks for refresh_data once per new content of the annotation files, when none of them is changing any more. "
-    "A tick that asks for nothing says why: open its '0 runs requested'."
+    "Launches refresh_data once per new content of the annotation files, when they have stopped changing. "
+    "A tick that launches nothing says why: open its '0 runs requested'."
 )
 _IN_PROGRESS = [Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING]
 
 
 def _interval() -> int:
-    """Seconds between two ticks. Of settings that cannot be used the ticks tell; the location must load to have any."""
+    """Seconds between two ticks. Invalid settings are reported by the ticks, so loading must not fail on them."""
     with contextlib.suppress(SettingsError):
         return load_settings({}, os.environ).arrival_seconds
     return int(Settings.model_fields["arrival_seconds"].default)
@@ -64,27 +64,27 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
     if listing.version is None:
         return dg.SkipReason(_not_ready(listing))
     if listing.version == published_version(storage):
-        told = what_is_not_read(annotations.ignored)
-        made = f"nothing new: the data were made from these {listing.num_files:,} files"
-        return dg.SkipReason(f"{made}; {told}" if told else made)
-    return _asked(context.instance, listing.version, settings)
+        ignored = what_is_not_read(annotations.ignored)
+        reason = f"nothing new: the data were made from these {listing.num_files:,} files"
+        return dg.SkipReason(f"{reason}; {ignored}" if ignored else reason)
+    return _request(context.instance, listing.version, settings)
 
 
 def _not_ready(listing: Listing) -> str:
     if listing.changing:
-        return f"waiting until {_named(listing.changing)} has stood still"
-    return f"still hashing {_named(listing.unread)}: the next tick goes on"
+        return f"waiting until {_first_of(listing.changing)} stops changing"
+    return f"still hashing {_first_of(listing.unread)}: the next tick continues"
 
 
-def _named(sources: Sequence[str]) -> str:
+def _first_of(sources: Sequence[str]) -> str:
     return repr(sources[0]) + (f" (and {len(sources) - 1:,} more files)" if len(sources) > 1 else "")
 
 
-def _asked(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg.RunRequest | dg.SkipReason:
-    """A request for these contents, unless a refresh is running or they were asked for often enough."""
+def _request(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg.RunRequest | dg.SkipReason:
+    """A request for this content, unless a refresh is running or it was requested often enough."""
     if running := _running_refresh(instance):
         return dg.SkipReason(
-            f"run {running.run_id} of {running.job_name} is in progress: what it does not find is asked for after it"
+            f"run {running.run_id} of {running.job_name} is in progress: files that it misses are requested after it"
         )
     recent = instance.get_run_records(dg.RunsFilter(job_name=refresh_data.name), limit=settings.refresh_attempts + 1)
     attempts = list(itertools.takewhile(lambda record: record.dagster_run.tags.get(CONTENT_TAG) == version, recent))
@@ -95,7 +95,7 @@ def _asked(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg
 
 
 def _running_refresh(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
-    """A run that reads the annotations now, whoever started it."""
+    """A run that is reading the annotations, whoever launched it."""
     for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)):
         selected = run.asset_selection
         is_whole_job = not selected and run.job_name in (refresh_data.name, everything.name)
@@ -105,28 +105,28 @@ def _running_refresh(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
 
 
 def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
-    """Why contents that were asked for are not asked for again, at least not yet; empty where they are."""
+    """Why this content is not requested again, at least not yet; empty if it is."""
     run, ended = attempts[0].dagster_run, attempts[0].end_time or attempts[0].update_timestamp.timestamp()
     if run.status is Status.NOT_STARTED:
         return ""
     if run.status is Status.CANCELED:
-        return f"run {run.run_id} of these contents was cancelled: launch refresh_data by hand, or wait for more"
+        return f"run {run.run_id} for these files was cancelled: launch refresh_data by hand, or wait for more files"
     if len(attempts) >= settings.refresh_attempts:
         return (
-            f"{len(attempts)} runs of these contents did not refresh the data, the last is {run.run_id}: mend what it "
-            "says and launch refresh_data by hand"
+            f"{len(attempts)} runs for these files did not refresh the data, the last is {run.run_id}: fix its error "
+            "and launch refresh_data by hand"
         )
     pause = max(_SHORTEST_PAUSE_SECONDS, settings.arrival_seconds * 2.0 ** len(attempts))
-    if abs(time.time() - ended) < pause:  # far ahead is an end that a clock noted which was set back since
-        return f"run {run.run_id} did not refresh the data: asked for again {pause:.0f} s after its end"
+    if abs(time.time() - ended) < pause:  # an end far ahead was recorded before the clock was set back
+        return f"run {run.run_id} did not refresh the data: it is requested again {pause:.0f} s after its end"
     return ""
 
 
 def _run_key(instance: dg.DagsterInstance, attempts: Sequence[dg.RunRecord], version: str) -> str:
-    """A key that no run has, whichever were deleted, or that of a run which a stopped daemon made and never started."""
+    """A new run key, even after runs were deleted, or that of a run that a stopped daemon created but did not start."""
     newest = attempts[0].dagster_run if attempts else None
     if newest and newest.status is Status.NOT_STARTED and (key := newest.tags.get("dagster/run_key")):
         return key
-    # Dagster runs no key twice: each names the run before it, where a number could come back after a deletion
+    # Dagster never runs a key twice, and after a deletion a number could repeat: so each key names the run before it
     before = instance.get_runs(dg.RunsFilter(tags={CONTENT_TAG: version}), limit=1)
     return f"{version}:{before[0].run_id}" if before else version

@@ -9,7 +9,7 @@ from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched
 @dg.sensor(
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends runs as failed whose process was killed, and frees what they held.",
+    description="Ends killed runs as failed and frees their pool slots.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Requests no runs. As the one sensor that is on by default, it also gives the GPU pool its limit."""

@@ -1,4 +1,4 @@
-"""Cancelled runs: the process of a run that goes on after a cancel is interrupted, again and again until it stops.
+"""Cancelled runs: a process that keeps running after its run was cancelled is interrupted until it stops.
 
 Dagster's UI interrupts a run through the code server that started it. A run of the command line has no code server,
 that of another run may be dead, and Python drops an interrupt raised where it ignores exceptions (such as the callback
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 SECONDS_BETWEEN_POLLS = 1.0
-POLLS_UNTIL_INTERRUPT = 4
+POLLS_UNTIL_INTERRUPT = 3
 """How often in a row a run must be seen cancelled: by then, one that its code server interrupted has mostly ended."""
 
 _is_ending_job = threading.Event()

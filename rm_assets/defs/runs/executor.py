@@ -1,4 +1,4 @@
-"""The executor of all jobs: in the process of the run, which other runs can see die and which hears a cancel.
+"""The executor of all jobs: it runs the steps in the process of the run, and watches the run.
 
 Dagster has no public hook around a run, so the executor is the place. What `execute` is given is private to Dagster
 (`PlanOrchestrationContext`): this is the only module that depends on it, last tried with Dagster 1.13.27.
@@ -16,7 +16,7 @@ from rm_assets.defs.runs.failure_reason import print_reasons_at_exit
 
 
 class WatchedExecutor(dg.Executor):
-    """Another executor, whose run is recorded, stops when it is cancelled, and prints why it failed."""
+    """Wraps an executor: records the run, stops it when it is cancelled, and prints why it failed."""
 
     def __init__(self, executor: dg.Executor) -> None:
         self._executor = executor
@@ -34,13 +34,13 @@ class WatchedExecutor(dg.Executor):
         with contextlib.ExitStack() as stack:
             stack.callback(print_reasons_at_exit, instance, run_id)
             if is_watched(instance):
-                _announce(instance, run_id, plan_context.log)
+                _record_run(instance, run_id, plan_context.log)
                 stack.enter_context(interrupting_once_cancelled(instance, run_id))
             yield from self._executor.execute(plan_context, execution_plan)
 
 
-def _announce(instance: dg.DagsterInstance, run_id: str, log: Any) -> None:
-    """Record this run, and end those that were killed; where either fails, this run goes on."""
+def _record_run(instance: dg.DagsterInstance, run_id: str, log: Any) -> None:
+    """Record this run and end killed ones; this run continues if either fails."""
     try:
         keep_record(records_directory(instance), run_id)
     except OSError as error:

@@ -148,7 +148,7 @@ def test_a_refresh_observes_the_version_that_it_was_asked_for_and_reads_it(desk:
 def test_a_file_that_is_being_written_is_waited_for_by_name(desk: Desk, later: Callable[[float], None]) -> None:
     desk.drop("a.jsonl", polite_rows(40))
     write_lines(desk.annotations / "b.jsonl", polite_rows(3))
-    assert desk.reason() == "waiting until 'b.jsonl' has stood still"
+    assert desk.reason() == "waiting until 'b.jsonl' stops changing"
     later(31)
     assert desk.request().tags[CONTENT_TAG]
 
@@ -159,8 +159,8 @@ def test_hashing_that_takes_longer_than_a_tick_goes_on_in_the_next(desk: Desk, m
     monkeypatch.setattr(arrival, "_HASHING_SECONDS", 0.0)
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         desk.drop(name, polite_rows(3))
-    assert desk.reason() == "still hashing 'b.jsonl' (and 1 more files): the next tick goes on"
-    assert desk.reason() == "still hashing 'c.jsonl': the next tick goes on"
+    assert desk.reason() == "still hashing 'b.jsonl' (and 1 more files): the next tick continues"
+    assert desk.reason() == "still hashing 'c.jsonl': the next tick continues"
     desk.request()
 
 
@@ -196,7 +196,7 @@ def test_a_failed_refresh_is_asked_for_again_later_and_not_for_ever(desk: Desk, 
         assert run.run_id in desk.reason()
     assert len(set(keys)) == 3
     later(1e6)
-    assert "3 runs of these contents did not refresh the data" in desk.reason()
+    assert "3 runs for these files did not refresh the data" in desk.reason()
     desk.drop("b.jsonl", polite_rows(50)[40:])
     assert desk.request().tags["rm_assets/attempt"] == "1"
 
@@ -250,7 +250,7 @@ def test_a_refresh_that_stopped_half_way_is_not_taken_for_done(desk: Desk, later
     desk.settings["chat_template"] = "nowhere.jinja"
     request = desk.request()
     assert not desk.refresh(request).success
-    assert "did not refresh the data: asked for again" in desk.reason()
+    assert "did not refresh the data: it is requested again" in desk.reason()
     del desk.settings["chat_template"]
     later(61)
     assert desk.refresh(desk.request()).success
