@@ -1,9 +1,11 @@
-"""The settings that are mappings, given as JSON in the environment: `columns`, `labels` and `evaluation_files`."""
+"""Settings that the environment gives as JSON: parsing, and the rules of `columns` and `labels`."""
 
 import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
+
+from pydantic import BeforeValidator
 
 Column = Literal[
     "prompt",
@@ -36,14 +38,24 @@ def is_glob(name: str) -> bool:
     return _FILE.search(name) is not None
 
 
-def mapping_from_json(value: Any) -> Any:
-    """The environment gives a mapping as JSON text."""
+def _mapping_from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value, object_pairs_hook=_unique_dict)
     except json.JSONDecodeError:
         raise ValueError('a JSON object is needed, such as {"name": "value"}') from None
+
+
+def _list_from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        raise ValueError('a JSON list is needed, such as ["accuracy_is_above_chance"]') from None
+
+
+MAPPING, LIST = BeforeValidator(_mapping_from_json), BeforeValidator(_list_from_json)
+"""Parse the JSON text that the environment gives; Dagster config gives mappings and lists as they are."""
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

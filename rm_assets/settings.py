@@ -4,7 +4,6 @@ One class per group, in the order in which data flows; `rm_assets/SETTINGS.md` i
 over all groups, so `RM_EPOCHS` needs no prefix. `rm_assets.settings_loading` finds their values.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from rm_assets.json_settings import is_glob, mapping_from_json, read_labels, require_columns
+from rm_assets.json_settings import LIST, MAPPING, is_glob, read_labels, require_columns
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
@@ -56,11 +55,11 @@ class AnnotationSettings(_Group):
     """File, directory, glob or URI (s3://bucket/prefix, hf://datasets/owner/name) of .jsonl, .ndjson, .jsonlines,
     .json, .parquet, .csv or .tsv files, optionally with .gz or .zst. Unset: the built-in sample."""
 
-    columns: dict[str, str | dict[str, str]] = {}
+    columns: Annotated[dict[str, str | dict[str, str]], MAPPING] = {}
     """Your column names, as JSON: {"prompt": "query", "chosen": "winner"}; for the files that a glob matches:
     {"shp/*": {"prompt": "history"}}."""
 
-    labels: dict[str, str | dict[str, Any]] = {}
+    labels: Annotated[dict[str, str | dict[str, Any]], MAPPING] = {}
     """Meaning of your labels, as JSON: {"0": "first", "1": "second", "2": "tie"}; for one column:
     {"winner": {"0": "first"}}; for the files that a glob matches: {"shp/*": {"0": "first"}}."""
 
@@ -83,11 +82,6 @@ class AnnotationSettings(_Group):
     max_expansion: PositiveInt = 200
     """A compressed file or table that expands to more than 64 MiB and more than this many times its size is rejected
     as a whole."""
-
-    @field_validator("columns", "labels", mode="before")
-    @classmethod
-    def _from_json(cls, value: Any) -> Any:
-        return mapping_from_json(value)
 
     @field_validator("columns")
     @classmethod
@@ -149,7 +143,7 @@ class EvaluationSettings(_Group):
     """Pairs that also occur with flipped labels. drop: use none of them; majority: use the more frequent direction
     (none on a draw); keep: use all."""
 
-    evaluation_files: dict[str, str] = {}
+    evaluation_files: Annotated[dict[str, str], MAPPING] = {}
     """Named evaluation sets, scored and never trained on, as JSON: name to file, directory or glob. Training prompts
     that overlap them are rejects."""
 
@@ -176,7 +170,7 @@ class EvaluationSettings(_Group):
     """A new model is not promoted if it is less accurate than the promoted one on the same pairs and the exact
     one-sided paired test gives a p-value of at most this. 1: whenever it is less accurate."""
 
-    promotion_requires: list[ReportCheck] = ["accuracy_is_above_chance"]
+    promotion_requires: Annotated[list[ReportCheck], LIST] = ["accuracy_is_above_chance"]
     """Checks of the report that a model must pass to be promoted, as JSON; [] for none. accuracy_is_above_chance
     includes fail_below_accuracy."""
 
@@ -186,20 +180,6 @@ class EvaluationSettings(_Group):
     suspect_folds: NonNegativeInt = 0
     """Number of models trained to find suspect labels; each judges prompts it was not trained on. 0: off; otherwise at
     least 2."""
-
-    @field_validator("evaluation_files", mode="before")
-    @classmethod
-    def _from_json(cls, value: Any) -> Any:
-        return mapping_from_json(value)
-
-    @field_validator("promotion_requires", mode="before")
-    @classmethod
-    def _list_from_json(cls, value: Any) -> Any:
-        """The environment gives a list as JSON text."""
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except json.JSONDecodeError:
-            raise ValueError('a JSON list is needed, such as ["accuracy_is_above_chance"]') from None
 
     @field_validator("evaluation_files")
     @classmethod

@@ -100,6 +100,19 @@ def test_names_are_unique_and_each_knob_says_what_it_means() -> None:
     assert all(field.description and field.description.endswith(".") for _, field in setting_fields())
 
 
+def test_every_mapping_and_list_is_read_as_json_from_the_environment() -> None:
+    environment = {
+        "RM_COLUMNS": '{"prompt": "query"}',
+        "RM_LABELS": '{"0": "first"}',
+        "RM_EVALUATION_FILES": '{"llmbar": "llmbar.jsonl"}',
+        "RM_PROMOTION_REQUIRES": '["model_beats_length"]',
+    }
+    settings = load_settings({}, environment)
+    assert (settings.columns, settings.labels) == ({"prompt": "query"}, {"0": "first"})
+    assert settings.evaluation_files == {"llmbar": "llmbar.jsonl"}
+    assert settings.promotion_requires == ["model_beats_length"]
+
+
 def test_mappings_come_as_json_from_the_environment_and_as_they_are_from_config() -> None:
     environment = {"RM_COLUMNS": '{"prompt": "query", "chosen": "winner"}', "RM_LABELS": '{" Left ": "first"}'}
     settings = load_settings({"labels": {"0": "second"}}, environment)
