@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SIDES, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import as_code
 
 # --- fields that are missing ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rm_assets.data.formats.labels.side_scores import with_side_scores
 from rm_assets.data.formats.labels.values import with_numbers
 from rm_assets.data.formats.missing_fields import missing_field, require_scores
 from rm_assets.data.formats.preferences import Evidence, Format, ParsingRules, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 
 def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple[Format, Row]:

@@ -150,7 +150,8 @@ def _surely_long(task: TokenizationTask, rows: pa.Table) -> dict[int, Refusal]:
     longer = pc.max_element_wise(*(pc.binary_length(rows[side]) for side in SIDES))
     num_bytes = pc.add(pc.binary_length(rows["prompt"]), longer).to_numpy()
     for row in np.flatnonzero(num_bytes > MAX_BYTES_PER_TOKEN * task.max_length).tolist():
-        found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, far more than {task.max_length} tokens"
+        limit = f"more than {MAX_BYTES_PER_TOKEN} for each of {task.max_length} tokens, and not encoded"
+        found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, {limit}"
     return found
 
 

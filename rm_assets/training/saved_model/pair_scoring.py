@@ -10,7 +10,7 @@ import transformers
 
 from rm_assets.data.storage.files import write_json
 from rm_assets.data.storage.fingerprint import file_sha256
-from rm_assets.data.storage.parquet import parquet_file, write_table
+from rm_assets.data.storage.parquet import open_parquet, write_table
 from rm_assets.training.jobs.result import MANIFEST
 from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob
 from rm_assets.training.jobs.training_job import TrainingError
@@ -33,7 +33,7 @@ def score_pairs(job: ScoringJob) -> None:
     transformers.logging.disable_progress_bar()
     check_model(Path(job.model), job.model_sha256)
     saved = load_saved_model(Path(job.model))
-    with parquet_file(Path(job.pairs), sha256=job.pairs_sha256) as file:
+    with open_parquet(Path(job.pairs), sha256=job.pairs_sha256) as file:
         tables = [
             score_rows(saved, batch.to_pylist(), job.max_length, job.batch_size)
             for batch in file.iter_batches(_ROWS_PER_READ)

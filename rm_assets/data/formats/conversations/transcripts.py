@@ -6,7 +6,7 @@ HelpSteer2's prompts are NeMo's: `question\n<extra_id_1>Assistant\nanswer\n<extr
 import re
 
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 # --- `Human:` and `Assistant:` -------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 # --- words ---------------------------------------------------------------------------------------------------
 
