@@ -43,36 +43,32 @@ def flatten_pair(
 
     Without `counts_tokens` no control token is counted; contents may then hold some themselves.
     """
-    prompt = sides["prompt"]
-    for side in SIDES:
-        if lost := lost_parts(chat, prompt + sides[side], tools):
+    wholes = {side: sides["prompt"] + sides[side] for side in SIDES}
+    for side, whole in wholes.items():
+        if lost := lost_parts(chat, whole, tools):
             raise PreferenceError(Reason.MESSAGE_LOST, f"{_listed(lost)}, {side} side")
     try:
-        opening = render(chat, prompt, tools, add_generation_prompt=True)
-        one, other = (render(chat, prompt + sides[side], tools) for side in SIDES)
+        opening = render(chat, sides["prompt"], tools, add_generation_prompt=True)
+        texts = {side: render(chat, whole, tools) for side, whole in wholes.items()}
     except TemplateError as error:
         raise PreferenceError(Reason.TEMPLATE_ERROR, str(error)) from None
-    for text, side in zip((one, other), SIDES, strict=True):
-        if loses_thought(text, (prompt + sides[side])[-1].get("content") or ""):
-            number = len(prompt) + len(sides[side])
-            raise PreferenceError(Reason.MESSAGE_LOST, f"the reasoning of message {number}, {side} side")
-    if one == other:
+    contents = {side: [message.get("content") or "" for message in whole] for side, whole in wholes.items()}
+    for side in SIDES:
+        if loses_reasoning(texts[side], contents[side][-1]):
+            raise PreferenceError(Reason.MESSAGE_LOST, f"the reasoning of message {len(contents[side])}, {side} side")
+    if texts["chosen"] == texts["rejected"]:
         raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template writes both sides alike")
-    written = [(text, _contents(prompt + sides[side])) for text, side in zip((one, other), SIDES, strict=True)]
-    counts = [num_written(chat.control_pattern, *text) if counts_tokens else 0 for text in written]
-    is_rewritten = any(not all_occur(*text) for text in written)
-    return Flattened(*split_texts(opening, one, other), (counts[0], counts[1]), is_rewritten)
+    pattern = chat.control_pattern
+    one, other = (num_written(pattern, texts[side], contents[side]) if counts_tokens else 0 for side in SIDES)
+    is_rewritten = not all(all_occur(texts[side], contents[side]) for side in SIDES)
+    return Flattened(*split_texts(opening, *texts.values()), (one, other), is_rewritten)
 
 
-def loses_thought(text: str, reply: str) -> bool:
+def loses_reasoning(text: str, reply: str) -> bool:
     """Whether a rendering leaves out the reasoning inside a reply, as in `<think>Two and two.</think>4`."""
-    thought, end, _ = reply.partition("</think>")
-    thought = thought.rpartition("<think>")[2].strip()
-    return bool(end and thought) and thought not in text
-
-
-def _contents(messages: Sequence[MessageDict]) -> list[str]:
-    return [message.get("content") or "" for message in messages]
+    reasoning, end, _ = reply.partition("</think>")
+    reasoning = reasoning.rpartition("<think>")[2].strip()
+    return bool(end and reasoning) and reasoning not in text
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from rm_assets.data.chat.pair_rendering import (
     Flattened,
     all_occur,
     flatten_pair,
-    loses_thought,
+    loses_reasoning,
     pair_messages,
     require_no_control_tokens,
     split_texts,
@@ -166,21 +166,21 @@ def _pairs_of_shape(
         if len(places) < len(rows):
             own_prompt, own = prompt.take(places), [whole.take(places) for whole in wholes]
         pairs = _join_pieces(opening, (one, other), own_prompt, own)
-        kept = pc.not_equal(pairs.chosen, pairs.rejected).to_numpy(zero_copy_only=False) & _keep_thoughts(pairs, own)
+        kept = pc.not_equal(pairs.chosen, pairs.rejected).to_numpy(zero_copy_only=False) & _keep_reasoning(pairs, own)
         pairs = pairs._replace(rows=rows[places])
         yield pairs if kept.all() else pairs.take(kept)  # the others are refused one by one
 
 
-def _keep_thoughts(pairs: RenderedPairs, columns: Sequence[Columns]) -> NDArray[np.bool_]:
+def _keep_reasoning(pairs: RenderedPairs, columns: Sequence[Columns]) -> NDArray[np.bool_]:
     """Which pairs keep the reasoning inside their replies."""
     kept = np.ones(len(pairs.rows), np.bool_)
     if not pairs.is_rewritten.any():
         return kept
     for own, replies in zip(columns, (pairs.chosen, pairs.rejected), strict=True):
-        thinks = pc.match_substring(own.arrays[-1], "</think>").to_numpy(zero_copy_only=False)
-        for row in np.flatnonzero(thinks & pairs.is_rewritten).tolist():
+        has_reasoning = pc.match_substring(own.arrays[-1], "</think>").to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(has_reasoning & pairs.is_rewritten).tolist():
             text = pairs.prompt[row].as_py() + replies[row].as_py()
-            kept[row] &= not loses_thought(text, own.arrays[-1][row].as_py())
+            kept[row] &= not loses_reasoning(text, own.arrays[-1][row].as_py())
     return kept
 
 
@@ -219,11 +219,11 @@ def _is_rewritten(pieces: Pieces, columns: Columns, prompt: pa.StringArray, repl
     unsure: dict[int, list[str]] = {}
     for number, contents in enumerate(columns.arrays):
         if pieces.num_verbatim[number] == 1:
-            continue
-        stands = np.zeros(columns.num_rows, np.bool_)
+            continue  # written once, as it is
+        is_verbatim = np.zeros(columns.num_rows, np.bool_)
         for part in applied.get(number, ()):
-            stands |= pc.equal(columns.text(part), contents).to_numpy(zero_copy_only=False)
-        for row in np.flatnonzero(~stands).tolist():
+            is_verbatim |= pc.equal(columns.text(part), contents).to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(~is_verbatim).tolist():
             unsure.setdefault(row, []).append(contents[row].as_py())
     is_rewritten = np.zeros(columns.num_rows, np.bool_)
     for row, texts in unsure.items():
