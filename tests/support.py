@@ -16,8 +16,7 @@ import pytest
 
 from rm_assets.data.chat.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.formats.conversations.turn_markers import marker_of_prompt
-from rm_assets.data.formats.parsing import parse_line
-from rm_assets.data.formats.preferences import ParsingRules, Preference
+from rm_assets.data.formats.preferences import Preference
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.keys import pair_keys
 from rm_assets.data.stages.flattening import publish_flattened
@@ -198,8 +197,3 @@ def trl_templates() -> list[Path]:
     found = find_spec("trl")
     root = Path(found.origin or "").parent / "chat_templates" if found else Path()
     return sorted(root.glob("*.jinja")) if found else []
-
-
-def parse_row(text: str, rules: ParsingRules | None = None) -> list[Preference]:
-    """The preferences of one line of JSON."""
-    return parse_line(text, rules or ParsingRules()).preferences

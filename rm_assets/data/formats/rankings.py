@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -80,7 +80,7 @@ class Ranked(NamedTuple):
 
 def from_ranking(record: RankingRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pairs of responses that each bring a score or a rank."""
-    _require_few(len(record.responses))
+    require_few(len(record.responses))
     responses = [Response(_reply(item), _only(item.score, item.rating), item.rank) for item in record.responses]
     return _ranked_pairs(record, format_name, record.prompt, responses, rules)
 
@@ -88,7 +88,7 @@ def from_ranking(record: RankingRecord, format_name: Format, rules: ParsingRules
 def from_scored_lists(record: ScoredListsRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pairs of responses whose scores or ranks stand in a list of their own."""
     num_responses = len(record.responses)
-    _require_few(num_responses)
+    require_few(num_responses)
     for name, values in (("scores", record.scores), ("ranks", record.ranks)):
         if values is not None and len(values) != num_responses:
             raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` and `responses` are not of one length")
@@ -101,14 +101,15 @@ def from_scored_lists(record: ScoredListsRecord, format_name: Format, rules: Par
 def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
     """The pairs of every chosen with every rejected reply."""
     sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
-    _require_few(sum(map(len, sides)))
+    require_few(sum(map(len, sides)))
     if any(all(map(_is_empty, replies)) for replies in sides):
         raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has no reply that is not empty")
     responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
     return _ranked_pairs(record, format_name, record.prompt, responses, rules, margin=stated_margin(record))
 
 
-def _require_few(num_responses: int) -> None:
+def require_few(num_responses: int) -> None:
+    """Raise PreferenceError for more than `MAX_RESPONSES`."""
     if num_responses > MAX_RESPONSES:
         raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{num_responses} responses; at most {MAX_RESPONSES} are read")
 
@@ -214,9 +215,7 @@ def _ranked_pairs(
     ]
     if not pairs:
         raise PreferenceError(Reason.TIE, "no two responses of different rank")
-    # The draw does not depend on the order of the responses.
-    drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]
-    _require_small(_shared_size(record, responses), texts, drawn)
+    drawn = draw_pairs(pairs, texts, _shared_size(record, responses), rules)
     preferences = [
         preference(
             record,
@@ -224,7 +223,7 @@ def _ranked_pairs(
             split_sides(prompt, ranked[better].reply, ranked[worse].reply),
             ranked[better].standing - ranked[worse].standing if ranked[better].scored else margin,
         )
-        for better, worse in sorted(drawn)
+        for better, worse in drawn
     ]
     num_tied = len(ranked) * (len(ranked) - 1) // 2 - len(pairs)
     return ParsedLine(
@@ -241,11 +240,21 @@ def _shared_size(record: Common, responses: Sequence[Response]) -> int:
     return max(0, len(msgspec.json.encode(record)) - replies)
 
 
-def _require_small(shared: int, texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> None:
-    num_characters = sum(shared + len(texts[one]) + len(texts[other]) for one, other in pairs)
+Pair = TypeVar("Pair", bound=tuple[Any, ...])
+
+
+def draw_pairs(pairs: Sequence[Pair], texts: Sequence[str], shared_size: int, rules: ParsingRules) -> list[Pair]:
+    """At most `max_pairs_per_prompt` pairs, drawn by the hashes of their texts, so that no order of responses matters.
+
+    A pair begins with the places of the better and the worse response in `texts`; `shared_size` is the number of
+    characters that every pair holds besides its two texts. Raises PreferenceError for more than `MAX_CHARACTERS`.
+    """
+    drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]
+    num_characters = sum(shared_size + len(texts[pair[0]]) + len(texts[pair[1]]) for pair in drawn)
     if num_characters > MAX_CHARACTERS:
-        problem = f"{len(pairs)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
+        problem = f"{len(drawn)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
         raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{problem}; max_pairs_per_prompt says how many are taken")
+    return sorted(drawn)
 
 
 def _text(reply: Reply) -> str:

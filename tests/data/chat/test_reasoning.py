@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from support import parse_row, rejects, rows, run_stages, silent, trl_templates, violations, write_lines
+from parsed_rows import parse_row
+from support import rejects, rows, run_stages, silent, trl_templates, violations, write_lines
 
 from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer

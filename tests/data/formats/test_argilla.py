@@ -1,16 +1,15 @@
 """Argilla's exports: what annotators submitted, in all four forms of a record, and never what a model suggested."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import begins_with_marker, parse_row
+from parsed_rows import chosen, read, reason_for
+from support import begins_with_marker
 
-from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
@@ -70,25 +69,6 @@ Form = Callable[[dict[str, Any], Given], dict[str, Any]]
 
 def submitted(*answers: dict[str, Any]) -> Given:
     return [(given, "submitted") for given in answers]
-
-
-def read(row: dict[str, Any], **rules: Any) -> list[Preference]:
-    found = parse_row(json.dumps(row), ParsingRules(**rules))
-    for preference in found:
-        require_sound(preference)
-    return found
-
-
-def chosen(row: dict[str, Any], **rules: Any) -> str | None:
-    [pair] = read(row, **rules)
-    assert [message.content for message in pair.prompt] == ["2+2?"]
-    return pair.chosen[0].content
-
-
-def reason_for(row: dict[str, Any], **rules: Any) -> Reason:
-    with pytest.raises(PreferenceError) as error:
-        read(row, **rules)
-    return error.value.reason
 
 
 ANSWERS: list[Callable[[str, str], dict[str, Any]]] = [

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import begins_with_marker, is_repeated, parse_row
+from parsed_rows import parse_row
+from support import begins_with_marker, is_repeated
 
 from rm_assets.data.formats.preferences import Format, ParsingRules, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from support import parse_row, plain_row, rows, silent, violations, write_lines
+from parsed_rows import parse_row
+from support import plain_row, rows, silent, violations, write_lines
 
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.sources.blocks import blocks_of_lines, read_block

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import begins_with_marker, parse_row
+from parsed_rows import chosen, read, reason_for
+from support import begins_with_marker
 
-from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.tables.reasons import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
@@ -34,25 +33,6 @@ def task(*annotations: dict[str, Any], data: dict[str, Any] = DATA) -> dict[str,
     others = {"id": 11, "meta": {}, "project": 1, "total_annotations": len(annotations)}
     predictions = [{"model_version": "m", "result": [result("pairwise", {"selected": "right"})]}]
     return {"data": data, "annotations": list(annotations), "predictions": predictions} | others
-
-
-def read(row: dict[str, Any], **rules: Any) -> list[Preference]:
-    found = parse_row(json.dumps(row), ParsingRules(**rules))
-    for preference in found:
-        require_sound(preference)
-    return found
-
-
-def chosen(row: dict[str, Any], **rules: Any) -> str | None:
-    [pair] = read(row, **rules)
-    assert [message.content for message in pair.prompt] == ["2+2?"]
-    return pair.chosen[0].content
-
-
-def reason_for(row: dict[str, Any], **rules: Any) -> Reason:
-    with pytest.raises(PreferenceError) as error:
-        read(row, **rules)
-    return error.value.reason
 
 
 @settings(max_examples=30)

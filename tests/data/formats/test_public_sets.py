@@ -7,36 +7,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import begins_with_marker, parse_row
+from parsed_rows import parse_row, read, reason_for
+from support import begins_with_marker
 
 from rm_assets.data.formats import parsing
 from rm_assets.data.formats.exports import public_sets
-from rm_assets.data.formats.exports.public_sets import FIELDS, MARKS, SHAPES
-from rm_assets.data.formats.preferences import Format, ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.exports.public_sets import FIELDS, MARKS, PUBLIC_SETS
+from rm_assets.data.formats.preferences import Format, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 USER, REPLY = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}
 AGAIN = [{"role": "user", "content": "2+1?"}, {"role": "assistant", "content": "3."}]
 
 
-def read(row: dict[str, Any], **rules: Any) -> list[Preference]:
-    found = parse_row(json.dumps(row), ParsingRules(**rules))
-    for preference in found:
-        require_sound(preference)
-    return found
-
-
 def texts_of(preference: Preference) -> tuple[Any, Any, Any, float]:
     sides = (preference.prompt, preference.chosen, preference.rejected)
     prompt, chosen, rejected = ([message.content for message in side] for side in sides)
     return prompt, chosen, rejected, preference.margin
-
-
-def reason_for(row: dict[str, Any], **rules: Any) -> Reason:
-    with pytest.raises(PreferenceError) as error:
-        read(row, **rules)
-    return error.value.reason
 
 
 # --- a row of each, from the better and the worse answer, which may stand on either side -----------------------
@@ -176,7 +163,8 @@ def test_a_row_whose_verdict_alone_is_null_is_not_labelled() -> None:
         as_one_hot("q", ["one", "two"], 0) | nobody,
     ]
     assert [reason_for(row) for row in rows] == [Reason.UNLABELLED] * len(rows)
-    everything = {field: None for shape in SHAPES for field in shape.fields}  # as a file of several sets has them
+    # as a file of several sets has them
+    everything = {field: None for public_set in PUBLIC_SETS for field in public_set.fields}
     assert len(read(everything | {"prompt": "q", "chosen": "one", "rejected": "two"})) == 1
 
 
@@ -283,7 +271,7 @@ def test_every_format_is_one_of_the_usual_ones() -> None:
 
 def test_the_worked_example_of_the_page_of_formats_works() -> None:
     page = Path(parsing.__file__).with_name("README.md").read_text()
-    names: dict[str, Any] = {"Row": dict, "Shape": public_sets.Shape}
+    names: dict[str, Any] = {"Row": dict, "PublicSet": public_sets.PublicSet}
     exec(page.split("```python\n")[1].split("```")[0], names)
     row = as_webgpt("q", ["one", "two"], 1)
     [pair] = read(names["_webgpt"](row | {"question": "q"}))
@@ -295,4 +283,4 @@ def test_no_field_that_decides_may_be_given_twice() -> None:
     with pytest.raises(PreferenceError, match="an object gives `labels` 2 times"):
         parse_row(line)
     assert MARKS <= FIELDS
-    assert {shape.fields[0] for shape in SHAPES} == MARKS
+    assert {public_set.fields[0] for public_set in PUBLIC_SETS} == MARKS

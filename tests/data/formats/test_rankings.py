@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import pair_id, parse_row
+from parsed_rows import parse_row
+from support import pair_id
 
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError

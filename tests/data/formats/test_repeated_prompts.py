@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import parse_row
+from parsed_rows import parse_row
 
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.preferences import Preference, PreferenceError

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from support import parse_row
+from parsed_rows import parse_row
 
 from rm_assets.data.formats.field_names import SPELLINGS
 from rm_assets.data.formats.parsing import parse_line

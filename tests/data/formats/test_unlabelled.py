@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import parse_row, plain_row, rows, silent, write_lines
+from parsed_rows import parse_row
+from support import plain_row, rows, silent, write_lines
 
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.stages.raw import publish_raw

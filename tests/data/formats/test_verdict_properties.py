@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import parse_row
+from parsed_rows import parse_row
 
 from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SPELLINGS
 from rm_assets.data.formats.labels.consistency import (

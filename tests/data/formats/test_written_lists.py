@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from support import parse_row
+from parsed_rows import parse_row
 
 from rm_assets.data.formats.conversations.written_lists import alternating, written_messages, written_texts
 from rm_assets.data.formats.fast_path import simple_pair

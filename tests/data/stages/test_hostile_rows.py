@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import is_linear, parse_row
+from parsed_rows import parse_row
+from support import is_linear
 
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import FORMATS, parse_line

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support import keys_of, parse_row, rejects, rows, run_stages, silent, violations, write_lines
+from parsed_rows import parse_row
+from support import keys_of, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, message_dict, render

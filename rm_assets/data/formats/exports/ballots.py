@@ -14,8 +14,7 @@ from msgspec import Struct
 
 from rm_assets.data.formats.field_names import Row
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
-from rm_assets.data.formats.rankings import MAX_CHARACTERS, MAX_RESPONSES
-from rm_assets.data.storage.fingerprint import short_hash
+from rm_assets.data.formats.rankings import draw_pairs, require_few
 from rm_assets.data.tables.reasons import Reason
 
 Standings = list[float | None]
@@ -63,10 +62,8 @@ class Voted(NamedTuple):
 
 def voted_pairs(ballots: Ballots, rules: ParsingRules) -> Voted:
     """The pairs that the annotators state; raises PreferenceError where they state none."""
-    if len(ballots.responses) > MAX_RESPONSES:
-        problem = f"{len(ballots.responses)} responses; at most {MAX_RESPONSES} are read"
-        raise PreferenceError(Reason.TOO_MANY_RESPONSES, problem)
     num_responses = len(ballots.responses)
+    require_few(num_responses)
     ballots = _without_empty(ballots)
     votes, num_tied = _votes(ballots, each=rules.annotators == "each")
     if not votes and num_tied:
@@ -74,11 +71,8 @@ def voted_pairs(ballots: Ballots, rules: ParsingRules) -> Voted:
     if not votes:
         raise PreferenceError(Reason.UNLABELLED, "no annotator has judged two of the responses")
     texts = [msgspec.json.encode(response).decode() for response in ballots.responses]
-    # The draw does not depend on the order of the responses.
-    ordered = sorted(votes, key=lambda vote: short_hash(texts[vote.better], texts[vote.worse]))
-    drawn = ordered[: rules.max_pairs_per_prompt]
-    _require_small(ballots.row, texts, drawn)
-    pairs = [VotedPair(_row_of(ballots, vote), vote.num_annotators, vote.num_agreeing) for vote in sorted(drawn)]
+    drawn = draw_pairs(votes, texts, len(msgspec.json.encode(ballots.row)), rules)
+    pairs = [VotedPair(_row_of(ballots, vote), vote.num_annotators, vote.num_agreeing) for vote in drawn]
     return Voted(pairs, num_tied, len(votes) - len(drawn), num_responses - len(ballots.responses))
 
 
@@ -125,11 +119,3 @@ def _votes_of_two(one: int, other: int, differences: Sequence[float], *, each: b
 def _row_of(ballots: Ballots, vote: Vote) -> Row:
     sides = {"chosen": ballots.responses[vote.better], "rejected": ballots.responses[vote.worse]}
     return ballots.row | sides | ({"margin": vote.margin} if vote.margin else {})
-
-
-def _require_small(row: Row, texts: Sequence[str], votes: Sequence[Vote]) -> None:
-    shared = len(msgspec.json.encode(row))
-    num_characters = sum(shared + len(texts[vote.better]) + len(texts[vote.worse]) for vote in votes)
-    if num_characters > MAX_CHARACTERS:
-        problem = f"{len(votes)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
-        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{problem}; max_pairs_per_prompt says how many are taken")

@@ -3,7 +3,7 @@
 `{"history": "2+2?", "human_ref_A": "5.", "human_ref_B": "4.", "labels": 0}` is SHP's
 `{"prompt": "2+2?", "response_a": "5.", "response_b": "4.", "label": "second"}`: its card says that 1 prefers A. A shape
 is known by fields that stand together in that set alone, and each function names what says so. To read another set, add
-a function and a line to `SHAPES`.
+a function and a line to `PUBLIC_SETS`.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from rm_assets.data.formats.conversations.written_lists import alternating
 from rm_assets.data.formats.field_names import LABELS, SPELLINGS, Row, response_fields
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
@@ -65,13 +66,15 @@ def _alpaca_eval(row: Row) -> Row:
     return _compared(row, {"output_1", "output_2", "preference"}, (row["output_1"], row["output_2"]), label)
 
 
-_SIDES = {"a": "first", "b": "second", "1": "first", "2": "second", "tie": "tie"}
-_WINNERS: dict[str, Label] = {
-    f"winner_{stem}{side}": label  # type: ignore[misc]
-    for stem in ("", "model_", "response_", "output_", "answer_")
-    for side, label in _SIDES.items()
-    if side != "tie" or not stem
-}
+_WINNERS: dict[str, Label] = {"winner_tie": "tie"}
+for _stem in ("", "model_", "response_", "output_", "answer_"):
+    _WINNERS |= {f"winner_{_stem}a": "first", f"winner_{_stem}b": "second"}
+    _WINNERS |= {f"winner_{_stem}1": "first", f"winner_{_stem}2": "second"}
+_WINNER_PAIRS = [
+    (one, other)
+    for one, other in zip(_WINNERS, list(_WINNERS)[1:], strict=False)
+    if (_WINNERS[one], _WINNERS[other]) == ("first", "second")
+]
 
 
 def _one_hot(row: Row) -> Row:
@@ -82,7 +85,10 @@ def _one_hot(row: Row) -> Row:
     given = {name: row[name] for name in _WINNERS if name in row}
     winners = {_WINNERS[name] for name in given if _flag(row, name)}
     if len(winners) != 1:
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{len(winners)} of {_names(given)} are 1, instead of one")
+        raise PreferenceError(
+            Reason.AMBIGUOUS_FIELD,
+            f"{len(winners)} of {', '.join(f'`{name}`' for name in given)} are 1, instead of one",
+        )
     row = {name: value for name, value in row.items() if name not in given} | {"winner": winners.pop()}
     turns = {name: _turns(row.get(name)) for name in ("prompt", "response_a", "response_b")}
     prompt, first, second = turns.values()
@@ -109,12 +115,7 @@ def _conversation(prompts: list[Any], replies: list[Any]) -> list[dict[str, Any]
     if len(prompts) != len(replies):
         counts = f"{len(prompts)} prompts and {len(replies)} replies"
         raise PreferenceError(Reason.WRONG_TYPE, f"a conversation of {counts}, which should be as many")
-    roles = ("user", "assistant")
-    return [
-        {"role": role, "content": text}
-        for turn in zip(prompts, replies, strict=True)
-        for role, text in zip(roles, turn, strict=True)
-    ]
+    return alternating(prompts, replies)
 
 
 # --- a good and a bad answer -----------------------------------------------------------------------------------
@@ -159,26 +160,6 @@ def _rejected_response(row: Row) -> Row:
     return others
 
 
-def _of_names(chosen: str, rejected: str) -> Callable[[Row], Row]:
-    """A set whose two answers are named as the better and the worse one."""
-
-    def usual(row: Row) -> Row:
-        if not {"chosen", "rejected"}.isdisjoint(row):
-            return row
-        others = {name: value for name, value in row.items() if name not in (chosen, rejected)}
-        return others | {"chosen": row[chosen], "rejected": row[rejected]}
-
-    return usual
-
-
-def _rejected_messages(row: Row) -> Row:
-    """ms-swift from 3.8 on: `messages` and `rejected_messages` are two whole conversations."""
-    if not {"chosen", "chosen_messages", "rejected"}.isdisjoint(row):
-        return row
-    others = {name: value for name, value in row.items() if name not in ("messages", "rejected_messages")}
-    return others | {"chosen": row["messages"], "rejected": row["rejected_messages"]}
-
-
 # --- many scored answers ---------------------------------------------------------------------------------------
 
 
@@ -197,35 +178,40 @@ def _ultrafeedback(row: Row) -> Row:
 # --- which shape a row has -------------------------------------------------------------------------------------
 
 
-class Shape(NamedTuple):
-    """Fields that stand together in one set alone, the rarest one first, and the row that they make."""
+class PublicSet(NamedTuple):
+    """Fields that no other set has together, the rarest one first, and how its rows become usual ones.
+
+    That is a function, or where one answer is named as the better one, the usual names of its fields.
+    """
 
     fields: tuple[str, ...]
-    row: Callable[[Row], Row]
+    usual: Callable[[Row], Row] | dict[str, str]
 
 
-SHAPES = (
-    Shape(("score_0", "score_1", "answer_0", "answer_1", "question"), _webgpt),
-    Shape(("human_ref_A", "human_ref_B", "history", "labels"), _shp),
-    Shape(("summaries", "info", "choice"), _summaries),
-    Shape(("response_j", "response_k", "question"), _of_names("response_j", "response_k")),  # stack-exchange-paired
-    Shape(("response_chosen", "response_rejected"), _of_names("response_chosen", "response_rejected")),  # MedicalGPT
-    Shape(("rejected_response",), _rejected_response),
-    Shape(("rejected_messages", "messages"), _rejected_messages),
-    Shape(("completions", "instruction"), _ultrafeedback),
-    Shape(("preference", "instruction", "output_1", "output_2"), _alpaca_eval),
-    Shape(("output", "instruction"), _output_pair),
-    *(
-        Shape((f"winner_{stem}{first}", f"winner_{stem}{second}"), _one_hot)
-        for stem in ("", "model_", "response_", "output_", "answer_")
-        for first, second in ("ab", "12")
+PUBLIC_SETS = (
+    PublicSet(("score_0", "score_1", "answer_0", "answer_1", "question"), _webgpt),
+    PublicSet(("human_ref_A", "human_ref_B", "history", "labels"), _shp),
+    PublicSet(("summaries", "info", "choice"), _summaries),
+    PublicSet(
+        ("response_j", "response_k", "question"), {"response_j": "chosen", "response_k": "rejected"}
+    ),  # lvwerra/stack-exchange-paired
+    PublicSet(  # MedicalGPT
+        ("response_chosen", "response_rejected"), {"response_chosen": "chosen", "response_rejected": "rejected"}
     ),
+    PublicSet(("rejected_response",), _rejected_response),
+    PublicSet(  # ms-swift from 3.8 on: two whole conversations
+        ("rejected_messages", "messages"), {"messages": "chosen", "rejected_messages": "rejected"}
+    ),
+    PublicSet(("completions", "instruction"), _ultrafeedback),
+    PublicSet(("preference", "instruction", "output_1", "output_2"), _alpaca_eval),
+    PublicSet(("output", "instruction"), _output_pair),
+    *(PublicSet(winners, _one_hot) for winners in _WINNER_PAIRS),
 )
-MARKS = frozenset(shape.fields[0] for shape in SHAPES)
+MARKS = frozenset(public_set.fields[0] for public_set in PUBLIC_SETS)
 """A row without any of these fields has none of the shapes."""
 _NULLABLE = frozenset({"score_0", "score_1", "labels", "choice", *_WINNERS})
 """The verdicts among these fields."""
-FIELDS = frozenset(field for shape in SHAPES for field in shape.fields).union(
+FIELDS = frozenset(field for public_set in PUBLIC_SETS for field in public_set.fields).union(
     _WINNERS, {"full_text", "overall_score", "post", "article", "query", "generator_1", "generator_2", "annotator"}
 )
 """What is read of them: none may be given twice in one object."""
@@ -234,19 +220,27 @@ FIELDS = frozenset(field for shape in SHAPES for field in shape.fields).union(
 def usual_row(row: Row, own_columns: Collection[str]) -> Row:
     """The row of a public set as a row of a usual format; any other row, and one of own columns, as it is."""
     given = {name: value for name, value in row.items() if value is not None}
-    for shape in SHAPES:
-        if row.keys() >= set(shape.fields) and set(own_columns).isdisjoint(shape.fields):
-            missing = set(shape.fields) - given.keys()
-            if missing:
-                _require_label(shape, missing, given)
-            elif (found := shape.row(given)) is not given:
+    for public_set in PUBLIC_SETS:
+        if row.keys() >= set(public_set.fields) and set(own_columns).isdisjoint(public_set.fields):
+            if missing := set(public_set.fields) - given.keys():
+                _require_label(public_set, missing, given)
+                continue
+            usual = public_set.usual
+            found = _renamed(given, usual) if isinstance(usual, dict) else usual(given)
+            if found is not given:
                 return found
     return row
 
 
-def _require_label(shape: Shape, missing: set[str], given: Row) -> None:
+def _renamed(row: Row, names: dict[str, str]) -> Row:
+    """The row with the usual names, unless it also has a field that is called so."""
+    sides = {*SPELLINGS["chosen"], *SPELLINGS["rejected"]} - names.keys()
+    return row if not sides.isdisjoint(row) else {names.get(name, name): value for name, value in row.items()}
+
+
+def _require_label(public_set: PublicSet, missing: set[str], given: Row) -> None:
     """Raise PreferenceError for a row of a set, with its answers, whose verdict alone is null."""
-    answers = set(shape.fields) - missing if shape.row is not _one_hot else response_fields(given)
+    answers = set(public_set.fields) - missing if public_set.usual is not _one_hot else response_fields(given)
     if answers and missing <= _NULLABLE:
         raise PreferenceError(Reason.UNLABELLED, f"`{min(missing)}` is null")
 
@@ -287,7 +281,3 @@ def _flag(row: Row, name: str) -> bool:
 
 def _are_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _names(fields: Row) -> str:
-    return ", ".join(f"`{name}`" for name in fields)
