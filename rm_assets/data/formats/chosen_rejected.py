@@ -102,7 +102,7 @@ def from_sides(record: SidesRecord, format_name: Format, rules: ParsingRules) ->
             prompt = record.conversations
         case PlainRecord() | MessagesRecord() | TranscriptRecord():
             prompt = record.prompt
-    return _one_pair(record, format_name, split_sides(prompt, record.chosen, record.rejected))
+    return one_pair(record, format_name, split_sides(prompt, record.chosen, record.rejected))
 
 
 def from_openai(record: OpenAIRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
@@ -112,10 +112,11 @@ def from_openai(record: OpenAIRecord, format_name: Format, rules: ParsingRules) 
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`tools` and the `tools` of `input` differ")
     record = msgspec.structs.replace(record, tools=tools[0] if tools else None)
     sides = split_sides(record.input.messages, record.preferred_output, record.non_preferred_output)
-    return _one_pair(record, format_name, sides)
+    return one_pair(record, format_name, sides)
 
 
-def _one_pair(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
+def one_pair(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
+    """The pair of a row that has one, with the margin of its scores."""
     return ParsedLine(preferences=[preference(record, format_name, sides, stated_margin(record))])
 
 

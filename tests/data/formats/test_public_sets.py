@@ -4,16 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parsed_rows import parse_row, read, reason_for
 from support import begins_with_marker
 
-from rm_assets.data.formats import parsing
+from rm_assets.data.formats import chosen_rejected, parsing
 from rm_assets.data.formats.exports import public_sets
 from rm_assets.data.formats.exports.public_sets import FIELDS, MARKS, PUBLIC_SETS
-from rm_assets.data.formats.preferences import Format, Preference, PreferenceError
+from rm_assets.data.formats.preferences import Format, ParsingRules, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 USER, REPLY = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}
@@ -276,6 +277,11 @@ def test_the_worked_example_of_the_page_of_formats_works() -> None:
     row = as_webgpt("q", ["one", "two"], 1)
     [pair] = read(names["_webgpt"](row | {"question": "q"}))
     assert texts_of(pair)[:3] == texts_of(read(row)[0])[:3] == (["q"], ["two"], ["one"])
+    names = dict(vars(chosen_rejected))
+    exec(page.split("```python\n")[2].split("```")[0], names)
+    record = msgspec.convert({"prompt": "q", "replies": {"good": "one", "bad": "two"}}, names["GoodBadRecord"])
+    [pair] = names["from_good_bad"](record, Format.PLAIN, ParsingRules()).preferences
+    assert texts_of(pair)[:3] == (["q"], ["one"], ["two"])
 
 
 def test_no_field_that_decides_may_be_given_twice() -> None:
