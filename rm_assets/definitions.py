@@ -20,7 +20,7 @@ def definitions() -> dg.Definitions:
     """
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data, training]),
-        jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, training.suspect_labels],
+        jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, jobs.suspect_labels],
         sensors=[new_annotations, dead_runs],
         schedules=[nightly_training],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},

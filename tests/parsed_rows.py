@@ -8,7 +8,7 @@ import pytest
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.tables.schemas import Reason
+from rm_assets.data.tables.reasons import Reason
 
 
 def parse_row(text: str, rules: ParsingRules | None = None) -> list[Preference]:

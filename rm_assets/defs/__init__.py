@@ -1,1 +1,1 @@
-"""Everything Dagster: assets, checks, resources. Training is imported inside functions only."""
+"""Everything Dagster: assets, checks, resources. Modules load neither torch nor pandas."""

@@ -1,4 +1,4 @@
-"""The one resource of all assets: the settings in force, and the files they name, checked before any work."""
+"""The resource `project` of all assets: the settings, and the files they name, checked before any work."""
 
 import os
 import types
@@ -23,7 +23,7 @@ from rm_assets.settings_loading import PREFIX, load_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What an asset works with."""
+    """The settings, with the tokenizer and the model they name."""
 
     settings: Settings
     tokenizer: TokenizerFiles
@@ -31,16 +31,19 @@ class Project:
 
     @property
     def storage(self) -> Path:
-        """Where all snapshots lie."""
+        """The directory of all snapshots."""
         return resolve_path(self.settings.storage)
 
     def snapshot(self, stage: Stage) -> Snapshot:
-        """A stage's newest snapshot; raises SnapshotError unless it was made with these settings."""
+        """A stage's newest snapshot; raises SnapshotError if it was made with other settings."""
         return required_snapshot(self.storage, stage, stage_identities(self.settings, self.tokenizer)[stage])
 
-    def parent(self, child: Snapshot, stage: Stage) -> Snapshot:
-        """The snapshot of a stage that another snapshot was made from."""
-        return parent_snapshot(self.storage, child, stage)
+    def ancestor(self, snapshot: Snapshot, stage: Stage) -> Snapshot:
+        """The snapshot of an earlier stage from which another one was made, by the inputs in each manifest."""
+        stages = list(Stage)
+        for earlier in reversed(stages[stages.index(stage) : stages.index(Stage(snapshot.manifest.asset))]):
+            snapshot = parent_snapshot(self.storage, snapshot, earlier)
+        return snapshot
 
 
 class _ProjectResource(dg.ConfigurableResource):
@@ -50,7 +53,7 @@ class _ProjectResource(dg.ConfigurableResource):
         return load_settings(overrides, os.environ)
 
     def ready(self) -> Project:
-        """Settings, tokenizer and model; raises SettingsError, before any work, where one cannot be used."""
+        """Settings, tokenizer and model; raises SettingsError if one of them cannot be used."""
         settings = self.settings()
         tokenizer = find_tokenizer(settings)
         model = find_model(settings, tokenizer)
@@ -59,7 +62,7 @@ class _ProjectResource(dg.ConfigurableResource):
 
 
 def _require_usable(setting: str) -> None:
-    """Raise SettingsError unless the storage can be written, made or reached, and holds nothing that is not ours."""
+    """Raise SettingsError unless the storage can be reached and written, and holds no foreign files."""
     try:
         storage = resolve_path(setting)
         if is_remote(storage):
@@ -75,7 +78,7 @@ def _require_writable(storage: Path) -> None:
     existing = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"storage (or RM_STORAGE) is {str(storage)!r}: {str(existing)!r} is no directory to write in"
+            f"storage (or RM_STORAGE) is {str(storage)!r}: {str(existing)!r} is not a writable directory"
         )
 
 
@@ -85,30 +88,30 @@ def _is_optional(annotation: Any) -> bool:
 
 
 def _config_type(annotation: Any) -> Any:
-    """A setting's type as Dagster config knows it: dates and closed sets of words are texts there."""
+    """A setting's type in Dagster config, where dates and literals are strings."""
     if _is_optional(annotation):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is dict and annotation != dict[str, str]:
-        return dict[str, Any]  # which may hold other mappings
+        return dict[str, Any]  # whose values may be mappings
     if get_origin(annotation) is list:
         return list[str]
     return str if annotation is date or get_origin(annotation) is Literal else annotation
 
 
-def _described(name: str, description: str) -> str:
+def _description(name: str, description: str) -> str:
     return f"{description} Not given: {PREFIX}{name.upper()}, else the default."
 
 
-# Each setting is declared once, in rm_assets.settings; its typed Dagster config is made from that declaration.
+# Each setting is declared once, in rm_assets.settings; this makes typed Dagster config of the declarations.
 ProjectResource: Any = create_model(  # type: ignore[call-overload]
     "ProjectResource",
     __base__=_ProjectResource,
     __module__=__name__,
-    __doc__="All settings, as one resource: the launchpad and `--config` reach each of them.",
+    __doc__="All settings as one resource, for the launchpad and `--config`.",
     **{
         name: (
             _config_type(field.annotation) | None,
-            Field(default=None, description=_described(name, field.description or "")),
+            Field(default=None, description=_description(name, field.description or "")),
         )
         for name, field in setting_fields()
     },

@@ -195,7 +195,7 @@ def test_a_storage_that_cannot_be_written_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsError, match=r"storage \(or RM_STORAGE\) is .* is no directory to write in"):
+    with pytest.raises(SettingsError, match=r"storage \(or RM_STORAGE\) is .* is not a writable directory"):
         ProjectResource(storage=storage).ready()
 
 

@@ -1,4 +1,4 @@
-"""The data assets: each reads its parent's newest snapshot, calls its stage, and shows what came of it."""
+"""The data assets: each reads its parent's newest snapshot, runs its stage, and returns what the UI shows."""
 
 import itertools
 import warnings
@@ -12,14 +12,15 @@ from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
-from rm_assets.defs.results.stages import check_specs, rejects_result, schema_metadata, stage_result
+from rm_assets.defs.results.metadata import schema_metadata
+from rm_assets.defs.results.stages import check_specs, rejects_result, stage_result
 from rm_assets.defs.runs.failure_reason import print_note_at_exit
 
 OWNERS = ["team:reward-modeling"]
 
 
-def _observed(project: ProjectResource) -> dg.ObserveResult:
-    """The version of the annotation files: only those that are new are read."""
+def _observe(project: ProjectResource) -> dg.ObserveResult:
+    """The version of the annotation files; only new and changed ones are read."""
     settings = project.settings()
     _, files = raw.files_to_read(settings)
     found = content_listing(files, resolve_path(settings.storage))
@@ -39,12 +40,12 @@ _SOURCE = dg.AssetSpec(
     group_name="annotations",
     kinds={"jsonl"},
     owners=OWNERS,
-    description="The annotation files as they lie there. Their version hashes the path, size and content of each.",
+    description="The annotation files. Their version is a hash of the path, size and content of each.",
 )
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", dg.BetaWarning)  # every way to make a source that Dagster can observe is beta
-    annotation_files: dg.AssetsDefinition = dg.multi_observable_source_asset(name=ASSET, specs=[_SOURCE])(_observed)
+    warnings.simplefilter("ignore", dg.BetaWarning)  # observable sources are beta in Dagster
+    annotation_files: dg.AssetsDefinition = dg.multi_observable_source_asset(name=ASSET, specs=[_SOURCE])(_observe)
 
 
 @dg.asset(
@@ -57,7 +58,7 @@ with warnings.catch_warnings():
     metadata=schema_metadata(schemas.RAW),
 )
 def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """One row per non-blank line of the annotation files, cut into shards. Bytes that are no text are rejects."""
+    """One row per non-blank line of the annotation files, cut into shards. Invalid UTF-8 becomes rejects."""
     ready = project.ready()
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
@@ -76,7 +77,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     metadata=schema_metadata(schemas.VALIDATED),
 )
 def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """Sound preferences as prompt, chosen and rejected messages, whatever format their line had."""
+    """Valid preferences of every format as prompt, chosen and rejected messages."""
     ready = project.ready()
     parent = ready.snapshot(Stage.RAW)
     snapshot = validation.publish_validated(ready.settings, parent, context.log.info)
@@ -110,10 +111,10 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     metadata=schema_metadata(schemas.TOKENIZED),
 )
 def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """Both sides of each pair as token ids, equal to what transformers' apply_chat_template gives."""
+    """Both sides of each pair as token ids, identical to those of transformers' apply_chat_template."""
     ready = project.ready()
     parent = ready.snapshot(Stage.FLATTENED)
-    messages = ready.parent(parent, Stage.VALIDATED)
+    messages = ready.ancestor(parent, Stage.VALIDATED)
     snapshot = tokenization.publish_tokenized(ready.settings, ready.tokenizer, messages, parent, context.log.info)
     return stage_result(Stage.TOKENIZED, snapshot, parent, ready.settings)
 
@@ -128,10 +129,10 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     metadata=schema_metadata(schemas.PADDED),
 )
 def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """Pairs without duplicates and conflicts, split by prompt, both sides padded to the length of the longer one."""
+    """Pairs without duplicates and conflicts, split by prompt, both sides padded to the longer one's length."""
     ready = project.ready()
     parent = ready.snapshot(Stage.TOKENIZED)
-    messages = ready.parent(ready.parent(parent, Stage.FLATTENED), Stage.VALIDATED)
+    messages = ready.ancestor(parent, Stage.VALIDATED)
     snapshot = padding.publish_padded(ready.settings, messages, parent, context.log.info)
     return stage_result(Stage.PADDED, snapshot, parent, ready.settings)
 
@@ -153,10 +154,10 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     metadata=schema_metadata(schemas.REJECTS),
 )
 def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """Every reject of every stage in one place: file, line, stage and reason, without the row's text."""
+    """All rejects of all stages: file, line, stage and reason, without the row's text."""
     ready = project.ready()
     stages = {Stage.PADDED: ready.snapshot(Stage.PADDED)}
     for child, stage in itertools.pairwise(reversed(Stage)):
-        stages[stage] = ready.parent(stages[child], stage)
+        stages[stage] = ready.ancestor(stages[child], stage)
     snapshot = rejects.publish_rejects(ready.settings, stages, context.log.info)
     return rejects_result(snapshot)

@@ -1,17 +1,18 @@
-"""The trained model, what it is worth on pairs it never saw, whether it is the best so far, and suspect labels."""
+"""The training assets: the reward model, its report, the promoted model, and suspect labels."""
 
 import dagster as dg
 
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.data import OWNERS, padded_pairs, validated_preferences
-from rm_assets.defs.launchers.resource import TrainingLauncher
+from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource
-from rm_assets.defs.results import models as training_results
-from rm_assets.defs.results import promotions as promotion_results
-from rm_assets.defs.results import reports as report_results
-from rm_assets.defs.results import suspects as suspect_results
-from rm_assets.defs.results.stages import schema_metadata
+from rm_assets.defs.results.metadata import schema_metadata
+from rm_assets.defs.results.models import MODEL_CHECKS, model_result
+from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
+from rm_assets.defs.results.report_checks import REPORT_CHECKS, report_checks
+from rm_assets.defs.results.reports import draw_plots, report_files, report_result
+from rm_assets.defs.results.suspects import off_result, suspects_result
 from rm_assets.defs.runs.pool import POOL
 from rm_assets.defs.snapshots import models, promotions, reports, suspects
 
@@ -23,19 +24,18 @@ from rm_assets.defs.snapshots import models, promotions, reports, suspects
     kinds={"pytorch", "huggingface"},
     owners=OWNERS,
     code_version=str(models.VERSION),
-    check_specs=training_results.MODEL_CHECKS,
+    check_specs=MODEL_CHECKS,
 )
 def reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
-    """A Bradley-Terry reward model in Hugging Face's format, trained by a job of its own on padded_pairs.
+    """A Bradley-Terry reward model in Hugging Face format, trained on padded_pairs in a job of its own.
 
-    What it is worth is told by reward_model_report.
+    The asset reward_model_report evaluates it.
     """
-    ready = project.ready()
-    pairs = ready.snapshot(Stage.PADDED)
-    model = models.trained_model(ready, pairs, context, launcher)
-    return training_results.model_result(model)
+    run = AssetRun(project.ready(), context, launcher)
+    model = models.train_or_load_model(run, run.project.snapshot(Stage.PADDED))
+    return model_result(model)
 
 
 @dg.asset(
@@ -45,7 +45,7 @@ def reward_model(
     kinds={"pandas", "parquet"},
     owners=OWNERS,
     code_version=str(reports.VERSION),
-    check_specs=report_results.CHECKS,
+    check_specs=REPORT_CHECKS,
     metadata=schema_metadata(schemas.REPORT),
 )
 def reward_model_report(
@@ -53,14 +53,13 @@ def reward_model_report(
 ) -> dg.MaterializeResult:
     """Whether to trust the newest reward model: accuracy, calibration, slices, null baselines, length bias.
 
-    The metadata `report` is all of it on one page, with its pictures.
+    The metadata `report` is the whole report on one page, with its plots.
     """
-    ready = project.ready()
-    model = models.required_model(ready.storage)
-    written = reports.written_report(ready.settings, model, context, launcher)
-    drawn = report_results.pictures(written)
-    reports.write_beside(written.snapshot, report_results.report_files(written, drawn), context.log.info)
-    return report_results.report_result(written, drawn, ready.settings)
+    run = AssetRun(project.ready(), context, launcher)
+    written = reports.write_report(run, models.required_model(run.project.storage))
+    plots = draw_plots(written)
+    reports.write_beside(written.snapshot, report_files(written, plots), run.log.info)
+    return report_result(written, plots, run.project.settings)
 
 
 @dg.asset(
@@ -70,23 +69,21 @@ def reward_model_report(
     kinds={"huggingface", "parquet"},
     owners=OWNERS,
     code_version=str(promotions.VERSION),
-    check_specs=promotion_results.CHECKS,
+    check_specs=PROMOTION_CHECKS,
     metadata=schema_metadata(schemas.PROMOTED),
 )
 def promoted_reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
-    """The best reward model so far: a new one takes its place unless its report forbids it, or it is worse.
+    """The best reward model so far: a new model replaces it unless its report forbids that or it is worse.
 
-    Worse is a model that is right less often on the same test pairs; the setting promotion_requires says which checks
-    of the report forbid a promotion.
+    Worse means lower accuracy on the same test pairs. The setting promotion_requires names the checks of the report
+    that a model must pass to be promoted.
     """
-    ready = project.ready()
-    newest = models.required_model(ready.storage)
-    written = reports.written_report(ready.settings, newest, context, launcher)
-    checks = report_results.report_checks(written, ready.settings)
-    promotion = promotions.promotion(ready.settings, newest, checks, context, launcher)
-    return promotion_results.promotion_result(promotion)
+    run = AssetRun(project.ready(), context, launcher)
+    newest = models.required_model(run.project.storage)
+    checks = report_checks(reports.write_report(run, newest), run.project.settings)
+    return promotion_result(promotions.promote_model(run, newest, checks))
 
 
 @dg.asset(
@@ -96,24 +93,16 @@ def promoted_reward_model(
     kinds={"jsonl", "parquet"},
     owners=OWNERS,
     code_version=str(suspects.VERSION),
-    metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score: below 0, for all are suspect."),
+    metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score; below 0 in every suspect."),
 )
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
-    """Annotations that models which never saw them contradict most, to be judged again; off without suspect_folds."""
-    ready = project.ready()
-    if ready.settings.suspect_folds == 0:
-        return suspect_results.off_result()
-    padded = ready.snapshot(Stage.PADDED)
-    snapshot = suspects.suspects_snapshot(ready, padded, context, launcher)
-    jsonl = suspects.suspects_jsonl(ready.storage, snapshot, padded)
-    reports.write_beside(snapshot, {suspects.JSONL_FILE: jsonl}, context.log.info)
-    return suspect_results.suspects_result(snapshot)
-
-
-suspect_labels = dg.define_asset_job(
-    "suspect_labels",
-    selection=[suspect_annotations],
-    description="Finds suspect labels in the newest padded_pairs; set suspect_folds in the launchpad.",
-)
+    """Annotations most contradicted by models that were not trained on them, for review; needs suspect_folds."""
+    run = AssetRun(project.ready(), context, launcher)
+    if run.project.settings.suspect_folds == 0:
+        return off_result()
+    padded = run.project.snapshot(Stage.PADDED)
+    snapshot = suspects.find_suspects(run, padded)
+    suspects.write_jsonl(run, snapshot, padded)
+    return suspects_result(snapshot)

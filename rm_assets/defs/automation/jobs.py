@@ -1,4 +1,4 @@
-"""The jobs: refresh the data, train on them, or both. Each is run by hand, by the sensor or by the schedule."""
+"""The jobs: refresh the data, train a model, do both, find suspect labels. Sensor and schedule launch the first two."""
 
 import dagster as dg
 
@@ -11,18 +11,23 @@ from rm_assets.defs.assets.data import (
     tokenized_pairs,
     validated_preferences,
 )
-from rm_assets.defs.assets.training import promoted_reward_model, reward_model, reward_model_report
+from rm_assets.defs.assets.training import (
+    promoted_reward_model,
+    reward_model,
+    reward_model_report,
+    suspect_annotations,
+)
 
-# A run whose process died is started once more, and finds what it had done. A step that failed is not repeated by
-# Dagster, as it would fail again: the sensor asks a few times, the schedule the next night. The last tag says so where
-# an instance's own dagster.yaml does not.
+# A run whose process died is retried once and reuses its finished shards and checkpoints. A failed step is not retried
+# by Dagster, as it would fail again: the sensor requests it a few times, the schedule the next night. The last tag is
+# for instances whose dagster.yaml does not say so.
 _RETRIES = {
     "dagster/max_retries": "1",
     "dagster/retry_strategy": "ALL_STEPS",
     "dagster/retry_on_asset_or_op_failure": "false",
 }
 TRAINS = "rm_assets/trains"
-"""The tag that tells jobs which train from others, for the limits of a run queue."""
+"""The tag of jobs that train, for the limits of a run queue."""
 
 refresh_data = dg.define_asset_job(
     "refresh_data",
@@ -35,7 +40,7 @@ refresh_data = dg.define_asset_job(
         padded_pairs,
         rejected_annotations,
     ],
-    description="Reads the annotation files and prepares their pairs, as far as they are new. Trains nothing.",
+    description="Reads new and changed annotation files and prepares their pairs. Trains nothing.",
     tags={**_RETRIES, TRAINS: "false"},
 )
 
@@ -49,6 +54,12 @@ train_model = dg.define_asset_job(
 everything = dg.define_asset_job(
     "everything",
     selection=dg.AssetSelection.all() | dg.AssetSelection.assets(annotation_files),
-    description="All of it, from the annotation files to the promoted model, as far as it is new.",
+    description="Everything that is not up to date, from the annotation files to the promoted model.",
     tags={**_RETRIES, TRAINS: "true"},
+)
+
+suspect_labels = dg.define_asset_job(
+    "suspect_labels",
+    selection=[suspect_annotations],
+    description="Finds suspect labels in the newest padded_pairs; set suspect_folds in the launchpad.",
 )

@@ -1,4 +1,4 @@
-"""What every launcher does: one job, from its command to how it ended."""
+"""What every launcher does: run one job from its command to its exit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import dagster as dg
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a job ended: its exit code, negative where a signal ended it, and what the platform says about it, or ""."""
+class JobExit:
+    """How a job ended: its exit code, negative where a signal ended it, and the platform's reason, or ""."""
 
     code: int
-    told: str = ""
+    detail: str = ""
 
 
 class Launcher(Protocol):
     """Runs jobs somewhere."""
 
-    def remove_left(self, name: str) -> None:
-        """End what a run that was killed left of the job of this name, and wait until it is gone."""
+    def remove_leftovers(self, name: str) -> None:
+        """End what a killed run left of the job of this name, and wait until it is gone."""
 
-    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
-        """Run `python <arguments>` to its end, its log lines passed on; where the run is cancelled, the job ends too.
+    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> JobExit:
+        """Run `python <arguments>` to its end, passing on its log; if the run is cancelled, the job is stopped.
 
-        The job may then save and leave, and is gone, or bound to go, when this returns or raises.
+        A stopped job has time to save, and has ended, or will within its grace period, when this returns or raises.
         """

@@ -1,8 +1,7 @@
 """Jobs as pods of a Kubernetes cluster, through dagster-k8s' `PipesK8sClient`.
 
-A pod carries its job's name as a label, by which it is found, also by a later run: one that was killed leaves its pod,
-which the next run removes before it starts another. A removed pod gets SIGTERM, and the job saves and leaves.
-Which pod waits for which GPU is the cluster's to decide: no lock of ours is held for that.
+A pod has the job's name as a label, by which a later run finds and deletes the pod that a killed run left. A deleted
+pod gets SIGTERM, at which the job saves and exits. The cluster schedules the GPUs, so no lock is held here.
 """
 
 import contextlib
@@ -19,56 +18,52 @@ import dagster as dg
 import yaml
 
 from rm_assets.addresses import mask_credentials
-from rm_assets.defs.launchers.base import Ending
+from rm_assets.defs.launchers.base import JobExit
 from rm_assets.defs.runs.cancellation import ending_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 LABEL = "rm-assets/job"
 ATTEMPT = "rm-assets/attempt"
-"""The label by which an attempt knows its own pod from that of a later one, which has ended it."""
+"""The label that tells the pod of this attempt from that of a later one, which replaced it."""
 GPU = "nvidia.com/gpu"
-SECONDS_TO_GO = 120.0
-"""How long a removed pod is waited for at least; `terminationGracePeriodSeconds` of its spec is 30 by default."""
+SECONDS_TO_DELETE = 120.0
+"""The least time a deleted pod has to go; `terminationGracePeriodSeconds` of its spec is 30 by default."""
 SECONDS_AFTER_GRACE = 30.0
 NO_TIME_LIMIT = 0
 SHARED_MEMORY = "/dev/shm"
 NOT_FOUND = 404
 NO_REASON = "Error"
-"""What Kubernetes says of every container that exits with another code than 0, for want of a better reason."""
-_MAX_SPEC_BYTES = 2**20
-_MAX_SPEC_VALUES = 100_000
-_QUOTED = re.compile(r"""['"].*['"]""", re.DOTALL)
-"""From the first quotation mark of a message to its last: what it quotes of the file that it is about."""
+"""Kubernetes' reason for any exit code but 0 when it knows no better one."""
 _REFUSALS = re.compile(
     r"Attribute \w+(\[\d+\])? of type \w+ must be a dict|Unexpected keys in model class \w+"
     r"|Invalid value for `\w+`, must not be `None`"
 )
-"""The parts of dagster-k8s' messages that name a place and show no value."""
+"""The parts of dagster-k8s' messages that name a field and show no value."""
 
 
 class PodStaysError(RuntimeError):
-    """A pod that was removed and has not gone: two jobs must not write one training."""
+    """A deleted pod is still there: two jobs must not write the same training."""
 
 
 @dataclass(frozen=True)
 class KubernetesLauncher:
-    """Pods from an image, or from a pod spec in a file, in the cluster that the kubeconfig names, or this one."""
+    """Pods from an image or a pod spec, in the kubeconfig's cluster or, inside a pod, in its own."""
 
     settings: LaunchSettings
     num_processes: int
     poll_seconds: float
 
-    def remove_left(self, name: str) -> None:
-        """Remove the job's pods, and wait until they are gone; raises PodStaysError where one is not."""
-        _read_spec(self.settings.pod_spec)  # which is to be told of first, with or without a cluster
-        if left := self._remove(self._api(), f"{LABEL}={name}"):
+    def remove_leftovers(self, name: str) -> None:
+        """Delete the job's pods and wait until they are gone; raises PodStaysError if one is not."""
+        _read_spec(self.settings.pod_spec)  # its errors first, with or without a cluster
+        if left := self._delete_pods(self._api(), f"{LABEL}={name}"):
             raise PodStaysError(
                 f"the pod {left[0]!r} of an earlier run of this job is still there after its grace period: "
                 f"find out why (kubectl describe pod {left[0]}), remove it and run again"
             )
 
-    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
-        """Run `python <arguments>` in a pod; raises SettingsError where there is no cluster to reach."""
+    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> JobExit:
+        """Run `python <arguments>` in a pod; raises SettingsError if no cluster can be reached."""
         client_class, spec = _patient_client(), self.pod_spec()
         api = self._api()
         client = client_class(poll_interval=self.poll_seconds)
@@ -82,18 +77,18 @@ class KubernetesLauncher:
                 base_pod_meta={"labels": labels},
                 base_pod_spec=spec,
                 pod_wait_timeout=NO_TIME_LIMIT,
-                delete_pod_on_completion=False,  # how it ended is to be seen first
+                delete_pod_on_completion=False,  # only after its exit code is read
             )
-        except Exception as error:  # of the client, of Kubernetes or of the way there: the pod tells more, if it can
-            return self._ending(api, own, error)
+        except Exception as error:  # of the client, Kubernetes or the network: the pod knows more
+            return self._job_exit(api, own, error)
         finally:
-            self._remove(api, own)
-        return Ending(code=0)
+            self._delete_pods(api, own)
+        return JobExit(code=0)
 
     def pod_spec(self) -> dict[str, Any]:
-        """The spec of the file, with image, GPUs and shared memory, where it does not say otherwise itself."""
+        """The pod spec of the file; image, GPUs and shared memory are added unless it has them."""
         spec = _read_spec(self.settings.pod_spec)
-        if problem := _misplaced(spec):
+        if problem := _model_problem(spec):
             raise SettingsError(f"pod_spec (or RM_POD_SPEC) is {self.settings.pod_spec!r}: {problem}")
         container = spec.setdefault("containers", [{}])[0]
         if self.settings.image:
@@ -103,7 +98,7 @@ class KubernetesLauncher:
             container.setdefault("resources", {}).setdefault("limits", {}).setdefault(GPU, num_gpus)
         mounts = container.get("volumeMounts", [])
         if self.num_processes > 1 and all(mount.get("mountPath") != SHARED_MEMORY for mount in mounts):
-            # a container has 64 MiB of shared memory, by which the processes of one machine exchange gradients
+            # the processes of a pod exchange gradients through shared memory, of which a container has 64 MiB
             volume = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
             spec["volumes"] = [*spec.get("volumes", []), volume]
             container["volumeMounts"] = [*mounts, {"name": "shared-memory", "mountPath": SHARED_MEMORY}]
@@ -116,7 +111,7 @@ class KubernetesLauncher:
         return self.settings.namespace or detect_current_namespace(None) or "default"
 
     def _api(self) -> Any:
-        """Kubernetes' core API by the configuration that `PipesK8sClient` takes: in a pod, of its own cluster."""
+        """Kubernetes' core API, configured as `PipesK8sClient` configures its own."""
         _library()
         import kubernetes
 
@@ -125,9 +120,9 @@ class KubernetesLauncher:
                 kubernetes.config.load_incluster_config()
             else:
                 kubernetes.config.load_kube_config()
-        except Exception as error:  # also of YAML and base64: whatever a damaged kubeconfig leads to
+        except Exception as error:  # a damaged kubeconfig raises errors of YAML, base64 and others
             is_own = isinstance(error, kubernetes.config.ConfigException)
-            problem = _one_line(error) if is_own else f"the kubeconfig cannot be read: {_problem_of_yaml(error)}"
+            problem = _one_line(error) if is_own else f"the kubeconfig cannot be read: {_yaml_problem(error)}"
             raise SettingsError(f"launcher (or RM_LAUNCHER) is 'kubernetes': {problem}") from None
         return kubernetes.client.CoreV1Api()
 
@@ -136,16 +131,16 @@ class KubernetesLauncher:
             return list(api.list_namespaced_pod(self._namespace, label_selector=selector).items)
 
     @ending_job()
-    def _remove(self, api: Any, selector: str) -> list[str]:
-        """Remove pods and wait for them; returns the names of those that are still there after their time."""
-        begun, seconds = time.monotonic(), SECONDS_TO_GO
-        asked: set[str] = set()
+    def _delete_pods(self, api: Any, selector: str) -> list[str]:
+        """Delete pods and wait for them; returns the names of those still there after their grace period."""
+        begun, seconds = time.monotonic(), SECONDS_TO_DELETE
+        deleted: set[str] = set()
         while (pods := self._pods(api, selector)) and time.monotonic() < begun + seconds:
             for pod in pods:
                 grace = pod.spec.termination_grace_period_seconds or 0
                 seconds = max(seconds, grace + SECONDS_AFTER_GRACE)
-                if pod.metadata.name not in asked:
-                    asked.add(pod.metadata.name)
+                if pod.metadata.name not in deleted:
+                    deleted.add(pod.metadata.name)
                     self._delete(api, pod.metadata.name)
             time.sleep(min(self.poll_seconds, 1.0))
         return [pod.metadata.name for pod in pods]
@@ -160,17 +155,18 @@ class KubernetesLauncher:
                 if error.status != NOT_FOUND:
                     raise
 
-    def _ending(self, api: Any, selector: str, error: Exception) -> Ending:
-        told = _one_line(error)
+    def _job_exit(self, api: Any, selector: str, error: Exception) -> JobExit:
+        """The exit code and reason of the pod's container, else the client's error."""
+        client_error = JobExit(code=1, detail=_one_line(error))
         try:
             pods = self._pods(api, selector)
-        except Exception:  # the API is out of reach, which the error says already
-            return Ending(code=1, told=told)
+        except Exception:  # the API is out of reach, as the client's error says already
+            return client_error
         states = [status.state for pod in pods for status in pod.status.container_statuses or []]
         for ended in (state.terminated for state in states if state.terminated):
             if ended.exit_code:
-                return Ending(code=ended.exit_code, told="" if ended.reason == NO_REASON else ended.reason or "")
-        return Ending(code=1, told=told)
+                return JobExit(code=ended.exit_code, detail="" if ended.reason == NO_REASON else ended.reason or "")
+        return client_error
 
 
 def _library() -> Any:
@@ -184,7 +180,7 @@ def _library() -> Any:
 
 
 def _patient_client() -> Any:
-    """The class `PipesK8sClient`, which waits as long as the pod waits for its GPUs; its own limit is five hours."""
+    """A `PipesK8sClient` without its limit of five hours, as a pod may wait longer for its GPUs."""
     library = _library()
     from dagster_k8s.client import WaitForPodState
 
@@ -212,7 +208,7 @@ def _patient_client() -> Any:
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """Errors of the cluster as SettingsErrors."""
+    """Raise errors of the cluster as SettingsErrors."""
     import kubernetes
     import urllib3
 
@@ -225,46 +221,32 @@ def _answering() -> Iterator[None]:
 
 
 def _read_spec(path: str | None) -> dict[str, Any]:
-    """The pod spec of a file. It may hold secrets, so errors say where it is wrong, and never what it holds."""
+    """The pod spec of a file. It may hold secrets, so errors name the place and never quote the content."""
     if path is None:
         return {}
     try:
-        spec, problem = _spec_or_problem(Path(path))
+        spec = yaml.safe_load(Path(path).read_bytes())
+        problem = _shape_problem(spec)
     except OSError as error:
-        spec, problem = {}, _one_line(error)
-    except Exception as error:  # a constructor of YAML raises what it likes, deep nesting a RecursionError
-        spec, problem = {}, _problem_of_yaml(error)
+        problem = _one_line(error)
+    except Exception as error:  # YAML's constructors raise errors of many kinds
+        problem = _yaml_problem(error)
     if problem:
         raise SettingsError(f"pod_spec (or RM_POD_SPEC) is {path!r}: {problem}")
-    return spec
+    return dict(spec)
 
 
-def _spec_or_problem(path: Path) -> tuple[dict[str, Any], str | None]:
-    with path.open("rb") as stream:
-        content = stream.read(_MAX_SPEC_BYTES + 1)
-    if len(content) > _MAX_SPEC_BYTES:
-        return {}, f"larger than {_MAX_SPEC_BYTES} bytes"
-    root = yaml.compose(content, Loader=yaml.SafeLoader)
-    if root is not None and _has_too_many_values(root):
-        return {}, f"more than {_MAX_SPEC_VALUES} values, once its aliases are written out"
-    spec = yaml.safe_load(content)
-    return spec, _problem(spec)
-
-
-def _problem_of_yaml(error: Exception) -> str:
-    """What is wrong with YAML, and in which line, with nothing of its text."""
-    problem = getattr(error, "problem", None)
-    told = f"not valid YAML ({_QUOTED.sub('…', problem) if isinstance(problem, str) else type(error).__name__})"
+def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    return f"{told}, line {mark.line + 1}" if mark else told
+    return f"not valid YAML, line {mark.line + 1}" if mark else f"not valid YAML ({type(error).__name__})"
 
 
-def _problem(spec: Any) -> str | None:
-    """Why this is no pod spec to add to, if it is none; what else is wrong with it, the cluster tells."""
+def _shape_problem(spec: Any) -> str:
+    """Why nothing can be added to this as a pod spec, or ""; other mistakes are found by `_model_problem`."""
     if not isinstance(spec, dict):
-        return "no pod spec, which is a mapping with containers"
+        return "not a pod spec, which is a mapping with containers"
     if "spec" in spec or "kind" in spec:
-        return "a whole manifest: give what stands under spec:"
+        return "a whole manifest: give only the part below spec:"
     containers = spec.get("containers", [{}])
     if not isinstance(containers, list) or not containers or not all(isinstance(found, dict) for found in containers):
         return "containers must be a list of at least one mapping"
@@ -275,30 +257,11 @@ def _problem(spec: Any) -> str | None:
     for name, found in (("volumes", spec.get("volumes", [])), ("volumeMounts", container.get("volumeMounts", []))):
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
             return f"{name} must be a list of mappings"
-    return None
+    return ""
 
 
-def _has_too_many_values(root: Any) -> bool:
-    """Whether a composed YAML document is too large with each alias written out; an alias of what it is in never ends.
-
-    Merge keys are written out when Python's values are made, the others when the spec is sent to the cluster.
-    """
-    waiting, num_values = [root], 0
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in node.value for part in pair]
-        else:
-            parts = node.value if isinstance(node, yaml.SequenceNode) else []
-        num_values += len(parts)
-        if num_values > _MAX_SPEC_VALUES:
-            return True
-        waiting += parts
-    return False
-
-
-def _misplaced(spec: dict[str, Any]) -> str | None:
-    """What dagster-k8s refuses of a spec; its own message would show the value."""
+def _model_problem(spec: dict[str, Any]) -> str:
+    """Why dagster-k8s rejects a spec, without the values that its own message would quote; "" if it does not."""
     _library()
     import kubernetes
     from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
@@ -311,10 +274,10 @@ def _misplaced(spec: dict[str, Any]) -> str | None:
     except Exception as error:
         found = _REFUSALS.match(str(error))
         return f"not a pod spec of Kubernetes ({found[0] if found else type(error).__name__})"
-    return None
+    return ""
 
 
 def _one_line(error: Exception) -> str:
-    reason = getattr(error, "reason", None)  # of kubernetes' ApiException, whose text has all headers
+    reason = getattr(error, "reason", None)  # of kubernetes' ApiException, whose message includes all headers
     status = getattr(error, "status", None)
     return f"{status} {reason}" if status else mask_credentials(" ".join(str(error).split()))[:300]

@@ -1,7 +1,7 @@
-"""Jobs as processes of this machine: a group of their own, which ends with the run however the run ends.
+"""Jobs as process groups of this machine, which end with the run however the run ends.
 
-A cancelled run interrupts the group, then terminates it, then kills it; should this process itself be killed, the job
-notices that its end of a pipe closed and kills its own group.
+A cancelled run interrupts the group, then terminates it, then kills it. If this process itself is killed, its end of a
+pipe closes, at which the job kills its own group.
 """
 
 import contextlib
@@ -16,23 +16,23 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster import PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
 
-from rm_assets.defs.launchers.base import Ending
+from rm_assets.defs.launchers.base import JobExit
 from rm_assets.defs.runs.cancellation import ending_job
 
-SECONDS_TO_LEAVE = 2.0  # for a job that need not save any more
+SECONDS_AFTER_SIGTERM = 2.0
 SECONDS_BETWEEN_POLLS = 0.1
 
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """A cancelled job has `grace_seconds` after SIGINT to save and leave."""
+    """A cancelled job has `grace_seconds` after SIGINT to save and exit."""
 
     grace_seconds: float
 
-    def remove_left(self, name: str) -> None:
-        """Nothing is ever left."""
+    def remove_leftovers(self, name: str) -> None:
+        """Jobs of this machine leave nothing behind."""
 
-    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
+    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> JobExit:
         """Run `python <arguments>` to its end."""
         from rm_assets.training.processes.children import start_child
 
@@ -48,14 +48,14 @@ class LocalLauncher:
             try:
                 while process.poll() is None:
                     time.sleep(SECONDS_BETWEEN_POLLS)
-                return Ending(code=process.returncode)
+                return JobExit(code=process.returncode)
             finally:
                 self._end_group(process)
 
     @ending_job()
     def _end_group(self, process: subprocess.Popen[bytes]) -> None:
-        """Ask the job to save and leave, then to leave at once, then make it; a no-op for a group that is gone."""
-        for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_TO_LEAVE)):
+        """SIGINT: save and exit; SIGTERM: exit at once; then SIGKILL. Does nothing to a group that is gone."""
+        for number, seconds in ((signal.SIGINT, self.grace_seconds), (signal.SIGTERM, SECONDS_AFTER_SIGTERM)):
             if process.poll() is None:
                 _signal_group(process, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):

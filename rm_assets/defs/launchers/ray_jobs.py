@@ -1,8 +1,7 @@
-"""Jobs of a Ray cluster, through dagster-ray's `PipesRayJobClient`.
+"""Jobs on a Ray cluster, through dagster-ray's `PipesRayJobClient`.
 
-A Ray job carries its job's name as metadata, by which a later run finds and stops what a killed one left. A stopped
-Ray job gets SIGTERM, and the job saves and leaves. Which job waits for which GPU is the cluster's to decide: no lock of
-ours is held for that.
+A Ray job has the job's name in its metadata, by which a later run finds and stops what a killed run left. A stopped Ray
+job gets SIGTERM, at which the job saves and exits. The cluster schedules the GPUs, so no lock is held here.
 """
 
 import contextlib
@@ -17,13 +16,13 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.addresses import mask_credentials, require_no_credentials
-from rm_assets.defs.launchers.base import Ending
+from rm_assets.defs.launchers.base import JobExit
 from rm_assets.defs.runs.cancellation import ending_job
 from rm_assets.settings import LaunchSettings, SettingsError
 
 METADATA = "rm_assets/job"
 SECONDS_TO_SAVE = 60
-"""What a stopped job has before Ray kills it."""
+"""The time a stopped job has before Ray kills it."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +33,28 @@ class RayLauncher:
     num_processes: int
     poll_seconds: float
 
-    def remove_left(self, name: str) -> None:
+    def remove_leftovers(self, name: str) -> None:
         """Stop the job's Ray jobs, and wait until they have ended."""
         client = self._client().client
         for job in client.list_jobs():
             if (job.metadata or {}).get(METADATA) == name:
                 self._stop(client, job.submission_id)
 
-    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> Ending:
-        """Run `python <arguments>` as a Ray job; raises SettingsError where there is no job server to reach."""
+    def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> JobExit:
+        """Run `python <arguments>` as a Ray job; raises SettingsError if no job server can be reached."""
         client = self._client()
         submission = f"rm-assets-{name}-{uuid.uuid4().hex[:8]}"
         try:
             client.run(context=context, submit_job_params=self.parameters(arguments, name, submission))
-        except Exception as error:  # the job failed, someone stopped it, or the way to the server is cut
-            return _ending(client.client, submission, error)
+        except Exception as error:  # the job failed or was stopped, or the server cannot be reached
+            return _job_exit(client.client, submission, error)
         finally:
             with contextlib.suppress(Exception):  # where it was never submitted, or cannot be reached
                 self._stop(client.client, submission)
-        return Ending(code=0)
+        return JobExit(code=0)
 
     def parameters(self, arguments: Sequence[str], name: str, submission: str) -> dict[str, Any]:
-        """What the job server is asked for."""
+        """The parameters of the job submission."""
         num_gpus = self.num_processes if self.settings.num_gpus is None else self.settings.num_gpus
         return {
             "entrypoint": shlex.join(["python", *arguments]),
@@ -82,15 +81,15 @@ class RayLauncher:
             from dagster_ray import PipesRayJobClient
 
             client = PipesRayJobClient(poll_interval=self.poll_seconds)
-            _ = client.client  # which asks the server for its version
+            _ = client.client  # connects to the server
         except ImportError:
             raise SettingsError(
                 "launcher (or RM_LAUNCHER) is 'ray', which is not installed: pip install 'rm_assets[ray]'"
             ) from None
         except (ConnectionError, RuntimeError) as error:
-            told = mask_credentials(" ".join(str(error).split()))[:300]
+            reason = mask_credentials(" ".join(str(error).split()))[:300]
             raise SettingsError(
-                f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {told}"
+                f"launcher (or RM_LAUNCHER) is 'ray', RAY_API_SERVER_ADDRESS is {address!r}: {reason}"
             ) from None
         return client
 
@@ -105,11 +104,11 @@ class RayLauncher:
             time.sleep(self.poll_seconds)
 
 
-def _ending(client: Any, submission: str, error: Exception) -> Ending:
-    told = mask_credentials(" ".join(str(error).split()))[:300]
-    with contextlib.suppress(Exception):  # then the first error is the one to tell
+def _job_exit(client: Any, submission: str, error: Exception) -> JobExit:
+    detail = mask_credentials(" ".join(str(error).split()))[:300]
+    with contextlib.suppress(Exception):  # the first error is the better reason
         found = client.get_job_info(submission)
         if found.driver_exit_code:
-            return Ending(code=found.driver_exit_code)
-        return Ending(code=1, told=mask_credentials(found.message or told))
-    return Ending(code=1, told=told)
+            return JobExit(code=found.driver_exit_code)
+        return JobExit(code=1, detail=mask_credentials(found.message or detail))
+    return JobExit(code=1, detail=detail)

@@ -1,13 +1,14 @@
-"""Launches the jobs of training and scoring: on this machine, in a pod, or on a Ray cluster, as `launcher` says.
+"""The resource that launches training and scoring jobs, on this machine, in a pod or on a Ray cluster.
 
-The job is the same command everywhere, `python -m rm_assets.training JOB.json`, and its result is what it leaves on
-the storage, its manifest last. Through Dagster Pipes comes only what it says while it works.
+The job is the same command everywhere, `python -m rm_assets.training JOB.json`. Its result is what it leaves in the
+storage, the manifest last; Dagster Pipes carries only its log.
 """
 
 import hashlib
 import shlex
 import signal
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -15,13 +16,17 @@ from pydantic import Field
 
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.locks import hold_lock
-from rm_assets.defs.launchers.base import Ending, Launcher
+from rm_assets.defs.launchers.base import JobExit, Launcher
 from rm_assets.defs.launchers.kubernetes import KubernetesLauncher
 from rm_assets.defs.launchers.local import LocalLauncher
 from rm_assets.defs.launchers.ray_jobs import RayLauncher
+from rm_assets.defs.project import Project
 from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings
+from rm_assets.training.jobs.result import ERROR
+from rm_assets.training.jobs.transport import read_job, sent_job
 
 LOCK = "training.lock"
+TRAINING = "rm_assets.training"
 
 
 class TrainingFailedError(RuntimeError):
@@ -29,47 +34,40 @@ class TrainingFailedError(RuntimeError):
 
 
 class TrainingLauncher(dg.ConfigurableResource):
-    """Runs the jobs of training and scoring where the setting `launcher` says, each to its end."""
+    """Runs training and scoring jobs, on the platform that the setting `launcher` names."""
 
     grace_seconds: float = Field(
         default=5.0,
-        description="Seconds a cancelled job of this machine has after SIGINT to save and leave, before it is made to.",
+        description="Seconds a cancelled job on this machine has after SIGINT to save and exit before it is killed.",
     )
-    poll_seconds: float = Field(
-        default=5.0, description="Seconds between two questions to Kubernetes or Ray about a job."
-    )
+    poll_seconds: float = Field(default=5.0, description="Seconds between two status requests to Kubernetes or Ray.")
 
     def run(
-        self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings, module: str = "rm_assets.training"
+        self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings, module: str = TRAINING
     ) -> None:
         """Run `python -m <module> <job>` to its end; raises TrainingFailedError unless it exits with 0.
 
-        A job of several machines is started by hand: raises SettingsError with the command.
-
-        Its log lines arrive while it runs. Its results do not travel by Pipes: the caller reads them from the
-        manifest that the job writes last, at the paths that the job names.
+        The caller reads the result from the manifest that the job writes last, at the paths that the job names. A job
+        of several machines is started by hand: raises SettingsError with the command.
         """
-        from rm_assets.training.jobs.result import ERROR
-        from rm_assets.training.jobs.transport import read_job, sent_job
-
         storage, job = resolve_path(settings.storage), read_job(str(job_path))
-        training = getattr(job, "settings", TrainingSettings())  # scoring takes one process
+        training = getattr(job, "settings", TrainingSettings())  # a scoring job has one process
         if training.num_nodes > 1:
             raise SettingsError(_by_hand(job_path, training))
         launcher = self._launcher(settings.launch, training)
-        (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # of an attempt before, which is no reason now
+        (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # the reason of an earlier attempt
         if isinstance(launcher, LocalLauncher):
             # flock, not a Dagster pool: the kernel frees it when its holder is killed.
             with hold_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
-                ending = launcher.run(context, ["-m", module, str(job_path)], "")
+                job_exit = launcher.run(context, ["-m", module, str(job_path)], "")
         else:
             storage = storage.absolute()
             name = _name(storage, getattr(job, "key", uuid.uuid4().hex))
-            launcher.remove_left(name)
+            launcher.remove_leftovers(name)
             with sent_job(job, storage, name) as sent:
-                ending = launcher.run(context, ["-m", module, str(sent.place)], name)
-        if ending.code != 0:
-            raise TrainingFailedError(_reason(Path(job.output_directory), ending))
+                job_exit = launcher.run(context, ["-m", module, str(sent.place)], name)
+        if job_exit.code != 0:
+            raise TrainingFailedError(_reason(Path(job.output_directory), job_exit))
 
     def _launcher(self, launch: LaunchSettings, training: TrainingSettings) -> Launcher:
         if launch.launcher == "kubernetes":
@@ -89,25 +87,41 @@ def _by_hand(job_path: Path, training: TrainingSettings) -> str:
     )
 
 
+@dataclass(frozen=True)
+class AssetRun:
+    """The run of one asset that launches jobs: its project, where it logs, and how it launches."""
+
+    project: Project
+    context: dg.AssetExecutionContext
+    launcher: TrainingLauncher
+
+    @property
+    def log(self) -> dg.DagsterLogManager:
+        return self.context.log
+
+    def launch(self, job_path: Path, module: str = TRAINING) -> None:
+        """Run a job to its end, as `TrainingLauncher.run` does."""
+        self.launcher.run(self.context, job_path, self.project.settings, module)
+
+
 def _name(storage: Path, key: str) -> str:
-    """What tells a job from all others of a cluster: one storage trains one key once at a time."""
+    """The job's name in a cluster: a storage has at most one training of a key at a time."""
     return hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()[:32]
 
 
-def _reason(output_directory: Path, ending: Ending) -> str:
-    """Why the job failed: what it wrote about it, else what its exit code tells."""
-    from rm_assets.training.jobs.result import ERROR
-
-    code, error = ending.code, output_directory / ERROR
+def _reason(output_directory: Path, job_exit: JobExit) -> str:
+    """Why the job failed: the error it wrote, else the platform's reason, else its exit code."""
+    code, error = job_exit.code, output_directory / ERROR
     if code < 0 or code - 128 == signal.SIGKILL:
         number = -code if code < 0 else code - 128
-        told = f"it was ended by {signal.Signals(number).name}" + (f", {ending.told}" if ending.told else "")
-        return f"the training job did not finish: {told}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+        detail = f", {job_exit.detail}" if job_exit.detail else ""
+        guess = " (out of memory?)" if number == signal.SIGKILL else ""
+        return f"the training job did not finish: it was ended by {signal.Signals(number).name}{detail}{guess}"
     if code - 128 in (signal.SIGINT, signal.SIGTERM):
         name = signal.Signals(code - 128).name
-        return f"the training job was stopped by {name}: materialize again, and it goes on from its checkpoint"
+        return f"the training job was stopped by {name}: materialize again to resume from its checkpoint"
     if error.is_file():
         return f"the training job failed: {error.read_text(encoding='utf-8').strip()}"
-    if ending.told:
-        return f"the training job failed: {ending.told}"
-    return f"the training job failed with exit code {code}; its output stands in the step's compute log"
+    if job_exit.detail:
+        return f"the training job failed: {job_exit.detail}"
+    return f"the training job failed with exit code {code}; see the step's compute log"

@@ -1,13 +1,13 @@
-"""From Arrow and plain dicts to what Dagster shows beside a materialization.
+"""Dagster metadata from Arrow schemas, tables and plain dicts.
 
-Dagster admits only str, int, float, bool and None in a table, and the same columns in each of its rows. It
-stores metadata as JSON, which has no NaN and no infinity: here NaN becomes None and an infinity the text
-'inf' or '-inf'.
+A Dagster table admits only str, int, float, bool and None, and the same columns in each row. Metadata is stored as
+JSON, which has neither NaN nor infinities: here NaN becomes None, and an infinity the text 'inf' or '-inf'.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -25,15 +25,31 @@ CELL_CHARACTERS = 500
 CONVERSATION_CHARACTERS = 240
 Cell = str | int | float | bool | None
 
-# What str.splitlines takes for the end of a line.
+# The line ends of str.splitlines.
 _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _FLOATS = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
+
+
+def schema_metadata(schema: pa.Schema, **meanings: str) -> dict[str, Any]:
+    """An asset's static column schema; `meanings` as for `column_schema`."""
+    return {"dagster/column_schema": column_schema(schema, **meanings)}
+
+
+def location_metadata(directory: Path) -> dict[str, Any]:
+    """Where an asset's files are, as the link and the path that the UI shows."""
+    return {"dagster/uri": directory.resolve().as_uri(), "path": dg.MetadataValue.path(str(directory))}
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers among some figures, which Dagster plots over time; floats with five significant digits."""
+    found = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in found.items()}
 
 
 def column_schema(schema: pa.Schema, **meanings: str) -> dg.TableSchema:
     """An Arrow schema for Dagster's column view, types written like `list<struct<role, content, … 4 more>>`.
 
-    `meanings` describes the columns that do not mean here what they mean everywhere else.
+    `meanings` describes columns whose meaning differs from the usual one.
     """
     known = MEANINGS | meanings
     return dg.TableSchema(
@@ -50,10 +66,10 @@ def column_schema(schema: pa.Schema, **meanings: str) -> dg.TableSchema:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> dg.TableMetadataValue:
-    """A table of plain dicts; a key that a row lacks is None there.
+    """A table of plain dicts, where a missing key is None.
 
-    `columns` gives names and types in their order, and must name every key; left out, both follow from the
-    rows. Of more than MAX_ROWS rows the first MAX_ROWS are shown, and one more row says how many are not.
+    `columns` gives names and types in order, and must have every key; by default both are inferred from the rows.
+    At most MAX_ROWS rows are shown, and then one that says how many are not.
     """
     kept = [{name: _cell(value) for name, value in row.items()} for row in rows[:MAX_ROWS]]
     columns = _inferred_columns(kept) if columns is None else columns
@@ -68,13 +84,13 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
 
 
 def shortened(text: str, limit: int = 120) -> str:
-    """At most `limit` characters of a text on one line (line breaks as ⏎), then how many were left out.
+    """At most `limit` characters of a text on one line (line breaks as ⏎), then how many were omitted.
 
     With limit 4, "one\\ntwo" is "one⏎… 3 more characters".
     """
     line = _LINE_BREAK.sub("⏎", text)
-    left_out = len(line) - limit
-    return line if left_out <= 0 else f"{line[:limit]}… {left_out:,} more characters"
+    num_omitted = len(line) - limit
+    return line if num_omitted <= 0 else f"{line[:limit]}… {num_omitted:,} more characters"
 
 
 def preview(rows: pa.Table, num_rows: int = 5) -> dg.TableMetadataValue:
@@ -94,7 +110,7 @@ def preview(rows: pa.Table, num_rows: int = 5) -> dg.TableMetadataValue:
 def percentiles(values: np.ndarray) -> dict[str, float]:
     """Mean, median, two high percentiles and largest value; percentiles are linear between neighbours.
 
-    Nothing of nothing: a stage that rejected every row still shows its metadata.
+    Empty for no values: a stage that rejected every row still shows its metadata.
     """
     if len(values) == 0:
         return {}
@@ -112,13 +128,13 @@ def _type_name(dtype: pa.DataType) -> str:
 
 
 def _shown_names(names: Sequence[str]) -> list[str]:
-    """The names of a struct's fields; of many the first ones, for the page cuts a long type off."""
-    left_out = len(names) - NUM_SHOWN_FIELDS
-    return [*names[:NUM_SHOWN_FIELDS], f"… {left_out} more"] if left_out > 0 else list(names)
+    """The names of a struct's fields, only the first of many: the page cuts off long types."""
+    num_omitted = len(names) - NUM_SHOWN_FIELDS
+    return [*names[:NUM_SHOWN_FIELDS], f"… {num_omitted} more"] if num_omitted > 0 else list(names)
 
 
 def _inferred_columns(rows: Sequence[Mapping[str, Cell]]) -> dict[str, str]:
-    """Names in the order of first appearance; a type that fits all values, `string` if in doubt."""
+    """Names in the order of first appearance, each with a type that fits all values, `string` if in doubt."""
     types: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():

@@ -1,38 +1,35 @@
-"""What reward_model shows: its metrics, how it was trained as a picture, and whether its files are whole."""
+"""What the UI shows of reward_model: its metrics, its training curves, and whether its files are intact."""
 
 import json
 
 import dagster as dg
 
+from rm_assets.defs.results.metadata import location_metadata, numbers
 from rm_assets.defs.results.plots import markdown_picture, training_curves
-from rm_assets.defs.results.reports import numbers
-from rm_assets.defs.snapshots.models import ASSET as MODEL
-from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
+from rm_assets.defs.snapshots.models import ASSET, ModelSnapshot, training_steps
 from rm_assets.display_text import as_code
+from rm_assets.training.jobs.result import GOLDEN, MODEL, TrainingResultError, read_result
 
 _FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
-"""What one looks for in every model, before all its other figures."""
+"""The figures to show first."""
 
 _NAMED = {"saved_by_sharing": "share_saved_by_sharing", "padding": "share_of_padding", "seconds": "training_seconds"}
-"""Figures whose own names do not tell, alone on a page, what they count."""
+"""Figures whose own names are unclear outside of the report."""
 
 MODEL_CHECKS = [
     dg.AssetCheckSpec(
         "files_match_their_hashes",
-        asset=MODEL,
-        description="Every file of the model is, byte for byte, what the training job wrote.",
+        asset=ASSET,
+        description="Every file of the model is byte for byte what the training job wrote.",
         blocking=True,
     )
 ]
 
 
 def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
-    """The materialization of a model: its metrics, how it was trained as a picture, and where it lies."""
-    from rm_assets.training.jobs.result import GOLDEN
-    from rm_assets.training.jobs.result import MODEL as MODEL_DIRECTORY
-
+    """The materialization of a model: its training curves, its metrics, and its location."""
     curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
-    directory = model.directory / MODEL_DIRECTORY
+    directory = model.directory / MODEL
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
     figures = {_NAMED.get(name, name): value for name, value in numbers(model.manifest["metrics"]).items()}
     return dg.MaterializeResult(
@@ -40,7 +37,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
         metadata={
             "training_curves": dg.MetadataValue.md(curves),
             **{name: figures[name] for name in _FIRST if name in figures},
-            **figures,  # those that are first stay there
+            **figures,  # the first ones keep their place
             **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
             "golden_conversations": len(golden["conversations"]),
             "packing": model.manifest["metrics"]["packing_reason"],
@@ -48,17 +45,14 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             "trained_now": model.trained_now,
             "data_snapshot": model.manifest["data_snapshot"],
             "versions": dg.MetadataValue.json(model.manifest["versions"]),
-            "dagster/uri": directory.resolve().as_uri(),
-            "path": dg.MetadataValue.path(str(directory)),
+            **location_metadata(directory),
         },
         check_results=[_hashes(model)],
     )
 
 
 def _hashes(model: ModelSnapshot) -> dg.AssetCheckResult:
-    """Hash the published files once more: what was verified before they were moved is not what is served."""
-    from rm_assets.training.jobs.result import TrainingResultError, read_result
-
+    """Hash the files where they are published; they were verified before they were moved there."""
     try:
         files = read_result(model.directory, model.key)["files"]
         problem = ""

@@ -1,7 +1,7 @@
-"""Pictures of a run as PNG bytes, small enough to travel inside Dagster's metadata.
+"""Plots of a run as PNG bytes, small enough for Dagster's metadata.
 
-Drawn on Agg canvases of their own through matplotlib's object interface: `pyplot` keeps a global list of
-figures and is not safe in threads. White background, so that they read the same in the light and the dark UI.
+They use matplotlib's object interface on Agg canvases: `pyplot` keeps a global list of figures and is not thread-safe.
+The background is white, in the light UI and in the dark one.
 """
 
 import base64
@@ -24,9 +24,8 @@ BLUE, ORANGE, GREY, INK = "#2166ac", "#d6730f", "#9a9a9a", "#333333"
 def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes:
     """Loss and accuracy over the optimizer steps, from the lines of metrics.jsonl.
 
-    Training lines have step, loss and accuracy, validation lines step, validation_loss and
-    validation_accuracy; other keys do not matter. Where a resumed run states a step twice, its later line
-    counts.
+    Training lines have step, loss and accuracy; validation lines have step, validation_loss and validation_accuracy.
+    Of a step that a resumed run logs again, the later line counts.
     """
     figure = new_figure(height_pixels=300)
     left, right = figure.subplots(1, 2)
@@ -36,11 +35,11 @@ def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes:
     right.set_ylim(min(0.45, right.get_ylim()[0]), 1.02)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return drawn(figure)
+    return render_png(figure)
 
 
 def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
-    """Left: the scores of both sides. Right: chosen minus rejected, whose share above zero is the accuracy.
+    """Left: the scores of both sides. Right: chosen minus rejected; the share above zero is the accuracy.
 
     `chosen` and `rejected` are the scores of the same pairs, (pairs,) each, in the model's unit (log-odds).
     """
@@ -48,35 +47,31 @@ def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
     left, right = figure.subplots(1, 2)
     num_bins = min(max(int(len(chosen) ** 0.5), 10), 40)
     edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=num_bins)
-    for scores, color, label in ((rejected, ORANGE, "rejected"), (chosen, BLUE, "chosen")):
-        left.hist(scores, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
-        left.hist(scores, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
+    _histogram_of_sides(left, chosen, rejected, edges)
     name_axes(left, "score (log-odds)", "pairs")
-    _differences(right, np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64), num_bins)
+    difference = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    _histogram_of_differences(right, difference, num_bins)
     for axes in (left, right):
         axes.yaxis.get_major_locator().set_params(integer=True)
         legend_above(axes)
-    return drawn(figure)
+    return render_png(figure)
 
 
 def length_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
-    """How many sides have how many tokens: `chosen` and `rejected` are the lengths of the same pairs, (pairs,) each.
+    """Lengths of both sides in tokens; `chosen` and `rejected` are those of the same pairs, (pairs,) each.
 
-    The longest one side in a hundred shares the last bar, so that one of them does not squeeze all others.
+    The last bar holds the longest hundredth of the sides: one outlier must not squeeze all other bars.
     """
     figure = new_figure(height_pixels=260)
     axes = figure.subplots()
     both = np.concatenate([chosen, rejected])
     last = float(np.percentile(both, 99)) if len(both) else 1.0
     edges = np.histogram_bin_edges(np.minimum(both, last), bins=40)
-    for lengths, color, label in ((rejected, ORANGE, "rejected"), (chosen, BLUE, "chosen")):
-        shown = np.minimum(lengths, last)
-        axes.hist(shown, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
-        axes.hist(shown, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
+    _histogram_of_sides(axes, np.minimum(chosen, last), np.minimum(rejected, last), edges)
     name_axes(axes, "tokens of a side (the last bar holds all longer ones)", "pairs")
     axes.yaxis.get_major_locator().set_params(integer=True)
     legend_above(axes)
-    return drawn(figure)
+    return render_png(figure)
 
 
 def calibration_plot(calibration: "pd.DataFrame") -> bytes:
@@ -100,16 +95,16 @@ def calibration_plot(calibration: "pd.DataFrame") -> bytes:
     upper.set_xlim(0.49, 1.01)
     lower.yaxis.get_major_locator().set_params(integer=True)
     legend_above(upper)
-    return drawn(figure)
+    return render_png(figure)
 
 
 def markdown_picture(png: bytes, alt: str) -> str:
-    """Markdown that contains the picture, for `MetadataValue.md`; brackets in `alt` become spaces."""
+    """Markdown with the picture inline, for `MetadataValue.md`; brackets in `alt` become spaces."""
     words = "".join(" " if sign in "[]\\\r\n" else sign for sign in alt)
     return f"![{words}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
 
 
-def smoothed(values: np.ndarray, span: float) -> np.ndarray:
+def moving_average(values: np.ndarray, span: float) -> np.ndarray:
     """Exponential moving average over about `span` values, bias-corrected (Kingma and Ba 2015, section 3).
 
     For [1, 1, 4] and span 3 it is [1, 1, 2.714]: weights 1/2, 1/4, 1/8 back from each value, scaled to sum to
@@ -129,7 +124,7 @@ def _curve(axes: Any, steps: Sequence[Mapping[str, Any]], name: str, label: str)
     step, value = _series(steps, name)
     axes.plot(step, value, color=BLUE, alpha=0.3, linewidth=0.8, label="each step")
     axes.plot(
-        step, smoothed(value, max(8.0, len(value) / 20)), color=BLUE, linewidth=1.6, label="smoothed",
+        step, moving_average(value, max(8.0, len(value) / 20)), color=BLUE, linewidth=1.6, label="smoothed",
         marker="." if len(step) < 3 else "",
     )  # fmt: skip
     step, value = _series(steps, f"validation_{name}")
@@ -145,12 +140,18 @@ def _series(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, 
     return np.array(ordered, dtype=np.int64), np.array([values[step] for step in ordered], dtype=np.float64)
 
 
-def _differences(axes: Any, difference: np.ndarray, num_bins: int) -> None:
-    # Zero is the edge of a bin, so that no bar holds both right and wrong pairs.
+def _histogram_of_sides(axes: Any, chosen: np.ndarray, rejected: np.ndarray, edges: np.ndarray) -> None:
+    for values, color, label in ((rejected, ORANGE, "rejected"), (chosen, BLUE, "chosen")):
+        axes.hist(values, bins=edges, histtype="stepfilled", color=color, alpha=0.3)
+        axes.hist(values, bins=edges, histtype="step", color=color, linewidth=1.3, label=label)
+
+
+def _histogram_of_differences(axes: Any, difference: np.ndarray, num_bins: int) -> None:
+    # zero is a bin edge: no bar mixes right and wrong pairs
     low, high = min(difference.min(initial=0.0), 0.0), max(difference.max(initial=0.0), 0.0)
     width = (high - low or 1.0) / num_bins
     edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 2)
-    edges[0] = min(edges[0], low)  # rounding must not leave the lowest pair outside
+    edges[0] = min(edges[0], low)  # rounding must not exclude the lowest pair
     parts = {"wrong": difference < 0, "tied": difference == 0, "right": difference > 0}
     axes.hist(
         [difference[part] for part in parts.values()],
@@ -165,13 +166,13 @@ def _differences(axes: Any, difference: np.ndarray, num_bins: int) -> None:
 
 
 def legend_above(axes: Any) -> None:
-    """A legend in one row above the axes, where it covers no data."""
+    """A legend in one row above the axes, off the data."""
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
     axes.legend(**place, frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.5)
 
 
 def new_figure(height_pixels: int) -> Any:
-    """An empty figure of WIDTH_PIXELS, white, on which nothing overlaps."""
+    """An empty white figure of WIDTH_PIXELS whose layout avoids overlaps."""
     from matplotlib.figure import Figure
 
     size = (WIDTH_PIXELS / PIXELS_PER_INCH, height_pixels / PIXELS_PER_INCH)
@@ -179,7 +180,7 @@ def new_figure(height_pixels: int) -> Any:
 
 
 def name_axes(axes: Any, x_label: str, y_label: str) -> None:
-    """Labels of both axes, and the frame and grid that all pictures share."""
+    """Label both axes, and set the frame and grid that all plots share."""
     axes.set_xlabel(x_label, fontsize=9, color=INK)
     axes.set_ylabel(y_label, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, color=GREY, labelcolor=INK)
@@ -189,10 +190,10 @@ def name_axes(axes: Any, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def drawn(figure: Any) -> bytes:
+def render_png(figure: Any) -> bytes:
     """The figure as PNG bytes; equal figures give equal bytes.
 
-    Texts are written as they are, for some are names of users: no `$` begins math, and a sign without a font is a box.
+    Texts are drawn literally, as some come from users: `$` does not begin math, and a missing glyph is a box.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
@@ -203,10 +204,10 @@ def drawn(figure: Any) -> bytes:
         text.set_usetex(False)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of signs that no font has, and of texts wider than the picture
+        warnings.simplefilter("ignore", UserWarning)  # about missing glyphs, and texts wider than the plot
         canvas.draw()
-    # A palette makes a noisy curve a third of its size. No time, no version: equal figures are equal bytes.
-    # Maximal coverage, because the default gives its colours to the many shades of grey of the text.
+    # A palette makes the PNG of a noisy curve a third as large, and leaves out matplotlib's version. Maximal coverage,
+    # because the default quantizer spends the palette on the text's shades of grey.
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     image = image.quantize(NUM_COLORS, method=Image.Quantize.MAXCOVERAGE)
     buffer = io.BytesIO()

@@ -1,30 +1,29 @@
-"""What promoted_reward_model shows: which model is promoted, and the verdict on the newest one with its numbers."""
+"""What the UI shows of promoted_reward_model: the promoted model, and the verdict on the newest with its figures."""
 
 from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.results.reports import numbers
+from rm_assets.defs.results.metadata import location_metadata, numbers
 from rm_assets.defs.snapshots.promotions import ASSET, Promotion
+from rm_assets.training.jobs.result import MODEL
 
 _FIRST = ("challenger_accuracy", "champion_accuracy", "difference", "p_value")
-"""What decides, before the figures that it rests on."""
+"""The figures that decide, shown first."""
 
-CHECKS = [
+PROMOTION_CHECKS = [
     dg.AssetCheckSpec(
         "newest_model_is_promoted",
         asset=ASSET,
-        description="The newest model is the promoted one; where it is not, the check gives the reason.",
+        description="The newest model is the promoted one; if not, the check gives the reason.",
     )
 ]
 
 
 def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
     """The materialization of the promoted model; its data version changes with the model alone."""
-    from rm_assets.training.jobs.result import MODEL as MODEL_DIRECTORY
-
     model, verdict = promotion.model, promotion.verdict
-    directory = model.directory / MODEL_DIRECTORY
+    directory = model.directory / MODEL
     figures = numbers({name: value for name, value in verdict.items() if not isinstance(value, bool)})
     return dg.MaterializeResult(
         data_version=dg.DataVersion(promotion.snapshot.name),
@@ -38,8 +37,7 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
             "champion_before": verdict["champion"] or "none",
             **figures,
             "dagster/row_count": promotion.snapshot.manifest.num_rows(),
-            "dagster/uri": directory.resolve().as_uri(),
-            "path": dg.MetadataValue.path(str(directory)),
+            **location_metadata(directory),
         },
         check_results=[
             dg.AssetCheckResult(
@@ -54,6 +52,6 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
 
 
 def _reason(verdict: dict[str, Any]) -> str:
-    """Why, with the checks of the report that a promoted model fails."""
+    """The reason of the verdict, with the checks of its report that a promoted model fails."""
     failed = verdict["failed_checks"] if verdict["promoted"] else []
     return f"{verdict['reason']}, although its report fails {' and '.join(failed)}" if failed else verdict["reason"]

@@ -1,11 +1,11 @@
-"""Pictures of the report that compare: accuracy by slice, length bias, and the history of all runs."""
+"""Plots of the report that compare: accuracy by slice, length bias, and the history of all models."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_assets.defs.results.plots import BLUE, GREY, INK, ORANGE, drawn, legend_above, name_axes, new_figure
+from rm_assets.defs.results.plots import BLUE, GREY, INK, ORANGE, legend_above, name_axes, new_figure, render_png
 from rm_assets.display_text import shorten
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ _ROW_PIXELS, _MARGIN_PIXELS = 19, 110
 
 
 def slices_plot(table: "pd.DataFrame") -> bytes:
-    """Accuracy of each slice with its 95 % interval, beside what the better length rule reaches there.
+    """Accuracy of each slice with its 95 % interval, and the accuracy of the better length rule there.
 
-    `table` has the schema records.REPORT. Of more than MAX_SLICES slices the `first_slices` are shown, which leaves out
-    single files first; the axis says how many are left out.
+    `table` has the schema schemas.REPORT. At most MAX_SLICES are shown, chosen by `first_slices`; the axis label counts
+    the others.
     """
     rows, num_left_out = first_slices(table[table["log_loss"].notna()], MAX_SLICES)
     figure = new_figure(height_pixels=_MARGIN_PIXELS + _ROW_PIXELS * len(rows))
@@ -31,7 +31,7 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
     places = np.arange(len(rows))[::-1]
     accuracy = np.array([row["accuracy"] for row in rows])
     low, high = (np.array([row[f"accuracy_{end}"] for row in rows]) for end in ("low", "high"))
-    # Where slices are made by length, a length rule is right or wrong by definition: no mark there.
+    # In slices by length, a length rule is right or wrong by definition: no mark there.
     rules = [max(row["longer_wins"], row["shorter_wins"]) for row in rows]
     rule = np.array([np.nan if row["slice"] == "length_difference" else r for row, r in zip(rows, rules, strict=True)])
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle="--", zorder=1, label="chance")
@@ -40,7 +40,7 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
         accuracy, places, xerr=[accuracy - low, high - accuracy], color=BLUE, fmt="o", markersize=4, linewidth=1.3,
         capsize=2, label="model, with 95 % interval", zorder=3,
     )  # fmt: skip
-    left_out = f"\n{num_left_out:,} more slices stand in the table" if num_left_out else ""
+    left_out = f"\n{num_left_out:,} more slices are in the table" if num_left_out else ""
     name_axes(axes, f"accuracy (share of pairs){left_out}", "")
     axes.set_yticks(places, [_slice_name(row) for row in rows], fontsize=8, fontfamily=_families())
     axes.set_ylim(-0.7, len(rows) - 0.3)
@@ -49,14 +49,14 @@ def slices_plot(table: "pd.DataFrame") -> bytes:
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    return drawn(figure)
+    return render_png(figure)
 
 
 def first_slices(table: "pd.DataFrame", limit: int) -> tuple[list[dict[str, Any]], int]:
     """At most `limit` slices to show, and how many are left out.
 
-    All test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets, in this order; of the
-    values of one slice, where not all are shown, those with most pairs.
+    In this order: all test pairs, whole evaluation sets, slices of the test pairs, subsets of evaluation sets. If not
+    all are shown, the values of a slice with the most pairs come first.
     """
     rows = sorted(table.to_dict("records"), key=_rank)
     if len(rows) <= limit:
@@ -73,7 +73,7 @@ def _rank(row: Mapping[str, Any]) -> int:
 
 
 def _families() -> list[str]:
-    """Matplotlib's own font, and installed ones for the scripts that it lacks: names of slices are the user's."""
+    """Matplotlib's own font, and installed fonts for scripts it lacks, as users name slices."""
     from matplotlib.font_manager import get_font_names
 
     installed = set(get_font_names())
@@ -87,9 +87,9 @@ def _slice_name(row: Mapping[str, Any]) -> str:
 
 
 def length_plot(pairs: "pd.DataFrame", correlation: float | None) -> bytes:
-    """How much longer the chosen reply is, against how much higher it scores; a model of length alone draws a line.
+    """Difference of lengths against difference of scores within pairs; a model that knows only length draws a line.
 
-    `pairs` has the schema records.REPORT_PAIRS, `correlation` is Spearman's of both differences.
+    `pairs` has the schema schemas.REPORT_PAIRS; `correlation` is Spearman's, of both differences.
     """
     shown = pairs.sort_values(["pair_id", "source", "line"]).head(MAX_POINTS)
     tokens = (shown["chosen_length"] - shown["rejected_length"]).to_numpy()
@@ -103,14 +103,14 @@ def length_plot(pairs: "pd.DataFrame", correlation: float | None) -> bytes:
     if len(tokens) and np.ptp(tokens):
         reach = float(np.percentile(np.abs(tokens), 99)) * 1.1 or 1.0
         axes.set_xlim(-reach, reach)
-    told = "" if correlation is None else f"  (Spearman {correlation:+.2f})"
-    name_axes(axes, f"chosen length − rejected length (tokens){told}", "chosen score − rejected score")
+    note = "" if correlation is None else f"  (Spearman {correlation:+.2f})"
+    name_axes(axes, f"chosen length − rejected length (tokens){note}", "chosen score − rejected score")
     legend_above(axes)
-    return drawn(figure)
+    return render_png(figure)
 
 
 def history_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Test accuracy of every model so far with its 95 % interval, oldest first; the newest has its value beside it."""
+    """Test accuracy of every model so far with its 95 % interval, oldest first; the newest is labelled."""
     figure = new_figure(height_pixels=300)
     axes = figure.subplots()
     number = np.arange(1, len(rows) + 1)
@@ -128,7 +128,7 @@ def history_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_ylim(min(0.45, float(low.min()) - 0.02), 1.02)
     axes.set_xticks(number[:: -(-len(number) // MAX_TICKS)])
     legend_above(axes)
-    return drawn(figure)
+    return render_png(figure)
 
 
 _HISTORY = ("accuracy", "accuracy_low", "accuracy_high")

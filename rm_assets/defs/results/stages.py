@@ -1,4 +1,4 @@
-"""What a data asset returns: its figures as metadata, and its laws as checks, all from the snapshot's manifest."""
+"""What the UI shows of a data asset: figures as metadata and invariants as checks, all from the snapshot's manifest."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, column_schema, percentiles, preview, table
+from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, location_metadata, percentiles, preview, table
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
 from rm_assets.display_text import as_code, shorten
 from rm_assets.settings import Settings
@@ -29,11 +29,11 @@ _NOT_FOR_READING = ("_id", "_key", "_mask")
 
 
 class NothingLeftError(RuntimeError):
-    """A stage from which no row came: there is nothing to go on with."""
+    """A stage rejected every row, so there is nothing to continue with."""
 
 
 def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
-    """The stage's laws, all of them blocking, and for validation the files that are held back."""
+    """The stage's invariants, which are blocking, and the warnings about ignored and held-back files."""
     specs = [
         dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
         for law in INVARIANTS[stage]
@@ -51,7 +51,7 @@ def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, sett
     """The materialization of a data stage; raises NothingLeftError if it has no row."""
     if not snapshot.manifest.num_rows():
         raise NothingLeftError(_nothing_left(stage, snapshot))
-    # the page shows them in this order: what one wants to know of every refresh first, where it lies last
+    # the page keeps this order: the figures of a refresh first, its location last
     metadata = _figures(stage, snapshot.manifest) | _tables(stage, snapshot.manifest)
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
@@ -69,11 +69,11 @@ def _nothing_left(stage: Stage, snapshot: Snapshot) -> str:
     reasons = reason_totals(snapshot.manifest)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
     rejects = str(snapshot.directory / REJECTS)
-    return f"nothing is left after {stage}: {why}{_first_reject(snapshot)}; each reject stands in {rejects!r}"
+    return f"nothing is left after {stage}: {why}{_first_reject(snapshot)}; each reject is in {rejects!r}"
 
 
 def _first_reject(snapshot: Snapshot) -> str:
-    """Where the first reject is and what it says, which mostly tells what helps."""
+    """The line and the detail of the first reject, which mostly show what to fix."""
     for path in snapshot.paths(REJECTS):
         for rows in read_batches(path, schemas.REJECTS, ["source", "line", "detail"]):
             source, line, detail = (rows[name][0].as_py() for name in rows.column_names)
@@ -100,8 +100,7 @@ def _files(snapshot: Snapshot) -> dict[str, Any]:
         "shards": len(snapshot.manifest.shards),
         "new_shards": snapshot.num_new_shards,
         "megabytes": round(sum(file.num_bytes for file in files) / 1e6, 3),
-        "dagster/uri": snapshot.directory.resolve().as_uri(),
-        "path": dg.MetadataValue.path(str(snapshot.directory)),
+        **location_metadata(snapshot.directory),
     }
 
 
@@ -130,15 +129,15 @@ _TOTALS = {
 }
 
 
-_WAY_NAMES = {"pieces": "the template's pieces, joined", "jinja": "Jinja, conversation by conversation"}
-_WAYS = {Stage.FLATTENED: ("renderer", "renderer_reason"), Stage.TOKENIZED: ("encoder", "encoder_reason")}
+_ENGINE_NAMES = {"pieces": "the template's pieces, joined", "jinja": "Jinja, conversation by conversation"}
+_ENGINES = {Stage.FLATTENED: ("renderer", "renderer_reason"), Stage.TOKENIZED: ("encoder", "encoder_reason")}
 
 
-def _ways(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
-    """What did the work of a stage, and why not what is fast where it did not."""
+def _engines(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
+    """Which renderer or encoder did the stage's work, and why it was not the fast one."""
     used = Counter(shard.stats[name] for shard in manifest.shards)
     reasons = sorted({shard.stats[reason] for shard in manifest.shards} - {""})
-    shown = {name: ", ".join(f"{_WAY_NAMES.get(way, way)} ({count} shards)" for way, count in sorted(used.items()))}
+    shown = {name: ", ".join(f"{_ENGINE_NAMES.get(key, key)} ({count} shards)" for key, count in sorted(used.items()))}
     return shown | ({reason: shorten("; ".join(reasons), CELL_CHARACTERS)} if reasons else {})
 
 
@@ -146,8 +145,8 @@ def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
     totals = reason_totals(manifest)
     metadata: dict[str, Any] = {"rejects_by_reason": _reasons_table(totals)} if totals else {}
     metadata["files"] = table(_rows_by_file(manifest))
-    if stage in _WAYS:
-        metadata |= _ways(manifest, *_WAYS[stage])
+    if stage in _ENGINES:
+        metadata |= _engines(manifest, *_ENGINES[stage])
     if stage is Stage.RAW:
         metadata["content_version"] = manifest.facts[CONTENT]
         ignored = [{"file": name} for name in manifest.facts["ignored_files"]]
@@ -163,7 +162,7 @@ def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
 
 
 def _reasons_table(totals: Counter[str]) -> dg.TableMetadataValue:
-    """What was rejected for which reason, most frequent first, and what the reason means."""
+    """Rejects by reason, most frequent first, with what the reason means."""
     rows = [
         {"reason": reason, "rejects": count, "meaning": MEANINGS[Reason(reason)]}
         for reason, count in totals.most_common()
@@ -172,7 +171,7 @@ def _reasons_table(totals: Counter[str]) -> dg.TableMetadataValue:
 
 
 def _rows_by_file(manifest: Manifest) -> list[dict[str, Any]]:
-    """One row per annotation file, those with most rejects first."""
+    """One row per annotation file, those with the most rejects first."""
     files: dict[str, Counter[str]] = {}
     for shard in manifest.shards:
         figures = {"rows": shard.num_rows(), "rejects": shard.num_rows(rejects=True), "shards": 1}
@@ -187,11 +186,11 @@ def _lengths(snapshot: Snapshot) -> dict[str, Any]:
     named = {name: percentiles(rows[name].to_numpy()) for name in columns}
     longer = np.maximum(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
     named["longer_side"] = percentiles(longer)
-    drawn = length_histogram(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
+    png = length_histogram(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
     return {
         "median_length": float(np.median(longer)) if len(longer) else 0.0,
         "length_percentiles": table([{"tokens": name, **_rounded(figures)} for name, figures in named.items()]),
-        "lengths": dg.MetadataValue.md(markdown_picture(drawn, "tokens of the chosen and the rejected sides")),
+        "lengths": dg.MetadataValue.md(markdown_picture(png, "tokens of the chosen and the rejected sides")),
     }
 
 
@@ -217,19 +216,19 @@ def _check_results(
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
         )
     if stage is Stage.RAW:
-        told = what_is_not_read(manifest.facts["ignored_files"], as_code)
+        ignored = what_is_not_read(manifest.facts["ignored_files"], as_code)
         yield dg.AssetCheckResult(
             check_name=IGNORED_CHECK,
-            passed=not told,
+            passed=not ignored,
             severity=dg.AssetCheckSeverity.WARN,
-            description=told or "No file is ignored that may hold annotations.",
+            description=ignored or "No file is ignored that may hold annotations.",
         )
     if stage is Stage.VALIDATED:
         yield _held_back_result(manifest, settings.max_malformed_fraction)
 
 
 def _counted(law: Invariant, violations: dict[str, int]) -> str:
-    """What was counted, such as `0 lines not read, 2 pairs unaccounted; broken: Every line gave …`."""
+    """The counted violations, such as `0 lines not read, 2 pairs unaccounted; broken: Every line gave …`."""
     counted = ", ".join(f"{count:,} {name}" for name, count in violations.items())
     return f"{counted}; broken: {law.description}" if any(violations.values()) else counted
 
@@ -275,7 +274,7 @@ def _why(row: dict[str, Any]) -> str:
 
 
 def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
-    """The materialization of all rejects: tables by file and reason, and of the single rows."""
+    """The materialization of all rejects: tables by stage, by reason and by file, and the first rows."""
     counts, num_rows, first = _reject_counts(snapshot)
     by_file, by_stage, reasons = Counter[tuple[str, str]](), Counter[str](), Counter[str]()
     for (source, stage, reason), count in counts.items():
@@ -302,14 +301,13 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
             **({"rejects_by_reason": _reasons_table(reasons)} if reasons else {}),
             "rejects_by_file": table(files, {"file": "string", "reason": "string", "rejects": "int"}),
             "rejects": table(single, {"file": "string", "line": "int", "why": "string"}),
-            "dagster/uri": snapshot.directory.resolve().as_uri(),
-            "path": dg.MetadataValue.path(str(snapshot.directory)),
+            **location_metadata(snapshot.directory),
         },
         check_results=[
             dg.AssetCheckResult(
                 check_name="rejects_are_complete",
                 passed=num_rows == num_in,
-                description=f"{num_rows:,} rejects stand here, {num_in:,} are those of all stages.",
+                description=f"{num_rows:,} rejects are here; all stages together have {num_in:,}.",
                 metadata={"rejects_of_all_stages": num_in, "rejects_here": num_rows},
             )
         ],
@@ -317,17 +315,12 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
 
 
 def _reject_counts(snapshot: Snapshot) -> tuple[Counter[tuple[str, str, str]], int, list[dict[str, Any]]]:
-    """How many rejects there are by (source, stage, reason) and in all, and the first ones: a row group at a time."""
+    """Rejects counted by (source, stage, reason) and in all, and the first rows; read a row group at a time."""
     counts: Counter[tuple[str, str, str]] = Counter()
     first: list[dict[str, Any]] = []
     for path in snapshot.paths():
         for rows in read_batches(path, schemas.REJECTS):
             grouped = rows.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
             counts.update({(row["source"], row["stage"], row["reason"]): row["count_all"] for row in grouped})
-            first += rows.slice(0, MAX_ROWS - 1 - len(first)).to_pylist()  # one row is left to tell of the others
+            first += rows.slice(0, MAX_ROWS - 1 - len(first)).to_pylist()  # one row is left to count the others
     return counts, counts.total(), first
-
-
-def schema_metadata(schema: pa.Schema, **meanings: str) -> dict[str, Any]:
-    """An Arrow schema as the asset's static column schema; `meanings` as for `column_schema`."""
-    return {"dagster/column_schema": column_schema(schema, **meanings)}

@@ -1,18 +1,18 @@
-"""What suspect_annotations shows: how many labels are suspect and which files they come from, never their text."""
+"""What the UI shows of suspect_annotations: counts by file and the most suspect labels, never their text."""
 
 import dagster as dg
 
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.snapshots import DATA, Snapshot
 from rm_assets.data.tables import schemas
-from rm_assets.defs.results.metadata import table
+from rm_assets.defs.results.metadata import location_metadata, table
 from rm_assets.defs.snapshots.suspects import JSONL_FILE
 
 NUM_SHOWN = 50
 
 
 def off_result() -> dg.MaterializeResult:
-    """What there is to say while nothing is looked for."""
+    """The materialization while suspect_folds is 0."""
     return dg.MaterializeResult(
         data_version=dg.DataVersion("off"),
         metadata={"status": "off: suspect_folds is 0; set it to 2 or more, and run the job suspect_labels"},
@@ -20,10 +20,10 @@ def off_result() -> dg.MaterializeResult:
 
 
 def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
-    """The materialization: where the files are, how many labels are suspect by file, and the most suspect ones."""
+    """The materialization: suspect labels by file, the most suspect ones, and the location of all."""
     rows = read_table(snapshot.paths(DATA), schemas.SUSPECTS)
     by_file = rows.group_by("source").aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
-    named = ("source", "line", "margin", "suspicion", "pair_id")  # the hash last, for it is as wide as the page
+    named = ("source", "line", "margin", "suspicion", "pair_id")  # the hash last, as it is wide
     first = [{name: row[name] for name in named} for row in rows.slice(0, NUM_SHOWN).to_pylist()]
     shown = [{**row, "margin": round(row["margin"], 3), "suspicion": round(row["suspicion"], 3)} for row in first]
     files = [{"file": row["source"], "suspects": row["count_all"]} for row in by_file.to_pylist()]
@@ -37,7 +37,6 @@ def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
             "suspects": table(shown, dict(zip(named, ("string", "int", "float", "float", "string"), strict=True))),
             "jsonl": dg.MetadataValue.path(str(snapshot.directory / JSONL_FILE)),
             "dagster/row_count": rows.num_rows,
-            "dagster/uri": snapshot.directory.resolve().as_uri(),
-            "path": dg.MetadataValue.path(str(snapshot.directory)),
+            **location_metadata(snapshot.directory),
         },
     )

@@ -1,13 +1,13 @@
-"""Trained models on disk: found by key, trained where none has it, published when their manifest proves true.
+"""Trained models as snapshots: found by key, or trained, verified and published.
 
 `<storage>/reward_model/<snapshot>/` holds `model/`, `scores.parquet`, `metrics.jsonl` and `manifest.json`. The
 snapshot is named by what went into the model, not by its weights: on a GPU no two trainings give the same ones.
 
-A training in progress lies in `.training/<snapshot>/`, its description beside it, until it is done. One that was
-stopped goes on from its checkpoint, on the pairs that it began with; other settings begin another one.
+A training in progress has the directory `.training/<snapshot>/`, and its description beside it, until it is published.
+Interrupted training resumes from its checkpoint, on the pairs it began with; with other settings, a new one begins.
 
-The job works on real files. Where the storage is a remote one, it reads copies of the pairs and writes into a directory
-of this machine, which is then uploaded, the manifest last.
+The job works on local files. With a remote storage, it reads copies of the pairs and writes into a directory of this
+machine, which is then uploaded, the manifest last.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import msgspec
 
 from rm_assets.data.chat.tokenizer import carried_template
@@ -46,6 +45,7 @@ from rm_assets.data.storage.ownership import (
     is_snapshot_name,
     remove_snapshot,
 )
+from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.retention import referenced_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import (
     LATEST,
@@ -57,8 +57,21 @@ from rm_assets.data.storage.snapshots import (
     read_snapshot,
 )
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launchers.resource import TrainingFailedError, TrainingLauncher
+from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
 from rm_assets.defs.project import Project
+from rm_assets.training.jobs.result import (
+    CHECKPOINTS,
+    METRICS,
+    SCORES_FILE,
+    SCRATCH,
+    TrainingResultError,
+    read_manifest,
+    read_result,
+    remove_result,
+    remove_scratch,
+    result_files,
+)
+from rm_assets.training.jobs.training_job import TrainingJob
 
 VERSION = 2
 ASSET = "reward_model"
@@ -68,7 +81,7 @@ Hashes = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSnapshot:
-    """A published model: its directory, the manifest that its job wrote, and whether this run trained it."""
+    """A published model: its directory, its job's manifest, and whether this run trained it."""
 
     directory: Path
     manifest: dict[str, Any]
@@ -77,47 +90,45 @@ class ModelSnapshot:
 
     @property
     def key(self) -> str:
-        """What went into the model, as one hash."""
+        """A hash of everything that went into the model."""
         return str(self.manifest["key"])
 
     @property
     def precision(self) -> str:
-        """In what its held-out scores were computed; models whose manifest does not tell have theirs in float32."""
+        """How the held-out scores were computed; a manifest without it is older and means float32."""
         return str(self.manifest["metrics"].get("scores_precision", "held-out scores computed in float32"))
 
 
-def trained_model(
-    project: Project, pairs: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
-) -> ModelSnapshot:
-    """The model of these pairs and settings: the one on disk, or one trained now.
+def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
+    """The model of these pairs and settings, which is trained unless the storage has it.
 
-    A training of the same settings that was stopped, and whose pairs have changed since, is finished first: what it
-    has done is not lost, however often pairs arrive. Raises TrainingFailedError or TrainingResultError where the job
-    leaves no result that proves true.
+    An interrupted training with the same settings on older pairs is finished first: its work is not lost, however often
+    pairs arrive. Raises TrainingFailedError or TrainingResultError if the job leaves no valid result.
     """
-    key = model_key(project, pairs)
-    home = project.storage / ASSET
-    claim_storage(project.storage)
-    with hold_lock(home / "writer.lock", ASSET, context.log.info):
-        found = _verified(home, key, context)
+    key = model_key(run.project, pairs)
+    home, keep = run.project.storage / ASSET, run.project.settings.keep_snapshots
+    claim_storage(run.project.storage)
+    with hold_lock(home / "writer.lock", ASSET, run.log.info):
+        found = _verified(run, home, key)
         if found is None:
-            context.log.info(_announcement(project))
-            older = None if _has_progress(home, key) else _stopped_training(project, home)
+            toy = "the built-in tiny model with random weights, as model is unset: a toy"
+            run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
+            older = None if _has_progress(home, key) else _interrupted_training(run.project, home)
             if older is not None:
-                _finish_older(project, older, context, launcher)
-            found = _train(project, pairs, key, context, launcher)
+                _finish_older(run, older)
+            found = _train(run, pairs, key)
         else:
-            context.log.info(f"nothing that goes into the model changed: {found.directory.name} stands, no training")
+            run.log.info(f"no training: {found.directory.name} is the model of these pairs and settings")
         write_json(home / LATEST, {"snapshot": found.directory.name})
         _remove_training(home, key[:16])
         finish_removals(home)
-        _remove_old_models(home, found.directory, project.settings.keep_snapshots)
-        remove_old_trainings(home, project.settings.keep_snapshots, context.log.warning)
+        _remove_old_models(home, found.directory, keep)
+        remove_old_trainings(home, keep, run.log.warning)
     return found
 
 
 def model_key(project: Project, pairs: Snapshot) -> str:
-    """A hash of everything that goes into a model: the pairs by split, model, tokenizer, settings and this version."""
+    """A hash of everything that goes into a model: pairs by split, base model, tokenizer, settings and VERSION."""
     files = {
         split: [f.sha256 for s in pairs.manifest.shards for f in s.files if f.folder == split]
         for split in _splits(pairs)
@@ -149,13 +160,11 @@ def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
     try:
         return _read_model(storage / ASSET / name)
     except FileNotFoundError:
-        raise SnapshotError(f"{ASSET} {name!r} is not in {str(storage)!r}: name one that is, or train anew") from None
+        raise SnapshotError(f"{ASSET} {name!r} is not in {str(storage)!r}: name one that is, or train again") from None
 
 
 def _read_model(directory: Path) -> ModelSnapshot:
     """The model in a directory, pinned; raises FileNotFoundError, or SnapshotError where its manifest is damaged."""
-    from rm_assets.training.jobs.result import TrainingResultError, read_manifest
-
     pin = pin_directory(directory)
     try:
         manifest = read_manifest(directory)
@@ -166,8 +175,6 @@ def _read_model(directory: Path) -> ModelSnapshot:
 
 def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
     """The lines of a model's metrics.jsonl; raises SnapshotError where they are damaged."""
-    from rm_assets.training.jobs.result import METRICS
-
     path = model.directory / METRICS
     try:
         content = read_file(path)
@@ -177,13 +184,19 @@ def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
         lines = filter(None, content.splitlines())
         return msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[dict[str, Any]])
     except (FileNotFoundError, ValueError) as error:  # msgspec's errors are ValueErrors
-        told = f"{str(path)!r} cannot be read ({error})"
-        raise SnapshotError(f"{told}: materialize {ASSET}, which trains a damaged model anew") from None
+        problem = f"{str(path)!r} cannot be read ({error})"
+        raise SnapshotError(f"{problem}: materialize {ASSET}, which retrains a damaged model") from None
 
 
-def _verified(home: Path, key: str, context: dg.AssetExecutionContext) -> ModelSnapshot | None:
-    from rm_assets.training.jobs.result import TrainingResultError, read_result
+def held_out_scores(model: ModelSnapshot) -> Any:
+    """A data frame of a model's scores of held-out pairs, with the schema `result.SCORES`, its hash verified."""
+    sha256 = model.manifest["files"][SCORES_FILE]
+    with open_parquet(model.directory / SCORES_FILE, sha256=sha256, asset=ASSET) as file:
+        return file.read().to_pandas()
 
+
+def _verified(run: AssetRun, home: Path, key: str) -> ModelSnapshot | None:
+    """The published model with this key, every file verified; None where it is missing or damaged."""
     directory = home / key[:16]
     if not directory.exists():
         return None
@@ -193,36 +206,25 @@ def _verified(home: Path, key: str, context: dg.AssetExecutionContext) -> ModelS
     except TrainingResultError as error:
         if is_remote(directory) and not (directory / MANIFEST).exists():
             if _is_finished(unfinished_trainings(home) / key[:16], key):
-                context.log.info(f"the upload of {directory.name} was not finished: it goes on")
+                run.log.info(f"resuming the interrupted upload of {directory.name}")
                 return None
             if not is_abandoned(directory):
-                told = (
-                    "it has no manifest yet and may be on its way from another machine: run again later, or remove it"
-                )
-                raise SnapshotError(f"{ASSET} {directory.name!r} is unfinished in the storage: {told}") from None
-        context.log.warning(f"a damaged model is trained anew, and its files stay until then: {error}")
+                problem = "it has no manifest yet and may be being uploaded by another machine"
+                raise SnapshotError(
+                    f"{ASSET} {directory.name!r} is unfinished in the storage: {problem}: run again later, or remove it"
+                ) from None
+        run.log.warning(f"retraining a damaged model, whose files stay until then: {error}")
     return None
 
 
-def _announcement(project: Project) -> str:
-    if project.model.toy:
-        return "model is unset: training the built-in tiny model from random weights, which is a toy"
-    return f"training from {project.model.name!r}"
-
-
-def _has_checkpoint(home: Path, key: str) -> bool:
-    from rm_assets.training.jobs.result import CHECKPOINTS
-
-    return any((unfinished_trainings(home) / key[:16] / CHECKPOINTS).glob("step-*"))
-
-
 def _has_progress(home: Path, key: str) -> bool:
-    """Whether there is something to go on from: a checkpoint, or a result that is not published yet."""
-    return _has_checkpoint(home, key) or _is_finished(unfinished_trainings(home) / key[:16], key)
+    """Whether there is something to resume: a checkpoint, or a result that is not published yet."""
+    working = unfinished_trainings(home) / key[:16]
+    return any((working / CHECKPOINTS).glob("step-*")) or _is_finished(working, key)
 
 
-def _stopped_training(project: Project, home: Path) -> Snapshot | None:
-    """The pairs of the newest training with progress that differs from one of today in its pairs alone."""
+def _interrupted_training(project: Project, home: Path) -> Snapshot | None:
+    """The pairs of the newest training with progress that has today's settings, if it has other pairs."""
     for description in _descriptions(home):
         try:
             pairs = read_snapshot(project.storage / Stage.PADDED / description.data_snapshot)
@@ -235,14 +237,14 @@ def _stopped_training(project: Project, home: Path) -> Snapshot | None:
 
 
 class _Description(msgspec.Struct, frozen=True):
-    """What a training's description says of it, from before its directory is made until that is published."""
+    """What is read of a training's description, which exists from before its directory is made until publication."""
 
     key: str
     data_snapshot: str
 
 
 def _descriptions(home: Path) -> list[_Description]:
-    """The trainings that are not finished, the newest first. What is named otherwise than by its key is not ours."""
+    """The unfinished trainings, newest first. Files that are not named by their key are not ours."""
     paths = sorted(unfinished_trainings(home).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     found = []
     for path in paths:
@@ -253,35 +255,28 @@ def _descriptions(home: Path) -> list[_Description]:
     return found
 
 
-def _finish_older(
-    project: Project, pairs: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
-) -> None:
-    """Finish a training on pairs that have changed since. Where it fails, it is given up: today's pairs count."""
-    from rm_assets.training.jobs.result import TrainingResultError
-
-    key, home = model_key(project, pairs), project.storage / ASSET
-    context.log.warning(f"a training on padded_pairs {pairs.name} was stopped: it is finished before today's pairs")
+def _finish_older(run: AssetRun, pairs: Snapshot) -> None:
+    """Finish a training on older pairs. If it fails, it is given up: today's pairs count."""
+    key, home = model_key(run.project, pairs), run.project.storage / ASSET
+    run.log.warning(f"a training on padded_pairs {pairs.name} was interrupted: finishing it before today's pairs")
     try:
-        found = _train(project, pairs, key, context, launcher)
+        found = _train(run, pairs, key)
         write_json(home / LATEST, {"snapshot": found.directory.name})
     except (TrainingFailedError, TrainingResultError) as error:
-        context.log.warning(f"the training on padded_pairs {pairs.name} is given up: {error}")
+        run.log.warning(f"giving up the training on padded_pairs {pairs.name}: {error}")
         _remove_training(home, key[:16])
 
 
-def _train(
-    project: Project, pairs: Snapshot, key: str, context: dg.AssetExecutionContext, launcher: TrainingLauncher
-) -> ModelSnapshot:
-    from rm_assets.training.jobs.result import read_result, remove_scratch
-
-    home = project.storage / ASSET
+def _train(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
+    """Train, or resume, and publish the result; one that an earlier run left unpublished is published at once."""
+    home = run.project.storage / ASSET
     training = unfinished_trainings(home)
     working, job_path = training / key[:16], training / f"{key[:16]}.json"
     if not _is_finished(working, key):
-        write_json(job_path, {"key": key, "data_snapshot": pairs.name})  # before there is anything to be known by it
+        write_json(job_path, {"key": key, "data_snapshot": pairs.name})  # first, so that the directory is known as ours
         working.mkdir(parents=True, exist_ok=True)
-        write_json(job_path, training_job(project, pairs, key, working))
-        launcher.run(context, job_path, project.settings)
+        write_json(job_path, training_job(run.project, pairs, key, working).model_dump(mode="json"))
+        run.launch(job_path)
     manifest = read_result(working, key)
     remove_scratch(working)
     _publish(working, home / key[:16])
@@ -296,8 +291,6 @@ def _publish(working: Path, directory: Path) -> None:
 
     A damaged model is replaced so: whoever reads it meanwhile finds its files to be other ones than its manifest names.
     """
-    from rm_assets.training.jobs.result import result_files
-
     if not is_remote(directory) and not directory.exists():
         working.rename(directory)
         return
@@ -314,8 +307,6 @@ def _publish(working: Path, directory: Path) -> None:
 
 def _is_finished(working: Path, key: str) -> bool:
     """Whether an earlier run was stopped between the job's end and the publication of its result."""
-    from rm_assets.training.jobs.result import TrainingResultError, read_result
-
     with contextlib.suppress(TrainingResultError):
         return bool(read_result(working, key))
     return False
@@ -323,10 +314,8 @@ def _is_finished(working: Path, key: str) -> bool:
 
 def training_job(
     project: Project, pairs: Snapshot, key: str, output_directory: Path, splits: dict[str, Hashes] | None = None
-) -> dict[str, Any]:
-    """The job's description as JSON, all paths absolute; `splits` are other files than the pairs' own."""
-    from rm_assets.training.jobs.training_job import TrainingJob
-
+) -> TrainingJob:
+    """The job's description, all paths absolute; `splits` replaces the pairs' own files."""
     splits = splits or {split: _files(project, pairs, split, output_directory) for split in _splits(pairs)}
     return TrainingJob(
         key=key,
@@ -342,13 +331,11 @@ def training_job(
         tokenizer=project.tokenizer.directory,
         chat_template=carried_template(project.tokenizer),
         settings=project.settings.training,
-    ).model_dump(mode="json")
+    )
 
 
 def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> Hashes:
-    """The files of a split as absolute paths of this machine, copied there if they are remote and the job is here."""
-    from rm_assets.training.jobs.result import SCRATCH
-
+    """The files of a split with their hashes, by absolute path; remote files are copied if the job runs here."""
     files = [file for shard in pairs.manifest.shards for file in shard.files if file.folder == split]
     found: Hashes = {}
     for file in files:
@@ -356,13 +343,13 @@ def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> Ha
         if not is_remote(path):
             path = path.resolve()
         elif project.settings.launch.launcher == "local":
-            path = _copied(path, (directory / SCRATCH / "pairs" / split / path.name).resolve(), file.sha256)
+            path = _download_copy(path, (directory / SCRATCH / "pairs" / split / path.name).resolve(), file.sha256)
         found[str(path)] = file.sha256
     return found
 
 
-def _copied(path: Path, copy: Path, sha256: str) -> Path:
-    """A copy of a remote file on this machine; one of an earlier run that is not whole is made again."""
+def _download_copy(path: Path, copy: Path, sha256: str) -> Path:
+    """Copy a remote file to this machine; a damaged copy of an earlier run is replaced."""
     if copy.exists() and file_sha256(copy) != sha256:
         copy.unlink()
     download(path, copy)
@@ -370,11 +357,9 @@ def _copied(path: Path, copy: Path, sha256: str) -> Path:
 
 
 def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
-    from rm_assets.training.jobs.result import result_files
-
     try:
         needed = referenced_snapshots(home.parent)  # by reports, and by the promoted model
-    except SnapshotError:  # of a manifest that may name any; who reads it will hear of it
+    except SnapshotError:  # a damaged manifest may name any; reading its asset reports it
         return
     written: dict[Path, float] = {}
     for name in filter(is_snapshot_name, subdirectories(home)):
@@ -386,20 +371,18 @@ def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
         remove_snapshot(directory, result_files(directory))
 
 
-def remove_old_trainings(home: Path, keep: int, say: Callable[[str], object]) -> None:
-    """Remove unfinished trainings of other settings or pairs: those without progress, all but the newest `keep`."""
+def remove_old_trainings(home: Path, keep: int, warn: Callable[[str], object]) -> None:
+    """Remove unfinished trainings without progress, and those with progress but for the newest `keep`."""
     keys = [description.key for description in _descriptions(home)]
-    going_on = [key[:16] for key in keys if _has_progress(home, key)]
-    for name in sorted({key[:16] for key in keys} - {*going_on[:keep]}):
-        if name in going_on:
-            say(f"the unfinished training {name} is removed: {keep} newer ones stand")
+    resumable = [key[:16] for key in keys if _has_progress(home, key)]
+    for name in sorted({key[:16] for key in keys} - {*resumable[:keep]}):
+        if name in resumable:
+            warn(f"removing the unfinished training {name}: {keep} newer ones are kept")
         _remove_training(home, name)
 
 
 def _remove_training(home: Path, name: str) -> None:
-    """Its files first: while the description stands, its pairs are kept."""
-    from rm_assets.training.jobs.result import remove_result
-
+    """Remove a training's files, then its description: as long as that exists, its pairs are kept."""
     if name in {description.key[:16] for description in _descriptions(home)}:
         remove_result(unfinished_trainings(home) / name)
         remove_files([unfinished_trainings(home) / f"{name}.json"])

@@ -1,7 +1,7 @@
-"""The promoted model: which of all models is the best so far, as a snapshot that only a better one replaces.
+"""The promoted model: a snapshot that names the best model so far and changes only to a better one.
 
-`<storage>/promoted_reward_model/<snapshot>/` lists the model's files and their hashes, and names it among its
-inputs, so that the model's own directory is never removed; the verdict on the newest model stands in the manifest.
+`<storage>/promoted_reward_model/<snapshot>/` lists the model's files and their hashes, and names the model among its
+inputs, which keeps the model's own directory. The verdict on the newest model is in the manifest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,18 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.ownership import is_snapshot_name
-from rm_assets.data.storage.parquet import open_parquet, read_table
+from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launchers.resource import TrainingLauncher
+from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.snapshots.models import ASSET as MODEL
-from rm_assets.defs.snapshots.models import ModelSnapshot, model_snapshot
-from rm_assets.defs.snapshots.rescoring import drawn, pair_key, preferences_of, scored_anew, scored_preferences
+from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores, model_snapshot
+from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of, rescore_pairs, sample_pairs, trained_on
 from rm_assets.display_text import as_code
 from rm_assets.settings import Settings
 
@@ -33,7 +32,7 @@ ASSET = "promoted_reward_model"
 
 
 class NothingToPromoteError(ValueError):
-    """The newest model may not be promoted, and there is no other. The message says what forbids it."""
+    """The newest model may not be promoted, and none was before. The message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class Promotion:
     """The published snapshot, the model it names, and the verdict on the newest model.
 
     `verdict` has `challenger`, `champion` (before), `failed_checks` of the challenger's report, `promoted`, `reason`,
-    `question` (what was decided, as a hash), and the figures of the comparison where there was one.
+    `question` (a hash of what was decided), and the figures of the comparison, if there was one.
     """
 
     snapshot: Snapshot
@@ -49,33 +48,27 @@ class Promotion:
     verdict: dict[str, Any]
 
 
-def promotion(
-    settings: Settings,
-    newest: ModelSnapshot,
-    checks: Sequence[dg.AssetCheckResult],
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> Promotion:
-    """Compare the newest model, of whose report these are the checks, with the promoted one; publish the better one.
+def promote_model(run: AssetRun, newest: ModelSnapshot, checks: Sequence[dg.AssetCheckResult]) -> Promotion:
+    """Compare the newest model with the promoted one, and publish the better; `checks` are those of its report.
 
-    Raises NothingToPromoteError where there is neither a model that may be promoted nor one that was, and SnapshotError
-    where the setting promoted_model names none.
+    Raises NothingToPromoteError if no model may be promoted and none was before, and SnapshotError if the setting
+    promoted_model names a model that does not exist.
     """
     failed = {str(check.check_name): str(check.description) for check in checks if not check.passed}
-    storage = resolve_path(settings.storage)
-    with open_publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
+    storage, settings = run.project.storage, run.project.settings
+    with open_publication(storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
         before = turn.previous
         champion = _champion(before) if before else ""
         question = _question(settings, newest, champion, failed)
         if before and before.manifest.facts.get("question") == question:
             verdict = before.manifest.facts
         else:
-            verdict = _verdict(settings, newest, champion, failed, context, launcher)
+            verdict = _verdict(run, newest, champion, failed)
         winner = settings.promoted_model or (newest.directory.name if verdict["promoted"] else champion)
         if not winner:
             raise NothingToPromoteError(f"no model is promoted, and none was before: {verdict['reason']}")
         model = model_snapshot(storage, winner)
-        # The same question is asked again by the next run, whose champion is today's winner.
+        # stored as the next run will ask it, with today's winner as the champion
         facts = verdict | {"question": _question(settings, newest, winner, failed)}
         key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
         shard = turn.find(key) or write_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
@@ -107,14 +100,8 @@ def _files(model: ModelSnapshot) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.PROMOTED)
 
 
-def _verdict(
-    settings: Settings,
-    newest: ModelSnapshot,
-    champion: str,
-    failed: Mapping[str, str],
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> dict[str, Any]:
+def _verdict(run: AssetRun, newest: ModelSnapshot, champion: str, failed: Mapping[str, str]) -> dict[str, Any]:
+    settings = run.project.settings
     challenger = newest.directory.name
     found: dict[str, Any] = {"challenger": challenger, "champion": champion, "failed_checks": sorted(failed)}
     if settings.promoted_model:
@@ -127,37 +114,28 @@ def _verdict(
         return found | {"promoted": False, "reason": f"the newest model fails what promotion_requires: {reason}"}
     if not champion:
         return found | {"promoted": True, "reason": "the first model: there is none to compare it with"}
-    return found | _comparison(settings, newest, champion, context, launcher)
+    return found | _comparison(run, newest, champion)
 
 
-def _comparison(
-    settings: Settings,
-    newest: ModelSnapshot,
-    champion: str,
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> dict[str, Any]:
+def _comparison(run: AssetRun, newest: ModelSnapshot, champion: str) -> dict[str, Any]:
     """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
-    from rm_assets.training.jobs.result import SCORES_FILE
     from rm_assets.training.report.promotion import compare_models, verdict
 
-    storage = resolve_path(settings.storage)
-    scores_sha256 = newest.manifest["files"][SCORES_FILE]
-    with open_parquet(newest.directory / SCORES_FILE, sha256=scores_sha256, asset=MODEL) as file:
-        scores = file.read().to_pandas()
+    storage, settings = run.project.storage, run.project.settings
+    scores = held_out_scores(newest)
     test = scores[scores["split"] == "test"]
-    seen = _trained_on(storage, model_snapshot(storage, champion), newest)
+    seen = _training_prompts(storage, model_snapshot(storage, champion), newest)
     fresh = test[~test["prompt_key"].isin(seen)]
-    today = drawn(fresh, settings.max_rescored_pairs)
+    today = sample_pairs(fresh, settings.max_rescored_pairs)
     counts = {"known_to_champion": len(test) - len(fresh)}
     if today.empty:
         why = "every test pair's prompt was among the champion's training prompts" if len(test) else "no test pairs"
         return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
-    validated = scored_preferences(storage, newest.manifest["data_snapshot"])
+    validated = run.project.ancestor(trained_on(run.project, newest), Stage.VALIDATED)
     rows = {pair_key(row): row for row in preferences_of(validated, set(today["pair_id"])).to_pylist()}
     pairs = [rows[pair_key(row)] for row in today.to_dict("records")]
-    context.log.info(f"scoring {len(pairs)} of today's test pairs with the promoted model {champion}")
-    again = scored_anew(context, launcher, settings, model_snapshot(storage, champion), pairs)
+    run.log.info(f"scoring {len(pairs)} of today's test pairs with the promoted model {champion}")
+    again = rescore_pairs(run, model_snapshot(storage, champion), pairs)
     kept = again[again["problem"] == ""].drop(columns=["prompt_key", "variant", "problem"])
     counts["unscored_by_champion"] = len(again) - len(kept)
     if kept.empty:
@@ -168,10 +146,10 @@ def _comparison(
     return counts | {"promoted": decided.promoted, "reason": decided.reason, **decided.comparison.figures()}
 
 
-def _trained_on(storage: Path, champion: ModelSnapshot, newest: ModelSnapshot) -> set[str]:
-    """The prompts of the champion's training pairs, which it may know by heart.
+def _training_prompts(storage: Path, champion: ModelSnapshot, newest: ModelSnapshot) -> set[str]:
+    """The prompts of the champion's training pairs.
 
-    No prompt changes split as data arrives; but the settings of the split may have changed since.
+    Arriving data moves no prompt to another split, but the settings of the split may have changed since.
     """
     if champion.manifest["data_snapshot"] == newest.manifest["data_snapshot"]:
         return set()

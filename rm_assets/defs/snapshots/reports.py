@@ -1,4 +1,4 @@
-"""The report of a model as a snapshot: Parquet files of slices, pairs and calibration, and the same as JSON and PNG."""
+"""The report of a model as a snapshot: slices, pairs and calibration as Parquet, and beside them JSON and PNG files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,29 +6,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
-import dagster as dg
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data.storage.files import read_file, resolve_path, write_file, write_json
+from rm_assets.data.storage.files import read_file, write_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.parquet import open_parquet, read_table
+from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
+from rm_assets.defs.launchers.resource import AssetRun
+from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores, training_steps
 from rm_assets.defs.snapshots.rescoring import (
-    drawn,
     pair_facts,
     pair_key,
     preferences_of,
-    scored_anew,
-    scored_preferences,
+    rescore_pairs,
+    sample_pairs,
+    trained_on,
 )
-from rm_assets.settings import Settings
+from rm_assets.training.jobs.result import SCORES_FILE
 
 VERSION = 4
 ASSET = "reward_model_report"
@@ -41,11 +40,11 @@ _HISTORY_FIGURES = ("num_pairs", "accuracy", "accuracy_low", "accuracy_high", "l
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """A published report: its figures, its tables as data frames, and what its pictures need besides.
+    """A published report: its figures, its tables as data frames, and what its plots need besides.
 
     `table`, `pairs` and `calibration` have the schemas schemas.REPORT, REPORT_PAIRS and CALIBRATION; `history` has a
-    row for each model that was reported on, oldest first; `steps` are the lines of the training's metrics.jsonl;
-    `precision` says in what the scores were computed.
+    row per reported model, oldest first; `steps` are the lines of the training's metrics.jsonl; `precision` says how
+    the scores were computed.
     """
 
     snapshot: Snapshot
@@ -58,25 +57,21 @@ class WrittenReport:
     precision: str
 
 
-def written_report(
-    settings: Settings, model: ModelSnapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
-) -> WrittenReport:
-    """Evaluate the model's held-out scores, score the prompt baselines, and publish the result."""
-    from rm_assets.training.jobs.result import SCORES_FILE
-
-    storage = resolve_path(settings.storage)
-    validated = scored_preferences(storage, model.manifest["data_snapshot"])
+def write_report(run: AssetRun, model: ModelSnapshot) -> WrittenReport:
+    """Evaluate the model's held-out scores, score the prompt baselines, and publish; unchanged inputs cost nothing."""
+    project, settings = run.project, run.project.settings
+    validated = project.ancestor(trained_on(project, model), Stage.VALIDATED)
     limits = [settings.max_rescored_pairs, settings.max_length]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
-    with open_publication(storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
+    with open_publication(project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
         history = _read_history(turn.directory / HISTORY_FILE)
         shard = turn.find(key)
         if shard is None:
-            tables, metrics = _evaluated(settings, model, validated, context, launcher)
+            tables, metrics = _evaluate(run, model, validated)
             shard = write_shard(turn.directory, ASSET, "", key, tables_writer(tables, metrics))
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
         snapshot = turn.publish([shard], inputs, {})
-        history = _with_this_run(turn.directory / HISTORY_FILE, history, model, shard.stats)
+        history = _update_history(turn.directory / HISTORY_FILE, history, model, shard.stats)
     return WrittenReport(
         snapshot=snapshot,
         metrics=shard.stats,
@@ -89,23 +84,14 @@ def written_report(
     )
 
 
-def _evaluated(
-    settings: Settings,
-    model: ModelSnapshot,
-    validated: Snapshot,
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+def _evaluate(run: AssetRun, model: ModelSnapshot, validated: Snapshot) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """The report's tables by folder, and its figures."""
-    from rm_assets.training.jobs.result import SCORES_FILE
     from rm_assets.training.report.reward_model_report import build_report
 
-    scores_sha256 = model.manifest["files"][SCORES_FILE]
-    with open_parquet(model.directory / SCORES_FILE, sha256=scores_sha256, asset="reward_model") as file:
-        scores = file.read().to_pandas()
+    scores = held_out_scores(model)
     held_out = scores[scores["split"] != "validation"]
     preferences = preferences_of(validated, set(held_out["pair_id"]))
-    baselines = _prompt_baselines(settings, model, held_out, preferences, context, launcher)
+    baselines = _prompt_baselines(run, model, held_out, preferences)
     report = build_report(scores, pair_facts(validated, preferences), baselines)
     frames = {
         DATA: (report.table, schemas.REPORT),
@@ -118,26 +104,19 @@ def _evaluated(
     }, dict(report.metrics)
 
 
-def _prompt_baselines(
-    settings: Settings,
-    model: ModelSnapshot,
-    held_out: Any,
-    preferences: pa.Table,
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> Any:
-    """The baselines of the pairs drawn from each held-out set; prompts are exchanged within a set."""
+def _prompt_baselines(run: AssetRun, model: ModelSnapshot, held_out: Any, preferences: pa.Table) -> Any:
+    """The prompt baselines on a sample of each held-out set; prompts are exchanged within a set."""
     from rm_assets.training.report.baselines import baseline_results, prompt_variants
 
     rows = {pair_key(row): row for row in preferences.to_pylist()}
     variants = []
     for _, pairs in held_out.groupby("split", sort=True):
-        keys = map(pair_key, drawn(pairs, settings.max_rescored_pairs).to_dict("records"))
+        keys = map(pair_key, sample_pairs(pairs, run.project.settings.max_rescored_pairs).to_dict("records"))
         variants += prompt_variants([rows[key] for key in dict.fromkeys(keys)])
-    context.log.info(f"scoring {len(variants)} pairs with other prompts or none, for the baselines")
-    scored = scored_anew(context, launcher, settings, model, variants)
+    run.log.info(f"scoring {len(variants)} pairs with another prompt or none, for the baselines")
+    scored = rescore_pairs(run, model, variants)
     if problems := int((scored["problem"] != "").sum()):
-        context.log.info(f"{problems} of them have no score, such as: {scored['problem'].max()}")
+        run.log.info(f"{problems} of them have no score, for example: {scored['problem'].max()}")
     return baseline_results(scored)
 
 
@@ -153,7 +132,7 @@ class _Row(TypedDict):
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of all models so far; raises SnapshotError where they are damaged, as nothing else tells them."""
+    """The rows of all models so far; raises SnapshotError if the file is damaged, as it cannot be rebuilt."""
     try:
         return [dict(row) for row in msgspec.json.decode(read_file(path), type=list[_Row])]
     except FileNotFoundError:
@@ -164,12 +143,12 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def _with_this_run(
+def _update_history(
     path: Path, rows: list[dict[str, Any]], model: ModelSnapshot, metrics: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The history with this model's row at its end, and in the file; a model that is reported on again has one row.
+    """Write the history with this model's row at its end; a model that is reported on again keeps one row.
 
-    It is no data of the snapshot, whose name must not depend on what was run before.
+    The history is not part of the snapshot, whose name must not depend on earlier runs.
     """
     if not rows or rows[-1]["model"] != model.directory.name:
         rows = [row for row in rows if row["model"] != model.directory.name]
@@ -180,10 +159,10 @@ def _with_this_run(
     return rows
 
 
-def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], say: Callable[[str], object]) -> None:
-    """Files for people and other programs in the snapshot's directory; they follow from its data, and are no part."""
+def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], log: Callable[[str], object]) -> None:
+    """Write files derived from the data for people and other programs into the snapshot's directory."""
     for name, content in files.items():
         path = snapshot.directory / name
         if not path.exists() or path.read_bytes() != content:
             write_file(path, content)
-            say(f"wrote {path}")
+            log(f"wrote {path}")

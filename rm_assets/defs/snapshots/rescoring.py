@@ -1,4 +1,4 @@
-"""Held-out pairs as their messages: found in validated_preferences, and scored anew by a process of its own."""
+"""Held-out pairs with their messages, from validated_preferences, and a job that scores pairs with a model."""
 
 import json
 import tempfile
@@ -6,19 +6,21 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.pairs.contamination import evaluation_name
 from rm_assets.data.storage.files import download, file_sizes, is_remote
 from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
-from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
+from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launchers.resource import TrainingLauncher
+from rm_assets.defs.launchers.resource import AssetRun
+from rm_assets.defs.project import Project
 from rm_assets.defs.snapshots.models import ModelSnapshot
 from rm_assets.settings import Settings
+from rm_assets.training.jobs.result import MANIFEST, MODEL
+from rm_assets.training.jobs.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
 BATCH_SIZE = 16
 _MODULE = "rm_assets.training.score_pairs"
@@ -40,19 +42,17 @@ _COLUMNS = [
 _RANKING = ["source", "line", "pair_id", "chosen_key", "rejected_key"]
 
 
-def scored_preferences(storage: Path, padded: str) -> Snapshot:
-    """The validated snapshot that a padded one came from, by the inputs that each manifest names."""
+def trained_on(project: Project, model: ModelSnapshot) -> Snapshot:
+    """The padded pairs that a model was trained on; raises SnapshotError if they were removed."""
+    name = model.manifest["data_snapshot"]
     try:
-        snapshot = read_snapshot(storage / Stage.PADDED / padded)
+        return read_snapshot(project.storage / Stage.PADDED / name)
     except FileNotFoundError:
-        raise SnapshotError(f"padded_pairs {padded!r}, which the model was trained on, is gone: train anew") from None
-    for stage in (Stage.TOKENIZED, Stage.FLATTENED, Stage.VALIDATED):
-        snapshot = parent_snapshot(storage, snapshot, stage)
-    return snapshot
+        raise SnapshotError(f"padded_pairs {name!r}, which the model was trained on, is gone: train again") from None
 
 
 def preferences_of(validated: Snapshot, pair_ids: Collection[str]) -> pa.Table:
-    """The rows of these pairs, a shard at a time: held-out pairs are few, and all messages may be many."""
+    """The rows of these pairs, read a shard at a time: held-out pairs are few, but all messages may be many."""
     schema = pa.schema([schemas.VALIDATED.field(name) for name in _COLUMNS])
     wanted = pa.array(sorted(pair_ids), pa.string())
     tables = [schema.empty_table()]
@@ -64,12 +64,12 @@ def preferences_of(validated: Snapshot, pair_ids: Collection[str]) -> pa.Table:
 
 
 def pair_key(row: Mapping[str, Any]) -> tuple[str, int, str]:
-    """What a pair is found by in every table. One line may state a pair twice (equal replies): then they are one."""
+    """The key of a pair in every table. A line with equal replies may give a pair twice: they count as one."""
     return row["source"], row["line"], row["pair_id"]
 
 
 def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
-    """A data frame of what the report slices these pairs by, and the places of replies in evaluation sets' rankings."""
+    """A data frame of what the report slices these pairs by, with the replies' ranks in evaluation sets' rankings."""
     import pandas as pd
 
     from rm_assets.training.report.benchmark_rules import PLACES, with_places
@@ -82,27 +82,19 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
     return slice_facts(preferences).drop_duplicates(KEY).merge(places, how="left", on=KEY)
 
 
-def scored_anew(
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-    settings: Settings,
-    model: ModelSnapshot,
-    pairs: Sequence[Mapping[str, Any]],
-) -> Any:
-    """A data frame with the schema `scoring_job.SCORED`: what a model gives for these pairs.
+def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[str, Any]]) -> Any:
+    """Score these pairs with a model in a job: a data frame with the schema `scoring_job.SCORED`.
 
-    Raises TrainingFailedError where the process ends without a result.
+    Raises TrainingFailedError if the job ends without a result.
     """
-    from rm_assets.training.jobs.result import MANIFEST, MODEL
-    from rm_assets.training.jobs.scoring_job import PAIRS, SCORED_FILE, ScoringJob
-
+    settings = run.project.settings
     with tempfile.TemporaryDirectory(prefix="rm_assets_scoring_") as name:
         directory, saved = Path(name), model.directory / MODEL
-        table = pa.Table.from_pylist(_with_variant(pairs), schema=PAIRS)
+        table = pa.Table.from_pylist([{"variant": "", **pair} for pair in pairs], schema=PAIRS)
         sha256 = write_table(directory / "pairs.parquet", table)
         job = ScoringJob(
             output_directory=name,
-            model=str(saved if _is_sent(saved, settings) else _on_this_machine(saved, directory / MODEL)),
+            model=str(saved if _reads_storage(saved, settings) else _local_copy(saved, directory / MODEL)),
             model_sha256={
                 file.removeprefix(f"{MODEL}/"): sha256
                 for file, sha256 in model.manifest["files"].items()
@@ -114,19 +106,19 @@ def scored_anew(
             batch_size=BATCH_SIZE,
         )
         (directory / "job.json").write_text(json.dumps(job.model_dump(), indent=1))
-        launcher.run(context, directory / "job.json", settings, _MODULE)
+        run.launch(directory / "job.json", _MODULE)
         written = json.loads((directory / MANIFEST).read_bytes())["files"]
         with open_parquet(directory / SCORED_FILE, sha256=written[SCORED_FILE]) as file:
             return file.read().to_pandas()
 
 
-def _is_sent(model: Path, settings: Settings) -> bool:
-    """Whether another machine reads the model itself from the storage."""
+def _reads_storage(model: Path, settings: Settings) -> bool:
+    """Whether the job runs elsewhere and reads the model from the storage itself."""
     return is_remote(model) and settings.launch.launcher != "local"
 
 
-def _on_this_machine(model: Path, directory: Path) -> Path:
-    """The directory of a model, copied to this machine if it lies elsewhere."""
+def _local_copy(model: Path, directory: Path) -> Path:
+    """The directory of a model on this machine, downloaded if it is remote."""
     if not is_remote(model):
         return model.resolve()
     for name in file_sizes(model):
@@ -134,10 +126,6 @@ def _on_this_machine(model: Path, directory: Path) -> Path:
     return directory
 
 
-def _with_variant(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{"variant": "", **pair} for pair in pairs]
-
-
-def drawn(pairs: Any, limit: int) -> Any:
-    """At most `limit` rows of a data frame, those with the smallest pair_id: a hash, so by chance, and they stay."""
+def sample_pairs(pairs: Any, limit: int) -> Any:
+    """At most `limit` rows of a data frame, those with the smallest pair_id: a hash, so a stable random sample."""
     return pairs.sort_values(["pair_id", "source", "line"], kind="stable", ignore_index=True).head(limit)

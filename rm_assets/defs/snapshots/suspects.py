@@ -1,10 +1,9 @@
-"""Suspect labels as a snapshot: one training per fold, whose model judges the pairs of that fold alone."""
+"""Suspect labels as a snapshot: for each fold, a model trained on the other folds scores its pairs."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,10 +19,11 @@ from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.launchers.resource import TrainingLauncher
-from rm_assets.defs.project import Project
+from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.snapshots.models import Hashes, training_job
-from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of, scored_preferences
+from rm_assets.defs.snapshots.reports import write_beside
+from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of
+from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_result, remove_result
 
 VERSION = 1
 ASSET = "suspect_annotations"
@@ -32,32 +32,26 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 JSONL_FILE = "suspects.jsonl"
 
 
-def suspects_snapshot(
-    project: Project, padded: Snapshot, context: dg.AssetExecutionContext, launcher: TrainingLauncher
-) -> Snapshot:
+def find_suspects(run: AssetRun, padded: Snapshot) -> Snapshot:
     """Train a model per fold, rank the pairs that it contradicts, and publish; raises SnapshotError for few prompts."""
-    settings = project.settings
+    project, settings = run.project, run.project.settings
     files = [[f.folder, f.sha256] for s in padded.manifest.shards for f in s.files if f.folder in SPLITS]
     identities = [project.model.identity, project.tokenizer.identity, settings.training.decisive()]
     key = fingerprint(ASSET, VERSION, settings.suspect_folds, files, identities)
-    with open_publication(project.storage, ASSET, settings.keep_snapshots, context.log.info, settings.verify) as turn:
+    with open_publication(project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
+        folds = (local_cache_directory(turn.directory) if is_remote(turn.directory) else turn.directory) / FOLDS
         shard = turn.find(key)
         if shard is None:
-            working = _workshop(turn.directory) / FOLDS / key[:32]
-            table, num_pairs = _ranked(project, padded, working, context, launcher)
+            table, num_pairs = _rank_pairs(run, padded, folds / key[:32])
             figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
             shard = write_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
         snapshot = turn.publish([shard], {Stage.PADDED: padded.name}, {})
-        _remove_folds(_workshop(turn.directory) / FOLDS)
+        _remove_folds(folds)
         return snapshot
 
 
-def _workshop(home: Path) -> Path:
-    return local_cache_directory(home) if is_remote(home) else home
-
-
 def _remove_folds(home: Path) -> None:
-    """Remove what the trainings of folds wrote, of these pairs and of others."""
+    """Remove what the trainings of folds wrote, for these pairs and for others."""
     for name in filter(_KEY.fullmatch, subdirectories(home)):
         for fold in filter(str.isdecimal, subdirectories(home / name)):
             _remove_fold(home / name / fold)
@@ -66,98 +60,73 @@ def _remove_folds(home: Path) -> None:
 
 
 def _remove_fold(working: Path) -> None:
-    from rm_assets.training.jobs.result import remove_result
-
     remove_listed_files(working, [name for name in file_sizes(working) if _FOLD_FILE.fullmatch(name)])
     remove_result(working)
     remove_files([working.with_suffix(".json")])
 
 
-def _ranked(
-    project: Project, padded: Snapshot, working: Path, context: dg.AssetExecutionContext, launcher: TrainingLauncher
-) -> tuple[pa.Table, int]:
-    """The suspects among all annotations, and how many pairs were judged."""
+def _rank_pairs(run: AssetRun, padded: Snapshot, working: Path) -> tuple[pa.Table, int]:
+    """The suspects among all annotations, and how many pairs were scored."""
     import pandas as pd
 
     from rm_assets.training.report.suspects import rank_suspects
 
-    folds = range(project.settings.suspect_folds)
-    scored = [_fold_scores(project, padded, fold, working / str(fold), context, launcher) for fold in folds]
-    pairs = pd.concat(scored, ignore_index=True)
+    folds = range(run.project.settings.suspect_folds)
+    pairs = pd.concat([_score_fold(run, padded, fold, working / str(fold)) for fold in folds], ignore_index=True)
     return pa.Table.from_pandas(rank_suspects(pairs), schema=schemas.SUSPECTS, preserve_index=False), len(pairs)
 
 
-def _fold_scores(
-    project: Project,
-    padded: Snapshot,
-    fold: int,
-    working: Path,
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> Any:
-    """The scores of a fold's pairs by a model trained on the others, which a run that was cut short may have left."""
-    from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_result
-
-    num_folds = project.settings.suspect_folds
+def _score_fold(run: AssetRun, padded: Snapshot, fold: int, working: Path) -> Any:
+    """The scores of a fold's pairs by a model trained on the others; an earlier run's result is reused."""
     key = fingerprint(ASSET, working.parent.name, fold)
     try:
         result = read_result(working, key)
     except TrainingResultError:
-        context.log.info(f"fold {fold + 1} of {num_folds}: training on the others")
-        _train(project, padded, fold, key, working, context, launcher)
+        run.log.info(f"fold {fold + 1} of {run.project.settings.suspect_folds}: training on the others")
+        _train_without_fold(run, padded, fold, key, working)
         result = read_result(working, key)
     with open_parquet(working / SCORES_FILE, sha256=result["files"][SCORES_FILE], asset=ASSET) as file:
         return file.read().to_pandas().assign(fold=fold)
 
 
-def _train(
-    project: Project,
-    padded: Snapshot,
-    fold: int,
-    key: str,
-    working: Path,
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-) -> None:
-    from rm_assets.training.jobs.training_job import TrainingJob
-
+def _train_without_fold(run: AssetRun, padded: Snapshot, fold: int, key: str, working: Path) -> None:
     _remove_fold(working)
     working.mkdir(parents=True, exist_ok=True)
-    splits = _written_fold(padded, fold, project.settings.suspect_folds, working)
-    described = training_job(project, padded, key, working, splits)
+    splits = _write_fold(padded, fold, run.project.settings.suspect_folds, working)
     job_path = working.with_suffix(".json")
-    job_path.write_text(TrainingJob.model_validate(described).model_dump_json(indent=1))
-    launcher.run(context, job_path, project.settings)
+    job_path.write_text(training_job(run.project, padded, key, working, splits).model_dump_json(indent=1))
+    run.launch(job_path)
 
 
-def _written_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, Hashes]:
-    """Files with hashes of the pairs to train on and of those to judge, a shard at a time, as splits of a job."""
+def _write_fold(padded: Snapshot, fold: int, num_folds: int, directory: Path) -> dict[str, Hashes]:
+    """Write the pairs to train on and those to score, a shard at a time; the files with hashes, as a job's splits."""
     from rm_assets.training.report.suspects import folds_of
 
     splits: dict[str, Hashes] = {"train": {}, "validation": {}, "test": {}}
     for number, path in enumerate(padded.paths(*SPLITS)):
         table = read_table([path], schemas.PADDED)
-        judged = pa.array(folds_of(table["prompt_key"].to_pylist(), num_folds) == fold)
-        for split, rows in (("train", table.filter(pc.invert(judged))), ("test", table.filter(judged))):
+        scored = pa.array(folds_of(table["prompt_key"].to_pylist(), num_folds) == fold)
+        for split, rows in (("train", table.filter(pc.invert(scored))), ("test", table.filter(scored))):
             if rows.num_rows:
                 target = directory / f"{split}-{number}.parquet"
                 splits[split][str(target.resolve())] = write_table(target, rows)
     if not splits["train"] or not splits["test"]:
-        raise SnapshotError(f"fold {fold + 1} of {num_folds} is empty or all there is: lower suspect_folds")
+        raise SnapshotError(f"fold {fold + 1} of {num_folds} has no pairs or all of them: lower suspect_folds")
     return splits
 
 
-def suspects_jsonl(storage: Path, snapshot: Snapshot, padded: Snapshot) -> bytes:
-    """The suspects with their messages, most suspect first, a line of JSON each.
+def write_jsonl(run: AssetRun, snapshot: Snapshot, padded: Snapshot) -> None:
+    """Write the suspects with their messages into the snapshot's directory as JSON lines, most suspect first.
 
-    The replies stand under `labelled_chosen` and `labelled_rejected`, so that no file of suspects passes for
-    annotations before someone has judged it again.
+    The replies are named `labelled_chosen` and `labelled_rejected`: a file of suspects must not pass for annotations
+    before someone has reviewed it.
     """
     suspects = read_table(snapshot.paths(DATA), schemas.SUSPECTS).to_pylist()
-    validated = scored_preferences(storage, padded.name)
+    validated = run.project.ancestor(padded, Stage.VALIDATED)
     found = preferences_of(validated, {row["pair_id"] for row in suspects}).to_pylist()
     messages = {pair_key(row): row for row in found}
-    return b"".join(_line(row, messages[pair_key(row)]) for row in suspects)
+    lines = b"".join(_line(row, messages[pair_key(row)]) for row in suspects)
+    write_beside(snapshot, {JSONL_FILE: lines}, run.log.info)
 
 
 def _line(suspect: dict[str, Any], pair: dict[str, Any]) -> bytes:

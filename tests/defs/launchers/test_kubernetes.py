@@ -182,7 +182,7 @@ def test_what_a_killed_run_left_is_removed_and_other_pods_stay(
         metadata = {"name": pod, "labels": {"rm-assets/job": job}}
         cluster.create({"metadata": metadata, "spec": {"containers": [container]}})
     launcher = KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1)
-    launcher.remove_left("mine")
+    launcher.remove_leftovers("mine")
     assert list(cluster.pods) == ["other"]
     assert cluster.deleted == ["left"]
 
@@ -246,18 +246,17 @@ def test_a_pod_spec_that_cannot_be_used_is_named(tmp_path: Path, content: str | 
         path.write_text(content)
     launcher = KubernetesLauncher(LaunchSettings(pod_spec=str(path)), num_processes=1, poll_seconds=1)
     with pytest.raises(SettingsError, match=r"pod_spec \(or RM_POD_SPEC\) is .*pod.yaml") as error:
-        launcher.remove_left("job")  # with no cluster to ask
+        launcher.remove_leftovers("job")  # with no cluster to ask
     assert "\n" not in str(error.value)
 
 
-MERGED = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30))
 LEAKY_SPECS = {
-    "password: CANARY: x": "not valid YAML (mapping values are not allowed here), line 1",
-    "containers:\n- env: [CANARY": "not valid YAML (expected …), line 2",
-    "a: 1\npassword: !CANARY x": "not valid YAML (could not determine a constructor for the tag …), line 2",
-    "password: *CANARY": "not valid YAML (found undefined alias …), line 1",
+    "password: CANARY: x": "not valid YAML, line 1",
+    "containers:\n- env: [CANARY": "not valid YAML, line 2",
+    "a: 1\npassword: !CANARY x": "not valid YAML, line 2",
+    "password: *CANARY": "not valid YAML, line 1",
     "port: !!int CANARY": "not valid YAML (ValueError)",
-    'password: "\\CANARY"': "not valid YAML (found unknown escape character …), line 1",
+    'password: "\\CANARY"': "not valid YAML, line 1",
     "containers: {name: CANARY}": "containers must be a list of at least one mapping",
     "containers: [{resources: {limits: CANARY}}]": "resources must be a mapping, and limits in it, too",
     "volumes: [{name: a}, CANARY]": "volumes must be a list of mappings",
@@ -267,10 +266,7 @@ LEAKY_SPECS = {
     "containers: [{env: [{value: CANARY}]}]": (
         "not a pod spec of Kubernetes (Invalid value for `name`, must not be `None`)"
     ),
-    "a: &a [CANARY, *a]": "more than 100000 values, once its aliases are written out",
-    "a0: &a0 {CANARY: 1}\n" + MERGED: "more than 100000 values, once its aliases are written out",
     "CANARY: " + "[" * 2_000: "not valid YAML (RecursionError)",
-    "CANARY: " + "x" * 2**20: "larger than 1048576 bytes",
 }
 
 
@@ -289,15 +285,15 @@ def test_a_damaged_kubeconfig_is_told_without_what_it_holds(tmp_path: Path, monk
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SettingsError, match=r"^launcher .or RM_LAUNCHER. is 'kubernetes': the kubeconfig") as error:
-        KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=1).remove_left("mine")
-    assert str(error.value).endswith("cannot be read: not valid YAML (mapping values are not allowed here), line 2")
+        KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=1).remove_leftovers("mine")
+    assert str(error.value).endswith("cannot be read: not valid YAML, line 2")
 
 
 def test_a_whole_manifest_is_no_pod_spec(tmp_path: Path) -> None:
     path = tmp_path / "pod.yaml"
     path.write_text("apiVersion: v1\nkind: Pod\nspec: {containers: [{image: j}]}")
     launcher = KubernetesLauncher(LaunchSettings(pod_spec=str(path)), num_processes=1, poll_seconds=1)
-    with pytest.raises(SettingsError, match="a whole manifest: give what stands under spec:"):
+    with pytest.raises(SettingsError, match="a whole manifest: give only the part below spec:"):
         launcher.pod_spec()
 
 
@@ -305,13 +301,13 @@ def test_a_cluster_that_does_not_answer_is_told(cluster: KubernetesServer, monke
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
     cluster.close()
     with pytest.raises(SettingsError, match=r"^the Kubernetes cluster does not answer: ") as error:
-        KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1).remove_left("mine")
+        KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1).remove_leftovers("mine")
     assert "\n" not in str(error.value)
 
 
 def test_a_pod_that_stays_is_told(cluster: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", os.environ["KUBECONFIG"])
-    monkeypatch.setattr("rm_assets.defs.launchers.kubernetes.SECONDS_TO_GO", 0.0)
+    monkeypatch.setattr("rm_assets.defs.launchers.kubernetes.SECONDS_TO_DELETE", 0.0)
     monkeypatch.setattr("rm_assets.defs.launchers.kubernetes.SECONDS_AFTER_GRACE", 1.0)
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(99)"
@@ -325,4 +321,4 @@ def test_a_pod_that_stays_is_told(cluster: KubernetesServer, monkeypatch: pytest
         time.sleep(0.05)
     launcher = KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1)
     with pytest.raises(PodStaysError, match=r"the pod 'left' of an earlier run of this job is still there"):
-        launcher.remove_left("mine")
+        launcher.remove_leftovers("mine")

@@ -128,14 +128,14 @@ def test_a_job_server_that_is_not_named_or_does_not_answer_is_told(monkeypatch: 
     launcher = RayLauncher(LaunchSettings(launcher="ray"), num_processes=1, poll_seconds=1)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     with pytest.raises(SettingsError, match=r"launcher \(or RM_LAUNCHER\) is 'ray': RAY_API_SERVER_ADDRESS must name"):
-        launcher.remove_left("job")
+        launcher.remove_leftovers("job")
     for wrong in ("head:8265", "ray://head:10001"):
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", wrong)
         with pytest.raises(SettingsError, match=f"RAY_API_SERVER_ADDRESS is '{wrong}': it must begin with http://"):
-            launcher.remove_left("job")
+            launcher.remove_leftovers("job")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(SettingsError, match=r"RAY_API_SERVER_ADDRESS is 'http://127.0.0.1:9': ") as error:
-        launcher.remove_left("job")
+        launcher.remove_leftovers("job")
     assert "\n" not in str(error.value)
 
 

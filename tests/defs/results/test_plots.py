@@ -15,8 +15,8 @@ from rm_assets.defs.results.plots import (
     calibration_plot,
     length_histogram,
     markdown_picture,
+    moving_average,
     score_histogram,
-    smoothed,
     training_curves,
 )
 
@@ -92,11 +92,11 @@ def test_equal_input_gives_equal_bytes():
 
 def test_smoothed_by_hand():
     # Span 3 halves the weight with each step back: (4 + 1/2 + 1/4) / (1 + 1/2 + 1/4) = 19/7.
-    assert list(smoothed(np.array([1.0, 1.0, 4.0]), span=3)) == pytest.approx([1, 1, 19 / 7])
+    assert list(moving_average(np.array([1.0, 1.0, 4.0]), span=3)) == pytest.approx([1, 1, 19 / 7])
 
 
 def test_smoothing_leaves_a_constant_alone_from_its_first_value():
-    assert list(smoothed(np.full(50, 0.3), span=20)) == pytest.approx([0.3] * 50)
+    assert list(moving_average(np.full(50, 0.3), span=20)) == pytest.approx([0.3] * 50)
 
 
 def test_histogram_is_a_small_picture():

@@ -74,7 +74,7 @@ def test_a_first_model_that_is_not_above_chance_is_not_promoted_and_the_run_fail
     assert not first_of_noise.asset_materializations_for_node("promoted_reward_model")
     told = errors(first_of_noise)
     assert "no model is promoted, and none was before: the newest model fails what promotion_requires" in told
-    assert "accuracy_is_above_chance: accuracy 0." in told and "not surely better than a coin" in told
+    assert "accuracy_is_above_chance: accuracy 0." in told and "not clearly better than chance" in told
 
 
 def test_a_model_below_fail_below_accuracy_never_comes_before_the_promotion(runs, run_graph) -> None:

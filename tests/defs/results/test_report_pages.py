@@ -16,7 +16,7 @@ from PIL import Image
 from support import QUICK, write_lines
 
 from rm_assets import trace
-from rm_assets.defs.results.reports import CHECKS
+from rm_assets.defs.results.report_checks import REPORT_CHECKS
 
 
 def metadata(result: Any, asset: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_an_evaluation_set_is_a_column_of_its_own(first_run) -> None:
 
 def test_every_check_of_the_report_says_what_it_found(first_run) -> None:
     _, result = first_run
-    for spec in CHECKS:
+    for spec in REPORT_CHECKS:
         assert any(sign.isdigit() for sign in check(result, spec.name).description)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rm_assets.defs.results.plots import BLUE, ORANGE, drawn, new_figure
+from rm_assets.defs.results.plots import BLUE, ORANGE, new_figure, render_png
 from rm_assets.defs.results.report_plots import MAX_SLICES, history_plot, length_plot, slices_plot
 
 
@@ -121,7 +121,7 @@ def test_no_text_of_any_picture_is_read_as_mathematics(name):
         axes.legend()
         figure.legend()
         figure.suptitle(text)
-        return drawn(figure)
+        return render_png(figure)
 
     assert picture(name) != picture(name.replace("$", ""))
 

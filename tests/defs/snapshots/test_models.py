@@ -23,7 +23,7 @@ from rm_assets.data.storage.retention import unfinished_trainings
 from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
-from rm_assets.defs.launchers.resource import TrainingFailedError, TrainingLauncher
+from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError, TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.snapshots import models
 from rm_assets.defs.snapshots.models import (
@@ -36,7 +36,7 @@ from rm_assets.defs.snapshots.models import (
     newest_model,
     remove_old_trainings,
     required_model,
-    trained_model,
+    train_or_load_model,
     training_job,
     training_steps,
 )
@@ -52,7 +52,7 @@ class LyingLauncher(TrainingLauncher):
     lie: str
     model: str
 
-    def run(self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings) -> None:
+    def run(self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings, module: str = "") -> None:
         job = json.loads(job_path.read_text())
         output = Path(job["output_directory"])
         if self.lie == "nothing":
@@ -155,7 +155,7 @@ def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_amon
         f"{oldest}/checkpoints/notes/mine.txt",
     }
     assert {*foreign, *(f"{name}/mine.txt" for name in foreign[:-1])} <= left
-    assert said == [f"the unfinished training {oldest} is removed: 2 newer ones stand"]
+    assert said == [f"removing the unfinished training {oldest}: 2 newer ones are kept"]
 
 
 def test_a_saved_model_carries_its_template_with_the_date_that_its_pairs_were_rendered_with(tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_a_saved_model_carries_its_template_with_the_date_that_its_pairs_were_re
     paths = {"annotations": str(tmp_path / "annotations"), "storage": str(tmp_path / "storage")}
     project = ProjectResource(tokenizer=str(tokenizer), template_date="2019-05-04", **paths).ready()
     pairs = run_stages(project.settings)[Stage.PADDED]
-    carried = training_job(project, pairs, "key", tmp_path)["chat_template"]
+    carried = training_job(project, pairs, "key", tmp_path).chat_template
     assert "2019" in carried
     assert carried.endswith(template)
     undated = dataclasses.replace(project, tokenizer=find_tokenizer(Settings()))
-    assert training_job(undated, pairs, "key", tmp_path)["chat_template"] is None
+    assert training_job(undated, pairs, "key", tmp_path).chat_template is None
 
 
 # --- damaged files -------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_damaged_curves_of_a_model_are_named_with_the_way_on(tmp_path: Path, con
     if content is not None:
         (directory / "metrics.jsonl").write_bytes(content)
     with pytest.raises(
-        SnapshotError, match=r"metrics\.jsonl' cannot be read .*: materialize reward_model, which trains"
+        SnapshotError, match=r"metrics\.jsonl' cannot be read .*: materialize reward_model, which retrains"
     ):
         training_steps(model)
 
@@ -321,9 +321,9 @@ def test_a_damaged_model_stays_until_another_has_taken_its_place(
     (directory / "model" / "notes.txt").write_text("mine")
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     with pytest.raises(TrainingFailedError):
-        trained_model(project, pairs, dg.build_asset_context(), FailingLauncher())
+        train_or_load_model(AssetRun(project, dg.build_asset_context(), FailingLauncher()), pairs)
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
-    trained_model(project, pairs, dg.build_asset_context(), LyingLauncher(lie="", model=str(whole)))
+    train_or_load_model(AssetRun(project, dg.build_asset_context(), LyingLauncher(lie="", model=str(whole))), pairs)
     shutil.copy(directory / "model" / "notes.txt", whole / "model")
     (whole / "manifest.json").write_text(json.dumps(json.loads((whole / "manifest.json").read_text())))
     after = {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
@@ -370,7 +370,7 @@ def test_an_upload_that_was_killed_goes_on_from_the_finished_training(
             raise KilledError
 
         def train() -> ModelSnapshot:
-            return trained_model(project, pairs, dg.build_asset_context(), NoLauncher())
+            return train_or_load_model(AssetRun(project, dg.build_asset_context(), NoLauncher()), pairs)
 
         with monkeypatch.context() as patch, pytest.raises(KilledError):
             patch.setattr(models, "upload", killed)
@@ -396,9 +396,9 @@ def test_a_job_is_told_the_hash_of_each_file_that_it_reads(tmp_path: Path) -> No
     paths = {"annotations": str(tmp_path / "annotations"), "storage": str(tmp_path / "storage")}
     project = ProjectResource(**paths).ready()
     described = training_job(project, run_stages(project.settings)[Stage.PADDED], "key", tmp_path)
-    files = [Path(name) for names in described["splits"].values() for name in names]
+    files = [Path(name) for names in described.splits.values() for name in names]
     assert len(files) > 1
-    assert described["sha256"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert described.sha256 == {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.mark.parametrize("inputs", [{}, {"reward_model": ""}, {"reward_model": "../x"}])
