@@ -1,7 +1,7 @@
-"""Credentials in addresses: found, so that no setting has any, and masked in what libraries say.
+"""Finds credentials in addresses: they are refused in settings and masked in messages of libraries.
 
-Addresses are stored and shown: in manifests, in Dagster's database, in its log. What is taken for a secret is a name or
-password before the host, a query of a web address (such as that of a presigned one), and parameters by their names.
+Addresses are stored and shown: in manifests, in Dagster's database and log. These count as credentials: a user or
+password before the host, the query of a web address (as in a presigned URL), and parameters with telling names.
 """
 
 import re
@@ -15,7 +15,7 @@ SERVERS = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_ENDPOINT", "WANDB_BASE_URL"),
     *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"),
 )
-"""Environment variables in which libraries find their servers, whose addresses they show."""
+"""Environment variables with the addresses of servers, which libraries show in their messages."""
 ADVICE = (
     "addresses are stored and shown, so give credentials to the library that needs them: AWS_* for s3, HF_TOKEN for "
     'the Hub, FSSPEC_HTTP=\'{"headers": {"Authorization": "..."}}\' for http, else fsspec\'s own configuration'
@@ -36,9 +36,9 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 
 
 def require_no_credentials(name: str, value: Any) -> None:
-    """Raise SettingsError, which shows nothing of them, where a setting has credentials in an address.
+    """Raise SettingsError if a setting has credentials in an address; the error does not repeat them.
 
-    The value may be a text, or a mapping or list with texts in it.
+    `value` may be a string, or a mapping or list that contains strings.
     """
     parts = [value]
     while parts:
@@ -54,25 +54,25 @@ def require_no_credentials(name: str, value: Any) -> None:
 
 
 def has_credentials(text: str) -> bool:
-    """Whether an address in a setting tells a secret, percent-encoded or not, whatever marks and spaces it has."""
+    """Whether an address in a setting contains credentials, also percent-encoded or with quotes and spaces in it."""
     whole = re.sub(r"[\s'\"<>]", "_", text)
     once = unquote(whole)
     return any(mask_credentials(form) != form for form in (whole, once, unquote(once)))
 
 
 def mask_credentials(text: str) -> str:
-    """A text with the credentials of all its addresses replaced by asterisks."""
+    """Replace the credentials in all addresses of a text by asterisks."""
     if ":/" in text:
-        text = "::".join(_ADDRESS.sub(_masked_address, part) for part in text.split("::"))  # fsspec's chains
+        text = "::".join(_ADDRESS.sub(_mask_address, part) for part in text.split("::"))  # fsspec's chains
     return _HUB_TOKEN.sub(_MASK, text)
 
 
-def _masked_address(found: re.Match[str]) -> str:
+def _mask_address(found: re.Match[str]) -> str:
     scheme, rest = found[1].lower(), found[2]
     start = found[0][: len(found[0]) - len(rest)]
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     if any(_has_user(scheme, form) for form in (authority, unquote(authority), unquote(unquote(authority)))):
-        _, at, rest = rest.rpartition("@")  # a password may hold a slash that nobody encoded
+        _, at, rest = rest.rpartition("@")  # a password may contain an unencoded slash
         start += _MASK + at
         rest = rest if at else ""
     place, _, query = rest.partition("?")
@@ -83,7 +83,7 @@ def _masked_address(found: re.Match[str]) -> str:
 
 
 def _has_user(scheme: str, authority: str) -> bool:
-    """Whether what an address has before its path is more than a host and a port, a bucket or a container."""
+    """Whether the part before the path is more than a host and a port, a bucket or a container."""
     if scheme in _LOCAL or scheme == "github" or (scheme in _BUCKETS and authority.startswith("arn:")):
         return False
     user, at, _ = authority.rpartition("@")

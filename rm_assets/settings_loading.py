@@ -1,7 +1,7 @@
-"""The settings in force, and what is wrong with those that cannot be.
+"""Finds the value of every setting, and explains values that cannot be used.
 
-A setting comes from the first of: Dagster config, the environment variable `RM_<NAME>`, the sample's own training
-settings (only while annotations, model and tokenizer are the built-in ones), the default of its declaration.
+The first of these wins: Dagster config, the environment variable `RM_<NAME>`, the sample's own training settings (only
+while annotations, model and tokenizer are the built-in ones), the default.
 """
 
 import difflib
@@ -19,20 +19,20 @@ PREFIX = "RM_"
 
 
 def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """The settings in force; `overrides` (flat, by name) beat the environment, and `None` there means not given.
+    """Load all settings. `overrides` (flat, by name) take precedence over the environment; None there means not given.
 
-    Raises SettingsError for an unknown or empty `RM_*` variable, an unknown name, a value out of its range, or an
-    address with credentials in it.
+    Raises SettingsError for an unknown or empty `RM_*` variable, an unknown name, a value out of range, or an address
+    with credentials in it.
     """
     given = _from_environment(environment)
     given |= {name: value for name, value in overrides.items() if value is not None}
-    _refuse_unknown(given, "setting {!r}")
+    _require_known(given, "setting {!r}")
     for name, value in given.items():
         if isinstance(value, str) and not value.strip():
             raise SettingsError(f"{name} is set but empty: unset {PREFIX}{name.upper()}, or give it a value")
         if isinstance(value, str) and "\0" in value:
-            raise SettingsError(f"{name} (or {PREFIX}{name.upper()}) holds a null character: give it without")
-        require_no_credentials(f"{name} (or {PREFIX}{name.upper()})", _parsed(value))
+            raise SettingsError(f"{name} (or {PREFIX}{name.upper()}) holds a null character: remove it")
+        require_no_credentials(f"{name} (or {PREFIX}{name.upper()})", _with_parsed_json(value))
     for name in SERVERS:
         require_no_credentials(name, environment.get(name))
     if given.get("annotations") is None and given.get("model") is None and given.get("tokenizer") is None:
@@ -42,13 +42,13 @@ def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) 
     try:
         settings = Settings(**given, training=TrainingSettings(**training), launch=LaunchSettings(**launch))
     except ValidationError as error:
-        raise SettingsError("; ".join(_problems(error, given | training | launch))) from None
+        raise SettingsError("; ".join(_describe_problems(error, given | training | launch))) from None
     _refuse_jobs_out_of_reach(settings)
     return settings
 
 
-def _parsed(value: Any) -> Any:
-    """A value with the mapping that it is the JSON of, where it is: an escape of JSON may hide an address."""
+def _with_parsed_json(value: Any) -> Any:
+    """A value, together with the mapping or list that it encodes as JSON: an escape in JSON could hide an address."""
     try:
         return [value, json.loads(value)] if isinstance(value, str) and value.lstrip().startswith(("{", "[")) else value
     except (ValueError, RecursionError):
@@ -77,11 +77,11 @@ def _refuse_jobs_out_of_reach(settings: Settings) -> None:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     given = {name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
-    _refuse_unknown(given, "environment variable " + PREFIX + "{}", str.upper)
+    _require_known(given, "environment variable " + PREFIX + "{}", str.upper)
     return given
 
 
-def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> None:
+def _require_known(given: Mapping[str, Any], what: str, spelled: Any = str) -> None:
     names = [name for name, _ in setting_fields()]
     for name in given:
         if name not in names:
@@ -90,7 +90,7 @@ def _refuse_unknown(given: Mapping[str, Any], what: str, spelled: Any = str) -> 
             raise SettingsError(f"unknown {what.format(spelled(name))}: {hint}")
 
 
-def _problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
+def _describe_problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
         yield f"{name} (or {PREFIX}{name.upper()}) is {mask_credentials(repr(given.get(name)))}: {problem['msg']}"
