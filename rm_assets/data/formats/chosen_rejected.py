@@ -1,4 +1,4 @@
-"""The formats whose rows say which of two replies is the chosen one: a typed record each, and what it states."""
+"""The formats that name a chosen and a rejected reply: a typed record each, and its pair."""
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,7 @@ from rm_assets.data.formats.conversations.tool_texts import Listed, sorted_json,
 from rm_assets.data.formats.preferences import Format, Message, ParsedLine, ParsingRules, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
-# --- the records, as they stand in files ---------------------------------------------------------------------
+# --- the records, as files have them -------------------------------------------------------------------------
 
 
 class Common(Struct, kw_only=True):
@@ -40,7 +40,7 @@ class PlainRecord(Common, kw_only=True):
 
 
 class MessagesRecord(Common, kw_only=True):
-    """`prompt`, `chosen` and `rejected` as lists of messages; a text stands for one message of its side.
+    """`prompt`, `chosen` and `rejected` as lists of messages; a text is one message of its side.
 
     Where the replies are whole conversations that begin with the prompt, the prompt is checked against them.
     """
@@ -121,7 +121,7 @@ def one_pair(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
 
 
 def preference(record: Common, format_name: Format, sides: Sides, margin: float) -> Preference:
-    """One preference with what its row says besides; a margin that the row gives goes before any other."""
+    """One preference with the tools, subset and margin of its row; a `margin` field overrides any other margin."""
     if record.margin is not None and record.margin < 0:
         raise PreferenceError(Reason.SCORES_DISAGREE, "`margin` is negative")
     prompt, chosen, rejected = sides

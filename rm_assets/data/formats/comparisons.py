@@ -3,8 +3,8 @@
 Which response `"winner": "model_a"`, `"label": "A>B"` or `"preference": 2` beside `output_1` and `output_2` means is
 plain. What `"label": 0` means is not: the first response, or that the second one lost? Such labels need the setting
 `labels`, for example `{"label": {"0": "first", "1": "second"}}`. A number that names a response keeps that meaning,
-unless the labels of its own column or file say another; whether numbers name responses at all is judged over all rows
-of the shape (`rm_assets.data.formats.labels.consistency`).
+unless the labels of its own column or file give it another; whether numbers name responses at all is decided over all
+rows of the shape (`rm_assets.data.formats.labels.consistency`).
 """
 
 import functools
@@ -100,7 +100,7 @@ def _verdict(
 
 
 def _no_verdict(row: Row, rules: ParsingRules) -> PreferenceError:
-    """The error of a row without a verdict; a label that is there, but blank, is no damage."""
+    """The error of a row without a verdict; a label that is present but blank does not count as malformed."""
     blank = next((name for name in _VERDICTS if name in row), None)
     if blank is None:
         return PreferenceError(Reason.MISSING_FIELD, f"two responses, but {missing_field('label', row)}")
@@ -130,7 +130,7 @@ _FRACTION = re.compile(r"-?\d{1,9}\.\d{1,9}", re.ASCII)
 
 
 class _LabelColumn(NamedTuple):
-    """Where a label stands: its column, beside two responses."""
+    """The column of a label, beside two responses."""
 
     name: str
     fields: tuple[str, str]
@@ -147,7 +147,7 @@ class _LabelColumn(NamedTuple):
         return _shape(self.name, self.fields, self.rules)
 
     def meanings(self) -> tuple[Mapping[str, Label], Mapping[str, Label]]:
-        """What the setting says of labels: those of this column or file, and of all others that have no own ones."""
+        """The labels of the settings: those of this column or file, and those that hold wherever there are none."""
         own = self.rules.column_labels.get(self.own_name)
         if own is None and self.rules.labels_are_own:
             own = self.rules.labels
@@ -171,7 +171,7 @@ def _positions(*names: tuple[str, str]) -> Mapping[str, Label]:
 
 
 Meaning = Label | Literal["skipped"] | None
-"""Which response a label prefers; None where it says nothing."""
+"""Which response a label prefers; None for an empty label."""
 
 
 def read_label(value: Any, column: _LabelColumn, evidence: list[Evidence]) -> Meaning:
@@ -206,7 +206,7 @@ def _read_word(word: str, column: _LabelColumn, evidence: list[Evidence]) -> Mea
 
 
 def _read_number(word: str, column: _LabelColumn, evidence: list[Evidence]) -> Label:
-    """A number: as the labels of its own column or file have it, else as a response's name, else by the others."""
+    """A number: by the labels of its own column or file, else as a response's name, else by the general labels."""
     (own, flat), numbers = column.meanings(), column.numbers()
     named = numbers.get(word)
     better = own.get(word) or named or flat.get(word)
@@ -214,10 +214,10 @@ def _read_number(word: str, column: _LabelColumn, evidence: list[Evidence]) -> L
         raise _unclear(word, column, evidence)
     if word in own or not named:
         kind = EvidenceKind.OWN if word in own else EvidenceKind.OTHER
-        tells = bool(numbers) and better != named and (named or better != "tie")
+        is_evidence = bool(numbers) and better != named and (named or better != "tie")
     else:
-        kind, tells = EvidenceKind.NAMED, flat.get(word) != named
-    if tells:
+        kind, is_evidence = EvidenceKind.NAMED, flat.get(word) != named
+    if is_evidence:
         evidence.append(Evidence(column.shape, kind, word))
     return better
 

@@ -1,7 +1,7 @@
 """The short way for most lines: `chosen` and `rejected`, perhaps `prompt`, all texts or all messages, and nothing else.
 
-Such a line is parsed straight into its type, and known to be sound by its roles and texts; whatever is not sound for
-certain is left to `rm_assets.data.formats.parsing`, which reads every format and says what is wrong.
+Such a line is parsed straight into its type, and its roles and texts show that it is sound. Every other line is left to
+`rm_assets.data.formats.parsing`, which reads every format and reports what is wrong.
 """
 
 from collections.abc import Sequence
@@ -51,14 +51,14 @@ def simple_pair(line: bytes) -> SimplePair | None:
         row = _decode(line)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    pair = _stated(row)
+    pair = _pair(row)
     if pair is None:
         return None
     contents = pair.prompt[1] + pair.chosen[1] + pair.rejected[1]
     return pair if _is_sound(pair, contents) and _has_each_field_once(line, row, pair, contents) else None
 
 
-def _stated(row: _Row) -> SimplePair | None:
+def _pair(row: _Row) -> SimplePair | None:
     prompt, chosen, rejected = row.prompt, row.chosen, row.rejected
     if isinstance(chosen, list) and isinstance(rejected, list):
         if isinstance(prompt, list):
@@ -113,12 +113,14 @@ def _has_each_field_once(line: bytes, row: _Row, pair: SimplePair, contents: tup
     """See `formats.json_lines.json_object`: every colon outside the texts belongs to one of the fields."""
     has_prompt = row.prompt is not UNSET
     if isinstance(row.chosen, list):
-        # without a prompt field, the messages that both sides begin with stand in the line twice
+        # without a prompt field, the line has the messages that both sides begin with twice
         texts: Sequence[str] = contents if has_prompt else contents + pair.prompt[1]
         num_colons = 2 * len(texts)
     else:
         texts = [text for text in (row.prompt, row.chosen, row.rejected) if isinstance(text, str)]
         num_colons = 0
     num_colons += 2 + has_prompt + "".join(texts).count(":")
-    has_escaped_colons = b"\\" in line and b"\\u003" in line  # one byte is looked for many times as fast as five
+    has_escaped_colons = (
+        b"\\" in line and b"\\u003" in line
+    )  # searching for one byte is many times faster than for five
     return line.count(b":") == num_colons and not has_escaped_colons

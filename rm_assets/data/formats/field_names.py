@@ -55,7 +55,7 @@ LABELS = (
 )
 
 TIE_FLAGS = ("is_tie", "tie")
-"""True where a row with `chosen` and `rejected` says that neither is better."""
+"""True in a row with `chosen` and `rejected` of which neither is better."""
 
 _PLACES = ("", "_path", "_paths", "_url", "_urls", "_file", "_files")
 MEDIA = {
@@ -85,7 +85,7 @@ RESPONSES = {
     for separator in (_SEPARATORS if stem != "model_response" else ("_",))
     for first, second in SUFFIXES
 }
-"""The two response fields of a comparison, and what tells them apart."""
+"""The two response fields of a comparison, and their suffixes."""
 SIDES = (
     *((chosen, rejected) for chosen in SPELLINGS["chosen"] for rejected in SPELLINGS["rejected"]),
     ("preferred_output", "non_preferred_output"),
@@ -186,7 +186,7 @@ def _joined(stated: Row) -> Row:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a prompt says nothing."""
+    """Whether a prompt is empty."""
     return value in (None, []) or (isinstance(value, str) and not value.strip())
 
 

@@ -1,8 +1,7 @@
-"""Which own columns and labels hold for a file: what a glob of the settings says of it, else what holds for all.
+"""Which `columns` and `labels` of the settings apply to a file: those of a glob that matches it, else the others.
 
-A file that a glob names has what stands under that glob alone, so that nothing meant for other files reaches it; of
-several globs the longest counts. A glob is compared with a file's source, as rejects show it, and its `*` also stands
-for `/`.
+A matching glob replaces the general entries; of several globs the longest counts. A glob is matched against a file's
+source, as rejects show it, and its `*` also matches `/`.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,7 +16,7 @@ from rm_assets.settings import Settings
 
 
 class _Entries(NamedTuple):
-    """What a setting says of a file, and whether it says so of this file by a glob."""
+    """The entries of a setting for a file, and whether they come from a glob."""
 
     values: Mapping[str, Any]
     are_own: bool

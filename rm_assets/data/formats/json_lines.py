@@ -14,7 +14,7 @@ from rm_assets.data.tables.reasons import Reason
 MAX_DEPTH = 64
 _JSON_NAMES = {list: "list", str: "string", bool: "boolean", type(None): "null"}
 _WHOLE = ("tools", "tool_calls")
-"""What is kept as it stands: each field in it is read."""
+"""Fields that are kept whole: everything inside them is read."""
 # Possessive, and the end quote optional: linear in the length of any text, also one whose strings never end.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
@@ -122,7 +122,7 @@ def _holds_repeating(value: Any) -> bool:
     return isinstance(value, list) and any(map(_holds_repeating, value))
 
 
-# --- why a line is not JSON: named by the place, and by what usually stands there, never by its text -------------
+# --- why a line is not JSON: by place and usual cause, never by the line's own text ----------------------------
 
 _ERROR = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?\Z", re.DOTALL)
 _WORD = re.compile(rb"[-+]?[A-Za-z]{2,12}\b")
@@ -173,7 +173,7 @@ def _problem_at(content: bytes, place: int, problem: str) -> str:
 
 
 def _word_at(content: bytes, place: int) -> str:
-    """What is said of a word such as `NaN`, in which or at the end of which a parser stopped."""
+    """The advice for a word such as `NaN`, inside or at the end of which the parser stopped."""
     end = max(0, min(place, len(content)))
     before = content[max(0, end - 12) : end]
     found = _WORD.match(content, end - len(before) + len(before.rstrip(_LETTERS)))

@@ -1,6 +1,6 @@
 """Why a row states no pair where fields of it are missing or null, and which setting helps.
 
-A field that is there and null is no damage: the row is unlabelled, or a reply or the prompt is empty.
+A field that is null does not make a row malformed: the row is unlabelled, or a reply or the prompt is empty.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,9 +27,9 @@ _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def missing_field(name: str, row: Row) -> str:
-    """The detail of a row without a field: of its own, only names of fields are said, a few and on one line.
+    """The detail of a row without a field; of the row's own text it shows only the first few names of fields.
 
-    A name as long as a sentence is not said: it may be somebody's text.
+    A name as long as a sentence is left out: it may be somebody's text.
     """
     names = [field for field in row if len(field) <= _MAX_CHARACTERS and len(field.split()) <= _MAX_WORDS]
     listed = ", ".join(map(as_code, names[:_MAX_LISTED]))

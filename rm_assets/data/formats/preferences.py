@@ -22,7 +22,7 @@ class PreferenceError(ValueError):
 
 
 class EvidenceKind(StrEnum):
-    """What a verdict tells of those in other rows of its shape; see `rm_assets.data.formats.labels.consistency`."""
+    """What a verdict tells about those in other rows of its shape; see `rm_assets.data.formats.labels.consistency`."""
 
     # of numbers as labels
     NAMED = "named"
@@ -30,7 +30,7 @@ class EvidenceKind(StrEnum):
     OTHER = "other"
     """names no response, and the setting `labels` says what it means"""
     OWN = "own"
-    """is no such name by the labels of its own column or files"""
+    """does not name a response, by the labels of its own column or file"""
     UNCLEAR = "unclear"
     """may mean either response"""
     # of strengths without a label
@@ -45,7 +45,7 @@ class EvidenceKind(StrEnum):
 
 
 class Evidence(NamedTuple):
-    """What one verdict tells of the others of its shape, which are the columns that it was read from."""
+    """What one verdict tells about the others of its shape: of the same columns of verdict and responses."""
 
     shape: str
     kind: EvidenceKind
@@ -83,7 +83,7 @@ class Preference(Struct, frozen=True, kw_only=True):
     """One comparison in canonical form: two continuations of one prompt.
 
     `tools` is JSON text in the order of the file, or empty. `num_annotators` judged the pair and `num_agreeing` of them
-    prefer `chosen`; both are 0 where the row does not say.
+    prefer `chosen`; both are 0 where the row has no such counts.
     """
 
     prompt: tuple[Message, ...]
@@ -111,7 +111,7 @@ class ParsedLine(Struct, frozen=True, kw_only=True):
 
 
 class ParsingRules(Struct, frozen=True, kw_only=True):
-    """The settings that decide what a row of one file states.
+    """The settings that decide how a row of one file is read.
 
     `labels` hold for every label, or, if they are own ones, for those of this file; `column_labels` for one column.
     """

@@ -18,7 +18,7 @@ MAX_RESPONSES = 256
 MAX_CHARACTERS = 2**26
 """Of all pairs of one row, each of which holds the prompt, the tools and two responses: memory of ten times as much."""
 
-# --- the records, as they stand in files ---------------------------------------------------------------------
+# --- the records, as files have them -------------------------------------------------------------------------
 
 
 class ResponseRecord(Struct, kw_only=True):
@@ -86,7 +86,7 @@ def from_ranking(record: RankingRecord, format_name: Format, rules: ParsingRules
 
 
 def from_scored_lists(record: ScoredListsRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
-    """The pairs of responses whose scores or ranks stand in a list of their own."""
+    """The pairs of responses whose scores or ranks are in a list of their own."""
     num_responses = len(record.responses)
     require_few(num_responses)
     for name, values in (("scores", record.scores), ("ranks", record.ranks)):
@@ -132,7 +132,7 @@ def _reply(item: ResponseRecord) -> Reply | None:
 def _ranked(responses: Sequence[Response]) -> list[Ranked]:
     """The responses that can be compared, without those that are empty or unranked, if two or more are left.
 
-    Of one alone nothing can be said, and a row that has no more states a tie.
+    One response alone cannot be compared; a row that has only one is a tie.
     """
     there = [response for response in responses if not _is_empty(response.reply)]
     found = [response for response in there if response.score is not None or response.rank is not None]
@@ -203,7 +203,7 @@ def _ranked_pairs(
 ) -> ParsedLine:
     """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted.
 
-    `margin` is that of pairs whose standings are no scores.
+    `margin` is for pairs whose standings are not scores.
     """
     ranked = _ranked(responses)
     texts = [_text(response.reply) for response in ranked]
@@ -262,7 +262,7 @@ def _text(reply: Reply) -> str:
 
 
 def _require_distinct(ranked: list[Ranked], texts: Iterable[str]) -> None:
-    """No response may stand twice with different ranks, whether or not its pairs are drawn."""
+    """Raise PreferenceError for a response that occurs twice with different ranks, even if its pairs are not drawn."""
     standings: dict[str, float] = {}
     for number, (response, text) in enumerate(zip(ranked, texts, strict=True), start=1):
         if standings.setdefault(text, response.standing) != response.standing:

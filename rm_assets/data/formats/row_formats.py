@@ -63,7 +63,7 @@ def _with_number(response: Any) -> Any:
 
 
 _NOT_LABELS = frozenset({"chosen", "rejected", *SPELLINGS["preference_strength"]})
-"""Fields beside two sides that are no other label of theirs: a strength there is their size."""
+"""Fields that are not a second label beside `chosen` and `rejected`: a strength there is the size of the preference."""
 
 
 def _require_agreement(row: Row, responses: tuple[str, str], rules: ParsingRules) -> None:
@@ -75,7 +75,7 @@ def _require_agreement(row: Row, responses: tuple[str, str], rules: ParsingRules
     try:
         others = {name: value for name, value in row.items() if name not in _NOT_LABELS}
         label = with_verdict(others, responses, rules, []).get("label")
-    except PreferenceError:  # that field says something else
+    except PreferenceError:  # the field is not a label
         return
     better = dict(zip(("first", "second"), responses, strict=True)).get(label or "")
     if better and row[better] != row["chosen"]:

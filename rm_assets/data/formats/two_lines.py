@@ -1,9 +1,9 @@
 r"""NeMo-Aligner's files of two lines a pair: `{"text": "<prompt, chosen>"}`, then `{"text": "<prompt, rejected>"}`.
 
-Read by the setting `two_line_files` only: nothing in a line says which of the two it is, and a lost line would turn all
-pairs after it round or apart. So a pair is made of the 1st and 2nd, the 3rd and 4th non-blank line of a file, rejected
+Read by the setting `two_line_files` only: nothing in a line says which of the two it is, and a lost line would swap or
+mismatch all pairs after it. So a pair is made of the 1st and 2nd, the 3rd and 4th non-blank line of a file, rejected
 ones included, and two texts that do not share their prompt are rejects, never matched with others. Where a line is lost
-among several pairs of one prompt, those after it share their prompt, but are turned round: the last line of that prompt
+among several pairs of one prompt, those after it share their prompt, but are swapped: the last line of that prompt
 then has no partner, and the file is held back. A text is a transcript (`\n\nHuman:`) or NeMo's chat
 (`<extra_id_0>System\n...\n<extra_id_1>User\n...\n<extra_id_1>Assistant\n`).
 """
@@ -34,7 +34,7 @@ PairOfLines = tuple[NumberedLine, NumberedLine | None]
 
 
 class TwoLineRecord(Common, kw_only=True):
-    """One side of a pair: its whole conversation. What the pair has besides stands in one line, or in both."""
+    """One side of a pair: its whole conversation. Its other fields may be in one line, or in both."""
 
     text: str
 
@@ -47,7 +47,7 @@ def pairs_of_lines(lines: list[NumberedLine]) -> Iterator[PairOfLines]:
 
 
 def num_broken_prompts(pairs: Sequence[PairOfLines], unmatched: Collection[int], before: PairOfLines | None) -> int:
-    """How many prompts have lost a line, so that some pairs of theirs may be turned round.
+    """How many prompts have lost a line, so that some of their pairs may be swapped.
 
     The pair before a line without a partner has the same prompt then. `unmatched` are the first lines of pairs whose
     two lines do not match; `before` is the pair before the first one.
@@ -55,7 +55,7 @@ def num_broken_prompts(pairs: Sequence[PairOfLines], unmatched: Collection[int],
     return sum(
         previous is not None and _share_prompt(*previous) and _share_prompt(previous[1], first)
         for previous, (first, second) in zip([before, *pairs], pairs, strict=False)
-        if first[0] in unmatched and not (second and second[1] is None)  # a reject stands where its line did
+        if first[0] in unmatched and not (second and second[1] is None)  # a reject has taken the place of its line
     )
 
 
@@ -99,7 +99,7 @@ def _record(line: str | bytes) -> TwoLineRecord:
 
 
 def _common(*records: TwoLineRecord) -> Common:
-    """What the two lines of a pair say of it besides their texts."""
+    """The fields of a pair besides its texts, from both of its lines."""
     found: dict[str, Any] = {}
     for name in Common.__struct_fields__:
         given = [value for record in records if (value := getattr(record, name)) is not None]

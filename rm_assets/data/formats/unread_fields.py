@@ -1,4 +1,4 @@
-"""Fields that are not read, though a row would say something else without them: such rows are rejects.
+"""Fields that are not read although the row means something else without them: such rows are rejects.
 
 These are media, which a reward model of texts never sees, variables of the chat template, and tools, tool calls and
 reasoning under names that no format has.
@@ -13,7 +13,7 @@ from rm_assets.data.tables.reasons import Reason
 
 
 def require_only_read_fields(row: Row) -> None:
-    """Raise PreferenceError where a row, or a message of it, says something in a field that is not read."""
+    """Raise PreferenceError where a row, or a message of it, has content in a field that is not read."""
     require_no_template_kwargs(row)
     _require_no_functions(row)
     require_no_media(row)
@@ -36,9 +36,9 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _require_read(fields: dict[str, Any]) -> None:
-    """Raise PreferenceError where a message or a request says something in a field that is not read.
+    """Raise PreferenceError where a message or a request has content in a field that is not read.
 
-    Reasoning that stands under a name that is read may stand under another one, too.
+    Reasoning under a name that is read may be repeated under another one.
     """
     is_message = "role" in fields or "from" in fields
     for name in sorted(_UNREAD.intersection(fields)):
@@ -91,7 +91,7 @@ _LOOKED_FOR = _NAMES | _UNREAD
 _NOTHING = frozenset({"", "[]", "{}", "[none]", "[null]", "nan", "none", "null", "<na>"})
 """What tables write where there is nothing."""
 _OTHER_OBJECTS = frozenset({"tools", "tool_calls", "arguments"})
-"""Where a field of such a name is no message's."""
+"""Fields whose members are not those of messages."""
 
 
 def require_no_media(row: Row) -> None:
@@ -138,7 +138,7 @@ def _require_empty(fields: dict[str, Any], of: str) -> None:
 
 
 def _holds_anything(value: Any) -> bool:
-    """Whether a value says anything: `[]`, also as text, `[null]` and `{"bytes": null, "path": null}` do not."""
+    """Whether a value holds anything: `[]`, also as text, `[null]` and `{"bytes": null, "path": null}` do not."""
     if isinstance(value, dict):
         return any(map(_holds_anything, value.values()))
     if isinstance(value, list):

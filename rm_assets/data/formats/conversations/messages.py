@@ -24,7 +24,7 @@ from rm_assets.data.formats.conversations.turn_markers import has_no_marker, may
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
-# --- the records, as they stand in files ---------------------------------------------------------------------
+# --- the records, as files have them -------------------------------------------------------------------------
 
 
 class ContentPart(Struct, kw_only=True):
@@ -78,7 +78,7 @@ _ROLES = {
 
 
 def messages_of(records: Reply, role_of_text: str) -> tuple[Message, ...]:
-    """The messages that a side holds, without an empty system message; a text stands for one message."""
+    """The messages that a side holds, without an empty system message; a text is one message."""
     if isinstance(records, str):
         return (Message(role=role_of_text, content=records),)
     messages = tuple([_message(record) for record in (records if isinstance(records, list) else [records])])
@@ -109,17 +109,17 @@ def _message(record: MessageRecord) -> Message:
 
 
 def _reasoning(record: MessageRecord, thought: str | None) -> str | None:
-    """The reasoning of a message, which stands under one of several names, or in parts of its content."""
+    """The reasoning of a message, from one of several fields or from parts of its content."""
     if record.reasoning is None and record.thinking is None and thought is None:  # most messages
         return record.reasoning_content
     places = {"reasoning_content": record.reasoning_content, "reasoning": record.reasoning, "thinking": record.thinking}
     given = {f"`{name}`": text for name, text in places.items() if text is not None}
     if thought is not None:
         given["a part of the content"] = thought
-    told = {place: text for place, text in given.items() if text.strip()} or given
-    if len(set(told.values())) > 1:
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{' and '.join(told)} of a message give different reasoning")
-    return next(iter(told.values()), None)
+    filled = {place: text for place, text in given.items() if text.strip()} or given
+    if len(set(filled.values())) > 1:
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{' and '.join(filled)} of a message give different reasoning")
+    return next(iter(filled.values()), None)
 
 
 _TEXTS = ("text", "input_text", "output_text")
@@ -203,7 +203,7 @@ def has_turns(prompt: str | None, chosen: str) -> bool:
 
 
 def are_single_messages(prompt: str, chosen: str, rejected: str) -> bool:
-    """Whether three texts surely are a message each, as they stand: told at little cost, for most."""
+    """Whether three texts are certainly one message each; a cheap test that most texts pass."""
     begin_alike = chosen.lstrip()[:1] == rejected.lstrip()[:1] == prompt.lstrip()[:1]
     return not (begin_alike or may_be_marked(chosen) or may_be_marked(rejected)) and has_no_marker(prompt)
 
@@ -224,7 +224,7 @@ def _compared_texts(prompt: str | None, chosen: str, rejected: str) -> Sides:
             replies = map(str.lstrip, without_prompt(opened[len(prompt.rstrip()) :], *rests) or rests)
         return split_at_difference(*(nemo_messages(opened + reply) for reply in replies))
     if is_transcript(chosen) and is_transcript(rejected):
-        if sides := _answering(prompt, chosen, rejected):
+        if sides := _transcripts_with_prompt(prompt, chosen, rejected):
             return sides
         if all(map(begins_with_answer, (chosen, rejected))):
             raise _unreadable_transcript()
@@ -240,8 +240,8 @@ def _single_messages(prompt: str, chosen: str, rejected: str) -> Sides:
     return (asked,), (one,), (other,)
 
 
-def _answering(prompt: str, chosen: str, rejected: str) -> Sides | None:
-    """Two transcripts that answer a prompt, which stands in them; None where they are replies that look like some."""
+def _transcripts_with_prompt(prompt: str, chosen: str, rejected: str) -> Sides | None:
+    """Two transcripts that repeat the prompt; None for replies that merely look like transcripts."""
     try:
         shared, first, second = split_at_difference(*parse_transcripts(chosen, rejected))
         return merge_prompts((Message(role="user", content=prompt),), shared), first, second

@@ -77,7 +77,7 @@ def _object(item: Any, what: str) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The value without members that are null; items of lists stay, as `[1, null]` is no list of one."""
+    """The value without members that are null; items of lists stay, as `[1, null]` has two."""
     if isinstance(value, dict):
         return {name: _without_nulls(member) for name, member in value.items() if member is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-r"""Conversations in one text, told by their turn markers: `\n\nHuman:` transcripts, and NeMo's chat.
+r"""Conversations in one text, split at their turn markers: `\n\nHuman:` transcripts, and NeMo's chat.
 
 HelpSteer2's prompts are NeMo's: `question\n<extra_id_1>Assistant\nanswer\n<extra_id_1>User\nquestion`.
 """
@@ -10,7 +10,7 @@ from rm_assets.data.tables.reasons import Reason
 
 # --- `Human:` and `Assistant:` -------------------------------------------------------------------------------
 
-# A marker stands at the start of the text or after an empty line; "What is a Human: label?" holds none.
+# A marker is at the start of the text or after an empty line; "What is a Human: label?" has none.
 _MARKER = re.compile(r"\n\n(Human|Assistant):")
 _MARKER_WITH_RETURNS = re.compile(r"(?:\r\n\r\n|\n\n)(Human|Assistant):")
 _FIRST = re.compile(r"(\s*+)(Human|Assistant):")

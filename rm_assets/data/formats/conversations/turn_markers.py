@@ -47,7 +47,7 @@ _LAST_ANSWER = re.compile(r"[\s>](Assistant|ASSISTANT|assistant|AI|Bot|### Respo
 _SPEAKER_AMONG_LINES = re.compile(r"\n(Human:|HUMAN:|User:|USER:|### Instruction:)")
 _FIRST_SPEAKER = re.compile(r"\s*+(system|user)\n")
 _ANSWER_CHARACTERS = 40
-"""At the end of a prompt, where such a marker stands."""
+"""How much of a prompt's end is searched for such a marker."""
 
 
 def marker_of_prompt(prompt: str) -> str:
@@ -93,9 +93,9 @@ def _foreign_marker(where: str, marker: str) -> PreferenceError:
 may_be_marked = re.compile(
     r"\s*+(?:[<\[{#]|Human|Assistant|human|HUMAN|USER|User|user|system\n|GPT4|Below is an|A chat|\w{1,64}+\()"
 ).match
-"""Whether a text may begin with a marker, also with one of a transcript, or with a list; told at little cost."""
+"""Whether a text may begin with a marker, also with one of a transcript, or with a list; a cheap test."""
 
 
 def has_no_marker(prompt: str) -> bool:
-    """Whether a prompt surely has no marker of any kind."""
+    """Whether a prompt certainly has no marker of any kind."""
     return not (may_be_marked(prompt) or "<extra_id_" in prompt or prompt[-_ANSWER_CHARACTERS:].rstrip().endswith(":"))

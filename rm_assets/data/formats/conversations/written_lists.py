@@ -1,4 +1,4 @@
-"""Conversations that stand in a text: as JSON, which is read, or as str() and repr() write them, which is a reject.
+"""Conversations written into a text: JSON is read, what str() and repr() write is a reject.
 
 A CSV file or a careless `str()` turns a list of messages into a text. A text is taken for such a list only where no
 honest text looks so: `[1, 2, 3]`, a link, code, or one JSON reply beside another one in prose stay the texts they are.
@@ -38,7 +38,7 @@ _TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
 
 
 def opens_like_list(text: str) -> bool:
-    """Whether a text may be such a list at all; the functions below say whether it is one."""
+    """Whether a text may be such a list at all; the functions below decide."""
     return text.lstrip(string.whitespace)[:1] in _OPENINGS or text.rstrip(string.whitespace)[-1:] == ")"
 
 
@@ -167,7 +167,7 @@ def _listed(text: str, name: str) -> list[Any]:
 
 
 def _may_have_lists(row: Row) -> bool:
-    """Whether some field may be such a list, or a list of them: told at little cost, as most rows have none."""
+    """Whether some field may be such a list, or a list of them; a cheap test, as most rows have none."""
     for value in row.values():
         text = value[0] if type(value) is list and value else value
         if text is None:
@@ -192,7 +192,7 @@ def _is_list(text: str) -> bool:
 
 
 def _is_prompt(row: Row, name: str) -> bool:
-    """Whether a prompt is a list of messages from start to end; of earlier messages, where the prompt says nothing."""
+    """Whether a prompt is a list of messages from start to end; of earlier messages, where the prompt is empty."""
     if name in CONVERSATIONS and not all(is_blank(row.get(other)) for other in PROMPTS):
         return False
     return _is_list(row[name]) and row[name].rstrip().endswith(("]", "}", ")"))

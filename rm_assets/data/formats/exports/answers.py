@@ -1,4 +1,4 @@
-"""Annotators' answers as standings: which fields are the responses, and what a label, a ranking or ratings say of them.
+"""Annotators' answers as standings: which fields are the responses, and how a label, a ranking or ratings order them.
 
 Beside `response_1` and `response_2` the label "response_2" gives [0, 1], the ranking ["response_1", "response_2"] gives
 [-1, -2], and the ratings 4 and 2 give [4, 2]: higher is better.
@@ -44,16 +44,16 @@ def _in_order(name: str) -> tuple[int, str]:
 
 
 def suffix_of(name: str) -> str:
-    """What tells a response apart: `1` of `response_1`, `a` of `answer-a`, `2` of `text2`."""
+    """The suffix of a response: `1` of `response_1`, `a` of `answer-a`, `2` of `text2`."""
     found = re.search(r"[0-9]+$|[A-Za-z]$", name)
     return found[0] if found else ""
 
 
-# --- what an answer says of them -------------------------------------------------------------------------------
+# --- how an answer orders them ---------------------------------------------------------------------------------
 
 
 def label_standings(value: str, names: Sequence[str], rules: ParsingRules) -> Standings:
-    """What a label says: a field's name, or for two responses any spelling that comparisons have."""
+    """The standings of a label: a field's name, or for two responses any spelling that comparisons have."""
     if value in names:
         return [float(name == value) for name in names]
     if len(names) != 2:
@@ -75,7 +75,7 @@ def label_standings(value: str, names: Sequence[str], rules: ParsingRules) -> St
 
 
 def ranking_standings(value: Any, names: Sequence[str]) -> Standings | None:
-    """What a ranking says: names, the best first, or a `value` and a `rank` each; None for any other value."""
+    """The standings of a ranking: names, the best first, or a `value` and a `rank` each; None for any other value."""
     if isinstance(value, dict) and isinstance(value.get("value"), list) and isinstance(value.get("rank"), list):
         value = [{"value": name, "rank": rank} for name, rank in zip(value["value"], value["rank"], strict=False)]
     if not isinstance(value, list):

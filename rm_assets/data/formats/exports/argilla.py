@@ -48,11 +48,11 @@ def ballots_of_argilla(row: Row, rules: ParsingRules) -> Ballots | None:
     return Ballots(row=others, responses=[fields[name] for name in names], standings=standings, scored=scored)
 
 
-# --- what the annotators say -----------------------------------------------------------------------------------
+# --- the annotators' answers -----------------------------------------------------------------------------------
 
 
 def _standings(answers: list[Answers], names: list[str], rules: ParsingRules) -> tuple[list[Standings], bool]:
-    """What each annotator says by the one question that compares responses, else by ratings; whether it is these."""
+    """Each annotator's standings, by the one question that compares responses, else by ratings; True for ratings."""
     compared: dict[str, list[Standings]] = {}
     for given in answers:
         for question, value in given.items():
@@ -77,7 +77,7 @@ def _compared(question: str, value: Any, names: list[str], rules: ParsingRules) 
 
 
 def _ranked_fields(fields: Row, answers: list[Answers]) -> list[str]:
-    """The fields that some annotator ranked, where no stem tells which are responses."""
+    """The fields that some annotator ranked, where no common stem marks the responses."""
     for given in answers:
         for value in given.values():
             items = value.get("value") if isinstance(value, dict) else value

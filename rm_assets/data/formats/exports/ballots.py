@@ -1,4 +1,4 @@
-"""What several annotators said of the responses to one prompt, and the pairs that it states.
+"""Several annotators' votes on the responses to one prompt, and the pairs that follow.
 
 Three annotators who prefer A, A and B state one pair by their majority, with 2 of 3 agreeing; with `annotators: each`
 they state three, one of them the other way round. A pair on which no more than half of those who judged it agree is a
@@ -22,7 +22,7 @@ Standings = list[float | None]
 
 
 class Ballots(Struct, frozen=True, kw_only=True):
-    """The responses to the prompt of `row`, and what each annotator thinks of them.
+    """The responses to the prompt of `row`, and each annotator's standings.
 
     Differences of standings are margins where they are `scored`.
     """
@@ -42,7 +42,7 @@ class VotedPair(NamedTuple):
 
 
 class Vote(NamedTuple):
-    """Which response is better, which is worse, by how much, and how many annotators say so."""
+    """Which response is better, which is worse, by how much, and how many annotators agree."""
 
     better: int
     worse: int
@@ -61,7 +61,7 @@ class Voted(NamedTuple):
 
 
 def voted_pairs(ballots: Ballots, rules: ParsingRules) -> Voted:
-    """The pairs that the annotators state; raises PreferenceError where they state none."""
+    """The pairs that the annotators voted for; raises PreferenceError where there are none."""
     num_responses = len(ballots.responses)
     require_few(num_responses)
     ballots = _without_empty(ballots)

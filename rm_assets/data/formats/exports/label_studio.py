@@ -61,7 +61,7 @@ def _results(annotations: list[Any]) -> list[list[Row]]:
 
 
 Read = tuple[list[str], list[Standings]]
-"""The fields of the responses, and what each annotation says of them."""
+"""The fields of the responses, and each annotation's standings."""
 
 
 def _pairwise(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
@@ -212,7 +212,7 @@ _WRITTEN = re.compile(r"""\[?\s*+\{\s*+['"]selected['"]\s*+:\s*+['"](left|right)
 
 
 def _is_unlabelled(row: Row) -> bool:
-    """Whether a row has two responses, and no field that says which is better."""
+    """Whether a row has two responses, and no verdict."""
     given = {name: value for name, value in row.items() if value not in (None, "")}
     return response_fields(given) is not None and given.keys().isdisjoint(
         {*LABELS, *SPELLINGS["preference_strength"], "rejected"}

@@ -1,8 +1,8 @@
 """Public data sets and trainers whose rows have names of their own, as rows of the formats that the records describe.
 
 `{"history": "2+2?", "human_ref_A": "5.", "human_ref_B": "4.", "labels": 0}` is SHP's
-`{"prompt": "2+2?", "response_a": "5.", "response_b": "4.", "label": "second"}`: its card says that 1 prefers A. A shape
-is known by fields that stand together in that set alone, and each function names what says so. To read another set, add
+`{"prompt": "2+2?", "response_a": "5.", "response_b": "4.", "label": "second"}`: its card says that 1 prefers A. A set
+is known by fields that no other set has together, and each function names its source. To read another set, add
 a function and a line to `PUBLIC_SETS`.
 """
 
@@ -175,7 +175,7 @@ def _ultrafeedback(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != "completions"} | {"responses": scored}
 
 
-# --- which shape a row has -------------------------------------------------------------------------------------
+# --- which set a row is of -------------------------------------------------------------------------------------
 
 
 class PublicSet(NamedTuple):
@@ -208,7 +208,7 @@ PUBLIC_SETS = (
     *(PublicSet(winners, _one_hot) for winners in _WINNER_PAIRS),
 )
 MARKS = frozenset(public_set.fields[0] for public_set in PUBLIC_SETS)
-"""A row without any of these fields has none of the shapes."""
+"""A row without any of these fields is of none of the sets."""
 _NULLABLE = frozenset({"score_0", "score_1", "labels", "choice", *_WINNERS})
 """The verdicts among these fields."""
 FIELDS = frozenset(field for public_set in PUBLIC_SETS for field in public_set.fields).union(

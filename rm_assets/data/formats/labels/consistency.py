@@ -1,4 +1,4 @@
-"""Verdicts judged together: what rows with the same columns, in whichever files, tell of each other.
+"""Verdicts judged together: what rows with the same columns, in whichever files, tell about each other.
 
 Rows are of one shape where their verdict and their two responses have the same columns. If `"label": 1` beside
 `response_1` and `response_2` names the first response, no other row of the shape has the label 0: where one has, 1 may

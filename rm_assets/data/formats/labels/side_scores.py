@@ -1,4 +1,4 @@
-"""The scores of `chosen` and `rejected` where one list holds both, and a row that says itself that it is a tie."""
+"""The scores of `chosen` and `rejected` where one list holds both, and rows that are marked as ties."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _place_of_chosen(row: Row) -> int | None:
-    """Which of two scores is that of `chosen`; None where the row does not tell."""
+    """Which of two scores is that of `chosen`; None where the row does not show it."""
     generations = row.get("generations")
     if generations is None and row.get("order") is None:
         return 0
