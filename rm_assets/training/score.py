@@ -16,47 +16,59 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
+from typing import TextIO
+from typing import cast
 
 import msgspec
 import torch
 import transformers
 
-from rm_assets.data.formats.conversations.messages import MessageRecord, messages_of
-from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
-from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
+from rm_assets.data.formats.conversations.messages import MessageRecord
+from rm_assets.data.formats.conversations.messages import messages_of
+from rm_assets.data.formats.conversations.tool_texts import Listed
+from rm_assets.data.formats.conversations.tool_texts import tools_text
+from rm_assets.data.formats.field_names import CONVERSATIONS
+from rm_assets.data.formats.field_names import response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.labels.consistency import EvidenceCounts, count_evidence, refusals, unclear_labels
+from rm_assets.data.formats.labels.consistency import EvidenceCounts
+from rm_assets.data.formats.labels.consistency import count_evidence
+from rm_assets.data.formats.labels.consistency import refusals
+from rm_assets.data.formats.labels.consistency import unclear_labels
 from rm_assets.data.formats.parsing import parse_line
-from rm_assets.data.formats.preferences import Evidence, Message, ParsingRules, PreferenceError
+from rm_assets.data.formats.preferences import Evidence
+from rm_assets.data.formats.preferences import Message
+from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.formats.unread_fields import require_only_read_fields
-from rm_assets.data.sources.blocks import blocks_of_lines, read_block
+from rm_assets.data.sources.blocks import blocks_of_lines
+from rm_assets.data.sources.blocks import read_block
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.saved_model.golden_scores import verify_golden_scores
-from rm_assets.training.saved_model.stock_scoring import (
-    ConversationError,
-    SavedModel,
-    conversation_text,
-    load_saved_model,
-    sequence_logits,
-    text_ids,
-)
+from rm_assets.training.saved_model.stock_scoring import ConversationError
+from rm_assets.training.saved_model.stock_scoring import SavedModel
+from rm_assets.training.saved_model.stock_scoring import conversation_text
+from rm_assets.training.saved_model.stock_scoring import load_saved_model
+from rm_assets.training.saved_model.stock_scoring import sequence_logits
+from rm_assets.training.saved_model.stock_scoring import text_ids
 
-_LINES_PER_TURN = 1000  # of which all sequences are sorted by length together
+_LINES_PER_BATCH = 1000  # all of their sequences are sorted by length together
 _BLOCK_BYTES = 2**20
 NumberedLine = tuple[int, str | PreferenceError]
 """A line that is not blank, or why it cannot be read."""
 _Sides = dict[str, tuple[tuple[Message, ...], str]]
 """What is scored of a line, under the name of its score: messages, and tools as JSON text."""
 _Read = tuple[list[_Sides] | PreferenceError, tuple[Evidence, ...]]
-"""What a line holds, or why it holds nothing to score; and what its verdict tells of the other lines'."""
+"""What a line holds, or why it holds nothing to score; and what its verdict tells about those of other lines."""
 
 
 def main(arguments: list[str]) -> int:
@@ -138,7 +150,7 @@ def _written(
     numbered: Iterator[NumberedLine], target: TextIO, saved: SavedModel, rules: ParsingRules, given: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Every line of output, once it is written."""
-    while lines := list(itertools.islice(numbered, _LINES_PER_TURN)):
+    while lines := list(itertools.islice(numbered, _LINES_PER_BATCH)):
         for result in scored_lines(lines, saved, rules, given.batch_size, given.padding):
             target.write(json.dumps(result) + "\n")
             yield result
@@ -192,27 +204,27 @@ def _read(line: str | PreferenceError, rules: ParsingRules) -> _Read:
     if isinstance(line, PreferenceError):
         return line, ()
     try:
-        return _stated(line, rules)
+        return _parse(line, rules)
     except PreferenceError as error:
         return error, error.evidence
 
 
 def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, list[_Sides] | PreferenceError]]:
     """Each line's conversations, or its problem, which may be what other lines say of such labels."""
-    shown: EvidenceCounts = {}
-    for number, (_, signs) in found:
-        for sign in signs:
-            count_evidence(shown, sign, number, is_sound=True)
+    counts: EvidenceCounts = {}
+    for number, (_, evidence) in found:
+        for each in evidence:
+            count_evidence(counts, each, number, is_sound=True)
     refused = {
         (refusal.shape, kind): PreferenceError(refusal.reason, refusal.detail)
-        for refusal in refusals({"": shown})
+        for refusal in refusals({"": counts})
         for kind in refusal.kinds
     }
-    for shape, kinds in shown.items():
+    for shape, kinds in counts.items():
         for why in unclear_labels({"": {shape: kinds}}).get("", []):
             refused |= {(shape, kind): PreferenceError(Reason.AMBIGUOUS_LABEL, why) for kind in kinds}
-    for number, (stated, signs) in found:
-        problems = (refused[key] for sign in signs if (key := (sign.shape, sign.kind)) in refused)
+    for number, (stated, evidence) in found:
+        problems = (refused[key] for each in evidence if (key := (each.shape, each.kind)) in refused)
         yield number, stated if isinstance(stated, PreferenceError) else next(problems, stated)
 
 
@@ -229,7 +241,7 @@ def _finished(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidence, ...]]:
+def _parse(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidence, ...]]:
     """What a line holds, one conversation or a pair or more; raises PreferenceError where it holds nothing to score."""
     row = json_object(line, CONVERSATIONS)
     require_only_read_fields(row)
@@ -238,21 +250,21 @@ def _stated(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidenc
         try:
             records = msgspec.convert(row[name], list[MessageRecord])
         except msgspec.ValidationError:
-            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is no list of messages") from None
+            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is not a list of messages") from None
         try:
             tools = msgspec.convert(row.get("tools"), Listed)
         except msgspec.ValidationError:
             raise PreferenceError(Reason.WRONG_TYPE, "`tools` is neither a list nor its JSON text") from None
         return [{"score": (messages_of(records, "user"), tools_text(tools))}], ()
-    stated = parse_line(line, rules)
+    parsed = parse_line(line, rules)
     pairs: list[_Sides] = [
         {
             "chosen_score": (pair.prompt + pair.chosen, pair.tools),
             "rejected_score": (pair.prompt + pair.rejected, pair.tools),
         }
-        for pair in stated.preferences
+        for pair in parsed.preferences
     ]
-    return pairs, stated.evidence
+    return pairs, parsed.evidence
 
 
 def _ids(saved: SavedModel, messages: tuple[Message, ...], tools: str) -> list[int]:

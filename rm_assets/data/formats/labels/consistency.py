@@ -5,7 +5,7 @@ Rows are of one shape where their verdict and their two responses have the same 
 mean the second. A strength is HelpSteer's if all of its shape lie within -3 and 3, and one is negative; else it is some
 other scale. A strength beside a label is its size, unless one of the shape is negative: then signs must agree.
 
-Each shard counts its signs by shape and kind; all of them together decide, so that no verdict depends on how rows are
+Each shard counts its evidence by shape and kind; all shards together decide, so no verdict depends on how rows are
 distributed over files and shards.
 """
 
@@ -25,7 +25,7 @@ _AGAINST_NAMES = (EvidenceKind.UNCLEAR, EvidenceKind.OTHER, EvidenceKind.OWN)
 
 
 class Seen(Struct, kw_only=True):
-    """How many rows of a file show a sign, how many of them are sound, and the first one: its line and its value."""
+    """How many rows of a file give such evidence, how many of them are sound, and the line and value of the first."""
 
     num: int
     num_sound: int
@@ -34,11 +34,11 @@ class Seen(Struct, kw_only=True):
 
 
 EvidenceCounts = dict[str, dict[EvidenceKind, Seen]]
-"""What the rows of a shard or a file show, by shape and kind."""
+"""The evidence of a shard or a file, by shape and kind."""
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
-    """Why rows of one shape are rejects where they show certain signs."""
+    """Why rows of one shape are rejects where they give certain evidence."""
 
     shape: str
     kinds: tuple[EvidenceKind, ...]
@@ -46,35 +46,35 @@ class Refusal(Struct, frozen=True, kw_only=True):
     detail: str
 
 
-def count_evidence(signs: EvidenceCounts, sign: Evidence, line: int, *, is_sound: bool) -> None:
-    """Count a row's sign."""
-    seen = signs.setdefault(sign.shape, {}).get(sign.kind)
+def count_evidence(counts: EvidenceCounts, evidence: Evidence, line: int, *, is_sound: bool) -> None:
+    """Count the evidence of one row."""
+    seen = counts.setdefault(evidence.shape, {}).get(evidence.kind)
     if seen is None:
-        signs[sign.shape][sign.kind] = Seen(num=1, num_sound=int(is_sound), line=line, value=sign.value)
+        counts[evidence.shape][evidence.kind] = Seen(num=1, num_sound=int(is_sound), line=line, value=evidence.value)
         return
     seen.num += 1
     seen.num_sound += is_sound
     if line < seen.line:
-        seen.line, seen.value = line, sign.value
+        seen.line, seen.value = line, evidence.value
 
 
 def evidence_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, EvidenceCounts]:
-    """The signs of each file, from those of its shards as their figures have them."""
+    """The evidence of each file, from those of its shards as their figures have them."""
     found: dict[str, EvidenceCounts] = {}
     for source, figures in shards:
-        signs = found.setdefault(source, {})
+        counts = found.setdefault(source, {})
         for shape, kinds in msgspec.convert(figures, EvidenceCounts).items():
             for kind, seen in kinds.items():
-                known = signs.setdefault(shape, {}).setdefault(kind, seen)
+                known = counts.setdefault(shape, {}).setdefault(kind, seen)
                 if known is not seen:
                     first = min(known, seen, key=lambda each: each.line)
                     num, num_sound = known.num + seen.num, known.num_sound + seen.num_sound
-                    signs[shape][kind] = Seen(num=num, num_sound=num_sound, line=first.line, value=first.value)
+                    counts[shape][kind] = Seen(num=num, num_sound=num_sound, line=first.line, value=first.value)
     return found
 
 
 def refusals(by_source: Mapping[str, EvidenceCounts]) -> list[Refusal]:
-    """Which strengths of which shapes are rejects, by the signs of all files."""
+    """Which strengths of which shapes are rejects, by the evidence of all files."""
     found = []
     refused: tuple[EvidenceKind, ...]
     for shape, kinds in _kinds(by_source).items():
@@ -100,15 +100,15 @@ def unclear_labels(by_source: Mapping[str, EvidenceCounts]) -> dict[str, list[st
     """The files whose numbers as labels may mean either response, and why, shape by shape."""
     found: dict[str, list[str]] = {}
     kinds = _kinds(by_source)
-    for source, signs in by_source.items():
-        for shape in sorted(signs):
+    for source, counts in by_source.items():
+        for shape in sorted(counts):
             if why := _why_unclear(by_source, source, shape, kinds[shape]):
                 found.setdefault(source, []).append(why)
     return found
 
 
 def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: str, there: set[EvidenceKind]) -> str:
-    """Why the numbers of a shape in one file are unclear; empty where they are not. `there` are the signs of all."""
+    """Why the numbers of a shape in one file are unclear; empty if clear. `there` are the kinds in all files."""
     own = by_source[source][shape]
     against = [kind for kind in _AGAINST_NAMES if kind in there]
     if EvidenceKind.UNCLEAR in own:
@@ -127,7 +127,7 @@ def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: st
 
 def _example(by_source: Mapping[str, EvidenceCounts], shape: str, kind: EvidenceKind, source: str = "") -> str:
     """A value of this kind, and where it stands: in a file itself rather than in another one."""
-    places = [name for name, signs in by_source.items() if kind in signs.get(shape, {})]
+    places = [name for name, counts in by_source.items() if kind in counts.get(shape, {})]
     place = source if source in places else min(places)
     seen = by_source[place][shape][kind]
     return f"{seen.value} in line {seen.line}" + ("" if place == source else f" of {as_code(place)}")
@@ -135,7 +135,7 @@ def _example(by_source: Mapping[str, EvidenceCounts], shape: str, kind: Evidence
 
 def _kinds(by_source: Mapping[str, EvidenceCounts]) -> dict[str, set[EvidenceKind]]:
     found: dict[str, set[EvidenceKind]] = {}
-    for signs in by_source.values():
-        for shape, kinds in signs.items():
+    for counts in by_source.values():
+        for shape, kinds in counts.items():
             found.setdefault(shape, set()).update(kinds)
     return found
