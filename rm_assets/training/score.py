@@ -16,50 +16,38 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-from typing import TextIO
-from typing import cast
+from typing import Any, TextIO, cast
 
 import msgspec
 import torch
 import transformers
 
-from rm_assets.data.formats.conversations.messages import MessageRecord
-from rm_assets.data.formats.conversations.messages import messages_of
-from rm_assets.data.formats.conversations.tool_texts import Listed
-from rm_assets.data.formats.conversations.tool_texts import tools_text
-from rm_assets.data.formats.field_names import CONVERSATIONS
-from rm_assets.data.formats.field_names import response_fields
+from rm_assets.data.formats.conversations.messages import MessageRecord, messages_of
+from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
+from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.labels.consistency import EvidenceCounts
-from rm_assets.data.formats.labels.consistency import count_evidence
-from rm_assets.data.formats.labels.consistency import refusals
-from rm_assets.data.formats.labels.consistency import unclear_labels
+from rm_assets.data.formats.labels.consistency import EvidenceCounts, count_evidence, refusals, unclear_labels
 from rm_assets.data.formats.parsing import parse_line
-from rm_assets.data.formats.preferences import Evidence
-from rm_assets.data.formats.preferences import Message
-from rm_assets.data.formats.preferences import ParsingRules
-from rm_assets.data.formats.preferences import PreferenceError
+from rm_assets.data.formats.preferences import Evidence, Message, ParsingRules, PreferenceError
 from rm_assets.data.formats.unread_fields import require_only_read_fields
-from rm_assets.data.sources.blocks import blocks_of_lines
-from rm_assets.data.sources.blocks import read_block
+from rm_assets.data.sources.blocks import blocks_of_lines, read_block
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.saved_model.golden_scores import verify_golden_scores
-from rm_assets.training.saved_model.stock_scoring import ConversationError
-from rm_assets.training.saved_model.stock_scoring import SavedModel
-from rm_assets.training.saved_model.stock_scoring import conversation_text
-from rm_assets.training.saved_model.stock_scoring import load_saved_model
-from rm_assets.training.saved_model.stock_scoring import sequence_logits
-from rm_assets.training.saved_model.stock_scoring import text_ids
+from rm_assets.training.saved_model.stock_scoring import (
+    ConversationError,
+    SavedModel,
+    conversation_text,
+    load_saved_model,
+    sequence_logits,
+    text_ids,
+)
 
 _LINES_PER_BATCH = 1000  # all of their sequences are sorted by length together
 _BLOCK_BYTES = 2**20

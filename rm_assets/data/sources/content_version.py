@@ -31,9 +31,9 @@ from rm_assets.data.sources.opened_file import (
 )
 from rm_assets.data.sources.remote import RemoteStatus
 from rm_assets.data.stages import rejects
-from rm_assets.data.storage.files import is_remote, read_file, write_json
+from rm_assets.data.storage.files import read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import hold_lock, local_cache_directory
+from rm_assets.data.storage.locks import hold_lock, local_working_directory
 from rm_assets.data.storage.ownership import MANIFEST, claim_storage, remove_unfinished_files
 from rm_assets.data.storage.snapshots import latest_name
 from rm_assets.data.tables.schemas import Stage
@@ -93,7 +93,7 @@ def content_listing(
     earlier look; 0 takes each as it is, and so does the look after the longest wait. Hashing ends after `seconds`, but
     not before the first blocks were hashed.
     """
-    home = local_cache_directory(storage / ASSET) if is_remote(storage) else storage / ASSET
+    home = local_working_directory(storage / ASSET)
     before = _read(home / _FILE) if trusts_stamps else _Cache()
     look = _Look(known=before, settled_seconds=settled_seconds)
     for file in files:

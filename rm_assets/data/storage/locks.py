@@ -23,8 +23,10 @@ _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSY
 """What file systems say that have no locks for directories, as some network ones."""
 
 
-def local_cache_directory(path: Path) -> Path:
-    """Where this machine keeps what belongs to a remote place and must be a real file, such as a lock."""
+def local_working_directory(path: Path) -> Path:
+    """A local directory for files of `path` that must be local, such as locks: itself, or a cache if it is remote."""
+    if not is_remote(path):
+        return path
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "rm_assets" / hashlib.sha256(str(path).encode()).hexdigest()[:32]
 
@@ -38,8 +40,7 @@ def hold_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterato
     The holder's name is written into a file of ours alone: what else somebody keeps there, or under another name of
     the same file, is locked and stays as it is.
     """
-    if is_remote(path):
-        path = local_cache_directory(path.parent) / path.name
+    path = local_working_directory(path.parent) / path.name
 
     def wait() -> None:
         holder = "a process that gave no name"

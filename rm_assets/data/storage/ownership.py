@@ -10,7 +10,6 @@ are empty, and nothing is removed through a symbolic link.
 import contextlib
 import os
 import re
-import time
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -75,8 +74,6 @@ _STAGED_FILES = r"[^/]+\.json|[0-9a-f]{32}\.token|[0-9a-f]{16}\.files"
 _FOLDERS = ("data", "rejects", "train", "validation", "test", "pairs", "calibration")
 """The folders of shards' files; besides these there is one for each evaluation set."""
 _TOKEN = re.compile(r"[0-9a-f]{32}\.token")
-_READING_SECONDS = 3600.0
-"""A snapshot at a remote place is kept this long after a newer one took its place: who reads it cannot be seen."""
 
 
 class _Latest(msgspec.Struct, forbid_unknown_fields=True):
@@ -344,17 +341,3 @@ def clear_staging(staging: Path) -> None:
         remove_files([staging / name for name in _names(staging) if _TOKEN.fullmatch(name)])
         remove_files(find_unfinished_files(staging, re.compile(_STAGED_FILES).fullmatch))
         remove_directories([staging])
-
-
-# --- snapshots that are no longer kept -----------------------------------------------------------------------
-
-
-def expired_snapshots(newest_first: dict[Path, float], keep: int) -> list[Path]:
-    """The snapshots beyond the number kept, from when each was written; at a remote place only after a while."""
-    snapshots = list(newest_first)
-    long_ago = time.time() - _READING_SECONDS
-    return [
-        old
-        for newer, old in zip(snapshots[keep - 1 :], snapshots[keep:], strict=False)
-        if not is_remote(old) or newest_first[newer] < long_ago
-    ]

@@ -1,9 +1,8 @@
-"""Publishing a snapshot: one writer's turn at an asset, which finds what is done and writes the rest.
+"""Publishing a snapshot: reuse the shards that exist, write the others, then replace `latest.json`.
 
-Finished shards of an unfinished run lie in `<storage>/<asset>/.staging/`: `<key>.json`, written last, tells which
-directory there holds the shard's files, so that a run that was cut short leaves them to the next. Then every file is
-linked or copied to where it belongs, and the manifest written last. Where rejects change and data do not, the manifest
-and the rejects of the same snapshot are replaced, and the data stay as they are.
+Finished shards of an interrupted run stay in `<storage>/<asset>/.staging/` (see `shards`), where the next run finds
+them by key. Publishing links or copies every file to its place and writes the manifest last. Where only rejects change,
+the snapshot keeps its name and data files; its manifest and rejects are replaced.
 """
 
 import contextlib
@@ -15,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from rm_assets.data.storage.files import (
     file_sizes,
     fsync_directory,
     is_abandoned,
+    is_remote,
     link_files,
     make_directory,
-    read_file,
     remove_files,
-    subdirectories,
+    upload,
     write_json,
 )
 from rm_assets.data.storage.fingerprint import fingerprint
@@ -35,21 +35,23 @@ from rm_assets.data.storage.ownership import (
     begin_snapshot,
     claim_storage,
     clear_staging,
-    expired_snapshots,
     finish_removals,
     finish_snapshot,
-    is_snapshot_name,
-    is_staged_directory,
-    remove_snapshot,
-    remove_staged_directory,
     remove_staged_files,
     remove_unfinished_files,
 )
 from rm_assets.data.storage.parquet import find_damage
-from rm_assets.data.storage.retention import referenced_snapshots
-from rm_assets.data.storage.shards import StagedShard
+from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age
+from rm_assets.data.storage.shards import (
+    ShardWriter,
+    Stats,
+    read_staged_shard,
+    remove_unfinished_shards,
+    staged_shards,
+    tables_writer,
+    write_shard,
+)
 from rm_assets.data.storage.snapshots import (
-    LATEST,
     REJECTS,
     Manifest,
     Shard,
@@ -58,18 +60,29 @@ from rm_assets.data.storage.snapshots import (
     latest_name,
     latest_snapshot,
     read_snapshot,
+    set_latest,
     with_own_hash,
 )
 
 _ATTEMPTS = 3
 _pins_of_results: "weakref.WeakValueDictionary[tuple[Path, int], Pin]" = weakref.WeakValueDictionary()
-"""The pin of what each thread published last of an asset."""
+"""The pin on what each thread published last, by asset directory and thread."""
+
+
+@contextlib.contextmanager
+def open_publication(
+    storage: Path, asset: str, keep_snapshots: int, log: Callable[[str], object], verify: str = "stamps"
+) -> Iterator["Publication"]:
+    """Hold the writer lock of an asset while publishing; a second writer on this machine waits and logs for whom."""
+    claim_storage(storage, asset)
+    with hold_lock(storage / asset / "writer.lock", asset, log):
+        yield Publication(storage, asset, keep_snapshots, log, verify)
 
 
 class Publication:
-    """One writer's turn at an asset: finds what is done, and publishes the next snapshot.
+    """What one writer knows of an asset: the shards that exist, by key, and the snapshot published before.
 
-    Where `verify` is "full", a shard is only found if all bytes of its files are as its manifest states.
+    With `verify="full"`, a shard is reused only if every byte of its files is what its manifest states.
     """
 
     def __init__(
@@ -77,88 +90,72 @@ class Publication:
         storage: Path,
         asset: str,
         keep_snapshots: int,
-        say: Callable[[str], object] = lambda _: None,
+        log: Callable[[str], object] = lambda _: None,
         verify: str = "stamps",
     ) -> None:
         self.directory = storage / asset
-        self._storage = storage
         self._staging = self.directory / STAGING
         self._asset = asset
         self._keep_snapshots = keep_snapshots
-        self._say = say
+        self._log = log
         self._verifies = verify == "full"
-        self._verdicts: dict[tuple[Path, str], bool] = {}
+        self._is_sound_by_copy: dict[tuple[Path, str], bool] = {}
         self._latest = latest_name(storage, asset)
-        self.previous = latest_snapshot(storage, asset, pin=False)  # which nobody but this writer removes
-        self._look()
-        self._remove_unfinished_shards()
+        self.previous = latest_snapshot(storage, asset, pin=False)  # needs no pin: only this writer removes snapshots
+        self._read_published()
+        remove_unfinished_shards(self._staging)
 
-    def _look(self) -> None:
-        """Take in what is published. Where `latest.json` is lost, the newest snapshot is the one before."""
+    def _read_published(self) -> None:
+        """Index the published shards by key. If `latest.json` is lost, the newest snapshot counts as previous."""
         self._published: dict[str, tuple[Path, Shard]] = {}
-        self._homes: dict[str, Path] = {}  # where the files of each shard lie, by key
-        self._sizes: dict[Path, dict[str, int]] = {}  # of the published snapshots' files
+        self._homes: dict[str, Path] = {}  # the directory that holds each found shard's files, by key
+        self._sizes: dict[Path, dict[str, int]] = {}  # file sizes of the published snapshots
         read = {self.previous.directory: self.previous} if self.previous else {}
-        for directory in self._snapshots():
+        for directory in snapshots_by_age(self.directory, self.previous.directory if self.previous else None):
             try:
                 snapshot = read.get(directory) or read_snapshot(directory, pin=False)
-            except (
-                FileNotFoundError,
-                PermissionError,
-                SnapshotError,
-            ):  # its shards are found elsewhere, or computed again
-                continue
+            except (FileNotFoundError, PermissionError, SnapshotError):
+                continue  # its shards are found elsewhere, or computed again
             self.previous = self.previous or snapshot
             for shard in snapshot.manifest.shards:
                 self._published.setdefault(shard.key, (directory, shard))
 
-    def _snapshots(self) -> dict[Path, float]:
-        """The snapshots on disk and when each was written, newest first, `latest` before all."""
-        written: dict[Path, float] = {}
-        for name in filter(is_snapshot_name, subdirectories(self.directory)):
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                written[self.directory / name] = (self.directory / name / MANIFEST).stat().st_mtime
-        latest = self.previous.directory if self.previous else None
-        newest_first = sorted(written, key=lambda directory: (directory == latest, written[directory]), reverse=True)
-        return {directory: written[directory] for directory in newest_first}
+    # --- finding shards --------------------------------------------------------------------------------------
 
     def find(self, key: str) -> Shard | None:
-        """The finished shard of this key, from a published snapshot or from a run that was cut short."""
-        if key in self._published:
-            directory, shard = self._published[key]
-            if directory not in self._sizes:
-                self._sizes[directory] = file_sizes(directory)
-            if _is_whole(shard, self._sizes[directory]) and self._is_sound(shard, directory):
+        """The finished shard with this key, from a published snapshot or an interrupted run."""
+        for directory, shard in self._copies(key):
+            if _is_complete(shard, self._file_sizes(directory)) and self._is_sound(shard, directory):
                 self._homes[key] = directory
                 return shard
-        staged = self._staged(f"{key}.json")
-        if staged is None or not _is_whole(staged.shard, file_sizes(self._staging / staged.directory)):
-            return None
-        if not self._is_sound(staged.shard, self._staging / staged.directory):
-            return None
-        self._homes[key] = self._staging / staged.directory
-        return staged.shard
+        return None
+
+    def _copies(self, key: str) -> Iterator[tuple[Path, Shard]]:
+        if key in self._published:
+            yield self._published[key]
+        if staged := read_staged_shard(self._staging, key):
+            yield self._staging / staged.directory, staged.shard
+
+    def _file_sizes(self, directory: Path) -> dict[str, int]:
+        if directory.parent == self._staging:
+            return file_sizes(directory)
+        if directory not in self._sizes:
+            self._sizes[directory] = file_sizes(directory)
+        return self._sizes[directory]
 
     def _is_sound(self, shard: Shard, directory: Path) -> bool:
-        """Whether the files of a shard hold what its manifest states, read once; taken on trust unless asked for."""
-        if self._verifies and (directory, shard.key) not in self._verdicts:
-            found = ((directory / file.path, find_damage(directory / file.path, file)) for file in shard.files)
-            damaged = next(((path, told) for path, told in found if told), None)
-            self._verdicts[directory, shard.key] = damaged is None
+        """Whether a shard's files have the stated content; assumed unless `verify` is "full", and read only once."""
+        if self._verifies and (directory, shard.key) not in self._is_sound_by_copy:
+            checked = ((directory / file.path, find_damage(directory / file.path, file)) for file in shard.files)
+            damaged = next(((path, damage) for path, damage in checked if damage), None)
+            self._is_sound_by_copy[directory, shard.key] = damaged is None
             if damaged:
-                told = f"{str(damaged[0])!r} is damaged ({damaged[1]})"
-                self._say(f"{self._asset}: {told}; its shard of {shard.source!r} is computed again")
-        return self._verdicts.get((directory, shard.key), True)
-
-    def _staged(self, name: str) -> StagedShard | None:
-        try:
-            staged = msgspec.json.decode(read_file(self._staging / name), type=StagedShard)
-        except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
-            return None
-        return staged if is_staged_directory(staged.directory) else None
+                problem = f"{str(damaged[0])!r} is damaged ({damaged[1]})"
+                self._log(f"{self._asset}: {problem}; its shard of {shard.source!r} is computed again")
+        return self._is_sound_by_copy.get((directory, shard.key), True)
 
     def path(self, shard: Shard, folder: str) -> Path | None:
-        """Where a found shard's file of a folder lies now; None if it is empty."""
+        """The current path of a found shard's file in a folder; None if the shard has no rows there."""
         for file in shard.files:
             if file.folder == folder:
                 return self._home(shard) / file.path
@@ -167,9 +164,26 @@ class Publication:
     def _home(self, shard: Shard) -> Path:
         if shard.key not in self._homes and self.find(shard.key) is None:
             raise SnapshotError(
-                f"{self._asset}: a shard of {shard.source!r} is gone before it was published: run again"
+                f"{self._asset}: a shard of {shard.source!r} disappeared before it was published: run again"
             )
         return self._homes[shard.key]
+
+    # --- publishing ------------------------------------------------------------------------------------------
+
+    def publish_tables(
+        self,
+        key: str,
+        make: Callable[[], tuple[dict[str, pa.Table], Stats]],
+        inputs: dict[str, str],
+        facts: dict[str, Any] | None = None,
+    ) -> Snapshot:
+        """Publish a snapshot of one shard, named after the asset; `make` computes its tables if the key is new."""
+
+        def fill(writer: ShardWriter) -> Stats:
+            return tables_writer(*make())(writer)
+
+        shard = self.find(key) or write_shard(self.directory, self._asset, "", key, fill)
+        return self.publish([shard], inputs, facts or {})
 
     def publish(
         self,
@@ -178,10 +192,10 @@ class Publication:
         facts: Callable[[], dict[str, Any]] | dict[str, Any],
         identity: str = "",
     ) -> Snapshot:
-        """Make these shards the newest snapshot, in their order. Unchanged shards are linked, not written.
+        """Make these shards, in this order, the newest snapshot. Unchanged shards are linked, not written again.
 
-        `facts` may be a function: it is called only if the snapshot is not the one already published. Raises
-        SnapshotError where two shards would take each other's place.
+        A function as `facts` is called only if the snapshot is not the published one already. Raises SnapshotError if
+        two shards would replace each other's files.
         """
         _require_distinct(self._asset, shards)
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
@@ -192,81 +206,82 @@ class Publication:
         )
         if before and before.manifest == manifest and not new:
             if self._latest != name:
-                write_json(self.directory / LATEST, {"snapshot": name})
-            return self._published_now(before, new)
+                set_latest(self.directory, name)
+            return self._finish(before, new)
         directory, paths = self.directory / name, {file.path for shard in shards for file in shard.files}
         begin_snapshot(directory, paths)
         make_directory(directory)
-        self._place(shards, directory)
+        self._link_shards(shards, directory)
         if callable(facts):
             manifest = msgspec.structs.replace(manifest, facts=facts())
         fsync_directory(directory, recursive=True)
         write_json(directory / MANIFEST, with_own_hash(manifest))
-        write_json(self.directory / LATEST, {"snapshot": name})
+        set_latest(self.directory, name)
         finish_snapshot(directory, paths)
-        return self._published_now(Snapshot(directory, manifest, len(new)), new)
+        return self._finish(Snapshot(directory, manifest, len(new)), new)
 
-    def _published_now(self, snapshot: Snapshot, new: list[Shard]) -> Snapshot:
-        """Remove what is no longer needed. The result is pinned before others may take the next turn."""
-        self._latest, self.previous = snapshot.name, snapshot
-        own = self.directory.absolute(), threading.get_ident()
-        if (pin := _pins_of_results.get(own)) is not None:
-            pin.release()  # what this run made before does not stand in its own way
-        self._remove_what_nothing_names(new)
-        if pin := pin_directory(snapshot.directory):
-            _pins_of_results[own] = pin
-        return dataclasses.replace(snapshot, pin=pin)
-
-    def _place(self, shards: list[Shard], directory: Path) -> None:
+    def _link_shards(self, shards: list[Shard], directory: Path) -> None:
         for attempts_left in reversed(range(_ATTEMPTS)):
             origins = {directory / file.path: self._home(shard) / file.path for shard in shards for file in shard.files}
             try:
                 link_files({target: origin for target, origin in origins.items() if target != origin})
                 return
-            except FileNotFoundError:  # another machine published or removed meanwhile what was found here
+            except FileNotFoundError:  # another machine has published or removed what was found here
                 if not attempts_left:
                     raise SnapshotError(
                         f"{self._asset}: another run removed shards before they were published here: run again"
                     ) from None
-                self._look()
+                self._read_published()
 
-    def _remove_what_nothing_names(self, published: list[Shard]) -> None:
-        """What runs that were cut short left, snapshots beyond those to keep, and what was staged for this one."""
+    def _finish(self, snapshot: Snapshot, new: list[Shard]) -> Snapshot:
+        """Remove what is no longer needed, and return the snapshot pinned, while other writers still wait."""
+        self._latest, self.previous = snapshot.name, snapshot
+        own = self.directory.absolute(), threading.get_ident()
+        if (pin := _pins_of_results.get(own)) is not None:
+            pin.release()  # else this run's previous result could not be removed
+        self._collect_garbage(snapshot.directory, new)
+        if pin := pin_directory(snapshot.directory):
+            _pins_of_results[own] = pin
+        return dataclasses.replace(snapshot, pin=pin)
+
+    def _collect_garbage(self, latest: Path, published: list[Shard]) -> None:
+        """Remove leftovers of interrupted runs, old snapshots, and the staged copies of what was just published."""
         remove_unfinished_files(self.directory)
         finish_removals(self.directory)
-        older = expired_snapshots(self._snapshots(), self._keep_snapshots)
-        with contextlib.suppress(SnapshotError):  # of a manifest that may name any; who reads it will hear of it
-            pinned_by_others = referenced_snapshots(self._storage) if older else set()
-            for directory in older:
-                if (self._asset, directory.name) not in pinned_by_others:
-                    remove_snapshot(directory)
-        # another machine may have published one meanwhile: then its home is a snapshot
-        staged = [shard for shard in published if self._homes[shard.key].parent == self._staging]
+        remove_old_snapshots(self.directory, latest, self._keep_snapshots)
         remove_files([self._staging / f"{shard.key}.json" for shard in published])
-        for shard in staged:
-            remove_staged_files(self._homes[shard.key], [file.path for file in shard.files])
-        for name, left in self._staged_shards().items():
+        for shard in published:
+            home = self._homes[shard.key]
+            if home.parent == self._staging:  # else another machine has published it, and its files are a snapshot's
+                remove_staged_files(home, [file.path for file in shard.files])
+        for key, left in staged_shards(self._staging).items():
             if is_abandoned(self._staging / left.directory):
-                remove_files([self._staging / name])
+                remove_files([self._staging / f"{key}.json"])
                 remove_staged_files(self._staging / left.directory, [file.path for file in left.shard.files])
         clear_staging(self._staging)
 
-    def _staged_shards(self) -> dict[str, StagedShard]:
-        """The shards that are finished and not published, by the name of the file that tells so."""
-        names = [name for name in file_sizes(self._staging) if "/" not in name and name.endswith(".json")]
-        return {name: staged for name in names if (staged := self._staged(name))}
 
-    def _remove_unfinished_shards(self) -> None:
-        """Remove the shards in staging that are not finished; they would fill the disk run by run."""
-        directories = [name for name in subdirectories(self._staging) if is_staged_directory(name)]
-        named = {staged.directory for staged in self._staged_shards().values()} if directories else set()
-        for name in directories:
-            if name not in named and is_abandoned(self._staging / name):
-                remove_staged_directory(self._staging / name)
+def publish_directory(working: Path, directory: Path, names: list[str]) -> None:
+    """Publish a finished local directory as a snapshot: by a rename, else file by file with the manifest last.
+
+    `names` are its files, relative to it. The second way serves remote storages, and replaces a damaged snapshot: a
+    reader of the old one meanwhile finds files that differ from its manifest.
+    """
+    if not is_remote(directory) and not directory.exists():
+        working.rename(directory)
+        return
+    begin_snapshot(directory, names)
+    if is_remote(directory):
+        upload(working, directory, names)
+    else:
+        link_files({directory / name: working / name for name in names if name != MANIFEST})
+        fsync_directory(directory, recursive=True)
+        link_files({directory / MANIFEST: working / MANIFEST})
+    finish_snapshot(directory, names)
 
 
 def _require_distinct(asset: str, shards: list[Shard]) -> None:
-    """Raise SnapshotError where two shards share a name or a file, also if only on a file system that ignores case."""
+    """Raise SnapshotError if two shards share a name or a file, even if only where file names ignore case."""
     owners: dict[str, Shard] = {}
     for shard in shards:
         for name in (shard.name, *(file.path for file in shard.files)):
@@ -278,16 +293,6 @@ def _require_distinct(asset: str, shards: list[Shard]) -> None:
             owners[name.casefold()] = shard
 
 
-def _is_whole(shard: Shard, sizes: dict[str, int]) -> bool:
-    """Whether a shard's files are there in their sizes: someone may have removed or cut one."""
+def _is_complete(shard: Shard, sizes: dict[str, int]) -> bool:
+    """Whether all files of a shard exist with their full size; someone may have removed or truncated one."""
     return all(sizes.get(file.path) == file.num_bytes for file in shard.files)
-
-
-@contextlib.contextmanager
-def open_publication(
-    storage: Path, asset: str, keep_snapshots: int, say: Callable[[str], object], verify: str = "stamps"
-) -> Iterator[Publication]:
-    """The one writer's turn at an asset of a storage; a second one on this machine waits."""
-    claim_storage(storage, asset)
-    with hold_lock(storage / asset / "writer.lock", asset, say):
-        yield Publication(storage, asset, keep_snapshots, say, verify)

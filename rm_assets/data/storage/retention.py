@@ -1,49 +1,91 @@
 """Which snapshots are kept: the newest, and those that another snapshot or an unfinished training was made from."""
 
 import contextlib
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from rm_assets.data.storage.files import is_remote, read_file, subdirectories
-from rm_assets.data.storage.locks import local_cache_directory
-from rm_assets.data.storage.ownership import ASSETS, MANIFEST, TRAINING, is_snapshot_name
+from rm_assets.data.storage.locks import local_working_directory
+from rm_assets.data.storage.ownership import ASSETS, MANIFEST, TRAINING, is_snapshot_name, remove_snapshot
 from rm_assets.data.storage.snapshots import SnapshotError, latest_name
+
+_READING_SECONDS = 3600.0
+"""A remote snapshot is kept this long after a newer one replaced it: its readers cannot be seen from here."""
 
 
 def unfinished_trainings(home: Path) -> Path:
-    """Where those of an asset lie: on this machine, also where the storage is a remote one."""
-    return (local_cache_directory(home) if is_remote(home) else home) / TRAINING
+    """The directory of an asset's unfinished trainings: on this machine, even if the storage is remote."""
+    return local_working_directory(home) / TRAINING
+
+
+def snapshots_by_age(home: Path, latest: Path | None) -> dict[Path, float]:
+    """An asset's snapshots and when each was written (seconds since 1970): `latest` first, then the newest first."""
+    written: dict[Path, float] = {}
+    for name in filter(is_snapshot_name, subdirectories(home)):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            written[home / name] = (home / name / MANIFEST).stat().st_mtime
+    newest_first = sorted(written, key=lambda directory: (directory == latest, written[directory]), reverse=True)
+    return {directory: written[directory] for directory in newest_first}
+
+
+def remove_old_snapshots(
+    home: Path, latest: Path, keep: int, unlisted_files: Callable[[Path], Iterable[str]] = lambda _: ()
+) -> None:
+    """Remove the snapshots of an asset beyond the newest `keep`, except those that others were made from.
+
+    `unlisted_files` gives the files of a snapshot that its manifest does not list. Nothing is removed while a manifest
+    cannot be read, because it may refer to any of them.
+    """
+    older = _expired(snapshots_by_age(home, latest), keep)
+    with contextlib.suppress(SnapshotError):  # whoever reads that manifest reports it
+        referenced = referenced_snapshots(home.parent) if older else set()
+        for directory in older:
+            if (home.name, directory.name) not in referenced:
+                remove_snapshot(directory, unlisted_files(directory))
+
+
+def _expired(newest_first: dict[Path, float], keep: int) -> list[Path]:
+    """The snapshots beyond the number kept; remote ones only some time after they were replaced."""
+    snapshots = list(newest_first)
+    long_ago = time.time() - _READING_SECONDS
+    return [
+        old
+        for newer, old in zip(snapshots[keep - 1 :], snapshots[keep:], strict=False)
+        if not is_remote(old) or newest_first[newer] < long_ago
+    ]
 
 
 def referenced_snapshots(storage: Path) -> set[tuple[str, str]]:
-    """The (asset, snapshot) that some manifest, or an unfinished training, names as what it was or is made from.
+    """Each (asset, snapshot) that a manifest or an unfinished training names as its input.
 
-    Raises SnapshotError where the manifest of an asset's newest snapshot cannot be read, and what it needs is unknown.
+    Raises SnapshotError if the manifest of an asset's newest snapshot cannot be read, so that its inputs are unknown.
     """
-    needed: set[tuple[str, str]] = set()
+    referenced: set[tuple[str, str]] = set()
     for asset in subdirectories(storage):
         try:
-            needed |= _needed_by(storage, asset)
+            referenced |= _references_of(storage, asset)
         except PermissionError as error:
             if asset in ASSETS:  # other directories are not ours, such as `lost+found`
                 raise SnapshotError(f"{str(storage / asset)!r} cannot be read: {error.strerror}") from None
-    return needed
+    return referenced
 
 
-def _needed_by(storage: Path, asset: str) -> set[tuple[str, str]]:
-    needed: set[tuple[str, str]] = set()
+def _references_of(storage: Path, asset: str) -> set[tuple[str, str]]:
+    referenced: set[tuple[str, str]] = set()
     for name in filter(is_snapshot_name, subdirectories(storage / asset)):
         try:
-            needed |= _inputs(storage / asset / name / MANIFEST)
+            referenced |= _inputs(storage / asset / name / MANIFEST)
         except msgspec.MsgspecError as error:
             latest = latest_name(storage, asset)
             if latest == name or (latest is None and asset in ASSETS):
                 raise SnapshotError(f"{str(storage / asset / name / MANIFEST)!r} cannot be read: {error}") from None
     for path in unfinished_trainings(storage / asset).glob("*.json"):
         with contextlib.suppress(msgspec.MsgspecError):
-            needed |= _inputs(path)
-    return needed
+            referenced |= _inputs(path)
+    return referenced
 
 
 def _inputs(path: Path) -> set[tuple[str, str]]:
@@ -54,7 +96,7 @@ def _inputs(path: Path) -> set[tuple[str, str]]:
 
 
 class _Inputs(msgspec.Struct):
-    """What a manifest was made from; a model's names its data otherwise."""
+    """The inputs in a manifest; a model's manifest has `data_snapshot` instead."""
 
     inputs: dict[str, str] = {}
     data_snapshot: str = ""

@@ -11,8 +11,19 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rm_assets.data.storage.files import NewFile, create_file, fsync_directory, make_directory, remove_files, write_json
-from rm_assets.data.storage.ownership import STAGING, remove_staged_directory
+from rm_assets.data.storage.files import (
+    NewFile,
+    create_file,
+    file_sizes,
+    fsync_directory,
+    is_abandoned,
+    make_directory,
+    read_file,
+    remove_files,
+    subdirectories,
+    write_json,
+)
+from rm_assets.data.storage.ownership import STAGING, is_staged_directory, remove_staged_directory
 from rm_assets.data.storage.parquet import parquet_writer
 from rm_assets.data.storage.snapshots import Shard, ShardFile
 
@@ -134,3 +145,30 @@ def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardW
         return stats
 
     return fill
+
+
+# --- what is staged ------------------------------------------------------------------------------------------
+
+
+def read_staged_shard(staging: Path, key: str) -> StagedShard | None:
+    """The finished shard staged under a key; None if there is none, or its record is damaged."""
+    try:
+        staged = msgspec.json.decode(read_file(staging / f"{key}.json"), type=StagedShard)
+    except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
+        return None
+    return staged if is_staged_directory(staged.directory) else None
+
+
+def staged_shards(staging: Path) -> dict[str, StagedShard]:
+    """All finished shards in staging, by key."""
+    keys = [name.removesuffix(".json") for name in file_sizes(staging) if "/" not in name and name.endswith(".json")]
+    return {key: staged for key in keys if (staged := read_staged_shard(staging, key))}
+
+
+def remove_unfinished_shards(staging: Path) -> None:
+    """Remove staged shards that were never finished; they would fill the disk run by run."""
+    directories = [name for name in subdirectories(staging) if is_staged_directory(name)]
+    finished = {staged.directory for staged in staged_shards(staging).values()} if directories else set()
+    for name in directories:
+        if name not in finished and is_abandoned(staging / name):
+            remove_staged_directory(staging / name)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rm_assets.data.storage.files import read_file
+from rm_assets.data.storage.files import read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import Pin, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST as MANIFEST
@@ -136,6 +136,11 @@ def latest_name(storage: Path, asset: str) -> str | None:
         name = msgspec.json.decode(read_file(storage / asset / LATEST), type=_Latest).snapshot
         return name if is_snapshot_name(name) else None
     return None
+
+
+def set_latest(home: Path, name: str) -> None:
+    """Make a snapshot the newest of the asset in this directory."""
+    write_json(home / LATEST, {"snapshot": name})
 
 
 def latest_snapshot(storage: Path, asset: str, *, pin: bool = True) -> Snapshot | None:

@@ -22,39 +22,21 @@ import msgspec
 from rm_assets.data.chat.tokenizer import carried_template
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.stages.padding import pad_token_id_of
-from rm_assets.data.storage.files import (
-    download,
-    fsync_directory,
-    is_abandoned,
-    is_remote,
-    link_files,
-    read_file,
-    remove_files,
-    subdirectories,
-    upload,
-    write_json,
-)
+from rm_assets.data.storage.files import download, is_abandoned, is_remote, read_file, remove_files, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
-from rm_assets.data.storage.ownership import (
-    begin_snapshot,
-    claim_storage,
-    expired_snapshots,
-    finish_removals,
-    finish_snapshot,
-    is_snapshot_name,
-    remove_snapshot,
-)
+from rm_assets.data.storage.ownership import claim_storage, finish_removals, is_snapshot_name
 from rm_assets.data.storage.parquet import open_parquet
-from rm_assets.data.storage.retention import referenced_snapshots, unfinished_trainings
+from rm_assets.data.storage.publication import publish_directory
+from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import (
-    LATEST,
     MANIFEST,
     REJECTS,
     Snapshot,
     SnapshotError,
     read_latest,
     read_snapshot,
+    set_latest,
 )
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
@@ -119,10 +101,10 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
             found = _train(run, pairs, key)
         else:
             run.log.info(f"no training: {found.directory.name} is the model of these pairs and settings")
-        write_json(home / LATEST, {"snapshot": found.directory.name})
+        set_latest(home, found.directory.name)
         _remove_training(home, key[:16])
         finish_removals(home)
-        _remove_old_models(home, found.directory, keep)
+        remove_old_snapshots(home, found.directory, keep, result_files)
         remove_old_trainings(home, keep, run.log.warning)
     return found
 
@@ -261,7 +243,7 @@ def _finish_older(run: AssetRun, pairs: Snapshot) -> None:
     run.log.warning(f"a training on padded_pairs {pairs.name} was interrupted: finishing it before today's pairs")
     try:
         found = _train(run, pairs, key)
-        write_json(home / LATEST, {"snapshot": found.directory.name})
+        set_latest(home, found.directory.name)
     except (TrainingFailedError, TrainingResultError) as error:
         run.log.warning(f"giving up the training on padded_pairs {pairs.name}: {error}")
         _remove_training(home, key[:16])
@@ -279,30 +261,11 @@ def _train(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
         run.launch(job_path)
     manifest = read_result(working, key)
     remove_scratch(working)
-    _publish(working, home / key[:16])
+    publish_directory(working, home / key[:16], result_files(working))
     _remove_training(home, key[:16])
     return ModelSnapshot(
         directory=home / key[:16], manifest=manifest, trained_now=True, pin=pin_directory(home / key[:16])
     )
-
-
-def _publish(working: Path, directory: Path) -> None:
-    """Move a result to its place: at once, or where that is remote or holds files, file by file, the manifest last.
-
-    A damaged model is replaced so: whoever reads it meanwhile finds its files to be other ones than its manifest names.
-    """
-    if not is_remote(directory) and not directory.exists():
-        working.rename(directory)
-        return
-    names = result_files(working)
-    begin_snapshot(directory, names)
-    if is_remote(directory):
-        upload(working, directory, names)
-    else:
-        link_files({directory / name: working / name for name in names if name != MANIFEST})
-        fsync_directory(directory, recursive=True)
-        link_files({directory / MANIFEST: working / MANIFEST})
-    finish_snapshot(directory, names)
 
 
 def _is_finished(working: Path, key: str) -> bool:
@@ -354,21 +317,6 @@ def _download_copy(path: Path, copy: Path, sha256: str) -> Path:
         copy.unlink()
     download(path, copy)
     return copy
-
-
-def _remove_old_models(home: Path, current: Path, keep_snapshots: int) -> None:
-    try:
-        needed = referenced_snapshots(home.parent)  # by reports, and by the promoted model
-    except SnapshotError:  # a damaged manifest may name any; reading its asset reports it
-        return
-    written: dict[Path, float] = {}
-    for name in filter(is_snapshot_name, subdirectories(home)):
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            if home / name == current or (ASSET, name) not in needed:
-                written[home / name] = (home / name / MANIFEST).stat().st_mtime
-    newest_first = sorted(written, key=lambda model: (model == current, written[model]), reverse=True)
-    for directory in expired_snapshots({model: written[model] for model in newest_first}, keep_snapshots):
-        remove_snapshot(directory, result_files(directory))
 
 
 def remove_old_trainings(home: Path, keep: int, warn: Callable[[str], object]) -> None:

@@ -16,7 +16,6 @@ from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.ownership import is_snapshot_name
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
-from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -71,8 +70,7 @@ def promote_model(run: AssetRun, newest: ModelSnapshot, checks: Sequence[dg.Asse
         # stored as the next run will ask it, with today's winner as the champion
         facts = verdict | {"question": _question(settings, newest, winner, failed)}
         key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
-        shard = turn.find(key) or write_shard(turn.directory, ASSET, "", key, tables_writer({DATA: _files(model)}, {}))
-        snapshot = turn.publish([shard], {MODEL: winner}, facts)
+        snapshot = turn.publish_tables(key, lambda: ({DATA: _files(model)}, {}), {MODEL: winner}, facts)
     return Promotion(snapshot=snapshot, model=model, verdict=facts)
 
 

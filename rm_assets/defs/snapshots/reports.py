@@ -13,7 +13,6 @@ from rm_assets.data.storage.files import read_file, write_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
-from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -65,16 +64,13 @@ def write_report(run: AssetRun, model: ModelSnapshot) -> WrittenReport:
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
     with open_publication(project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
         history = _read_history(turn.directory / HISTORY_FILE)
-        shard = turn.find(key)
-        if shard is None:
-            tables, metrics = _evaluate(run, model, validated)
-            shard = write_shard(turn.directory, ASSET, "", key, tables_writer(tables, metrics))
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
-        snapshot = turn.publish([shard], inputs, {})
-        history = _update_history(turn.directory / HISTORY_FILE, history, model, shard.stats)
+        snapshot = turn.publish_tables(key, lambda: _evaluate(run, model, validated), inputs)
+        metrics = snapshot.manifest.shards[0].stats
+        history = _update_history(turn.directory / HISTORY_FILE, history, model, metrics)
     return WrittenReport(
         snapshot=snapshot,
-        metrics=shard.stats,
+        metrics=metrics,
         table=read_table(snapshot.paths(DATA), schemas.REPORT).to_pandas(),
         pairs=read_table(snapshot.paths(PAIRS), schemas.REPORT_PAIRS).to_pandas(),
         calibration=read_table(snapshot.paths(CALIBRATION), schemas.CALIBRATION).to_pandas(),

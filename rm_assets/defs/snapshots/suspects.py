@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.pairs.splits import SPLITS
-from rm_assets.data.storage.files import file_sizes, is_remote, remove_directories, remove_files, subdirectories
+from rm_assets.data.storage.files import file_sizes, remove_directories, remove_files, subdirectories
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.locks import local_cache_directory
+from rm_assets.data.storage.locks import local_working_directory
 from rm_assets.data.storage.ownership import FOLDS, remove_listed_files
 from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
 from rm_assets.data.storage.publication import open_publication
-from rm_assets.data.storage.shards import tables_writer, write_shard
+from rm_assets.data.storage.shards import Stats
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -39,13 +39,13 @@ def find_suspects(run: AssetRun, padded: Snapshot) -> Snapshot:
     identities = [project.model.identity, project.tokenizer.identity, settings.training.decisive()]
     key = fingerprint(ASSET, VERSION, settings.suspect_folds, files, identities)
     with open_publication(project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
-        folds = (local_cache_directory(turn.directory) if is_remote(turn.directory) else turn.directory) / FOLDS
-        shard = turn.find(key)
-        if shard is None:
+        folds = local_working_directory(turn.directory) / FOLDS
+
+        def make() -> tuple[dict[str, pa.Table], Stats]:
             table, num_pairs = _rank_pairs(run, padded, folds / key[:32])
-            figures = {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
-            shard = write_shard(turn.directory, ASSET, "", key, tables_writer({DATA: table}, figures))
-        snapshot = turn.publish([shard], {Stage.PADDED: padded.name}, {})
+            return {DATA: table}, {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
+
+        snapshot = turn.publish_tables(key, make, {Stage.PADDED: padded.name})
         _remove_folds(folds)
         return snapshot
 

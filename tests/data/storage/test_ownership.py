@@ -450,7 +450,7 @@ def test_a_manifest_copied_from_another_asset_proves_nothing(tmp_path: Path) -> 
 
 
 def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", -1.0)
+    monkeypatch.setattr("rm_assets.data.storage.retention._READING_SECONDS", -1.0)
     monkeypatch.setattr("rm_assets.data.storage.files._ABANDONED_SECONDS", -1.0)
     with s3_server() as bucket:
         (resolve_path(f"{bucket}/taken") / ASSET / "my_notes" / "a.txt").write_bytes(b"mine")

@@ -227,7 +227,7 @@ def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None
 def test_older_remote_snapshots_and_own_leftovers_are_removed_and_those_of_other_writers_kept(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", 0.0)  # nobody reads them
+    monkeypatch.setattr("rm_assets.data.storage.retention._READING_SECONDS", 0.0)  # nobody reads them
     for value in range(3):
         published(home, value, keep=2)
         time.sleep(1.1)  # S3 tells times in seconds
@@ -245,7 +245,7 @@ def test_a_remote_snapshot_stays_a_while_for_those_who_read_it(home: Path, monke
     published(home, 2, keep=1)
     assert latest_snapshot(home, "asset").name != first.name
     assert read_table(first.paths(), SCHEMA)["value"].to_pylist() == [1]
-    monkeypatch.setattr("rm_assets.data.storage.ownership._READING_SECONDS", 0.0)  # an hour later
+    monkeypatch.setattr("rm_assets.data.storage.retention._READING_SECONDS", 0.0)  # an hour later
     time.sleep(1.1)
     published(home, 2, keep=1)
     assert file_sizes(first.directory) == {}

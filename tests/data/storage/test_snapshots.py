@@ -526,13 +526,13 @@ def test_what_another_machine_published_meanwhile_is_not_taken_for_leftovers(tmp
     one, other = (Publication(tmp_path, "asset", 3) for _ in range(2))  # without the lock, as on two machines
     first, second = staged(one, "shard-0", 1), staged(other, "shard-0", 1)
     assert other.find(second.key) is not None
-    place = one._place
+    place = one._link_shards
 
     def overtaken(*arguments: object) -> None:
         other.publish([second], {}, {})
         place(*arguments)
 
-    one._place = overtaken
+    one._link_shards = overtaken
     snapshot = one.publish([first], {}, {})
     assert [path.is_file() for path in snapshot.paths()] == [True]
 

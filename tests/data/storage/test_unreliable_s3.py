@@ -172,7 +172,7 @@ def test_a_listing_that_does_not_show_what_was_just_written_is_one_clear_error_a
     network: Network, settings: Settings, expected: list[str]
 ) -> None:
     network.treat = Network.lists_new_objects_late
-    with pytest.raises(SnapshotError, match="is gone before it was published: run again"):
+    with pytest.raises(SnapshotError, match="disappeared before it was published: run again"):
         first_stages(settings)
     assert network.num_spoilt
     network.treat = Network.passes_on

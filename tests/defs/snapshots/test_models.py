@@ -17,20 +17,19 @@ from s3 import s3_server
 from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.storage import publication
 from rm_assets.data.storage.files import file_sizes, upload, write_json
 from rm_assets.data.storage.publication import open_publication
-from rm_assets.data.storage.retention import unfinished_trainings
+from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError, TrainingLauncher
 from rm_assets.defs.project import ProjectResource
-from rm_assets.defs.snapshots import models
 from rm_assets.defs.snapshots.models import (
     ASSET,
     ModelSnapshot,
     _descriptions,
-    _remove_old_models,
     model_key,
     model_snapshot,
     newest_model,
@@ -43,7 +42,7 @@ from rm_assets.defs.snapshots.models import (
 from rm_assets.defs.snapshots.promotions import _champion
 from rm_assets.defs.snapshots.reports import _read_history
 from rm_assets.settings import SAMPLE, Settings
-from rm_assets.training.jobs.result import TrainingResultError, read_result
+from rm_assets.training.jobs.result import TrainingResultError, read_result, result_files
 
 
 class LyingLauncher(TrainingLauncher):
@@ -290,11 +289,11 @@ def test_older_models_are_removed_but_for_what_is_read_needed_or_not_ours(tmp_pa
     (old / "tensorboard" / "events.out.tfevents.1").write_text("ours")
     held = model_snapshot(tmp_path, read.name)
     write_json(home.parent / "promoted_reward_model" / ("6" * 16) / "manifest.json", {"inputs": {ASSET: needed.name}})
-    _remove_old_models(home, current, 1)
+    remove_old_snapshots(home, current, 1, result_files)
     assert [path.relative_to(old).as_posix() for path in old.rglob("*")] == ["model", "model/notes.txt"]
     assert all((path / "manifest.json").exists() for path in (read, needed, current, foreign))
     del held
-    _remove_old_models(home, current, 1)
+    remove_old_snapshots(home, current, 1, result_files)
     assert not read.exists()
     assert all((path / "manifest.json").exists() for path in (needed, current, foreign))
 
@@ -373,7 +372,7 @@ def test_an_upload_that_was_killed_goes_on_from_the_finished_training(
             return train_or_load_model(AssetRun(project, dg.build_asset_context(), NoLauncher()), pairs)
 
         with monkeypatch.context() as patch, pytest.raises(KilledError):
-            patch.setattr(models, "upload", killed)
+            patch.setattr(publication, "upload", killed)
             train()
         assert newest_model(project.storage) is None
         if num_sent:
