@@ -30,13 +30,10 @@ from rm_assets.data.sources.opened_file import (
     open_annotation_file,
 )
 from rm_assets.data.sources.remote import RemoteStatus
-from rm_assets.data.stages import rejects
 from rm_assets.data.storage.files import read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import hold_lock, local_working_directory
-from rm_assets.data.storage.ownership import MANIFEST, claim_storage, remove_unfinished_files
-from rm_assets.data.storage.snapshots import latest_name
-from rm_assets.data.tables.schemas import Stage
+from rm_assets.data.storage.ownership import claim_storage, remove_unfinished_files
 
 ASSET = "annotation_files"
 CONTENT = "content_version"
@@ -111,31 +108,6 @@ def content_listing(
         claim_storage(storage)
         _write(home, kept)
     return listing
-
-
-def published_version(storage: Path) -> str | None:
-    """The listing that all data assets were made from; None where they were made from different ones, or not at all."""
-    try:
-        raw = _latest(storage, Stage.RAW)
-        last = _latest(storage, rejects.ASSET)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return None
-    return raw.facts.get(CONTENT) if last.inputs.get(Stage.RAW) == raw.snapshot else None
-
-
-class _Head(msgspec.Struct):
-    """What a manifest says above its shards."""
-
-    snapshot: str
-    inputs: dict[str, str]
-    facts: dict[str, Any]
-
-
-def _latest(storage: Path, asset: str) -> _Head:
-    name = latest_name(storage, asset)
-    if name is None:
-        raise FileNotFoundError(storage / asset)
-    return msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Head)
 
 
 def _read(path: Path) -> _Cache:

@@ -10,15 +10,20 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import msgspec
 from dagster import DagsterRunStatus as Status
 
-from rm_assets.data.sources.content_version import Listing, content_listing, published_version
+from rm_assets.data.sources.content_version import CONTENT, Listing, content_listing
 from rm_assets.data.sources.discovery import NothingToReadError
 from rm_assets.data.sources.file_kinds import what_is_not_read
+from rm_assets.data.stages import rejects
 from rm_assets.data.stages.raw import files_to_read
-from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.files import read_file, resolve_path
+from rm_assets.data.storage.snapshots import MANIFEST, latest_name
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.automation.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
@@ -68,6 +73,31 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
         reason = f"nothing new: the data were made from these {listing.num_files:,} files"
         return dg.SkipReason(f"{reason}; {ignored}" if ignored else reason)
     return _request(context.instance, listing.version, settings)
+
+
+def published_version(storage: Path) -> str | None:
+    """The content version that all data assets were made from; None if they differ in it or are missing."""
+    try:
+        raw = _latest(storage, Stage.RAW)
+        last = _latest(storage, rejects.ASSET)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    return raw.facts.get(CONTENT) if last.inputs.get(Stage.RAW) == raw.snapshot else None
+
+
+class _Head(msgspec.Struct):
+    """The members of a manifest that are read here."""
+
+    snapshot: str
+    inputs: dict[str, str]
+    facts: dict[str, Any]
+
+
+def _latest(storage: Path, asset: str) -> _Head:
+    name = latest_name(storage, asset)
+    if name is None:
+        raise FileNotFoundError(storage / asset)
+    return msgspec.json.decode(read_file(storage / asset / name / MANIFEST), type=_Head)
 
 
 def _not_ready(listing: Listing) -> str:

@@ -10,10 +10,11 @@ import pytest
 from support import age, plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.sources import content_version as listing_module
-from rm_assets.data.sources.content_version import LONGEST_WAIT_SECONDS, Listing, content_listing, published_version
+from rm_assets.data.sources.content_version import LONGEST_WAIT_SECONDS, Listing, content_listing
 from rm_assets.data.sources.opened_file import OpenedFile
 from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.tables.schemas import Stage
+from rm_assets.defs.automation.arrival import published_version
 from rm_assets.settings import Settings
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s3 import s3_server
 from support import plain_row, run_stages, silent, write_lines
 
-from rm_assets.data.sources.content_version import content_listing, published_version
+from rm_assets.data.sources.content_version import content_listing
 from rm_assets.data.sources.discovery import find_annotations
 from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage import publication as publication_module
@@ -26,6 +26,7 @@ from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
+from rm_assets.defs.automation.arrival import published_version
 from rm_assets.defs.project import ProjectResource
 from rm_assets.settings import Settings, SettingsError
 
