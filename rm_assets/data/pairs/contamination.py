@@ -1,12 +1,10 @@
-"""Evaluation files: pairs that are scored but never trained on, and training prompts that overlap them.
+"""Training prompts that overlap evaluation files: their pairs are rejected.
 
-Their sources begin with `evaluation:<name>/`, which is how every stage tells them from annotations: no path gives a
-source that begins so (`annotations.source_name`), and no name of a set has a slash. Two prompts overlap
-if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scripts write no spaces, of 13 characters; a
-prompt shorter than that overlaps an equal one. Words are compared as they look, see `rm_assets.data.pairs.lookalikes`.
+Two prompts overlap if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scripts write no spaces,
+of 13 characters; a prompt shorter than that overlaps an equal one. Words are compared as they look, see
+`rm_assets.data.pairs.lookalikes`.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,15 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.pairs.lookalikes import latin_lookalike, may_have_lookalikes, visible
-from rm_assets.data.sources.discovery import EVALUATION_PREFIX, SETTING, AnnotationFile, Annotations, find_annotations
+from rm_assets.data.sources.evaluation_sets import evaluation_name
 from rm_assets.data.storage.fingerprint import fingerprint, short_hash
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables import schemas
-from rm_assets.settings import SettingsError
 
 GRAM_WORDS = 13
-FOLDER = "evaluation"
 # Thai, Lao, Burmese and Khmer; kana; ideographs: their words are not set apart by spaces, so each character counts.
 _TOKEN = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -37,41 +33,6 @@ _LATIN_LETTER = re.compile("[A-Za-z]")
 _GRAMS_VERSION = 3
 
 Grams = np.ndarray[Any, np.dtype[np.uint64]]
-
-
-# --- files ---------------------------------------------------------------------------------------------------
-
-
-def find_evaluation_files(evaluation_files: dict[str, str], storage: Path | None = None) -> list[AnnotationFile]:
-    """The files of every evaluation set, their sources marked by its name; raises SettingsError as annotations do."""
-    return [
-        dataclasses.replace(file, source=f"{EVALUATION_PREFIX}{name}/{file.source}")
-        for name, setting in sorted(evaluation_files.items())
-        for file in _found(name, setting, storage).files
-    ]
-
-
-def _found(name: str, path: str, storage: Path | None) -> Annotations:
-    try:
-        return find_annotations(path, storage)
-    except SettingsError as error:
-        setting = f"evaluation_files (or RM_EVALUATION_FILES), {name!r},"
-        raise SettingsError(str(error).replace(SETTING, setting, 1)) from None
-
-
-def evaluation_name(source: str) -> str:
-    """The evaluation set that a source belongs to; empty for annotations."""
-    is_marked = source.startswith(EVALUATION_PREFIX)
-    return source.removeprefix(EVALUATION_PREFIX).split("/", 1)[0] if is_marked else ""
-
-
-def evaluation_folder(source: str) -> str:
-    """The folder of an evaluation set in padded_pairs; empty for annotations."""
-    name = evaluation_name(source)
-    return f"{FOLDER}/{name}" if name else ""
-
-
-# --- overlap -------------------------------------------------------------------------------------------------
 
 
 def prompt_grams(texts: Iterable[str]) -> set[int]:

@@ -15,10 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rm_assets.data.compute.engine import Task
-from rm_assets.data.pairs.contamination import Grams, evaluation_folder, evaluation_grams, overlapping_rows
+from rm_assets.data.pairs.contamination import Grams, evaluation_grams, overlapping_rows
 from rm_assets.data.pairs.digests import key_digests, keys_with, shared_digests
 from rm_assets.data.pairs.duplicates import DroppedRows, dropped_rows
 from rm_assets.data.pairs.splits import SPLITS, splits_of
+from rm_assets.data.sources.evaluation_sets import evaluation_folder
 from rm_assets.data.stages.identities import settings_key
 from rm_assets.data.stages.rejects import Refusal, num_rejects, reason_counts, refused_rows
 from rm_assets.data.stages.run_stage import Log, run_stage, shard_task

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.compute.progress import Progress
-from rm_assets.data.pairs.contamination import find_evaluation_files
 from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
+from rm_assets.data.sources.evaluation_sets import find_evaluation_files
 from rm_assets.data.sources.file_kinds import grows_by_lines, what_is_not_read
 from rm_assets.data.sources.opened_file import (
     Change,

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.pairs.contamination import evaluation_name
+from rm_assets.data.sources.evaluation_sets import evaluation_name
 from rm_assets.data.storage.files import download, file_sizes, is_remote
 from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot

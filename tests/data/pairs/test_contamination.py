@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from support import plain_row, rejects, rows, run_stages, violations, write_lines
 
-from rm_assets.data.pairs.contamination import _gram, evaluation_folder, evaluation_name, overlapping_rows, prompt_grams
+from rm_assets.data.pairs.contamination import _gram, overlapping_rows, prompt_grams
 from rm_assets.data.pairs.lookalikes import latin_lookalike, may_have_lookalikes, visible
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.sources.discovery import source_name
+from rm_assets.data.sources.evaluation_sets import evaluation_folder, evaluation_name
 from rm_assets.data.stages.invariants import INVARIANTS
 from rm_assets.data.storage.snapshots import REJECTS
 from rm_assets.data.tables.schemas import Stage
