@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rm_assets.data.formats.preferences import Message
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.texts import Texts
+from rm_assets.data.tables.ragged import Texts
 
 _LISTS = schemas.VALIDATED.field("prompt").type
 

@@ -18,7 +18,7 @@ from rm_assets.data.formats.conversations.tool_texts import sorted_json
 from rm_assets.data.formats.preferences import Message
 from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.normal_form import normal_form, normal_texts
-from rm_assets.data.tables.texts import Texts
+from rm_assets.data.tables.ragged import Texts
 
 _ROLES = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
 _SYSTEM = _ROLES["system"]

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_assets.data.tables.texts import Texts, offsets_of
+from rm_assets.data.tables.ragged import Texts, offsets_of
 
 _INDENTATION = re.compile(r"\s*")
 _SPACE, _LINE_FEED = ord(" "), ord("\n")

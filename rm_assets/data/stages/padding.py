@@ -29,10 +29,9 @@ from rm_assets.data.storage.publication import Publication
 from rm_assets.data.storage.shards import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.ragged import IdLists, lists_of, prefix_mask
+from rm_assets.data.tables.ragged import IdLists, lists_of, offsets_of, prefix_mask
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
-from rm_assets.data.tables.texts import offsets_of
 from rm_assets.settings import Settings
 
 VERSION = 3

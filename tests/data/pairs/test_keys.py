@@ -10,7 +10,7 @@ from support import keys_of
 
 from rm_assets.data.formats.preferences import Format, Message, Preference
 from rm_assets.data.pairs.normal_form import normal_form, normal_texts
-from rm_assets.data.tables.texts import Texts
+from rm_assets.data.tables.ragged import Texts
 
 
 def preference(*prompt: Message, chosen: str = "yes", rejected: str = "no", tools: str = "") -> Preference:

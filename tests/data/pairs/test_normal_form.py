@@ -13,7 +13,7 @@ from support import keys_of
 from rm_assets.data.formats.preferences import Format, Message, Preference
 from rm_assets.data.pairs.contamination import prompt_grams
 from rm_assets.data.pairs.normal_form import normal_form, normal_texts, normalized
-from rm_assets.data.tables.texts import Texts
+from rm_assets.data.tables.ragged import Texts
 
 Form = Literal["NFC", "NFKC"]
 ABOVE, BELOW, OVERLAY = "\u0301", "\u0316", "\u0338"  # of the classes 230, 220 and 1
