@@ -26,6 +26,15 @@ ROOMS = [
     "defs",
     "definitions",
 ]
+# The folders of each room, lowest first: a module imports only from its own folder and those before it.
+WINGS = {
+    "data": ["tables", "storage", "compute", "sources", "formats", "pairs", "chat", "stages"],
+    "training": [
+        *("processes", "jobs", "devices", "packing", "report", "model", "saved_model", "loop"),
+        *("run", "score", "score_pairs", "torchrun", "__main__"),
+    ],
+    "defs": ["runs", "project", "launchers", "snapshots", "results", "assets", "automation"],
+}
 FORBIDDEN = {
     "display_text": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
     "json_settings": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "pyarrow"},
@@ -75,6 +84,31 @@ def test_a_room_imports_only_the_rooms_before_it(path: Path) -> None:
         assert ROOMS.index(other) <= ROOMS.index(own), f"{own} must not import {other}"
         is_heavy = other == "training" and rest.split(".")[1] not in ("jobs", "processes")
         assert not (own == "defs" and is_heavy and at_load), f"{name} is heavy: import it inside a function"
+
+
+def wing(module: str) -> tuple[str, int] | None:
+    """The room of a module by its dotted name, and the number of its wing there."""
+    _, room_name, *rest = [*module.split("."), "", ""][:3]
+    names = WINGS.get(room_name, [])
+    return (room_name, names.index(rest[0])) if rest[0] in names else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_wing_imports_only_the_wings_before_it(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if len(parts) < 3 or parts[-1] == "__init__":
+        return
+    own = wing(".".join(parts))
+    assert own or parts[1] not in WINGS, f"{path} stands in no wing"
+    for name, _ in imports(path):
+        other = wing(name)
+        assert not own or not other or own[0] != other[0] or other[1] <= own[1], f"{path} must not import {name}"
+
+
+def test_no_folder_holds_more_than_a_reader_can_survey() -> None:
+    for folder in {path.parent for path in MODULES}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 16, f"{folder.relative_to(PACKAGE)} holds {len(modules)} modules"
 
 
 def test_the_package_imports_nothing() -> None:
