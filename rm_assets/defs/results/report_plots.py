@@ -15,7 +15,10 @@ MAX_SLICES = 28
 MAX_VALUE_CHARACTERS = 34
 MAX_POINTS = 1500
 MAX_TICKS = 20
-_FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei")
+_FALLBACK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Microsoft YaHei"),
+)
 _ROW_PIXELS, _MARGIN_PIXELS = 19, 110
 
 
