@@ -21,25 +21,26 @@ import numpy as np
 import torch
 import transformers
 from fixtures import CUDA, cpu_as_gpu, device_name, qwen3, random_pairs, synchronize
-from rm_assets.training.loop.flops import peak_flops
-from rm_assets.training.loop.state import captured, restore
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingJob
-from rm_assets.training.loop.checkpoint import Checkpoints, Position
+from rm_assets.training.loop.checkpoint import Checkpoints, Position, restore_state, training_state
 from rm_assets.training.loop.group import ALONE, Group, join_group, leave_group
 from rm_assets.training.loop.held_out import evaluate
 from rm_assets.training.loop.saving import Saver
-from rm_assets.training.loop.trainer import Run, planned_steps, prepared_run, train_step
+from rm_assets.training.loop.setup import prepare_run
+from rm_assets.training.loop.step import Run, train_step
+from rm_assets.training.loop.throughput import peak_flops
+from rm_assets.training.loop.trainer import planned_steps
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.model.scoring import Scorer, bfloat16_scores
 from rm_assets.training.packing.attention import ATTENTION, row_attention
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.layout import Layout, Segment
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Packing, plan_rows
 
 ROOT = Path(__file__).parents[2]
@@ -215,9 +216,9 @@ def train(group: Group) -> None:
         right_losses, right_norms = (np.array(part) for part in zip(*expected, strict=True))
         if np.abs(losses - right_losses).max() > 0.02 or np.abs(norms / right_norms - 1).max() > 0.1:
             failed.append(name)
-        state = {of: tensor.clone() for of, tensor in captured(run.scorer, run.optimizer).items()}
-        restore(run.scorer, run.optimizer, state)
-        restored = captured(run.scorer, run.optimizer)
+        state = {of: tensor.clone() for of, tensor in training_state(run.scorer, run.optimizer).items()}
+        restore_state(run.scorer, run.optimizer, state)
+        restored = training_state(run.scorer, run.optimizer)
         failed += [f"{name}: {of} restored" for of in state if not torch.equal(state[of], restored[of])]
     print("two runs are equal bit for bit:", seen["plain"] == seen["again"])
     assert not failed, failed
@@ -230,7 +231,7 @@ def _trained(group: Group, **settings: Any) -> tuple[Run, list[tuple[float, floa
     model = qwen3("tiny", torch.device("cpu")).to(group.device)
     use_packing(model, Packing.SHARED)
     chosen = TrainingSettings(batch_pairs=batch, micro_batch_tokens=2000, learning_rate=3e-4, **settings)
-    run = prepared_run(model, pairs, Choice(Packing.SHARED, ""), chosen, group)
+    run = prepare_run(model, pairs, Choice(Packing.SHARED, ""), chosen, group)
     figures = [_stepped(run, step) for step in range(1, 4)]
     return run, figures
 
@@ -252,16 +253,16 @@ def saving(group: Group) -> None:
         checkpoints = Checkpoints(Path(directory), "key", group, print)
         with Saver(checkpoints) as saver:
             for step in (1, 2):
-                state = captured(run.scorer, run.optimizer)
+                state = training_state(run.scorer, run.optimizer)
                 before = {name: tensor.cpu().clone() for name, tensor in state.items()}
                 start = time.perf_counter()
                 saver.save(Position(step=step), state)
                 print(f"checkpoint {step}: training waited {1e3 * (time.perf_counter() - start):.1f} ms")
                 _stepped(run, 3)
-        position, found = checkpoints.newest() or (Position(), {})
+        position, found = checkpoints.latest() or (Position(), {})
     assert position.step == 2
     assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
-    now = captured(run.scorer, run.optimizer)
+    now = training_state(run.scorer, run.optimizer)
     changed = [name for name, tensor in before.items() if not torch.equal(tensor, now[name].cpu())]
     assert len(changed) > 10, changed
 
@@ -294,7 +295,7 @@ def job(_: Group) -> None:
             "splits": {"train": files[:3], "validation": files[3:4], "test": files[4:]},
             "settings": prepared.settings.model_copy(update=settings),
         }
-        described = prepared.model_copy(update=changes).moved(lambda path: str(JOB / path), str(output))
+        described = prepared.model_copy(update=changes).with_paths(lambda path: str(JOB / path), str(output))
         described = described.model_copy(update={"model": str(ROOT / "rm_assets" / "sample" / "model")})
         path = Path(directory) / "job.json"
         path.write_text(described.model_dump_json())

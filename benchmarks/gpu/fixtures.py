@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, Qwen3Config
 from rm_assets.training import devices
 from rm_assets.training.loop.group import Group
 from rm_assets.training.model.probe_pairs import pairs_of
-from rm_assets.training.packing.pair_store import Pairs
+from rm_assets.training.packing.pairs import Pairs
 
 CUDA = torch.cuda.is_available()
 if not CUDA:

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 import transformers
 from fixtures import CUDA, SHAPES, cpu_as_gpu, device_name, qwen3, random_pairs, synchronize
-from rm_assets.training.loop.flops import peak_flops, step_flops
 from torch.profiler import ProfilerActivity, profile
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.loop.group import Group, join_group, leave_group
-from rm_assets.training.loop.throughput import Tally, tally_of
-from rm_assets.training.loop.trainer import Run, planned_steps, prepared_run, train_step
+from rm_assets.training.loop.setup import prepare_run
+from rm_assets.training.loop.step import Run, train_step
+from rm_assets.training.loop.throughput import Tally, peak_flops, step_flops, tally_step
+from rm_assets.training.loop.trainer import planned_steps
 from rm_assets.training.model.probe import Choice, use_packing
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.planning import MicroPlan, Packing, Rows, plan_rows
@@ -94,7 +95,7 @@ def prepared(arguments: argparse.Namespace, words: set[str], group: Group) -> Ru
         model.to(torch.bfloat16).score.float()
     use_packing(model, Packing.SHARED)
     pairs = random_pairs(arguments.pairs * (arguments.steps + arguments.warm_up), 180, 320, 512)
-    run = prepared_run(model, pairs, Choice(Packing.SHARED, ""), settings, group)
+    run = prepare_run(model, pairs, Choice(Packing.SHARED, ""), settings, group)
     torch.compiler.config.force_disable_caches = False  # a job trusts no cache of another process; this one is ours
     return run
 
@@ -113,7 +114,7 @@ def timed_step(run: Run, number: int, rows: Rows) -> float:
 
 def tally_of_step(run: Run, rows: Rows, plans: list[MicroPlan]) -> Tally:
     """What a step computes, with its floating-point operations where the card's peak is known."""
-    return tally_of(run.pairs, rows, [plans], step_flops(run.work, run.pairs, plans) if run.work else 0.0)
+    return tally_step(run.pairs, rows, [plans], step_flops(run.flops, run.pairs, plans) if run.flops else 0.0)
 
 
 def collating_seconds(run: Run, plans: list[MicroPlan]) -> float:
