@@ -1,4 +1,4 @@
-"""Content hashes: what makes two inputs, settings or files the same."""
+"""Content hashes, by which inputs, settings and files are compared."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 def fingerprint(*values: Any) -> str:
     """A 64-digit hash of plain values: strings, numbers, booleans, None, dates, and lists or dicts of them.
 
-    Raises TypeError for anything else: a value whose identity is unknown must not pass as unchanged.
+    Raises TypeError for anything else, because a value of unknown identity must not count as unchanged.
     """
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -30,12 +30,12 @@ def file_sha256(path: Path) -> str:
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """A hash of several files' names and bytes; their directory does not count."""
+    """A hash of several files' names and bytes, independent of their directory."""
     return fingerprint([[path.name, file_sha256(path)] for path in sorted(paths)])
 
 
 def short_hash(*parts: str | bytes | memoryview) -> str:
-    """A 32-digit hash of texts, or of their UTF-8; `("ab", "c")` and `("a", "bc")` differ."""
+    """A 32-digit hash of texts or their UTF-8 bytes; `("ab", "c")` and `("a", "bc")` differ."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         encoded = part.encode("utf-8") if isinstance(part, str) else part

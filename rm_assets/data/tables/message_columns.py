@@ -1,4 +1,4 @@
-"""Columns of conversations, read without an Arrow call per row."""
+"""Columns of conversations as flat arrays: no Arrow call per row."""
 
 import itertools
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class MessageColumn:
-    """A column of conversations, for work on all messages at once: `contents` has one text per message.
+    """A column of conversations, for working on all messages at once: `contents` has one text per message.
 
-    The column is one that was read or made whole, no slice of another.
+    The column must not be a slice of another one.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -35,11 +35,11 @@ class MessageColumn:
         self._others = [np.flatnonzero(other.to_numpy(zero_copy_only=False)) for other in others]
 
     def rows_of(self, messages: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows that these messages stand in."""
+        """The row of each of these messages."""
         return np.asarray(np.searchsorted(self.offsets, messages, side="right") - 1)
 
     def messages_with(self, some_bytes: Iterable[int]) -> NDArray[np.int64]:
-        """The messages whose content has any of these bytes."""
+        """The numbers of the messages whose content contains any of these bytes."""
         _, offsets, data = self.contents.buffers()
         if data is None:
             return np.empty(0, np.int64)
@@ -52,33 +52,33 @@ class MessageColumn:
         return messages[(messages >= 0) & (messages < len(self.contents))]
 
     def is_plain(self) -> NDArray[np.bool_]:
-        """Whether a row has messages, and all of them a role and a content alone."""
+        """For each row, whether it has messages, and none of them more than a role and a content."""
         is_plain = np.diff(self.offsets) > 0
         for messages in self._others:
             is_plain[self.rows_of(messages)] = False
         return np.asarray(is_plain)
 
     def shapes(self) -> list[bytes]:
-        """The roles of each row, a byte per message: its place in `ROLES`."""
+        """The roles of each row, one byte per message: the index in `ROLES`, or `len(ROLES)` for another role."""
         roles = self._roles
         return [roles[first:last] for first, last in itertools.pairwise(self.offsets.tolist())]
 
     def arrays(self, rows: NDArray[np.int64]) -> list[pa.StringArray]:
-        """The contents of rows of one shape: the first message of each, then the second, and so on."""
+        """The contents of rows with the same shape: one array of all first messages, one of all second messages, ..."""
         starts = self.offsets[rows]
         length = int(self.offsets[rows[0] + 1] - starts[0])
         return [self.contents.take(pa.array(starts + number)) for number in range(length)]
 
 
 def num_equal_conversations(one: pa.ChunkedArray, other: pa.ChunkedArray) -> int:
-    """In how many rows both columns hold the same messages; it looks only where both are equally long."""
+    """In how many rows both columns hold the same messages. Only rows of equal length are compared."""
     rows = pa.array(np.flatnonzero(_content_bytes(one) == _content_bytes(other)))
     pairs = zip(one.take(rows).to_pylist(), other.take(rows).to_pylist(), strict=True)
     return sum(left == right for left, right in pairs)
 
 
 def _content_bytes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Bytes of all contents of each conversation."""
+    """The total length in bytes of each conversation's contents."""
     lists = single_chunk(column)
     lengths = pc.fill_null(pc.binary_length(lists.values.field("content")), 0).to_numpy()
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -1,4 +1,4 @@
-"""Texts and rows of token ids as flat arrays with offsets: no Python object per token or text, no call per row."""
+"""Ragged rows of token ids and texts, as flat arrays with offsets: no Python object per token, no call per row."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class IdLists(NamedTuple):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
         return np.diff(self.offsets).astype(np.int64)
 
     def row(self, number: int) -> Ids:
@@ -31,50 +31,51 @@ class IdLists(NamedTuple):
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
     def where(self, keep: NDArray[np.bool_]) -> "IdLists":
-        """The rows that are kept."""
+        """The rows for which `keep` (bool [rows]) is true."""
         if keep.all():
             return self
         return IdLists(self.ids[np.repeat(keep, self.lengths)], offsets_of(self.lengths[keep]))
 
     def array(self, dtype: pa.DataType) -> pa.ListArray:
-        """As an Arrow column of a list type, the ids uncopied."""
+        """As an Arrow column of this list type, without copying the ids."""
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids), type=dtype)
 
 
 def join_rows(rows: Sequence[Ids]) -> IdLists:
-    """Rows that are arrays of their own, end to end."""
+    """Concatenate rows that are separate arrays."""
     return IdLists(np.concatenate([np.empty(0, np.int32), *rows]), offsets_of([len(row) for row in rows]))
 
 
 def lists_of(column: pa.ChunkedArray) -> IdLists:
-    """A list column of a table."""
+    """The rows of an Arrow list column."""
     lists = single_chunk(column)
     offsets = lists.offsets.to_numpy()
     return IdLists(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:
-    """Tokens of the longest common beginning of each pair of rows, at most one less than the shorter row has.
+    """The length of the longest common prefix of each pair of rows, int64 [rows].
 
-    For [1, 2, 3, 4] and [1, 2, 9] it is 2; for [1, 2] and [1, 2, 3] it is 1: each row keeps a token of its own.
+    At most one less than the length of the shorter row, which leaves each row at least one token after the prefix: 2
+    for [1, 2, 3, 4] and [1, 2, 9], and 1 for [1, 2] and [1, 2, 3].
     """
     limits = np.maximum(np.minimum(one.lengths, other.lengths) - 1, 0)
     ends = np.cumsum(limits)
     starts = ends - limits
     left, right = (lists.ids[prefix_mask(limits, lists.lengths).view(np.bool_)] for lists in (one, other))
     differ = np.flatnonzero(left != right)
-    first = np.append(differ, len(left))[np.searchsorted(differ, starts)]  # from each row's start on
+    first = np.append(differ, len(left))[np.searchsorted(differ, starts)]  # the first difference after each start
     return np.asarray(np.minimum(first, ends) - starts)
 
 
 def prefix_mask(lengths: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int8]:
-    """1 at the first `lengths` places of each row of `widths`, else 0, flat: [2, 1] and [3, 1] give [1, 1, 0, 1]."""
+    """Flat rows of `widths` with 1 at the first `lengths` positions, else 0: [2, 1] and [3, 1] give [1, 1, 0, 1]."""
     runs = np.stack([lengths, widths - lengths], axis=1).ravel()
     return np.repeat(np.tile(np.array([1, 0], np.int8), len(lengths)), runs)
 
 
 def equal_rows(one: IdLists, other: IdLists) -> NDArray[np.bool_]:
-    """Whether both rows are the same; it looks only at rows of equal length."""
+    """Whether the rows of each pair are equal, bool [rows]."""
     are_same = one.lengths == other.lengths
     rows = np.flatnonzero(are_same)
     left, right = one.where(are_same), other.where(are_same)
@@ -91,17 +92,17 @@ class Texts(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[str | None]) -> "Texts":
-        """Texts one after the other; None counts as an empty one."""
+        """Concatenate texts; None becomes an empty text."""
         try:
             _, offsets, content = pa.array(texts, pa.large_string()).buffers()
-        except UnicodeEncodeError:  # half a surrogate pair, which is no text to Arrow
+        except UnicodeEncodeError:  # a lone surrogate, which Arrow rejects
             encoded = [text.encode("utf-8", "surrogatepass") if text else b"" for text in texts]
             return cls(b"".join(encoded), offsets_of([len(text) for text in encoded]))
         ends = np.frombuffer(offsets, np.int64, len(texts) + 1)
         return cls(content.slice(0, ends[-1]).to_pybytes() if content else b"", ends)
 
     def array(self, is_valid: NDArray[np.bool_] | None = None) -> pa.StringArray:
-        """As an Arrow column, the bytes uncopied; null where `is_valid` is False. Raises ValueError beyond 2 GiB."""
+        """As an Arrow column, without copying; null where `is_valid` is false. Raises ValueError above 2 GiB."""
         if len(self.content) > np.iinfo(np.int32).max:
             raise ValueError(f"the texts of one batch have {len(self.content)} bytes: lower max_pairs_per_prompt")
         validity = None if is_valid is None else pa.array(is_valid).buffers()[1]
@@ -112,7 +113,7 @@ class Texts(NamedTuple):
 
 
 def offsets_of(lengths: "NDArray[Any] | list[int]") -> NDArray[np.int64]:
-    """Where runs of these lengths begin and end, int64 [runs + 1]: [2, 1] gives [0, 2, 3]."""
+    """The offsets of consecutive rows of these lengths, int64 [rows + 1]: [2, 1] gives [0, 2, 3]."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

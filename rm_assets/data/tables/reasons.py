@@ -1,10 +1,10 @@
-"""Why a line or a pair is rejected: the closed set of reason codes, and what each means."""
+"""Why a line or a pair is rejected: the reason codes and their meanings."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a line or a pair went no further. A closed set: every reject carries exactly one."""
+    """Why a line or a pair was rejected; every reject has exactly one reason."""
 
     # the line as bytes and as JSON
     NOT_UTF8 = "not_utf8"
@@ -25,7 +25,7 @@ class Reason(StrEnum):
     AMBIGUOUS_LABEL = "ambiguous_label"
     UNSUPPORTED_FIELD = "unsupported_field"
     HELD_BACK_FILE = "held_back_file"
-    # the preference it states
+    # the preference in the line
     INCOMPLETE_PAIR = "incomplete_pair"
     EMPTY_MESSAGE = "empty_message"
     EMPTY_REPLY = "empty_reply"
@@ -120,4 +120,4 @@ MALFORMED = frozenset(
         Reason.AMBIGUOUS_LABEL,
     }
 )
-"""The reasons that count towards holding a file back: damage, not disagreement."""
+"""The reasons that count towards holding a file back: signs of a damaged or misread file, not of disagreement."""

@@ -1,4 +1,4 @@
-"""The vocabulary of the data: the stages and the Arrow schemas of their datasets."""
+"""The data stages and the Arrow schemas of all datasets."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 
 class Stage(StrEnum):
-    """The data stages, in the order of the flow; each is also the name of its asset."""
+    """The data stages, in pipeline order; each value is the name of the stage's asset."""
 
     RAW = "raw_preferences"
     VALIDATED = "validated_preferences"
@@ -23,7 +23,7 @@ def _schema(*groups: list[tuple[str, pa.DataType]]) -> pa.Schema:
 
 
 _LINE = [("source", pa.string()), ("line", pa.int64())]
-# `chosen_key` and `rejected_key` hash the two conversations in a normal form, which finds equal and flipped pairs.
+# `chosen_key` and `rejected_key` hash the normalized conversations, to find equal and flipped pairs.
 _PAIR = [
     *_LINE,
     ("pair_id", pa.string()),
@@ -42,7 +42,7 @@ MESSAGE = pa.struct(
     ]
 )
 PAIR_COLUMNS = tuple(name for name, _ in _PAIR)
-"""What every row has from validation on."""
+"""The columns that every row has from validation on."""
 _MESSAGES = pa.list_(pa.field("element", MESSAGE, nullable=False))
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _MASK = pa.list_(pa.field("element", pa.int8(), nullable=False))
@@ -59,7 +59,7 @@ VALIDATED = _schema(
         ("format", pa.string()),
         ("num_turns", pa.int32()),
         ("subset", pa.string()),
-        ("num_annotators", pa.int32()),  # 0 where the row does not say
+        ("num_annotators", pa.int32()),  # 0 if unknown
         ("num_agreeing", pa.int32()),
     ],
 )
@@ -67,7 +67,7 @@ FLATTENED = _schema(
     _PAIR,
     [
         *[("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float32())],
-        # how many control tokens the template writes in each conversation: ids that have more were forged by a text
+        # control tokens written by the template: if the token ids contain more, a text forged one
         *[("chosen_control_tokens", pa.int32()), ("rejected_control_tokens", pa.int32())],
     ],
 )
@@ -99,17 +99,9 @@ REJECTS = _schema(
     [("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("line_sha256", pa.string())],
 )
 
-SCHEMAS = {
-    Stage.RAW: RAW,
-    Stage.VALIDATED: VALIDATED,
-    Stage.FLATTENED: FLATTENED,
-    Stage.TOKENIZED: TOKENIZED,
-    Stage.PADDED: PADDED,
-}
-
 
 def build_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """A table of these columns, by name: Arrow columns as they are, all others converted."""
+    """A table of these columns, by name. Arrow arrays are used as they are, other sequences converted."""
     given = [columns[field.name] for field in schema]
     arrays = [
         array if isinstance(array, pa.Array | pa.ChunkedArray) else pa.array(array, field.type)
@@ -119,7 +111,7 @@ def build_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
 
 
 def num_rows_of(source: str, rows: pa.Table) -> int:
-    """How many rows name this source; those of another file do not count."""
+    """How many rows come from this source file."""
     return int(pc.sum(pc.equal(rows["source"], source)).as_py() or 0)
 
 
@@ -127,7 +119,7 @@ def _nullable(names: list[str], dtype: pa.DataType) -> list[pa.Field]:
     return [pa.field(name, dtype) for name in names]
 
 
-# A rule of a benchmark has an accuracy only, and the prompt baselines exist for the pairs that were scored anew.
+# Benchmark rules only have an accuracy; the prompt baselines only exist for rescored pairs.
 REPORT = pa.schema(
     [
         *_schema([("slice", pa.string()), ("value", pa.string())]),
@@ -150,7 +142,7 @@ REPORT_PAIRS = pa.schema(
         *_nullable(["without_prompt", "other_prompt"], pa.float64()),
     ]
 )
-"""The pairs that a report counts: `correct` and the baselines are 1, 0.5 for a tie, or 0."""
+"""The pairs that a report counts. `correct` and the baselines are 1, 0.5 for a tie, or 0."""
 
 CALIBRATION = pa.schema(
     [

@@ -59,7 +59,7 @@ def test_the_invariants_hold_for_the_whole_sample(tmp_path: Path) -> None:
     assert all(snapshot.manifest.num_rows() for snapshot in stages.values())
     for stage, snapshot in stages.items():
         for path in snapshot.paths():
-            assert pq.read_schema(path).remove_metadata() == schemas.SCHEMAS[stage]
+            assert pq.read_schema(path).remove_metadata() == getattr(schemas, stage.name)
 
 
 def test_every_id_of_the_sample_is_that_of_apply_chat_template(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_no_flipped_bit_of_a_published_file_is_read_as_something_else(
     chance, num_noticed = random.Random(few_bytes), 0
     for stage, snapshot in stages.items():
         for path in [*snapshot.paths(), *snapshot.paths(REJECTS)]:
-            schema = schemas.REJECTS if path.parent.name == REJECTS else schemas.SCHEMAS[stage]
+            schema = schemas.REJECTS if path.parent.name == REJECTS else getattr(schemas, stage.name)
             flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
             content, whole, some = path.read_bytes(), parquet.read_table([path], schema), chance.sample(flat, 2)
             for _ in range(15):
