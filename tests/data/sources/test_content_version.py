@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import age, plain_row, run_stages, silent, write_lines
+from support import age, plain_row, write_lines
 
 from rm_assets.data.sources import content_version as listing_module
 from rm_assets.data.sources.content_version import LONGEST_WAIT_SECONDS, Listing, content_listing
 from rm_assets.data.sources.opened_file import OpenedFile
-from rm_assets.data.stages.raw import files_to_read, publish_raw
-from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.automation.arrival import published_version
+from rm_assets.data.stages.raw import files_to_read
 from rm_assets.settings import Settings
 
 
@@ -230,22 +228,3 @@ def test_an_unreadable_entry_counts_and_keeps_nobody_waiting(directory: Path) ->
     found = look(directory)
     assert found.version not in (None, first.version)
     assert look(directory).version == found.version
-
-
-def test_the_data_know_which_listing_they_were_made_from(directory: Path, tmp_path: Path) -> None:
-    from rm_assets.data.stages.rejects import publish_rejects
-
-    settings = Settings(annotations=str(directory), storage=str(tmp_path / "storage"))
-    storage = tmp_path / "storage"
-    assert published_version(storage) is None
-    stages = run_stages(settings)
-    assert published_version(storage) is None  # the last asset is missing
-    publish_rejects(settings, stages, silent)
-    assert published_version(storage) == look(directory).version
-    write_lines(directory / "c.jsonl", [plain_row(3)])
-    publish_raw(settings, silent)
-    assert published_version(storage) is None  # the stages after it were not run
-    stages = run_stages(settings)
-    publish_rejects(settings, stages, silent)
-    assert published_version(storage) == look(directory).version
-    assert stages[Stage.RAW].manifest.num_rows() == 3

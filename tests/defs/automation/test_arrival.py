@@ -9,14 +9,18 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus as Status
 from real_runs import Site
-from support import QUICK, age, polite_rows, write_lines
+from support import QUICK, age, plain_row, polite_rows, run_stages, silent, write_lines
 
 from rm_assets.data.sources import content_version as listing_module
+from rm_assets.data.sources.content_version import content_listing
+from rm_assets.data.stages.raw import files_to_read, publish_raw
+from rm_assets.data.stages.rejects import publish_rejects
+from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
-from rm_assets.defs.automation.arrival import CONTENT_TAG, new_annotations
+from rm_assets.defs.automation.arrival import CONTENT_TAG, new_annotations, published_version
 from rm_assets.defs.automation.jobs import refresh_data
 from rm_assets.defs.project import ProjectResource
-from rm_assets.settings import SettingsError
+from rm_assets.settings import Settings, SettingsError
 
 
 class Desk:
@@ -325,3 +329,26 @@ def test_a_tick_opens_no_file_that_it_knows(desk: Desk, monkeypatch: pytest.Monk
     assert desk.refresh(desk.request()).success
     monkeypatch.setattr(listing_module, "open_annotation_file", lambda path: pytest.fail(f"{path} was opened"))
     assert "these 30 files" in desk.reason()
+
+
+def test_the_data_know_which_listing_they_were_made_from(tmp_path: Path) -> None:
+    settings = Settings(annotations=str(tmp_path / "annotations"), storage=str(tmp_path / "storage"))
+    storage = tmp_path / "storage"
+
+    def version() -> str | None:
+        return content_listing(files_to_read(settings)[1], storage).version
+
+    for name in ("a", "b"):
+        write_lines(tmp_path / "annotations" / f"{name}.jsonl", [plain_row(ord(name))])
+    assert published_version(storage) is None
+    stages = run_stages(settings)
+    assert published_version(storage) is None  # the last asset is missing
+    publish_rejects(settings, stages, silent)
+    assert published_version(storage) == version()
+    write_lines(tmp_path / "annotations" / "c.jsonl", [plain_row(3)])
+    publish_raw(settings, silent)
+    assert published_version(storage) is None  # the stages after it were not run
+    stages = run_stages(settings)
+    publish_rejects(settings, stages, silent)
+    assert published_version(storage) == version()
+    assert stages[Stage.RAW].manifest.num_rows() == 3
