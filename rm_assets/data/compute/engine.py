@@ -1,4 +1,4 @@
-"""Where shards are computed: in this process for a few, over processes of this machine for many, or on Ray."""
+"""Computes shards: a few in this process, many in worker processes of this machine, or all on Ray."""
 
 import functools
 import os
@@ -18,16 +18,16 @@ from rm_assets.data.storage.snapshots import Shard
 from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20
-"""Up to this much input, with what shards cost, is computed in this process: others take seconds to start and load."""
+"""Up to this estimate the work is done in this process: workers take seconds to start and load a tokenizer."""
 _BYTES_PER_SHARD = 2**17
-"""So much input takes as long as what every shard costs, however small: its files and its laws."""
+"""The fixed cost of a shard (writing its files, checking its invariants), in bytes of input that take as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One shard to have: its name, its key, and what the stage's function needs to compute it.
+    """One shard of a stage: its name and key, and the arguments of the stage's function.
 
-    `num_bytes` is the size of its input files, by which the work is planned.
+    `num_bytes` is the size of its input files, used to plan the work and report progress.
     """
 
     name: str
@@ -41,28 +41,28 @@ def compute_shards(
     publication: Publication,
     tasks: list[Task],
     function: StageFunction,
-    laws: InvariantFunction,
+    measure: InvariantFunction,
     settings: Settings,
-    say: Callable[[str], object],
+    log: Callable[[str], object],
 ) -> list[Shard]:
-    """The shards of all tasks, in order; only those whose key is not found are computed."""
+    """The shards of all tasks, in order; computes only those whose key was not published or staged before."""
     found: dict[str, Shard | None] = {task.key: publication.find(task.key) for task in tasks}
     missing = [task for task in tasks if found[task.key] is None]
-    jobs = [(publication.directory, task, function, laws) for task in missing]
+    jobs = [(publication.directory, task, function, measure) for task in missing]
     num_bytes = sum(task.num_bytes for task in missing)
-    progress = Progress(publication.directory.name, num_bytes, say)
+    progress = Progress(publication.directory.name, num_bytes, log)
     if settings.engine == "ray":
         computed = map_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
     else:
         is_small = num_bytes + len(jobs) * _BYTES_PER_SHARD <= _SMALL_BYTES
-        computed = _computed(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
+        computed = _compute_here(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
     for task, shard in zip(missing, computed, strict=True):
         found[shard.key] = shard
         progress.add(shard.num_rows(), task.num_bytes)
     return [done for task in tasks if (done := found[task.key]) is not None]
 
 
-def _computed(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
+def _compute_here(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
     if len(jobs) <= 1 or num_processes == 1:
         yield from map(_compute, jobs)
         return
@@ -70,13 +70,12 @@ def _computed(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
         yield from map_in_processes(_compute, jobs, num_processes)
     except BrokenProcessPool:
         raise MemoryError(
-            "a process that computed shards was killed, most likely for want of memory: "
-            "lower num_workers or shard_bytes"
+            "a worker process was killed, most likely because memory ran out: lower num_workers or shard_bytes"
         ) from None
 
 
 def _compute(job: tuple[Path, Task, StageFunction, InvariantFunction]) -> Shard:
-    directory, task, function, laws = job
-    fill, measure = (functools.partial(step, task.arguments) for step in (function, laws))
+    directory, task, function, measure = job
+    fill, read_back = (functools.partial(step, task.arguments) for step in (function, measure))
     with pause_gc():
-        return write_shard(directory, task.name, task.source, task.key, fill, measure)
+        return write_shard(directory, task.name, task.source, task.key, fill, read_back)

@@ -1,4 +1,4 @@
-"""One line now and then about long work: how much is done, how fast, and how long the rest will take."""
+"""Progress of long work, logged every ten seconds: rows done, speed, share and remaining time."""
 
 import time
 from collections.abc import Callable
@@ -7,36 +7,36 @@ _SECONDS_BETWEEN = 10.0
 
 
 class Progress:
-    """Counts what is done, and says so every ten seconds; nothing is said of work that takes less.
+    """Counts finished work and logs it every ten seconds; shorter work logs nothing.
 
-    `total_bytes` is what there is to do, in bytes of the input; None where nobody knows, as with compressed files.
+    `total_bytes` is the size of the input; None where it is unknown, as with compressed files.
     """
 
     def __init__(
         self,
         what: str,
         total_bytes: int | None,
-        say: Callable[[str], object],
+        log: Callable[[str], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what = what
         self._total_bytes = total_bytes
-        self._say = say
+        self._log = log
         self._clock = clock
-        self._started = self._said = clock()
+        self._started = self._logged = clock()
         self._num_rows = self._num_bytes = 0
 
     def add(self, num_rows: int, num_bytes: int) -> None:
-        """So many more rows are done, made of so many bytes of the input."""
+        """Count finished rows, and the bytes of input that they came from."""
         self._num_rows += num_rows
         self._num_bytes += num_bytes
         now = self._clock()
-        if now - self._said >= _SECONDS_BETWEEN:
-            self._said = now
-            self._say(self._line(now - self._started))
+        if now - self._logged >= _SECONDS_BETWEEN:
+            self._logged = now
+            self._log(self._line(now - self._started))
 
-    def leave_out(self, num_bytes: int) -> None:
-        """So much of the input needs no work."""
+    def skip(self, num_bytes: int) -> None:
+        """Subtract input that needs no work from the total."""
         if self._total_bytes is not None:
             self._total_bytes -= num_bytes
 

@@ -1,4 +1,4 @@
-"""Processes of this machine that compute shards, kept from one stage to the next: each loads its tokenizer once."""
+"""Local worker processes that compute shards, reused across stages: each loads its tokenizer once."""
 
 import atexit
 import contextlib
@@ -13,11 +13,11 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from typing import Any
 
 _IDLE_SECONDS = 60.0
-"""After so long without work the processes leave: what follows may need their memory."""
+"""The pool is closed after this long without work: later stages may need its memory."""
 
 
 class _Workers:
-    """The processes of this one, at most one pool at a time."""
+    """The worker pool of this process; at most one exists at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,7 +27,7 @@ class _Workers:
         self._num_uses = 0
 
     def pool(self, num_workers: int) -> ProcessPoolExecutor:
-        """A pool of so many processes, which are started when there is work."""
+        """A pool of `num_workers` processes, which start with the first work."""
         with self._lock:
             self._cancel_timer()
             self._num_uses += 1
@@ -41,8 +41,8 @@ class _Workers:
                 self._num_workers = num_workers
             return self._pool
 
-    def rest(self) -> None:
-        """Nothing to do for now."""
+    def close_when_idle(self) -> None:
+        """Close the pool after `_IDLE_SECONDS` unless it is used again."""
         with self._lock:
             self._cancel_timer()
             self._timer = threading.Timer(_IDLE_SECONDS, self._close_unless_used, [self._num_uses])
@@ -50,16 +50,16 @@ class _Workers:
             self._timer.start()
 
     def close(self) -> None:
-        """Let the processes leave."""
+        """Close the pool once its running tasks end."""
         with self._lock:
             self._cancel_timer()
             self._shut_down()
 
     def kill(self) -> None:
-        """End the processes at once, whatever they are doing; what they leave unfinished, the next run removes."""
+        """Kill the processes at once; the next run removes the files that they leave unfinished."""
         with self._lock:
             self._cancel_timer()
-            # a private name for want of another: `kill_workers` came with Python 3.14
+            # a private name: the public `kill_workers` came with Python 3.14
             processes = list((self._pool._processes or {}).values()) if self._pool else []
             self._shut_down()  # first, so that nothing waits for a result
             for process in processes:
@@ -87,55 +87,54 @@ atexit.register(close_workers)
 
 
 def map_in_processes(function: Callable[[Any], Any], arguments: list[Any], num_workers: int) -> Iterator[Any]:
-    """The function's results, in order, computed by so many processes; their errors are raised here."""
+    """`map(function, arguments)` in worker processes, in order; raises the exception of a call that fails."""
     pool = _workers.pool(num_workers)
     try:
         yield from pool.map(function, arguments)
     except BaseException:
-        _workers.kill()  # a process was killed, or the run is being stopped: start afresh next time
+        _workers.kill()  # a process was killed, or the run is being stopped: the next use starts a new pool
         raise
-    _workers.rest()
+    _workers.close_when_idle()
 
 
 def warm_up(function: Callable[..., Any], arguments: tuple[Any, ...], num_workers: int) -> None:
-    """Start the processes, and have each call a function, such as one that loads a tokenizer."""
+    """Start the processes and call a function once in each, such as one that loads a tokenizer."""
     pool = _workers.pool(num_workers)
-    calls: list[Future[Any]] = [pool.submit(_called, function, arguments) for _ in range(num_workers)]
+    calls: list[Future[Any]] = [pool.submit(_call_once, function, arguments) for _ in range(num_workers)]
     wait(calls)
     for call in calls:
         call.result()
-    _workers.rest()
+    _workers.close_when_idle()
 
 
-_everyone: list[Any] = []  # in a worker: the barrier at which all workers of its pool meet
-_SECONDS_TO_MEET = 600.0
+_barriers: list[Any] = []  # in a worker: the one barrier at which all workers of its pool meet
+_BARRIER_TIMEOUT = 600.0
 
 
-def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    function(*arguments)  # what it gives stays in this process
-    _everyone[0].wait(_SECONDS_TO_MEET)  # so that no process takes the call of another
+def _call_once(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    function(*arguments)  # its result is not sent back
+    _barriers[0].wait(_BARRIER_TIMEOUT)  # no process takes a second call while others have none
 
 
-def _prepare(everyone: Any) -> None:
-    """One core for each process, and none outlives the one that started it, however that ends."""
-    _everyone.append(everyone)
+def _prepare(barrier: Any) -> None:
+    """Set a worker up: one core, memory that is kept, and an exit as soon as the parent process ends."""
+    _barriers.append(barrier)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # A third of a process's memory, and of the time to start it, would be torch, which transformers imports where it
-    # can, and which no tokenizer needs.
+    # transformers imports torch if it can, which no tokenizer needs: a third of a worker's memory and start-up time.
     sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     import pyarrow as pa
 
     _keep_memory()
-    pa.set_memory_pool(pa.system_memory_pool())  # the same memory for Arrow, whose own pool gives it back
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool would return memory to the system
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
 
 def _keep_memory() -> None:
-    """Have glibc keep what is freed for the next batch: to be given new pages each time costs a tenth of all.
+    """Have glibc keep freed memory for the next batch: getting new pages each time costs a tenth of the run time.
 
-    The numbers are those of mallopt(3); where the C library has no such function, nothing is changed.
+    The numbers are those of mallopt(3); a C library without that function is left as it is.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     with contextlib.suppress(OSError, AttributeError):
@@ -154,7 +153,7 @@ def _die_with_parent() -> None:
 
 @contextlib.contextmanager
 def pause_gc() -> Iterator[None]:
-    """No search for reference cycles meanwhile: batches of rows make many objects and hardly any cycle."""
+    """Disable the cyclic garbage collector: batches of rows make many objects and hardly any cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -143,7 +143,7 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
         found = [reading.publisher.find(key) for key in known["keys"]]
         if all(found):
             shards = [shard for shard in found if shard]
-            reading.progress.leave_out(sum(shard.stats["num_bytes"] for shard in shards))
+            reading.progress.skip(sum(shard.stats["num_bytes"] for shard in shards))
             return shards
     stamps[file.source] = None
     try:

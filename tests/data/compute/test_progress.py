@@ -20,7 +20,7 @@ def test_what_needs_no_work_is_not_waited_for() -> None:
     said: list[str] = []
     now = 0.0
     progress = Progress("raw_preferences", 300_000_000, said.append, lambda: now)
-    progress.leave_out(200_000_000)
+    progress.skip(200_000_000)
     now = 10.0
     progress.add(1_000, 50_000_000)
     assert said == ["raw_preferences: 1,000 rows, 5.0 MB/s, 50 %, about 10 s left"]
