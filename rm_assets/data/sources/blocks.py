@@ -1,16 +1,16 @@
 """A stream of bytes cut into blocks of whole lines, and a block read line by line.
 
-A line ends at a line feed, and at nothing else: U+2028 or a lone carriage return inside a string is data. One carriage
-return before the line feed belongs to the line end. Blocks are cut greedily, so that a block's place depends only on
-the bytes before it and appending to a file leaves its earlier blocks alone. Cutting and hashing look for one line end
-a block; only a block that is new is read line by line.
+A line ends only at a line feed: U+2028 or a lone carriage return inside a string is data. One carriage return before
+the line feed belongs to the line end. Blocks are cut greedily: where a block begins depends only on the bytes before
+it, and appending to a file leaves its earlier blocks unchanged. Cutting and hashing find one line end per block; only
+new blocks are read line by line.
 """
 
 import functools
 import hashlib
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rm_assets.data.tables.reasons import Reason
 
 MAX_LINES = 100_000
-"""Lines of one block: bounds memory where lines are short."""
+"""The most lines in a block: bounds memory where lines are short."""
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # of UTF-16 and UTF-32
 _FIRST_BYTES = 2**16
@@ -32,18 +32,13 @@ _WHITE_SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedLine:
-    """A line whose content is not kept: longer than allowed and hashed in passing, or the row of a damaged table."""
+    """A line whose content is not kept: one that is too long, or a damaged row of a table."""
 
     num_bytes: int  # of the content
-    end_bytes: int
+    end_bytes: int  # of its line feed; 0 where the file ends without one
     sha256: str  # of the content
     reason: Reason = Reason.LINE_TOO_LONG
     detail: str = ""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether a line feed ends it."""
-        return self.end_bytes > 0
 
 
 Piece = bytes | SkippedLine
@@ -51,22 +46,22 @@ Piece = bytes | SkippedLine
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive whole lines of a file: as bytes, or skipped; in all but odd cases it is one piece of bytes."""
+    """Consecutive whole lines of a file, as bytes or skipped; usually one piece of bytes."""
 
     first_line: int
     num_lines: int  # blank ones too
     pieces: tuple[Piece, ...]
     bom_bytes: int = 0
-    is_utf8: bool = True  # False where the file begins with the mark of another encoding
+    is_utf8: bool = True  # False where the file begins with the byte order mark of UTF-16 or UTF-32
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the file that the block stands for."""
+        """Bytes that the block takes in the file."""
         return self.bom_bytes + sum(map(num_piece_bytes, self.pieces))
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A hash of everything that decides what is read from the block."""
+        """A hash of everything that determines the rows read from the block."""
         digest = _digest(self.bom_bytes, self.is_utf8)
         for piece in self.pieces:
             if isinstance(piece, SkippedLine):
@@ -78,7 +73,7 @@ class Block:
 
 
 def plain_block_sha256(parts: Iterable[bytes], num_bytes: int) -> str:
-    """What `Block.sha256` is of a block of one piece without a byte order mark: `num_bytes`, here in parts."""
+    """The `Block.sha256` of a block of one piece without a byte order mark, from its `num_bytes` bytes in parts."""
     digest = _digest(bom_bytes=0, is_utf8=True)
     _add(digest, parts, num_bytes)
     return digest.hexdigest()
@@ -101,12 +96,12 @@ def _num_lines(content: bytes) -> int:
 
 
 def _num_line_feeds(view: memoryview) -> int:
-    """Five times as fast as `bytes.count`, and other threads go on meanwhile."""
+    """Five times as fast as `bytes.count`, and releases the GIL."""
     return int(np.count_nonzero(np.frombuffer(view, np.uint8) == _LINE_FEED))
 
 
 def num_piece_bytes(piece: Piece) -> int:
-    """Bytes of a piece, with its line ends."""
+    """Bytes of a piece, line ends included."""
     return len(piece) if isinstance(piece, bytes) else piece.num_bytes + piece.end_bytes
 
 
@@ -124,48 +119,61 @@ def blocks_of_lines(
 ) -> Iterator[Block]:
     """A file's lines in blocks of at most `block_bytes` (a longer line is a block of its own) and `MAX_LINES`.
 
-    With `whole_lines`, a last line without a line feed is left out: somebody is still writing it. With `in_twos`, no
-    block ends between the two lines of a pair. Where a block ends is decided by what it holds and by the line after it,
-    so a stream may also begin at a later block, with its `first_line`, and gives the same blocks from there on.
+    With `whole_lines`, a last line without a line feed is left out, as it is still being written. With `in_twos`, no
+    block ends between the two lines of a pair. Where a block ends depends only on its content and the line after it: a
+    stream that starts at a later block, numbered `first_line`, yields the same blocks from there on.
     """
-    is_start = first_line == 1
-    is_utf8 = not (is_start and stream.peek(4).startswith(_OTHER_BOMS))
-    bom = stream.read(len(_BOM)) if is_start and stream.peek(len(_BOM)).startswith(_BOM) else b""
+    bom, is_utf8 = b"", True
+    if first_line == 1:
+        is_utf8 = not stream.peek(4).startswith(_OTHER_BOMS)
+        bom = stream.read(len(_BOM)) if stream.peek(len(_BOM)).startswith(_BOM) else b""
     cut = _cut_in_twos if in_twos else _cut
     bom_bytes = len(bom)
     for pieces in cut(stream, block_bytes, max_line_bytes, bom_bytes):
-        if whole_lines and not _ends_whole(pieces[-1]):
-            pieces = _without_last_line(pieces)
-        if pieces:
-            num_lines = sum(1 if isinstance(piece, SkippedLine) else _num_lines(piece) for piece in pieces)
-            yield Block(first_line=first_line, num_lines=num_lines, pieces=pieces, bom_bytes=bom_bytes, is_utf8=is_utf8)
-            first_line, bom_bytes = first_line + num_lines, 0
+        kept = _without_open_line(pieces) if whole_lines else pieces
+        if kept:
+            block = _block(kept, first_line, bom_bytes, is_utf8=is_utf8)
+            yield block
+            first_line, bom_bytes = first_line + block.num_lines, 0
     if bom_bytes:
-        yield Block(first_line=1, num_lines=0, pieces=(), bom_bytes=bom_bytes)
+        yield _block((), first_line, bom_bytes)
 
 
-def _ends_whole(piece: Piece) -> bool:
-    return piece.endswith(b"\n") if isinstance(piece, bytes) else piece.is_whole
+def blocks_of_rows(rows: Iterable[Piece], *, block_bytes: int) -> Iterator[Block]:
+    """Rows, each a line or a skipped one, in blocks of the same limits; a row is never cut."""
+    first_line = 1
+    for pieces in _group(rows, block_bytes):
+        block = _block(pieces, first_line)
+        yield block
+        first_line += block.num_lines
 
 
-def _without_last_line(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+def _block(pieces: tuple[Piece, ...], first_line: int, bom_bytes: int = 0, *, is_utf8: bool = True) -> Block:
+    num_lines = sum(1 if isinstance(piece, SkippedLine) else _num_lines(piece) for piece in pieces)
+    return Block(first_line=first_line, num_lines=num_lines, pieces=pieces, bom_bytes=bom_bytes, is_utf8=is_utf8)
+
+
+def _without_open_line(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """The pieces up to the last line feed."""
     last = pieces[-1]
-    kept = last[: last.rfind(b"\n") + 1] if isinstance(last, bytes) else b""
-    return (*pieces[:-1], kept) if kept else pieces[:-1]
+    if isinstance(last, SkippedLine):
+        return pieces if last.end_bytes else pieces[:-1]
+    whole = last[: last.rfind(b"\n") + 1]
+    return (*pieces[:-1], whole) if whole else pieces[:-1]
 
 
 def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int) -> Iterator[tuple[Piece, ...]]:
-    """Pieces that end at the last line end within the limit; the byte order mark counts in the first."""
+    """Pieces that end at the last line end within the limit; the first piece's limit includes the byte order mark."""
     limit = max(block_bytes - bom_bytes, 1)
     buffer = bytearray()
-    begin = end = 0  # what is read and not yet given away
+    begin = end = 0  # buffer[begin:end] was read and is not yet part of a piece
     while True:
         cut = _end_of_lines(buffer, begin, min(end, begin + limit), MAX_LINES)
         if not cut:
             rest = buffer[begin:end]
             buffer[: len(rest)] = rest
             begin, end = 0, len(rest)
-            end = _fill(buffer, end, limit + 1, stream)  # a byte more than a piece may have tells if anything follows
+            end = _fill(buffer, end, limit + 1, stream)  # one byte beyond the limit shows if anything follows
             if not end:
                 return
             line_end = end if end <= limit else buffer.rfind(b"\n", 0, limit) + 1
@@ -182,7 +190,7 @@ def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
 
 
 def _fill(buffer: bytearray, begin: int, end: int, stream: BinaryIO) -> int:
-    """Read into buffer[begin:end], which grows on the way, as far as the stream goes; returns where that is."""
+    """Read into buffer[begin:end], growing the buffer; returns where the data ends, before `end` if the stream ends."""
     while begin < end:
         if begin >= len(buffer):
             buffer += bytes(min(max(len(buffer), _FIRST_BYTES), end - len(buffer)))
@@ -194,7 +202,7 @@ def _fill(buffer: bytearray, begin: int, end: int, stream: BinaryIO) -> int:
 
 
 def _end_of_lines(buffer: bytearray, begin: int, end: int, num_lines: int) -> int:
-    """Where so many lines of buffer[begin:end] end; 0 if there are fewer."""
+    """The end of the first `num_lines` lines of buffer[begin:end]; 0 if it has fewer."""
     while end - begin >= num_lines:
         stop = min(begin + _SKIP_BYTES, end)
         if (count := _num_line_feeds(memoryview(buffer)[begin:stop])) >= num_lines:
@@ -205,7 +213,7 @@ def _end_of_lines(buffer: bytearray, begin: int, end: int, num_lines: int) -> in
 
 
 def _long_line(stream: BinaryIO, buffer: bytes, max_line_bytes: int) -> tuple[Piece, bytes]:
-    """The line that `buffer` begins with, which is longer than a block, and what was read after it."""
+    """The line at the start of `buffer`, which is longer than a block, and the bytes read after it."""
     pieces = [buffer]
     num_bytes, end = len(buffer), buffer.find(b"\n") + 1
     while not end and num_bytes < max_line_bytes + 2 and (more := stream.read(_SKIP_BYTES)):
@@ -220,7 +228,7 @@ def _long_line(stream: BinaryIO, buffer: bytes, max_line_bytes: int) -> tuple[Pi
 
 
 def _skipped_line(stream: BinaryIO, piece: bytes) -> SkippedLine:
-    """The rest of a line, hashed and forgotten; the stream stands at the next line afterwards."""
+    """Read the rest of a line, keeping only its hash; `piece` is the start of the line."""
     digest, num_bytes = hashlib.sha256(), 0
     while not piece.endswith(b"\n") and (following := stream.readline(_SKIP_BYTES)):
         digest.update(piece)
@@ -236,40 +244,40 @@ def _skipped_line(stream: BinaryIO, piece: bytes) -> SkippedLine:
 def _cut_in_twos(
     stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int
 ) -> Iterator[tuple[Piece, ...]]:
-    """As `_cut`, line by line: a block ends only where an even number of lines that are not blank lies before."""
-    pieces: list[Piece] = []
-    num_bytes, num_texts = bom_bytes, 0
-    while line := stream.readline(max_line_bytes + 2):
-        is_kept = line.endswith(b"\n") or len(line) < max_line_bytes + 2
-        piece = line if is_kept else _skipped_line(stream, line)
-        is_full = num_bytes + num_piece_bytes(piece) > block_bytes or len(pieces) >= MAX_LINES
-        if pieces and is_full and num_texts % 2 == 0:
-            yield _joined(pieces)
-            pieces, num_bytes = [], 0
-        pieces.append(piece)
-        num_bytes += num_piece_bytes(piece)
-        # also a blank one is a reject if it is too long
-        num_texts += bool(line.strip()) or len(line.removesuffix(b"\n").removesuffix(b"\r")) > max_line_bytes
-    if pieces:
-        yield _joined(pieces)
+    """As `_cut`, line by line: a block ends only after an even number of lines that are not blank."""
+
+    def lines() -> Iterator[Piece]:
+        while line := stream.readline(max_line_bytes + 2):
+            is_kept = line.endswith(b"\n") or len(line) < max_line_bytes + 2
+            yield line if is_kept else _skipped_line(stream, line)
+
+    def is_text(line: Piece) -> bool:
+        # a blank line that is too long is a reject, and so one of the two
+        return isinstance(line, SkippedLine) or bool(line.strip()) or len(_without_end(line)) > max_line_bytes
+
+    return _group(lines(), block_bytes, bom_bytes, is_text)
 
 
-def blocks_of_rows(rows: Iterable[Piece], *, block_bytes: int) -> Iterator[Block]:
-    """Rows, each a line or a skipped one, in blocks as those of lines; a row is never cut."""
-    pieces: list[Piece] = []
-    first_line, num_bytes = 1, 0
-    for row in rows:
-        if pieces and (num_bytes + num_piece_bytes(row) > block_bytes or len(pieces) >= MAX_LINES):
-            yield Block(first_line=first_line, num_lines=len(pieces), pieces=_joined(pieces))
-            first_line, pieces, num_bytes = first_line + len(pieces), [], 0
-        pieces.append(row)
-        num_bytes += num_piece_bytes(row)
-    if pieces:
-        yield Block(first_line=first_line, num_lines=len(pieces), pieces=_joined(pieces))
+def _group(
+    lines: Iterable[Piece], block_bytes: int, num_bytes: int = 0, is_text: Callable[[Piece], bool] | None = None
+) -> Iterator[tuple[Piece, ...]]:
+    """Lines in groups of at most `block_bytes` and `MAX_LINES`; with `is_text`, of an even number of texts each."""
+    group: list[Piece] = []
+    num_texts = 0
+    for line in lines:
+        is_full = num_bytes + num_piece_bytes(line) > block_bytes or len(group) >= MAX_LINES
+        if group and is_full and num_texts % 2 == 0:
+            yield _joined(group)
+            group, num_bytes = [], 0
+        group.append(line)
+        num_bytes += num_piece_bytes(line)
+        num_texts += bool(is_text and is_text(line))
+    if group:
+        yield _joined(group)
 
 
 def _joined(lines: list[Piece]) -> tuple[Piece, ...]:
-    """Neighbouring lines as one piece of bytes."""
+    """Lines with each run of bytes joined into one piece."""
     pieces: list[Piece] = []
     for _, group in itertools.groupby(lines, type):
         run = list(group)
@@ -282,7 +290,7 @@ def _joined(lines: list[Piece]) -> tuple[Piece, ...]:
 
 @dataclass(kw_only=True)
 class Lines:
-    """Some lines of a block: the sound ones with their numbers and texts, rejects, and where all their bytes went."""
+    """Some lines of a block: numbers and texts of the valid ones, rejects, and counts that account for every byte."""
 
     numbers: NDArray[np.int64]
     texts: pa.Array
@@ -307,7 +315,7 @@ def read_block(block: Block, *, max_line_bytes: int, part_bytes: int) -> Iterato
 def _read(part: Piece, number: int, max_line_bytes: int, *, is_utf8: bool) -> Lines:
     if isinstance(part, SkippedLine):
         return _skipped(part, number)
-    lines = _sound_lines(part, number, max_line_bytes) if is_utf8 else None
+    lines = _valid_lines(part, number, max_line_bytes) if is_utf8 else None
     return lines or _lines_one_by_one(part, number, max_line_bytes, is_utf8=is_utf8)
 
 
@@ -333,13 +341,13 @@ def _skipped(line: SkippedLine, number: int) -> Lines:
     )
 
 
-def _sound_lines(content: bytes, first: int, max_line_bytes: int) -> Lines | None:
-    """The lines where each is a text, which is nearly always; None where one is blank, too long or no UTF-8.
+def _valid_lines(content: bytes, first: int, max_line_bytes: int) -> Lines | None:
+    """The lines if each is a valid text, the usual case; None if one is blank, too long or not UTF-8.
 
-    Without a Python object per line: what lies between the line feeds is the texts' buffer as it is.
+    Makes no Python object per line: the bytes between the line feeds become the buffer of the Arrow array.
     """
     num_bytes = len(content)
-    if b"\r" in content:  # one byte is looked for many times as fast as two
+    if b"\r" in content:  # searching for one byte is many times as fast as for two
         content = content.replace(b"\r\n", b"\n")
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _LINE_FEED)
     values = content.replace(b"\n", b"")
@@ -359,7 +367,7 @@ def _sound_lines(content: bytes, first: int, max_line_bytes: int) -> Lines | Non
 
 
 def _begins_blank(values: bytes, starts: NDArray[np.int32]) -> bool:
-    """Whether some line begins with white space, so that all of it may be blank; no row of a sound file does."""
+    """Whether some line begins with white space, and so may be blank; rows of valid files do not."""
     return bool(_WHITE_SPACE[np.frombuffer(values, np.uint8)[starts]].any())
 
 
@@ -367,8 +375,7 @@ def _lines_one_by_one(content: bytes, first: int, max_line_bytes: int, *, is_utf
     numbers, texts = [], []
     lines = Lines(numbers=np.empty(0, np.int64), texts=None)
     for number, whole in enumerate(io.BytesIO(content), start=first):
-        line = whole.removesuffix(b"\n")
-        line = line.removesuffix(b"\r") if len(line) < len(whole) else line
+        line = _without_end(whole) if whole.endswith(b"\n") else whole
         lines.num_lines += 1
         lines.end_bytes += len(whole) - len(line)
         if len(line) <= max_line_bytes and not line.strip():
@@ -383,6 +390,10 @@ def _lines_one_by_one(content: bytes, first: int, max_line_bytes: int, *, is_utf
     lines.numbers = np.array(numbers, dtype=np.int64)
     lines.texts = pa.array(texts, pa.binary()).cast(pa.string())
     return lines
+
+
+def _without_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _problem(line: bytes, max_line_bytes: int, *, is_utf8: bool) -> tuple[Reason, str] | None:
