@@ -69,21 +69,11 @@ MEDIA = {
 }
 """The fields that hold media, of a row or of a message, and the placeholder that says where in a text they belong."""
 
-_STEMS = ("response", "output", "answer", "completion", "conversation", "model_response")
-_SEPARATORS = ("_", "", " ")
+_STEMS = ("response", "output", "answer", "completion", "conversation")
+_RESPONSE_NAMES = [f"{stem}{mark}{{}}" for stem in _STEMS for mark in ("_", "", " ")] + ["model_{}_response"]
 SUFFIXES = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"))
-
-
-def _response_fields(stem: str, separator: str, suffix: str) -> str:
-    """The name of a response: `response_a`, `output1`, `model_a_response`."""
-    return f"model_{suffix}_response" if stem == "model_response" else f"{stem}{separator}{suffix}"
-
-
 RESPONSES = {
-    (_response_fields(stem, separator, first), _response_fields(stem, separator, second)): (first, second)
-    for stem in _STEMS
-    for separator in (_SEPARATORS if stem != "model_response" else ("_",))
-    for first, second in SUFFIXES
+    (name.format(first), name.format(second)): (first, second) for name in _RESPONSE_NAMES for first, second in SUFFIXES
 }
 """The two response fields of a comparison, and their suffixes."""
 SIDES = (

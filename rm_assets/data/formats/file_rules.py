@@ -6,7 +6,7 @@ source, as rejects show it, and its `*` also matches `/`.
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -15,21 +15,15 @@ from rm_assets.json_settings import is_glob
 from rm_assets.settings import Settings
 
 
-class _Entries(NamedTuple):
-    """The entries of a setting for a file, and whether they come from a glob."""
-
-    values: Mapping[str, Any]
-    are_own: bool
-
-
 def rules_of_file(settings: Settings, source: str) -> ParsingRules:
     """The settings that decide what a row of this file states; they are part of the keys of its shards."""
-    columns, labels = _entries(settings.columns, source), _entries(settings.labels, source)
+    columns, _ = _entries(settings.columns, source)
+    labels, labels_are_own = _entries(settings.labels, source)
     return ParsingRules(
-        columns={name: column for name, column in columns.values.items() if isinstance(column, str)},  # type: ignore[misc]
-        labels={label: meaning for label, meaning in labels.values.items() if isinstance(meaning, str)},  # type: ignore[misc]
-        labels_are_own=labels.are_own,
-        column_labels={name: meanings for name, meanings in labels.values.items() if isinstance(meanings, dict)},
+        columns={name: column for name, column in columns.items() if isinstance(column, str)},  # type: ignore[misc]
+        labels={label: meaning for label, meaning in labels.items() if isinstance(meaning, str)},  # type: ignore[misc]
+        labels_are_own=labels_are_own,
+        column_labels={name: meanings for name, meanings in labels.items() if isinstance(meanings, dict)},
         annotators=settings.annotators,
         max_pairs_per_prompt=settings.max_pairs_per_prompt,
         two_line_files=settings.two_line_files,
@@ -53,13 +47,12 @@ def globs_without_files(settings: Settings, sources: Collection[str]) -> list[st
     ]
 
 
-def _entries(setting: Mapping[str, Any], source: str) -> _Entries:
+def _entries(setting: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], bool]:
+    """The entries of a setting for a file, and whether they come from a glob."""
     globs = _globs(setting)
-    if not globs:
-        return _Entries(setting, False)
-    if naming := [glob for glob in globs if fnmatchcase(source, glob)]:
-        return _Entries(setting[max(naming, key=lambda glob: (len(glob), glob))], True)
-    return _Entries({name: value for name, value in setting.items() if name not in globs}, False)
+    if matching := [glob for glob in globs if fnmatchcase(source, glob)]:
+        return setting[max(matching, key=lambda glob: (len(glob), glob))], True
+    return {name: value for name, value in setting.items() if name not in globs}, False
 
 
 def _globs(setting: Mapping[str, Any]) -> set[str]:

@@ -67,25 +67,24 @@ def _num_colons(value: Any, depth: int) -> int:
     return total
 
 
-def nests_deeper(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Whether objects and lists nest deeper than this in a value; what is written as text in a line may."""
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return items is not None and (depth == 0 or any(nests_deeper(item, depth - 1) for item in items))
+def parse_text(text: str, what: str) -> Any:
+    """Parse JSON text inside a line, with the same limit on depth and no repeated fields; `what` begins the errors."""
+    value = msgspec.json.decode(text)
+    require_bounded(text, value, what)
+    return value
 
 
-def repeats_fields(text: str, value: Any) -> bool:
-    """Whether a JSON text gives some field twice in one object, so that its parsed value has fewer fields."""
-    return _STRING.sub(b"", text.encode("utf-8", "surrogatepass")).count(b":") != _num_fields(value)
-
-
-def parsed_text(text: str, what: str) -> Any:
-    """What a JSON text inside a line holds, which is as bounded, and as free of repeated fields, as the line itself."""
-    parsed = msgspec.json.decode(text)
-    if nests_deeper(parsed):
+def require_bounded(text: str, value: Any, what: str) -> None:
+    """Raise PreferenceError if the parsed JSON text nests too deep or has lost a repeated field."""
+    if _nests_deeper(value, MAX_DEPTH):
         raise PreferenceError(Reason.WRONG_TYPE, f"{what} nests more than {MAX_DEPTH} deep")
-    if repeats_fields(text, parsed):
+    if _STRING.sub(b"", text.encode("utf-8", "surrogatepass")).count(b":") != _num_fields(value):
         raise PreferenceError(Reason.REPEATED_FIELD, f"{what} gives a field of an object several times")
-    return parsed
+
+
+def _nests_deeper(value: Any, depth: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return items is not None and (depth == 0 or any(_nests_deeper(item, depth - 1) for item in items))
 
 
 def _num_fields(value: Any) -> int:

@@ -77,9 +77,9 @@ def _parse_votes(ballots: Ballots, rules: ParsingRules) -> ParsedLine:
     """The pairs that several annotators voted for, each parsed as a row of its own."""
     voted = voted_pairs(ballots, rules)
     preferences = [
-        msgspec.structs.replace(preference, num_annotators=pair.num_annotators, num_agreeing=pair.num_agreeing)
-        for pair in voted.pairs
-        for preference in _parse_object(pair.row, rules).preferences
+        msgspec.structs.replace(preference, num_annotators=vote.num_annotators, num_agreeing=vote.num_agreeing)
+        for row, vote in voted.pairs
+        for preference in _parse_object(row, rules).preferences
     ]
     counts = {name: getattr(voted, name) for name in ("num_tied", "num_not_taken", "num_left_out")}
     return ParsedLine(preferences=preferences, **counts)

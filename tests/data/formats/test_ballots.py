@@ -20,10 +20,9 @@ Pairs = set[tuple[str, str, float, int, int]]
 def votes(standings: list[Standings], rules: ParsingRules = ALL, *, scored: bool = False) -> list[tuple]:
     responses = [f"r{number}" for number in range(len(standings[0]))]
     ballots = Ballots(row={"prompt": "q"}, responses=responses, standings=standings, scored=scored)
-    pairs = voted_pairs(ballots, rules).pairs
     return [
-        (pair.row["chosen"], pair.row["rejected"], pair.row.get("margin", 0.0), pair.num_annotators, pair.num_agreeing)
-        for pair in pairs
+        (row["chosen"], row["rejected"], row.get("margin", 0.0), vote.num_annotators, vote.num_agreeing)
+        for row, vote in voted_pairs(ballots, rules).pairs
     ]
 
 
@@ -81,7 +80,8 @@ def test_neither_the_order_of_annotators_nor_that_of_responses_matters(
             voted = voted_pairs(ballots, ParsingRules(max_pairs_per_prompt=2))
         except PreferenceError as error:
             return error.reason
-        return sorted(map(repr, voted.pairs)), voted.num_tied, voted.num_not_taken
+        pairs = sorted(repr((row, vote.num_annotators, vote.num_agreeing)) for row, vote in voted.pairs)
+        return pairs, voted.num_tied, voted.num_not_taken
 
     shuffled = [[given[place] for place in order] for given in data.draw(st.permutations(standings))]
     names = ["a", "b", "c"]
@@ -96,7 +96,7 @@ def test_pairs_beyond_the_setting_are_counted_and_so_are_ties() -> None:
 
 def test_empty_responses_are_left_out_and_counted() -> None:
     voted = voted_pairs(Ballots(row={}, responses=["a", " ", None, "b"], standings=[[1, 9, None, 2]]), ALL)
-    assert ([pair.row for pair in voted.pairs], voted.num_left_out) == ([{"chosen": "b", "rejected": "a"}], 2)
+    assert ([row for row, _ in voted.pairs], voted.num_left_out) == ([{"chosen": "b", "rejected": "a"}], 2)
     with pytest.raises(PreferenceError, match="empty_reply: 1 of 2 responses are empty"):
         voted_pairs(Ballots(row={}, responses=["a", ""], standings=[FIRST]), ALL)
 

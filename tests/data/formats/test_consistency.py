@@ -94,7 +94,7 @@ def test_a_glob_that_names_no_file_is_told(settings: Settings) -> None:
     said: list[str] = []
     snapshot = snapshot_of(settings, said.append, labels={"shp/*": {"1": "first"}}, columns={"shp*": SHP_COLUMNS})
     assert snapshot.manifest.facts["globs_without_files"] == ["labels 'shp/*'"]
-    assert "labels 'shp/*' names none of the files" in said
+    assert "labels 'shp/*' matches none of the files" in said
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])

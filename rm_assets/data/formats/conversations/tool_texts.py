@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.json_lines import parsed_text
+from rm_assets.data.formats.json_lines import parse_text
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
@@ -42,7 +42,7 @@ def function_call_text(text: str) -> str:
     """The tool calls that ShareGPT's `function_call` holds as JSON text."""
     what = "the value of a `function_call`"
     try:
-        calls = msgspec.convert(parsed_text(text, what), list[CallRecord] | CallRecord)
+        calls = msgspec.convert(parse_text(text, what), list[CallRecord] | CallRecord)
     except (msgspec.MsgspecError, RecursionError):
         raise PreferenceError(Reason.WRONG_TYPE, f"{what} is not the JSON text of `name` and `arguments`") from None
     listed = calls if isinstance(calls, list) else [calls]
@@ -57,7 +57,7 @@ def _listed_text(given: Listed, name: str) -> str:
 
 def _list_of_text(text: str, name: str) -> list[Any]:
     try:
-        parsed = parsed_text(text, f"`{name}` is a text that") if text.strip() else None
+        parsed = parse_text(text, f"`{name}` is a text that") if text.strip() else None
         return msgspec.convert(parsed, list[Any] | None) or []
     except (msgspec.MsgspecError, RecursionError):
         raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is a text that is not a JSON list") from None
@@ -66,7 +66,7 @@ def _list_of_text(text: str, name: str) -> list[Any]:
 def _object(item: Any, what: str) -> dict[str, Any]:
     if isinstance(item, str):
         try:
-            item = parsed_text(item, f"{what} is a text that")
+            item = parse_text(item, f"{what} is a text that")
         except (msgspec.MsgspecError, RecursionError):
             item = None
         if not isinstance(item, dict):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.formats.field_names import CONVERSATIONS, PROMPTS, SIDES, SPELLINGS, Row, is_blank
-from rm_assets.data.formats.json_lines import MAX_DEPTH, nests_deeper, repeats_fields
+from rm_assets.data.formats.json_lines import require_bounded
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
@@ -35,6 +35,7 @@ _PAIRS = re.compile(
     r"\[?\s*(?:OrderedDict\()?\[?\s*[\[(]\s*['\"](?:role|content|system|user|human|assistant|gpt)['\"]\s*,"
 )
 _TEXTS = re.compile(r"""(?:array\()?\[\s*['"]""")
+_WRITTEN_LIST = "a list written as text"
 
 
 def opens_like_list(text: str) -> bool:
@@ -55,15 +56,8 @@ def written_messages(text: str) -> list[dict[str, Any]] | None:
         return None
     if not any(message.get("role", message.get("from")) in _ROLES for message in messages):
         return None
-    _require_bounded(text, value)
+    require_bounded(text, value, _WRITTEN_LIST)
     return messages
-
-
-def _require_bounded(text: str, value: Any) -> None:
-    if nests_deeper(value, MAX_DEPTH):
-        raise PreferenceError(Reason.WRONG_TYPE, f"a list written as text nests more than {MAX_DEPTH} deep")
-    if repeats_fields(text, value):
-        raise PreferenceError(Reason.REPEATED_FIELD, "a list written as text gives a field of an object several times")
 
 
 def written_texts(text: str) -> list[str] | None:
@@ -150,19 +144,19 @@ def _with_answers_read(row: Row) -> Row:
     names = SPELLINGS["responses"]
     if row.keys().isdisjoint(names) or any(one in row and other in row for one, other in SIDES):
         return row
-    texts = {name: row[name] for name in (*names, *SPELLINGS["scores"], "ranks") if _begins_list(row.get(name))}
-    return row | {name: _listed(text, name) for name, text in texts.items()} if texts else row
-
-
-def _begins_list(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith(("[", "array(["))
+    given = {name: row.get(name) for name in (*names, *SPELLINGS["scores"], "ranks")}
+    return row | {
+        name: _listed(value, name)
+        for name, value in given.items()
+        if isinstance(value, str) and value.lstrip().startswith(("[", "array(["))
+    }
 
 
 def _listed(text: str, name: str) -> list[Any]:
     value = _decoded(text)
     if not isinstance(value, list):
         raise _printed(name)
-    _require_bounded(text, value)
+    require_bounded(text, value, _WRITTEN_LIST)
     return value
 
 

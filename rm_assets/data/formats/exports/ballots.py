@@ -33,16 +33,8 @@ class Ballots(Struct, frozen=True, kw_only=True):
     scored: bool = False
 
 
-class VotedPair(NamedTuple):
-    """A row with `chosen` and `rejected`, how many annotators judged these two, and how many of them agree."""
-
-    row: Row
-    num_annotators: int
-    num_agreeing: int
-
-
 class Vote(NamedTuple):
-    """Which response is better, which is worse, by how much, and how many annotators agree."""
+    """Which response is better, which is worse, by how much, how many annotators judged both, and how many agree."""
 
     better: int
     worse: int
@@ -52,9 +44,12 @@ class Vote(NamedTuple):
 
 
 class Voted(NamedTuple):
-    """The pairs, how many are ties or beyond `max_pairs_per_prompt`, and how many responses are empty."""
+    """Rows with `chosen` and `rejected`, and the vote behind each.
 
-    pairs: list[VotedPair]
+    Also how many pairs are ties or over `max_pairs_per_prompt`, and how many responses are empty.
+    """
+
+    pairs: list[tuple[Row, Vote]]
     num_tied: int
     num_not_taken: int
     num_left_out: int
@@ -72,8 +67,12 @@ def voted_pairs(ballots: Ballots, rules: ParsingRules) -> Voted:
         raise PreferenceError(Reason.UNLABELLED, "no annotator has judged two of the responses")
     texts = [msgspec.json.encode(response).decode() for response in ballots.responses]
     drawn = draw_pairs(votes, texts, len(msgspec.json.encode(ballots.row)), rules)
-    pairs = [VotedPair(_row_of(ballots, vote), vote.num_annotators, vote.num_agreeing) for vote in drawn]
-    return Voted(pairs, num_tied, len(votes) - len(drawn), num_responses - len(ballots.responses))
+    return Voted(
+        [(_row_of(ballots, vote), vote) for vote in drawn],
+        num_tied,
+        len(votes) - len(drawn),
+        num_responses - len(ballots.responses),
+    )
 
 
 def _without_empty(ballots: Ballots) -> Ballots:

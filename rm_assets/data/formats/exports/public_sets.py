@@ -66,15 +66,14 @@ def _alpaca_eval(row: Row) -> Row:
     return _compared(row, {"output_1", "output_2", "preference"}, (row["output_1"], row["output_2"]), label)
 
 
-_WINNERS: dict[str, Label] = {"winner_tie": "tie"}
-for _stem in ("", "model_", "response_", "output_", "answer_"):
-    _WINNERS |= {f"winner_{_stem}a": "first", f"winner_{_stem}b": "second"}
-    _WINNERS |= {f"winner_{_stem}1": "first", f"winner_{_stem}2": "second"}
 _WINNER_PAIRS = [
-    (one, other)
-    for one, other in zip(_WINNERS, list(_WINNERS)[1:], strict=False)
-    if (_WINNERS[one], _WINNERS[other]) == ("first", "second")
+    (f"winner_{stem}{first}", f"winner_{stem}{second}")
+    for stem in ("", "model_", "response_", "output_", "answer_")
+    for first, second in ("ab", "12")
 ]
+_WINNERS: dict[str, Label] = {"winner_tie": "tie"}
+for _first, _second in _WINNER_PAIRS:
+    _WINNERS |= {_first: "first", _second: "second"}
 
 
 def _one_hot(row: Row) -> Row:
