@@ -322,7 +322,7 @@ def test_a_model_whose_template_was_changed_scores_nothing(scored, directory, tm
     (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %} <end>")
     code, results, told = scored(ROWS, model=copy)
     assert (code, results) == (1, [])
-    assert "does not give its golden scores: chat_template_sha256" in told
+    assert "does not reproduce its golden scores: chat_template_sha256" in told
 
 
 def test_a_missing_file_or_model_is_one_clear_error(directory, tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Batches of pairs as text, by the model's chat template.
 
-Most pairs consist of messages with a role and a content alone: these are rendered column by column, shape by shape, by
-the fast path (`template_renderer`), and a sample of them is compared with transformers. All other pairs, and those that
-the fast path leaves, are rendered one by one (`pair_rendering`).
+Most pairs consist of messages with only a role and content. The fast path (`template_renderer`) groups them by shape,
+their sequence of roles, and renders each group column by column; a sample is compared with transformers. All other
+pairs, and those that the fast path cannot render, are rendered one by one (`pair_rendering`).
 """
 
 import functools
@@ -33,9 +33,9 @@ from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.message_columns import ROLES, MessageColumn
 
 NUM_VERIFIED = 16
-"""Pairs of each batch that transformers renders again, evenly spaced."""
+"""Number of evenly spaced pairs of each batch that transformers renders, too, for comparison."""
 _MAX_COLUMNS = 500
-"""Messages of a pair up to which it is rendered column by column; longer ones are few, and their shapes are rare."""
+"""Pairs with more messages are rendered one by one: they are few, and hardly any two have the same shape."""
 
 
 class RenderedPairs(NamedTuple):
@@ -51,7 +51,7 @@ class RenderedPairs(NamedTuple):
 
     @classmethod
     def of(cls, found: Mapping[int, Flattened]) -> "RenderedPairs":
-        """Pairs that were rendered one by one, by row."""
+        """From pairs that were rendered one by one, keyed by row."""
         pairs = list(found.values())
         prompt, chosen, rejected = (pa.array([pair[side] for pair in pairs], pa.string()) for side in range(3))
         one, other = (np.array([pair.control_tokens[side] for pair in pairs], np.int32) for side in range(2))
@@ -60,7 +60,7 @@ class RenderedPairs(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence["RenderedPairs"]) -> "RenderedPairs":
-        """All of these, in the order of their rows."""
+        """All pairs of these parts, in the order of their rows."""
         joined = [
             np.concatenate(columns) if isinstance(columns[0], np.ndarray) else pa.concat_arrays(columns)
             for columns in zip(*parts, strict=True)
@@ -85,7 +85,7 @@ Refused = dict[int, PreferenceError]
 def flatten_pairs(
     renderer: TemplateRenderer, rows: pa.Table, *, allow_control_tokens: bool
 ) -> tuple[RenderedPairs, Refused, int]:
-    """Validated rows as text, those that are refused, and how many pairs were not rendered by the fast path.
+    """The rendered pairs, the refused ones, and the number of pairs that the fast path did not render.
 
     If the fast path fails its check, `renderer.reason` says so, and everything that it rendered must be rendered again.
     """
@@ -107,12 +107,12 @@ def flatten_pairs(
         except PreferenceError as error:
             refused[row] = error
     pairs = RenderedPairs.joined([pairs, RenderedPairs.of(found)]) if found else pairs
-    # a content's own control tokens would be counted with the template's
+    # the counts would include control tokens that contents contain
     return pairs.without_counts() if allow_control_tokens else pairs, refused, len(others)
 
 
 def rows_with_control_tokens(chat: ChatTokenizer, sides: Sequence[MessageColumn]) -> list[int]:
-    """The rows with a control token in some content; only contents with the first byte of one are searched."""
+    """The rows with a control token in any content; for speed, only contents with a token's first byte are searched."""
     first_bytes = {token.encode()[0] for token in chat.control_tokens}
     found: set[int] = set()
     for side in sides:
@@ -126,7 +126,7 @@ def rows_with_control_tokens(chat: ChatTokenizer, sides: Sequence[MessageColumn]
 def flatten_plain(
     renderer: TemplateRenderer, sides: Sequence[MessageColumn], rows: NDArray[np.int64]
 ) -> list[RenderedPairs]:
-    """Render rows by the fast path; rows in no result must be rendered, or refused, one by one.
+    """Render rows by the fast path; rows missing from the results must be rendered, or refused, one by one.
 
     `sides` are the columns of the prompt and both replies; in these rows all messages are plain.
     """
@@ -145,7 +145,7 @@ def flatten_plain(
 def _pairs_of_shape(
     renderer: TemplateRenderer, sides: Sequence[MessageColumn], shape: tuple[bytes, ...], rows: NDArray[np.int64]
 ) -> Iterator[RenderedPairs]:
-    """The pairs of one shape: those whose opening and two sides are written by known pieces, and need no refusal."""
+    """Those pairs of one shape that known pieces render completely, and that need not be refused."""
     prompt_roles, *reply_roles = (tuple(ROLES[number] for number in roles) for roles in shape)
     prompt = Columns(sides[0].arrays(rows))
     wholes = [Columns(side.arrays(rows), prompt) for side in sides[1:]]
@@ -158,7 +158,7 @@ def _pairs_of_shape(
     found = [renderer.pieces_for(prompt_roles, prompt, add_generation_prompt=True)]
     found += [renderer.pieces_for(*side) for side in zip(roles, wholes, strict=True)]
     for (opening, rows_0), (one, rows_1), (other, rows_2) in itertools.product(*found):
-        some = [numbers for numbers in (rows_0, rows_1, rows_2) if len(numbers) < len(rows)]  # mostly none
+        some = [numbers for numbers in (rows_0, rows_1, rows_2) if len(numbers) < len(rows)]  # usually empty
         places = functools.reduce(np.intersect1d, some) if some else rows_0
         if not len(places):
             continue
@@ -187,7 +187,7 @@ def _keep_reasoning(pairs: RenderedPairs, columns: Sequence[Columns]) -> NDArray
 def _join_pieces(
     opening: Pieces, wholes: tuple[Pieces, Pieces], prompt: Columns, columns: Sequence[Columns]
 ) -> RenderedPairs:
-    """Pairs of one shape that are all written by the same pieces, numbered from 0."""
+    """Render pairs of one shape that all have the same pieces; their rows are numbered from 0."""
     num_pairs = prompt.num_rows
     texts = _split_columns(opening, wholes, prompt, columns)
     is_rewritten = np.zeros(num_pairs, np.bool_)
@@ -211,7 +211,7 @@ def _split_columns(
 
 
 def _is_rewritten(pieces: Pieces, columns: Columns, prompt: pa.StringArray, reply: pa.StringArray) -> NDArray[np.bool_]:
-    """In which rows some content does not occur verbatim in the rendering."""
+    """Whether each row has a content that does not occur verbatim in its rendering."""
     applied: dict[int, list[Applied]] = {}
     for part in pieces.parts:
         if isinstance(part, Applied) and isinstance(part.of, Content):

@@ -1,7 +1,7 @@
-"""Conversations to text to token ids, by the chat template and transformers: the reference for all fast paths.
+"""Conversations to text to token ids, with transformers and the chat template: the reference for all fast paths.
 
 Control tokens are those the tokenizer marks special, and any added token that the template writes around a user's
-message. A text that contains one could forge a turn, an end or padding.
+message. A text that contains one could fake the start or end of a turn, or padding.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
 _LONGEST_TOKEN = 1_000
-"""Characters of an added token; the self-test encodes each of them some thousand times."""
+"""Maximum characters of an added token: the self-test encodes each added token thousands of times."""
 _LARGE_SIZE = 50_000
-"""Characters of a conversation above which an exceeded bound is a reject, not an error of the template."""
+"""A conversation with more characters that exceeds a bound is a reject; with fewer, the template is at fault."""
 
 
 class TemplateError(ValueError):
@@ -99,18 +99,18 @@ def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
     for number, token in reference.added_tokens_decoder.items():
         if len(str(token)) > _LONGEST_TOKEN:
             raise SettingsError(
-                f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: its token of id {number} has {len(str(token))} "
-                f"characters, more than {_LONGEST_TOKEN}: give a tokenizer of shorter ones"
+                f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: its token with id {number} has {len(str(token))} "
+                f"characters, more than {_LONGEST_TOKEN}: use a tokenizer without such long tokens"
             )
         if number >= files.num_tokens:
             raise SettingsError(
                 f"tokenizer (or RM_TOKENIZER) is {files.directory!r}: its configuration adds {str(token)!r} as id "
-                f"{number}, its vocabulary ends at {files.num_tokens - 1}: write both by one save_pretrained"
+                f"{number}, but its vocabulary ends at {files.num_tokens - 1}: save both with one save_pretrained"
             )
 
 
 def carried_template(files: TokenizerFiles) -> str | None:
-    """The template to save a model with, if not the tokenizer's own: one from the settings, or one with a date.
+    """The chat template to save with a model; None: the tokenizer's own, as neither a setting nor a date changes it.
 
     The date is frozen, so that the model sees the same prompts later as in training.
     """
@@ -123,9 +123,9 @@ def carried_template(files: TokenizerFiles) -> str | None:
 
 
 def with_frozen_date(template: str, date: str) -> str:
-    """A template whose `strftime_now` always gives this date (ISO 8601), by a macro of that name before it.
+    """The template, preceded by a macro `strftime_now` that always returns this date (ISO 8601).
 
-    transformers passes no functions of ours to a template, so the macro lists the result for each format it uses.
+    transformers passes no custom functions to a template, so the macro lists the result for each format it uses.
     """
     formats = _date_formats(template) if "strftime_now" in template else set()
     if not formats:
@@ -139,7 +139,7 @@ def with_frozen_date(template: str, date: str) -> str:
 def _date_formats(template: str) -> set[str]:
     """The formats that a template calls `strftime_now` with; raises SettingsError if it may use others.
 
-    It may also be tested, as in `strftime_now is defined`.
+    A template may also test it, as in `strftime_now is defined`.
     """
     try:
         tree = chat_template_utils()._compile_jinja_template("").environment.parse(template)
@@ -155,14 +155,14 @@ def _date_formats(template: str) -> set[str]:
     names = [name for name in tree.find_all(nodes.Name) if name.name == "strftime_now"]
     if not all(id(name) in known for name in names):
         raise SettingsError(
-            "chat_template (or RM_CHAT_TEMPLATE): the template uses strftime_now otherwise than with a format that is "
-            "a literal, as in strftime_now('%d %B %Y'): what it writes would depend on the day"
+            "chat_template (or RM_CHAT_TEMPLATE): the template may call strftime_now only with a literal format, as in "
+            "strftime_now('%d %B %Y'): otherwise its output would depend on the day"
         )
     return formats
 
 
 def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
-    """What the template writes before and after a user's message that a reply follows, and the last id of the whole.
+    """What the template writes before and after a user message that a reply follows, and the last id of the whole.
 
     The message is not the last one, as templates write the last reply differently (Qwen3 puts its thinking there).
     """
@@ -181,8 +181,8 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
         if first:
             return before, after if conversation is messages else "", int(encode(chat, [text])[0][-1])
     raise SettingsError(
-        f"chat_template (or RM_CHAT_TEMPLATE): the template of {chat.template_file!r} renders no conversation of a "
-        f"user's message and a reply{problem}"
+        f"chat_template (or RM_CHAT_TEMPLATE): the template of {chat.template_file!r} cannot render a conversation "
+        f"of a user message and a reply{problem}"
     )
 
 
@@ -207,7 +207,7 @@ def _pad_token_id(reference: Any, last_id: int) -> int:
     candidates = [number for number in preferred if number is not None and number != last_id] + special
     if not candidates:
         raise SettingsError(
-            "tokenizer (or RM_TOKENIZER): no special token is free to be the padding; add a pad token to the tokenizer"
+            "tokenizer (or RM_TOKENIZER): no special token is free to serve as padding; add a pad token to it"
         )
     return int(candidates[0])
 
@@ -263,12 +263,12 @@ def _tools(tools: str) -> list[Any] | None:
 def reference_text(
     chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, *, add_generation_prompt: bool = False
 ) -> str:
-    """The text that transformers' `apply_chat_template` gives, which every fast path must equal."""
+    """The text that transformers' `apply_chat_template` returns, which every fast path must reproduce."""
     return str(_apply(chat, messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def reference_ids(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> list[int]:
-    """The ids that transformers' `apply_chat_template` gives, which every fast path must equal."""
+    """The ids that transformers' `apply_chat_template` returns, which every fast path must reproduce."""
     encoding = interruptible(lambda: _apply(chat, messages, tools, tokenize=True, return_dict=True))
     return [int(number) for number in encoding["input_ids"]]
 
@@ -288,17 +288,17 @@ def _apply(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str, **o
 
 
 def _template_error(chat: ChatTokenizer, error: Exception) -> TemplateError:
-    """Any error of a template as a TemplateError: the fault is the row's or the template's."""
+    """Any error while rendering, as a TemplateError: either the row or the template is at fault."""
     return error if isinstance(error, TemplateError) else TemplateError(refusal(chat.template, error))
 
 
 def encode(chat: ChatTokenizer, texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
-    """Token ids of rendered texts: an int32 array each, no token added, nothing cut, nothing padded."""
+    """Token ids of rendered texts, an int32 array each, without added tokens, truncation or padding."""
     return [np.asarray(ids, dtype=np.int32) for ids in id_rows(chat.reference, texts)] if texts else []
 
 
 def id_rows(reference: Any, texts: list[str]) -> list[list[int]]:
-    """The ids of texts by transformers' tokenizer, as lists: no token added, nothing cut, nothing padded."""
+    """Token ids of texts by transformers' tokenizer, as lists, without added tokens, truncation or padding."""
     encoding = interruptible(
         lambda: reference(
             texts,
@@ -315,7 +315,7 @@ def id_rows(reference: Any, texts: list[str]) -> list[list[int]]:
 
 
 def sample_rows(num_texts: int, num_sampled: int) -> list[int]:
-    """Evenly spaced rows, all if there are no more; of 10 texts and 4 they are 0, 2, 5 and 7."""
+    """Evenly spaced row numbers, at most `num_sampled`; 4 of 10 texts are 0, 2, 5 and 7."""
     num_rows = min(num_texts, num_sampled)
     return [number * num_texts // num_rows for number in range(num_rows)]
 

@@ -1,7 +1,7 @@
 """flattened_conversations: each pair as text, rendered by the chat template.
 
 `prompt + chosen` and `prompt + rejected` are the two whole conversations. The prompt ends where the template's
-generation prompt ends, or earlier if the two renderings already differ there.
+generation prompt ends, or at the first difference between the two renderings if that is earlier.
 """
 
 import functools
@@ -36,7 +36,7 @@ VERSION = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FlatteningTask:
-    """A shard of validated pairs, and what renders them."""
+    """A shard of validated pairs, and the tokenizer whose chat template renders them."""
 
     path: Path | None
     source: str
@@ -51,7 +51,7 @@ def template_renderer(files: TokenizerFiles) -> TemplateRenderer:
 
 
 def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
-    """Rows and rejects of one shard of validated pairs; if the fast path fails its check, transformers renders all."""
+    """Render one shard of validated pairs; if the fast path fails its check, transformers renders the whole shard."""
     renderer = template_renderer(task.tokenizer)
     was_fast = not renderer.reason
     stats = _flatten(task, renderer, writer)
@@ -99,7 +99,7 @@ def measure_flattened(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
 
 
 def publish_flattened(settings: Settings, tokenizer: TokenizerFiles, validated: Snapshot, log: Log) -> Snapshot:
-    """Render every validated shard whose key is not found, and publish."""
+    """Render every validated shard whose result is not stored yet, and publish the snapshot."""
     settings_hash = settings_key(Stage.FLATTENED, VERSION, settings, tokenizer.identity)
 
     def task(shard: Shard) -> Task:

@@ -1,8 +1,8 @@
 """Cancelled runs: a process that keeps running after its run was cancelled is interrupted until it stops.
 
-Dagster's UI interrupts a run through the code server that started it. A run of the command line has no code server,
-that of another run may be dead, and Python drops an interrupt raised where it ignores exceptions (such as the callback
-of a weak reference). So a thread in the run's process polls the status of the run.
+Dagster's UI interrupts a run through the code server that started it. But a run started on the command line has none,
+the code server may have died, and Python drops an interrupt that is raised where exceptions are ignored (such as in
+the callback of a weak reference). So a thread in the run's process polls the status of the run.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ import dagster as dg
 
 SECONDS_BETWEEN_POLLS = 1.0
 POLLS_UNTIL_INTERRUPT = 3
-"""How often in a row a run must be seen cancelled: by then, one that its code server interrupted has mostly ended."""
+"""Consecutive polls that must find the run cancelled: by then, one interrupted by its code server has mostly ended."""
 
 _is_ending_job = threading.Event()
 
 
 @contextlib.contextmanager
 def ending_job() -> Iterator[None]:
-    """While a launcher ends its job, which may need its time to save, this process is not interrupted once more."""
+    """Suspends interrupts while a launcher ends its job, which may need time to save."""
     _is_ending_job.set()
     try:
         yield
@@ -33,7 +33,7 @@ def ending_job() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupting_once_cancelled(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
-    """Meanwhile, a thread interrupts this process if its run is cancelled, or was ended by force or by a time limit."""
+    """Within the block, a thread interrupts this process if its run is cancelled, killed by force or timed out."""
     is_over = threading.Event()
     threading.Thread(target=_interrupt_once_cancelled, args=(instance, run_id, is_over), daemon=True).start()
     try:
@@ -47,7 +47,7 @@ def _interrupt_once_cancelled(instance: dg.DagsterInstance, run_id: str, is_over
     while not is_over.wait(SECONDS_BETWEEN_POLLS):
         try:
             run = instance.get_run_by_id(run_id)
-        except Exception as error:  # the database is away or locked: try again
+        except Exception as error:  # the database is unreachable or locked: try again
             print(f"cannot check whether run {run_id} is cancelled: {error}", file=sys.stderr)
             continue
         if run is None:  # deleted

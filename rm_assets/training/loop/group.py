@@ -1,4 +1,4 @@
-"""The processes that train together: rank, device, and sums over all of them."""
+"""The process group of a training job: rank, device, and sums over all processes."""
 
 import os
 import resource
@@ -40,7 +40,7 @@ class Group:
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
     def aside(self) -> "Group":
-        """The same processes on CPUs with connections of their own, for a thread; all processes must call this."""
+        """A second group of the same processes, on CPUs, for use in another thread; every process must call this."""
         connected = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
         return replace(self, device=torch.device("cpu"), connections=connected)
 
@@ -52,7 +52,7 @@ class Group:
 
 
 def peak_memory(group: Group) -> int:
-    """Peak memory of this process in bytes: of its GPU, or of the process if it has none."""
+    """Peak memory in bytes: allocated on this process's GPU, or of the process itself without one."""
     if group.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(group.device))
     unit = 1 if sys.platform == "darwin" else 1024
@@ -62,7 +62,8 @@ def peak_memory(group: Group) -> int:
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
 
 TIMEOUT = timedelta(hours=2)
-"""How long processes wait for each other: the first one alone writes the store, tests packings and saves the model."""
+"""Timeout of collectives. It is long because the others wait while the first process writes the pair store, tests
+packings and saves the model."""
 
 
 def join_group() -> Group:
@@ -78,12 +79,12 @@ def join_group() -> Group:
         torch.cuda.set_device(device)
     else:
         num_gpus = torch.cuda.device_count()
-        raise TrainingError(f"process {local_rank!r} has no GPU, this machine has {num_gpus}: lower num_processes")
+        raise TrainingError(f"local rank {local_rank!r} has no GPU: this machine has {num_gpus}; lower num_processes")
     prepare()
     if size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // Group(rank, size, device).local_size))
         _connect(device)
-    elif trains_in_bfloat16(device):  # a single GPU shards its model, too
+    elif trains_in_bfloat16(device):  # FSDP2 needs a process group on a single GPU, too
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         _connect(device, store=store, rank=0, world_size=1)
     return Group(rank, size, device)

@@ -1,7 +1,7 @@
-"""golden_scores.json: the texts, ids and scores of known conversations, with which any server can be verified.
+"""golden_scores.json: fixed conversations with their text, ids and scores, to verify a server.
 
-A server that reproduces them has the same template, the same tokenizer with the same special tokens, the same weights
-and the same pooling. The scores are those of the saved directory in float32.
+A server that reproduces them uses the same template, tokenizer, special tokens, weights and pooling. The scores
+are those of the saved directory in float32.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ from rm_assets.training.saved_model.stock_scoring import (
 NUM_CONVERSATIONS = 20
 MIN_TOLERANCE = 1e-5
 TOLERANCE_PER_BFLOAT16 = 0.01
-"""Tolerance as a share of what bfloat16 changes in these scores. Another device or batch size sums in another order and
-changes the last bits of float32; a bfloat16 rounding error is 65536 times larger, so scores in bfloat16 are refused."""
+"""Tolerance as a fraction of the change that bfloat16 makes to these scores. Another device or batch size sums in a
+different order, which changes the last bits of float32; bfloat16 rounds 65536 times more coarsely, so it fails."""
 _BATCH_SIZE = 4
 
 
 class GoldenScoresError(TrainingError):
-    """A model directory that does not reproduce its golden scores. One line with the first difference."""
+    """A model directory does not reproduce its golden scores. The message is one line, with the first difference."""
 
 
 def write_golden_scores(directory: Path, model: Any) -> None:
-    """Score the conversations with the model as loaded from its directory, and write the file into that.
+    """Score the conversations with the model, as loaded from its directory, and write golden_scores.json there.
 
     The model cannot be used afterwards: its weights are left in bfloat16.
     """
@@ -87,7 +87,7 @@ def verify_golden_scores(
             text = conversation_text(saved.tokenizer, item["messages"])
         except ConversationError as error:
             raise GoldenScoresError(
-                f"{str(directory)!r} does not give its golden scores: of conversation {number}, {error}"
+                f"{str(directory)!r} does not reproduce its golden scores: conversation {number}: {error}"
             ) from None
         if text != item["text"]:
             raise _differs(directory, f"the text of conversation {number}", item["text"], text)
@@ -123,30 +123,30 @@ class _Conversation(msgspec.Struct):
 
 
 class _Golden(msgspec.Struct):
-    """What must be in the file to be compared, and of which types."""
+    """The fields that are compared, and their types."""
 
     tolerance: float
     conversations: list[_Conversation]
 
 
 def largest_difference(scores: list[float], others: list[float]) -> float:
-    """The largest distance of two scores of one conversation."""
+    """The largest absolute difference between the two scores of any conversation."""
     return max((abs(score - other) for score, other in zip(scores, others, strict=True)), default=0.0)
 
 
 def _rendered(saved: SavedModel) -> Iterator[tuple[list[dict[str, Any]], str]]:
-    """The conversations that the template renders and the model is long enough for."""
+    """The conversations that the template can render and that fit into the model's context."""
     for messages in CONVERSATIONS:
         try:
             text = conversation_text(saved.tokenizer, messages)
-        except (ConversationError, SettingsError):  # of the template: it refuses them, or exceeds its bounds
+        except (ConversationError, SettingsError):  # the template refuses it or exceeds its bounds
             continue
         if len(text_ids(saved.tokenizer, text)) <= (saved.max_length or len(text)):
             yield messages, text
 
 
 def _policy(tokenizer: Any, ids: list[list[int]]) -> dict[str, Any]:
-    """What a server must agree in before any score: the template, and the tokens at both ends of conversations."""
+    """What must match before any score can: the template, and the first and last tokens of conversations."""
     template = tokenizer.chat_template or ""
     return {
         "chat_template_sha256": hashlib.sha256(template.encode("utf-8")).hexdigest(),
@@ -166,7 +166,7 @@ def _all_have(ids: list[list[int]], place: int, token_id: int | None) -> bool:
 
 def _differs(directory: Path, what: str, expected: Any, found: Any) -> GoldenScoresError:
     return GoldenScoresError(
-        f"{str(directory)!r} does not give its golden scores: {what} is {_short(found)}, not {_short(expected)}; "
+        f"{str(directory)!r} does not reproduce its golden scores: {what} is {_short(found)}, not {_short(expected)}; "
         "use the tokenizer, chat template and weights that were saved together"
     )
 
@@ -188,7 +188,7 @@ def _turns(*texts: str, system: str = "") -> list[dict[str, Any]]:
 CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
     _turns("What is 2+2?", "4.", "And twice that?", "8."),
     _turns("Name a river.", "The Danube.", "Where does it end?", "In the Black Sea.", "Thanks!", "You are welcome."),
-    _turns("How late is it?", "I have no clock.", system="You are a helpful assistant."),
+    _turns("What time is it?", "I have no clock.", system="You are a helpful assistant."),
     _turns("Tell me more.", "About what?", "About owls.", "Owls hunt at night.", system="Be brief."),
     _turns("What is 2+2?", "4."),
     _turns("What is 2+2?", "I would rather not say."),
@@ -199,8 +199,8 @@ CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
     _turns("Как дела?", "Хорошо, спасибо."),
     _turns("كيف حالك؟", "بخير، شكرا."),
     _turns("Say it with emoji.", "👍🏽 👩‍👩‍👧 🇪🇺"),
-    _turns("  Spaces   everywhere  ", "Yes,   indeed.\n\n\nThree line ends."),
-    _turns("Größe? Façade? naïve?", "Diacritics: é (one sign) and e\u0301 (two)."),
+    _turns("  Spaces   everywhere  ", "Yes,   indeed.\n\n\nThree line breaks."),
+    _turns("Größe? Façade? naïve?", "Diacritics: é (one character) and e\u0301 (two)."),
     _turns("A", "B"),
     _turns("Count.", " ".join(map(str, range(1, 41)))),
     _turns("What is 12345 * 6789?", "12345 * 6789 = 83,810,205; roughly 8.38e7."),
@@ -211,5 +211,5 @@ CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
     _turns("Translate 'tree'.", "Baum, arbre, 木."),
     _turns("Give me a haiku.", "An old silent pond\nA frog jumps into the pond\nSplash! Silence again."),
 )
-"""Fixed conversations, so that a published model carries nobody's data. They hold what tokenizers and templates trip
-over: several turns, a system message, indentation, runs of spaces, other scripts, emoji, a lone letter, a long text."""
+"""Fixed conversations, so that a published model contains no user data. They cover what trips up tokenizers
+and templates: several turns, system messages, indentation, spaces, other scripts, emoji, single letters, long text."""

@@ -375,5 +375,5 @@ def test_a_sound_tokenizer_with_all_these_files_is_taken(tmp_path: Path) -> None
 def test_a_token_that_the_self_test_would_repeat_for_minutes_is_refused(tmp_path: Path) -> None:
     definition = changed(sample_file("tokenizer"), ("added_tokens", 3, "content"), "x" * 100_000)
     files = find_tokenizer(Settings(tokenizer=str(sample_tokenizer(tmp_path / "t", tokenizer=definition))))
-    with pytest.raises(SettingsError, match="its token of id 1500 has 100000 characters, more than 1000"):
+    with pytest.raises(SettingsError, match="its token with id 1500 has 100000 characters, more than 1000"):
         load_encoder(files)

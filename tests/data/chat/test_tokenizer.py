@@ -81,7 +81,7 @@ def test_the_padding_token_never_ends_a_conversation(tmp_path: Path, options: di
 
 
 def test_a_tokenizer_whose_only_special_token_ends_conversations_has_no_padding_token(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no special token is free to be the padding"):
+    with pytest.raises(SettingsError, match="no special token is free to serve as padding"):
         chat_tokenizer(tmp_path, "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", special=["<|im_end|>"])
 
 
@@ -115,7 +115,7 @@ def test_no_spelling_of_the_call_tells_today(tmp_path: Path, call: str) -> None:
     ],
 )
 def test_a_template_that_may_tell_today_is_refused(use: str) -> None:
-    with pytest.raises(SettingsError, match="what it writes would depend on the day"):
+    with pytest.raises(SettingsError, match="its output would depend on the day"):
         with_frozen_date(use + CHATML, "2024-02-29")
 
 
@@ -219,6 +219,6 @@ def test_a_template_that_reaches_for_more_than_a_conversation_is_refused(
     with pytest.raises(SettingsError) as error:
         chat_tokenizer(tmp_path / "t", written + CHATML, pad_token="<|pad|>")
     file = tmp_path / "t" / "chat_template.jinja"
-    told = f"the template of {str(file)!r} renders no conversation of a user's message and a reply"
+    told = f"the template of {str(file)!r} cannot render a conversation of a user message and a reply"
     assert str(error.value) == f"chat_template (or RM_CHAT_TEMPLATE): {told}: {problem}"
     assert [path.name for path in tmp_path.iterdir()] == ["t"]

@@ -123,7 +123,7 @@ def test_no_batch_padding_or_length_changes_a_score(trained, sequences, batch_si
 def test_a_changed_template_is_detected(copy):
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    with pytest.raises(GoldenScoresError, match="does not give its golden scores: chat_template_sha256 is"):
+    with pytest.raises(GoldenScoresError, match="does not reproduce its golden scores: chat_template_sha256 is"):
         verified(copy)
 
 
@@ -189,7 +189,7 @@ def test_a_conversation_that_the_template_refuses_is_told(copy):
     golden = json.loads((copy / GOLDEN).read_text())
     golden["chat_template_sha256"] = hashlib.sha256(template.encode()).hexdigest()
     (copy / GOLDEN).write_text(json.dumps(golden))
-    with pytest.raises(GoldenScoresError, match=r"of conversation 1, the chat template refuses it \(no user\)"):
+    with pytest.raises(GoldenScoresError, match=r"conversation 1: the chat template refuses it \(no user\)"):
         verified(copy)
 
 
