@@ -1,4 +1,4 @@
-"""Settings that the environment gives as JSON: parsing, and the rules of `columns` and `labels`."""
+"""Settings given as JSON: parsing, and validation of `columns` and `labels`."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def _list_from_json(value: Any) -> Any:
 
 
 MAPPING, LIST = BeforeValidator(_mapping_from_json), BeforeValidator(_list_from_json)
-"""Parse the JSON text that the environment gives; Dagster config gives mappings and lists as they are."""
+"""Parse JSON text from environment variables; mappings and lists from Dagster config are left as they are."""
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,15 +75,17 @@ def require_columns(columns: Any) -> None:
     for name, column in columns.items():
         if name not in known:
             fields = ", ".join(map(repr, known))
-            raise ValueError(f"Input should be {fields} or, outermost, a glob of files such as 'shp/*', not {name!r}")
+            raise ValueError(
+                f"Input should be {fields} or, at the top level, a glob of files such as 'shp/*', not {name!r}"
+            )
         if not isinstance(column, str):
-            raise ValueError(f"{name!r} needs the name of a column: only a glob of files has a mapping")
+            raise ValueError(f"{name!r} needs the name of a column: only a glob of files can have a mapping")
     if "" in columns.values() or len(set(columns.values())) < len(columns):
         raise ValueError("each field needs a column of its own")
 
 
 def read_labels(labels: Mapping[Any, Any], level: Literal["labels", "glob", "column"]) -> dict[str, Any]:
-    """Labels in lower case and stripped, those inside columns and globs too; raises ValueError for an unknown meaning.
+    """Strip and lower-case labels, also inside columns and globs; raises ValueError for an unknown meaning.
 
     The setting holds labels, columns and globs; a glob holds labels and columns; a column holds labels.
     """

@@ -70,7 +70,7 @@ def test_dagster_config_beats_the_environment_and_the_environment_the_sample() -
         (
             {},
             {"RM_COLUMNS": '{"shp/*": {"shp/*": "a"}}'},
-            "or, outermost, a glob of files such as 'shp/.', not 'shp/.'",
+            "or, at the top level, a glob of files such as 'shp/.', not 'shp/.'",
         ),
         ({"columns": {"prompt": {"a": "b"}}}, {}, "'prompt' needs the name of a column"),
         ({"columns": {"shp/*": "query"}}, {}, "a glob of files needs a mapping of its own"),

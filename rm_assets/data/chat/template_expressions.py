@@ -1,7 +1,7 @@
 """Expressions over the contents of messages, and guards on them, computed for many conversations at once.
 
-A chat template run on symbols (`template_tracing`) gives one expression for what it writes, and a guard for each
-question that it asks of a content. `Columns` computes both for all conversations of one shape, column by column.
+Tracing a chat template with symbolic contents (`template_tracing`) gives one expression for its output, and a guard for
+each condition that it tests. `Columns` evaluates both for all conversations of one shape, column by column.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ Expression = Content | Applied | Joined
 
 @dataclass(frozen=True)
 class Guard:
-    """A question about an expression, and the answer for which a rendering holds; the question `bool` is its truth."""
+    """A question about an expression, and the answer for which a rendering is valid; `bool` asks if it is not empty."""
 
     of: Expression
     question: str
@@ -66,7 +66,7 @@ def apply(expression: Applied, text: str) -> str:
 
 # --- many conversations --------------------------------------------------------------------------------------
 
-# Arrow does these exactly as Python, if given an argument: by default they differ in what counts as white space.
+# With an argument, Arrow does exactly what Python does; without one, they differ in what counts as white space.
 _METHODS = {"strip": pc.utf8_trim, "lstrip": pc.utf8_ltrim, "rstrip": pc.utf8_rtrim}
 _QUESTIONS = {"__contains__": pc.match_substring, "startswith": pc.starts_with, "endswith": pc.ends_with}
 
@@ -76,8 +76,8 @@ Part = str | Expression
 class Columns:
     """The contents of conversations of one shape: array n holds the content of message n, in every row.
 
-    `prompt` holds the columns of the first messages, shared by both sides of a pair: what is computed on it is
-    computed once.
+    `prompt` holds the columns of the first messages, shared by both sides of a pair: results that
+    depend on it alone are computed once.
     """
 
     def __init__(self, arrays: Sequence[pa.StringArray], prompt: "Columns | None" = None) -> None:
@@ -96,7 +96,7 @@ class Columns:
         return tuple(array[number].as_py() for array in self.arrays)
 
     def _home(self, expression: Expression) -> "Columns":
-        """Where results on an expression are kept: with the prompt, if it is about the prompt alone."""
+        """The columns that cache an expression's results: the prompt's, if it depends on the prompt alone."""
         if self._prompt is not None and _last_content(expression) < len(self._prompt.arrays):
             return self._prompt
         return self
@@ -126,7 +126,7 @@ class Columns:
         return pc.binary_join_element_wise(*columns, "")
 
     def passes(self, guards: Sequence[Guard]) -> NDArray[np.bool_]:
-        """Which rows give every guard its answer."""
+        """Which rows satisfy every guard."""
         passed = np.ones(self.num_rows, np.bool_)
         for guard in guards:
             passed &= self._answer(guard) == guard.answer
@@ -156,13 +156,13 @@ def _is_one_text(arguments: tuple[Any, ...]) -> bool:
 
 
 def _occurs(texts: pa.StringArray, part: str) -> bool:
-    """Whether a part occurs anywhere in the column's bytes: one search, many times faster than one a row."""
+    """Whether a part occurs anywhere in the column's bytes: a single search, many times faster than one per row."""
     content = texts.buffers()[2]
     return content is not None and memoryview(content).tobytes().find(part.encode()) >= 0
 
 
 def _last_content(expression: Part) -> int:
-    """The last message that an expression is about; -1 if it is about none."""
+    """The highest number of a message that an expression depends on; -1 if there is none."""
     match expression:
         case Content(index):
             return index
