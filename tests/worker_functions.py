@@ -42,15 +42,15 @@ def has_torch(_: int) -> bool:
 
 def published(storage: Path, *values: int, keep: int = 3) -> object:
     """A snapshot of one shard for each value."""
-    with open_publication(storage, "asset", keep, silent) as turn:
+    with open_publication(storage, "asset", keep, silent) as publication:
         shards = []
         for value in values:
             tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
             shards.append(
-                turn.find(f"key-{value}")
-                or write_shard(turn.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
+                publication.find(f"key-{value}")
+                or write_shard(publication.directory, f"s{value}", "", f"key-{value}", tables_writer(tables, {}))
             )
-        return turn.publish(shards, {}, {})
+        return publication.publish(shards, {}, {})
 
 
 def publish_without_shared_locks(cache: str, storage: str, value: int) -> None:

@@ -33,7 +33,7 @@ from rm_assets.data.sources.remote import RemoteStatus
 from rm_assets.data.storage.files import read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import hold_lock, local_working_directory
-from rm_assets.data.storage.ownership import claim_storage, remove_unfinished_files
+from rm_assets.data.storage.ownership import claim_storage, remove_own_temporary_files
 
 ASSET = "annotation_files"
 CONTENT = "content_version"
@@ -119,7 +119,7 @@ def _read(path: Path) -> _Cache:
 def _write(home: Path, cache: _Cache) -> None:
     """The sensor and a run may look at the same time, and a killed one leaves what it had begun to write."""
     with hold_lock(home / "writer.lock", ASSET, lambda _: None):
-        remove_unfinished_files(home)
+        remove_own_temporary_files(home)
         write_json(home / _FILE, cache)
 
 

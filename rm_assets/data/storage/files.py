@@ -1,17 +1,17 @@
-"""Files of a storage, on this machine's file systems or on a remote one such as `s3://bucket/prefix`.
+"""Files on local file systems and on remote ones such as `s3://bucket/prefix`.
 
-Local places are `Path`s. Remote ones are `UPath`s over fsspec: no `Path` to `isinstance`, but with those of its methods
-that this project uses, so that annotations say `Path` for both. Here stands what differs between the two.
+Local paths are `Path`s. Remote ones are `UPath`s over fsspec: not instances of `Path`, but with the methods that this
+project uses, which is why annotations say `Path` for both. This module hides what differs between the two.
 
-Written and then visible:
-- Locally a file is written beside, synced and renamed; readers see the old bytes or the new ones, also after a power
-  cut. Writers take turns by a lock.
-- An object store has no rename, and needs none: an object appears whole or not at all. Its other writers may be on
-  other machines, where no lock of this one holds. Two of them are safe because names follow from content: whatever they
-  write under one name is the same, every manifest comes after all that it names, and what has no manifest is left alone
-  for a day, as someone may be writing it. What is not promised: that `latest.json` names the snapshot of the one that
-  started last; and that an old snapshot which one machine removes is still there for another's unfinished run, which
-  then fails, and heals when it is run again.
+How writes become visible:
+- A local file is written under a temporary name, synced and renamed: readers see the old bytes or the new ones, even
+  after a power cut. A lock serializes writers.
+- An object store has no rename and needs none: an object appears whole or not at all. Writers on other machines are not
+  seen by our locks. Concurrent writers are still safe because names are derived from content: two of them write the
+  same bytes under the same name, and a manifest is written after everything that it names. Files without a manifest are
+  left alone for a day, because someone may still be writing them. Two things are not guaranteed: that `latest.json`
+  names the snapshot of the run that started last, and that an old snapshot removed by one machine is still there for an
+  unfinished run of another, which then fails and succeeds when run again.
 """
 
 import contextlib
@@ -35,23 +35,22 @@ from upath import UPath
 from rm_assets.addresses import mask_credentials
 
 _ABANDONED_SECONDS = 24 * 3600.0
-"""Remote files that no manifest names are left alone this long: a writer on another machine may need them."""
+"""How long remote files without a manifest are left alone: a writer on another machine may need them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 _MAGIC = re.compile(r"[*?\[]")
-_UNFINISHED = (re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}"), re.compile(r"\.[0-9a-f]{32}\.(?P<name>.+)"))
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}")
 
 
 class StorageError(RuntimeError):
-    """A file of a storage that could not be written or reached. One line that says what to do."""
+    """A file that cannot be written or reached, in one line that says what to do."""
 
 
 def resolve_path(setting: str) -> Path:
-    """The place that a setting names: a path of this machine, or a URI such as `s3://bucket/prefix`.
+    """The path that a setting names: a local one, or a URI such as `s3://bucket/prefix`.
 
-    Raises StorageError where the protocol is not known, or its library is not installed.
+    Raises StorageError if the protocol is unknown or its library is not installed.
     """
     protocol, separator, rest = setting.partition("://")
     if not separator:
@@ -62,36 +61,35 @@ def resolve_path(setting: str) -> Path:
         found = UPath(setting, use_listings_cache=False)
         _ = found.fs
     except (ImportError, ValueError) as error:
-        extra = _EXTRAS.get(protocol)
-        advice = f"pip install 'rm_assets[{extra}]'" if extra else str(error)
+        advice = "pip install 'rm_assets[s3]'" if protocol in ("s3", "s3a") else str(error)
         raise StorageError(f"{setting!r} cannot be reached: {advice}") from None
     return cast(Path, found)
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a place lies on a file system that only fsspec reaches."""
+    """Whether a path is on a file system that only fsspec can access."""
     return not isinstance(path, Path)
 
 
 def is_within(path: Path, directory: Path) -> bool:
-    """Whether a place is a directory or lies in it, whichever links and `..` lead there."""
+    """Whether a path is this directory or inside it, with links and `..` resolved."""
     if is_remote(path) or is_remote(directory):
         return _remote_parts(path)[: len(_remote_parts(directory))] == _remote_parts(directory)
-    resolved, target = Path(os.path.realpath(path)), directory.resolve()  # a link to itself leads nowhere
+    resolved, target = Path(os.path.realpath(path)), directory.resolve()  # unlike resolve(), accepts a link to itself
     if resolved.is_relative_to(target):
         return True
     return target.exists() and any(parent.exists() and parent.samefile(target) for parent in resolved.parents)
 
 
 def relative_remote_path(path: Path, directory: Path) -> str | None:
-    """The path of a remote place relative to a directory that it lies in; None where it does not."""
+    """A remote path relative to a directory; None if it is not inside it, or not remote."""
     if is_remote(path) and is_within(path, directory):
         return "/".join(_remote_parts(path)[len(_remote_parts(directory)) :])
     return None
 
 
 def _remote_parts(path: Path) -> list[str]:
-    """The file system of a place, and the names on the way to it: those of a bucket and below."""
+    """The protocol of a path, then its components from the bucket down; `[""]` for a local one."""
     if not is_remote(path):
         return [""]
     system, name = fsspec_path(path)
@@ -100,39 +98,39 @@ def _remote_parts(path: Path) -> list[str]:
 
 
 def fsspec_path(path: Path) -> tuple[Any, str]:
-    """A remote place as fsspec knows it: the file system, and the path there."""
+    """The fsspec file system of a remote path, and the path within it."""
     found = cast(Any, path)
     return found.fs, found.path
 
 
 def describe_error(error: Exception) -> str:
-    """Why a file cannot be written or read, in one line, without the credentials of a proxy or an endpoint."""
+    """Why a file cannot be written or read, in one line, with the credentials of a proxy or an endpoint masked."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return f"{os.strerror(error.errno or 0)}: make room and run again, what is finished is kept"
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return mask_credentials(" ".join((told or type(error).__name__).split()))
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return mask_credentials(" ".join((reason or type(error).__name__).split()))
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _wrap_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise  # what was to be copied is gone, which is no matter of writing
+        raise  # the file to copy from is gone
     except Exception as error:
         if not isinstance(error, OSError) and not is_remote(path):
-            raise  # the libraries of remote file systems have errors of their own, those of the kernel are OSErrors
+            raise  # only the libraries of remote file systems raise errors other than OSError
         raise StorageError(f"{str(path)!r} cannot be written: {describe_error(error)}") from None
 
 
 @contextlib.contextmanager
 def wrap_remote_errors(path: Path) -> Iterator[None]:
-    """Errors of the way to a remote file as StorageErrors; that it is not there or closed to us stays an OSError."""
+    """Turn errors of a remote file system into StorageErrors, except for a missing or forbidden file."""
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
         raise
-    except Exception as error:  # of whatever library reaches this file system
+    except Exception as error:  # each file system's library has its own
         raise StorageError(f"{str(path)!r} cannot be reached: {describe_error(error)}") from None
 
 
@@ -140,7 +138,7 @@ def wrap_remote_errors(path: Path) -> Iterator[None]:
 
 
 class NewFile(io.RawIOBase):
-    """A file being written, which knows the size and the sha256 of what it was given."""
+    """A file being written, which counts and hashes its bytes."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self._path = path
@@ -153,7 +151,7 @@ class NewFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        with _writing(self._path):
+        with _wrap_write_errors(self._path):
             self._stream.write(data)
         self._digest.update(data)
         if self._end_digest is not None:
@@ -170,87 +168,93 @@ class NewFile(io.RawIOBase):
         return self._digest.hexdigest()
 
     def begin_end(self) -> None:
-        """What is written from now on is the file's end."""
+        """Start hashing the end of the file: what is written from now on."""
         self._end_digest = hashlib.sha256()
 
     @property
     def end_sha256(self) -> str:
-        """The hash of the file's end."""
+        """The hash of the bytes since `begin_end`."""
         return str(self._end_digest.hexdigest())
 
 
 @contextlib.contextmanager
 def create_file(path: Path) -> Iterator[NewFile]:
-    """A file to write, durable afterwards; its directory is made. Nobody may read it before, so it needs no rename."""
+    """Create a file and its directory, durable on exit. Not atomic: for files that nobody reads until then."""
     make_directory(path.parent)
-    with _writing(path):
+    with _wrap_write_errors(path):
         stream = cast(BinaryIO, path.open("wb"))
     try:
         yield NewFile(path, stream)
     except BaseException:
-        with contextlib.suppress(Exception):  # the error that is under way is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to report
             stream.close()
         raise
-    with _writing(path), stream:
+    with _wrap_write_errors(path), stream:
         stream.flush()
         if not is_remote(path):
             os.fsync(stream.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically: readers see the old bytes or the new ones, also after a power cut."""
+    """Replace a JSON file atomically: readers see the old bytes or the new ones, even after a power cut."""
     write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a small file atomically. Other names of the old one, as in a backup of hard links, keep its bytes."""
+    """Replace a small file atomically. Hard links to the old one, as in a backup, keep its bytes."""
     make_directory(path.parent)
-    with _writing(path):
+    with _wrap_write_errors(path):
         if is_remote(path):
             path.write_bytes(content)
             return
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _temporary_name(path) as temporary, temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         fsync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def _temporary_name(path: Path) -> Iterator[Path]:
+    """A name beside a local file, to write its new content to; renamed to it on success, removed on failure."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:  # renaming a link onto another link of the same file leaves both
+        temporary.unlink(missing_ok=True)
+
+
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it; remote ones need none."""
+    """Create a local directory and its parents; remote file systems need none."""
     if not is_remote(directory):
-        with _writing(directory):
+        with _wrap_write_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
 
 
 def fsync_directory(directory: Path, *, recursive: bool = False) -> None:
-    """Make a local directory's entries durable; remote ones are."""
+    """Make a local directory's entries durable; remote ones already are."""
     if is_remote(directory):
         return
     below = [path for path in directory.rglob("*") if path.is_dir()] if recursive else []
     for folder in (directory, *below):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with _writing(folder):
+            with _wrap_write_errors(folder):
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
 def link_files(files: dict[Path, Path]) -> None:
-    """Have the same bytes at each target: {target: origin}. Linked, or copied where there are no links.
+    """Hard-link each origin to its target, {target: origin}; copy where the file system has no links.
 
-    On a remote file system they are copied there, and do not pass through this machine.
+    A remote file system copies them itself; the bytes do not pass through this machine.
     """
     if not files:
         return
     first = next(iter(files))
-    with _writing(first):
+    with _wrap_write_errors(first):
         if is_remote(first):
             system, _ = fsspec_path(first)
             system.copy(
@@ -262,51 +266,48 @@ def link_files(files: dict[Path, Path]) -> None:
         for target, origin in files.items():
             try:
                 os.link(origin, target)
-            except OSError:  # something is there already, or there are no links here, or no origin
+            except OSError:  # the target exists, there are no links here, or there is no origin
                 _link(origin, target)
 
 
 def _link(origin: Path, target: Path) -> None:
-    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
-    try:
-        os.link(origin, temporary)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        shutil.copyfile(origin, temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-    temporary.replace(target)
-    temporary.unlink(missing_ok=True)  # renaming a link onto another link of the same file leaves both
+    with _temporary_name(target) as temporary:
+        try:
+            os.link(origin, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            copy_file(origin, temporary)
+
+
+def copy_file(origin: Path, target: Path) -> None:
+    """Copy a file between any two file systems."""
+    with origin.open("rb") as source, create_file(target) as stream:
+        shutil.copyfileobj(source, stream, 2**20)
 
 
 def upload(origin: Path, target: Path, names: Iterable[str] | None = None) -> None:
-    """Copy a directory of this machine to a place, or these files of it; `manifest.json` (if there is one) last."""
-    files = sorted(path for path in origin.rglob("*") if path.is_file())
-    if names is not None:
-        files = sorted(origin / name for name in names)
-    for path in sorted(files, key=lambda path: path.name == "manifest.json" and path.parent == origin):
-        with path.open("rb") as source, create_file(target / path.relative_to(origin).as_posix()) as stream:
-            shutil.copyfileobj(source, stream, 2**20)
+    """Copy a local directory, or only these files of it, to any file system; its `manifest.json` comes last."""
+    if names is None:
+        names = (path.relative_to(origin).as_posix() for path in origin.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: (name == "manifest.json", name)):
+        copy_file(origin / name, target / name)
 
 
 def download(origin: Path, target: Path) -> None:
-    """Copy a file of a place to a file of this machine, if it is not there in its size."""
-    if target.is_file() and target.stat().st_size == origin.stat().st_size:
-        return
-    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name}")
-    with origin.open("rb") as source, create_file(temporary) as stream:
-        shutil.copyfileobj(source, stream, 2**20)
-    temporary.replace(target)
+    """Copy a file of any file system to a local one, unless it is already there with the same size."""
+    if not target.is_file() or target.stat().st_size != origin.stat().st_size:
+        with _temporary_name(target) as temporary:
+            copy_file(origin, temporary)
 
 
-# --- what is there -------------------------------------------------------------------------------------------
+# --- reading and listing -------------------------------------------------------------------------------------------
 
 
 def read_file(path: Path) -> bytes:
     """All bytes of a small file, in one request; raises FileNotFoundError.
 
-    Raises StorageError where a FIFO, a socket or a device has its place, which may let a reader wait for ever.
+    Raises StorageError for a FIFO, a socket or a device, which could block the reader forever.
     """
     if not is_remote(path):
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
@@ -318,9 +319,9 @@ def read_file(path: Path) -> bytes:
 
 
 def list_entries(directory: Path) -> dict[str, bool]:
-    """What a directory holds, hidden entries too: name -> whether it is a directory, which no link is.
+    """The entries of a directory, including hidden ones: name -> whether it is a directory (a link is not).
 
-    Nothing if it is not there; raises NotADirectoryError where it is a file.
+    Empty if the directory does not exist; raises NotADirectoryError if it is a file.
     """
     try:
         if not is_remote(directory):
@@ -335,17 +336,23 @@ def list_entries(directory: Path) -> dict[str, bool]:
 
 
 def subdirectories(directory: Path) -> list[str]:
-    """The names of the directories in a directory, hidden ones too; none if it is not there."""
-    try:
+    """The names of the directories in a directory, including hidden ones; none if it does not exist."""
+    with contextlib.suppress(NotADirectoryError):
         return sorted(name for name, is_directory in list_entries(directory).items() if is_directory)
-    except NotADirectoryError:
-        return []
+    return []
+
+
+def list_files(directory: Path) -> list[str]:
+    """The names of the files and links in a directory, including hidden ones; none if it does not exist."""
+    with contextlib.suppress(NotADirectoryError):
+        return sorted(name for name, is_directory in list_entries(directory).items() if not is_directory)
+    return []
 
 
 def file_sizes(directory: Path) -> dict[str, int]:
-    """All files of a directory and below, with their sizes in bytes, by their path relative to it.
+    """The sizes in bytes of all files below a directory, by their path relative to it.
 
-    Not those in a folder that may not be read, nor links that lead nowhere.
+    Leaves out folders that may not be read and broken links.
     """
     if is_remote(directory):
         system, path = fsspec_path(directory)
@@ -366,7 +373,7 @@ def _local_sizes(directory: "Path | os.DirEntry[str]", prefix: str) -> Iterator[
 
 
 def is_abandoned(directory: Path) -> bool:
-    """Whether nobody writes in a directory of unpublished files: its lock held, locally; by its age, elsewhere."""
+    """Whether nobody writes to an unpublished file or directory: true locally, as we hold the lock; else by age."""
     if not is_remote(directory):
         return True
     system, path = fsspec_path(directory)
@@ -376,31 +383,26 @@ def is_abandoned(directory: Path) -> bool:
 
 
 def modified_at(entry: dict[str, Any]) -> float | None:
-    """When a remote file was written, in seconds since 1970, by what its file system tells; None if it does not."""
-    told = next((entry[name] for name in _TIMES if entry.get(name) is not None), None)
-    if isinstance(told, datetime):
-        return told.timestamp()
-    return float(told) if isinstance(told, int | float) else None
+    """When a remote file was written, in seconds since 1970, from its fsspec entry; None if that does not say."""
+    modified = next((entry[name] for name in _TIMES if entry.get(name) is not None), None)
+    if isinstance(modified, datetime):
+        return modified.timestamp()
+    return float(modified) if isinstance(modified, int | float) else None
 
 
-def find_unfinished_files(directory: Path, is_name: Callable[[str], object]) -> list[Path]:
-    """What a killed process left of files that it was writing: `.<name>.<32 hex>` or `.<32 hex>.<name>`.
+def find_temporary_files(directory: Path, is_name: Callable[[str], object]) -> list[Path]:
+    """Temporary files (`.<name>.<32 hex>`) that killed processes left in a local directory.
 
-    `is_name` tells the names of the files themselves. Nothing at remote places, where an object appears whole or not at
-    all.
+    `is_name` selects them by the name of the file that was being written. Remote writes leave none.
     """
-    found: list[Path] = []
-    if not is_remote(directory):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as listed:
-            for entry in listed:
-                names = [match["name"] for form in _UNFINISHED if (match := form.fullmatch(entry.name))]
-                if any(map(is_name, names)) and entry.is_file(follow_symlinks=False):
-                    found.append(Path(entry.path))
-    return found
+    if is_remote(directory):
+        return []
+    matches = ((directory / name, _TEMPORARY.fullmatch(name)) for name in list_files(directory))
+    return [path for path, match in matches if match and is_name(match["name"]) and not path.is_symlink()]
 
 
 def remove_files(paths: list[Path]) -> None:
-    """Remove files, those that are there; directories stay, also one that has the name of a file."""
+    """Remove these files if they exist. A directory with such a name stays."""
     if paths and is_remote(paths[0]):
         system, _ = fsspec_path(paths[0])
         names = [fsspec_path(path)[1] for path in paths]
@@ -408,7 +410,7 @@ def remove_files(paths: list[Path]) -> None:
             if not any(_MAGIC.search(name) for name in names):
                 system.rm(names)
                 return
-        for name in names:  # `rm` would take `a*/x` for a pattern, and remove what others keep there
+        for name in names:  # `rm` would expand `a*/x` as a pattern and remove other files
             with contextlib.suppress(FileNotFoundError):
                 system.rm_file(name)
         return
@@ -419,15 +421,15 @@ def remove_files(paths: list[Path]) -> None:
 
 
 def remove_directories(directories: Iterable[Path]) -> None:
-    """Remove local directories that are empty; remote ones are as soon as they hold nothing."""
+    """Remove local directories that are empty; remote ones vanish with their last file."""
     for directory in directories:
         if not is_remote(directory):
-            with contextlib.suppress(OSError):  # something is left in it, or it is gone
+            with contextlib.suppress(OSError):  # not empty, or already gone
                 directory.rmdir()
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory and all in it, if it is there. Only for what one process made for itself under a new name."""
+    """Remove a directory with all its content, if it exists. Only for what one process created for itself."""
     if is_remote(directory):
         remove_files([directory / name for name in file_sizes(directory)])
     else:

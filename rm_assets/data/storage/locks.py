@@ -1,6 +1,6 @@
-"""Locks of this machine: one writer at a time, and readers of a directory that is not removed meanwhile.
+"""File locks between the processes of one machine (`flock`): one writer per asset, and pins of directories being read.
 
-The kernel frees a lock when its holder dies, however it dies.
+The kernel releases a lock when its holder dies.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from rm_assets.data.storage.files import StorageError, is_remote, make_directory
 _HOLDER = re.compile(rb".+, process [0-9]+ on [^ \n]+")
 _HOLDER_BYTES = 4096
 _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""What file systems say that have no locks for directories, as some network ones."""
+"""Errors of file systems that cannot lock directories, such as some network ones."""
 
 
 def local_working_directory(path: Path) -> Path:
-    """A local directory for files of `path` that must be local, such as locks: itself, or a cache if it is remote."""
+    """A local directory for files of `path` that must be local, such as locks: a cache directory if it is remote."""
     if not is_remote(path):
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -32,21 +32,21 @@ def local_working_directory(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold a file's `flock` meanwhile. Where another process holds it, `say` for whom this one waits, and wait.
+def hold_lock(path: Path, purpose: str, log: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of a file; while another process holds it, log who that is and wait.
 
-    The directory of the file is locked with it, where directories can be: a file that is removed under its holder is
-    made and locked anew by others. The lock of a remote file is one of this machine, and says nothing to others.
-    The holder's name is written into a file of ours alone: what else somebody keeps there, or under another name of
-    the same file, is locked and stays as it is.
+    The file's directory is locked too, if the file system can: someone may remove the lock file while it is held, and
+    others would then create and lock another one. The lock of a remote file only excludes processes of this machine.
+    The holder's name is written only into a lock file of ours: a user's file at this path, or hard-linked to it, is
+    locked but not changed.
     """
     path = local_working_directory(path.parent) / path.name
 
     def wait() -> None:
-        holder = "a process that gave no name"
+        holder = "an unnamed process"
         with contextlib.suppress(OSError, StorageError):
             holder = read_file(path).decode(errors="replace").strip() or holder
-        say(f"waiting for {path.name}, held by {holder}")
+        log(f"waiting for {path.name}, held by {holder}")
 
     with contextlib.ExitStack() as stack:
         descriptor = None
@@ -60,7 +60,7 @@ def hold_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterato
         names_its_holder = _is_ours(path, descriptor)
         if names_its_holder:
             os.truncate(descriptor, 0)
-            with contextlib.suppress(OSError):  # on a full disk it holds without its holder's name
+            with contextlib.suppress(OSError):  # disk full: the lock holds without a name
                 os.write(descriptor, f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
@@ -70,7 +70,7 @@ def hold_lock(path: Path, purpose: str, say: Callable[[str], object]) -> Iterato
 
 
 def _is_ours(path: Path, descriptor: int) -> bool:
-    """Whether a file can be written into: it is empty or holds a holder's name, and has no other name itself."""
+    """Whether a lock file may be written to: it is empty or names a holder, and is neither a link nor hard-linked."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or path.is_symlink():
         return False
@@ -78,7 +78,7 @@ def _is_ours(path: Path, descriptor: int) -> bool:
 
 
 def _locked(path: Path, flags: int, wait: Callable[[], None]) -> int | None:
-    """A descriptor of what is at a path, locked; None where somebody removed or replaced that meanwhile."""
+    """Open and lock a path; None if someone removed or replaced it while we waited."""
     descriptor = os.open(path, flags, 0o666)
     try:
         try:
@@ -97,7 +97,7 @@ def _locked(path: Path, flags: int, wait: Callable[[], None]) -> int | None:
 
 @contextlib.contextmanager
 def _locked_directory(directory: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a directory; without one on file systems that lock no directories. Raises FileNotFoundError."""
+    """Lock a directory, if its file system can. Raises FileNotFoundError if it is gone."""
     with contextlib.ExitStack() as stack:
         try:
             descriptor = _locked(directory, os.O_RDONLY, wait)
@@ -111,50 +111,48 @@ def _locked_directory(directory: Path, wait: Callable[[], None]) -> Iterator[Non
 
 
 def is_file_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is the one at this path: a lock on one that was removed keeps nobody away."""
+    """Whether an open file is still the one at this path: a lock on a removed file excludes nobody."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
+def _try_lock_directory(descriptor: int, mode: int) -> bool:
+    """Lock an open directory unless another process excludes that; True as well if its file system has no locks."""
+    try:
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
 class Pin:
-    """Keeps others from `exclusive_lock` on a directory of this machine, until it is released or collected."""
+    """Keeps a local directory from being removed until `release` is called or the pin is garbage-collected."""
 
     def __init__(self, directory: Path) -> None:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)  # no FIFO, which would wait for its writer
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)  # a FIFO would block
         self.release = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileNotFoundError(f"{str(directory)!r} is being removed") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        if not _try_lock_directory(descriptor, fcntl.LOCK_SH):
+            raise FileNotFoundError(f"{str(directory)!r} is being removed")
 
 
 def pin_directory(directory: Path) -> Pin | None:
-    """A pin of a directory that is about to be read; None at remote places. Raises FileNotFoundError."""
+    """Pin a directory before reading it; None if it is remote. Raises FileNotFoundError."""
     return None if is_remote(directory) else Pin(directory)
 
 
 @contextlib.contextmanager
 def try_exclusive_lock(directory: Path) -> Iterator[bool]:
-    """Whether nobody on this machine has pinned a directory; if so, nobody can meanwhile."""
+    """Whether no process of this machine has pinned a directory; if so, none can until this context ends."""
     if is_remote(directory):
         yield True
         return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)  # no FIFO, which would wait for its writer
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = True
-        except BlockingIOError:
-            is_free = False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            is_free = True
-        yield is_free
+        yield _try_lock_directory(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)

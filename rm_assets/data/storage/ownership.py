@@ -1,9 +1,9 @@
-"""What in a storage is ours: nothing else is ever removed, and a storage that holds other files is not used.
+"""Which files of a storage are ours: only these are ever removed, and a directory with other files is not used.
 
-A directory may be named as a storage that somebody keeps files in, and files may be put into a storage later on. So a
-file is removed only where a record of ours names it: the manifest of its snapshot; the list of files that is written
-before the first of a snapshot and removed after the last, `.staging/<snapshot>.files`, so that a run which was cut
-short leaves it to the next; or its own name, where that is one which only this project makes. Directories go when they
+Users may name a directory that already has files as the storage, or put files into a storage later. A file is
+therefore removed only if one of our records names it: the manifest of its snapshot, or the note
+`.staging/<snapshot>.files`, which exists while a snapshot is written or removed and lets the next run clean up after an
+interrupted one. Temporary files are recognized by names that only this project uses. Directories are removed once they
 are empty, and nothing is removed through a symbolic link.
 """
 
@@ -19,14 +19,14 @@ import msgspec
 from rm_assets.data.storage.files import (
     StorageError,
     file_sizes,
-    find_unfinished_files,
+    find_temporary_files,
     is_abandoned,
     is_remote,
     list_entries,
+    list_files,
     read_file,
     remove_directories,
     remove_files,
-    subdirectories,
     write_json,
 )
 from rm_assets.data.storage.locks import try_exclusive_lock
@@ -44,10 +44,10 @@ ASSETS = (
     "promoted_reward_model",
     "suspect_annotations",
 )
-"""The directories of a storage that hold snapshots, or what is known of files."""
+"""The directories of a storage: those of snapshots, and `annotation_files`, the cache of file hashes."""
 
 MARKER = ".rm_assets.json"
-"""The file that makes a directory a storage."""
+"""The file that marks a directory as a storage."""
 
 STAGING = ".staging"
 TRAINING = ".training"
@@ -63,17 +63,12 @@ BESIDE = (
     "history.png",
     "suspects.jsonl",
 )
-"""What stands beside the data of a snapshot without being named by its manifest."""
+"""Files in a snapshot's directory that its manifest does not list."""
 
 _SNAPSHOT = re.compile(r"[0-9a-f]{16}")
 _SMALL_FILES = "latest\\.json|stamps\\.json|history\\.json|listing\\.json"
 _OWN_FILE = re.compile(rf"{_SMALL_FILES}|writer\.lock|\.(?:{_SMALL_FILES})\.[0-9a-f]{{32}}")
 _OWN_DIRECTORY = re.compile(rf"{_SNAPSHOT.pattern}|{re.escape(STAGING)}|{re.escape(TRAINING)}|{re.escape(FOLDS)}")
-_STAGED = re.compile(r"(?P<shard>.+)\.[0-9a-f]{32}")
-_STAGED_FILES = r"[^/]+\.json|[0-9a-f]{32}\.token|[0-9a-f]{16}\.files"
-_FOLDERS = ("data", "rejects", "train", "validation", "test", "pairs", "calibration")
-"""The folders of shards' files; besides these there is one for each evaluation set."""
-_TOKEN = re.compile(r"[0-9a-f]{32}\.token")
 
 
 class _Latest(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,38 +96,38 @@ _CONTENTS: dict[str, Any] = {
     "listing.json": _Listing,
     "history.json": list[_Reported],
 }
-"""What the small files of an asset hold, by which those of a storage without a marker are told from other people's."""
+"""The types of an asset's small files: in a storage without a marker, a file of another type is not ours."""
 
 
 def is_snapshot_name(name: object) -> bool:
-    """Whether this can be the name of a snapshot: 16 hexadecimal digits in lower case."""
+    """Whether this is a valid snapshot name: 16 lower-case hexadecimal digits."""
     return isinstance(name, str) and _SNAPSHOT.fullmatch(name) is not None
 
 
 def is_safe_relative_path(path: str) -> bool:
-    """Whether a relative path of a record stays in its directory."""
+    """Whether a path from a record stays inside the directory that it is relative to."""
     pure = PurePosixPath(path)
     return path == pure.as_posix() and not pure.is_absolute() and not {"..", "."} & {*pure.parts} and "\0" not in path
 
 
-# --- a storage is ours or is refused -------------------------------------------------------------------------
+# --- claiming a storage --------------------------------------------------------------------------------------
 
 
-def claim_storage(storage: Path, asset: str = "") -> None:
-    """Mark a storage as ours before its first use; raises StorageError where a directory of an asset is not."""
+def claim_storage(storage: Path) -> None:
+    """Mark a directory as a storage before its first use; raises StorageError if it holds files of others."""
     if not _is_claimed(storage):
-        require_own_storage(storage, asset)
+        require_own_storage(storage)
         write_json(storage / MARKER, {"made_by": "rm_assets"})
 
 
-def require_own_storage(storage: Path, asset: str = "") -> None:
-    """Raise StorageError if a storage is not marked as ours, and an asset's directory holds what is not ours.
+def require_own_storage(storage: Path) -> None:
+    """Raise StorageError if a storage has no marker, and the directory of an asset holds an entry that is not ours.
 
-    Storages made before there was a marker hold names that are known, and are ours.
+    A storage from before there were markers holds only entries that we recognize.
     """
     if _is_claimed(storage):
         return
-    for name in (*ASSETS, asset) if asset else ASSETS:
+    for name in ASSETS:
         if foreign := _first_foreign_entry(storage / name):
             raise StorageError(
                 f"{str(storage)!r} cannot be the storage: {str(foreign)!r} was not made by rm_assets. Move it "
@@ -152,15 +147,15 @@ def _first_foreign_entry(directory: Path) -> Path | None:
         found = list_entries(directory)
     except NotADirectoryError:
         return directory
-    own = {True: _OWN_DIRECTORY, False: _OWN_FILE}
-    strange = (
-        name for name in sorted(found) if not (own[found[name]].fullmatch(name) and _reads_as_ours(directory / name))
-    )
-    return next((directory / name for name in strange), None)
+    for name, is_directory in sorted(found.items()):
+        own_name = _OWN_DIRECTORY if is_directory else _OWN_FILE
+        if not own_name.fullmatch(name) or not _has_own_content(directory / name):
+            return directory / name
+    return None
 
 
-def _reads_as_ours(path: Path) -> bool:
-    """Whether a file that has the name of one that is written anew by every run also holds what that would hold."""
+def _has_own_content(path: Path) -> bool:
+    """Whether a file with the name of one of ours, which the next run would replace, also has its type."""
     if path.name not in _CONTENTS:
         return True
     with contextlib.suppress(OSError, StorageError, msgspec.MsgspecError):
@@ -169,11 +164,11 @@ def _reads_as_ours(path: Path) -> bool:
     return False
 
 
-# --- files that a record names -------------------------------------------------------------------------------
+# --- recording and removing files ----------------------------------------------------------------------------
 
 
-class _Files(msgspec.Struct, frozen=True):
-    """The files of a snapshot that is being written or removed; their paths are relative to its directory."""
+class _Note(msgspec.Struct, frozen=True):
+    """A note: the files of a snapshot that is being written or removed, relative to its directory."""
 
     snapshot: str
     paths: tuple[str, ...]
@@ -188,7 +183,7 @@ class _Shard(msgspec.Struct):
 
 
 class _Manifest(msgspec.Struct):
-    """What proves that a manifest is ours, of a stage or of a model, and the files that it names."""
+    """The part of a stage's or a model's manifest that proves it ours, and the files that it names."""
 
     asset: str = ""
     snapshot: str = ""
@@ -198,7 +193,7 @@ class _Manifest(msgspec.Struct):
 
 
 def published_files(directory: Path) -> set[str] | None:
-    """The files that the manifest of a snapshot's directory names; None unless it is one, and of this snapshot."""
+    """The files that a snapshot's manifest names; None if that is missing, damaged or of another snapshot."""
     try:
         manifest = msgspec.json.decode(read_file(directory / MANIFEST), type=_Manifest)
     except (OSError, msgspec.MsgspecError):
@@ -211,25 +206,25 @@ def published_files(directory: Path) -> set[str] | None:
 
 
 def begin_snapshot(directory: Path, paths: Iterable[str]) -> None:
-    """Note the files that are about to be written into a snapshot's directory, beside those that may be there."""
+    """Note the files that will be written to a snapshot's directory, with those that it already has."""
     known = {*paths, *(_noted_files(directory) or ()), *(published_files(directory) or ())}
-    write_json(_note(directory), _Files(directory.name, tuple(sorted(known))))
+    write_json(_note_path(directory), _Note(directory.name, tuple(sorted(known))))
 
 
 def finish_snapshot(directory: Path, kept: Collection[str]) -> None:
-    """Remove the noted files but for those that are kept, what was left of writing any, and the note."""
+    """Remove the noted files except those kept, temporary files left from writing them, and the note."""
     noted = _noted_files(directory) or set()
-    _remove_unfinished(directory, {*noted, *kept, MANIFEST})
+    _remove_temporary(directory, {*noted, *kept, MANIFEST})
     remove_listed_files(directory, noted.difference(kept))
-    remove_files([_note(directory)])
+    remove_files([_note_path(directory)])
     remove_directories([directory, directory.parent / STAGING])
 
 
 def remove_snapshot(directory: Path, besides: Iterable[str] = ()) -> None:
-    """Remove the files of a snapshot, its manifest first, so that what is half removed does not exist.
+    """Remove the files of a snapshot, its manifest first: a partly removed snapshot does not count as one.
 
-    Left alone is what its manifest does not prove to be ours, what may not be changed, and a snapshot that somebody on
-    this machine reads.
+    Does nothing if its manifest does not prove it ours, if we lack permission, or while a process of this machine reads
+    it.
     """
     paths = published_files(directory)
     if paths is None or not _may_be_changed(directory):
@@ -238,23 +233,21 @@ def remove_snapshot(directory: Path, besides: Iterable[str] = ()) -> None:
         if is_free:
             begin_snapshot(directory, [*paths, *besides, *BESIDE])
             remove_files([directory / MANIFEST])
-            with contextlib.suppress(PermissionError):  # of a folder in it; the note stays for the next run
+            with contextlib.suppress(PermissionError):  # for a folder in it; the next run finds the note
                 finish_snapshot(directory, ())
 
 
 def _may_be_changed(directory: Path) -> bool:
-    """Whether entries of a directory can be removed: people take the permission from what is to stay."""
-    whose = {"effective_ids": os.access in os.supports_effective_ids}
-    return is_remote(directory) or os.access(directory, os.R_OK | os.W_OK | os.X_OK, **whose)
+    """Whether entries of a directory may be removed: users revoke the permission to protect a snapshot."""
+    effective = os.access in os.supports_effective_ids
+    return is_remote(directory) or os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def finish_removals(home: Path) -> None:
-    """Finish what runs that were killed have noted and left: their files of snapshots that were not published."""
-    for name in _names(home / STAGING):
+    """Remove the files of unpublished snapshots that killed runs noted and left behind."""
+    for name in list_files(home / STAGING):
         note, snapshot = home / STAGING / name, home / name.removesuffix(".files")
-        if note.suffix != ".files" or not is_snapshot_name(snapshot.name):
-            continue
-        if _noted_files(snapshot) is None:
+        if note.suffix != ".files" or not is_snapshot_name(snapshot.name) or _noted_files(snapshot) is None:
             continue
         kept = published_files(snapshot)
         is_damaged = kept is None and (snapshot / MANIFEST).exists()
@@ -264,7 +257,7 @@ def finish_removals(home: Path) -> None:
 
 
 def remove_listed_files(directory: Path, paths: Collection[str]) -> None:
-    """Remove these files of a directory, and the folders that held no others. Nothing is removed through a link."""
+    """Remove these files of a directory and the folders that this empties, but nothing through a link."""
     safe = [PurePosixPath(path) for path in paths if is_safe_relative_path(path)]
     if is_remote(directory):
         present = file_sizes(directory)
@@ -276,68 +269,33 @@ def remove_listed_files(directory: Path, paths: Collection[str]) -> None:
     remove_directories(directory / folder for folder in sorted(folders, key=lambda f: len(f.parts), reverse=True))
 
 
-def _remove_unfinished(directory: Path, paths: Collection[str]) -> None:
-    """Remove what was left of writing these files of a directory."""
+def _remove_temporary(directory: Path, paths: Collection[str]) -> None:
+    """Remove the temporary files left from writing these files of a directory."""
     names: dict[PurePosixPath, set[str]] = {}
     for path in map(PurePosixPath, filter(is_safe_relative_path, paths)):
         names.setdefault(path.parent, set()).add(path.name)
     for folder, found in names.items():
         if not _has_link(directory, folder):
-            remove_files(find_unfinished_files(directory / folder, found.__contains__))
+            remove_files(find_temporary_files(directory / folder, found.__contains__))
 
 
 def _has_link(directory: Path, folder: PurePosixPath) -> bool:
     return any((directory / part).is_symlink() for part in (folder, *folder.parents))
 
 
-def _note(directory: Path) -> Path:
+def _note_path(directory: Path) -> Path:
     return directory.parent / STAGING / f"{directory.name}.files"
 
 
 def _noted_files(directory: Path) -> set[str] | None:
-    """The files that are noted of a snapshot; None unless there is a note, and it is ours."""
+    """The noted files of a snapshot; None without a valid note."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        noted = msgspec.json.decode(read_file(_note(directory)), type=_Files)
+        noted = msgspec.json.decode(read_file(_note_path(directory)), type=_Note)
         if noted.snapshot == directory.name:
             return set(noted.paths)
     return None
 
 
-def _names(directory: Path) -> list[str]:
-    with contextlib.suppress(NotADirectoryError):
-        return [name for name, is_directory in list_entries(directory).items() if not is_directory]
-    return []
-
-
-# --- files that their names tell -----------------------------------------------------------------------------
-
-
-def remove_unfinished_files(home: Path) -> None:
-    """Remove what was left of writing the small files of an asset."""
-    remove_files(find_unfinished_files(home, re.compile(_SMALL_FILES).fullmatch))
-
-
-def is_staged_directory(name: str) -> bool:
-    """Whether this is the name of a directory that holds the files of a shard: `<shard>.<32 hex>`."""
-    return _STAGED.fullmatch(name) is not None
-
-
-def remove_staged_directory(directory: Path) -> None:
-    """Remove the files of the shard that a directory in staging is named after."""
-    if found := _STAGED.fullmatch(directory.name):
-        folders = [f"evaluation/{name}" for name in subdirectories(directory / "evaluation")]
-        remove_staged_files(directory, [f"{folder}/{found['shard']}.parquet" for folder in (*_FOLDERS, *folders)])
-
-
-def remove_staged_files(directory: Path, paths: Collection[str]) -> None:
-    """Remove these files of a directory in staging, and that directory if it is empty then."""
-    remove_listed_files(directory, paths)
-    remove_directories([directory])
-
-
-def clear_staging(staging: Path) -> None:
-    """Remove what is left of writing there, and staging itself if it is empty."""
-    if not is_remote(staging):
-        remove_files([staging / name for name in _names(staging) if _TOKEN.fullmatch(name)])
-        remove_files(find_unfinished_files(staging, re.compile(_STAGED_FILES).fullmatch))
-        remove_directories([staging])
+def remove_own_temporary_files(home: Path) -> None:
+    """Remove the temporary files left from writing the small files of an asset."""
+    remove_files(find_temporary_files(home, re.compile(_SMALL_FILES).fullmatch))

@@ -1,15 +1,16 @@
-"""How tables are written as Parquet and read back: the one place that knows encodings, compression and row groups.
+"""Writes tables as Parquet and reads them back: encodings, compression, row groups and verification.
 
-Measured on token ids, texts and hashes: zstd at its first level everywhere; token ids split into byte streams
-(BYTE_STREAM_SPLIT), which writes and reads a quarter faster than a dictionary at the same size; a dictionary only for
-columns of few values, since Parquet would build one for every column of distinct texts and throw it away; pages as
-large as a row group, as whole groups are read, which writes and reads a fifteenth faster and is as much smaller.
+These choices were measured on token ids, texts and hashes:
+- zstd at level 1 for everything
+- BYTE_STREAM_SPLIT for token ids: as small as a dictionary, and a quarter faster to write and read
+- dictionaries only for columns with few values; by default, Parquet builds one for every column, and discards it again
+  for distinct texts
+- pages as large as a row group, because whole groups are read: 7 % faster and smaller
 
-Every file of ours is opened by `open_parquet`, which lets none be read as other values than were written. A file of a
-snapshot must have the sha256 that the manifest states. Only where a few flat columns of a large file are read, as those
-that tell all pairs apart, hashing the rest would take many times as long: then its footer must have the stated hash,
-and Arrow verifies the checksum of each page. Files that no manifest names have these checksums, or a hash in a job's
-file.
+All our files are opened with `open_parquet`, which detects any change of the data. A file of a snapshot must have the
+sha256 in its manifest. Reading a few flat columns of a large file, such as the keys of all pairs, would take many times
+longer if the rest were hashed too: there, only the footer's hash is checked, and Arrow verifies the checksum of each
+page that it reads. Files outside snapshots have these page checksums, or a hash in a job's file.
 """
 
 import contextlib
@@ -29,26 +30,27 @@ import pyarrow.parquet as pq
 
 from rm_assets.data.storage.files import create_file, is_remote, read_file
 from rm_assets.data.storage.fingerprint import file_sha256
-from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, ShardFile, SnapshotError
+from rm_assets.data.storage.ownership import MANIFEST
+from rm_assets.data.storage.snapshots import REJECTS, Manifest, ShardFile, SnapshotError
 
 ROW_GROUP_BYTES = 8 * 2**20
-"""About what a row group holds, in bytes of its rows' text; every stage writes a row group for each one it reads."""
+"""Target size of a row group, in bytes of its rows' text; every stage writes one row group for each that it reads."""
 _BATCH_IDS = 2**16
-"""Ids that are handed to a page at a time. Arrow asks only then whether the page is full: texts keep its own 1,024."""
+"""Token ids written between two checks whether a page is full; texts keep Arrow's default of 1,024."""
 _MANY_ROWS = 10_000
 _FEW_BYTES = 2**18
-"""Files up to this size are read in one piece, at half the time of a read for each column."""
+"""Files up to this size are read with one call, which takes half the time of one per column."""
 _FOOTER_BYTES = 2**16
-"""What is read of a file's end at first, which holds nearly every footer."""
+"""How much of a file's end is read first; nearly every footer fits."""
 _MOMENT_SECONDS = 0.3
 _FOREIGN_BUFFER_BYTES = 2**18
 _FOREIGN_BATCH_BYTES = 128 * 2**20
 _FOREIGN_ROWS = 128
 _INDEX_BYTES = 12
-"""What a value of a dictionary takes at most: its number, and how it is nested."""
+"""Upper bound for one value of a dictionary-encoded column: its index and its nesting levels."""
 _LENGTHS_ENCODED = "DeltaLengthByteArrayDecoder"
 _DIFFERENCES_ENCODED = "DeltaByteArrayDecoder"
-"""What Arrow's error names where texts are encoded so that the column cannot be read as a dictionary."""
+"""Named in Arrow's error if the encoding of a text column prevents reading it as a dictionary."""
 _PAGE_HEADER = re.compile(rb"\x15(.)\x15([\x80-\xff]*[\x00-\x7f])", re.DOTALL)
 _PAGE_HEADER_BYTES = 32
 _DICTIONARY_PAGE = b"\x04"
@@ -56,7 +58,7 @@ _FEW_VALUES = {"source", "role", "name", "format", "subset", "tools", "stage", "
 
 
 def parquet_writer(stream: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer into an open binary file, with checksums on its pages."""
+    """A Parquet writer into an open binary file, with page checksums."""
     leaves = list(_leaves(schema))
     ids = [path for path, _, dtype in leaves if _is_ids(path, dtype)]
     return pq.ParquetWriter(
@@ -65,7 +67,7 @@ def parquet_writer(stream: Any, schema: pa.Schema) -> pq.ParquetWriter:
         compression="zstd",
         use_dictionary=[path for path, name, dtype in leaves if name in _FEW_VALUES],
         column_encoding=dict.fromkeys(ids, "BYTE_STREAM_SPLIT"),
-        # of numbers that a reader may filter by; of texts nobody asks for the smallest
+        # only for numbers, which readers may filter by
         write_statistics=[path for path, _, dtype in leaves if path in schema.names and not pa.types.is_string(dtype)],
         write_page_checksum=True,
         data_page_size=ROW_GROUP_BYTES,
@@ -77,35 +79,35 @@ def _is_ids(path: str, dtype: pa.DataType) -> bool:
     return dtype == pa.int32() and "." in path
 
 
-def _leaves(schema: pa.Schema) -> Iterator[tuple[str, str, pa.DataType]]:
-    """Each column as Parquet knows it, by path (`chosen.list.element.role`), with its last name and its type."""
-    for field in schema:
-        yield from _leaves_of(field, field.name)
-
-
-def _leaves_of(field: pa.Field, path: str) -> Iterator[tuple[str, str, pa.DataType]]:
-    if pa.types.is_list(field.type):
-        yield from _leaves_of(field.type.value_field, f"{path}.list.element")
-    elif pa.types.is_struct(field.type):
-        for child in field.type.fields:
-            yield from _leaves_of(child, f"{path}.{child.name}")
-    else:
-        yield path, field.name, field.type
+def _leaves(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[tuple[str, str, pa.DataType]]:
+    """The Parquet columns of these fields: each with its path (`chosen.list.element.role`), its own name and type."""
+    for field in fields:
+        path = prefix + field.name
+        if pa.types.is_list(field.type):
+            yield from _leaves([field.type.value_field.with_name("element")], f"{path}.list.")
+        elif pa.types.is_struct(field.type):
+            yield from _leaves(field.type.fields, f"{path}.")
+        else:
+            yield path, field.name, field.type
 
 
 def write_table(path: Path, table: pa.Table) -> str:
-    """Write a file of one table, durable afterwards; returns its sha256."""
+    """Write a table to a durable file; returns its sha256."""
     with create_file(path) as stream, parquet_writer(stream, table.schema) as writer:
         writer.write_table(table)
     return stream.sha256
 
 
 def read_table(paths: Iterable[Path], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Rows of Parquet files with one schema, in order; an empty table where there is no file."""
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    """The rows of Parquet files with the same schema, in order; an empty table if there are no files."""
+    wanted = _selected(schema, columns)
     only_flat = columns is not None and _are_flat(wanted)
     tables = [_whole_file(path, wanted, only_flat=only_flat) for path in paths]
     return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+
+def _selected(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
 def _are_flat(schema: pa.Schema) -> bool:
@@ -113,7 +115,7 @@ def _are_flat(schema: pa.Schema) -> bool:
 
 
 def _whole_file(path: Path, wanted: pa.Schema, *, only_flat: bool) -> pa.Table:
-    """The rows of one file; a snapshot may have thousands of small ones, for which threads cost more than they give."""
+    """The rows of one file, read without threads if it is small: a snapshot may have thousands of those."""
     with open_parquet(path, only_flat=only_flat) as file:
         rows = file.read(columns=wanted.names, use_threads=file.metadata.num_rows > _MANY_ROWS)
         _require_all(rows, file.metadata.num_rows)
@@ -121,13 +123,13 @@ def _whole_file(path: Path, wanted: pa.Schema, *, only_flat: bool) -> pa.Table:
 
 
 def read_batches(path: Path | None, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file as tables of one chunk each, one at a time; nothing where there is no file.
+    """The row groups of a Parquet file, one at a time, as tables of one chunk each; none if `path` is None.
 
-    Of nested columns no more is read than the schema names.
+    Reads only the parts of nested columns that the schema names.
     """
     if path is None:
         return
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    wanted = _selected(schema, columns)
     leaves = [leaf for leaf, _, _ in _leaves(wanted)]
     with open_parquet(path, only_flat=columns is not None and _are_flat(wanted)) as file:
         for index in range(file.num_row_groups):
@@ -141,7 +143,7 @@ def _row_group(file: pq.ParquetFile, index: int, names: list[str]) -> pa.Table:
 
 
 def _require_all(rows: pa.Table, num_rows: int) -> None:
-    """Raise ArrowInvalid where a damaged page gave fewer rows than it holds."""
+    """Raise ArrowInvalid if a damaged page returned fewer rows than it holds."""
     if rows.num_rows != num_rows:
         raise pa.ArrowInvalid(f"{rows.num_rows} rows instead of {num_rows}")
 
@@ -149,7 +151,7 @@ def _require_all(rows: pa.Table, num_rows: int) -> None:
 def read_matching_rows(
     path: Path, wanted: Mapping[str, Any], columns: list[str], sha256: str = ""
 ) -> list[dict[str, Any]]:
-    """These columns of the rows with the wanted values; of row groups without such rows only what decides is read."""
+    """These columns of the rows with the wanted values; row groups without such rows are not read in full."""
     condition = functools.reduce(lambda one, other: one & other, [pc.field(n) == value for n, value in wanted.items()])
 
     def matching(file: pq.ParquetFile, group: int, names: Iterable[str]) -> pa.Table:
@@ -166,8 +168,8 @@ def read_matching_rows(
 # --- opening -------------------------------------------------------------------------------------------------
 
 
-class _Stated(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a file: by a manifest, which also tells how many rows it has, or by its hash alone."""
+class _Expected(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file must be like, by its snapshot's manifest (which also states `num_rows`) or by a caller's hash."""
 
     asset: str
     sha256: str
@@ -179,83 +181,79 @@ class _Stated(msgspec.Struct, frozen=True, kw_only=True):
 def open_parquet(
     path: Path, *, sha256: str = "", asset: str = "", only_flat: bool = False, buffer_size: int = 0
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of any storage, open; raises SnapshotError where it is not as it was written.
+    """Open and verify a Parquet file of any storage; raises SnapshotError if it is not as it was written.
 
-    `sha256` is that of a file which no snapshot's manifest names, and `asset` what it was made by, if these are known.
-    `only_flat` says that a few flat columns will be read, for which not all bytes are hashed.
+    Give `sha256`, and `asset` for the error's advice, if the file is not named in the manifest of a snapshot. With
+    `only_flat`, the caller reads a few flat columns, and only the footer's hash is checked.
     """
-    stated = _Stated(asset=asset, sha256=sha256) if sha256 else _stated(path)
+    expected = _Expected(asset=asset, sha256=sha256) if sha256 else _expected_by_manifest(path)
     try:
         with contextlib.ExitStack() as stack:
             try:
-                opened = _opened(path, stated, only_flat, buffer_size, stack)
+                opened = _open_verified(path, expected, only_flat, buffer_size, stack)
             except pa.ArrowInvalid:
-                if sha256 or stated is None:
+                if sha256 or expected is None:
                     raise
-                stated = _stated_anew(path) or stated
-                opened = _opened(path, stated, only_flat, buffer_size, stack)
+                expected = _expected_by_newest_manifest(path) or expected
+                opened = _open_verified(path, expected, only_flat, buffer_size, stack)
             yield opened
     except FileNotFoundError:
         raise SnapshotError(f"{str(path)!r} is gone, perhaps removed by another run: run again") from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the file system, and it says what
-        told, owner = " ".join(str(error).split()), stated.asset if stated else asset
+            raise  # from the file system, with its reason
+        problem, owner = " ".join(str(error).split()), expected.asset if expected else asset
         advice = f"materialize {owner} again with RM_VERIFY=full" if owner else "remove it and run again"
-        raise SnapshotError(f"{str(path)!r} is damaged ({told}): {advice}") from None
+        raise SnapshotError(f"{str(path)!r} is damaged ({problem}): {advice}") from None
 
 
 def find_damage(path: Path, file: ShardFile) -> str:
-    """How a file differs from what is stated of it, all its bytes read; empty where it does not."""
-    stated = _statement("", file)
+    """How a file differs from what its manifest states, with all its bytes read; empty if it does not."""
+    expected = _expected("", file)
     try:
-        for only_flat in (False, True):  # the hash of all, and that of the footer
+        for only_flat in (False, True):  # the hash of the whole file, then that of its footer
             with contextlib.ExitStack() as stack:
-                _opened(path, stated, only_flat, 0, stack)
+                _open_verified(path, expected, only_flat, 0, stack)
     except (pa.ArrowException, OSError) as error:
         return " ".join(str(error).split())
     return ""
 
 
-def _statement(asset: str, file: ShardFile) -> _Stated:
-    return _Stated(asset=asset, sha256=file.sha256, footer_sha256=file.footer_sha256, num_rows=file.num_rows)
-
-
-def _opened(
-    path: Path, stated: _Stated | None, only_flat: bool, buffer_size: int, stack: contextlib.ExitStack
+def _open_verified(
+    path: Path, expected: _Expected | None, only_flat: bool, buffer_size: int, stack: contextlib.ExitStack
 ) -> pq.ParquetFile:
-    """A file, open, whose bytes, or at least footer, are as stated; raises ArrowInvalid where they are not."""
-    footer_sha256 = stated.footer_sha256 if stated and only_flat else ""
-    metadata, source = None, _source(path, stack, is_read_whole=stated is not None and not footer_sha256)
+    """Open a file, with its bytes or at least its footer as expected; raises ArrowInvalid if they are not."""
+    footer_sha256 = expected.footer_sha256 if expected and only_flat else ""
+    metadata, source = None, _source(path, stack, is_read_whole=expected is not None and not footer_sha256)
     if isinstance(source, bytes):
-        _require_equal("sha256", stated and stated.sha256, hashlib.sha256(source).hexdigest())
+        _require_equal("sha256", expected and expected.sha256, hashlib.sha256(source).hexdigest())
         source = pa.BufferReader(source)
     elif footer_sha256:
         footer = _footer(stack.enter_context(path.open("rb")) if source is path else source)
         _require_equal("sha256 of the footer", footer_sha256, hashlib.sha256(footer).hexdigest())
         metadata = pq.read_metadata(pa.BufferReader(footer))
-    elif stated:
-        _require_equal("sha256", stated.sha256, file_sha256(path))
+    elif expected:
+        _require_equal("sha256", expected.sha256, file_sha256(path))
     opened = pq.ParquetFile(source, metadata=metadata, buffer_size=buffer_size, page_checksum_verification=True)
     stack.enter_context(opened)
-    _require_equal("number of rows", stated and stated.num_rows, opened.metadata.num_rows)
+    _require_equal("number of rows", expected and expected.num_rows, opened.metadata.num_rows)
     return opened
 
 
 def _source(path: Path, stack: contextlib.ExitStack, *, is_read_whole: bool) -> Any:
-    """What to read a file from: its bytes, if they are few, or remote and all needed; else its path or a stream."""
+    """What to read a file from: its bytes if it is small, or remote and needed whole; else its path or a stream."""
     if is_remote(path):
         return read_file(path) if is_read_whole else stack.enter_context(path.open("rb"))
     return read_file(path) if path.stat().st_size <= _FEW_BYTES else path
 
 
-def _require_equal(what: str, stated: Any, found: Any) -> None:
-    if stated is not None and stated != found:
-        raise pa.ArrowInvalid(f"its {what} is {found}, not {stated}")
+def _require_equal(what: str, expected: Any, found: Any) -> None:
+    if expected is not None and expected != found:
+        raise pa.ArrowInvalid(f"its {what} is {found}, not {expected}")
 
 
 def _footer(stream: Any) -> bytes:
-    """The last bytes of a Parquet file, from where its metadata begin; other last bytes where there are none."""
+    """The end of a Parquet file from the start of its metadata; any end of a file without valid metadata."""
     size = stream.seek(0, os.SEEK_END)
     num_bytes = _FOOTER_BYTES
     while True:
@@ -267,26 +265,26 @@ def _footer(stream: Any) -> bytes:
         num_bytes = needed
 
 
-# --- files of others -----------------------------------------------------------------------------------------
+# --- reading Parquet files of other writers ------------------------------------------------------------------
 
 
 def foreign_row_groups(stream: BinaryIO) -> Iterator[tuple[pq.RowGroupMetaData, Iterator[pa.RecordBatch]]]:
-    """What the footer of a Parquet file that somebody else wrote says of each row group, and its rows, a few at a time.
+    """The row groups of a Parquet file from another writer: the metadata of each, and its rows in small batches.
 
-    Raises ArrowException, OSError or ValueError where the file is damaged.
+    Raises ArrowException, OSError or ValueError if the file is damaged.
     """
     metadata = pq.read_metadata(stream)
     columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     for number in range(metadata.num_row_groups):
-        # what a footer says of a column may throw where nothing catches it, and end the process: a row is read first
+        # a damaged column's metadata may throw uncaught in C++ and abort the process: read a row first
         num_rows = _rows_at_a_time(stream, metadata, number, columns)
         yield metadata.row_group(number), _guarded_batches(stream, metadata, number, num_rows)
 
 
 def _rows_at_a_time(stream: BinaryIO, metadata: pq.FileMetaData, number: int, columns: list[pq.ColumnSchema]) -> int:
-    """How many rows of a row group to read at most at a time, as its first row shows, whose texts become dictionaries.
+    """How many rows of a row group may be read at a time, found by reading its first row with texts as dictionaries.
 
-    Arrow cannot do so with texts of some encodings, which therefore are tried column by column.
+    Arrow cannot read texts of some encodings as dictionaries; the text columns are then tried one by one.
     """
     texts = {column.path: column for column in columns if column.physical_type == "BYTE_ARRAY"}
     try:
@@ -301,7 +299,7 @@ def _rows_at_a_time(stream: BinaryIO, metadata: pq.FileMetaData, number: int, co
 
 
 def _rows_of_texts(stream: BinaryIO, metadata: pq.FileMetaData, number: int, column: pq.ColumnSchema) -> int:
-    """The same of one column. Where texts are encoded by their differences, each may be as long as all of a page."""
+    """The same for one column. With DELTA_BYTE_ARRAY, each text may be as long as a whole page."""
     path, num_rows = column.path, _FOREIGN_ROWS
     try:
         next(_foreign_batches(stream, metadata, number, 1, [path], [path]), None)
@@ -320,11 +318,11 @@ def _rows_of_texts(stream: BinaryIO, metadata: pq.FileMetaData, number: int, col
 def _guarded_batches(
     stream: BinaryIO, metadata: pq.FileMetaData, number: int, num_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """A row group in batches of which each takes little memory, whatever its dictionaries hold.
+    """A row group in batches that each take little memory, however large its dictionaries are.
 
-    One text of a dictionary may stand for millions of values: a column that has hardly more than its dictionary stays
-    one (Arrow would put all other texts into it, too), and the longer another one's texts may be, the fewer rows are
-    read.
+    One text in a dictionary may be repeated by millions of values. A column that consists of little more than its
+    dictionary is read as one; other columns cannot be, because Arrow would add all their other texts to it. For those,
+    the larger the dictionary, the fewer rows are read at a time.
     """
     group, as_dictionaries = metadata.row_group(number), []
     for column in (group.column(index) for index in range(group.num_columns)):
@@ -345,9 +343,9 @@ def _foreign_batches(
     as_dictionaries: list[str],
     columns: list[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """No more of a column is held than a buffer, a page, its dictionary and the values of so many rows.
+    """Batches of `num_rows`; of each column, only a buffer, a page, its dictionary and one batch are in memory.
 
-    Types that some library registers are read as what they are stored as.
+    Extension types are read as their storage types.
     """
     with pq.ParquetFile(
         stream,
@@ -362,54 +360,50 @@ def _foreign_batches(
 
 
 def _dictionary_bytes(stream: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
-    """What the dictionary of a column takes, by the header of its page; 0 where it has none.
+    """The uncompressed size of a column's dictionary, from its page header; 0 without one.
 
-    The header is Thrift's compact form of a struct whose first fields are two numbers: the kind of page, its size.
+    The header is a struct in Thrift's compact protocol; its first two fields are the page type and the page size (see
+    PageHeader in parquet.thrift).
     """
     stream.seek(min(filter(None, (column.dictionary_page_offset, column.data_page_offset))))
     header = _PAGE_HEADER.match(stream.read(_PAGE_HEADER_BYTES))
     if not header or header[1] != _DICTIONARY_PAGE:
         return 0
     digits: bytes = header[2]
-    return sum((byte & 127) << 7 * place for place, byte in enumerate(digits)) // 2
+    return sum((byte & 127) << 7 * position for position, byte in enumerate(digits)) // 2
 
 
-# --- what manifests say --------------------------------------------------------------------------------------
+# --- expectations by manifest --------------------------------------------------------------------------------
 
 
-class _ShardFiles(msgspec.Struct, frozen=True):
-    files: tuple[ShardFile, ...]
+def _expected(asset: str, file: ShardFile) -> _Expected:
+    return _Expected(asset=asset, sha256=file.sha256, footer_sha256=file.footer_sha256, num_rows=file.num_rows)
 
 
-class _Contents(msgspec.Struct, frozen=True):
-    asset: str
-    shards: tuple[_ShardFiles, ...]
-
-
-def _stated(path: Path) -> _Stated | None:
-    """What the manifest of its snapshot says of a file; None if it lies in none, or is not named there."""
-    if any(part.startswith(".") for part in path.parts[-4:-1]):  # where files lie that are not published yet
+def _expected_by_manifest(path: Path) -> _Expected | None:
+    """What the manifest of its snapshot states about a file; None for a file outside snapshots or not named there."""
+    if any(part.startswith(".") for part in path.parts[-4:-1]):  # staging, where files are not published yet
         return None
     folder = path.parent
     directory = folder.parent.parent if folder.parent.name == "evaluation" else folder.parent
     name = path.relative_to(directory).as_posix()
     try:
-        if name not in _stated_files(directory):  # by now it may be
-            _stated_files.cache_clear()
-        return _stated_files(directory).get(name)
-    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):  # no snapshot
+        if name not in _expected_files(directory):  # the manifest may have been replaced
+            _expected_files.cache_clear()
+        return _expected_files(directory).get(name)
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):  # not a snapshot
         return None
 
 
 @functools.lru_cache(maxsize=8)
-def _stated_files(directory: Path) -> dict[str, _Stated]:
-    contents = msgspec.json.decode(read_file(directory / MANIFEST), type=_Contents)
-    return {file.path: _statement(contents.asset, file) for shard in contents.shards for file in shard.files}
+def _expected_files(directory: Path) -> dict[str, _Expected]:
+    manifest = msgspec.json.decode(read_file(directory / MANIFEST), type=Manifest)
+    return {file.path: _expected(manifest.asset, file) for shard in manifest.shards for file in shard.files}
 
 
-def _stated_anew(path: Path) -> _Stated | None:
-    """The same by the manifest of now: a snapshot's rejects may change, and its manifest a moment after them."""
+def _expected_by_newest_manifest(path: Path) -> _Expected | None:
+    """The same, not cached: a snapshot's rejects may be replaced, and its manifest a moment after them."""
     if path.parent.name == REJECTS:
         time.sleep(_MOMENT_SECONDS)
-    _stated_files.cache_clear()
-    return _stated(path)
+    _expected_files.cache_clear()
+    return _expected_by_manifest(path)

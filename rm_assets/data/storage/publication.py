@@ -1,8 +1,8 @@
-"""Publishing a snapshot: reuse the shards that exist, write the others, then replace `latest.json`.
+"""Publishes a snapshot: reuses existing shards, takes the new ones from staging, then replaces `latest.json`.
 
 Finished shards of an interrupted run stay in `<storage>/<asset>/.staging/` (see `shards`), where the next run finds
-them by key. Publishing links or copies every file to its place and writes the manifest last. Where only rejects change,
-the snapshot keeps its name and data files; its manifest and rejects are replaced.
+them by key. Publishing links or copies every file into the snapshot's directory and writes the manifest last. If only
+rejects change, the snapshot keeps its name and data files; its manifest and rejects are replaced.
 """
 
 import contextlib
@@ -19,11 +19,9 @@ import pyarrow as pa
 from rm_assets.data.storage.files import (
     file_sizes,
     fsync_directory,
-    is_abandoned,
     is_remote,
     link_files,
     make_directory,
-    remove_files,
     upload,
     write_json,
 )
@@ -34,20 +32,18 @@ from rm_assets.data.storage.ownership import (
     STAGING,
     begin_snapshot,
     claim_storage,
-    clear_staging,
     finish_removals,
     finish_snapshot,
-    remove_staged_files,
-    remove_unfinished_files,
+    remove_own_temporary_files,
 )
 from rm_assets.data.storage.parquet import find_damage
 from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age
 from rm_assets.data.storage.shards import (
-    ShardWriter,
     Stats,
+    clear_staging,
     read_staged_shard,
+    remove_staged_shard,
     remove_unfinished_shards,
-    staged_shards,
     tables_writer,
     write_shard,
 )
@@ -66,23 +62,23 @@ from rm_assets.data.storage.snapshots import (
 
 _ATTEMPTS = 3
 _pins_of_results: "weakref.WeakValueDictionary[tuple[Path, int], Pin]" = weakref.WeakValueDictionary()
-"""The pin on what each thread published last, by asset directory and thread."""
+"""The pin on what each thread last published, by asset directory and thread."""
 
 
 @contextlib.contextmanager
 def open_publication(
     storage: Path, asset: str, keep_snapshots: int, log: Callable[[str], object], verify: str = "stamps"
 ) -> Iterator["Publication"]:
-    """Hold the writer lock of an asset while publishing; a second writer on this machine waits and logs for whom."""
-    claim_storage(storage, asset)
+    """Hold the writer lock of an asset while publishing; a second writer on this machine logs whom it waits for."""
+    claim_storage(storage)
     with hold_lock(storage / asset / "writer.lock", asset, log):
         yield Publication(storage, asset, keep_snapshots, log, verify)
 
 
 class Publication:
-    """What one writer knows of an asset: the shards that exist, by key, and the snapshot published before.
+    """One writer's view of an asset: the existing shards by key, and the previously published snapshot.
 
-    With `verify="full"`, a shard is reused only if every byte of its files is what its manifest states.
+    With `verify="full"`, a shard is reused only if the bytes of all its files match the hashes in its manifest.
     """
 
     def __init__(
@@ -100,13 +96,12 @@ class Publication:
         self._log = log
         self._verifies = verify == "full"
         self._is_sound_by_copy: dict[tuple[Path, str], bool] = {}
-        self._latest = latest_name(storage, asset)
-        self.previous = latest_snapshot(storage, asset, pin=False)  # needs no pin: only this writer removes snapshots
+        self.previous = latest_snapshot(storage, asset, pin=False)  # only this writer removes snapshots
         self._read_published()
         remove_unfinished_shards(self._staging)
 
     def _read_published(self) -> None:
-        """Index the published shards by key. If `latest.json` is lost, the newest snapshot counts as previous."""
+        """Index the published shards by key. If `latest.json` is missing, the newest snapshot counts as previous."""
         self._published: dict[str, tuple[Path, Shard]] = {}
         self._homes: dict[str, Path] = {}  # the directory that holds each found shard's files, by key
         self._sizes: dict[Path, dict[str, int]] = {}  # file sizes of the published snapshots
@@ -115,7 +110,7 @@ class Publication:
             try:
                 snapshot = read.get(directory) or read_snapshot(directory, pin=False)
             except (FileNotFoundError, PermissionError, SnapshotError):
-                continue  # its shards are found elsewhere, or computed again
+                continue  # its shards are found elsewhere or recomputed
             self.previous = self.previous or snapshot
             for shard in snapshot.manifest.shards:
                 self._published.setdefault(shard.key, (directory, shard))
@@ -144,7 +139,7 @@ class Publication:
         return self._sizes[directory]
 
     def _is_sound(self, shard: Shard, directory: Path) -> bool:
-        """Whether a shard's files have the stated content; assumed unless `verify` is "full", and read only once."""
+        """Whether a shard's files match their hashes: assumed unless `verify` is "full", and checked only once."""
         if self._verifies and (directory, shard.key) not in self._is_sound_by_copy:
             checked = ((directory / file.path, find_damage(directory / file.path, file)) for file in shard.files)
             damaged = next(((path, damage) for path, damage in checked if damage), None)
@@ -177,12 +172,10 @@ class Publication:
         inputs: dict[str, str],
         facts: dict[str, Any] | None = None,
     ) -> Snapshot:
-        """Publish a snapshot of one shard, named after the asset; `make` computes its tables if the key is new."""
-
-        def fill(writer: ShardWriter) -> Stats:
-            return tables_writer(*make())(writer)
-
-        shard = self.find(key) or write_shard(self.directory, self._asset, "", key, fill)
+        """Publish a snapshot of one shard named after the asset; `make` computes its tables if the key is new."""
+        shard = self.find(key)
+        if shard is None:
+            shard = write_shard(self.directory, self._asset, "", key, tables_writer(*make()))
         return self.publish([shard], inputs, facts or {})
 
     def publish(
@@ -192,10 +185,10 @@ class Publication:
         facts: Callable[[], dict[str, Any]] | dict[str, Any],
         identity: str = "",
     ) -> Snapshot:
-        """Make these shards, in this order, the newest snapshot. Unchanged shards are linked, not written again.
+        """Publish these shards, in this order, as the newest snapshot. Unchanged shards are linked, not written again.
 
-        A function as `facts` is called only if the snapshot is not the published one already. Raises SnapshotError if
-        two shards would replace each other's files.
+        If `facts` is a function, it is called only if this snapshot is not published already. Raises SnapshotError if
+        two shards would overwrite each other's files.
         """
         _require_distinct(self._asset, shards)
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
@@ -205,7 +198,7 @@ class Publication:
             asset=self._asset, snapshot=name, identity=identity, inputs=inputs, facts=known, shards=tuple(shards)
         )
         if before and before.manifest == manifest and not new:
-            if self._latest != name:
+            if latest_name(self.directory.parent, self._asset) != name:
                 set_latest(self.directory, name)
             return self._finish(before, new)
         directory, paths = self.directory / name, {file.path for shard in shards for file in shard.files}
@@ -226,7 +219,7 @@ class Publication:
             try:
                 link_files({target: origin for target, origin in origins.items() if target != origin})
                 return
-            except FileNotFoundError:  # another machine has published or removed what was found here
+            except FileNotFoundError:  # another machine published or removed these files
                 if not attempts_left:
                     raise SnapshotError(
                         f"{self._asset}: another run removed shards before they were published here: run again"
@@ -234,38 +227,31 @@ class Publication:
                 self._read_published()
 
     def _finish(self, snapshot: Snapshot, new: list[Shard]) -> Snapshot:
-        """Remove what is no longer needed, and return the snapshot pinned, while other writers still wait."""
-        self._latest, self.previous = snapshot.name, snapshot
+        """Remove what is no longer needed and return the snapshot, pinned, before the lock is released."""
+        self.previous = snapshot
         own = self.directory.absolute(), threading.get_ident()
         if (pin := _pins_of_results.get(own)) is not None:
-            pin.release()  # else this run's previous result could not be removed
+            pin.release()  # otherwise this run's previous result could not be removed
         self._collect_garbage(snapshot.directory, new)
         if pin := pin_directory(snapshot.directory):
             _pins_of_results[own] = pin
         return dataclasses.replace(snapshot, pin=pin)
 
     def _collect_garbage(self, latest: Path, published: list[Shard]) -> None:
-        """Remove leftovers of interrupted runs, old snapshots, and the staged copies of what was just published."""
-        remove_unfinished_files(self.directory)
+        """Remove leftovers of interrupted runs, old snapshots, and the staged copies of newly published shards."""
+        remove_own_temporary_files(self.directory)
         finish_removals(self.directory)
         remove_old_snapshots(self.directory, latest, self._keep_snapshots)
-        remove_files([self._staging / f"{shard.key}.json" for shard in published])
         for shard in published:
-            home = self._homes[shard.key]
-            if home.parent == self._staging:  # else another machine has published it, and its files are a snapshot's
-                remove_staged_files(home, [file.path for file in shard.files])
-        for key, left in staged_shards(self._staging).items():
-            if is_abandoned(self._staging / left.directory):
-                remove_files([self._staging / f"{key}.json"])
-                remove_staged_files(self._staging / left.directory, [file.path for file in left.shard.files])
+            remove_staged_shard(self._staging, shard.key, self._homes[shard.key], shard)
         clear_staging(self._staging)
 
 
 def publish_directory(working: Path, directory: Path, names: list[str]) -> None:
-    """Publish a finished local directory as a snapshot: by a rename, else file by file with the manifest last.
+    """Publish a finished local directory as a snapshot: with a rename if possible, else file by file, manifest last.
 
-    `names` are its files, relative to it. The second way serves remote storages, and replaces a damaged snapshot: a
-    reader of the old one meanwhile finds files that differ from its manifest.
+    `names` are its files, relative to it. Going file by file is for remote storages and for replacing a damaged
+    snapshot, whose readers will find that files differ from their manifest.
     """
     if not is_remote(directory) and not directory.exists():
         working.rename(directory)
@@ -281,7 +267,7 @@ def publish_directory(working: Path, directory: Path, names: list[str]) -> None:
 
 
 def _require_distinct(asset: str, shards: list[Shard]) -> None:
-    """Raise SnapshotError if two shards share a name or a file, even if only where file names ignore case."""
+    """Raise SnapshotError if two shards share a name or a file, ignoring case as some file systems do."""
     owners: dict[str, Shard] = {}
     for shard in shards:
         for name in (shard.name, *(file.path for file in shard.files)):
@@ -294,5 +280,5 @@ def _require_distinct(asset: str, shards: list[Shard]) -> None:
 
 
 def _is_complete(shard: Shard, sizes: dict[str, int]) -> bool:
-    """Whether all files of a shard exist with their full size; someone may have removed or truncated one."""
+    """Whether all files of a shard exist in full size."""
     return all(sizes.get(file.path) == file.num_bytes for file in shard.files)

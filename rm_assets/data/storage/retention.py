@@ -1,4 +1,4 @@
-"""Which snapshots are kept: the newest, and those that another snapshot or an unfinished training was made from."""
+"""Which snapshots are kept: the newest, and those that other snapshots or unfinished trainings were made from."""
 
 import contextlib
 import time
@@ -13,11 +13,11 @@ from rm_assets.data.storage.ownership import ASSETS, MANIFEST, TRAINING, is_snap
 from rm_assets.data.storage.snapshots import SnapshotError, latest_name
 
 _READING_SECONDS = 3600.0
-"""A remote snapshot is kept this long after a newer one replaced it: its readers cannot be seen from here."""
+"""How long a remote snapshot is kept after a newer one replaced it: readers on other machines cannot be detected."""
 
 
 def unfinished_trainings(home: Path) -> Path:
-    """The directory of an asset's unfinished trainings: on this machine, even if the storage is remote."""
+    """The directory of an asset's unfinished trainings, which is local even if the storage is remote."""
     return local_working_directory(home) / TRAINING
 
 
@@ -34,13 +34,13 @@ def snapshots_by_age(home: Path, latest: Path | None) -> dict[Path, float]:
 def remove_old_snapshots(
     home: Path, latest: Path, keep: int, unlisted_files: Callable[[Path], Iterable[str]] = lambda _: ()
 ) -> None:
-    """Remove the snapshots of an asset beyond the newest `keep`, except those that others were made from.
+    """Remove all but the newest `keep` snapshots of an asset, except those that others were made from.
 
-    `unlisted_files` gives the files of a snapshot that its manifest does not list. Nothing is removed while a manifest
-    cannot be read, because it may refer to any of them.
+    `unlisted_files` returns the files of a snapshot that its manifest does not list. Nothing is removed while a
+    manifest cannot be read, because it may refer to any snapshot.
     """
     older = _expired(snapshots_by_age(home, latest), keep)
-    with contextlib.suppress(SnapshotError):  # whoever reads that manifest reports it
+    with contextlib.suppress(SnapshotError):  # reported when that manifest is read
         referenced = referenced_snapshots(home.parent) if older else set()
         for directory in older:
             if (home.name, directory.name) not in referenced:
@@ -48,7 +48,7 @@ def remove_old_snapshots(
 
 
 def _expired(newest_first: dict[Path, float], keep: int) -> list[Path]:
-    """The snapshots beyond the number kept; remote ones only some time after they were replaced."""
+    """The snapshots beyond the newest `keep`; remote ones only some time after they were replaced."""
     snapshots = list(newest_first)
     long_ago = time.time() - _READING_SECONDS
     return [
@@ -61,7 +61,7 @@ def _expired(newest_first: dict[Path, float], keep: int) -> list[Path]:
 def referenced_snapshots(storage: Path) -> set[tuple[str, str]]:
     """Each (asset, snapshot) that a manifest or an unfinished training names as its input.
 
-    Raises SnapshotError if the manifest of an asset's newest snapshot cannot be read, so that its inputs are unknown.
+    Raises SnapshotError if the inputs of an asset's newest snapshot are unknown because its manifest cannot be read.
     """
     referenced: set[tuple[str, str]] = set()
     for asset in subdirectories(storage):

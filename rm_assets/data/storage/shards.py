@@ -1,6 +1,11 @@
-"""Writing one shard: a Parquet file per folder, staged under a key until a snapshot is published."""
+"""Writes a shard, one Parquet file per folder, and stages it under its key until a snapshot is published.
+
+`.staging/` of an asset holds for each finished shard the directory `<shard>.<32 hex>/` with its files, and the record
+`<key>.json`, written last, which names that directory.
+"""
 
 import contextlib
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -15,21 +20,29 @@ from rm_assets.data.storage.files import (
     NewFile,
     create_file,
     file_sizes,
+    find_temporary_files,
     fsync_directory,
     is_abandoned,
+    is_remote,
+    list_files,
     make_directory,
     read_file,
+    remove_directories,
     remove_files,
     subdirectories,
     write_json,
 )
-from rm_assets.data.storage.ownership import STAGING, is_staged_directory, remove_staged_directory
+from rm_assets.data.storage.ownership import STAGING, remove_listed_files
 from rm_assets.data.storage.parquet import parquet_writer
 from rm_assets.data.storage.snapshots import Shard, ShardFile
 
+_STAGED = re.compile(r"(?P<shard>.+)\.[0-9a-f]{32}")
+_TOKEN = re.compile(r"[0-9a-f]{32}\.token")
+_RECORD = re.compile(r"[^/]+\.json|[0-9a-f]{32}\.token|[0-9a-f]{16}\.files")
+
 
 class ShardWriter:
-    """A shard's files while they are written: a Parquet file per folder, a row group per table that is not empty."""
+    """Writes a shard's files: one Parquet file per folder, one row group per table that is not empty."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -39,7 +52,7 @@ class ShardWriter:
         self._num_rows: Counter[str] = Counter()
 
     def write(self, folder: str, table: pa.Table) -> None:
-        """Add rows to the shard's file of a folder, which is made with the first of them."""
+        """Append a table to the shard's file in a folder; the first rows create the file."""
         if not table.num_rows:
             return
         if folder not in self._open:
@@ -49,11 +62,11 @@ class ShardWriter:
         self._num_rows[folder] += table.num_rows
 
     def path(self, folder: str) -> Path:
-        """Where the file of a folder lies, or would lie."""
+        """The path of the shard's file in a folder, whether or not it exists."""
         return self._directory / _file_name(folder, self._name)
 
     def finish(self) -> tuple[ShardFile, ...]:
-        """Close the files, which then are durable."""
+        """Close the files, which are durable from then on."""
         for stream, writer in self._open.values():
             stream.begin_end()
             writer.close()
@@ -70,16 +83,16 @@ class ShardWriter:
         )
 
     def restart(self) -> None:
-        """Throw away what was written so far."""
+        """Discard everything written so far."""
         self.abandon()
         remove_files([self.path(folder) for folder in self._open])
         self._open.clear()
         self._num_rows.clear()
 
     def abandon(self) -> None:
-        """Close the files, whatever is in them."""
+        """Close the files without completing them."""
         for _, writer in self._open.values():
-            with contextlib.suppress(Exception):  # there is an error under way, and this one says the same
+            with contextlib.suppress(Exception):  # an earlier error is already being raised
                 writer.close()
         with contextlib.suppress(Exception):
             self._files.close()
@@ -92,14 +105,14 @@ def _file_name(folder: str, name: str) -> str:
 Stats = dict[str, Any]
 
 StageFunction = Callable[[Any, ShardWriter], Stats]
-"""From a task's arguments to a shard's files, and to figures about them."""
+"""Writes a shard's files from a task's arguments, and returns figures about them."""
 
 InvariantFunction = Callable[[Any, dict[str, Path]], Stats]
-"""From a task's arguments and the files just written, by folder, to the figures of the laws that hold for one shard."""
+"""Measures a shard's invariants from a task's arguments and the files just written, by folder."""
 
 
 class StagedShard(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished shard that is not published yet, and the directory in staging that holds its files."""
+    """The record of a finished shard that is not published yet; `directory` in staging holds its files."""
 
     directory: str
     shard: Shard
@@ -111,11 +124,12 @@ def write_shard(
     source: str,
     key: str,
     fill: Callable[[ShardWriter], Stats],
-    laws: Callable[[dict[str, Path]], Stats] = lambda _: {},
+    measure: Callable[[dict[str, Path]], Stats] = lambda _: {},
 ) -> Shard:
-    """Write a shard; what is written last, under its key, makes it exist. Laws read what was written.
+    """Write and stage a shard; the record under its key, written last, makes it exist.
 
-    `fill` writes the tables and returns figures. Where it raises, nothing is left.
+    `fill` writes the tables and returns figures; `measure` reads the files back for more of them. If either raises,
+    nothing is left behind.
     """
     staging = asset_directory / STAGING
     directory = staging / f"{name}.{uuid.uuid4().hex}"
@@ -123,21 +137,21 @@ def write_shard(
     try:
         stats = fill(writer)
         files = writer.finish()
-        measured = laws({file.folder: directory / file.path for file in files})
+        measured = measure({file.folder: directory / file.path for file in files})
         shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
         make_directory(directory)
         fsync_directory(directory, recursive=True)
         write_json(staging / f"{key}.json", StagedShard(directory=directory.name, shard=shard))
     except BaseException:
         writer.abandon()
-        with contextlib.suppress(Exception):  # room for others, should the disk be full
-            remove_staged_directory(directory)
+        with contextlib.suppress(Exception):  # make room, in case the disk is full
+            _remove_staged_directory(directory)
         raise
     return shard
 
 
 def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardWriter], Stats]:
-    """A `fill` for `write_shard`, of tables that are at hand."""
+    """A `fill` for `write_shard` that writes these tables."""
 
     def fill(writer: ShardWriter) -> Stats:
         for folder, table in tables.items():
@@ -147,28 +161,57 @@ def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardW
     return fill
 
 
-# --- what is staged ------------------------------------------------------------------------------------------
+# --- finding and removing staged shards ----------------------------------------------------------------------
 
 
 def read_staged_shard(staging: Path, key: str) -> StagedShard | None:
-    """The finished shard staged under a key; None if there is none, or its record is damaged."""
+    """The finished shard staged under a key; None if there is none or its record is damaged."""
     try:
         staged = msgspec.json.decode(read_file(staging / f"{key}.json"), type=StagedShard)
     except (FileNotFoundError, IsADirectoryError, msgspec.MsgspecError):
         return None
-    return staged if is_staged_directory(staged.directory) else None
+    return staged if _STAGED.fullmatch(staged.directory) else None
 
 
-def staged_shards(staging: Path) -> dict[str, StagedShard]:
+def _staged_shards(staging: Path) -> dict[str, StagedShard]:
     """All finished shards in staging, by key."""
-    keys = [name.removesuffix(".json") for name in file_sizes(staging) if "/" not in name and name.endswith(".json")]
+    keys = [name.removesuffix(".json") for name in list_files(staging) if name.endswith(".json")]
     return {key: staged for key in keys if (staged := read_staged_shard(staging, key))}
 
 
 def remove_unfinished_shards(staging: Path) -> None:
-    """Remove staged shards that were never finished; they would fill the disk run by run."""
-    directories = [name for name in subdirectories(staging) if is_staged_directory(name)]
-    finished = {staged.directory for staged in staged_shards(staging).values()} if directories else set()
+    """Remove staged shards that were never finished, which would otherwise fill the disk."""
+    directories = [name for name in subdirectories(staging) if _STAGED.fullmatch(name)]
+    finished = {staged.directory for staged in _staged_shards(staging).values()} if directories else set()
     for name in directories:
         if name not in finished and is_abandoned(staging / name):
-            remove_staged_directory(staging / name)
+            _remove_staged_directory(staging / name)
+
+
+def _remove_staged_directory(directory: Path) -> None:
+    """Remove the files of the shard that a directory in staging is named after."""
+    name = f"{directory.name.rpartition('.')[0]}.parquet"
+    _remove_staged_files(directory, [path for path in file_sizes(directory) if path.endswith(f"/{name}")])
+
+
+def remove_staged_shard(staging: Path, key: str, directory: Path, shard: Shard) -> None:
+    """Remove a shard's record and its files; these only if their directory is in staging and not already published."""
+    remove_files([staging / f"{key}.json"])
+    if directory.parent == staging:
+        _remove_staged_files(directory, [file.path for file in shard.files])
+
+
+def _remove_staged_files(directory: Path, paths: list[str]) -> None:
+    remove_listed_files(directory, paths)
+    remove_directories([directory])
+
+
+def clear_staging(staging: Path) -> None:
+    """Remove finished shards that no running writer needs, leftovers of killed ones, and staging itself if empty."""
+    for key, staged in _staged_shards(staging).items():
+        if is_abandoned(staging / staged.directory):
+            remove_staged_shard(staging, key, staging / staged.directory, staged.shard)
+    if not is_remote(staging):
+        remove_files([staging / name for name in list_files(staging) if _TOKEN.fullmatch(name)])
+        remove_files(find_temporary_files(staging, _RECORD.fullmatch))
+        remove_directories([staging])

@@ -1,8 +1,8 @@
-"""Immutable snapshots of an asset: where they lie, what their manifests say, and how they are read.
+"""Immutable snapshots of an asset: their layout, their manifests, and how to read them.
 
-`<storage>/<asset>/<snapshot>/` holds the shards' Parquet files and `manifest.json`, written last; then
-`<storage>/<asset>/latest.json` names the snapshot. A directory without a manifest does not exist. The snapshot's name
-hashes the data files alone; `rm_assets.data.storage.publication` writes them.
+`<storage>/<asset>/<snapshot>/` holds the shards' Parquet files and `manifest.json`, written last; a directory without a
+manifest is not a snapshot. `<storage>/<asset>/latest.json` names the newest one. A snapshot's name is a hash of its
+data files alone. `rm_assets.data.storage.publication` writes snapshots.
 """
 
 import contextlib
@@ -17,8 +17,7 @@ import msgspec
 from rm_assets.data.storage.files import read_file, write_json
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import Pin, pin_directory
-from rm_assets.data.storage.ownership import MANIFEST as MANIFEST
-from rm_assets.data.storage.ownership import is_safe_relative_path, is_snapshot_name
+from rm_assets.data.storage.ownership import MANIFEST, is_safe_relative_path, is_snapshot_name
 
 Read = TypeVar("Read")
 LATEST = "latest.json"
@@ -27,13 +26,13 @@ REJECTS = "rejects"
 
 
 class SnapshotError(RuntimeError):
-    """A snapshot that is needed is missing or damaged."""
+    """A required snapshot is missing or damaged."""
 
 
 class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
     """One Parquet file of a snapshot; `path` is relative to the snapshot's directory.
 
-    `footer_sha256` is the hash of its last bytes, from where its metadata begin; empty in old manifests.
+    `footer_sha256` is the hash of its end, from the start of the Parquet metadata; empty in old manifests.
     """
 
     path: str
@@ -49,7 +48,7 @@ class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """What one key stands for: files (none for an empty folder) and the stage's figures about them."""
+    """The unit of reuse, found by its key: files (none for a folder without rows) and figures about them."""
 
     name: str
     source: str
@@ -68,7 +67,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of contents of a snapshot; `facts` are the stage's figures about all shards together.
+    """The table of contents of a snapshot; `facts` are the stage's figures about all its shards.
 
     `identity` hashes the settings that this stage and those before it were run with, see `data.stages.identities`.
     """
@@ -93,18 +92,18 @@ _OWN_SHA256 = "sha256"
 
 
 def with_own_hash(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as JSON, with the hash of all that it says: no other file would tell that a shard of it is missing."""
+    """A manifest as JSON, with a hash of itself: nothing else would reveal that an entry is missing from it."""
     content = msgspec.json.decode(msgspec.json.encode(manifest))
     return {**content, _OWN_SHA256: fingerprint(content)}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published snapshot: its files do not change under a reader, and stay while it is pinned."""
+    """A published snapshot: its data files never change, and exist as long as it is pinned."""
 
     directory: Path
     manifest: Manifest
-    num_new_shards: int = 0  # those that this publication computed; 0 for a snapshot that was merely read
+    num_new_shards: int = 0  # computed for this publication; 0 for a snapshot that was only read
     pin: Pin | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -113,11 +112,11 @@ class Snapshot:
         return self.manifest.snapshot
 
     def data_path(self, shard: Shard) -> Path | None:
-        """The one data file of a shard; None if it has no row."""
+        """The data file of a shard; None if it has no rows."""
         return next((self.directory / file.path for file in shard.files if file.folder == DATA), None)
 
     def paths(self, *folders: str) -> list[Path]:
-        """The files of the given folders (all but the rejects if none is given), in the order of the shards."""
+        """The files in these folders (by default all but the rejects), in the order of the shards."""
         return [
             self.directory / file.path
             for shard in self.manifest.shards
@@ -131,7 +130,7 @@ class _Latest(msgspec.Struct):
 
 
 def latest_name(storage: Path, asset: str) -> str | None:
-    """The snapshot that `latest.json` names; None where it is missing, or damaged, which is as good."""
+    """The snapshot that `latest.json` names; None if that file is missing or damaged."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.MsgspecError):
         name = msgspec.json.decode(read_file(storage / asset / LATEST), type=_Latest).snapshot
         return name if is_snapshot_name(name) else None
@@ -144,12 +143,12 @@ def set_latest(home: Path, name: str) -> None:
 
 
 def latest_snapshot(storage: Path, asset: str, *, pin: bool = True) -> Snapshot | None:
-    """The newest published snapshot of an asset, or None. Unless it is pinned, another run may remove it."""
+    """The newest published snapshot of an asset, or None. Without a pin, another run may remove it."""
     return read_latest(storage, asset, functools.partial(read_snapshot, pin=pin))
 
 
 def read_latest(storage: Path, asset: str, read: Callable[[Path], Read]) -> Read | None:
-    """What `read` gives for the directory of the newest snapshot; None where there is none."""
+    """Call `read` with the directory of the newest snapshot; None if there is none."""
     name, before = latest_name(storage, asset), None
     while name and name != before:
         with contextlib.suppress(FileNotFoundError):  # another run published a newer one, and removed this one
@@ -159,42 +158,42 @@ def read_latest(storage: Path, asset: str, read: Callable[[Path], Read]) -> Read
 
 
 def required_snapshot(storage: Path, asset: str, identity: str) -> Snapshot:
-    """The newest snapshot of an asset, made with the settings of this identity.
+    """The newest snapshot of an asset, which must have been made under the settings of this identity.
 
-    Raises SnapshotError with what to run where there is none, or where another run has put its own in its place.
+    Raises SnapshotError, with what to run, if there is none or if it was made under other settings.
     """
     snapshot = latest_snapshot(storage, asset)
     if snapshot is None:
         raise SnapshotError(f"{asset} has no snapshot in {str(storage)!r}: materialize {asset} first")
     if snapshot.manifest.identity != identity:
         raise SnapshotError(
-            f"{asset} in {str(storage)!r} was made with other settings: materialize {asset} first, and give runs with "
-            "different settings a storage each"
+            f"{asset} in {str(storage)!r} was made with other settings: materialize {asset} first, and use one storage "
+            "per configuration"
         )
     return snapshot
 
 
 def parent_snapshot(storage: Path, child: Snapshot, asset: str) -> Snapshot:
-    """The snapshot that a snapshot was made from; raises SnapshotError if it is gone."""
+    """The snapshot of an asset from which a snapshot was made; raises SnapshotError if it is gone."""
     name = child.manifest.inputs.get(asset)
     if not is_snapshot_name(name):
         raise SnapshotError(
-            f"{str(child.directory / MANIFEST)!r} names no snapshot of {asset} but {name!r}: remove that directory and "
+            f"{str(child.directory / MANIFEST)!r} names {name!r} as the snapshot of {asset}: remove that directory and "
             f"materialize {child.manifest.asset} again"
         )
     try:
         return read_snapshot(storage / asset / str(name))
     except FileNotFoundError:
         raise SnapshotError(
-            f"{asset} {name!r}, of which {child.manifest.asset} was made, is gone, perhaps removed by another run: run "
-            "again, or materialize both again"
+            f"{asset} {name!r}, from which {child.manifest.asset} was made, is gone, perhaps removed by another run: "
+            "run again, or materialize both again"
         ) from None
 
 
 def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
-    """The snapshot in a directory; raises FileNotFoundError where there is no manifest, SnapshotError if it is damaged.
+    """Read the snapshot in a directory; raises FileNotFoundError without a manifest, SnapshotError if it is damaged.
 
-    No run on this machine removes it while the result, pinned, is there.
+    A pinned snapshot is not removed by any process of this machine while the result exists.
     """
     held = pin_directory(directory) if pin else None
     path = directory / MANIFEST
@@ -205,9 +204,9 @@ def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
         raise _damaged(path, str(error)) from None
     content = msgspec.json.decode(raw)
     if (sha256 := content.pop(_OWN_SHA256, None)) not in (None, fingerprint(content)):
-        raise _damaged(path, f"what it says has not the sha256 {sha256!r} that it had when it was written")
+        raise _damaged(path, f"its content does not match its sha256 {sha256!r}")
     if (manifest.asset, manifest.snapshot) != (directory.parent.name, directory.name):
-        raise _damaged(path, f"it is that of {manifest.asset} {manifest.snapshot!r}")
+        raise _damaged(path, f"it belongs to {manifest.asset} {manifest.snapshot!r}")
     for shard in manifest.shards:
         for file in shard.files:
             if not is_safe_relative_path(file.path):

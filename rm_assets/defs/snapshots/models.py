@@ -25,19 +25,11 @@ from rm_assets.data.stages.padding import pad_token_id_of
 from rm_assets.data.storage.files import download, is_abandoned, is_remote, read_file, remove_files, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
-from rm_assets.data.storage.ownership import claim_storage, finish_removals, is_snapshot_name
+from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals, is_snapshot_name
 from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.publication import publish_directory
 from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
-from rm_assets.data.storage.snapshots import (
-    MANIFEST,
-    REJECTS,
-    Snapshot,
-    SnapshotError,
-    read_latest,
-    read_snapshot,
-    set_latest,
-)
+from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot, set_latest
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
 from rm_assets.defs.project import Project

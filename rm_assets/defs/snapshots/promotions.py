@@ -13,10 +13,10 @@ import dagster as dg
 import pyarrow as pa
 
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.ownership import is_snapshot_name
+from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
-from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError, read_snapshot
+from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
@@ -55,8 +55,8 @@ def promote_model(run: AssetRun, newest: ModelSnapshot, checks: Sequence[dg.Asse
     """
     failed = {str(check.check_name): str(check.description) for check in checks if not check.passed}
     storage, settings = run.project.storage, run.project.settings
-    with open_publication(storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
-        before = turn.previous
+    with open_publication(storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as publication:
+        before = publication.previous
         champion = _champion(before) if before else ""
         question = _question(settings, newest, champion, failed)
         if before and before.manifest.facts.get("question") == question:
@@ -70,7 +70,7 @@ def promote_model(run: AssetRun, newest: ModelSnapshot, checks: Sequence[dg.Asse
         # stored as the next run will ask it, with today's winner as the champion
         facts = verdict | {"question": _question(settings, newest, winner, failed)}
         key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
-        snapshot = turn.publish_tables(key, lambda: ({DATA: _files(model)}, {}), {MODEL: winner}, facts)
+        snapshot = publication.publish_tables(key, lambda: ({DATA: _files(model)}, {}), {MODEL: winner}, facts)
     return Promotion(snapshot=snapshot, model=model, verdict=facts)
 
 

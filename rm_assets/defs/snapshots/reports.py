@@ -62,12 +62,14 @@ def write_report(run: AssetRun, model: ModelSnapshot) -> WrittenReport:
     validated = project.ancestor(trained_on(project, model), Stage.VALIDATED)
     limits = [settings.max_rescored_pairs, settings.max_length]
     key = fingerprint(ASSET, VERSION, model.key, model.manifest["files"][SCORES_FILE], validated.name, limits)
-    with open_publication(project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
-        history = _read_history(turn.directory / HISTORY_FILE)
+    with open_publication(
+        project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify
+    ) as publication:
+        history = _read_history(publication.directory / HISTORY_FILE)
         inputs = {"reward_model": model.directory.name, Stage.VALIDATED: validated.name}
-        snapshot = turn.publish_tables(key, lambda: _evaluate(run, model, validated), inputs)
+        snapshot = publication.publish_tables(key, lambda: _evaluate(run, model, validated), inputs)
         metrics = snapshot.manifest.shards[0].stats
-        history = _update_history(turn.directory / HISTORY_FILE, history, model, metrics)
+        history = _update_history(publication.directory / HISTORY_FILE, history, model, metrics)
     return WrittenReport(
         snapshot=snapshot,
         metrics=metrics,

@@ -38,14 +38,16 @@ def find_suspects(run: AssetRun, padded: Snapshot) -> Snapshot:
     files = [[f.folder, f.sha256] for s in padded.manifest.shards for f in s.files if f.folder in SPLITS]
     identities = [project.model.identity, project.tokenizer.identity, settings.training.decisive()]
     key = fingerprint(ASSET, VERSION, settings.suspect_folds, files, identities)
-    with open_publication(project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify) as turn:
-        folds = local_working_directory(turn.directory) / FOLDS
+    with open_publication(
+        project.storage, ASSET, settings.keep_snapshots, run.log.info, settings.verify
+    ) as publication:
+        folds = local_working_directory(publication.directory) / FOLDS
 
         def make() -> tuple[dict[str, pa.Table], Stats]:
             table, num_pairs = _rank_pairs(run, padded, folds / key[:32])
             return {DATA: table}, {"num_pairs": num_pairs, "num_folds": settings.suspect_folds}
 
-        snapshot = turn.publish_tables(key, make, {Stage.PADDED: padded.name})
+        snapshot = publication.publish_tables(key, make, {Stage.PADDED: padded.name})
         _remove_folds(folds)
         return snapshot
 

@@ -10,14 +10,13 @@ import functools
 import itertools
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rm_assets.data.storage.files import (
-    create_file,
+    copy_file,
     download,
     file_sizes,
     is_remote,
@@ -104,8 +103,7 @@ def _sender(storage: Path, home: Path) -> Callable[[str], str]:
         if origin.is_dir():
             upload(origin, target)
             return str(target)
-        with origin.open("rb") as source, create_file(target / origin.name) as stream:
-            shutil.copyfileobj(source, stream, 2**20)
+        copy_file(origin, target / origin.name)
         return str(target / origin.name)
 
     return send

@@ -105,12 +105,15 @@ def test_a_directory_is_uploaded_its_manifest_last(home: Path, tmp_path: Path) -
 
 def test_snapshots_are_published_on_any_file_system(home: Path) -> None:
     for values in ((1, 2), (1, 2), (1, 3)):
-        with open_publication(home, "asset", 1, silent) as turn:
+        with open_publication(home, "asset", 1, silent) as publication:
             shards = []
             for value in values:
                 fill = tables_writer({DATA: pa.table({"value": [value]}, SCHEMA)}, {})
-                shards.append(turn.find(f"{value}") or write_shard(turn.directory, f"s{value}", "", f"{value}", fill))
-            snapshot = turn.publish(shards, {}, {})
+                shards.append(
+                    publication.find(f"{value}")
+                    or write_shard(publication.directory, f"s{value}", "", f"{value}", fill)
+                )
+            snapshot = publication.publish(shards, {}, {})
     newest = latest_snapshot(home, "asset")
     assert newest is not None
     assert newest.manifest == snapshot.manifest

@@ -56,13 +56,15 @@ def test_the_name_of_a_shard_is_a_short_file_name_with_128_bits_of_the_sources_h
 
 @pytest.mark.parametrize("names", [("same", "same"), ("Case", "case")])
 def test_shards_that_would_share_a_file_are_not_published(tmp_path: Path, names: tuple[str, str]) -> None:
-    with open_publication(tmp_path, "asset", 1, silent) as turn:
+    with open_publication(tmp_path, "asset", 1, silent) as publication:
         shards = [
-            write_shard(turn.directory, name, source, source, tables_writer({DATA: pa.table({"value": [1]})}, {}))
+            write_shard(
+                publication.directory, name, source, source, tables_writer({DATA: pa.table({"value": [1]})}, {})
+            )
             for name, source in zip(names, ("one.jsonl", "other.jsonl"), strict=True)
         ]
         with pytest.raises(SnapshotError, match=r"asset: shards of 'one.jsonl' and 'other.jsonl' share the name"):
-            turn.publish(shards, {}, {})
+            publication.publish(shards, {}, {})
         assert list(tmp_path.rglob("manifest.json")) == []
 
 

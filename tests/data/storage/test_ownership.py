@@ -20,10 +20,10 @@ from rm_assets.data.sources.discovery import find_annotations
 from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage import publication as publication_module
 from rm_assets.data.storage.files import StorageError, file_sizes, remove_files, resolve_path, write_json
-from rm_assets.data.storage.ownership import ASSETS, BESIDE, MARKER, claim_storage, published_files
+from rm_assets.data.storage.ownership import ASSETS, BESIDE, MANIFEST, MARKER, claim_storage, published_files
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
-from rm_assets.data.storage.snapshots import DATA, LATEST, MANIFEST, REJECTS, Snapshot, latest_name, latest_snapshot
+from rm_assets.data.storage.snapshots import DATA, LATEST, REJECTS, Snapshot, latest_name, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.automation.arrival import published_version
@@ -37,15 +37,16 @@ HEX = "0123456789abcdef" * 2
 
 def published(storage: Path, *values: int, keep: int = 1, num_rejects: int = 0) -> Snapshot:
     """A snapshot of one shard for each value."""
-    with open_publication(storage, ASSET, keep, silent) as turn:
+    with open_publication(storage, ASSET, keep, silent) as publication:
         shards = []
         for value in values:
             tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
             key = f"{value:032x}{num_rejects:032x}"
             shards.append(
-                turn.find(key) or write_shard(turn.directory, f"s-{value}", "", key, tables_writer(tables, {}))
+                publication.find(key)
+                or write_shard(publication.directory, f"s-{value}", "", key, tables_writer(tables, {}))
             )
-        return turn.publish(shards, {}, {})
+        return publication.publish(shards, {}, {})
 
 
 # --- refused before the first run ----------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import parquet
 from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.ownership import MANIFEST
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
-from rm_assets.data.storage.snapshots import MANIFEST, REJECTS, Snapshot, SnapshotError
+from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -174,7 +175,7 @@ def test_a_manifest_that_states_another_number_of_rows_is_found_out(stages: dict
     content = manifest.read_bytes()
     manifest.write_bytes(content.replace(b'"num_rows": 41', b'"num_rows": 40'))
     assert manifest.read_bytes() != content
-    parquet._stated_files.cache_clear()
+    parquet._expected_files.cache_clear()
     with pytest.raises(SnapshotError, match=r"its number of rows is 41, not 40"):
         parquet.read_table(stages[Stage.TOKENIZED].paths(), schemas.TOKENIZED, ["pair_id"])
     manifest.write_bytes(content)
@@ -207,9 +208,9 @@ def test_the_footer_that_a_manifest_states_is_the_end_of_its_file(stages: dict[S
 def test_a_file_on_another_file_system_is_verified(tmp_path: Path) -> None:
     home = resolve_path(f"memory://{tmp_path.name}")
     schema = pa.schema([pa.field("value", pa.int64(), nullable=False)])
-    with open_publication(home, "asset", 1, silent) as turn:
+    with open_publication(home, "asset", 1, silent) as publication:
         fill = tables_writer({"data": pa.table({"value": range(1000)}, schema)}, {})
-        snapshot = turn.publish([write_shard(turn.directory, "s", "", "key", fill)], {}, {})
+        snapshot = publication.publish([write_shard(publication.directory, "s", "", "key", fill)], {}, {})
     [path] = snapshot.paths()
     content = path.read_bytes()
     for place_of_bit in (10, len(content) // 2, len(content) - 30):

@@ -20,11 +20,11 @@ from rm_assets.data.sources.discovery import NothingToReadError, find_annotation
 from rm_assets.data.sources.opened_file import Change, RejectedFileError, open_annotation_file
 from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage.files import StorageError, file_sizes, resolve_path
-from rm_assets.data.storage.ownership import STAGING
+from rm_assets.data.storage.ownership import MANIFEST, STAGING
 from rm_assets.data.storage.parquet import read_batches, read_table
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
-from rm_assets.data.storage.snapshots import DATA, MANIFEST, latest_snapshot
+from rm_assets.data.storage.snapshots import DATA, latest_snapshot
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, SettingsError
@@ -209,14 +209,14 @@ def test_a_remote_file_that_is_replaced_while_it_is_read_says_so(home: Path) -> 
 
 
 def test_a_reader_sees_a_remote_snapshot_whole_or_not_at_all(home: Path) -> None:
-    with open_publication(home, "asset", 3, silent) as turn:
+    with open_publication(home, "asset", 3, silent) as publication:
         shard = write_shard(
-            turn.directory, "s1", "", "key-1", tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
+            publication.directory, "s1", "", "key-1", tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
         )
         assert latest_snapshot(home, "asset") is None
-    with open_publication(home, "asset", 3, silent) as turn:  # the run before was cut short
-        assert turn.find("key-1") == shard
-        turn.publish([shard], {}, {})
+    with open_publication(home, "asset", 3, silent) as publication:  # the run before was cut short
+        assert publication.find("key-1") == shard
+        publication.publish([shard], {}, {})
     snapshot = latest_snapshot(home, "asset")
     assert read_table(snapshot.paths(), SCHEMA)["value"].to_pylist() == [1]
     assert [batch.to_pydict() for batch in read_batches(snapshot.paths()[0], SCHEMA)] == [{"value": [1]}]

@@ -22,14 +22,13 @@ from worker_functions import run_stages_again_and_again
 from rm_assets.data.storage.files import StorageError, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import hold_lock
-from rm_assets.data.storage.ownership import MARKER
+from rm_assets.data.storage.ownership import MANIFEST, MARKER
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import Publication, open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import (
     DATA,
     LATEST,
-    MANIFEST,
     REJECTS,
     Shard,
     Snapshot,
@@ -42,16 +41,16 @@ from rm_assets.data.storage.snapshots import (
 )
 
 
-def staged(turn: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
+def staged(publication: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:
     tables = {DATA: pa.table({"value": [value]}), REJECTS: pa.table({"line": list(range(num_rejects))})}
     key = fingerprint(name, value, num_rejects)
-    return turn.find(key) or write_shard(turn.directory, name, "source", key, tables_writer(tables, {}))
+    return publication.find(key) or write_shard(publication.directory, name, "source", key, tables_writer(tables, {}))
 
 
 def published(storage: Path, *values: int, keep: int = 3, num_rejects: int = 0) -> Snapshot:
-    with open_publication(storage, "asset", keep, silent) as turn:
-        shards = [staged(turn, f"shard-{index}", value, num_rejects) for index, value in enumerate(values)]
-        return turn.publish(shards, {}, {})
+    with open_publication(storage, "asset", keep, silent) as publication:
+        shards = [staged(publication, f"shard-{index}", value, num_rejects) for index, value in enumerate(values)]
+        return publication.publish(shards, {}, {})
 
 
 def test_a_snapshot_is_named_by_its_data_alone(tmp_path: Path) -> None:
@@ -87,12 +86,12 @@ def test_where_there_are_no_links_files_are_copied_and_names_stay(
 
 
 def test_shards_finished_before_a_crash_are_found_again(tmp_path: Path) -> None:
-    with open_publication(tmp_path, "asset", 3, silent) as turn:
-        before = staged(turn, "shard-0", 1)
+    with open_publication(tmp_path, "asset", 3, silent) as publication:
+        before = staged(publication, "shard-0", 1)
     assert latest_snapshot(tmp_path, "asset") is None
-    with open_publication(tmp_path, "asset", 3, silent) as turn:
-        assert turn.find(before.key) == before
-        turn.publish([before], {}, {})
+    with open_publication(tmp_path, "asset", 3, silent) as publication:
+        assert publication.find(before.key) == before
+        publication.publish([before], {}, {})
     assert not (tmp_path / "asset" / ".staging").exists()
     assert required_snapshot(tmp_path, "asset", "").paths()[0].is_file()
 
@@ -166,8 +165,8 @@ def test_a_snapshot_of_no_rows_is_one_too(tmp_path: Path) -> None:
 
 def test_changed_facts_alone_are_published(tmp_path: Path) -> None:
     for fact in (1, 2):
-        with open_publication(tmp_path, "asset", 3, silent) as turn:
-            turn.publish([], {}, {"fact": fact})
+        with open_publication(tmp_path, "asset", 3, silent) as publication:
+            publication.publish([], {}, {"fact": fact})
     assert latest_snapshot(tmp_path, "asset").manifest.facts == {"fact": 2}
 
 
@@ -182,13 +181,13 @@ def test_a_shard_whose_file_is_gone_or_cut_is_computed_again(tmp_path: Path, dam
 
 def test_what_another_snapshot_was_made_of_is_not_removed(tmp_path: Path) -> None:
     first = published(tmp_path, 0, keep=1)
-    with open_publication(tmp_path, "child", 3, silent) as turn:
-        child = turn.publish([], {"asset": first.name}, {})
+    with open_publication(tmp_path, "child", 3, silent) as publication:
+        child = publication.publish([], {"asset": first.name}, {})
     second, third = (published(tmp_path, value, keep=1).directory for value in (1, 2))
     assert parent_snapshot(tmp_path, child, "asset") == read_snapshot(first.directory)
     assert (second.exists(), third.exists()) == (False, True)
     shutil.rmtree(first.directory)
-    with pytest.raises(SnapshotError, match="of which child was made, is gone"):
+    with pytest.raises(SnapshotError, match="from which child was made, is gone"):
         parent_snapshot(tmp_path, child, "asset")
 
 
@@ -426,9 +425,9 @@ def test_where_the_latest_file_is_lost_the_newest_snapshot_is_what_was_before(
     (tmp_path / "asset" / "latest.json").unlink()
     if content is not None:
         (tmp_path / "asset" / "latest.json").write_bytes(content)
-    with open_publication(tmp_path, "asset", 3, silent) as turn:
-        assert turn.previous is not None
-        assert turn.previous.name == newest.name
+    with open_publication(tmp_path, "asset", 3, silent) as publication:
+        assert publication.previous is not None
+        assert publication.previous.name == newest.name
 
 
 @pytest.mark.parametrize(
@@ -486,7 +485,7 @@ def test_a_manifest_that_says_something_else_than_was_written_is_refused(
     change(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(
-        SnapshotError, match=r"manifest\.json' cannot be read: remove that .* \(what it says has not the"
+        SnapshotError, match=r"manifest\.json' cannot be read: remove that .* \(its content does not match its"
     ):
         latest_snapshot(tmp_path, "asset")
     del manifest["sha256"]  # as manifests were written before they had it
@@ -496,18 +495,18 @@ def test_a_manifest_that_says_something_else_than_was_written_is_refused(
 
 @pytest.mark.parametrize("inputs", [{}, {"asset": "../asset/x"}, {"asset": ""}])
 def test_a_manifest_without_the_parent_that_is_asked_for_is_named(tmp_path: Path, inputs: dict[str, str]) -> None:
-    with open_publication(tmp_path, "child", 3, silent) as turn:
-        child = turn.publish([], inputs, {})
+    with open_publication(tmp_path, "child", 3, silent) as publication:
+        child = publication.publish([], inputs, {})
     with pytest.raises(
-        SnapshotError, match=r"manifest\.json' names no snapshot of asset but .*materialize child again"
+        SnapshotError, match=r"manifest\.json' names .* as the snapshot of asset: .*materialize child again"
     ):
         parent_snapshot(tmp_path, child, "asset")
 
 
 def test_nothing_is_removed_while_it_is_unknown_what_the_newest_snapshots_need(tmp_path: Path) -> None:
     first = published(tmp_path, 0, keep=1).directory
-    with open_publication(tmp_path, "child", 3, silent) as turn:
-        child = turn.publish([], {"asset": first.name}, {})
+    with open_publication(tmp_path, "child", 3, silent) as publication:
+        child = publication.publish([], {"asset": first.name}, {})
     sound = (child.directory / MANIFEST).read_bytes()
     (child.directory / MANIFEST).write_bytes(b"{")
     published(tmp_path, 1, keep=1)

@@ -16,9 +16,10 @@ from rm_assets.data.stages.rejects import publish_rejects
 from rm_assets.data.stages.tokenization import publish_tokenized
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage import parquet
+from rm_assets.data.storage.ownership import MANIFEST
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
-from rm_assets.data.storage.snapshots import DATA, MANIFEST, Snapshot, SnapshotError
+from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -97,13 +98,14 @@ def test_an_older_manifest_with_other_numbers_of_rows_is_made_again(two_files: S
 
 def test_a_damaged_file_is_replaced_and_never_written_through_its_link(tmp_path: Path) -> None:
     def published(values: list[int], verify: str, said: list[str]) -> Snapshot:
-        with open_publication(tmp_path, "asset", 3, said.append, verify) as turn:
+        with open_publication(tmp_path, "asset", 3, said.append, verify) as publication:
             fills = {value: tables_writer({DATA: pa.table({"value": [value]}, SCHEMA)}, {}) for value in values}
             shards = [
-                turn.find(f"{value}") or write_shard(turn.directory, f"s{value}", f"{value}", f"{value}", fill)
+                publication.find(f"{value}")
+                or write_shard(publication.directory, f"s{value}", f"{value}", f"{value}", fill)
                 for value, fill in fills.items()
             ]
-            return turn.publish(shards, {}, {})
+            return publication.publish(shards, {}, {})
 
     said: list[str] = []
     older, newer = (published(values, "stamps", said) for values in ([1, 2], [1, 3]))
@@ -122,13 +124,13 @@ def test_a_damaged_file_is_replaced_and_never_written_through_its_link(tmp_path:
 def test_a_finished_shard_of_an_interrupted_run_is_verified_too(tmp_path: Path) -> None:
     said: list[str] = []
     fill = tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
-    with open_publication(tmp_path, "asset", 1, silent) as turn:
-        write_shard(turn.directory, "s", "a.jsonl", "key", fill)
+    with open_publication(tmp_path, "asset", 1, silent) as publication:
+        write_shard(publication.directory, "s", "a.jsonl", "key", fill)
     [path] = tmp_path.rglob("*.parquet")
     path.write_bytes(bytes(path.stat().st_size))
-    with open_publication(tmp_path, "asset", 1, said.append, "full") as turn:
-        assert turn.find("key") is None
-        assert turn.find("key") is None
+    with open_publication(tmp_path, "asset", 1, said.append, "full") as publication:
+        assert publication.find("key") is None
+        assert publication.find("key") is None
     assert ["its shard of 'a.jsonl' is computed again" in line for line in said] == [True]
 
 

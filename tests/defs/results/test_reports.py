@@ -119,8 +119,8 @@ def test_no_subset_writes_markdown_into_the_page(tmp_path: Path, name: str) -> N
 
 
 def test_files_beside_a_snapshot_are_replaced_and_never_written_into(tmp_path: Path) -> None:
-    with open_publication(tmp_path, "reward_model_report", 1, silent) as turn:
-        snapshot = turn.publish([], {}, {})
+    with open_publication(tmp_path, "reward_model_report", 1, silent) as publication:
+        snapshot = publication.publish([], {}, {})
     backup, mine = tmp_path / "backup.json", tmp_path / "mine.png"
     mine.write_bytes(b"mine")
     (snapshot.directory / "history.png").symlink_to(mine)

@@ -404,8 +404,8 @@ def test_a_job_is_told_the_hash_of_each_file_that_it_reads(tmp_path: Path) -> No
 def test_a_promoted_snapshot_that_names_no_champion_is_an_error_and_no_new_promotion(
     tmp_path: Path, inputs: dict[str, str]
 ) -> None:
-    with open_publication(tmp_path, "promoted_reward_model", 3, print) as turn:
-        before = turn.publish([], inputs, {})
+    with open_publication(tmp_path, "promoted_reward_model", 3, print) as publication:
+        before = publication.publish([], inputs, {})
     with pytest.raises(
         SnapshotError, match=r"manifest\.json' names no reward_model but .*: restore it, or remove that"
     ):
