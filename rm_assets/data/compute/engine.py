@@ -55,14 +55,14 @@ def compute_shards(
         computed = map_on_ray(_compute, jobs, publication.directory / STAGING, settings.num_workers)
     else:
         is_small = num_bytes + len(jobs) * _BYTES_PER_SHARD <= _SMALL_BYTES
-        computed = _compute_here(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
+        computed = _compute_locally(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
     for task, shard in zip(missing, computed, strict=True):
         found[shard.key] = shard
         progress.add(shard.num_rows(), task.num_bytes)
     return [done for task in tasks if (done := found[task.key]) is not None]
 
 
-def _compute_here(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
+def _compute_locally(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
     if len(jobs) <= 1 or num_processes == 1:
         yield from map(_compute, jobs)
         return

@@ -318,7 +318,7 @@ def test_many_shards_are_computed_by_processes_however_small_they_are(
         asked.update([num_processes] if jobs else [])
         return map(engine._compute, jobs)
 
-    monkeypatch.setattr(engine, "_computed", computed)
+    monkeypatch.setattr(engine, "_compute_locally", computed)
     settings = many_shards.model_copy(update={"num_workers": 2})
     num_shards = len(run_stages(settings)[Stage.PADDED].manifest.shards)
     assert asked == {1}
