@@ -1,10 +1,9 @@
-"""What the annotations hold, as one version: a hash of each file's source, size and content, whatever its times are.
+"""The content version of the annotations: a hash of each file's source, size and content, independent of its times.
 
-Content is hashed once per stamp, and what was hashed is kept in `<storage>/annotation_files/listing.json`, so that
-looking again at files that did not change opens none of them. A remote file is known by the version that its file
-system tells, the ETag of an object store.
+Hashes are cached by file stamp in `<storage>/annotation_files/listing.json`: files that did not change are not opened
+again. A remote file is identified by the version its file system reports, such as an ETag.
 
-Large files are hashed in blocks, so that a look that has no more time leaves its blocks to the next one.
+Large files are hashed in blocks; a scan that runs out of time leaves the remaining blocks to the next one.
 """
 
 import contextlib
@@ -27,6 +26,7 @@ from rm_assets.data.sources.opened_file import (
     RejectedFileError,
     Status,
     file_stamp,
+    is_recent,
     open_annotation_file,
 )
 from rm_assets.data.sources.remote import RemoteStatus
@@ -37,20 +37,18 @@ from rm_assets.data.storage.ownership import claim_storage, remove_own_temporary
 
 ASSET = "annotation_files"
 CONTENT = "content_version"
-"""The fact of a raw snapshot that names the listing it was read from."""
+"""The fact of a raw snapshot that holds the content version it was read from."""
 LONGEST_WAIT_SECONDS = 600.0
-"""Files that do not hold still keep a version back this long, or twice `settled_seconds`; then all are taken as is."""
+"""Changing files delay a version this long, or twice `settled_seconds`; then all are taken as they are."""
 _FILE = "listing.json"
 _BLOCK_BYTES = 64 * 2**20
 _NUM_THREADS = 2
-"""Blocks of a file that are hashed at a time."""
-_YOUNG_SECONDS = 2.0
-"""A file stamped this recently may change again without a new stamp: what it holds is not kept."""
+"""Blocks of a file hashed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The files as one look found them; `version` is None where some are still changing or not yet hashed."""
+    """The result of one scan; `version` is None while some files are changing or not hashed yet."""
 
     version: str | None
     num_files: int
@@ -60,7 +58,7 @@ class Listing:
 
 
 class _Seen(msgspec.Struct):
-    """One file: its stamp, when this was first seen (seconds since 1970), and the hashes of its blocks so far."""
+    """One file: its stamp, when that was first seen (Unix time), and the hashes of its blocks so far."""
 
     stamp: list[Any]
     since: float
@@ -70,7 +68,7 @@ class _Seen(msgspec.Struct):
 
 
 class _Cache(msgspec.Struct):
-    """What is known of each file by source, and since when changing ones, whichever they were, keep a version back."""
+    """All files by source, and since when (Unix time) changing files have delayed a version."""
 
     seen: dict[str, _Seen] = {}
     waiting_since: float | None = None
@@ -84,27 +82,27 @@ def content_listing(
     seconds: float = math.inf,
     trusts_stamps: bool = True,
 ) -> Listing:
-    """One look at these files.
+    """Scan the files, hashing those that changed.
 
-    A file counts as changing until it has stood still for `settled_seconds`, by the time it was written or since an
-    earlier look; 0 takes each as it is, and so does the look after the longest wait. Hashing ends after `seconds`, but
-    not before the first blocks were hashed.
+    A file counts as changing until it has been unchanged for `settled_seconds`, by its mtime or since an earlier scan;
+    with 0, and after the longest wait, each is taken as it is. Hashing stops after `seconds`, but always completes
+    at least the first blocks.
     """
     home = local_working_directory(storage / ASSET)
     before = _read(home / _FILE) if trusts_stamps else _Cache()
-    look = _Look(known=before, settled_seconds=settled_seconds)
+    scan = _Scan(known=before, settled_seconds=settled_seconds)
     for file in files:
-        look.at(file)
-    unread = [] if look.changing else look.hash_until(time.monotonic() + seconds)
-    version = None if look.changing or unread else look.version()
+        scan.add(file)
+    unread = [] if scan.changing else scan.hash_until(time.monotonic() + seconds)
+    version = None if scan.changing or unread else scan.version()
     listing = Listing(
         version=version,
         num_files=len(files),
-        num_bytes=sum(seen.num_bytes for seen in look.found.seen.values()),
-        changing=tuple(look.changing),
+        num_bytes=sum(seen.num_bytes for seen in scan.found.seen.values()),
+        changing=tuple(scan.changing),
         unread=tuple(unread),
     )
-    if (kept := look.to_keep(is_waiting=version is None)) != before:
+    if (kept := scan.to_keep(is_waiting=version is None)) != before:
         claim_storage(storage)
         _write(home, kept)
     return listing
@@ -117,17 +115,17 @@ def _read(path: Path) -> _Cache:
 
 
 def _write(home: Path, cache: _Cache) -> None:
-    """The sensor and a run may look at the same time, and a killed one leaves what it had begun to write."""
+    """Locked, since the sensor and a run may scan at once; removes what a killed process left unfinished."""
     with hold_lock(home / "writer.lock", ASSET, lambda _: None):
         remove_own_temporary_files(home)
         write_json(home / _FILE, cache)
 
 
-# --- one look ------------------------------------------------------------------------------------------------
+# --- one scan ------------------------------------------------------------------------------------------------
 
 
-class _Look:
-    """A walk over the files, and what was found."""
+class _Scan:
+    """One pass over the files, and what it found."""
 
     def __init__(self, *, known: _Cache, settled_seconds: float) -> None:
         self.found = _Cache()
@@ -135,19 +133,19 @@ class _Look:
         self._known = known
         self._settled_seconds = settled_seconds
         self._now = time.time()
-        # what a clock noted that was set back since is taken to be of now, so that nobody waits for it to come back
+        # a time in the future was noted before the clock was set back, and counts as now
         self._waiting_since = None if known.waiting_since is None else min(known.waiting_since, self._now)
         longest_wait = max(LONGEST_WAIT_SECONDS, 2 * settled_seconds)
         self._takes_all = self._waiting_since is not None and self._now - self._waiting_since >= longest_wait
         self._unread: list[AnnotationFile] = []
         self._not_to_keep: set[str] = set()
 
-    def at(self, file: AnnotationFile) -> None:
-        """Take in a file by its status alone."""
+    def add(self, file: AnnotationFile) -> None:
+        """Add a file by its status, without opening it."""
         try:
             status = file.status()
         except OSError as error:
-            self.found.seen[file.source] = _refused(type(error).__name__)
+            self.found.seen[file.source] = _unreadable(type(error).__name__)
             return
         stamp, known = file_stamp(file.path, status), self._known.seen.get(file.source)
         if known and known.stamp == stamp:
@@ -163,12 +161,12 @@ class _Look:
             self._unread.append(file)
 
     def _is_changing(self, seen: _Seen, status: Status) -> bool:
-        """Whether to wait for a file: it was written lately, and no look that long ago saw it as it is now."""
-        stood_still = time.time() - min(seen.since, status.st_mtime)
-        return not (seen.is_whole or self._takes_all or stood_still >= self._settled_seconds)
+        """Whether a file was written recently, and no earlier scan found it unchanged for `settled_seconds`."""
+        unchanged_seconds = time.time() - min(seen.since, status.st_mtime)
+        return not (seen.is_whole or self._takes_all or unchanged_seconds >= self._settled_seconds)
 
     def hash_until(self, deadline: float) -> list[str]:
-        """Hash what is not known yet; the sources for which no time was left."""
+        """Hash the files that are not cached; returns the sources left when time ran out."""
         while self._unread:
             if not self._hash(self._unread[0], deadline):
                 break
@@ -178,7 +176,7 @@ class _Look:
         return [file.source for file in self._unread]
 
     def _hash(self, file: AnnotationFile, deadline: float) -> bool:
-        """Hash a file, from where an earlier look ended; whether it was finished."""
+        """Hash a file, continuing where an earlier scan stopped; returns whether it is finished."""
         try:
             with open_annotation_file(file.path) as now:
                 stamp = file_stamp(file.path, now.status)
@@ -190,15 +188,15 @@ class _Look:
                     return False
                 if now.change() is not Change.NONE:
                     self._note_change(file.source)
-                elif time.time() - _written(now.status) < _YOUNG_SECONDS:
+                elif is_recent(now.status):
                     self._not_to_keep.add(file.source)
                 seen.is_whole = True
         except RejectedFileError as error:
-            self.found.seen[file.source] = _refused(error.detail)
+            self.found.seen[file.source] = _unreadable(error.detail)
         return True
 
     def _hash_blocks(self, now: OpenedFile, seen: _Seen, deadline: float) -> bool:
-        """Hash the blocks that no earlier look has hashed, a few at a time; whether that was all."""
+        """Hash the remaining blocks, a few at a time; returns whether all are hashed."""
         starts = range(len(seen.blocks) * _BLOCK_BYTES, now.num_bytes, _BLOCK_BYTES)
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             for number in range(0, len(starts), _NUM_THREADS):
@@ -210,7 +208,7 @@ class _Look:
         return True
 
     def _note_change(self, source: str) -> None:
-        """A file that changes under the eyes of this look: what was hashed is good for this look at most."""
+        """Note that a file changed during this scan: its hashes are not cached."""
         self._not_to_keep.add(source)
         if self._settled_seconds and not self._takes_all:
             self.changing.append(source)
@@ -221,7 +219,7 @@ class _Look:
         return fingerprint(contents)[:32]
 
     def to_keep(self, *, is_waiting: bool) -> _Cache:
-        """What the next look may rely on. The wait ends with a version, not with the file that it began with."""
+        """The cache for the next scan. The wait ends with a version, not with the file that began it."""
         if is_waiting:
             self.found.waiting_since = self._waiting_since or (self._now if self.changing else None)
         for source in self._not_to_keep:
@@ -230,18 +228,13 @@ class _Look:
         return self.found
 
 
-def _written(status: Status) -> float:
-    """When a file was written; where someone set that to a time to come, when this was done."""
-    return status.st_mtime if isinstance(status, RemoteStatus) else min(status.st_mtime, status.st_ctime)
-
-
-def _refused(detail: str) -> _Seen:
-    """A file that cannot be read: what keeps it from being read stands for its content."""
+def _unreadable(detail: str) -> _Seen:
+    """A file that cannot be read: the reason takes the place of its content."""
     return _Seen(stamp=[detail], since=0.0, blocks=[detail], is_whole=True)
 
 
 def _block_hash(now: OpenedFile, start: int) -> str:
-    """The hash of the block that starts there; of a file that grows no more than what it had when it was opened."""
+    """The hash of the block at `start`, up to the size the file had when it was opened."""
     digest = hashlib.sha256()
     for part in now.parts(start, start + _BLOCK_BYTES):
         digest.update(part)

@@ -1,9 +1,9 @@
-"""The rows of a CSV or TSV file, each as one line of JSON: names from the header, all values texts, empty ones null.
+"""The rows of a CSV or TSV file, each as one line of JSON: names from the header, all values strings, empty ones null.
 
-Rows are numbered from behind the header, and blank ones count, as a spreadsheet shows them. A row with more or fewer
-fields than the header is a reject of its own. A quote that is opened and never closed, or closed inside a field, would
-let one field swallow the rows that follow: such a file is rejected whole, and the line named. A TSV file may hold its
-quotes as plain text; where two of them enclose line ends, so that a field holds the rows between, that row is a reject.
+Row numbers start after the header and include blank rows, as in a spreadsheet. A row with more or fewer fields than the
+header is a reject. A quote that is never closed, or is closed inside a field, would make one field swallow the rows
+that follow: such a file is rejected whole, with the line in the error. A TSV file may contain quotes as plain text; a
+row where two of them enclose line ends, and a field thus holds the rows between, is a reject.
 """
 
 import csv
@@ -30,7 +30,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> Iterator[Piece]:
-    """The rows behind the header, in order; raises RejectedFileError where the file cannot be cut into rows."""
+    """The rows after the header, in order; raises RejectedFileError where the file cannot be split into rows."""
     head = stream.peek(1)
     line_end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # a lone return ends rows everywhere or nowhere
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=line_end)
@@ -42,7 +42,7 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
     header = _QUOTED.sub("", header)
     if not (is_declared and delimiter in header):
         delimiter = max((delimiter, *_DELIMITERS), key=header.count)
-    # what a field may have at most is bounded by its lines; the module's own bound is one of the process
+    # _Lines bounds the length of a field; the csv module's own limit applies to the whole process
     csv.field_size_limit(max(csv.field_size_limit(), lines.most_characters))
     reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=_has_spaces(header, delimiter))
     try:
@@ -56,13 +56,13 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
                 yield _line(fields, names)
             lines.begin_row()
     except csv.Error as error:
-        told, row = str(error).partition(" - ")[0], f"the row that begins in line {lines.row_begin}"
-        problem = f"{row} has an unbalanced quote or the like: {told} (line {lines.number}); {_QUOTE_RULE}"
+        detail, row = str(error).partition(" - ")[0], f"the row that begins in line {lines.row_begin}"
+        problem = f"{row} has an unbalanced quote or the like: {detail} (line {lines.number}); {_QUOTE_RULE}"
         raise RejectedFileError(Reason.DAMAGED_FILE, problem) from None
 
 
 class _Lines:
-    """The lines of a text, of which one row may take so many characters."""
+    """The lines of a text; a row of more than `most_characters` raises RejectedFileError."""
 
     def __init__(self, text: io.TextIOWrapper, most_characters: int) -> None:
         self.most_characters = most_characters
@@ -70,7 +70,7 @@ class _Lines:
         self.number = 0
         self.row_begin = 1
         self._text = text
-        self._waiting: list[str] = []  # read already
+        self._waiting: list[str] = []  # read ahead for the header
 
     def __iter__(self) -> Iterator[str]:
         while line := self._next():
@@ -86,13 +86,13 @@ class _Lines:
         return line
 
     def begin_row(self) -> None:
-        """The next line is that of another row."""
+        """Note that the next line starts a row."""
         self.num_characters, self.row_begin = 0, self.number + 1
 
     def header(self) -> str:
-        """The first row that is not blank, which is still to be read; raises RejectedFileError if there is none.
+        """The first row that is not blank, without consuming it; raises RejectedFileError if there is none.
 
-        It has several lines where a name in quotes has.
+        It spans several lines where a quoted name does.
         """
         while line := self._next():
             if line.strip():
@@ -111,13 +111,13 @@ class _Lines:
 
 
 def _has_spaces(header: str, delimiter: str) -> bool:
-    """Whether a space follows each delimiter, also before a quote, where it would make the quote part of the text."""
+    """Whether a space follows each delimiter; before a quote it would make the quote part of the text."""
     _, *names = header.split(delimiter)
     return bool(names) and all(name.startswith(" ") for name in names)
 
 
 def _names(header: list[str]) -> list[bytes]:
-    """The names of the columns as JSON; an index that pandas wrote has none."""
+    """The names of the columns as JSON; that of an index written by pandas is empty."""
     longest = max(map(len, header))
     if longest > _LONGEST_NAME:
         raise RejectedFileError(
@@ -133,9 +133,9 @@ def _names(header: list[str]) -> list[bytes]:
 
 
 def _holds_rows(field: str, column: int, num_columns: int) -> bool:
-    """Whether a field of a TSV file is the end of a row, whole rows, and the begin of another one.
+    """Whether a field of a TSV file consists of the end of a row, whole rows, and the beginning of another one.
 
-    Indented code begins its lines with tabs, as few rows do.
+    Lines that begin with a tab are taken for indented code, since few rows do.
     """
     if "\t" not in field or "\n" not in field:
         return False

@@ -1,9 +1,8 @@
-"""Which annotation files a path, a directory or a glob names, and the source by which each is known.
+"""Finds the annotation files of a path, a directory or a glob, and names the source of each.
 
-One bad entry of a directory or glob (a FIFO, a broken link, a file or directory without permission) stays in the
-list, where reading rejects it; a path given by itself must be readable. A glob does not see what lies in directories
-that it may not search. Links to files are followed; links to directories are not, so that there is no loop, and stand
-among the entries that are ignored.
+A bad entry of a directory or glob (a FIFO, a broken link, a file or directory without permission) is listed, and
+rejected when it is read; a path that names one file must be readable. A glob skips directories that it may not search.
+Links to files are followed. Links to directories are not, to avoid loops, and are listed as ignored.
 
 A URI such as `s3://bucket/prefix` is searched in the same way, on its own file system.
 """
@@ -23,23 +22,23 @@ from rm_assets.settings import SettingsError
 
 SETTING = "annotations (or RM_ANNOTATIONS)"
 EVALUATION_PREFIX = "evaluation:"
-"""What the sources of evaluation sets begin with, and those of annotations never do."""
+"""The prefix of the sources of evaluation sets; sources of annotations never begin with it."""
 _MAGIC = re.compile(r"[*?\[]")
-# What cannot stand in a table or a log line: control characters, line separators, bytes that are no UTF-8. `%` is
-# written `%25`, so that two files never have one source; `evaluation:` at the start is written `evaluation%3A`.
+# Characters not allowed in tables and log lines: control characters, line separators, bytes that are not UTF-8. `%` is
+# escaped as `%25`, which keeps sources unique; `evaluation:` at the start is escaped as `evaluation%3A`.
 _TO_ESCAPE = re.compile(r"[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|(?<=\Aevaluation):")
 
 
 class NothingToReadError(SettingsError):
-    """A directory or glob that may well be right, and holds no annotation file yet."""
+    """A directory or glob that may be correct, but has no annotation files yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
     """A file to read; `source` is its path relative to the fixed part of the setting, with forward slashes.
 
-    A directory that cannot be listed is one too, with a slash at the end of its source. A remote listing tells the
-    status of each file, too.
+    A directory that cannot be listed counts as a file whose source ends in a slash. `listed` is the status of a remote
+    file, from the listing of its directory.
     """
 
     path: Path
@@ -47,13 +46,13 @@ class AnnotationFile:
     listed: RemoteStatus | None = None
 
     def status(self) -> Status:
-        """The status of the file now, or when it was listed; raises OSError."""
+        """The status when the file was listed, or the present one; raises OSError."""
         return self.listed or file_status(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """The files a setting names, in the order of `source`, and the entries among them that are not read."""
+    """The files that a setting names, sorted by `source`, and the names of other entries, which are not read."""
 
     files: tuple[AnnotationFile, ...]
     ignored: tuple[str, ...]
@@ -62,16 +61,16 @@ class Annotations:
 @dataclass(kw_only=True)
 class _Found:
     base: Path
-    storage: Path | None = None  # whose files are left out
+    storage: Path | None = None  # its files are left out
     files: list[Path] = field(default_factory=list)
     unsearched: list[Path] = field(default_factory=list)  # linked directories, and those a glob names
     unlisted: list[Path] = field(default_factory=list)  # directories that cannot be listed
-    statuses: dict[Path, RemoteStatus] = field(default_factory=dict)  # of remote files, where the listing tells them
-    _known: dict[Path, bool] = field(default_factory=dict)  # whether a directory lies in the storage
-    _storages: dict[str, bool] = field(default_factory=dict)  # whether a directory below the base is any storage
+    statuses: dict[Path, RemoteStatus] = field(default_factory=dict)  # of remote files, from their listing
+    _known: dict[Path, bool] = field(default_factory=dict)  # whether a directory is inside the storage
+    _storages: dict[str, bool] = field(default_factory=dict)  # whether a directory below the base is a storage
 
     def is_left_out(self, path: Path) -> bool:
-        """Whether a path lies in the storage, itself or by where it leads to, or in another one below the base."""
+        """Whether a path is inside the storage, directly or through a link, or in another storage below the base."""
         if self._is_in_a_storage(path):
             return True
         if self.storage is None:
@@ -94,7 +93,7 @@ class _Found:
 
 
 def _is_storage(directory: Path) -> bool:
-    """Whether a directory is marked as a storage of ours, whichever settings it belongs to."""
+    """Whether a directory is marked as a storage of this package, under any settings."""
     try:
         return (directory / MARKER).exists()
     except OSError:
@@ -102,10 +101,10 @@ def _is_storage(directory: Path) -> bool:
 
 
 def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
-    """The annotation files of a path, a directory (searched in all depths) or a glob, but for those in a storage.
+    """The annotation files of a path, a directory (searched recursively) or a glob, except those in a storage.
 
-    Raises SettingsError where there is none, where a path given by itself cannot be read, or where all that the setting
-    names lies in the storage, whose files would be read as annotations, and change with every run.
+    Raises SettingsError where there are none, where a path that names one file cannot be read, or where the setting
+    names a path inside the storage, whose files change with every run.
     """
     found = _find(setting, storage)
     wanted = {path: source_name(path, found.base) for path in found.files if file_kind(path.name)}
@@ -114,7 +113,7 @@ def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
     searched = {directory for path in wanted for directory in path.parents} if found.unsearched else set()
     ignored += [source_name(path, found.base) + "/" for path in found.unsearched if path not in searched]
     if not wanted:
-        hint = f"; {told}" if (told := what_is_not_read(sorted(ignored))) else ""
+        hint = f"; {unread}" if (unread := what_is_not_read(sorted(ignored))) else ""
         raise _error(setting, f"no file ending in {', '.join(SUFFIXES)} there{hint}", NothingToReadError)
     files = [
         AnnotationFile(path=path, source=source, listed=found.statuses.get(path)) for path, source in wanted.items()
@@ -123,9 +122,9 @@ def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
 
 
 def source_name(path: Path, base: Path) -> str:
-    """A path relative to a directory, as text that any table or log can hold: `50%\\n.jsonl` is `50%25%0A.jsonl`.
+    """A path relative to a directory, escaped for tables and logs: `50%\\n.jsonl` becomes `50%25%0A.jsonl`.
 
-    `urllib.parse.unquote_to_bytes` gives the file's own name back.
+    `urllib.parse.unquote_to_bytes` restores the name of the file.
     """
     return _TO_ESCAPE.sub(
         lambda character: "".join(f"%{byte:02X}" for byte in os.fsencode(character[0])),
@@ -187,7 +186,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
     if not _MAGIC.search(setting):
         if file_kind(path.name):
             raise _error(setting, "there is no such file or directory")
-        require_reachable(path)  # a bucket that is there: object stores know a directory by its files alone
+        require_reachable(path)  # checks the bucket: object stores have no empty directories
         raise _error(setting, "there is no such file or directory yet", NothingToReadError)
     fixed = _MAGIC.split(setting, maxsplit=1)[0].rsplit("/", 1)[0]
     found = _Found(base=resolve_path(fixed), storage=storage)
@@ -206,7 +205,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
 def _by_itself(path: Path) -> _Found:
     if file_kind(path.name):
         with open_annotation_file(path):
-            pass  # it can be
+            pass  # raises if it cannot be read
     return _Found(base=path.parent, files=[path])
 
 
@@ -249,13 +248,13 @@ def _in_glob(setting: str, path: Path, storage: Path | None) -> _Found:
 
 
 def _is_hidden(path: Path, base: Path) -> bool:
-    """Whether a file, or a directory on the way to it from the base, is hidden, as `*` of a shell leaves them out."""
+    """Whether a file, or a directory between it and the base, is hidden: a shell's `*` skips those too."""
     return any(part.startswith(".") and part != ".." for part in path.relative_to(base).parts)
 
 
 def _take(path: Path, found: _Found) -> None:
     try:
         is_directory = path.is_dir()
-    except OSError:  # reading will tell
+    except OSError:  # reading it will raise the error again
         is_directory = False
     (found.unsearched if is_directory else found.files).append(path)

@@ -1,7 +1,7 @@
 """Evaluation files: pairs that are scored but never trained on.
 
-Their sources begin with `evaluation:<name>/`, which no source of an annotation file does (`discovery.source_name`
-escapes the colon); the name of a set contains no slash.
+Their sources begin with `evaluation:<name>/`. Sources of annotation files never do (`discovery.source_name` escapes the
+colon). The name of a set contains no slash.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ FOLDER = "evaluation"
 
 
 def find_evaluation_files(evaluation_files: dict[str, str], storage: Path | None = None) -> list[AnnotationFile]:
-    """The files of every evaluation set, their sources marked by its name; raises SettingsError as annotations do."""
+    """The files of all evaluation sets, sources prefixed by the set's name; raises SettingsError."""
     return [
         dataclasses.replace(file, source=f"{EVALUATION_PREFIX}{name}/{file.source}")
         for name, setting in sorted(evaluation_files.items())
-        for file in _found(name, setting, storage).files
+        for file in _find(name, setting, storage).files
     ]
 
 
-def _found(name: str, path: str, storage: Path | None) -> Annotations:
+def _find(name: str, path: str, storage: Path | None) -> Annotations:
     try:
         return find_annotations(path, storage)
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""What the name of a file says of its content: lines of JSON, one JSON document or a table, and if it is compressed."""
+"""The kind of a file by its name: lines of JSON, one JSON document or a table, and whether it is compressed."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ ARCHIVES = (".gz", ".zst")
 
 
 class Kind(StrEnum):
-    """How rows lie in a file."""
+    """How a file stores its rows."""
 
     LINES = "lines of JSON"
     JSON = "JSON"  # a list of rows, or lines
@@ -27,16 +27,16 @@ _KINDS = {
     ".tsv": Kind.TSV,
 }
 SUFFIXES = tuple(_KINDS)
-"""What the names of files that are read end in, before that of an archive."""
+"""The endings of files that are read, before an ending such as .gz."""
 _ENDS = ", ".join(SUFFIXES)
 _NOT_ROWS = frozenset({"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"})
-"""What the datasets library writes beside the rows."""
+"""Files that the datasets library writes next to the rows."""
 
 _BESIDE_ROWS = re.compile(r"(readme|license|licence|notice|_success)(\..*)?|.*\.(md|py|sh|crc|sha256|lock)")
 _TO_PARQUET = "with the datasets library: Dataset.from_file(NAME).to_parquet(NAME + '.parquet')"
 _SPREADSHEET = "save it as CSV in UTF-8"
 _UNPACK = "unpack it"
-_WAYS_ON = {
+_ADVICE = {
     ".arrow": _TO_PARQUET,
     ".xlsx": _SPREADSHEET,
     ".xls": _SPREADSHEET,
@@ -57,12 +57,12 @@ _WAYS_ON = {
 
 
 def archive_suffix(name: str) -> str:
-    """What the name ends in if it says that the bytes are compressed; else nothing."""
+    """The ending of a compressed file's name; empty for other files."""
     return next((suffix for suffix in ARCHIVES if name.lower().endswith(suffix)), "")
 
 
 def file_kind(name: str) -> Kind | None:
-    """The kind of a file by its name; None where it is not read."""
+    """The kind of a file by its name; None if it is not read."""
     inner = name.lower().removesuffix(archive_suffix(name))
     kind = next((kind for suffix, kind in _KINDS.items() if inner.endswith(suffix)), None)
     is_read = inner not in _NOT_ROWS and not (kind is Kind.PARQUET and archive_suffix(name))
@@ -70,27 +70,27 @@ def file_kind(name: str) -> Kind | None:
 
 
 def grows_by_lines(name: str) -> bool:
-    """Whether what is appended to such a file leaves what it holds as it is."""
+    """Whether appending to such a file leaves its earlier rows unchanged."""
     return file_kind(name) is Kind.LINES and not archive_suffix(name)
 
 
-def way_on(name: str) -> str:
-    """How to have a file read that is not; empty where nothing is known."""
+def _advice(name: str) -> str:
+    """How to make an unread file readable; empty if there is no advice."""
     if _is_directory_of_a_table(name):
         return "a directory that a link or a glob names is not searched; name it itself"
     path, query, _ = name.partition("?")
     if query and file_kind(path):
         return "leave out the ? and what follows, or download it"
-    return next((way for suffix, way in _WAYS_ON.items() if name.lower().endswith(suffix)), "")
+    return next((advice for suffix, advice in _ADVICE.items() if name.lower().endswith(suffix)), "")
 
 
 def _is_directory_of_a_table(name: str) -> bool:
-    """Whether an entry is a directory that is called like a file, as Spark writes a table."""
+    """Whether an entry is a directory named like a file, as Spark writes tables."""
     return name.endswith("/") and file_kind(name.rstrip("/")) is not None
 
 
-def may_hold_rows(name: str) -> bool:
-    """Whether somebody may miss an entry that is not read: no README, licence or the like, nor most directories."""
+def _may_hold_rows(name: str) -> bool:
+    """Whether an unread entry may hold rows: READMEs, licences and the like do not, nor do most directories."""
     if _is_directory_of_a_table(name):
         return True
     inner = name.lower().rsplit("/", 1)[-1]
@@ -98,11 +98,11 @@ def may_hold_rows(name: str) -> bool:
 
 
 def what_is_not_read(ignored: Iterable[str], shown: Callable[[str], str] = repr) -> str:
-    """Which files are not read though they may hold rows, in a sentence; empty where there are none."""
-    missed = [name for name in ignored if may_hold_rows(name)]
+    """A sentence about files that are not read but may hold rows; empty if there are none."""
+    missed = [name for name in ignored if _may_hold_rows(name)]
     if not missed:
         return ""
-    named = next((name for name in missed if way_on(name)), missed[0])
+    named = next((name for name in missed if _advice(name)), missed[0])
     others = f" and {len(missed) - 1:,} more {'file' if len(missed) == 2 else 'files'} are"
     files = f"{shown(named)} is" if len(missed) == 1 else f"{shown(named)}{others}"
-    return f"{files} not read: {way_on(named) or f'only files ending in {_ENDS} are'}"
+    return f"{files} not read: {_advice(named) or f'only files ending in {_ENDS} are'}"

@@ -1,10 +1,10 @@
-"""The rows of a JSON list, `[{...}, {...}]`: its elements one by one, in little memory, whatever lines they lie on.
+"""The rows of a JSON list, `[{...}, {...}]`: its elements one by one, in constant memory, over any line breaks.
 
-The text of an element is kept as the file has it, but that it becomes one line: its line feeds become carriage
-returns. Between values both are white space; inside a string neither may stand, so a wrong element stays wrong.
+The text of an element is kept, except that its line feeds become carriage returns, which makes it one line. Between
+values both are white space; inside a string neither is allowed, so an invalid element stays invalid.
 
-A list that is cut short, lacks a comma or has text after its end raises RejectedFileError. What is wrong inside an
-element is left to whoever parses it.
+A list that is truncated, lacks a comma or has text after its end raises RejectedFileError. Errors inside an element are
+left to the parser of rows.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ _REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
 
 
 def list_begin(head: bytes) -> re.Match[bytes] | None:
-    """The begin of a file that holds a list of rows, up to its bracket; also of `{"data": [...]}` and the like."""
+    """Match the start of a list of rows, up to its bracket, also in `{"data": [...]}` and the like."""
     return _BEGIN.match(head)
 
 
 def list_rows(stream: io.BufferedReader, begin: re.Match[bytes], max_line_bytes: int) -> Iterator[Piece]:
-    """The elements of the list that a stream begins with, each as one line; longer ones are skipped."""
+    """The elements of the list at the start of a stream, each as one line; longer ones are skipped."""
     reading = _List(max_line_bytes, closing=b"}" if begin[1] else b"")
     reading.num_bytes = len(stream.read(begin.end()))
     held_back = b""
@@ -48,17 +48,17 @@ def list_rows(stream: io.BufferedReader, begin: re.Match[bytes], max_line_bytes:
 
 
 class _List:
-    """A list being read, from behind its first bracket on; `num_bytes` were read before the present chunk."""
+    """Parser of a list after its first bracket; `num_bytes` were read before the present chunk."""
 
     def __init__(self, max_line_bytes: int, closing: bytes) -> None:
         self.num_bytes = 0
         self._num_rows = 0
-        self._depth = 1  # brackets that are open: in the list, 1
+        self._depth = 1  # open brackets; 1 between elements
         self._in_string = False
         self._element = _Element(max_line_bytes)
         self._is_closed = False  # the element ended with its bracket
         self._max_line_bytes = max_line_bytes
-        self._closing = closing  # what must still come after the list
+        self._closing = closing  # what must still follow the list
 
     def rows(self, chunk: bytes) -> Iterator[Piece]:
         """The elements that end in the next bytes of the list."""
@@ -73,7 +73,7 @@ class _List:
                     self._element.add(chunk[begin:at])
                     begin, self._is_closed = at, True
                 continue
-            self._take_between(chunk[begin:at], at)
+            self._add_between(chunk[begin:at], at)
             if mark in (b"[", b"{"):
                 self._open(at)
                 begin = at
@@ -85,7 +85,7 @@ class _List:
             self._element.add(chunk[begin:])
 
     def _next_mark(self, chunk: bytes, at: int) -> int:
-        """Where the next bracket stands, or comma between elements; the chunk's length if there is none."""
+        """The position of the next bracket, or comma between elements; the chunk's length if there is none."""
         while at < len(chunk):
             if self._in_string:
                 found = _REST_OF_STRING.match(chunk, at)
@@ -100,8 +100,8 @@ class _List:
             at, self._in_string = at + 1, True
         return at
 
-    def _take_between(self, text: bytes, at: int) -> None:
-        """Text that stands in no bracket but the list's: white space, a value without brackets, or nothing allowed."""
+    def _add_between(self, text: bytes, at: int) -> None:
+        """Handle text outside the elements' brackets: white space, a value without brackets, or an error."""
         if self._depth == 0:
             rest = text.strip()
             if not self._closing.startswith(rest):
@@ -122,7 +122,7 @@ class _List:
     def _ended_element(self, mark: bytes, at: int) -> Iterator[Piece]:
         """The element before a comma, or before the bracket that ends the list."""
         if self._depth == 0:
-            self._take_between(mark, at)
+            self._add_between(mark, at)
             return
         if mark == b"}":
             raise self._damaged("a bracket too many", at)
@@ -135,17 +135,17 @@ class _List:
         self._depth -= mark == b"]"
 
     def require_end(self, left: bytes) -> None:
-        """Raise RejectedFileError unless the list has ended, all that must come after it has come, and nothing more."""
+        """Raise RejectedFileError unless the list and its wrapper have ended, with nothing after them."""
         if self._depth or self._closing or left:
             raise self._damaged("the list never ends", 0)
 
     def _damaged(self, problem: str, at: int) -> RejectedFileError:
-        place = f"row {self._num_rows + 1}, byte {self.num_bytes + at + 1:,}"
-        return RejectedFileError(Reason.DAMAGED_FILE, f"{problem} ({place})")
+        position = f"row {self._num_rows + 1}, byte {self.num_bytes + at + 1:,}"
+        return RejectedFileError(Reason.DAMAGED_FILE, f"{problem} ({position})")
 
 
 class _Element:
-    """An element as one line, in parts; of one that is longer than a line may be, what was hashed in passing."""
+    """An element as one line, collected in parts; only the hash of one that is too long."""
 
     def __init__(self, max_bytes: int) -> None:
         self.num_bytes = 0

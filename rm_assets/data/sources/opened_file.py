@@ -1,9 +1,9 @@
-"""The bytes of one annotation file: as many as it had when it was opened, decompressed within limits.
+"""The bytes of one annotation file, up to its size when it was opened, decompressed within limits.
 
-A file may be written, replaced or removed while it is read. What is read therefore ends where the file ended when it
-was opened, and afterwards the file tells whether it held still meanwhile. Nothing blocks: a FIFO, a socket or a
-device is refused before it is opened. A remote file that is not there, or may not be read, is refused like one of this
-machine; where the network fails, the run does (StorageError), as nobody knows what the file holds.
+A file may be written, replaced or removed while it is read. Reading therefore ends at the size the file had when it was
+opened, and `OpenedFile.change` reports afterwards what happened to it. Reading never blocks: a FIFO, socket or device
+is rejected before it is opened. A remote file that is missing or not readable is rejected like a local one; where the
+network fails, the run fails (StorageError), since the content is unknown.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import io
 import os
 import stat
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,11 +34,12 @@ else:
     from backports import zstd
 
 EXPANSION_ALLOWANCE = 64 * 2**20
-"""Any compressed file may expand to this many bytes; above it, its size times `max_expansion` is the limit."""
+"""Any compressed file may expand to this many bytes; a larger limit is its size times `max_expansion`."""
 BEYOND_LIMIT = "expands beyond the limit"
-_ZSTD_WINDOW_LOG = 27  # 128 MiB, what the zstd program allows too; a frame that needs more is refused
+_ZSTD_WINDOW_LOG = 27  # 128 MiB, the limit of the zstd program too; a frame that needs more is rejected
 _BUFFER_BYTES = 2**18
 _PART_BYTES = 2**20
+_RECENT_SECONDS = 2.0
 _ARCHIVE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError)
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -49,7 +51,7 @@ _KINDS = {
 
 
 class RejectedFileError(ValueError):
-    """A file none of whose lines may be used. The detail never holds its path or its content."""
+    """A file of which no line is used. The detail contains neither its path nor its content."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -58,76 +60,80 @@ class RejectedFileError(ValueError):
 
 
 class Change(StrEnum):
-    """What became of a file while it was read."""
+    """How a file changed while it was read."""
 
     NONE = "none"
-    GREW = "grew"  # bytes came after those that were read, which may be as they were
-    OTHER = "other"  # written over, cut, replaced or removed
+    GREW = "grew"  # bytes were appended; those before may be unchanged
+    OTHER = "other"  # overwritten, truncated, replaced or removed
 
 
 Status = os.stat_result | RemoteStatus
-"""What a file system tells of a file."""
+"""The status of a local or a remote file."""
 
 
 def file_status(path: Path) -> Status:
-    """The status of what a path names now; raises OSError."""
+    """The present status of the file at a path; raises OSError."""
     return remote_status(path) if is_remote(path) else path.stat()
 
 
 def file_stamp(path: Path, status: Status) -> list[Any]:
-    """What is equal as long as nothing about a file changed, as plain values."""
+    """Plain values that stay equal as long as a file does not change: path, size, times and inode."""
     if isinstance(status, RemoteStatus):
         return [str(path), status.st_size, status.version]
-    place = quote_from_bytes(os.fsencode(path.resolve()))
-    # the time of the last change of the status moves also where someone puts the old time of writing back
-    return [place, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    location = quote_from_bytes(os.fsencode(path.resolve()))
+    # ctime also changes where a tool restores the old mtime after writing
+    return [location, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def is_recent(status: Status) -> bool:
+    """Whether a file was written so recently that it may change again under an equal stamp.
+
+    Clocks of file systems are coarse. Where someone set the time of writing to the future, ctime counts.
+    """
+    written = status.st_mtime if isinstance(status, RemoteStatus) else min(status.st_mtime, status.st_ctime)
+    return time.time() - written < _RECENT_SECONDS
 
 
 @dataclass(kw_only=True)
 class OpenedFile:
-    """A regular file being read; `num_bytes` of it count, by default all that it had when it was opened."""
+    """A regular file being read, up to `num_bytes`: its size when it was opened, or less."""
 
     path: Path
     file: BinaryIO
     status: Status
     num_bytes: int
 
-    @property
-    def is_archive(self) -> bool:
-        """Whether the name says that the bytes are compressed."""
-        return bool(archive_suffix(self.path.name))
-
     def stream(self, max_expansion: int, start: int = 0) -> io.BufferedReader:
-        """The file's text as bytes, of a file that is no archive from `start` on.
+        """The decompressed bytes; those of a file that is not compressed may begin at `start`.
 
-        Raises RejectedFileError, possibly after some of it was read.
+        Raises RejectedFileError, possibly while reading, where an archive is damaged or expands too far.
         """
-        self.file.seek(start)
-        stored: io.BufferedReader = io.BufferedReader(_Stored(self, self.num_bytes - start), _BUFFER_BYTES)
-        if not self.is_archive:
+        stored = self.random_access(start)
+        suffix = archive_suffix(self.path.name)
+        if not suffix:
             return stored
         if not self.num_bytes:
-            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, EOFError.__name__)  # where gzip sees nothing wrong
+            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, EOFError.__name__)  # the gzip module accepts an empty file
         limit = max(EXPANSION_ALLOWANCE, max_expansion * self.num_bytes)
-        archive = _DECOMPRESSORS[archive_suffix(self.path.name)](stored)
+        archive = _DECOMPRESSORS[suffix](stored)
         expanded: io.BufferedReader = io.BufferedReader(_Expanded(archive, limit), _BUFFER_BYTES)
         return expanded
 
-    def random_access(self) -> io.BufferedReader:
-        """The bytes as they are stored, for readers that go back and forth in them."""
-        self.file.seek(0)
-        return io.BufferedReader(_Stored(self, self.num_bytes), _BUFFER_BYTES)
+    def random_access(self, start: int = 0) -> io.BufferedReader:
+        """The bytes as stored, from `start`, for readers that seek."""
+        self.file.seek(start)
+        stored: io.BufferedReader = io.BufferedReader(_Stored(self, self.num_bytes - start), _BUFFER_BYTES)
+        return stored
 
     def sha256(self) -> str:
-        """The hash of the bytes as they are stored."""
-        self.file.seek(0)
-        with io.BufferedReader(_Stored(self, self.num_bytes), _BUFFER_BYTES) as stream:
+        """The hash of the bytes as stored."""
+        with self.random_access() as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def parts(self, start: int, end: int) -> Iterator[bytes]:
-        """The bytes from `start` to `end` as they are stored, or as many as there are, in parts of a megabyte.
+        """The stored bytes from `start` to `end`, or to the end of the file, in parts of 1 MiB; raises OSError.
 
-        Of a file of this machine, and for any number of threads at a time. Raises OSError.
+        For local files only. Safe to call from several threads at once.
         """
         end = min(end, self.num_bytes)
         while start < end and (part := os.pread(self.file.fileno(), min(end - start, _PART_BYTES), start)):
@@ -135,12 +141,14 @@ class OpenedFile:
             start += len(part)
 
     def change(self) -> Change:
-        """What became of the file since it was opened, by its status: of the open file, and of what its path names."""
+        """How the file changed since it was opened, by the status of the open file and of the file now at its path."""
         try:
             named = file_status(self.path)
         except OSError:
             return Change.OTHER
-        if isinstance(named, RemoteStatus) or isinstance(self.status, RemoteStatus):  # written whole, never appended to
+        if isinstance(named, RemoteStatus) or isinstance(
+            self.status, RemoteStatus
+        ):  # remote files are replaced, never appended to
             return Change.NONE if named == self.status else Change.OTHER
         if not is_same_file(named, self.status):
             return Change.OTHER
@@ -152,7 +160,7 @@ class OpenedFile:
 
 
 def is_same_file(one: Status, other: Status) -> bool:
-    """Whether two statuses are of one file, whatever it holds."""
+    """Whether two statuses belong to one file, even if its content changed."""
     if isinstance(one, RemoteStatus) or isinstance(other, RemoteStatus):
         return one == other
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
@@ -164,18 +172,18 @@ def _version(status: os.stat_result) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def open_annotation_file(path: Path) -> Iterator[OpenedFile]:
-    """A regular file, open; raises RejectedFileError where the path names none that can be read."""
+    """Open a regular file; raises RejectedFileError where there is none at the path, or it cannot be read."""
     if is_remote(path):
-        with _opened_remote(path) as file:
+        with _open_remote_file(path) as file:
             yield file
         return
     try:
         _require_regular(path.stat().st_mode)
-        # O_NONBLOCK: should a FIFO have taken the file's place meanwhile, nobody waits for its writer.
+        # O_NONBLOCK: if a FIFO has replaced the file meanwhile, opening it does not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         is_broken_link = error.errno == errno.ENOENT and path.is_symlink()
-        detail = "a link to nothing" if is_broken_link else _kind(error)
+        detail = "a link to nothing" if is_broken_link else _error_name(error)
         raise RejectedFileError(Reason.UNREADABLE_FILE, detail) from None
     with io.FileIO(descriptor) as file:
         status = os.fstat(descriptor)
@@ -184,12 +192,12 @@ def open_annotation_file(path: Path) -> Iterator[OpenedFile]:
 
 
 @contextlib.contextmanager
-def _opened_remote(path: Path) -> Iterator[OpenedFile]:
+def _open_remote_file(path: Path) -> Iterator[OpenedFile]:
     try:
         status = remote_status(path)
         stream = open_remote(path)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) from None
+        raise RejectedFileError(Reason.UNREADABLE_FILE, _error_name(error)) from None
     with stream:
         yield OpenedFile(path=path, file=stream, status=status, num_bytes=status.st_size)
 
@@ -199,7 +207,7 @@ def _require_regular(mode: int) -> None:
         raise RejectedFileError(Reason.UNREADABLE_FILE, _KINDS.get(stat.S_IFMT(mode), "no regular file"))
 
 
-def _kind(error: OSError) -> str:
+def _error_name(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
@@ -207,7 +215,7 @@ def _kind(error: OSError) -> str:
 
 
 class _Stored(io.RawIOBase):
-    """The next bytes of a file, and no more of it, however long it is by now."""
+    """A raw stream of a file that ends at `num_bytes`, even if the file has grown."""
 
     def __init__(self, opened_file: OpenedFile, num_bytes: int) -> None:
         self._opened = opened_file
@@ -222,30 +230,30 @@ class _Stored(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._end - self._num_left, io.SEEK_END: self._end}[whence]
-        place = self._opened.file.seek(origin + offset)
-        self._num_left = max(self._end - place, 0)
-        return place
+        position = self._opened.file.seek(origin + offset)
+        self._num_left = max(self._end - position, 0)
+        return position
 
     def readinto(self, buffer: Any) -> int:
         try:
             num_read = self._opened.file.readinto(memoryview(buffer)[: self._num_left]) or 0  # type: ignore[attr-defined]
             if not num_read and self._num_left and is_remote(self._opened.path):
-                raise OSError(f"it ends {self._num_left:,} bytes before the end that its server tells")
-        except Exception as error:  # of whatever library reaches a remote file
+                raise OSError(f"it ends {self._num_left:,} bytes before the size that its server reports")
+        except Exception as error:  # each remote file system has its own errors
             raise self._problem(error) from None
         self._num_left -= num_read
         return num_read
 
     def _problem(self, error: Exception) -> Exception:
-        """What a failed reading means: the file is to blame, or the way to it."""
+        """The error for a failed read: RejectedFileError if the file is at fault, StorageError if the network is."""
         path = self._opened.path
         if is_remote(path) and self._opened.change() is Change.NONE:
             return StorageError(f"{str(path)!r} cannot be read: {describe_error(error)}")
-        return RejectedFileError(Reason.UNREADABLE_FILE, _kind(error)) if isinstance(error, OSError) else error
+        return RejectedFileError(Reason.UNREADABLE_FILE, _error_name(error)) if isinstance(error, OSError) else error
 
 
 class _Expanded(io.RawIOBase):
-    """What an archive expands to, up to a limit; the archive's own errors become rejects."""
+    """The decompressed bytes, up to a limit; errors of the archive become RejectedFileError."""
 
     def __init__(self, archive: BinaryIO, limit: int) -> None:
         self._archive = archive

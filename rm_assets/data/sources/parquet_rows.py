@@ -1,11 +1,11 @@
-"""The rows of a Parquet file that somebody else wrote, each as one line of JSON.
+"""The rows of a Parquet file written by other software, each as one line of JSON.
 
-Values stay what the file says: text, numbers, true and false, null; a NaN is null, as pandas writes it for a missing
-number; infinity is the number 1e999, which nobody takes for a finite one. Decimals are numbers of the same digits,
-dates and times ISO texts, durations the numbers that are stored, maps objects. Bytes are no text, so they are never
-shown as one: `{"num_bytes": 3, "sha256": "ba78..."}` stands for them. Columns of one name stay two fields of that name.
+Text, numbers, booleans and nulls are kept. NaN becomes null, since pandas writes it for missing numbers; infinity
+becomes the number 1e999, which is never taken for a finite one. Decimals become numbers of the same digits, dates and
+times ISO strings, durations the stored numbers, maps objects. Bytes are not text, and become
+`{"num_bytes": 3, "sha256": "ba78..."}`. Two columns of one name become two fields of that name.
 
-Parquet compresses without limit, so that what is decoded counts: by the footer first, and then what is really there.
+Parquet's compression has no limit, so the decoded size is limited: first by the footer, then by the decoded values.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from rm_assets.data.storage.parquet import foreign_row_groups
 from rm_assets.data.tables.reasons import Reason
 
 _PART_BYTES = 8 * 2**20
-"""What is made of values of Python's at a time, if that is more than one row."""
+"""Batches of more bytes are converted to Python values in halves, down to single rows."""
 _DETAIL_CHARACTERS = 200
 _INFINITE = msgspec.Raw(b"1e999")
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -35,7 +35,7 @@ def parquet_rows(stream: BinaryIO, max_line_bytes: int, most_bytes: int) -> Iter
     """The rows, in order; raises RejectedFileError where the file is damaged or its values exceed `most_bytes`."""
     try:
         for group, batches in foreign_row_groups(stream):
-            _require_at_most(most_bytes, _stated_bytes(group))
+            _require_at_most(most_bytes, _footer_bytes(group))
             num_rows = 0
             for batch in batches:
                 num_rows += batch.num_rows
@@ -49,12 +49,12 @@ def parquet_rows(stream: BinaryIO, max_line_bytes: int, most_bytes: int) -> Iter
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RejectedFileError(
-            Reason.DAMAGED_FILE, f"not a Parquet file that can be read: {_told(stream, error)}"
+            Reason.DAMAGED_FILE, f"not a Parquet file that can be read: {_describe_problem(stream, error)}"
         ) from None
 
 
-def _told(stream: BinaryIO, error: Exception) -> str:
-    """What the error says, unless the file is of another kind."""
+def _describe_problem(stream: BinaryIO, error: Exception) -> str:
+    """The message of the error, or the kind of the file if it is not Parquet."""
     stream.seek(0)
     head = stream.read(NUM_BYTES)
     other = "" if head.startswith(b"PAR1") else what_it_is(head)
@@ -66,14 +66,14 @@ def _require_at_most(most_bytes: int, num_bytes: int) -> None:
         raise RejectedFileError(Reason.DECOMPRESSION_BOMB, BEYOND_LIMIT)
 
 
-def _stated_bytes(group: pq.RowGroupMetaData) -> int:
-    """What the columns of a row group take when they are decoded, by the footer: at least a byte a value."""
+def _footer_bytes(group: pq.RowGroupMetaData) -> int:
+    """The decoded size of a row group by the footer, counting at least one byte per value."""
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(max(column.total_uncompressed_size, column.num_values) for column in columns)
 
 
 def _lines(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
-    """A line for each row; of rows that together are many bytes, half by half."""
+    """A line for each row; large batches are halved first."""
     num_bytes = sum(map(_num_bytes, batch.columns))
     if batch.num_rows == 1 and num_bytes > max_line_bytes:
         yield _skipped(batch, num_bytes, Reason.LINE_TOO_LONG, f"{num_bytes} bytes")
@@ -95,7 +95,7 @@ def _lines(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
 
 
 def _skipped(row: pa.RecordBatch, num_bytes: int, reason: Reason, detail: str) -> SkippedLine:
-    """A row that is no line, known by the hash of its values as Arrow has them."""
+    """A row that is not kept, with the hash of its values in Arrow's format."""
     sha256 = hashlib.sha256(row.serialize()).hexdigest()
     return SkippedLine(num_bytes=num_bytes, end_bytes=1, sha256=sha256, reason=reason, detail=detail)
 
@@ -111,21 +111,21 @@ def _encoded(column: pa.Array) -> list[bytes]:
     wanted = _json_type(column.type)
     values = (column if wanted == column.type else column.cast(wanted)).to_pylist(maps_as_pydicts="strict")
     if _has_bytes(wanted) or _has_infinite(column):
-        values = map(_as_json_has_it, values)
+        values = map(_to_json, values)
     return [_ENCODER.encode(value) for value in values]
 
 
-def _as_json_has_it(value: Any) -> Any:
-    """A value with something for what JSON has not: bytes, infinity."""
+def _to_json(value: Any) -> Any:
+    """A value with bytes and infinities replaced, which JSON does not have."""
     match value:
         case bytes():
             return {"num_bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}
         case float() if math.isinf(value):
             return _INFINITE if value > 0 else msgspec.Raw(b"-1e999")
         case list():
-            return [*map(_as_json_has_it, value)]
+            return [*map(_to_json, value)]
         case dict():
-            return {name: _as_json_has_it(member) for name, member in value.items()}
+            return {name: _to_json(member) for name, member in value.items()}
     return value
 
 
@@ -133,7 +133,7 @@ def _as_json_has_it(value: Any) -> Any:
 
 
 def _json_type(dtype: pa.DataType) -> pa.DataType:
-    """The type that a column is read as: texts instead of dictionaries of them, and instead of dates and times."""
+    """The type a column is converted to: strings for dates and times, plain values for dictionaries."""
     if pa.types.is_dictionary(dtype):
         return dtype.value_type
     if pa.types.is_temporal(dtype):
@@ -154,12 +154,12 @@ def _json_field(field: pa.Field) -> pa.Field:
 
 
 def _leaves(array: pa.Array) -> Iterator[pa.Array]:
-    """The columns without further structure that an array consists of; of lists only what some row has."""
+    """The flat arrays that a nested array consists of; of lists only the values in use."""
     dtype = array.type
     if pa.types.is_struct(dtype):
         for child in array.flatten():
             yield from _leaves(child)
-    elif pa.types.is_map(dtype):  # as the list of structs that it is stored as
+    elif pa.types.is_map(dtype):  # stored as a list of structs
         entries = pa.list_(pa.struct([dtype.key_field, dtype.item_field]))
         yield from _leaves(array.cast(entries))
     elif pa.types.is_nested(dtype):
@@ -169,7 +169,7 @@ def _leaves(array: pa.Array) -> Iterator[pa.Array]:
 
 
 def _num_bytes(column: pa.Array) -> int:
-    """What the values take, each that a dictionary holds as often as it stands in the column."""
+    """Bytes of the values; a dictionary's value counts each time the column uses it."""
     return sum(map(_leaf_bytes, _leaves(column)))
 
 
@@ -187,7 +187,7 @@ def _has_infinite(column: pa.Array) -> bool:
 
 
 def _has_bytes(dtype: pa.DataType) -> bool:
-    """Whether values of a type have bytes in them."""
+    """Whether values of a type contain bytes."""
     if pa.types.is_nested(dtype):
         return any(_has_bytes(dtype.field(number).type) for number in range(dtype.num_fields))
     return any(is_kind(dtype) for is_kind in _KINDS_OF_BYTES)

@@ -1,6 +1,6 @@
-"""Remote files as they are found and read: what an address names, and in which version.
+"""Finding and opening remote files, and the version of each.
 
-Nothing here is specific to one protocol: fsspec's file systems tell of each file what they know, by names of their own.
+Works with any fsspec file system; they report sizes, times and versions under different names.
 """
 
 import errno
@@ -24,14 +24,14 @@ from rm_assets.data.storage.files import (
 )
 
 _CONTENT_HASH = "blob_id"
-"""What the Hugging Face Hub tells of a file; its commits appear whole, so that no file is still being written."""
+"""Reported by the Hugging Face Hub; its commits are atomic, so a file there is never still being written."""
 _VERSIONS = (_CONTENT_HASH, "ETag", "etag", "VersionId", "generation", "md5Hash", "content_md5")
 _BLOCK_BYTES = 8 * 2**20
 
 
 def require_reachable(directory: Path) -> None:
-    """Raise StorageError unless a remote place can be listed: its host answers, we may read the bucket or the Hub's
-    repository, such as `datasets/owner/name`.
+    """Raise StorageError unless a remote directory can be listed: the host answers and the bucket, or the Hub's
+    repository such as `datasets/owner/name`, may be read.
     """
     system, path = fsspec_path(directory)
     try:
@@ -44,9 +44,9 @@ def require_reachable(directory: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteStatus:
-    """What a remote file system tells of a file; `version` changes with its content: the ETag, where it has one.
+    """The status of a remote file; `version` changes with its content, such as an ETag.
 
-    The names are those of `os.stat_result`; `st_mtime` is the present where nobody tells.
+    Named like `os.stat_result`; `st_mtime` is the present time if the file system does not report one.
     """
 
     st_size: int
@@ -55,8 +55,8 @@ class RemoteStatus:
 
 
 def remote_status(path: Path) -> RemoteStatus:
-    """The status of a remote file; raises OSError where there is none, StorageError where it cannot be asked for."""
-    system, name = _system_of_now(path)
+    """The status of a remote file; raises OSError if there is none, StorageError if it cannot be requested."""
+    system, name = _fresh_system(path)
     with wrap_remote_errors(path):
         entry = system.info(name)
         if entry["type"] != "file":
@@ -64,8 +64,8 @@ def remote_status(path: Path) -> RemoteStatus:
     return _status(entry)
 
 
-def _system_of_now(path: Path) -> tuple[Any, str]:
-    """A place as fsspec knows it, without what its file system remembers: the Hub's keeps each listing it has seen."""
+def _fresh_system(path: Path) -> tuple[Any, str]:
+    """The fsspec file system and path, with cached listings dropped: the Hub's file system keeps every listing."""
     system, name = fsspec_path(path)
     system.invalidate_cache()
     return system, name
@@ -75,7 +75,7 @@ def _status(entry: dict[str, Any]) -> RemoteStatus:
     written = 0.0 if entry.get(_CONTENT_HASH) else modified_at(entry)
     if entry.get("size") is None:
         name, way = mask_credentials(str(entry["name"])), "download it and name the copy"
-        raise StorageError(f"{name!r} cannot be read: its server does not tell its size; {way}")
+        raise StorageError(f"{name!r} cannot be read: its server does not report its size; {way}")
     version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(written))
     return RemoteStatus(
         st_size=int(entry["size"]), st_mtime=time.time() if written is None else written, version=version
@@ -83,18 +83,18 @@ def _status(entry: dict[str, Any]) -> RemoteStatus:
 
 
 def open_remote(path: Path) -> BinaryIO:
-    """A remote file to read, some MiB in memory at a time."""
+    """Open a remote file for reading, with a buffer of a few MiB."""
     system, name = fsspec_path(path)
     with wrap_remote_errors(path):
         return cast(BinaryIO, system.open(name, "rb", block_size=_BLOCK_BYTES))
 
 
 def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
-    """The files of a remote directory, in all depths, by their path relative to it; none if it is not there.
+    """The files below a remote directory, by their path relative to it; none if it does not exist.
 
-    One listing tells of thousands of files, where asking for each would take minutes.
+    One listing covers thousands of files, where a request for each would take minutes.
     """
-    system, path = _system_of_now(directory)
+    system, path = _fresh_system(directory)
     with wrap_remote_errors(directory):
         found = system.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
@@ -104,9 +104,9 @@ def remote_files(directory: Path) -> Iterator[tuple[str, RemoteStatus]]:
 
 
 def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
-    """What a URI with `*`, `?`, `[...]` or `**` names, and the status of those that are no directories."""
+    """The matches of a URI with `*`, `?`, `[...]` or `**`, with the status of files; None for directories."""
     path = resolve_path(pattern)
-    system, name = _system_of_now(path)
+    system, name = _fresh_system(path)
     with wrap_remote_errors(path):
         found = system.glob(name, detail=True)
     yield from (
@@ -119,7 +119,7 @@ def remote_matches(pattern: str) -> Iterator[tuple[Path, RemoteStatus | None]]:
 
 
 def remote_kind(path: Path) -> str:
-    """Whether a remote path names a "file", a "directory", or nothing: ""."""
-    system, name = _system_of_now(path)
+    """The kind of entry at a remote path: "file", "directory", or "" if there is none."""
+    system, name = _fresh_system(path)
     with wrap_remote_errors(path):
         return "file" if system.isfile(name) else "directory" if system.isdir(name) else ""

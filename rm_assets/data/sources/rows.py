@@ -1,4 +1,4 @@
-"""The rows of a file that is no file of lines: each as one line of JSON, in the order of the file."""
+"""The rows of a JSON list or a table, each as one line of JSON, in the order of the file."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ def file_rows(file: OpenedFile, *, max_expansion: int, max_line_bytes: int) -> I
     kind = file_kind(file.path.name)
     most_bytes = max(EXPANSION_ALLOWANCE, max_expansion * file.num_bytes)
     rows: Iterator[Piece] | None = None
-    if kind is not Kind.PARQUET:  # whose reader tells
+    if kind is not Kind.PARQUET:  # its reader checks this itself
         require_signature_of_name(file)
     match kind:
         case Kind.JSON:
@@ -41,7 +41,7 @@ def file_rows(file: OpenedFile, *, max_expansion: int, max_line_bytes: int) -> I
 
 
 def _bounded(rows: Iterable[Piece], num_left: int) -> Iterator[Piece]:
-    """The rows, up to a number of bytes: names of columns, and values of a dictionary, are written once in a table."""
+    """The rows, up to a number of bytes: a table stores column names and dictionary values only once."""
     for row in rows:
         num_left -= num_piece_bytes(row)
         if num_left < 0:
@@ -50,7 +50,7 @@ def _bounded(rows: Iterable[Piece], num_left: int) -> Iterator[Piece]:
 
 
 def _require_utf8(head: bytes) -> None:
-    """Raise RejectedFileError where a file of texts begins as one of UTF-16 or UTF-32 does."""
+    """Raise RejectedFileError where a text file begins like UTF-16 or UTF-32."""
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:4]:
         raise RejectedFileError(Reason.NOT_UTF8, _ENCODED_OTHERWISE)
 
@@ -70,7 +70,7 @@ def _json_rows(stream: io.BufferedReader, max_line_bytes: int) -> Iterator[Piece
 
 
 def _is_object_over_lines(head: bytes) -> bool:
-    """Whether a file begins with an object that does not end in its line, and no other object begins in the next."""
+    """Whether a file begins with an object that goes on after its first line, where no other object begins."""
     line, line_end, following = head.partition(b"\n")
     if not (line.startswith(b"{") and line_end) or following.lstrip().startswith(b"{"):
         return False

@@ -1,4 +1,4 @@
-"""What the first bytes of a file show it to be, where that is not what its name says."""
+"""Recognizes files whose first bytes do not match their name."""
 
 import re
 
@@ -7,11 +7,11 @@ from rm_assets.data.sources.opened_file import OpenedFile, RejectedFileError
 from rm_assets.data.tables.reasons import Reason
 
 NUM_BYTES = 64
-"""What is looked at of a file."""
+"""Bytes inspected at the start of a file."""
 _SPREADSHEET = "a spreadsheet: save it as CSV in UTF-8"
 _WEB_PAGE = "a web page, perhaps an error's: download the file again"
 _SIGNATURES = {
-    rb"PAR1(?=[^ -~\t\r\n])": "Parquet: call it .parquet",  # no name of a column goes on like that
+    rb"PAR1(?=[^ -~\t\r\n])": "Parquet: call it .parquet",  # no column name of a CSV file continues like this
     rb"\x1f\x8b": "compressed by gzip: let its name end in .gz",
     rb"\x28\xb5\x2f\xfd": "compressed by Zstandard: let its name end in .zst",
     rb"BZh[1-9]1AY&SY": "compressed by bzip2: unpack it",
@@ -26,19 +26,19 @@ _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
 
 
 def require_signature_of_name(file: OpenedFile) -> None:
-    """Raise RejectedFileError where a file, of any kind but Parquet, shows another kind than its name says."""
+    """Raise RejectedFileError where the content of a file, of any kind but Parquet, does not match its name."""
     with file.random_access() as stream:
         head = stream.peek(NUM_BYTES)[:NUM_BYTES]
     archive = archive_suffix(file.path.name)
     if archive and head.startswith(_MAGIC[archive]):
         return
-    told = what_it_is(head)
-    if file_kind(file.path.name) in (Kind.CSV, Kind.TSV) and (found := _JSON.match(head)):
-        told = f"JSON: call it {'.json' if found[1] else '.jsonl'}"
-    if told:
-        raise RejectedFileError(Reason.DAMAGED_FILE, f"it is {told}")
+    found = what_it_is(head)
+    if file_kind(file.path.name) in (Kind.CSV, Kind.TSV) and (match := _JSON.match(head)):
+        found = f"JSON: call it {'.json' if match[1] else '.jsonl'}"
+    if found:
+        raise RejectedFileError(Reason.DAMAGED_FILE, f"it is {found}")
 
 
 def what_it_is(head: bytes) -> str:
-    """What a file that begins so is, and what to do with it; empty where the first bytes do not tell."""
-    return next((told for pattern, told in _SIGNATURES.items() if re.match(pattern, head)), "")
+    """The kind of a file by its first bytes, and advice on it; empty if they are not known."""
+    return next((kind for pattern, kind in _SIGNATURES.items() if re.match(pattern, head)), "")

@@ -1,7 +1,7 @@
 """raw_preferences: one row per non-blank line, cut into shards. A file is used whole or not at all.
 
-A file that is damaged, unreadable or keeps changing gives no rows, but one reject, at line 0. A file that changes while
-it is read is read again. If it only grows, the lines that were complete when it was opened count, once two readings
+A file that is damaged, unreadable or keeps changing yields no rows, but one reject at line 0. A file that changes while
+it is read is read again. If it only grows, the lines that were complete when it was opened are used, once two readings
 agree on them.
 """
 
@@ -33,6 +33,7 @@ from rm_assets.data.sources.opened_file import (
     RejectedFileError,
     Status,
     file_stamp,
+    is_recent,
     is_same_file,
     open_annotation_file,
 )
@@ -52,8 +53,6 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 VERSION = 5
-_YOUNG_SECONDS = 2.0
-"""A file modified this recently may change again under the same stamp: clocks of file systems are coarse."""
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
@@ -79,7 +78,7 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
         resolve_path(settings.storage), Stage.RAW, settings.keep_snapshots, log, settings.verify
     ) as publisher:
         stamps = _read_stamps(publisher)
-        # taken before the files are read: what arrives meanwhile changes the version, and must not count as read
+        # listed before the files are read: data that arrive meanwhile change the version and must not count as read
         listing = content_listing(files, resolve_path(settings.storage), trusts_stamps=settings.verify == "stamps")
         shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -95,7 +94,7 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
 
 
 def _total_bytes(files: list[AnnotationFile]) -> int | None:
-    """Bytes of all files; None if one is not plain lines, is gone, or is remote, where each size is a request."""
+    """Bytes of all files; None if one is not plain lines, is missing, or is remote, where each size costs a request."""
     if any(is_remote(file.path) or not grows_by_lines(file.path.name) for file in files):
         return None
     try:
@@ -104,7 +103,7 @@ def _total_bytes(files: list[AnnotationFile]) -> int | None:
         return None
 
 
-# --- stamps: equal ones spare reading a file; otherwise its content decides -----------------------------------
+# --- stamps: a file with an equal stamp is not read; otherwise its content decides -----------------------------
 
 
 class _Known(TypedDict):
@@ -128,7 +127,7 @@ def _stamp(path: Path, status: Status, settings_hash: str, settings: Settings) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """What reading a file needs: this thread cuts it into blocks, `threads` hash and write them."""
+    """The context of reading files: this thread cuts them into blocks, `threads` hash and write the blocks."""
 
     settings: Settings
     settings_hash: str
@@ -150,7 +149,9 @@ def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, A
         shards, settled = _steady_reading(file, reading, known["keys"] if known else [])
     except RejectedFileError as error:
         return [_rejected(file, error, reading)]
-    stamp = _stamp(file.path, settled, reading.settings_hash, reading.settings) if settled else []  # equal to no stamp
+    stamp = (
+        _stamp(file.path, settled, reading.settings_hash, reading.settings) if settled else []
+    )  # never equal to a stamp
     stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
     return shards
 
@@ -168,9 +169,10 @@ def _present_stamp(file: AnnotationFile, settings_hash: str, settings: Settings)
 def _steady_reading(
     file: AnnotationFile, reading: _Reading, known_keys: list[str]
 ) -> tuple[list[Shard], Status | None]:
-    """A file's shards, and its status if an equal status later will mean that nothing changed.
+    """A file's shards, and its status, or None if an equal status would not prove that nothing changed.
 
-    `known_keys` are those of its last reading. Raises RejectedFileError if the file cannot be read or keeps changing.
+    `known_keys` are the shard keys of its last reading. Raises RejectedFileError if the file cannot be read or keeps
+    changing.
     """
     grown: OpenedFile | None = None
     seen: list[str] = []
@@ -180,7 +182,7 @@ def _steady_reading(
             follows = grown is not None and is_same_file(grown.status, now.status)
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
-            is_old = time.time() - now.status.st_mtime > _YOUNG_SECONDS
+            is_old = not is_recent(now.status)
             shards = _one_reading(now, file, reading, known_keys, whole_lines=follows)
             change = now.change()
         keys = [shard.key for shard in shards]
@@ -214,7 +216,7 @@ def _one_reading(
 
 
 def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | None:
-    """The rows of a file that is not made of lines, such as Parquet; None for lines."""
+    """Blocks of a file that does not consist of lines, such as Parquet; None for lines."""
     rows = file_rows(now, max_expansion=settings.max_expansion, max_line_bytes=settings.max_line_bytes)
     if rows is None:
         return None
@@ -224,7 +226,7 @@ def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | No
 
 
 def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> list[Shard]:
-    """The first shards of a file that was read before, up to its first changed byte: hashed, not cut again.
+    """The shards of a file's last reading up to its first changed byte; their bytes are hashed, but not cut again.
 
     Where a block ends depends on the line after it, so the last equal shard is left out.
     """
@@ -268,7 +270,7 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
 
 
 def _key(file: AnnotationFile, index: int, first_line: int, sha256: str, reading: _Reading) -> str:
-    """The hash of all that decides a shard. Its index counts: a shard is named by it, and equal lines may move."""
+    """The hash of all inputs of a shard, its index included: the index names it, and equal lines may move."""
     return fingerprint(reading.settings_hash, file.source, index, first_line, sha256)
 
 
@@ -302,9 +304,9 @@ def _rejected(
     sha256: str = hashlib.sha256(b"").hexdigest(),
     num_bytes: int = 0,
 ) -> Shard:
-    """The one shard of a file that is not used: no rows, and one reject that names the file, at line 0.
+    """The one shard of a file that is not used: no rows, and one reject at line 0 that names the file.
 
-    Its bytes are those that were read from the stored file.
+    `num_bytes` were read of the stored file.
     """
     key = fingerprint(reading.settings_hash, file.source, error.reason, error.detail, sha256)
     counts = Counter(num_bytes=num_bytes, other_bytes=num_bytes, num_rejected_files=1)
@@ -325,7 +327,7 @@ def _found_or_written(
 
 
 def shard_name(source: str, index: int) -> str:
-    """A file name for a shard, well below 255 bytes: a readable part, 128 bits of the source's hash, and the index.
+    """A shard's file name, well below 255 bytes: a readable part, 128 bits of the source's hash, and the index.
 
     The hash keeps names distinct on file systems that ignore case or fold characters.
     """
@@ -355,7 +357,7 @@ def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
 
 
 def measure_raw(source: str, paths: dict[str, Path]) -> Stats:
-    """Figures of the written shard: rows of its source, bytes of all texts in UTF-8, and rejects."""
+    """Statistics read back from a shard: rows of its source, UTF-8 bytes of all texts, and rejects."""
     figures: Counter[str] = Counter(num_out=0, text_bytes=0)
     for rows in read_batches(paths.get(DATA), schemas.RAW, ["source", "text"]):
         num_out = schemas.num_rows_of(source, rows)

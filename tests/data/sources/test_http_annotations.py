@@ -59,8 +59,8 @@ def served(content: bytes, *, told: int | None) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        (None, "cannot be read: its server does not tell its size; download it and name the copy"),
-        (5000, r"cannot be read: it ends 5,000 bytes before the end that its server tells"),
+        (None, "cannot be read: its server does not report its size; download it and name the copy"),
+        (5000, r"cannot be read: it ends 5,000 bytes before the size that its server reports"),
     ],
 )
 def test_a_file_that_is_not_as_long_as_its_server_says_is_an_error_and_no_shorter_file(

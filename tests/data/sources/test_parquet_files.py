@@ -259,7 +259,7 @@ def test_a_bomb_is_refused_before_its_values_are_made(
 def test_what_is_decoded_counts_whatever_the_footer_says(
     settings: Settings, bomb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_stated_bytes", lambda group: 0)
+    monkeypatch.setattr(reader, "_footer_bytes", lambda group: 0)
     assert rejects(raw_of(settings, BOMBS[bomb]())) == [("a.parquet", 0, "decompression_bomb")]
 
 
