@@ -110,10 +110,8 @@ def _common(*records: TwoLineRecord) -> Common:
 
 
 def _conversation(text: str) -> tuple[Message, ...]:
-    return parse_transcript(text) if is_transcript(text) else _nemo_chat(text)
-
-
-def _nemo_chat(text: str) -> tuple[Message, ...]:
+    if is_transcript(text):
+        return parse_transcript(text)
     if not begins_nemo_chat(text) or "<extra_id_2>" in text:
         raise PreferenceError(Reason.UNKNOWN_FORMAT, "neither a transcript nor NeMo's chat")
     return nemo_messages(text)

@@ -31,7 +31,7 @@ _READ_AS = {
     ),
 }
 _UNREAD = frozenset(_READ_AS)
-"""What to look for; `tools` are read of rows and requests, not of messages."""
+"""`tools` are read of rows and requests, not of messages."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -87,7 +87,7 @@ def _sets_nothing(kwargs: Any) -> bool:
 # --- media ---------------------------------------------------------------------------------------------------
 
 _NAMES = frozenset(MEDIA)
-_LOOKED_FOR = _NAMES | _UNREAD
+_SEARCHED = _NAMES | _UNREAD
 _NOTHING = frozenset({"", "[]", "{}", "[none]", "[null]", "nan", "none", "null", "<na>"})
 """What tables write where there is nothing."""
 _OTHER_OBJECTS = frozenset({"tools", "tool_calls", "arguments"})
@@ -112,23 +112,21 @@ def require_no_media(row: Row) -> None:
 
 
 def _require_none_within(value: list[Any] | dict[str, Any]) -> None:
-    """Messages and responses are looked at, and what they hold but for tool calls; it is called for most lines.
+    """Check messages and responses, and what they hold, except tool calls; called for most lines.
 
-    Other fields that are not read are looked for here, too, as one walk costs less than two.
+    Other fields that are not read are checked here, too, as one walk costs less than two.
     """
     items: Iterable[Any] = value
     if type(value) is dict:
-        if not _LOOKED_FOR.isdisjoint(value):
+        if not _SEARCHED.isdisjoint(value):
             _require_empty(value, " of a message")
             _require_read(value)
-        items = value.values() if _OTHER_OBJECTS.isdisjoint(value) else _message_fields(value)
+        items = value.values()
+        if not _OTHER_OBJECTS.isdisjoint(value):
+            items = [item for name, item in value.items() if name not in _OTHER_OBJECTS]
     for item in items:
         if type(item) is list or type(item) is dict:
             _require_none_within(item)
-
-
-def _message_fields(message: dict[str, Any]) -> list[Any]:
-    return [item for name, item in message.items() if name not in _OTHER_OBJECTS]
 
 
 def _require_empty(fields: dict[str, Any], of: str) -> None:

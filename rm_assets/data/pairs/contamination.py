@@ -44,12 +44,9 @@ def prompt_grams(texts: Iterable[str]) -> set[int]:
     """
     seen = [visible(text) for text in texts]
     words = [word for text in seen for word in _TOKEN.findall(text.casefold())]
-    grams = _grams(words or [sign for text in seen for sign in text if not sign.isspace()] or [""])
+    words = words or [sign for text in seen for sign in text if not sign.isspace()] or [""]
+    grams = {_gram(words[run]) for run in _runs(words)}
     return grams | _lookalike_grams(seen) if any(map(may_have_lookalikes, seen)) else grams
-
-
-def _grams(words: list[str]) -> set[int]:
-    return {_gram(words[run]) for run in _runs(words)}
 
 
 def _runs(words: list[str]) -> Iterator[slice]:
@@ -106,9 +103,13 @@ def _dropped_turns(tokenized: pa.Table) -> dict[str, int]:
 
 
 def _prompts(rows: pa.Table, dropped: Mapping[str, int]) -> Iterator[tuple[list[str], int]]:
-    """What the user says in each row's prompt, and how many of these messages were dropped."""
+    """The user's messages in each row's prompt, and how many of them were dropped.
+
+    System messages are left out: many prompts share them.
+    """
     numbers = (dropped.get(pair_id, 0) for pair_id in rows["pair_id"].to_pylist()) if dropped else itertools.repeat(0)
-    return zip(user_turns(rows), numbers, strict=False)
+    for prompt, number in zip(rows["prompt"].to_pylist(), numbers, strict=False):
+        yield [message["content"] or "" for message in prompt if message["role"] == "user"], number
 
 
 def _grams_of_prompt(texts: list[str], num_dropped: int) -> set[int]:
@@ -140,9 +141,3 @@ def _share_any(own: Grams, known: Grams) -> bool:
     """Whether two arrays share a value; `known` is sorted and may be long."""
     places = np.minimum(np.searchsorted(known, own), len(known) - 1)
     return bool(len(known)) and bool((known[places] == own).any())
-
-
-def user_turns(rows: pa.Table) -> Iterator[list[str]]:
-    """What the user says in each row's prompt, message by message; system messages are shared by many prompts."""
-    for prompt in rows["prompt"].to_pylist():
-        yield [message["content"] or "" for message in prompt if message["role"] == "user"]

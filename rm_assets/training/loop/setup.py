@@ -30,7 +30,7 @@ def prepare_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSett
     base = base_of(model)
     prepare_layers(base, settings, group.device)
     scorer = Scorer(model)
-    shard(scorer, decoder_layers(base), base.score, group)
+    shard(scorer, list(decoder_layers(base)), base.score, group)
     return Run(
         scorer=scorer,
         choice=choice,

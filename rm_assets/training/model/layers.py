@@ -24,12 +24,8 @@ _CACHE_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable: where torch keeps compiled code. A value set by the user is respected."""
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers of a stock classifier's body: the list of modules that holds most weights."""
-    return list(_layer_list(model))
-
-
-def _layer_list(model: Any) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The layers of a stock classifier's body: the module list with the most weights."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()), default=nn.ModuleList())
 
@@ -39,7 +35,7 @@ def shallow_copy(model: Any) -> Any:
 
     Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window.
     """
-    layers, memo = _layer_list(model), dict[int, Any]()
+    layers, memo = decoder_layers(model), dict[int, Any]()
     config = model.config.get_text_config()
     kinds = [_kind(layer, number, config, len(layers)) for number, layer in enumerate(layers)]
     kept = max([2, *(kinds.index(kind) + 1 for kind in kinds)])

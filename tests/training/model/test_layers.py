@@ -55,7 +55,7 @@ def test_only_the_layers_own_flags_are_set_and_their_own_dropout_is_off(make_job
     layers[0].dropout = 0.3  # as some architectures have it
     prepare_layers(model, TrainingSettings(gradient_checkpointing=True), CPU)
     in_training_mode = [module for module in model.modules() if module.training]
-    assert in_training_mode == layers
+    assert in_training_mode == list(layers)
     assert all(layer.gradient_checkpointing for layer in layers)
     assert layers[0].dropout == 0.0
 

@@ -184,7 +184,8 @@ def _prompt_messages(prompt: str) -> tuple[Message, ...]:
         return (Message(role="user", content=prompt),)
     if is_transcript(prompt):
         messages = parse_transcript(open_transcript(prompt))
-        if not _has_answer(messages) and "Assistant:" in prompt:
+        has_answer = any(message.role == "assistant" for message in messages)
+        if not has_answer and "Assistant:" in prompt:
             raise _unreadable_transcript()
     elif opened := open_nemo_prompt(prompt):
         messages = nemo_messages(opened)
@@ -312,10 +313,6 @@ def _continued(prompt: str, *sides: str) -> tuple[str, ...]:
 def _unreadable_transcript() -> PreferenceError:
     problem = "a transcript whose turns do not begin with `Human:` and `Assistant:` after an empty line each"
     return PreferenceError(Reason.TURN_MARKERS, f"{problem}; give messages with `role` and `content` instead")
-
-
-def _has_answer(messages: tuple[Message, ...]) -> bool:
-    return any(message.role == "assistant" for message in messages)
 
 
 def split_at_difference(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
