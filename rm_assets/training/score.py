@@ -2,8 +2,8 @@
 
 First the model must give its golden scores, which proves that it is the model of its report. A line holds a
 preference in any accepted format, or one conversation (`messages`, with `tools` or without). Every line gives lines of
-output or one that says why there is no score. RM_COLUMNS, RM_LABELS and RM_MAX_PAIRS_PER_PROMPT count as they do for
-annotations, and lines are cut as they are there: at line feeds, and up to RM_MAX_LINE_BYTES.
+output, or one line with the reason why it has no score. RM_COLUMNS, RM_LABELS and RM_MAX_PAIRS_PER_PROMPT
+count as they do for annotations, and lines are cut as they are there: at line feeds, and up to RM_MAX_LINE_BYTES.
 
 Exit codes: 0 done, 1 no scores (the reason is on stderr), 2 wrong arguments.
 """
@@ -56,7 +56,7 @@ NumberedLine = tuple[int, str | PreferenceError]
 _Sides = dict[str, tuple[tuple[Message, ...], str]]
 """What is scored of a line, under the name of its score: messages, and tools as JSON text."""
 _Read = tuple[list[_Sides] | PreferenceError, tuple[Evidence, ...]]
-"""What a line holds, or why it holds nothing to score; and what its verdict tells about those of other lines."""
+"""What a line holds, or why it holds nothing to score; and what its verdict implies for those of other lines."""
 
 
 def main(arguments: list[str]) -> int:
@@ -126,7 +126,7 @@ def _log(text: str) -> None:
 
 
 def numbered_lines(source: io.BufferedReader, max_line_bytes: int) -> Iterator[NumberedLine]:
-    """The lines of a stream that are not blank, as raw_preferences reads them; one that is no text is a problem."""
+    """The lines of a stream that are not blank, as raw_preferences reads them; a line that is not text is a problem."""
     for block in blocks_of_lines(source, block_bytes=_BLOCK_BYTES, max_line_bytes=max_line_bytes):
         for part in read_block(block, max_line_bytes=max_line_bytes, part_bytes=_BLOCK_BYTES):
             found: list[NumberedLine] = list(zip(part.numbers.tolist(), part.texts.to_pylist(), strict=True))
@@ -163,7 +163,7 @@ def scored_lines(
 ) -> list[dict[str, Any]]:
     """For each (number, text) of a line its results: `line` and `score`, or `line`, both scores and their `margin`.
 
-    A ranking has a result per pair, told apart by `pair`. What cannot be scored has `line` and `problem`; labels and
+    A ranking has a result per pair, numbered by `pair`. What cannot be scored has `line` and `problem`; labels and
     strengths of these lines are judged together, as rm_assets.data.formats.labels.consistency says.
     """
     results: list[dict[str, Any]] = []
@@ -198,7 +198,7 @@ def _read(line: str | PreferenceError, rules: ParsingRules) -> _Read:
 
 
 def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, list[_Sides] | PreferenceError]]:
-    """Each line's conversations, or its problem, which may be what other lines say of such labels."""
+    """Each line's conversations, or its problem, which may come from the labels of other lines."""
     counts: EvidenceCounts = {}
     for number, (_, evidence) in found:
         for each in evidence:
@@ -217,7 +217,7 @@ def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, 
 
 
 def _finished(result: dict[str, Any]) -> dict[str, Any]:
-    """A result with its margin, or with a problem in place of scores that are no finite numbers."""
+    """A result with its margin, or with a problem in place of scores that are not finite."""
     scores = {name: score for name, score in result.items() if name.endswith("score")}
     if not all(map(math.isfinite, scores.values())):
         place = {name: value for name, value in result.items() if name not in scores}

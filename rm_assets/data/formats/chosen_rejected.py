@@ -117,7 +117,7 @@ def from_openai(record: OpenAIRecord, format_name: Format, rules: ParsingRules) 
 
 def one_pair(record: Common, format_name: Format, sides: Sides) -> ParsedLine:
     """The pair of a row that has one, with the margin of its scores."""
-    return ParsedLine(preferences=[preference(record, format_name, sides, stated_margin(record))])
+    return ParsedLine(preferences=[preference(record, format_name, sides, score_margin(record))])
 
 
 def preference(record: Common, format_name: Format, sides: Sides, margin: float) -> Preference:
@@ -136,7 +136,7 @@ def preference(record: Common, format_name: Format, sides: Sides, margin: float)
     )
 
 
-def stated_margin(record: Common) -> float:
+def score_margin(record: Common) -> float:
     """The difference of the scores of a row that has both; it must agree with the labels."""
     if record.score_chosen is None or record.score_rejected is None:
         return 0.0

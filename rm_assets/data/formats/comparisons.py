@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.chosen_rejected import Common, preference, score_margin
 from rm_assets.data.formats.conversations.messages import Prompt, Reply, split_sides
 from rm_assets.data.formats.field_names import LABELS, RESPONSES, SPELLINGS, Row, only_value
 from rm_assets.data.formats.labels.strengths import read_strength
@@ -46,7 +46,7 @@ def from_comparison(record: ComparisonRecord, format_name: Format, rules: Parsin
         raise PreferenceError(Reason.TIE, "the verdict prefers neither response")
     sides = (record.response_a, record.response_b)
     chosen, rejected = sides if record.label == "first" else reversed(sides)
-    difference = stated_margin(record)
+    difference = score_margin(record)
     pair = split_sides(record.prompt, chosen, rejected)
     return ParsedLine(preferences=[preference(record, format_name, pair, record.preference_strength or difference)])
 
@@ -60,7 +60,7 @@ def with_verdict(row: Row, fields: tuple[str, str], rules: ParsingRules, evidenc
     """The row with `response_a`, `response_b`, and its verdict as `label` and `preference_strength`.
 
     `fields` are the two responses. Raises PreferenceError where the label and the strength contradict each other, or
-    where there is no verdict. What the verdict tells about other rows is appended to `evidence`, also before an error.
+    where there is no verdict. What the verdict implies for other rows is appended to `evidence`, even before an error.
     """
     better, strength = _verdict(row, fields, rules, evidence)
     if better is None:

@@ -110,7 +110,7 @@ def use_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
     """The row with the user's columns under the names of this project; other spellings of those fields are not read.
 
     With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` is `{"prompt": "2+2?"}`. A row without the column
-    is left as it is, so that files with and without it may lie side by side. A side of it never meets the other side of
+    stays unchanged: files with and without it may be mixed. A side of it never meets the other side of
     such a row: `{"winner": "4.", "rejected": "5."}` is a reject where `rejected` has a column, too.
     """
     for sides in (("chosen", "rejected"), ("response_a", "response_b")):

@@ -23,7 +23,7 @@ def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, An
     """The object that a line (text, or its UTF-8) holds; raises PreferenceError where it holds none.
 
     Of a field given twice a parser keeps the last one, silently; here a known field given twice is a reject. A JSON
-    text has one colon per field, besides those inside strings, so that one count tells whether any field of any object
+    text has one colon per field, besides those inside strings, and one count shows whether any field of any object
     was lost: `{"a": "b:", "a": [{"c": ":"}]}` has five colons, and what is parsed of it accounts for three.
     """
     content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

@@ -57,7 +57,7 @@ def _nearest(row: Row) -> str:
 
 
 def _other_response(row: Row) -> list[str]:
-    """The response that is compared with the one that a row has: `output_2` for `output_1`; none where it has both."""
+    """The missing response of a comparison: `output_2` for a row with only `output_1`; empty if it has both."""
     if any(one in row and other in row for one, other in RESPONSES):
         return []
     return next(([other if one in row else one] for one, other in RESPONSES if one in row or other in row), [])

@@ -2,8 +2,8 @@
 
 line -> JSON object -> fields of the usual names -> format -> typed record -> preferences, or an error with one reason
 
-A format is a msgspec record, whose type is its documentation, and a function from this record to preferences. Each row
-is told by its own fields: one file may hold several formats. See the README.md of this folder for how to add one.
+A format is a msgspec record, whose type is its documentation, and a function from this record to preferences. The
+format is detected row by row: one file may hold several. See the README.md of this folder for how to add one.
 """
 
 from collections.abc import Callable

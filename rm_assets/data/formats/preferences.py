@@ -1,4 +1,4 @@
-"""What every format is turned into: a preference between two continuations of one prompt, as messages."""
+"""The common form of all formats: a preference between two continuations of one prompt, as messages."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,7 +12,7 @@ from rm_assets.settings import Annotators
 
 
 class PreferenceError(ValueError):
-    """A row that states no usable preference. The detail never holds the row's own text."""
+    """A row without a usable preference. The detail never quotes the row's own text."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -22,7 +22,7 @@ class PreferenceError(ValueError):
 
 
 class EvidenceKind(StrEnum):
-    """What a verdict tells about those in other rows of its shape; see `rm_assets.data.formats.labels.consistency`."""
+    """What a verdict implies for other rows of its shape; see `rm_assets.data.formats.labels.consistency`."""
 
     # of numbers as labels
     NAMED = "named"
@@ -45,7 +45,7 @@ class EvidenceKind(StrEnum):
 
 
 class Evidence(NamedTuple):
-    """What one verdict tells about the others of its shape: of the same columns of verdict and responses."""
+    """What one verdict implies for the others of its shape, which have the same columns for verdict and responses."""
 
     shape: str
     kind: EvidenceKind
@@ -98,9 +98,9 @@ class Preference(Struct, frozen=True, kw_only=True):
 
 
 class ParsedLine(Struct, frozen=True, kw_only=True):
-    """What one row states: its preferences, how many pairs of a ranking are none or over the cap.
+    """The preferences of one row.
 
-    Responses that are left out are empty or unranked.
+    Of a ranking also how many pairs are tied or over the limit, and how many responses were empty or unranked.
     """
 
     preferences: list[Preference]

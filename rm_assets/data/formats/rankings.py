@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.chosen_rejected import Common, preference, score_margin
 from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, split_sides
 from rm_assets.data.formats.preferences import Format, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.storage.fingerprint import short_hash
@@ -105,7 +105,7 @@ def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: Parsi
     if any(all(map(_is_empty, replies)) for replies in sides):
         raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has no reply that is not empty")
     responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
-    return _ranked_pairs(record, format_name, record.prompt, responses, rules, margin=stated_margin(record))
+    return _ranked_pairs(record, format_name, record.prompt, responses, rules, margin=score_margin(record))
 
 
 def require_few(num_responses: int) -> None:
@@ -244,9 +244,9 @@ Pair = TypeVar("Pair", bound=tuple[Any, ...])
 
 
 def draw_pairs(pairs: Sequence[Pair], texts: Sequence[str], shared_size: int, rules: ParsingRules) -> list[Pair]:
-    """At most `max_pairs_per_prompt` pairs, drawn by the hashes of their texts, so that no order of responses matters.
+    """At most `max_pairs_per_prompt` pairs, drawn by the hashes of their texts: the order of responses does not matter.
 
-    A pair begins with the places of the better and the worse response in `texts`; `shared_size` is the number of
+    A pair begins with the indices of the better and the worse response in `texts`; `shared_size` is the number of
     characters that every pair holds besides its two texts. Raises PreferenceError for more than `MAX_CHARACTERS`.
     """
     drawn = sorted(pairs, key=lambda pair: short_hash(texts[pair[0]], texts[pair[1]]))[: rules.max_pairs_per_prompt]

@@ -1,4 +1,4 @@
-"""Which format a row has, told by its fields, and the row with the field names of that format's record."""
+"""Detects the format of a row by its fields, and gives them the names of that format's record."""
 
 from typing import Any
 
@@ -24,9 +24,10 @@ from rm_assets.data.tables.reasons import Reason
 
 
 def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple[Format, Row]:
-    """The format of a row and the row as that format's record has it; raises PreferenceError where it has none.
+    """The format of a row, and the row with the fields of that format's record.
 
-    What the label of a comparison tells about other rows is appended to `evidence`.
+    What the label of a comparison implies for other rows is appended to `evidence`. Raises PreferenceError for a row of
+    no known format.
     """
     row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
     has_sides = "chosen" in row and "rejected" in row

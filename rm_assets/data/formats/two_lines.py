@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.formats.chosen_rejected import Common, preference, stated_margin
+from rm_assets.data.formats.chosen_rejected import Common, preference, score_margin
 from rm_assets.data.formats.conversations.messages import Sides, split_at_difference
 from rm_assets.data.formats.conversations.transcripts import (
     begins_nemo_chat,
@@ -47,7 +47,7 @@ def pairs_of_lines(lines: list[NumberedLine]) -> Iterator[PairOfLines]:
 
 
 def num_broken_prompts(pairs: Sequence[PairOfLines], unmatched: Collection[int], before: PairOfLines | None) -> int:
-    """How many prompts have lost a line, so that some of their pairs may be swapped.
+    """How many prompts have lost a line, which may have swapped some of their pairs.
 
     The pair before a line without a partner has the same prompt then. `unmatched` are the first lines of pairs whose
     two lines do not match; `before` is the pair before the first one.
@@ -55,7 +55,7 @@ def num_broken_prompts(pairs: Sequence[PairOfLines], unmatched: Collection[int],
     return sum(
         previous is not None and _share_prompt(*previous) and _share_prompt(previous[1], first)
         for previous, (first, second) in zip([before, *pairs], pairs, strict=False)
-        if first[0] in unmatched and not (second and second[1] is None)  # a reject has taken the place of its line
+        if first[0] in unmatched and not (second and second[1] is None)  # its line was rejected, not lost
     )
 
 
@@ -77,7 +77,7 @@ def parse_two_lines(first: NumberedLine, second: NumberedLine | None) -> ParsedL
         raise PreferenceError(Reason.INCOMPLETE_PAIR, "the other line of the pair is a reject")
     sides, records = _compared(first[1], second[1])
     common = _common(*records)
-    return ParsedLine(preferences=[preference(common, Format.TWO_LINES, sides, stated_margin(common))])
+    return ParsedLine(preferences=[preference(common, Format.TWO_LINES, sides, score_margin(common))])
 
 
 def _compared(one: str | bytes, other: str | bytes) -> tuple[Sides, tuple[TwoLineRecord, TwoLineRecord]]:

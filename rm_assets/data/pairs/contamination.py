@@ -1,7 +1,7 @@
 """Training prompts that overlap evaluation files: their pairs are rejected.
 
 Two prompts overlap if they share a run of 13 words (Brown et al. 2020, appendix C), or, where scripts write no spaces,
-of 13 characters; a prompt shorter than that overlaps an equal one. Words are compared as they look, see
+of 13 characters; a prompt shorter than that overlaps an equal one. Words are compared by appearance, see
 `rm_assets.data.pairs.lookalikes`.
 """
 
@@ -39,8 +39,8 @@ def prompt_grams(texts: Iterable[str]) -> set[int]:
     """Hashes of the runs of GRAM_WORDS words in a prompt's user turns, in NFKC and case-folded.
 
     A prompt of fewer words gives one hash, of all of them. In one without words, such as "?!", each visible character
-    counts as a word. Invisible characters do not count. Where letters of other alphabets stand for Latin ones, the runs
-    also count as what they look like.
+    counts as a word. Invisible characters do not count. Where letters of other alphabets replace Latin ones, the
+    runs also count in their Latin form.
     """
     seen = [visible(text) for text in texts]
     words = [word for text in seen for word in _TOKEN.findall(text.casefold())]
@@ -59,10 +59,10 @@ def _gram(words: list[str]) -> int:
 
 
 def _lookalike_grams(texts: list[str]) -> set[int]:
-    """The hashes of runs with words that look like Latin ones, as what they look like.
+    """The hashes of runs with words that resemble Latin ones, in their Latin form.
 
-    Another language is not taken for that: such a run has Latin letters, too, or it is long and every word of it looks
-    Latin, which no 13 words of Russian or Greek do.
+    Text in another language is not converted: such a run has Latin letters, too, or it is long and every word of it
+    resembles Latin, which no 13 words of Russian or Greek do.
     """
     words = [word for text in texts for word in _TOKEN.findall(text)]
     latin = [latin_lookalike(word) for word in words]

@@ -1,7 +1,7 @@
 """The hashes that identify pairs, and those by which prompts and conversations count as equal.
 
-The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes, over parts that state
-their own lengths, so that no two different pairs are hashed from the same bytes.
+The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes, over parts
+prefixed with their lengths: two different pairs are never hashed from the same bytes.
 """
 
 import itertools
@@ -32,7 +32,7 @@ _CALLS = _EXTRAS["tool_calls"]
 class PairKeys(NamedTuple):
     """Hashes of pairs, one column each, of 32 hexadecimal digits.
 
-    `pair_id` is a pair's identity: of its messages and tools, whatever file, format or margin it came with, exactly as
+    `pair_id` is a pair's identity: of its messages and tools, not of its file, format or margin, exactly as
     they are rendered. `prompt` is of the system message and the first user turn, and decides the split. `chosen` and
     `rejected` are of all texts of a conversation and the tools. The last three are of texts in their normal form, and
     of tools and tool calls with their members sorted.

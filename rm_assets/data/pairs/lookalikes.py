@@ -1,4 +1,4 @@
-"""Texts as they look: without invisible characters, and with Latin letters for letters that look like them.
+"""Texts as a reader sees them: without invisible characters, and with Latin letters for their look-alikes.
 
 Used for comparisons only: the text of a pair is never changed.
 """
@@ -10,7 +10,7 @@ import unicodedata
 from rm_assets.data.pairs.normal_form import normalized
 
 # Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt): soft hyphen, joiners, marks of direction,
-# variation selectors, fillers, tags; besides them control characters that are no white space, and annotation marks.
+# variation selectors, fillers, tags; besides them control characters that are not white space, and annotation marks.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     r"\ufeff\uffa0\ufff0-\ufffb\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]"
@@ -21,7 +21,7 @@ _INVISIBLE_BEYOND = re.compile(
 
 # Letters above those that they look like: the pairs with a Latin letter in confusables.txt of UTS #39, of alphabets in
 # use and of phonetic and small capital letters. Letters that compatibility forms (NFKC) replace are not needed here,
-# and Latin letters that some language writes, such as the dotless i, are no look-alikes.
+# and Latin letters of some language, such as the dotless i, are not look-alikes.
 _PAIRS = (
     ("ЅІЈАВЕКМНОРСТУХЬагеорсухѕіјѡѴѵҮүһҽӀӏԁԌԛԜԝꙇ", "SIJABEKMHOPCTYXbareopcyxsijwVvYyheIldGqWwi"),
     ("ͿΑΒΕΖΗΙΚΜΝΟΡΤΥΧαγηικνορστυωϜϲϳϹϺᴦ", "JABEZHIKMNOPTYXaynikvopotuwFcjCMr"),

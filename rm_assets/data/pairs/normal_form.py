@@ -165,7 +165,7 @@ def _not_composed(texts: Texts, content: NDArray[np.uint8]) -> list[int]:
     """The texts that are not in Unicode NFC.
 
     All below U+0300 (0xCC in UTF-8) is, and so is the general punctuation (0xE2 0x80) but for spaces. `is_normalized`
-    answers at the first two marks that are out of order, so that it sorts none.
+    stops at the first two marks that are out of order, and sorts none.
     """
     places = np.flatnonzero(content >= 0xCC)
     places = places[(content[places] != 0xE2) | (np.take(content, places + 1, mode="clip") != 0x80)]

@@ -72,7 +72,7 @@ class Probe:
     device: torch.device
 
     def excess(self, packing: Packing) -> Excess:
-        """How much a packing differs from each sequence alone; raises whatever the model raises."""
+        """How much a packing differs from each sequence alone; raises the errors of the model."""
         [plans] = plan_rows(self.pairs, np.arange(len(self.pairs)), packing, 1 << 30)
         stock, rows = _Method(self._single_plans(Packing.PADDED)), _Method(plans)
         found = self._excess(rows, stock, FLOAT32)

@@ -49,7 +49,7 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
         for packing in (Packing.SHARED, Packing.PACKED):
             try:
                 found = probe.excess(packing)
-            except Exception as error:  # whatever an architecture does with unknown arguments
+            except Exception as error:  # an architecture may raise anything for unknown arguments
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)  # raises an error of the GPU
                 if is_device_failure(error):

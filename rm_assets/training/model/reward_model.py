@@ -57,7 +57,7 @@ def _toy_model(job: TrainingJob) -> tuple[Any, bool]:
         return AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         ), True
-    except Exception as error:  # whatever transformers raises for a configuration
+    except Exception as error:  # transformers raises many types for a configuration
         raise _unloadable(job.model, error) from error
 
 
@@ -77,7 +77,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
         )
         is_new_head = f"{HEAD}.weight" in info["missing_keys"]
         require_whole_weights(model, info, may_lack=f"{HEAD}.")
-    except Exception as error:  # whatever transformers raises for a configuration or its weights
+    except Exception as error:  # transformers raises many types for a configuration or its weights
         raise _unloadable(job.model, error) from error
     return model, is_new_head
 

@@ -44,8 +44,8 @@ class Kernel:
     """A layout in the form of the variable-length kernels, on their device.
 
     Queries of segment i are the tokens from query_ends[i] to query_ends[i + 1] of the row, its keys the tokens
-    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two, so that compiled
-    layers see few different ones. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7,
+    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two: compiled
+    layers then see few different ones. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7,
     key_ends 0 5 9, key_index 0 1 2 3 4 0 1 5 6.
     """
 

@@ -1,8 +1,8 @@
 """The pairs of a job as flat arrays on disk, decoded once from the snapshot's Parquet and memory-mapped.
 
-A store is a directory with a folder of arrays for each split and `manifest.json`, written last; it is written beside
-its place and renamed. Pairs of one ranking (adjacent, with equal source, line and prompt) share its distinct sequences:
-four replies that were compared two by two are six pairs and four sequences.
+A store is a directory with a folder of arrays for each split and `manifest.json`, written last; it is written to a
+temporary directory and renamed. Pairs of one ranking (adjacent, with equal source, line and prompt) share its distinct
+sequences: four replies that were compared two by two are six pairs and four sequences.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from rm_assets.training.packing.pairs import KEYS, KEYS_SCHEMA, SIDES, Pairs, Se
 
 MANIFEST = "manifest.json"
 VERSION = 2
-"""Of the files' format: part of a store's name, so that a store of another version is written again."""
+"""Of the files' format: part of a store's name: a store of another version is written again."""
 _COLUMNS = [*KEYS, *(f"{side}_{what}" for side in SIDES for what in ("input_ids", "length")), "margin"]
 _KEYS_FILE = "keys.arrow"
 _ROWS_PER_READ = 256  # bounds the padded ids held at once: 64 MiB where sequences have 32 thousand tokens

@@ -1,7 +1,7 @@
 """Which pairs form a step, and how they are laid out in rows: pure functions, the same in every process.
 
 A step's pairs depend only on (seed, epoch, snapshot, step). Their rows depend on the number of processes too, and every
-process plans the rows of all, so that all have the same number of micro-batches.
+process plans the rows of all: all have the same number of micro-batches.
 """
 
 import heapq
@@ -153,7 +153,7 @@ def _cost_of(pairs: Pairs, sides: NDArray[np.int64], prefix: int) -> tuple[int, 
 
 
 def _padded_plans(pairs: Pairs, rows: Rows, row_tokens: int, num_processes: int) -> list[MicroPlan]:
-    """Pairs of similar length together, the longest first, so that memory peaks at the start."""
+    """Pairs of similar length together, the longest first: memory peaks at the start."""
     longest = np.maximum(
         pairs.sequences.lengths_of(pairs.chosen[rows]), pairs.sequences.lengths_of(pairs.rejected[rows])
     )

@@ -171,11 +171,11 @@ def split_sides(prompt: Prompt | None, chosen: Reply, rejected: Reply) -> Sides:
     first, second = (messages_of(side, "assistant") for side in (chosen, rejected))
     if prompt is None:
         return split_at_difference(first, second)
-    stated = _prompt_messages(prompt) if isinstance(prompt, str) else messages_of(prompt, "user")
+    given = _prompt_messages(prompt) if isinstance(prompt, str) else messages_of(prompt, "user")
     if not (first and second and first[0].role != "assistant" and second[0].role != "assistant"):
-        return stated, first, second
+        return given, first, second
     shared, first, second = split_at_difference(first, second)
-    return merge_prompts(stated, shared), first, second
+    return merge_prompts(given, shared), first, second
 
 
 def _prompt_messages(prompt: str) -> tuple[Message, ...]:
@@ -242,7 +242,7 @@ def _single_messages(prompt: str, chosen: str, rejected: str) -> Sides:
 
 
 def _transcripts_with_prompt(prompt: str, chosen: str, rejected: str) -> Sides | None:
-    """Two transcripts that repeat the prompt; None for replies that merely look like transcripts."""
+    """Two transcripts that repeat the prompt; None for replies that only resemble transcripts."""
     try:
         shared, first, second = split_at_difference(*parse_transcripts(chosen, rejected))
         return merge_prompts((Message(role="user", content=prompt),), shared), first, second
@@ -250,24 +250,24 @@ def _transcripts_with_prompt(prompt: str, chosen: str, rejected: str) -> Sides |
         return None
 
 
-def merge_prompts(stated: tuple[Message, ...], shared: tuple[Message, ...]) -> tuple[Message, ...]:
-    """One prompt from the field `prompt` and from what both conversations begin with, which both may hold a part of it.
+def merge_prompts(given: tuple[Message, ...], shared: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Merge the field `prompt` with what both conversations begin with; either may hold only part of the prompt.
 
     Contents are compared up to outer white space; where both have a message, it is that of the conversations. `prompt`
     may be the first turns or the last ones, and either of them may lack the system message.
     """
-    if stated == shared:
+    if given == shared:
         return shared
-    stated_system, stated_turns = split_system(stated)
+    given_system, given_turns = split_system(given)
     system, turns = split_system(shared)
-    if stated_system and system and not equal_but_for_space(stated_system, system):
+    if given_system and system and not equal_but_for_space(given_system, system):
         raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies have another system message than `prompt`")
-    num_stated, num_turns = len(stated_turns), len(turns)
-    first, last = turns[:num_stated], turns[max(num_turns - num_stated, 0) :]
-    if equal_but_for_space(stated_turns, first) or equal_but_for_space(stated_turns, last):
-        return (system or stated_system) + turns
-    if turns and equal_but_for_space(stated_turns[-num_turns:], turns):
-        return (system or stated_system) + stated_turns[:-num_turns] + turns
+    num_given, num_turns = len(given_turns), len(turns)
+    first, last = turns[:num_given], turns[max(num_turns - num_given, 0) :]
+    if equal_but_for_space(given_turns, first) or equal_but_for_space(given_turns, last):
+        return (system or given_system) + turns
+    if turns and equal_but_for_space(given_turns[-num_turns:], turns):
+        return (system or given_system) + given_turns[:-num_turns] + turns
     raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
 
 

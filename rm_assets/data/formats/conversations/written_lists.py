@@ -1,7 +1,7 @@
 """Conversations written into a text: JSON is read, what str() and repr() write is a reject.
 
-A CSV file or a careless `str()` turns a list of messages into a text. A text is taken for such a list only where no
-honest text looks so: `[1, 2, 3]`, a link, code, or one JSON reply beside another one in prose stay the texts they are.
+A CSV file or a careless `str()` turns a list of messages into a text. A text is taken for such a list only if
+nobody would write it as prose: `[1, 2, 3]`, a link, code, or one JSON reply beside another one in prose stay texts.
 """
 
 import re

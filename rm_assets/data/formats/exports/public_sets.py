@@ -136,7 +136,7 @@ def _output_pair(row: Row) -> Row:
 
 
 def _rejected_response(row: Row) -> Row:
-    """ms-swift (Custom-dataset.md): `rejected_response` stands against the last of `messages`, or `response`."""
+    """ms-swift (Custom-dataset.md): `rejected_response` is compared with the last of `messages`, or with `response`."""
     if "rejected" in row:
         return row
     others = {name: value for name, value in row.items() if name != "rejected_response"}
@@ -165,7 +165,7 @@ def _rejected_response(row: Row) -> Row:
 def _ultrafeedback(row: Row) -> Row:
     """openbmb/UltraFeedback: `completions` with a `response` and an `overall_score` each.
 
-    Each completion had its own `custom_system_prompt`, so that no system message belongs to the pair of two.
+    The system message is left out: each completion had its own `custom_system_prompt`.
     """
     completions = row["completions"]
     if not _are_objects(completions) or not any("overall_score" in item for item in completions):
@@ -251,7 +251,7 @@ def _compared(row: Row, used: set[str], sides: tuple[Any, Any], label: Label) ->
 
 
 def _prompt_of(row: Row, *names: str) -> Row:
-    """As `prompt` the first of these fields that says something, or a null one; nothing if none of them is there."""
+    """The first of these fields that is not empty, as `prompt`; an empty row if the row has none of them."""
     given = [row[name] for name in names if name in row]
     return {"prompt": next(filter(None, given), given[0])} if given else {}
 

@@ -1,4 +1,4 @@
-"""Verdicts judged together: what rows with the same columns, in whichever files, tell about each other.
+"""Checks verdicts across rows: what rows with the same columns, in any file, imply for each other.
 
 Rows are of one shape where their verdict and their two responses have the same columns. If `"label": 1` beside
 `response_1` and `response_2` names the first response, no other row of the shape has the label 0: where one has, 1 may
@@ -126,7 +126,7 @@ def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: st
 
 
 def _example(by_source: Mapping[str, EvidenceCounts], shape: str, kind: EvidenceKind, source: str = "") -> str:
-    """A value of this kind, and where it stands: in a file itself rather than in another one."""
+    """A value of this kind and its line, from `source` if it has one, else from another file."""
     places = [name for name, counts in by_source.items() if kind in counts.get(shape, {})]
     place = source if source in places else min(places)
     seen = by_source[place][shape][kind]

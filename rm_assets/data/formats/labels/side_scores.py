@@ -17,8 +17,8 @@ def with_side_scores(row: Row) -> Row:
     """The row with both scores of a list such as `"rating": [9, 7]` beside `chosen` and `rejected`, unless it has both.
 
     Of a list the first is that of `chosen`. Where the row has `generations` in another order, as distilabel's do, each
-    score is that of the text at its place. `"score": {"chosen": 9, "rejected": 7}` names them. Raises PreferenceError
-    for a tie.
+    score belongs to the text at the same index. `"score": {"chosen": 9, "rejected": 7}` names them. Raises
+    PreferenceError for a tie.
     """
     _require_no_tie(row)
     if "score_chosen" in row and "score_rejected" in row:
@@ -62,7 +62,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _place_of_chosen(row: Row) -> int | None:
-    """Which of two scores is that of `chosen`; None where the row does not show it."""
+    """The index of the score of `chosen`; None if the row does not show it."""
     generations = row.get("generations")
     if generations is None and row.get("order") is None:
         return 0

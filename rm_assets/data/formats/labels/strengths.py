@@ -23,7 +23,7 @@ def read_strength(
 ) -> tuple[Label | None, float]:
     """Which response a strength prefers, beside a label or alone, and the margin.
 
-    `scale` says what its values mean where the setting `labels` does. What it tells about other rows is appended to
+    `scale` is the meaning of its values by the setting `labels`. What it implies for other rows is appended to
     `evidence`. Raises PreferenceError where no reading of it agrees with the label, or where it is not HelpSteer's.
     """
     if value == INVALID:

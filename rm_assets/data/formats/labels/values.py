@@ -49,11 +49,11 @@ def plain(word: str) -> str:
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NO_NUMBER = frozenset({"", "nan", "null", "none", "na", "n/a", "<na>", "nil"})
-"""What exports of tables write where there is no number."""
+"""What exported tables write for a missing number."""
 
 
 def number_of(value: Any, name: str) -> float | None:
-    """A number, also as text, which is read exactly; None where there is none. Raises PreferenceError for the rest."""
+    """A number, or the exact number in a text; None for a null or empty value. Raises PreferenceError for the rest."""
     value = read_number(value)
     if value is None:
         return None
@@ -63,7 +63,7 @@ def number_of(value: Any, name: str) -> float | None:
 
 
 def read_number(value: Any) -> Any:
-    """The number that a text writes, None where it says that there is none; every other value as it is."""
+    """The number in a text, None for a text such as `nan` or `null`; any other value unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
