@@ -56,7 +56,7 @@ def from_comparison(record: ComparisonRecord, format_name: Format, rules: Parsin
 _VERDICTS = (*LABELS, *SPELLINGS["preference_strength"])
 
 
-def with_verdict(row: Row, fields: tuple[str, str], rules: ParsingRules, evidence: list[Evidence]) -> Row:
+def read_verdict(row: Row, fields: tuple[str, str], rules: ParsingRules, evidence: list[Evidence]) -> Row:
     """The row with `response_a`, `response_b`, and its verdict as `label` and `preference_strength`.
 
     `fields` are the two responses. Raises PreferenceError where the label and the strength contradict each other, or

@@ -139,7 +139,7 @@ def _spellings(name: str) -> set[str]:
 # --- one name for each field ---------------------------------------------------------------------------------
 
 
-def with_one_name(row: Row, *names: str) -> Row:
+def use_main_names(row: Row, *names: str) -> Row:
     """The row with each of these fields of `SPELLINGS` under its first name."""
     if row.keys().isdisjoint(_OTHER_NAMES):
         return row
@@ -151,7 +151,7 @@ def with_one_name(row: Row, *names: str) -> Row:
     return row
 
 
-def with_prompt(row: Row, *sides: str) -> Row:
+def join_prompt(row: Row, *sides: str) -> Row:
     """The row with its prompt under `prompt`: an instruction and its input, or a context and its question, are joined.
 
     Sides that are whole conversations state their prompt themselves: beside them only `prompt` is read.

@@ -30,7 +30,7 @@ from rm_assets.data.formats.exports.ballots import Ballots, voted_pairs
 from rm_assets.data.formats.field_names import KNOWN, NUMBERS, Row, use_own_columns
 from rm_assets.data.formats.file_rules import rules_of_row
 from rm_assets.data.formats.json_lines import json_object
-from rm_assets.data.formats.labels.values import with_numbers
+from rm_assets.data.formats.labels.values import parse_numbers
 from rm_assets.data.formats.missing_fields import explain_null_fields
 from rm_assets.data.formats.preferences import Evidence, Format, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import (
@@ -89,7 +89,7 @@ def _parse_object(row: Row, rules: ParsingRules) -> ParsedLine:
     if rules.columns:
         rules, row = rules_of_row(row, rules), use_own_columns(row, rules.columns)
     require_only_read_fields(row)
-    row = with_numbers(parse_written_lists(row), NUMBERS)
+    row = parse_numbers(parse_written_lists(row), NUMBERS)
     given = {name: value for name, value in row.items() if value is not None}
     try:
         return _parse_fields(given, rules)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rm_assets.data.formats.comparisons import with_verdict
+from rm_assets.data.formats.comparisons import read_verdict
 from rm_assets.data.formats.conversations.messages import has_turns
 from rm_assets.data.formats.conversations.turn_markers import require_no_marker
 from rm_assets.data.formats.field_names import (
@@ -11,13 +11,13 @@ from rm_assets.data.formats.field_names import (
     Row,
     is_blank,
     is_whole,
+    join_prompt,
     only_value,
     response_fields,
-    with_one_name,
-    with_prompt,
+    use_main_names,
 )
-from rm_assets.data.formats.labels.side_scores import with_side_scores
-from rm_assets.data.formats.labels.values import with_numbers
+from rm_assets.data.formats.labels.side_scores import add_side_scores
+from rm_assets.data.formats.labels.values import parse_numbers
 from rm_assets.data.formats.missing_fields import missing_field, require_scores
 from rm_assets.data.formats.preferences import Evidence, Format, ParsingRules, PreferenceError
 from rm_assets.data.tables.reasons import Reason
@@ -29,10 +29,10 @@ def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple
     What the label of a comparison implies for other rows is appended to `evidence`. Raises PreferenceError for a row of
     no known format.
     """
-    row = with_one_name(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
+    row = use_main_names(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
     has_sides = "chosen" in row and "rejected" in row
     if has_sides:
-        row = with_prompt(with_side_scores(row), "chosen", "rejected")
+        row = join_prompt(add_side_scores(row), "chosen", "rejected")
     if "preferred_output" in row and "non_preferred_output" in row:
         return Format.OPENAI, row
     responses = response_fields(row)
@@ -45,13 +45,13 @@ def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple
             row = row | {"conversations": only_value(given, "prompt")}
         return format_name, row
     if responses:
-        return Format.COMPARISON, with_prompt(with_verdict(row, responses, rules, evidence), "response_a", "response_b")
+        return Format.COMPARISON, join_prompt(read_verdict(row, responses, rules, evidence), "response_a", "response_b")
     lists = [row[name] for name in SPELLINGS["responses"] if isinstance(row.get(name), list)]
     if not lists:
         missing = "rejected" if "chosen" in row else "chosen"
         reason = Reason.MISSING_FIELD if "chosen" in row or "rejected" in row else Reason.UNKNOWN_FORMAT
         raise PreferenceError(reason, missing_field(missing, row))
-    row = with_prompt(with_one_name(row, "responses", "scores"))
+    row = join_prompt(use_main_names(row, "responses", "scores"))
     format_name = Format.SCORED_LISTS if _are_texts(lists[0]) else Format.RANKING
     if format_name is Format.RANKING:
         row = row | {"responses": [_with_number(response) for response in row["responses"]]}
@@ -60,7 +60,7 @@ def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple
 
 
 def _with_number(response: Any) -> Any:
-    return with_numbers(response, ("score", "rating", "rank")) if isinstance(response, dict) else response
+    return parse_numbers(response, ("score", "rating", "rank")) if isinstance(response, dict) else response
 
 
 _NOT_LABELS = frozenset({"chosen", "rejected", *SPELLINGS["preference_strength"]})
@@ -75,7 +75,7 @@ def _require_agreement(row: Row, responses: tuple[str, str], rules: ParsingRules
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     try:
         others = {name: value for name, value in row.items() if name not in _NOT_LABELS}
-        label = with_verdict(others, responses, rules, []).get("label")
+        label = read_verdict(others, responses, rules, []).get("label")
     except PreferenceError:  # the field is not a label
         return
     better = dict(zip(("first", "second"), responses, strict=True)).get(label or "")

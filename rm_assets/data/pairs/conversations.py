@@ -46,7 +46,7 @@ class Conversations:
         self.contents += contents
         self.ends.append(len(self.roles))
 
-    def with_extras(self) -> list[int]:
+    def numbers_with_extras(self) -> list[int]:
         """The conversations with a message that has more than a role and a content."""
         return self._odd
 

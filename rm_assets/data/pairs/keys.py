@@ -114,7 +114,7 @@ def _parts(side: Conversations, texts: Texts, entries: Entries) -> Columns:
     heads = _heads([_ROLES[role] for role in side.roles], texts)
     heads["role"][ends[1:] - 1] |= _LAST
     columns = _binary(heads.tobytes(), ends * _HEAD.itemsize), _binary(texts.content, texts.offsets[ends])
-    if odd := side.with_extras():
+    if odd := side.numbers_with_extras():
         is_odd = np.zeros(len(side), np.bool_)
         is_odd[odd] = True
         found = [_with_extras(side.messages(number), entries) for number in odd]

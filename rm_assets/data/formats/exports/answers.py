@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rm_assets.data.formats.comparisons import with_verdict
+from rm_assets.data.formats.comparisons import read_verdict
 from rm_assets.data.formats.exports.ballots import Standings
 from rm_assets.data.formats.field_names import SUFFIXES, Row, response_fields
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
@@ -63,7 +63,7 @@ def label_standings(value: str, names: Sequence[str], rules: ParsingRules) -> St
     first, second = suffixes if suffixes in SUFFIXES else ("a", "b")
     try:
         responses = (f"response_{first}", f"response_{second}")
-        row = with_verdict(dict.fromkeys(responses, "") | {"label": value}, responses, rules, [])
+        row = read_verdict(dict.fromkeys(responses, "") | {"label": value}, responses, rules, [])
     except PreferenceError as error:
         if error.reason is Reason.UNLABELLED:  # this annotator did not judge them
             return [None, None]

@@ -13,7 +13,7 @@ _LISTS = ("rating", "ratings", "score", "scores")
 _TRUE = ("true", "1", "1.0")
 
 
-def with_side_scores(row: Row) -> Row:
+def add_side_scores(row: Row) -> Row:
     """The row with both scores of a list such as `"rating": [9, 7]` beside `chosen` and `rejected`, unless it has both.
 
     Of a list the first is that of `chosen`. Where the row has `generations` in another order, as distilabel's do, each

@@ -72,7 +72,7 @@ def read_number(value: Any) -> Any:
     return float(text) if _NUMBER.fullmatch(text) else value
 
 
-def with_numbers(row: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+def parse_numbers(row: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
     """The row with the texts of these fields, and of lists in them, as numbers."""
     read = {
         name: list(map(read_number, value)) if isinstance(value, list) else read_number(value)
