@@ -78,5 +78,5 @@ def qwen3(shape: str, device: torch.device, layers: int = 0) -> Any:
     config = Qwen3Config(**sizes, num_labels=1, pad_token_id=0, max_position_embeddings=32_768, use_cache=False)
     torch.manual_seed(0)
     with device:
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return model.to(device).eval()
