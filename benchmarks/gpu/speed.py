@@ -49,7 +49,7 @@ NUM_KERNELS_SHOWN = 20
 
 
 def measured(arguments: argparse.Namespace, case: str, group: Group) -> dict[str, Any]:
-    """The figures of one case, over the steps after the warm-up."""
+    """The figures of one case, by the median of the steps after the warm-up."""
     run = prepared(arguments, set(case.split("+")), group)
     steps = [rows for _, rows in planned_steps(run.settings, run.pairs)]
     plans = [plan_rows(run.pairs, rows, Packing.SHARED, run.row_tokens)[0] for rows in steps]
@@ -57,7 +57,9 @@ def measured(arguments: argparse.Namespace, case: str, group: Group) -> dict[str
         torch.cuda.reset_peak_memory_stats()
     seconds = [timed_step(run, number, rows) for number, rows in enumerate(steps, start=1)]
     counted = range(arguments.warm_up, len(steps))
-    total, micro_batches = sum(seconds[arguments.warm_up :]), sum(len(plans[number]) for number in counted)
+    counted_seconds = seconds[arguments.warm_up :]
+    total = len(counted) * float(np.median(counted_seconds))  # the median: a step of new lengths may compile again
+    micro_batches = sum(len(plans[number]) for number in counted)
     tally = sum((tally_of_step(run, steps[number], plans[number]) for number in counted), Tally())
     result = {
         "shape": arguments.shape,
@@ -66,11 +68,12 @@ def measured(arguments: argparse.Namespace, case: str, group: Group) -> dict[str
         "torch": torch.__version__,
         "row_tokens": run.row_tokens,
         "steps": len(counted),
-        "milliseconds_per_step": 1e3 * float(np.median(seconds[arguments.warm_up :])),
+        "milliseconds_per_step": 1e3 * total / len(counted),
         "micro_batches_per_step": micro_batches / len(counted),
         "milliseconds_per_micro_batch": 1e3 * total / micro_batches,
         "milliseconds_of_collating": 1e3 * collating_seconds(run, plans[-1]),
         "seconds_of_first_step": seconds[0],
+        "seconds_of_slowest_counted_step": max(counted_seconds),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if CUDA else None,
         **tally.figures(total, peak_flops(device_name(group))),
     }
