@@ -99,7 +99,8 @@ def test_one_listing_tells_the_versions_of_all_remote_files(home: Path, monkeypa
     settings = Settings(annotations=str(home / "annotations"), storage=str(home / "storage"))
     for name in ("a", "b"):
         (home / "annotations" / f"{name}.jsonl").write_bytes(msgspec.json.encode(plain_row(ord(name))))
-    monkeypatch.setattr("rm_assets.data.stages.raw._YOUNG_SECONDS", 0.0)  # the test writes and reads within one second
+    # the test writes and reads within one second
+    monkeypatch.setattr("rm_assets.data.sources.opened_file._RECENT_SECONDS", 0.0)
     raw = publish_raw(settings, silent)
     monkeypatch.setattr(file_bytes, "remote_status", refuse)
     first = version()
