@@ -1,9 +1,8 @@
-"""Label Studio's exports: tasks with the annotations of each, and JSON_MIN, a row an annotation.
+"""Label Studio's exports: tasks with their annotations, and JSON_MIN, with one row per annotation.
 
-A task is `{"data": {...}, "annotations": [{"result": [...]}]}` (the guide's "task format"). Read are the results of the
-tags Pairwise (`selected`: left or right), Ranker (over a List of items), Choices and Rating; skipped annotations
-(`was_cancelled`) are not, nor are predictions, which are a model's. Where annotations are marked as `ground_truth`,
-they alone count.
+A task is `{"data": {...}, "annotations": [{"result": [...]}]}` (the guide's "task format"). The results of the tags
+Pairwise (`selected`: left or right), Ranker (over a List of items), Choices and Rating are read; skipped annotations
+(`was_cancelled`) and model predictions are ignored. If any annotations are marked as `ground_truth`, only those count.
 """
 
 import re
@@ -22,7 +21,7 @@ from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
 MARKS = frozenset({"annotations", "completions", "annotation_id"})
-"""One of them is in every task and every row of JSON_MIN; tasks of version 0 have `completions`."""
+"""Every task and every JSON_MIN row has one of these; tasks of version 0 have `completions`."""
 FIELDS = MARKS | {"data", "result", "value", "type", "from_name", "to_name", "selected", "choices", "rating"}
 FIELDS |= {"was_cancelled", "skipped", "ground_truth", "ranker", "body"}
 
@@ -142,11 +141,11 @@ def _ranks(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
 
 
 _READ = {"pairwise": _pairwise, "ranker": _ranks, "choices": _choices, "rating": _ratings}
-"""How the results of each type of tag are read; of several types the first one counts."""
+"""How the results of each type of tag are read; if there are several types, the first listed here is used."""
 
 
 def _of_one_tag(results: list[list[Row]], rules: ParsingRules) -> list[Row]:
-    """The results of the one tag, by `from_name`, that compares the responses."""
+    """The results of the single tag, by `from_name`, that compares the responses."""
     tag = only_question({str(item.get("from_name")) for items in results for item in items}, rules)
     found = [[item for item in items if str(item.get("from_name")) == tag] for items in results]
     if any(len(items) > 1 for items in found):
@@ -168,10 +167,10 @@ def _responses(data: Row, rules: ParsingRules) -> list[str]:
 
 
 def _sides(item: Row, data: Row, rules: ParsingRules) -> list[str]:
-    """The fields of `data` on the left and on the right: of the tag's `toName` the first is left, the second right.
+    """The fields of `data` on the left and on the right: the first name in the tag's `toName` is on the left.
 
-    `to_name` holds these two names of tags, which mostly are those of their fields; else the ends of both must agree
-    (`txt-1` shows `answer1`). Where it holds the Pairwise tag's own name, as some versions write, `answer1` is left.
+    `to_name` holds these two names of tags, usually the names of the fields; otherwise their suffixes must match
+    (`txt-1` shows `answer1`). If it holds the Pairwise tag's own name, as in some versions, `answer1` is left.
     """
     to_name = item.get("to_name")
     tags = [tag.strip() for tag in to_name.split(",")] if isinstance(to_name, str) else []
@@ -193,7 +192,7 @@ def _sides(item: Row, data: Row, rules: ParsingRules) -> list[str]:
 
 
 def usual_row(row: Row) -> Row:
-    """A row of JSON_MIN, whose verdict has the tag's name, with it as `comparison`; any other row as it is.
+    """Renames a JSON_MIN row's verdict field, which is named after the tag, to `comparison`; leaves other rows alone.
 
     `convert_to_json_min` writes `"pw": [{"selected": "left"}]`, which is a text in a CSV file; older versions wrote
     `"pw": "left"`. A task that nobody has annotated has a row without an `annotation_id`.
