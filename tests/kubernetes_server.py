@@ -20,6 +20,12 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 
+def _default_signals() -> None:
+    """A container begins with no signal blocked or ignored, whatever the process of the tests inherited."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 class Pod:
     """A pod and the process of its one container; `code` replaces the process, as where there is no memory for it."""
 
@@ -40,6 +46,7 @@ class Pod:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                preexec_fn=_default_signals,
             )
             threading.Thread(target=self._read, daemon=True).start()
 
