@@ -23,6 +23,7 @@ ROOMS = [
     "reference_pages",
     "training",
     "trace",
+    "diff",
     "defs",
     "definitions",
 ]
@@ -45,6 +46,7 @@ FORBIDDEN = {
     "sample": {"dagster", "dagster_pipes", "torch", "pandas", "matplotlib"},
     "training": {"dagster", "matplotlib"},
     "trace": {"dagster", "dagster_pipes", "torch", "transformers", "pandas", "matplotlib"},
+    "diff": {"dagster", "dagster_pipes", "torch", "transformers", "matplotlib"},
     "defs": {"torch", "transformers"},
     "definitions": {"torch", "transformers"},
 }

@@ -9,9 +9,11 @@ from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.snapshots import latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.results.changes import pair_changes_metadata, reject_changes_metadata
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.stages import check_specs, rejects_result, stage_result
 from rm_assets.defs.runs.failure_reason import print_note_at_exit
@@ -133,8 +135,9 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     ready = project.ready()
     parent = ready.snapshot(Stage.TOKENIZED)
     messages = ready.ancestor(parent, Stage.VALIDATED)
+    before = latest_snapshot(ready.storage, Stage.PADDED)
     snapshot = padding.publish_padded(ready.settings, messages, parent, context.log.info)
-    return stage_result(Stage.PADDED, snapshot, parent, ready.settings)
+    return stage_result(Stage.PADDED, snapshot, parent, ready.settings, pair_changes_metadata(before, snapshot))
 
 
 @dg.asset(
@@ -159,5 +162,6 @@ def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectReso
     stages = {Stage.PADDED: ready.snapshot(Stage.PADDED)}
     for child, stage in itertools.pairwise(reversed(Stage)):
         stages[stage] = ready.ancestor(stages[child], stage)
+    before = latest_snapshot(ready.storage, rejects.ASSET)
     snapshot = rejects.publish_rejects(ready.settings, stages, context.log.info)
-    return rejects_result(snapshot)
+    return rejects_result(snapshot, reject_changes_metadata(before, snapshot))

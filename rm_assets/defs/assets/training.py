@@ -1,12 +1,16 @@
 """The training assets: the reward model, its report, the promoted model, and suspect labels."""
 
+import contextlib
+
 import dagster as dg
 
+from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.data import OWNERS, padded_pairs, validated_preferences
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.results.changes import verdict_changes_metadata
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
 from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
@@ -34,8 +38,11 @@ def reward_model(
     The asset reward_model_report evaluates it.
     """
     run = AssetRun(project.ready(), context, launcher)
+    before = None
+    with contextlib.suppress(SnapshotError):  # a damaged model is trained again, and compared with nothing
+        before = models.newest_model(run.project.storage)
     model = models.train_or_load_model(run, run.project.snapshot(Stage.PADDED))
-    return model_result(model)
+    return model_result(model, verdict_changes_metadata(before, model))
 
 
 @dg.asset(

@@ -1,6 +1,8 @@
 """What the UI shows of reward_model: its metrics, its training curves, and whether its files are intact."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -26,8 +28,8 @@ MODEL_CHECKS = [
 ]
 
 
-def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
-    """The materialization of a model: its training curves, its metrics, and its location."""
+def model_result(model: ModelSnapshot, changes: Mapping[str, Any]) -> dg.MaterializeResult:
+    """The materialization of a model: its training curves, its metrics, `changes`, and its location."""
     curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
@@ -39,6 +41,7 @@ def model_result(model: ModelSnapshot) -> dg.MaterializeResult:
             **{name: figures[name] for name in _FIRST if name in figures},
             **figures,  # the first ones keep their place
             **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
+            **changes,
             "golden_conversations": len(golden["conversations"]),
             "packing": model.manifest["metrics"]["packing_reason"],
             "precision": model.precision,

@@ -1,7 +1,8 @@
 """What the UI shows of a data asset: figures as metadata and invariants as checks, all from the snapshot's manifest."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -47,12 +48,18 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
     return specs
 
 
-def stage_result(stage: Stage, snapshot: Snapshot, parent: Snapshot | None, settings: Settings) -> dg.MaterializeResult:
-    """The materialization of a data stage; raises NothingLeftError if it has no row."""
+def stage_result(
+    stage: Stage,
+    snapshot: Snapshot,
+    parent: Snapshot | None,
+    settings: Settings,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> dg.MaterializeResult:
+    """The materialization of a data stage, `changes` first; raises NothingLeftError if it has no row."""
     if not snapshot.manifest.num_rows():
         raise NothingLeftError(_nothing_left(stage, snapshot))
     # the page keeps this order: the figures of a refresh first, its location last
-    metadata = _figures(stage, snapshot.manifest) | _tables(stage, snapshot.manifest)
+    metadata = {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot.manifest)}
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
     if settings.shows_previews:
@@ -273,8 +280,8 @@ def _why(row: dict[str, Any]) -> str:
     return f"{row['causes']}; {row['advice']}" if "causes" in row else counted
 
 
-def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
-    """The materialization of all rejects: tables by stage, by reason and by file, and the first rows."""
+def rejects_result(snapshot: Snapshot, changes: Mapping[str, Any] = MappingProxyType({})) -> dg.MaterializeResult:
+    """The materialization of all rejects: `changes`, tables by stage, by reason and by file, and the first rows."""
     counts, num_rows, first = _reject_counts(snapshot)
     by_file, by_stage, reasons = Counter[tuple[str, str]](), Counter[str](), Counter[str]()
     for (source, stage, reason), count in counts.items():
@@ -297,6 +304,7 @@ def rejects_result(snapshot: Snapshot) -> dg.MaterializeResult:
         data_version=dg.DataVersion(snapshot.name),
         metadata={
             "dagster/row_count": num_rows,
+            **changes,
             "rejects_by_stage": table(stages, {"stage": "string", "rejects": "int"}),
             **({"rejects_by_reason": _reasons_table(reasons)} if reasons else {}),
             "rejects_by_file": table(files, {"file": "string", "reason": "string", "rejects": "int"}),
