@@ -9,6 +9,9 @@ from dagster import AssetCheckSeverity, DagsterEventType, DagsterInstance
 
 from rm_assets.display_text import one_line
 
+_OWN_ERRORS = "rm_assets."
+"""How Dagster begins the message of an error class of this package; its cause, a library's error, says less."""
+
 
 def print_reasons_at_exit(instance: DagsterInstance, run_id: str) -> None:
     """On the command line, have the reasons of a failed run printed when the process ends."""
@@ -25,11 +28,14 @@ def print_note_at_exit(note: str) -> None:
 
 
 def failure_reasons(instance: DagsterInstance, run_id: str) -> Iterator[str]:
-    """A line for each failed step of a run: the blocking checks that failed, if any, else the error."""
+    """A line for each failed step of a run: the blocking checks that failed, if any, else the error.
+
+    Of an error and its causes, that is the first of this package's own classes, or else the root cause.
+    """
     for entry in instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE):
         event = entry.get_dagster_event()
         error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
+        while error is not None and error.cause is not None and not error.message.startswith(_OWN_ERRORS):
             error = error.cause
         checks = list(_failed_checks(instance, run_id, str(event.step_key)))
         message = error.message.strip() if error is not None else ""
