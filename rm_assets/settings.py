@@ -312,6 +312,10 @@ class TrainingSettings(_Group):
     """Compile each layer with torch.compile, which takes minutes at the start. Unset: on a GPU, if Triton and a C
     compiler are available."""
 
+    saved_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the saved model's body; its head is always float32. bfloat16: half the size, and the precision in
+    which servers then run it; all scores of the report are those of the rounded weights."""
+
     checkpoint_every_steps: NonNegativeInt = 0
     """Optimizer steps between checkpoints. 0: by checkpoint_minutes alone."""
 
@@ -335,13 +339,15 @@ class TrainingSettings(_Group):
     def decisive(self) -> dict[str, Any]:
         """The settings that change the trained model, if only by rounding: all except saving and tracking.
 
-        A model's key hashes them. `num_nodes` is left out when it is 1, and an unset `compile` counts as false: models
-        trained before these settings existed keep their keys.
+        A model's key hashes them. `num_nodes` is left out when it is 1, `saved_dtype` when it is float32, and an unset
+        `compile` counts as false: models trained before these settings existed keep their keys.
         """
         decisive = self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
         decisive["compile"] = bool(self.compile)
         if self.num_nodes == 1:
             del decisive["num_nodes"]
+        if self.saved_dtype == "float32":
+            del decisive["saved_dtype"]
         return decisive
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.jobs.result import (
+    ADAPTER,
     METRICS,
     MODEL,
     SCORES_FILE,
@@ -43,7 +44,6 @@ from rm_assets.training.model.reward_model import (
     load_tokenizer,
     max_positions,
     num_embeddings,
-    save_model,
 )
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import check_pairs, read_splits
@@ -54,6 +54,7 @@ from rm_assets.training.report.calibration import wins
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
 from rm_assets.training.saved_model.model_card import base_name, model_card
+from rm_assets.training.saved_model.model_directory import save_model, share_files
 
 
 def run(job: TrainingJob, log: Callable[[str], object], stop: Stop) -> None:
@@ -151,7 +152,8 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
             model.load_state_dict(weights)
     if group.is_first:
         save_adapter(model, base_name(job), directory)
-        save_model(merged(model), tokenizer, directory / MODEL)
+        share_files(directory / ADAPTER)
+        save_model(merged(model), tokenizer, directory / MODEL, job.settings.saved_dtype)
     group.wait()
 
 

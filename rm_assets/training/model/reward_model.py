@@ -1,4 +1,4 @@
-"""The reward model: building, loading, scoring and saving it.
+"""The reward model: building and loading it.
 
 It is stock `AutoModelForSequenceClassification` with one label. It is trained in eval mode: dropout is off, and a
 reward is deterministic. In the models used here the modes differ in nothing else.
@@ -167,9 +167,3 @@ def load_tokenizer(job: TrainingJob) -> Any:
         tokenizer.chat_template = job.chat_template
     pretrained.keep_default_template(tokenizer)
     return tokenizer
-
-
-def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write a Hugging Face model directory: float32 safetensors, configuration, tokenizer, chat template."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
