@@ -37,8 +37,9 @@ class TrainingLauncher(dg.ConfigurableResource):
     """Runs training and scoring jobs, on the platform that the setting `launcher` names."""
 
     grace_seconds: float = Field(
-        default=5.0,
-        description="Seconds a cancelled job on this machine has after SIGINT to save and exit before it is killed.",
+        default=30.0,
+        description="Seconds a cancelled job on this machine has after SIGINT to save and exit before it is killed. It "
+        "exits as soon as it has saved; a checkpoint of tens of gigabytes needs more.",
     )
     poll_seconds: float = Field(default=5.0, description="Seconds between two status requests to Kubernetes or Ray.")
 

@@ -34,7 +34,8 @@ _RANDOM = "random"
 class Position:
     """How far a training is after `step` updates: pairs seen, the sum of the last epoch's losses, seconds, tokens.
 
-    The order of the pairs is a function of (seed, epoch, step), so nothing else is needed.
+    `is_validated`: the curves have the validation that follows this step, if one does. The order of the pairs is a
+    function of (seed, epoch, step), so nothing else is needed.
     """
 
     step: int = 0
@@ -42,20 +43,29 @@ class Position:
     loss_sum: float = 0.0
     seconds: float = 0.0
     tally: dict[str, float] = field(default_factory=dict)  # of rm_assets.training.loop.throughput.Tally
+    is_validated: bool = False
 
 
 # --- tensors of a process ------------------------------------------------------------------------------------
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """This process's part of the weights and of AdamW's moments, and its random states, by name.
+def random_states() -> dict[str, Tensor]:
+    """The states of torch's generators, by name."""
+    states = {f"{_RANDOM}.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"{_RANDOM}.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def training_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, states: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """This process's part of the weights and of AdamW's moments, and its random states (unless given), by name.
 
     These are the live tensors, which the next step changes. Frozen weights are left out: the base model has them.
     """
     gather_nothing(model)
-    tensors = {f"{_RANDOM}.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors[f"{_RANDOM}.cuda"] = torch.cuda.get_rng_state()
+    tensors = {**(states or random_states())}
     for name, weight in _trained_weights(model):
         tensors[f"weight.{name}"] = local(weight.detach())
         for what, value in optimizer.state.get(weight, {}).items():

@@ -22,6 +22,7 @@ from rm_assets.training.jobs.result import SCORES
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
+from rm_assets.training.loop.stopping import StopPoints
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.model.scoring import scores as scores_of
 from rm_assets.training.packing.batches import collate
@@ -87,12 +88,23 @@ class Evaluation:
 
 @torch.no_grad()  # not inference mode: training writes again to the buffers that FSDP gathers into
 def pair_scores(
-    scorer: nn.Module, pairs: Pairs, rows: Rows, group: Group, packing: Packing, row_tokens: int
+    scorer: nn.Module,
+    pairs: Pairs,
+    rows: Rows,
+    group: Group,
+    packing: Packing,
+    row_tokens: int,
+    stop_points: StopPoints | None = None,
 ) -> NDArray[np.float32]:
-    """The scores of the rows, float32 [rows, 2], chosen first; each process computes a part and gets all."""
+    """The scores of the rows, float32 [rows, 2], chosen first; each process computes a part and gets all.
+
+    Raises StepAbandonedError at one of the `stop_points`.
+    """
     found = torch.zeros(len(pairs), 2, device=group.device)
     plans = plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]
     for batch in one_ahead(lambda plan: collate(pairs, plan, group.device), plans, group.device):
+        if stop_points:
+            stop_points.before_micro_batch()
         both = torch.stack(scores_of(scorer, batch), dim=1)
         found[moved(torch.from_numpy(batch.rows), group.device)] = both
     group.add_up(found)  # zero in all processes but one, so the sum is exact

@@ -12,7 +12,7 @@ from types import TracebackType
 from torch import Tensor
 
 from rm_assets.training.devices import bytes_of_copies, copy_to_host
-from rm_assets.training.loop.checkpoint import Checkpoints, Position
+from rm_assets.training.loop.checkpoint import Checkpoints, Header, Position
 
 SHARE = 0.5
 """Share of the free memory that the copies of all processes of a machine may take."""
@@ -21,9 +21,15 @@ SECONDS_AFTER_AN_ERROR = 300.0
 
 
 class Saver:
-    """Writes the checkpoints of a training; leaving it waits for the last one."""
+    """Writes the checkpoints of a training; leaving it waits for the last one.
 
-    def __init__(self, checkpoints: Checkpoints, free_memory: Callable[[], int] | None = None) -> None:
+    `saved_step` is the step of the latest checkpoint, at first of the one that the training resumed from.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, free_memory: Callable[[], int] | None = None, saved_step: int = 0
+    ) -> None:
+        self.saved_step = saved_step
         self._checkpoints = checkpoints
         self._writers = checkpoints.group.aside()
         self._free_memory = free_memory or memory_left
@@ -50,15 +56,26 @@ class Saver:
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors as they are now, after the checkpoint that is being written."""
         self.wait()
-        header = self._checkpoints.header(position)
+        header, self.saved_step = self._checkpoints.header(position), position.step
         if self._is_copying is None:
             self._is_copying = self._has_room(tensors)
         if self._is_copying:
             copy_to_host(tensors, self._copies, self._checkpoints.group.device)
             self._writing = self._thread.submit(self._checkpoints.write, header, self._copies, self._writers)
         else:
-            in_place = {name: tensor.cpu() for name, tensor in tensors.items()}
-            self._checkpoints.write(header, in_place, self._writers)
+            self._write_in_place(header, tensors)
+
+    def save_and_wait(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors themselves, which takes no memory, unless this step is saved; nothing is being written
+        after it."""
+        self.wait()
+        if position.step != self.saved_step:
+            self.saved_step = position.step
+            self._write_in_place(self._checkpoints.header(position), tensors)
+
+    def _write_in_place(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
+        in_place = {name: tensor.cpu() for name, tensor in tensors.items()}
+        self._checkpoints.write(header, in_place, self._writers)
 
     def check(self) -> None:
         """Raise an error of the thread, without waiting."""

@@ -21,6 +21,7 @@ from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
 from rm_assets.training.loop.optimizer import learning_rate
 from rm_assets.training.loop.sharding import sum_gradients_at, whole
+from rm_assets.training.loop.stopping import StopPoints
 from rm_assets.training.loop.throughput import ModelFlops
 from rm_assets.training.loop.training_log import StepFigures
 from rm_assets.training.model.probe import Choice
@@ -46,44 +47,38 @@ class Run:
     flops: ModelFlops | None = None  # None where MFU cannot be computed exactly, and in all processes but the first
 
 
-@dataclass(frozen=True)
-class Requests:
-    """What a process wants between two steps; after the sum over all processes, what all of them do."""
-
-    stop: bool = False
-    save: bool = False
-
-
 def train_step(
     run: Run,
     step: int,
     epoch: int,
     rows: NDArray[np.int64],
     plans: list[MicroPlan],
-    get_requests: Callable[[], Requests] = Requests,
-) -> tuple[StepFigures, Requests]:
-    """Make one update from the pairs `rows`, of which this process computes `plans`; raises TrainingError before the
-    update if the loss or the gradient is not finite.
+    stop_points: StopPoints | None = None,
+    is_save_due: Callable[[], bool] = lambda: False,
+) -> tuple[StepFigures, bool]:
+    """Make one update from the pairs `rows`, of which this process computes `plans`; also returns whether a checkpoint
+    is due in any process.
 
-    It waits for the device once, to read the sums: until then the next kernels are queued while others run. The
-    requests are asked for after the gradients, so that a request during a long step takes effect at its end.
+    Raises TrainingError before the update if the loss or the gradient is not finite, and StepAbandonedError at one of
+    the `stop_points`. It waits for the device once, to read the sums: until then the next kernels are queued while
+    others run. Whether a checkpoint is due is asked after the gradients, which may take long.
     """
     run.optimizer.zero_grad()
-    sums = torch.zeros(4, dtype=torch.float64, device=run.group.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=run.group.device)
     losses: list[Tensor] = []
     batches = one_ahead(lambda plan: collate(run.pairs, plan, run.group.device), plans, run.group.device)
     for number, batch in enumerate(batches, start=1):
+        if stop_points:
+            stop_points.before_micro_batch()
         sum_gradients_at(run.scorer, last=number == len(plans))
         batch_losses, batch_right = add_gradients(run, batch, len(rows))
         sums[:2] += torch.stack([batch_losses.sum() / len(rows), batch_right])
         losses.append(batch_losses)
-    requests = get_requests()
-    sums[2] += requests.stop
-    sums[3] += requests.save
+    sums[2] += is_save_due()
     run.group.add_up(sums)
     weights = [weight for weight in run.scorer.parameters() if weight.grad is not None]
     norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
-    loss, right, stop, save, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+    loss, right, save, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):  # both are sums over all processes, so all raise
         raise TrainingError(
             f"loss is {loss!r} and gradient norm {grad_norm!r} at step {step}, stopped before its update: "
@@ -96,7 +91,7 @@ def train_step(
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
-    return StepFigures(step, epoch, loss, right / len(rows), rate, grad_norm), Requests(stop > 0, save > 0)
+    return StepFigures(step, epoch, loss, right / len(rows), rate, grad_norm), save > 0
 
 
 def add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The training loop: `train` prepares the run, resumes from a checkpoint and steps through the epochs.
 
-Between two steps it saves a checkpoint when one is due, and leaves when a signal asks for it, once that is written.
-Validation follows the checkpoint of its step, so a resumed training repeats it.
+Between two steps it saves a checkpoint when one is due. When a signal asks for it, it leaves within a step
+(`stopping.py`), once the last finished one is saved. Validation follows the checkpoint of its step, so a resumed
+training repeats it.
 """
 
 import contextlib
@@ -10,22 +11,24 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.loop.checkpoint import Checkpoints, Position, restore_state, training_state
+from rm_assets.training.loop.checkpoint import Checkpoints, Position, random_states, restore_state, training_state
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.held_out import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.loop.saving import Saver
 from rm_assets.training.loop.setup import fit_micro_batches, group_peak_flops, prepare_run
-from rm_assets.training.loop.step import Requests, Run, train_step
+from rm_assets.training.loop.step import Run, train_step
+from rm_assets.training.loop.stopping import StepAbandonedError, StopPoints
 from rm_assets.training.loop.throughput import Tally, step_flops, tally_step
 from rm_assets.training.loop.training_log import StepFigures, TrainingLog
-from rm_assets.training.model.layers import reason_not_to_compile
+from rm_assets.training.model.adapter import base_of
+from rm_assets.training.model.layers import decoder_layers, reason_not_to_compile
 from rm_assets.training.model.probe import Choice
 from rm_assets.training.packing.micro_batch_size import GpuMemory
 from rm_assets.training.packing.pairs import Pairs
@@ -59,11 +62,13 @@ def train(
         run = fit_micro_batches(run, GpuMemory(group.device))
         if run.row_tokens < settings.micro_batch_tokens:
             log.message(f"micro-batches have at most {run.row_tokens} tokens: more do not fit into this GPU")
-    stop = stop or Stop()
-    with stop.deferred():
+    stop_points = StopPoints(stop or Stop(), group)
+    if reason_not_to_compile(settings, group.device):
+        stop_points.before_layers(decoder_layers(base_of(model)))
+    with stop_points.stop.deferred():
         position = _resume(run, checkpoints, log)
-        with Saver(checkpoints) if checkpoints else contextlib.nullcontext() as saver:
-            position = _run_steps(run, splits["validation"], position, log, saver, stop)
+        with Saver(checkpoints, saved_step=position.step) if checkpoints else contextlib.nullcontext() as saver:
+            position = _run_steps(run, splits["validation"], position, log, saver, stop_points)
     return {
         "num_steps": run.num_steps,
         "seconds": position.seconds,
@@ -86,35 +91,52 @@ def _resume(run: Run, checkpoints: Checkpoints | None, log: TrainingLog) -> Posi
 
 
 def _run_steps(
-    run: Run, validation: Pairs, position: Position, log: TrainingLog, saver: Saver | None, stop: Stop
+    run: Run, validation: Pairs, position: Position, log: TrainingLog, saver: Saver | None, stop_points: StopPoints
 ) -> Position:
     """Run the steps after `position`; returns the position after the last one."""
     validations = validation_steps(run.settings.epochs, run.num_steps // run.settings.epochs)
-    if position.step in validations:
-        _validate(run, validation, position.step, log)
+
+    def validate_if_due() -> Position:
+        if position.step not in validations or position.is_validated:
+            return position
+        with _leaving(run, position, log, saver, stop_points.stop):
+            _validate(run, validation, position.step, log, stop_points)
+        return replace(position, is_validated=True)
+
+    position = validate_if_due()
     saved = time.monotonic()
     for step, (epoch, rows) in enumerate(planned_steps(run.settings, run.pairs), start=1):
         if step <= position.step:
             continue
         plans = plan_rows(run.pairs, rows, run.choice.packing, run.row_tokens, run.group.size)
-        get_requests = functools.partial(_requests, stop, saver is not None and _is_due(run, step, saved))
-        figures, agreed = train_step(run, step, epoch, rows, plans[run.group.rank], get_requests)
+        is_save_due = functools.partial(_is_due, run, step, saved)
+        with _leaving(run, position, log, saver, stop_points.stop):
+            figures, save = train_step(run, step, epoch, rows, plans[run.group.rank], stop_points, is_save_due)
         tally = tally_step(run.pairs, rows, plans, _flops(run, plans))
         position = _advance(run, position, figures, len(rows), tally, log)
         log.step(figures, run.num_steps, position.num_pairs)
         if saver:
             saver.check()
-        if saver and (agreed.save or agreed.stop or step == run.num_steps):
+        if saver and (save or step == run.num_steps):
             saver.save(position, training_state(run.scorer, run.optimizer))
             saved = time.monotonic()
-        if agreed.stop:
-            if saver:
-                saver.wait()
-            log.message(f"stops after step {step}/{run.num_steps}" + ", which is saved" * bool(saver))
-            raise StoppedError(stop.number or signal.SIGTERM)  # the signal may have reached another process alone
-        if step in validations:
-            _validate(run, validation, step, log)
+        position = validate_if_due()
     return position
+
+
+@contextlib.contextmanager
+def _leaving(run: Run, position: Position, log: TrainingLog, saver: Saver | None, stop: Stop) -> Iterator[None]:
+    """If the code inside is abandoned, save `position`, the last finished step, and raise StoppedError."""
+    states = random_states()
+    try:
+        yield
+    except StepAbandonedError:
+        is_saved = saver is not None and position.step > 0
+        if saver and is_saved:
+            saver.save_and_wait(position, training_state(run.scorer, run.optimizer, states))
+        log.message(f"stops after step {position.step}/{run.num_steps}" + ", which is saved" * is_saved)
+        # the signal may have reached another process alone
+        raise StoppedError(stop.number or signal.SIGTERM) from None
 
 
 def planned_steps(settings: TrainingSettings, pairs: Pairs) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -131,17 +153,13 @@ def validation_steps(epochs: int, steps_per_epoch: int) -> set[int]:
     return {math.ceil(number * steps_per_epoch / NUM_VALIDATIONS) for number in range(1, NUM_VALIDATIONS + 1)}
 
 
-def _validate(run: Run, pairs: Pairs, step: int, log: TrainingLog) -> None:
+def _validate(run: Run, pairs: Pairs, step: int, log: TrainingLog, stop_points: StopPoints) -> None:
     """Log loss and accuracy on at most MAX_VALIDATION_PAIRS held-out pairs, evenly spaced."""
     rows = np.arange(len(pairs), dtype=np.int64)[:: -(-len(pairs) // MAX_VALIDATION_PAIRS) or 1]
     if len(rows):
-        found = pair_scores(run.scorer, pairs, rows, run.group, run.choice.packing, run.row_tokens)
+        found = pair_scores(run.scorer, pairs, rows, run.group, run.choice.packing, run.row_tokens, stop_points)
         loss, accuracy = mean_loss_and_accuracy(found, pairs, rows, run.settings)
         log.validation(step, loss, accuracy, len(rows))
-
-
-def _requests(stop: Stop, save: bool) -> Requests:
-    return Requests(bool(stop.number), save)
 
 
 def _is_due(run: Run, step: int, saved: float) -> bool:

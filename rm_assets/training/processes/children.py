@@ -30,7 +30,8 @@ PARENT = "RM_PARENT"
 """Environment variable: the process that started this one, and which may be gone before this one checks."""
 
 POLL_SECONDS = 0.25
-SECONDS_TO_STOP = 10.0
+SECONDS_TO_STOP = 30.0
+"""Of a stopped job, whose workers may have a large checkpoint to write."""
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 

@@ -24,7 +24,7 @@ class StoppedError(Exception):
 class Stop:
     """Whether this process was asked to stop: `number` is the first signal that asked, 0 before.
 
-    Within `deferred` the training loop checks it between two steps, saves and leaves. Elsewhere there is nothing to
+    Within `deferred` the training loop checks it many times in a step, saves and leaves. Elsewhere there is nothing to
     save, and a signal ends the process at once, as a second one does everywhere.
     """
 
