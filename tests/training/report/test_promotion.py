@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -83,3 +86,21 @@ def test_the_interval_of_the_difference_holds_it():
     found = compare_models(champion([True, False] * 20), scores([True, True, True, False] * 10))
     assert found.difference_low < found.difference < found.difference_high
     assert found.difference == pytest.approx(0.25)
+
+
+def test_a_p_value_at_the_level_is_worse_and_half_is_not_above_chance():
+    found = compare_models(champion([True] * 8), scores([False] * 5 + [True] * 3))
+    assert not verdict(found, found.p_value).promoted
+    level = replace(found, challenger_accuracy=1.0, challenger_accuracy_low=0.5)
+    assert "not above chance" in verdict(level, 0.05).reason
+    assert verdict(replace(level, challenger_accuracy_low=math.nextafter(0.5, 1)), 0.05).promoted
+
+
+def test_a_model_is_right_where_its_chosen_score_is_above_its_rejected_one():
+    # Negative scores: their sum would say the opposite of their difference.
+    old = champion([True, True, False]).assign(chosen_score=[-1.0, -3.0, -2.0], rejected_score=[-2.0, -1.0, -1.0])
+    new = scores([True, True, True]).assign(chosen_score=[-5.0, -4.0, -3.0], rejected_score=[-6.0, -5.0, -2.0])
+    found = compare_models(old, new)
+    assert (found.champion_accuracy, found.challenger_accuracy) == (1 / 3, 2 / 3)
+    assert (found.prompts_won, found.prompts_lost) == (1, 0)
+    assert found.figures()["difference"] == found.difference == 2 / 3 - 1 / 3
