@@ -1,5 +1,7 @@
 """Dagster entry point: assets, checks, jobs, sensors, schedule and resources."""
 
+import warnings
+
 import dagster as dg
 
 from rm_assets.defs.assets import data, training
@@ -11,6 +13,12 @@ from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.runs.executor import watched_in_process_executor
 
+_KNOWN_WARNINGS = {
+    "Parameter `include_sources` of function `AssetSelection.all` is": dg.BetaWarning,
+    "Function `PipesMessageReader.expected_writer_count` is": dg.PreviewWarning,
+}
+"""Warnings about calls that Dagster's own code makes."""
+
 
 @dg.definitions
 def definitions() -> dg.Definitions:
@@ -18,6 +26,8 @@ def definitions() -> dg.Definitions:
 
     The graph is a chain and each training is a process of its own, so all steps run in the process of the run.
     """
+    for message, category in _KNOWN_WARNINGS.items():
+        warnings.filterwarnings("ignore", message=message, category=category)
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data, training]),
         jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, jobs.suspect_labels],

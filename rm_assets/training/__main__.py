@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> int:
 
 def train(job: TrainingJob, log: Log, stop: Stop) -> None:
     """Train as the process, or the rank, that this is."""
+    log("loading torch")
     # only here, because torch takes seconds to import and the outer process of several needs none of it
     from rm_assets.training.run import run
 

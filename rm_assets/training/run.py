@@ -85,6 +85,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     model = build_model(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
+    log.message("trying packings: a shared prompt is computed once where scores and gradients stay exact")
     choice = _choose_packing(model, splits["train"], group)
     model = with_adapter(model, job.settings)
     num_parameters = int(model.num_parameters())
@@ -96,6 +97,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     del model  # and its gradients: the saved model needs their memory
     if is_sharded(group):
         gc.collect()  # sharded layers and their hooks reference each other
+    log.message(f"scoring {sum(len(pairs) for name, pairs in splits.items() if name != 'train'):,} held-out pairs")
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
         **figures,

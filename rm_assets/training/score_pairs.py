@@ -17,9 +17,11 @@ def main(arguments: list[str]) -> int:
 
 def score(job: ScoringJob, log: Log, stop: Stop) -> None:
     """Score the pairs of the job."""
+    log("loading torch")
     # only here, because torch takes seconds to import and a job that cannot be read needs none of it
     from rm_assets.training.saved_model.pair_scoring import score_pairs
 
+    log("loading the model and scoring")
     score_pairs(job)
 
 

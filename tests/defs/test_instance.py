@@ -81,5 +81,5 @@ def test_the_file_for_a_team_differs_in_storage_and_turns_alone() -> None:
     assert set(team) - set(own) == {"concurrency"}
     assert set(own) - set(team) == {"local_artifact_storage", "compute_logs", "nux"}  # of a home that all share
     assert team["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
-    for name in ("run_monitoring", "run_retries", "code_servers", "telemetry"):
+    for name in ("run_monitoring", "run_retries", "code_servers", "python_logs", "telemetry"):
         assert team[name] == own[name]

@@ -2,23 +2,33 @@
 
 import itertools
 import warnings
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import dagster as dg
 
 from rm_assets.data.sources.content_version import ASSET, content_listing
-from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.storage.files import resolve_path
-from rm_assets.data.storage.snapshots import latest_snapshot
+from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.results.changes import pair_changes_metadata, reject_changes_metadata
 from rm_assets.defs.results.metadata import schema_metadata
-from rm_assets.defs.results.stages import check_specs, rejects_result, stage_result
-from rm_assets.defs.runs.failure_reason import print_note_at_exit
+from rm_assets.defs.results.stages import (
+    NothingLeftError,
+    check_results,
+    check_specs,
+    nothing_left,
+    rejects_result,
+    stage_result,
+)
+from rm_assets.settings import Settings
 
 OWNERS = ["team:reward-modeling"]
+Results = Iterator[dg.MaterializeResult | dg.AssetCheckResult]
 
 
 def _observe(project: ProjectResource) -> dg.ObserveResult:
@@ -50,6 +60,24 @@ with warnings.catch_warnings():
     annotation_files: dg.AssetsDefinition = dg.multi_observable_source_asset(name=ASSET, specs=[_SOURCE])(_observe)
 
 
+def _results(
+    context: dg.AssetExecutionContext,
+    snapshot: Snapshot,
+    parent: Snapshot | None,
+    settings: Settings,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Results:
+    """What the UI shows of a stage; raises NothingLeftError if it has no row, after its checks, which say why."""
+    manifest = snapshot.manifest
+    stage, num_rejects = Stage(manifest.asset), manifest.num_rows(rejects=True)
+    new = f"{snapshot.num_new_shards:,} of {len(manifest.shards):,}"
+    context.log.info(f"rows {manifest.num_rows():,} · rejects {num_rejects:,} · new shards {new}")
+    if not manifest.num_rows():
+        yield from check_results(stage, manifest, parent.manifest if parent else None, settings)
+        raise NothingLeftError(nothing_left(stage, snapshot, settings))
+    yield stage_result(stage, snapshot, parent, settings, changes)
+
+
 @dg.asset(
     deps=[ASSET],
     group_name="annotations",
@@ -59,14 +87,13 @@ with warnings.catch_warnings():
     check_specs=check_specs(Stage.RAW),
     metadata=schema_metadata(schemas.RAW),
 )
-def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """One row per non-blank line of the annotation files, cut into shards. Invalid UTF-8 becomes rejects."""
     ready = project.ready()
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
     snapshot = raw.publish_raw(ready.settings, context.log.info)
-    print_note_at_exit(what_is_not_read(snapshot.manifest.facts["ignored_files"]))
-    return stage_result(Stage.RAW, snapshot, None, ready.settings)
+    yield from _results(context, snapshot, None, ready.settings)
 
 
 @dg.asset(
@@ -78,12 +105,12 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     check_specs=check_specs(Stage.VALIDATED),
     metadata=schema_metadata(schemas.VALIDATED),
 )
-def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Valid preferences of every format as prompt, chosen and rejected messages."""
     ready = project.ready()
     parent = ready.snapshot(Stage.RAW)
     snapshot = validation.publish_validated(ready.settings, parent, context.log.info)
-    return stage_result(Stage.VALIDATED, snapshot, parent, ready.settings)
+    yield from _results(context, snapshot, parent, ready.settings)
 
 
 @dg.asset(
@@ -95,12 +122,12 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
     check_specs=check_specs(Stage.FLATTENED),
     metadata=schema_metadata(schemas.FLATTENED),
 )
-def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Each pair as text by the model's chat template: prompt + chosen and prompt + rejected are whole conversations."""
     ready = project.ready()
     parent = ready.snapshot(Stage.VALIDATED)
     snapshot = flattening.publish_flattened(ready.settings, ready.tokenizer, parent, context.log.info)
-    return stage_result(Stage.FLATTENED, snapshot, parent, ready.settings)
+    yield from _results(context, snapshot, parent, ready.settings)
 
 
 @dg.asset(
@@ -112,13 +139,13 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     check_specs=check_specs(Stage.TOKENIZED),
     metadata=schema_metadata(schemas.TOKENIZED),
 )
-def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Both sides of each pair as token ids, identical to those of transformers' apply_chat_template."""
     ready = project.ready()
     parent = ready.snapshot(Stage.FLATTENED)
     messages = ready.ancestor(parent, Stage.VALIDATED)
     snapshot = tokenization.publish_tokenized(ready.settings, ready.tokenizer, messages, parent, context.log.info)
-    return stage_result(Stage.TOKENIZED, snapshot, parent, ready.settings)
+    yield from _results(context, snapshot, parent, ready.settings)
 
 
 @dg.asset(
@@ -130,14 +157,14 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     check_specs=check_specs(Stage.PADDED),
     metadata=schema_metadata(schemas.PADDED),
 )
-def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Pairs without duplicates and conflicts, split by prompt, both sides padded to the longer one's length."""
     ready = project.ready()
     parent = ready.snapshot(Stage.TOKENIZED)
     messages = ready.ancestor(parent, Stage.VALIDATED)
     before = latest_snapshot(ready.storage, Stage.PADDED)
     snapshot = padding.publish_padded(ready.settings, messages, parent, context.log.info)
-    return stage_result(Stage.PADDED, snapshot, parent, ready.settings, pair_changes_metadata(before, snapshot))
+    yield from _results(context, snapshot, parent, ready.settings, pair_changes_metadata(before, snapshot))
 
 
 @dg.asset(

@@ -19,6 +19,7 @@ from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, location_metadata, percentiles, preview, table
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
+from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE
 from rm_assets.display_text import as_code, shorten
 from rm_assets.settings import Settings
 
@@ -55,11 +56,9 @@ def stage_result(
     settings: Settings,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dg.MaterializeResult:
-    """The materialization of a data stage, `changes` first; raises NothingLeftError if it has no row."""
-    if not snapshot.manifest.num_rows():
-        raise NothingLeftError(_nothing_left(stage, snapshot))
+    """The materialization of a data stage that has rows, with `changes` after its figures."""
     # the page keeps this order: the figures of a refresh first, its location last
-    metadata = {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot.manifest)}
+    metadata = {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot.manifest, settings)}
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
     if settings.shows_previews:
@@ -68,11 +67,12 @@ def stage_result(
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata=metadata,
-        check_results=list(_check_results(stage, snapshot.manifest, parent.manifest if parent else None, settings)),
+        check_results=list(check_results(stage, snapshot.manifest, parent.manifest if parent else None, settings)),
     )
 
 
-def _nothing_left(stage: Stage, snapshot: Snapshot) -> str:
+def nothing_left(stage: Stage, snapshot: Snapshot, settings: Settings) -> str:
+    """Why a stage has no row: its rejects by reason, and the first of them."""
     reasons = reason_totals(snapshot.manifest)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
     rejects = str(snapshot.directory / REJECTS)
@@ -148,13 +148,14 @@ def _engines(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
     return shown | ({reason: shorten("; ".join(reasons), CELL_CHARACTERS)} if reasons else {})
 
 
-def _tables(stage: Stage, manifest: Manifest) -> dict[str, Any]:
+def _tables(stage: Stage, manifest: Manifest, settings: Settings) -> dict[str, Any]:
     totals = reason_totals(manifest)
     metadata: dict[str, Any] = {"rejects_by_reason": _reasons_table(totals)} if totals else {}
     metadata["files"] = table(_rows_by_file(manifest))
     if stage in _ENGINES:
         metadata |= _engines(manifest, *_ENGINES[stage])
     if stage is Stage.RAW:
+        metadata["annotations"] = settings.annotations or BUILT_IN_SAMPLE
         metadata["content_version"] = manifest.facts[CONTENT]
         ignored = [{"file": name} for name in manifest.facts["ignored_files"]]
         metadata |= {"ignored_files": table(ignored, {"file": "string"})} if ignored else {}
@@ -211,9 +212,10 @@ def _first_rows(snapshot: Snapshot) -> pa.Table:
         return pa.Table.from_batches([next(file.iter_batches(batch_size=NUM_PREVIEWED, columns=named))])
 
 
-def _check_results(
+def check_results(
     stage: Stage, manifest: Manifest, parent: Manifest | None, settings: Settings
 ) -> Iterator[dg.AssetCheckResult]:
+    """The results of a stage's checks, in the order of `check_specs`."""
     for law in INVARIANTS[stage]:
         violations = law.violations(manifest, parent)
         yield dg.AssetCheckResult(

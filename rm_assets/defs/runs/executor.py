@@ -5,6 +5,7 @@ Dagster has no public hook around a run, so the executor is the place. What `exe
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,11 @@ import dagster as dg
 from rm_assets.defs.runs.cancellation import interrupting_once_cancelled
 from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched, keep_record, records_directory
 from rm_assets.defs.runs.failure_reason import print_reasons_at_exit
+from rm_assets.defs.runs.summary import print_summary_at_exit
 
 
 class WatchedExecutor(dg.Executor):
-    """Wraps an executor: records the run, stops it when it is cancelled, and prints why it failed."""
+    """Wraps an executor: records the run, stops it when it is cancelled, and prints its result or why it failed."""
 
     def __init__(self, executor: dg.Executor) -> None:
         self._executor = executor
@@ -36,7 +38,24 @@ class WatchedExecutor(dg.Executor):
             if is_watched(instance):
                 _record_run(instance, run_id, plan_context.log)
                 stack.enter_context(interrupting_once_cancelled(instance, run_id))
+            if instance.python_log_level is None and "loggers" not in plan_context.run_config:
+                stack.enter_context(_without_debug_lines())
             yield from self._executor.execute(plan_context, execution_plan)
+            print_summary_at_exit(instance, run_id)
+
+
+@contextlib.contextmanager
+def _without_debug_lines() -> Iterator[None]:
+    """Within the block, no logger takes DEBUG lines, as which the console prints each of Dagster's events.
+
+    The events are stored all the same. `python_logs` in dagster.yaml and `loggers` in run config set another level.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.DEBUG))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _record_run(instance: dg.DagsterInstance, run_id: str, log: Any) -> None:

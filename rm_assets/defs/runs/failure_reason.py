@@ -4,9 +4,9 @@ import atexit
 import sys
 from collections.abc import Iterator
 
-import click
 from dagster import AssetCheckSeverity, DagsterEventType, DagsterInstance
 
+from rm_assets.defs.runs.summary import failed_warnings, is_command_of_a_user
 from rm_assets.display_text import one_line
 
 _OWN_ERRORS = "rm_assets."
@@ -14,17 +14,12 @@ _OWN_ERRORS = "rm_assets."
 
 
 def print_reasons_at_exit(instance: DagsterInstance, run_id: str) -> None:
-    """On the command line, have the reasons of a failed run printed when the process ends."""
-    if click.get_current_context(silent=True) is None:
+    """On the command line, have the warnings and the reasons of a failed run printed when the process ends."""
+    if not is_command_of_a_user():
         return
     if lines := [f"error: {line}" for line in failure_reasons(instance, run_id)]:
-        atexit.register(print, *lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def print_note_at_exit(note: str) -> None:
-    """On the command line, have a note printed when the process ends, unless it is empty."""
-    if note and click.get_current_context(silent=True) is not None:
-        atexit.register(print, f"note: {one_line(note)}", file=sys.stderr, flush=True)
+        warnings = [f"warning: {line}" for line in failed_warnings(instance, run_id)]
+        atexit.register(print, *warnings, *lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def failure_reasons(instance: DagsterInstance, run_id: str) -> Iterator[str]:

@@ -159,8 +159,11 @@ def _update_history(
 
 def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], log: Callable[[str], object]) -> None:
     """Write files derived from the data for people and other programs into the snapshot's directory."""
+    written = 0
     for name, content in files.items():
         path = snapshot.directory / name
         if not path.exists() or path.read_bytes() != content:
             write_file(path, content)
-            log(f"wrote {path}")
+            written += 1
+    if written:
+        log(f"wrote {written} files of the report to {snapshot.directory}")

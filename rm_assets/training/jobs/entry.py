@@ -29,7 +29,7 @@ except ImportError:  # the job runs where no Dagster is installed
 
 JobType = TypeVar("JobType", TrainingJob, ScoringJob)
 Log = Callable[[str], object]
-"""Shows a line to the user: on stdout, and in Dagster."""
+"""Shows a line to the user: in Dagster, and on stdout where no Dagster listens."""
 Work = Callable[[JobType, Log, Stop], None]
 
 
@@ -58,13 +58,14 @@ def run_job_file(arguments: list[str], module: str, job_type: type[JobType], wor
 
 def execute_job(job: JobType, work: "Work[JobType]", stop: Stop | None = None) -> int:
     """Do a job's work in this process, which may be one worker of several; returns the exit code."""
-    pipes = _open_pipes() if children.is_first_worker() else None
+    is_first = children.is_first_worker()
+    pipes = _open_pipes() if is_first else None
 
     def log(text: str) -> None:
-        text = printable(text)
-        print(text, flush=True)
         if pipes is not None:
-            pipes.log.info(text)
+            pipes.log.info(printable(text))  # which Dagster prints, too
+        elif is_first:
+            print(printable(text), flush=True)
 
     try:
         work(job, log, stop or Stop())

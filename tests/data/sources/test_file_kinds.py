@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import click
 import pytest
 from datasets import Dataset
 from support import plain_row, rows, silent, write_lines
@@ -11,7 +10,6 @@ from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_r
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.results.stages import stage_result
-from rm_assets.defs.runs.failure_reason import print_note_at_exit
 from rm_assets.settings import Settings
 
 
@@ -75,13 +73,3 @@ def test_a_file_that_is_not_read_is_a_warning_and_a_last_line(settings: Settings
     assert check.severity.value == "WARN"
     assert check.description == "`old [1](x).xlsx` is not read: save it as CSV in UTF-8"
     assert "'old [1](x).xlsx' is not read: save it as CSV in UTF-8" in said
-
-
-def test_the_last_lines_of_a_command_name_what_was_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    registered: list[tuple[object, ...]] = []
-    monkeypatch.setattr("atexit.register", lambda *arguments, **_: registered.append(arguments))
-    print_note_at_exit("nobody runs a command line")
-    with click.Context(click.Command("materialize")):
-        print_note_at_exit("")
-        print_note_at_exit("'a.xlsx' is\nnot read")
-    assert registered == [(print, "note: 'a.xlsx' is not read")]

@@ -115,12 +115,13 @@ def test_two_processes_give_the_losses_of_one_without_dagster(write_job, tmp_pat
     assert found["validation_loss"] == pytest.approx(two_validations[-1]["validation_loss"], abs=1e-6)
 
     assert "step 6/6 · loss " in alone.stdout
-    assert together.stdout.count("step 6/6 · loss ") == 1
+    assert together.stdout == ""  # Dagster prints what it is told
     lines = messages_file.read_bytes().splitlines()
     messages = [json.loads(line) for line in lines]
     assert [message["method"] for message in messages if message["method"] != "log"] == ["opened", "closed"]
     told = [message["params"]["message"] for message in messages if message["method"] == "log"]
-    assert told[0].startswith("a toy with random weights")
+    assert told[0] == "loading torch"
+    assert sum(text.startswith("a toy with random weights") for text in told) == 1
     assert sum(text.startswith("step 6/6 · loss ") for text in told) == 1
     assert max(len(line) for line in lines[1:]) < 2048
 
