@@ -57,3 +57,11 @@ def test_dropped_rows_are_those_of_the_plain_definition(pairs: list[tuple[str, s
         elif pair in pairs[:row]:
             expected[row] = DUPLICATE
     assert dropped_rows(*keys(pairs), policy).reasons() == expected
+
+
+def test_dropped_rows_of_a_file_are_counted_from_its_first() -> None:
+    dropped = dropped_rows(*keys(PAIRS), "drop")  # rows 1 to 4
+    assert dropped.between(0, 2).reasons() == {1: DUPLICATE}
+    assert dropped.between(2, 4).reasons() == {0: CONFLICT, 1: CONFLICT}
+    assert dropped.between(4, 7).reasons() == {0: CONFLICT}
+    assert dropped.between(5, 7).reasons() == {}

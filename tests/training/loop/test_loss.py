@@ -6,7 +6,7 @@ import torch
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.loss import check_margins, num_right, pair_losses
+from rm_assets.training.loop.loss import check_margins, num_right, pair_losses, worst_pairs
 from rm_assets.training.packing.checks import read_splits
 
 CHOSEN, REJECTED, MARGIN = [1.0, 0.0, 3.0], [0.0, 2.0, -3.0], [0.5, 0.0, 7.0]
@@ -71,3 +71,16 @@ def test_a_negative_margin_cannot_scale_a_loss(make_job, tmp_path):
 
 def test_a_tie_is_half_right():
     assert num_right(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 4.0])).item() == 1.5
+
+
+def test_a_pair_without_margin_may_be_scaled(make_job, tmp_path):
+    splits = {"train": [([7, 5, 1], [7, 6, 1], 0.0)], "validation": [], "test": []}
+    check_margins(read_splits(make_job(splits=splits), tmp_path), TrainingSettings(loss="scaled"))
+
+
+def test_an_error_names_losses_that_are_not_finite_and_then_the_largest(make_job, tmp_path):
+    splits = {"train": [([7, 5, 1], [7, 6, 1])] * 8, "validation": [], "test": []}
+    pairs = read_splits(make_job(splits=splits), tmp_path)["train"]
+    rows, losses = np.arange(7), np.array([0.5, math.nan, 3.0, -4.0, math.inf, 2.0, 0.25])
+    named = [part.split(" (")[0] for part in worst_pairs(pairs, rows, losses).split(": ")[1].split("), ")]
+    assert named == ["pair1", "pair4", "pair2", "pair5", "pair0"]
