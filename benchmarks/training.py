@@ -93,7 +93,7 @@ class Case:
     def our_step(self, run: Run, number: int) -> tuple[float, Tally]:
         """The loss and the tally of our step `number`, counted from 0."""
         rows = self.steps[number]
-        plans = plan_rows(self.pairs, rows, run.choice.packing, run.settings.micro_batch_tokens)
+        plans = plan_rows(self.pairs, rows, run.choice.packing, run.row_tokens)
         figures, _ = train_step(run, number + 1, 1, rows, plans[0])
         return figures.loss, tally_step(self.pairs, rows, plans)
 

@@ -271,10 +271,11 @@ class TrainingSettings(_Group):
 
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of AdamW, after linear warm-up and before cosine decay to zero. Unset: by model size, from
-    1e-4 below 100 million weights to 2e-6 from 5 billion; ten times that with LoRA."""
+    1e-4 at 10 million weights or fewer over 1e-5 at 500 million to 2e-6 from 8 billion; with LoRA ten times that, and
+    at least 1e-4."""
 
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the optimizer steps spent on linear warm-up."""
+    """Share of the optimizer steps spent on linear warm-up, rounded up: at least one step, unless it is 0."""
 
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay, applied to matrices only."""
@@ -282,16 +283,17 @@ class TrainingSettings(_Group):
     batch_pairs: PositiveInt = 64
     """Pairs per optimizer step, over all processes."""
 
-    micro_batch_tokens: PositiveInt = 8192
-    """Tokens per forward pass of one process; bounds memory and changes results only by rounding. Lowered
-    automatically on a GPU with too little memory."""
+    micro_batch_tokens: int | None = Field(None, gt=0)
+    """Tokens per forward pass of one process; bounds memory and changes results only by rounding. Unset: 2048 on a
+    CPU, 8192 on a GPU. Lowered automatically on a GPU with too little memory."""
 
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global L2 norm."""
 
-    loss: Literal["margin", "plain", "scaled"] = "margin"
-    """How a pair's margin enters the loss. margin: it is subtracted from the difference of the scores; plain: it is
-    ignored; scaled: the loss is multiplied by it (by 1 where the annotation has none)."""
+    loss: Literal["plain", "margin", "scaled"] = "plain"
+    """How a pair's margin enters the loss. plain: it is ignored; margin: it is subtracted from the difference of the
+    scores; scaled: the loss is multiplied by it (by 1 where the annotation has none). A margin is taken as it is in
+    padded_pairs: the annotation's, else the difference of its scores, which may be too large for a margin."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Assumed share of wrong labels: mixes in the flipped pair's loss with this weight."""

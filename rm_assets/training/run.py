@@ -31,7 +31,7 @@ from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import Checkpoints
 from rm_assets.training.loop.group import Group, join_group, leave_group, peak_memory
 from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
-from rm_assets.training.loop.loss import check_margins
+from rm_assets.training.loop.loss import check_margins, large_margin
 from rm_assets.training.loop.sharding import is_sharded, whole_weights
 from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
@@ -47,6 +47,7 @@ from rm_assets.training.model.reward_model import (
 )
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.checks import check_pairs, read_splits
+from rm_assets.training.packing.micro_batch_size import micro_batch_tokens
 from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import Packing
 from rm_assets.training.processes.signals import Stop
@@ -91,6 +92,8 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     num_parameters = int(model.num_parameters())
     log.message(_opening(job, splits, num_parameters, group))
     log.message(choice.reason)
+    if warning := large_margin(splits["train"], job.settings):
+        log.message(f"warning: {warning}")
     checkpoints = Checkpoints(directory, job.key, group, log.message if group.is_first else print)
     figures = train(model, splits, choice, job.settings, group, log, checkpoints, stop)
     _save(job, model, tokenizer, group)
@@ -164,7 +167,7 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, grou
     saved = load_model(directory / MODEL).to(group.device)
     use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
-    bfloat16, row_tokens = trains_in_bfloat16(group.device), job.settings.micro_batch_tokens
+    bfloat16, row_tokens = trains_in_bfloat16(group.device), micro_batch_tokens(job.settings, group.device)
     evaluation = evaluate(Scorer(saved), held_out, group, packing, row_tokens, bfloat16)
     scores = evaluation.scores
     if group.is_first:

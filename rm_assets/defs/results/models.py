@@ -10,7 +10,7 @@ from rm_assets.defs.results.metadata import location_metadata, numbers
 from rm_assets.defs.results.plots import markdown_picture, training_curves
 from rm_assets.defs.snapshots.models import ASSET, ModelSnapshot, training_steps
 from rm_assets.display_text import as_code
-from rm_assets.training.jobs.result import GOLDEN, MODEL, TrainingResultError, read_result
+from rm_assets.training.jobs.result import FEW_STEPS, GOLDEN, MODEL, TrainingResultError, few_steps_warning, read_result
 
 _FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
 """The figures to show first."""
@@ -24,7 +24,12 @@ MODEL_CHECKS = [
         asset=ASSET,
         description="Every file of the model is byte for byte what the training job wrote.",
         blocking=True,
-    )
+    ),
+    dg.AssetCheckSpec(
+        "optimizer_steps_are_enough",
+        asset=ASSET,
+        description=f"Training had at least {FEW_STEPS} optimizer steps: fewer hardly change a pretrained model.",
+    ),
 ]
 
 
@@ -50,7 +55,7 @@ def model_result(model: ModelSnapshot, changes: Mapping[str, Any]) -> dg.Materia
             "versions": dg.MetadataValue.json(model.manifest["versions"]),
             **location_metadata(directory),
         },
-        check_results=[_hashes(model)],
+        check_results=[_hashes(model), _steps(model)],
     )
 
 
@@ -66,4 +71,16 @@ def _hashes(model: ModelSnapshot) -> dg.AssetCheckResult:
         passed=not problem,
         description=problem or f"{len(files)} files match the manifest.",
         metadata={"files": len(files)},
+    )
+
+
+def _steps(model: ModelSnapshot) -> dg.AssetCheckResult:
+    num_steps = int(model.manifest["metrics"]["num_steps"])
+    warning = few_steps_warning(num_steps)
+    return dg.AssetCheckResult(
+        check_name="optimizer_steps_are_enough",
+        passed=not warning,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=warning or f"{num_steps:,} optimizer steps.",
+        metadata={"num_steps": num_steps},
     )

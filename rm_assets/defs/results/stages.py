@@ -25,6 +25,8 @@ from rm_assets.settings import Settings
 
 HELD_BACK_CHECK = "no_file_is_held_back"
 IGNORED_CHECK = "no_file_is_ignored"
+TOO_LONG_CHECK = "few_pairs_are_too_long"
+MAX_TOO_LONG = 0.1
 NUM_PREVIEWED = 5
 NUM_NAMED = 3
 _NOT_FOR_READING = ("_id", "_key", "_mask")
@@ -35,7 +37,7 @@ class NothingLeftError(RuntimeError):
 
 
 def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
-    """The stage's invariants, which are blocking, and the warnings about ignored and held-back files."""
+    """The stage's invariants, which are blocking, and the warnings about ignored and held-back files and long pairs."""
     specs = [
         dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
         for law in INVARIANTS[stage]
@@ -46,6 +48,9 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
     if stage is Stage.VALIDATED:
         description = "No file has so many malformed lines that it is held back whole."
         specs.append(dg.AssetCheckSpec(HELD_BACK_CHECK, asset=stage.value, description=description))
+    if stage is Stage.TOKENIZED:
+        description = f"At most {MAX_TOO_LONG:.0%} of the pairs are rejected because they are longer than max_length."
+        specs.append(dg.AssetCheckSpec(TOO_LONG_CHECK, asset=stage.value, description=description))
     return specs
 
 
@@ -234,12 +239,29 @@ def check_results(
         )
     if stage is Stage.VALIDATED:
         yield _held_back_result(manifest, settings.max_malformed_fraction)
+    if stage is Stage.TOKENIZED:
+        yield _too_long_result(manifest, settings.max_length)
 
 
 def _counted(law: Invariant, violations: dict[str, int]) -> str:
     """The counted violations, such as `0 lines not read, 2 pairs unaccounted; broken: Every line gave …`."""
     counted = ", ".join(f"{count:,} {name}" for name, count in violations.items())
     return f"{counted}; broken: {law.description}" if any(violations.values()) else counted
+
+
+def _too_long_result(manifest: Manifest, max_length: int) -> dg.AssetCheckResult:
+    num_too_long, num_pairs = reason_totals(manifest)[Reason.TOO_LONG], manifest.num_rows()
+    num_pairs += manifest.num_rows(rejects=True)
+    passed = num_too_long <= MAX_TOO_LONG * num_pairs
+    text = f"{num_too_long:,} of {num_pairs:,} pairs are longer than max_length, {max_length:,} tokens"
+    advice = ": raise max_length, or set over_long to drop_turns, or the model learns from short conversations alone"
+    return dg.AssetCheckResult(
+        check_name=TOO_LONG_CHECK,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=text if passed else text + advice,
+        metadata={"too_long": num_too_long},
+    )
 
 
 def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:

@@ -73,6 +73,21 @@ class ForeignOutputError(TrainingError):
     """The output directory holds files of others: nothing is written there, not even the reason."""
 
 
+FEW_STEPS = 30
+"""Optimizer steps, fewer of which hardly move a pretrained model at a usual learning rate."""
+
+
+def few_steps_warning(num_steps: int) -> str:
+    """A warning if a training has fewer optimizer steps than FEW_STEPS, else ""."""
+    if num_steps >= FEW_STEPS:
+        return ""
+    counted = f"{num_steps} optimizer step{'s' * (num_steps != 1)}"
+    return (
+        f"{counted} are fewer than {FEW_STEPS} and hardly change a pretrained model: lower "
+        "batch_pairs, or raise epochs or learning_rate"
+    )
+
+
 def write_manifest(
     directory: Path, key: str, data_snapshot: str, metrics: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:

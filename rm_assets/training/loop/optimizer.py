@@ -2,17 +2,25 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rm_assets.settings import TrainingSettings
 
-RATES = ((100e6, 1e-4), (1e9, 1e-5), (5e9, 4e-6), (math.inf, 2e-6))
-"""Peak learning rates for models with fewer weights than the first number. Skywork-Reward-V2 (2507.01352) has 4e-6 up
-to 4 billion and 1e-6 to 3e-6 at 8, NeMo-RL 2e-6, OpenRLHF 9e-6; RewardBench 2 (2506.01937) finds 2e-5 bad at 8."""
+RATES = ((10e6, 1e-4), (110e6, 3e-5), (0.5e9, 1e-5), (4e9, 4e-6), (8e9, 2e-6))
+"""Number of weights, and a peak learning rate that is usual for it, smallest model first.
+
+10 and 110 million: compact BERT models of 4 to 110 million were fine-tuned with 3e-5 to 3e-4 (1908.08962), BERT
+base with 2e-5 to 5e-5 (1810.04805, A.3). 0.5 billion: TRL's examples/scripts/reward_modeling.py. 4 billion:
+Skywork-Reward-V2 (2507.01352), which has 1e-6 to 3e-6 at 8; 8 billion: RLHFlow's llama3_rm.py and NeMo-RL.
+RewardBench 2 (2506.01937) finds 2e-5 bad at 8 billion."""
 
 LORA_FACTOR = 10.0
-"""Adapters need about ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
+"""Adapters need about ten times the rate (Schulman et al., LoRA Without Regret, 2025), as in TRL's script above."""
+
+LOWEST_LORA_RATE = 1e-4
+"""Usual at 3 to 8 billion weights, too: LLaMA-Factory's llama3_lora_reward.yaml, ms-swift."""
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
@@ -42,20 +50,25 @@ def decayed_and_plain(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def peak_learning_rate(num_parameters: int, settings: TrainingSettings) -> float:
-    """The setting, or if it is unset the rate of RATES for a model with this many weights."""
+    """The setting; if it is unset, a rate between those of RATES for a model with this many weights.
+
+    Between two points, the logarithm of the rate is linear in that of the number of weights: 17 million give 7.7e-5,
+    135 million 2.6e-5, 1.7 billion 5.8e-6. Beyond the outer points, the rate stays the same.
+    """
     if settings.learning_rate is not None:
         return settings.learning_rate
-    rate = next(rate for below, rate in RATES if num_parameters < below)
-    return rate * LORA_FACTOR if settings.lora_rank else rate
+    sizes, rates = np.log(RATES).T
+    rate = float(np.exp(np.interp(math.log(num_parameters), sizes, rates)))
+    return max(LORA_FACTOR * rate, LOWEST_LORA_RATE) if settings.lora_rank else rate
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:
-    """The rate of step 1..num_steps: linear warm-up to the peak, then a cosine that is zero one step later.
+    """The rate of step 1..num_steps: linear warm-up below the peak, then a cosine from it to zero one step later.
 
-    For 6 steps, a peak of 1 and a third of warm-up: 0.5, 1, 1, 0.854, 0.5, 0.146.
+    For 6 steps, a peak of 1 and a third of warm-up: 0.333, 0.667, 1, 0.854, 0.5, 0.146.
     """
-    num_warmup = int(warmup_fraction * num_steps)
+    num_warmup = math.ceil(warmup_fraction * num_steps)
     if step <= num_warmup:
-        return peak * step / num_warmup
+        return peak * step / (num_warmup + 1)
     progress = (step - 1 - num_warmup) / (num_steps - num_warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

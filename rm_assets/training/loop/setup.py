@@ -19,7 +19,7 @@ from rm_assets.training.model.layers import decoder_layers, prepare_layers
 from rm_assets.training.model.probe import Choice
 from rm_assets.training.model.scoring import Scorer
 from rm_assets.training.packing.batches import collate
-from rm_assets.training.packing.micro_batch_size import Memory, largest_micro_batch
+from rm_assets.training.packing.micro_batch_size import Memory, largest_micro_batch, micro_batch_tokens
 from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan, Packing
 
@@ -40,7 +40,7 @@ def prepare_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSett
         group=group,
         peak_rate=peak_learning_rate(num_parameters, settings),
         num_steps=settings.epochs * math.ceil(len(pairs) / settings.batch_pairs),
-        row_tokens=settings.micro_batch_tokens,
+        row_tokens=micro_batch_tokens(settings, group.device),
         flops=_model_flops(scorer, pairs, choice, group),
     )
 
@@ -51,7 +51,7 @@ def fit_micro_batches(run: Run, memory: Memory) -> Run:
     moments = 2 * sum(local(weight).nbytes for weight in trained)  # of AdamW, from the first step on
     fitting = largest_micro_batch(functools.partial(_try, run), run.pairs, run.choice.packing, memory, moments)
     every = torch.zeros(run.group.size, dtype=torch.float64, device=run.group.device)
-    every[run.group.rank] = min(fitting, run.settings.micro_batch_tokens)
+    every[run.group.rank] = min(fitting, run.row_tokens)
     run.group.add_up(every)
     return replace(run, row_tokens=max(1, int(every.min())))
 

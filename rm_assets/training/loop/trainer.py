@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_assets.settings import TrainingSettings
+from rm_assets.training.jobs.result import few_steps_warning
 from rm_assets.training.loop.checkpoint import Checkpoints, Position, random_states, restore_state, training_state
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.held_out import mean_loss_and_accuracy, pair_scores
@@ -30,7 +31,7 @@ from rm_assets.training.loop.training_log import StepFigures, TrainingLog
 from rm_assets.training.model.adapter import base_of
 from rm_assets.training.model.layers import decoder_layers, reason_not_to_compile
 from rm_assets.training.model.probe import Choice
-from rm_assets.training.packing.micro_batch_size import GpuMemory
+from rm_assets.training.packing.micro_batch_size import GpuMemory, micro_batch_tokens
 from rm_assets.training.packing.pairs import Pairs
 from rm_assets.training.packing.planning import MicroPlan, epoch_steps, plan_rows
 from rm_assets.training.processes.signals import Stop, StoppedError
@@ -60,8 +61,10 @@ def train(
         reason = reason_not_to_compile(settings, group.device)
         log.message(f"layers are not compiled: {reason}" if reason else "layers are compiled in the first steps")
         run = fit_micro_batches(run, GpuMemory(group.device))
-        if run.row_tokens < settings.micro_batch_tokens:
+        if run.row_tokens < micro_batch_tokens(settings, group.device):
             log.message(f"micro-batches have at most {run.row_tokens} tokens: more do not fit into this GPU")
+    if warning := few_steps_warning(run.num_steps):
+        log.message(f"warning: {warning}")
     stop_points = StopPoints(stop or Stop(), group)
     if reason_not_to_compile(settings, group.device):
         stop_points.before_layers(decoder_layers(base_of(model)))

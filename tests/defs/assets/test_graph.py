@@ -42,6 +42,8 @@ def test_the_whole_graph_runs_and_all_its_laws_hold(first_run) -> None:
     _, result = first_run
     assert result.success, errors(result)
     failed = {name for name, passed in checks(result).items() if not passed}
+    assert "optimizer_steps_are_enough" in failed
+    failed -= {"optimizer_steps_are_enough"}
     # A model of three optimizer steps need not be good, and is told so without failing the run.
     assert failed <= {
         "accuracy_is_above_chance", "model_beats_length", "model_needs_the_prompt", "scores_do_not_follow_length",

@@ -125,3 +125,18 @@ def test_names_that_would_be_markup_are_shown_in_tables_alone(tmp_path: Path) ->
         shown = stage_result(stage, snapshot, parent, settings).metadata or {}
         kinds |= {type(value) for value in shown.values() if name in str(value) or subset in str(value)}
     assert kinds == {dg.TableMetadataValue}
+
+
+@pytest.mark.parametrize(("num_long", "passed"), [(0, True), (1, True), (2, False)])
+def test_more_than_a_tenth_of_pairs_over_the_limit_is_a_warning(tmp_path: Path, num_long: int, passed: bool) -> None:
+    rows = [plain_row(number, chosen="word " * (100 if number < num_long else 1)) for number in range(12)]
+    settings = Settings(
+        annotations=str(write_lines(tmp_path / "a.jsonl", rows)), storage=str(tmp_path / "storage"), max_length=90
+    )
+    stages = run_stages(settings)
+    result = stage_result(Stage.TOKENIZED, stages[Stage.TOKENIZED], stages[Stage.FLATTENED], settings)
+    [check] = [check for check in result.check_results or [] if check.check_name == "few_pairs_are_too_long"]
+    assert check.passed is passed
+    assert check.severity is dg.AssetCheckSeverity.WARN
+    told = f"{num_long} of 12 pairs are longer than max_length, 90 tokens"
+    assert check.description == told if passed else (check.description or "").startswith(f"{told}: raise max_length")

@@ -6,7 +6,7 @@ import torch
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.loss import check_margins, num_right, pair_losses, worst_pairs
+from rm_assets.training.loop.loss import check_margins, large_margin, num_right, pair_losses, worst_pairs
 from rm_assets.training.packing.checks import read_splits
 
 CHOSEN, REJECTED, MARGIN = [1.0, 0.0, 3.0], [0.0, 2.0, -3.0], [0.5, 0.0, 7.0]
@@ -24,12 +24,13 @@ def test_the_loss_is_bradley_terry_with_margin_and_centering():
         math.log(1 + math.exp(2.0)) + 0.04,
         math.log(1 + math.exp(1.0)),
     ]
-    assert losses() == pytest.approx(expected, rel=1e-6)
+    assert losses(loss="margin") == pytest.approx(expected, rel=1e-6)
     assert expected == pytest.approx([0.484077, 2.166928, 1.313262], abs=1e-6)
 
 
-def test_the_plain_loss_takes_no_notice_of_the_margin():
+def test_the_plain_loss_is_the_default_and_takes_no_notice_of_the_margin():
     # -log sigmoid(1), (-2), (6)
+    assert losses(center_rewards=0) == losses(loss="plain", center_rewards=0)
     assert losses(loss="plain", center_rewards=0) == pytest.approx([0.313262, 2.126928, 0.002476], abs=1e-6)
 
 
@@ -67,6 +68,15 @@ def test_a_negative_margin_cannot_scale_a_loss(make_job, tmp_path):
         check_margins(pairs, job.settings)
     check_margins(pairs, TrainingSettings(loss="margin"))
     np.testing.assert_array_equal(pairs["train"].margin, np.array([2.0, -1.5], np.float32))
+
+
+def test_margins_beyond_the_usual_ones_are_a_warning_where_they_are_subtracted(make_job, tmp_path):
+    splits = {"train": [([7, 5, 1], [7, 6, 1], 3.0), ([8, 5, 1], [8, 6, 1], 3.5)], "validation": [], "test": []}
+    pairs = read_splits(make_job(splits=splits), tmp_path)["train"]
+    assert large_margin(pairs, TrainingSettings(loss="margin")).startswith("margins are up to 3.5, with the loss")
+    assert large_margin(pairs, TrainingSettings()) == large_margin(pairs, TrainingSettings(loss="scaled")) == ""
+    usual = read_splits(make_job("usual", splits=splits | {"train": splits["train"][:1]}), tmp_path / "usual")["train"]
+    assert large_margin(usual, TrainingSettings(loss="margin")) == ""
 
 
 def test_a_tie_is_half_right():

@@ -61,7 +61,7 @@ def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
 
 def test_the_first_step_has_the_loss_and_gradient_of_plain_autograd(make_job, tmp_path):
     triples = [(chosen, rejected, 0.25 * number) for number, (chosen, rejected) in enumerate(learnable_pairs(5))]
-    settings = {"batch_pairs": 5, "micro_batch_tokens": 20, "center_rewards": 0.1}
+    settings = {"batch_pairs": 5, "micro_batch_tokens": 20, "center_rewards": 0.1, "loss": "margin"}
     job = make_job(splits={"train": triples}, settings=settings)
     plain = build_model(job)
     total = 0.0
@@ -116,7 +116,7 @@ def test_a_gradient_above_the_limit_is_scaled_down_to_it(make_job, tmp_path):
 
 def test_a_margin_that_is_no_number_stops_before_the_update_and_names_the_pairs(make_job, tmp_path):
     pairs = [(*pair, math.nan if number == 2 else 0.0) for number, pair in enumerate(learnable_pairs(3))]
-    job = make_job(splits={"train": pairs})
+    job = make_job(splits={"train": pairs}, settings={"loss": "margin"})
     model = build_model(job)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(TrainingError, match=r"loss is nan .* at step 1, stopped before its update") as caught:
@@ -157,7 +157,7 @@ def test_validation_follows_every_epoch_or_a_tenth_of_a_single_one():
 def test_the_mean_loss_and_the_accuracy_of_scores(make_job, tmp_path):
     scores = np.array([[1, 0], [0, 0], [0, 2], [5, -5]], np.float32)
     pairs = with_margins(make_job, tmp_path, 0.5, 0, 0, 10)
-    loss, accuracy = mean_loss_and_accuracy(scores, pairs, np.arange(4), TrainingSettings(center_rewards=0.01))
+    loss, accuracy = mean_loss_and_accuracy(scores, pairs, np.arange(4), TrainingSettings(loss="margin"))
     # 0.474077 + 0.01, log 2, 2.126928 + 0.04, log 2; equal scores are half right
     assert loss == pytest.approx((0.484077 + 0.693147 + 2.166928 + 0.693147) / 4, abs=1e-6)
     assert accuracy == 2.5 / 4

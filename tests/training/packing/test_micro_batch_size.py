@@ -8,6 +8,7 @@ from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
 from rm_assets.training.model.probe import Choice, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
+from rm_assets.training.packing.micro_batch_size import micro_batch_tokens
 from rm_assets.training.packing.planning import Packing
 
 FIXED, PER_TOKEN = 5_000_000, 1000
@@ -44,7 +45,7 @@ def run_of(num_pairs, packing, **settings):
 @pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PADDED])
 @pytest.mark.parametrize(("fitting", "expected"), [(700, 700), (6000, 6000), (9000, 8192), (0, 1)])
 def test_a_micro_batch_takes_what_is_left_and_no_more_than_the_setting(packing, fitting, expected):
-    run = run_of(30, packing)
+    run = run_of(30, packing, micro_batch_tokens=8192)
     before = {name: weight.clone() for name, weight in run.scorer.state_dict().items()}
     moments = 8 * sum(weight.numel() for weight in run.scorer.parameters())
     memory = MemoryOfALine(run.scorer, (FIXED + PER_TOKEN * (fitting + 0.5) + moments) / 0.85)
@@ -57,7 +58,15 @@ def test_a_micro_batch_takes_what_is_left_and_no_more_than_the_setting(packing, 
 def test_a_smaller_setting_stays_and_so_does_one_that_cannot_be_tried():
     run = run_of(30, Packing.SHARED, micro_batch_tokens=300)
     assert fit_micro_batches(run, MemoryOfALine(run.scorer, 1e12)).row_tokens == 300
-    run = run_of(3, Packing.SHARED)
+    run = run_of(3, Packing.SHARED, micro_batch_tokens=8192)
     memory = MemoryOfALine(run.scorer, 0)
     assert fit_micro_batches(run, memory).row_tokens == 8192
     assert memory.num_passes == 0
+
+
+def test_the_default_is_that_of_the_device_and_a_setting_is_never_exceeded():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [micro_batch_tokens(TrainingSettings(), device) for device in (cpu, gpu)] == [2048, 8192]
+    assert {micro_batch_tokens(TrainingSettings(micro_batch_tokens=700), device) for device in (cpu, gpu)} == {700}
+    assert run_of(3, Packing.SHARED).row_tokens == 2048
+    assert run_of(3, Packing.SHARED, micro_batch_tokens=20_000).row_tokens == 20_000
