@@ -4,6 +4,7 @@ Control tokens are those the tokenizer marks special, and any added token that t
 message. A text that contains one could fake the start or end of a turn, or padding.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -28,6 +29,12 @@ from rm_assets.settings import SettingsError
 MessageDict = dict[str, Any]
 _LONGEST_TOKEN = 1_000
 """Maximum characters of an added token: the self-test encodes each added token thousands of times."""
+_SAYS_PADDING = re.compile(r"^(?!.*(image|vision|video|audio)).*pad", re.IGNORECASE)
+_SAYS_UNUSED = re.compile(r"reserved|unused|extra|placeholder|dummy|control_\d", re.IGNORECASE)
+_PROBE: list[MessageDict] = [
+    {"role": role, "content": f"\ue000{content}\ue001"}
+    for role, content in zip(("user", "assistant") * 2, ("first", "reply", "second", "last"), strict=True)
+]
 _LARGE_SIZE = 50_000
 """A conversation with more characters that exceeds a bound is a reject; with fewer, the template is at fault."""
 
@@ -44,6 +51,7 @@ class ChatTokenizer:
     template: str
     control_tokens: tuple[str, ...]
     pad_token_id: int
+    template_ids: frozenset[int] = frozenset()  # those that the template may write
     template_file: str = ""  # for errors
     lost_by_shape: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)  # a cache of `lost_parts`
 
@@ -89,9 +97,11 @@ def _with_template(reference: Any, files: TokenizerFiles) -> ChatTokenizer:
         pad_token_id=-1,
         template_file=files.template_file,
     )
-    before, after, last = _borders(chat)
+    before, after = _borders(chat)
     control = tuple(sorted(_special_tokens(reference) | _added_tokens_in(reference, before + after)))
-    return dataclasses.replace(chat, control_tokens=control, pad_token_id=_pad_token_id(reference, last))
+    written = _written_ids(chat)
+    pad_token_id = _pad_token_id(reference, written)
+    return dataclasses.replace(chat, control_tokens=control, pad_token_id=pad_token_id, template_ids=written)
 
 
 def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
@@ -161,16 +171,13 @@ def _date_formats(template: str) -> set[str]:
     return formats
 
 
-def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
-    """What the template writes before and after a user message that a reply follows, and the last id of the whole.
+def _borders(chat: ChatTokenizer) -> tuple[str, str]:
+    """What the template writes before and after a user message that a reply follows.
 
     The message is not the last one, as templates write the last reply differently (Qwen3 puts its thinking there).
     """
-    contents = ("\ue000first\ue001", "\ue000reply\ue001", "\ue000second\ue001", "\ue000last\ue001")
-    roles = ("user", "assistant", "user", "assistant")
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     problem = ""
-    for conversation in (messages, messages[:2]):  # a template may hold a single turn only
+    for conversation in (_PROBE, _PROBE[:2]):  # a template may hold a single turn only
         try:
             text = render(chat, conversation, "")
         except TemplateError as error:
@@ -179,7 +186,7 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str, int]:
         before, first, rest = text.partition(conversation[0]["content"])
         after = rest.partition(conversation[1]["content"])[0]
         if first:
-            return before, after if conversation is messages else "", int(encode(chat, [text])[0][-1])
+            return before, after if conversation is _PROBE else ""
     raise SettingsError(
         f"chat_template (or RM_CHAT_TEMPLATE): the template of {chat.template_file!r} cannot render a conversation "
         f"of a user message and a reply{problem}"
@@ -195,21 +202,77 @@ def _added_tokens_in(reference: Any, text: str) -> set[str]:
     return {str(token) for token in reference.added_tokens_decoder.values() if str(token) in text}
 
 
-def _pad_token_id(reference: Any, last_id: int) -> int:
-    """The pad token's id, or that of another special token if the pad token ends a conversation.
+def _written_ids(chat: ChatTokenizer) -> frozenset[int]:
+    """The ids of conversations of all roles as the template writes them, and of every added token that it names.
 
-    Stock transformers reads the score at the last token that is not padding, so no conversation may end in it.
+    The text of a template names tokens; it also knows them as variables such as `bos_token`.
     """
-    special = sorted(
-        number for number, token in reference.added_tokens_decoder.items() if token.special and number != last_id
+    system, call = {"role": "system", "content": "s"}, {"type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = {"role": "assistant", "content": "c", "tool_calls": [call]}
+    tool = msgspec.json.encode([{"type": "function", "function": {"name": "f", "parameters": {}}}]).decode()
+    probes: list[tuple[list[MessageDict], str]] = [(_PROBE, ""), (_PROBE[:2], ""), ([system, *_PROBE[:2]], "")]
+    probes.append(([*_PROBE[:1], calling, {"role": "tool", "name": "f", "content": "r"}, _PROBE[3]], tool))
+    written: set[int] = set()
+    for messages, tools in probes:
+        with contextlib.suppress(TemplateError, SettingsError):
+            for prompting in (False, True):
+                text = render(chat, messages[: len(messages) - prompting], tools, add_generation_prompt=prompting)
+                written.update(encode(chat, [text])[0].tolist())
+    tokens = chat.reference.special_tokens_map.items()
+    named = {token for name, token in tokens if isinstance(token, str) and re.search(rf"\b{name}\b", chat.template)}
+    added = chat.reference.added_tokens_decoder.items()
+    return frozenset(
+        written | {number for number, token in added if str(token) in chat.template or str(token) in named}
     )
-    preferred = [reference.pad_token_id, reference.unk_token_id]
-    candidates = [number for number in preferred if number is not None and number != last_id] + special
+
+
+def _pad_token_id(reference: Any, written: frozenset[int]) -> int:
+    """The id of a special token that no conversation has: the pad token's, or the best that is free.
+
+    Stock transformers reads the score at the last token that is not padding; others read it before the first one, or
+    mask every one. All agree if a conversation has none. Names that say padding are preferred, then unused ones.
+    """
+    special = {number: str(token) for number, token in reference.added_tokens_decoder.items() if token.special}
+    own = reference.pad_token_id
+    candidates = {*special, *([own] if own is not None else [])} - written - {_unknown_id(reference)}
     if not candidates:
         raise SettingsError(
-            "tokenizer (or RM_TOKENIZER): no special token is free to serve as padding; add a pad token to it"
+            "tokenizer (or RM_TOKENIZER): no special token is free to serve as padding, as conversations may contain "
+            "each of them; add one by add_special_tokens({'pad_token': '<|pad|>'}), resize_token_embeddings of the "
+            "model to the tokenizer's length, and save both"
         )
-    return int(candidates[0])
+
+    def rank(number: int) -> tuple[bool, bool, bool, int]:
+        name = special.get(number, "")
+        return number != own, not _SAYS_PADDING.search(name), not _SAYS_UNUSED.search(name), number
+
+    return int(min(candidates, key=rank))
+
+
+def _unknown_id(reference: Any) -> int | None:
+    """The id that the tokenizer gives to text outside its vocabulary; None if every text has ids of its own."""
+    model = getattr(getattr(reference, "backend_tokenizer", None), "model", None)
+    knows_all = getattr(model, "byte_fallback", False) or getattr(model, "unk_token", "") is None
+    return None if knows_all else reference.unk_token_id
+
+
+def spare_ids(files: TokenizerFiles, num_embeddings: int) -> tuple[str, ...]:
+    """A warning if a tokenizer has more ids than the model has embeddings; no text may then have one of these ids.
+
+    Raises SettingsError if every conversation would: the padding token, or one that the template writes, is among them.
+    """
+    if files.num_tokens <= num_embeddings:
+        return ()
+    chat = load_chat_tokenizer(files)
+    ids = f"the tokenizer has ids up to {files.num_tokens - 1}, the model only {num_embeddings} embeddings"
+    for what, numbers in (("the padding token", [chat.pad_token_id]), ("a token of the template", chat.template_ids)):
+        if (number := max(numbers)) >= num_embeddings:
+            token = chat.reference.convert_ids_to_tokens(number)
+            raise SettingsError(
+                f"{ids}, and {what}, {token!r}, has id {number}: set tokenizer (or RM_TOKENIZER) to the model's own, "
+                "or resize the model's embeddings (resize_token_embeddings)"
+            )
+    return (f"{ids}: a pair with one of the ids beyond stops the training job",)
 
 
 def render(

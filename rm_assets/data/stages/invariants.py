@@ -146,9 +146,9 @@ INVARIANTS: dict[Stage, tuple[Invariant, ...]] = {
             violations=_split,
         ),
         Invariant(
-            name="no_conversation_ends_in_padding",
-            description="The last token of a conversation is never the padding token, so stock transformers scores it.",
-            violations=_zero("sides that end in the padding token", "num_ending_in_padding"),
+            name="no_conversation_contains_padding",
+            description="The padding token is in no conversation, so all ways to find a conversation's end agree.",
+            violations=_zero("sides that contain the padding token", "num_containing_padding"),
         ),
     ),
 }

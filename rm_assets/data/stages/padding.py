@@ -29,12 +29,12 @@ from rm_assets.data.storage.publication import Publication
 from rm_assets.data.storage.shards import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.ragged import IdLists, lists_of, offsets_of, prefix_mask
+from rm_assets.data.tables.ragged import IdLists, lists_of, offsets_of, prefix_mask, rows_with
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
-VERSION = 3
+VERSION = 4
 
 Lengths = NDArray[np.int64]
 
@@ -152,19 +152,20 @@ _MEASURED = [
 ]
 _FIGURES = (
     *("num_out", "num_train", "num_validation", "num_test", "num_evaluation"),
-    *("num_unequal", "num_wrong_masks", "num_ending_in_padding", "num_tokens", "num_padding"),
+    *("num_unequal", "num_wrong_masks", "num_containing_padding", "num_tokens", "num_padding"),
 )
 
 
 def _padding_figures(rows: pa.Table, pad_token_id: int) -> dict[str, int]:
     sides = {side: lists_of(rows[f"{side}_input_ids"]) for side in ("chosen", "rejected")}
-    figures = dict.fromkeys(("num_wrong_masks", "num_ending_in_padding", "num_tokens", "num_padding"), 0)
+    figures = dict.fromkeys(("num_wrong_masks", "num_containing_padding", "num_tokens", "num_padding"), 0)
     for side, lists in sides.items():
         mask = lists_of(rows[f"{side}_attention_mask"])
         lengths, widths = rows[f"{side}_length"].to_numpy().astype(np.int64), lists.lengths
         is_right = np.array_equal(mask.lengths, widths) and np.array_equal(mask.ids, prefix_mask(lengths, widths))
         figures["num_wrong_masks"] += int(not is_right)
-        figures["num_ending_in_padding"] += int(np.sum(lists.ids[lists.offsets[:-1] + lengths - 1] == pad_token_id))
+        conversations = IdLists(lists.ids[prefix_mask(lengths, widths).view(np.bool_)], offsets_of(lengths))
+        figures["num_containing_padding"] += int(rows_with(conversations, pad_token_id).sum())
         figures["num_tokens"] += int(lengths.sum())
         figures["num_padding"] += int((widths - lengths).sum())
     num_unequal = int(np.sum(sides["chosen"].lengths != sides["rejected"].lengths))

@@ -45,12 +45,12 @@ from rm_assets.data.storage.shards import ShardWriter, Stats
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
-from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths
+from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths, rows_with
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
-VERSION = 3
+VERSION = 4
 NUM_SAMPLED = 32
 """Rows of each shard that transformers encodes again: those with the smallest pair_id, a choice by hash."""
 MAX_BYTES_PER_TOKEN = 1_000
@@ -123,7 +123,7 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter) -> 
         if task.drop_turns:
             pairs = _shortened(chat, task, rows, pairs, failed, surely_long)
         prefixes = prefix_lengths(pairs.chosen, pairs.rejected)
-        refused = _refused(task, pairs, is_forged) | failed
+        refused = _refused(task, pairs, is_forged, chat.pad_token_id) | failed
         refused |= {row: refusal for row, refusal in surely_long.items() if not pairs.num_dropped_turns[row]}
         refused = dict(sorted(refused.items()))
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
@@ -232,7 +232,9 @@ def _keys_without_turns(validated: dict[str, Any], num_turns: int) -> tuple[str,
     return keys.chosen[0], keys.rejected[0]
 
 
-def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_]) -> dict[int, Refusal]:
+def _refused(
+    task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_], pad_token_id: int
+) -> dict[int, Refusal]:
     """Why rows are rejects, by row; of several reasons the last one."""
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
@@ -242,6 +244,9 @@ def _refused(task: TokenizationTask, pairs: PairIds, is_forged: NDArray[np.bool_
         refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids"
     for row in np.flatnonzero(is_forged).tolist():
         refused[row] = Reason.CONTROL_TOKEN, "the ids hold more or fewer control tokens than the template writes"
+    is_padded = rows_with(pairs.chosen, pad_token_id) | rows_with(pairs.rejected, pad_token_id)
+    for row in np.flatnonzero(is_padded).tolist():
+        refused[row] = Reason.CONTROL_TOKEN, "the conversation contains the padding token"
     return refused
 
 

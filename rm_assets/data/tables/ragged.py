@@ -53,6 +53,12 @@ def lists_of(column: pa.ChunkedArray) -> IdLists:
     return IdLists(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
+def rows_with(lists: IdLists, number: int) -> NDArray[np.bool_]:
+    """Whether each row contains this id, bool [rows]: for [7, 8] and [9], 8 gives true and false."""
+    counts = offsets_of(lists.ids == number)
+    return np.asarray(np.diff(counts[lists.offsets]) > 0)
+
+
 def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:
     """The length of the longest common prefix of each pair of rows, int64 [rows].
 

@@ -28,7 +28,7 @@ nothing; only differences between replies to one prompt do.
 ## Use
 
 The chat template already writes the special tokens, hence `add_special_tokens=False` below. The tokenizer pads on
-the right with {pad_token}, which ends no conversation. `golden_scores.json` holds {num_golden} conversations with
+the right with {pad_token}, which is in no conversation. `golden_scores.json` holds {num_golden} conversations with
 their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 they differ
 by up to {bfloat16_difference:.2g}.{template_note}
 

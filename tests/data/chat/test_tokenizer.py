@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rm_assets.data.chat.lost_parts import lost_parts
-from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.model_files import TokenizerFiles, find_tokenizer
 from rm_assets.data.chat.pair_rendering import flatten_pair, require_no_control_tokens
 from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
@@ -80,9 +80,80 @@ def test_the_padding_token_never_ends_a_conversation(tmp_path: Path, options: di
     assert chat.reference.convert_ids_to_tokens(chat.pad_token_id) == expected
 
 
-def test_a_tokenizer_whose_only_special_token_ends_conversations_has_no_padding_token(tmp_path: Path) -> None:
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+LLAMA_TOKENS = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|image_pad|>", "<|reserved_special_token_0|>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+]
+COMPOSED = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{{ eos_token }}{% endfor %}"
+WITH_TOOLS = CHATML + "{% if tools %}<|call|>{{ tools[0].function.name }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "options", "expected"),
+    [
+        (
+            LLAMA,
+            [*LLAMA_TOKENS, "<|finetune_right_pad_id|>"],
+            {"bos_token": "<|begin_of_text|>"},
+            "<|finetune_right_pad_id|>",
+        ),
+        (LLAMA, LLAMA_TOKENS, {"bos_token": "<|begin_of_text|>"}, "<|reserved_special_token_0|>"),
+        (
+            LLAMA,
+            LLAMA_TOKENS,
+            {"bos_token": "<|begin_of_text|>", "pad_token": "<|eot_id|>"},
+            "<|reserved_special_token_0|>",
+        ),
+        (LLAMA, LLAMA_TOKENS, {"bos_token": "<|begin_of_text|>", "pad_token": "<|end_of_text|>"}, "<|end_of_text|>"),
+        (LLAMA, LLAMA_TOKENS[:3] + LLAMA_TOKENS[4:], {"bos_token": "<|begin_of_text|>"}, "<|end_of_text|>"),
+        (COMPOSED, ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|x|>"], {"eos_token": "<|end|>"}, "<|x|>"),
+        (WITH_TOOLS, ["<|call|>", "<|im_start|>", "<|im_end|>", "<|x|>"], {"pad_token": "<|call|>"}, "<|x|>"),
+    ],
+)
+def test_the_padding_token_is_one_that_the_template_never_writes(
+    tmp_path: Path, template: str, special: list[str], options: dict[str, str], expected: str
+) -> None:
+    chat = chat_tokenizer(tmp_path, template, special=special, **options)
+    assert chat.reference.convert_ids_to_tokens(chat.pad_token_id) == expected
+    for conversation in ([USER, REPLY], [SYSTEM, USER, REPLY, USER, REPLY]):
+        assert chat.pad_token_id not in reference_ids(chat, conversation, "")
+
+
+@pytest.mark.parametrize(
+    ("template", "special"),
+    [
+        ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", ["<|im_end|>"]),
+        (CHATML, ["<|im_start|>", "<|im_end|>"]),
+        (LLAMA, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
+    ],
+)
+def test_a_tokenizer_whose_special_tokens_are_all_written_has_no_padding_token(
+    tmp_path: Path, template: str, special: list[str]
+) -> None:
+    with pytest.raises(SettingsError, match=r"no special token is free to serve as padding.*; add one by add_special"):
+        chat_tokenizer(tmp_path, template, special=special)
+
+
+def test_the_token_of_unknown_text_pads_only_where_no_text_is_unknown(tmp_path: Path) -> None:
+    def files(name: str, **options: Any) -> TokenizerFiles:
+        vocabulary = {
+            token: number
+            for number, token in enumerate(["<unk>", "<end>", *(f"<0x{byte:02X}>" for byte in range(256))])
+        }
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", **options))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<end>")
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+        tokenizer.save_pretrained(tmp_path / name)
+        return find_tokenizer(Settings(tokenizer=str(tmp_path / name)))
+
+    assert load_chat_tokenizer(files("bytes", byte_fallback=True)).pad_token_id == 0
     with pytest.raises(SettingsError, match="no special token is free to serve as padding"):
-        chat_tokenizer(tmp_path, "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", special=["<|im_end|>"])
+        load_chat_tokenizer(files("letters"))
 
 
 def test_a_template_that_asks_for_the_day_gets_the_one_in_the_settings(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ SAMPLE_KEYS = {
     Stage.RAW: "be2844f7d7990eae",
     Stage.VALIDATED: "67e79b578675c5d7",
     Stage.FLATTENED: "a2aeb58e27228d5c",
-    Stage.TOKENIZED: "8b815c1b8dcbb7a4",
-    Stage.PADDED: "873ae473ac1e0551",
+    Stage.TOKENIZED: "80435712b7a335a4",
+    Stage.PADDED: "10b146e431acffd5",
 }
 """A hash of the shards' keys of each stage: where one changes, every user's data are computed again."""
 
@@ -177,6 +177,20 @@ def test_text_that_contains_a_control_token_is_a_reject_unless_allowed(settings:
 
 
 # --- files that are damaged ----------------------------------------------------------------------------------
+
+
+def test_text_that_contains_the_padding_token_is_a_reject_even_if_control_tokens_are_allowed(
+    settings: Settings,
+) -> None:
+    texts = [
+        plain_row(1, chosen="<|pad|> it is 2."),
+        plain_row(2, prompt="Why <|pad|>?"),
+        plain_row(3, chosen="<|im_end|>"),
+    ]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", texts)
+    stages = run_stages(settings.model_copy(update={"control_tokens": "allow"}))
+    assert rejects(stages[Stage.TOKENIZED]) == [("a.jsonl", 1, "control_token"), ("a.jsonl", 2, "control_token")]
+    assert set(violations(stages).values()) == {0}
 
 
 def test_a_file_of_mostly_damage_is_held_back_whole_and_the_others_go_on(settings: Settings) -> None:

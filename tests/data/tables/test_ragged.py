@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths
+from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths, rows_with
 
 Rows = list[tuple[list[int], list[int]]]
 ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=1, max_size=6)] * 2), max_size=8)
@@ -36,6 +36,7 @@ def test_prefixes_and_equality_are_those_of_the_rows_one_by_one(rows: Rows) -> N
         assert prefix <= limit
         assert prefix == limit or one[prefix] != other[prefix]
     assert equal_rows(chosen, rejected).tolist() == [one == other for one, other in rows]
+    assert rows_with(chosen, 1).tolist() == [1 in one for one, _ in rows]
 
 
 @given(ROWS, st.randoms())
