@@ -1,5 +1,6 @@
 """The resource `project` of all assets: the settings, and the files they name, checked before any work."""
 
+import functools
 import os
 import types
 from dataclasses import dataclass
@@ -10,7 +11,15 @@ from typing import Any, Literal, get_args, get_origin
 import dagster as dg
 from pydantic import Field, create_model
 
-from rm_assets.data.chat.model_files import ModelFiles, TokenizerFiles, find_model, find_tokenizer
+from rm_assets.data.chat.model_files import (
+    ModelFiles,
+    TokenizerFiles,
+    find_base_model,
+    find_tokenizer,
+    named_model,
+    toy_model,
+)
+from rm_assets.data.chat.tokenizer import spare_ids
 from rm_assets.data.sources.remote import require_reachable
 from rm_assets.data.stages.identities import stage_identities
 from rm_assets.data.storage.files import StorageError, is_remote, resolve_path
@@ -28,6 +37,7 @@ class Project:
     settings: Settings
     tokenizer: TokenizerFiles
     model: ModelFiles
+    warnings: tuple[str, ...] = ()
 
     @property
     def storage(self) -> Path:
@@ -53,12 +63,28 @@ class _ProjectResource(dg.ConfigurableResource):
         return load_settings(overrides, os.environ)
 
     def ready(self) -> Project:
-        """Settings, tokenizer and model; raises SettingsError if one of them cannot be used."""
+        """Settings, tokenizer and model; raises SettingsError if one of them cannot be used.
+
+        The model comes first: a file that is wrong for both is named as the model's.
+        """
         settings = self.settings()
+        base = find_base_model(settings)
+        if base is not None:
+            with named_model(str(settings.model)):
+                _require_trainable(base, settings.max_length)
         tokenizer = find_tokenizer(settings)
-        model = find_model(settings, tokenizer)
+        model = base or toy_model(tokenizer)
+        warnings = spare_ids(tokenizer, model.vocab_size)
         _require_usable(settings.storage)
-        return Project(settings=settings, tokenizer=tokenizer, model=model)
+        return Project(settings=settings, tokenizer=tokenizer, model=model, warnings=warnings)
+
+
+@functools.lru_cache(maxsize=8)
+def _require_trainable(base: ModelFiles, max_length: int) -> None:
+    """Raise SettingsError if the model cannot become a reward model; its files, which are sound, are its identity."""
+    from rm_assets.training.model.reward_model import check_base_model
+
+    check_base_model(Path(base.directory), max_length)
 
 
 def _require_usable(setting: str) -> None:

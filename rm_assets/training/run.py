@@ -37,12 +37,14 @@ from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
+from rm_assets.training.model.architecture import max_positions
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.reward_model import (
+    Origin,
     build_model,
+    build_with_origin,
     load_model,
     load_tokenizer,
-    max_positions,
     num_embeddings,
 )
 from rm_assets.training.model.scoring import Scorer
@@ -56,6 +58,9 @@ from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
 from rm_assets.training.saved_model.model_card import base_name, model_card
 from rm_assets.training.saved_model.model_directory import save_model, share_files
+
+_MAX_NAMED = 5
+"""Unused weights that the log names."""
 
 
 def run(job: TrainingJob, log: Callable[[str], object], stop: Stop) -> None:
@@ -83,14 +88,15 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     directory = Path(job.output_directory)
     splits = _read_pairs(job, group, directory / SCRATCH)
     tokenizer = load_tokenizer(job)
-    model = build_model(job)
+    model, origin = build_with_origin(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
     log.message("trying packings: a shared prompt is computed once where scores and gradients stay exact")
     choice = _choose_packing(model, splits["train"], group)
     model = with_adapter(model, job.settings)
     num_parameters = int(model.num_parameters())
-    log.message(_opening(job, splits, num_parameters, group))
+    for text in (_opening(job, origin, splits, num_parameters, group), *_warnings(origin)):
+        log.message(text)
     log.message(choice.reason)
     if warning := large_margin(splits["train"], job.settings):
         log.message(f"warning: {warning}")
@@ -104,6 +110,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
         **figures,
+        "head": origin.head,
         "num_parameters": num_parameters,
         "packing": choice.packing,
         "packing_reason": choice.reason,
@@ -140,11 +147,19 @@ def _choose_packing(model: Any, pairs: Pairs, group: Group) -> Choice:
     return choice
 
 
-def _opening(job: TrainingJob, splits: dict[str, Pairs], num_parameters: int, group: Group) -> str:
+def _opening(job: TrainingJob, origin: Origin, splits: dict[str, Pairs], num_parameters: int, group: Group) -> str:
     counts = ", ".join(f"{len(pairs)} {name}" for name, pairs in splits.items())
-    kind = "a toy with random weights" if job.toy else "a pretrained model"
+    kind = "a toy with random weights" if job.toy else f"a pretrained model, head: {origin.head}"
     where = f"{group.size} processes" if group.size > 1 else "1 process"
     return f"{kind}, {num_parameters:,} parameters · pairs: {counts} · {where} on {group.device.type}"
+
+
+def _warnings(origin: Origin) -> list[str]:
+    if not origin.unused:
+        return []
+    more = ", …" if len(origin.unused) > _MAX_NAMED else ""
+    names = ", ".join(origin.unused[:_MAX_NAMED]) + more
+    return [f"warning: {len(origin.unused)} weights of the checkpoint have no place in this model: {names}"]
 
 
 def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from support import plain_row, silent, write_lines
+from transformers import AutoTokenizer
 
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.stages.raw import publish_raw
@@ -92,9 +93,13 @@ def test_a_tokenizer_without_a_chat_template_names_the_setting_that_gives_one(
         ProjectResource(chat_template="missing.jinja").ready()
 
 
-def save_model_files(directory: Path, *, vocab_size: int | None, weights: bool = True) -> Path:
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def save_model_files(directory: Path, *, vocab_size: int | None, weights: bool = True, **changes: object) -> Path:
     save_tokenizer(directory, chat_template=TEMPLATE)
-    config = {"model_type": "llama"} | ({"vocab_size": vocab_size} if vocab_size else {})
+    config = {"model_type": "llama", **TINY, "max_position_embeddings": 2048} | changes
+    config |= {"vocab_size": vocab_size} if vocab_size else {}
     (directory / "config.json").write_text(json.dumps(config))
     if weights:
         save_file({"weight": np.zeros(2, np.float32)}, directory / "model.safetensors")
@@ -113,16 +118,73 @@ def test_a_model_brings_its_own_tokenizer_unless_another_is_named(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("no_weights", {"vocab_size": 7, "weights": False}, r"no \*.safetensors there"),
+        ("no_weights", {"vocab_size": 7, "weights": False}, "has neither 'model.safetensors' nor"),
         ("no_vocabulary", {"vocab_size": None}, "states no vocab_size"),
-        ("small", {"vocab_size": 6}, "the tokenizer has ids up to 6, the model .* only 6 embeddings"),
+        (
+            "small",
+            {"vocab_size": 1},
+            r"the tokenizer has ids up to 6, the model only 1 embeddings, and a token of the te",
+        ),
+        (
+            "encoder",
+            {"vocab_size": 7, "model_type": "bert"},
+            "BertForSequenceClassification is an encoder without a linear",
+        ),
+        (
+            "short",
+            {"vocab_size": 7, "max_position_embeddings": 1023},
+            r"1023 positions are fewer than max_length \(or RM_",
+        ),
+        (
+            "invalid",
+            {"vocab_size": 7, "hidden_act": "none"},
+            r"describes no model that can be built \(KeyError: 'none'\)",
+        ),
+        (
+            "large",
+            {"vocab_size": 7, "hidden_size": 8000},
+            r"describes [0-9,]+ bytes of weights, its safetensors hold 80",
+        ),
+        (
+            "classifier",
+            {"vocab_size": 7, "model_type": "granite"},
+            "no sequence classifier for models of its type 'granit",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_told_before_any_work(
     tmp_path: Path, name: str, options: dict, complaint: str
 ) -> None:
     model = save_model_files(tmp_path / name, **options)
-    with pytest.raises(SettingsError, match=complaint):
+    with pytest.raises(SettingsError, match=complaint) as error:
+        ProjectResource(model=str(model)).ready()
+    assert name == "small" or str(error.value).startswith(f"model (or RM_MODEL) is {str(model)!r}: ")
+
+
+def test_a_model_that_is_wrong_is_the_error_even_if_its_tokenizer_is_missing(tmp_path: Path) -> None:
+    model = save_model_files(tmp_path / "encoder", vocab_size=7, model_type="bert")
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    with pytest.raises(SettingsError, match="is an encoder"):
+        ProjectResource(model=str(model)).ready()
+
+
+def test_ids_without_embeddings_are_a_warning_where_no_conversation_must_have_them(tmp_path: Path) -> None:
+    """As in gemma-3-1b-it, whose tokenizer has a token for images that its text model has no row for."""
+    project = ProjectResource(model=str(save_model_files(tmp_path / "m", vocab_size=6))).ready()
+    [warning] = project.warnings
+    assert warning.startswith("the tokenizer has ids up to 6, the model only 6 embeddings")
+    assert ProjectResource(model=str(save_model_files(tmp_path / "n", vocab_size=7))).ready().warnings == ()
+
+
+def test_a_padding_token_without_an_embedding_is_an_error(tmp_path: Path) -> None:
+    model = save_model_files(tmp_path / "m", vocab_size=7)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(model)
+    with pytest.raises(
+        SettingsError, match="only 7 embeddings, and the padding token, '<pad>', has id 7: set tokenizer"
+    ):
         ProjectResource(model=str(model)).ready()
 
 

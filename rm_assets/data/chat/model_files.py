@@ -12,13 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.chat.pretrained import (
+from rm_assets.data.chat.model_checks import (
     ADAPTER,
-    CONFIGURATION,
     INDEX,
     WEIGHTS,
-    asks_for_code,
     check_model_files,
+    check_trainable,
+    no_weights,
+    require_no_adapter,
+)
+from rm_assets.data.chat.pretrained import (
+    CONFIGURATION,
+    asks_for_code,
+    check_content,
     check_tokenizer_files,
     load_tokenizer,
     num_ids,
@@ -43,7 +49,7 @@ _TOKENIZER_FILES = (
     "tekken.json",
     "additional_chat_templates/default.jinja",
 )
-_WEIGHTS = f"*{WEIGHTS}"
+_MODEL = "model (or RM_MODEL)"
 
 # One user message and one reply, separated by an empty line; no token is added.
 PLAIN_TEMPLATE_TEXT = (
@@ -71,9 +77,13 @@ class TokenizerFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A model on disk or on the Hub. A toy is a configuration alone, built with random weights at `vocab_size`."""
+    """A model on disk or on the Hub. A toy is a configuration alone, built with random weights at `vocab_size`.
+
+    `directory` has at least its small files.
+    """
 
     name: str
+    directory: str
     revision: str | None
     toy: bool
     vocab_size: int
@@ -84,13 +94,15 @@ def find_tokenizer(settings: Settings) -> TokenizerFiles:
     """The tokenizer and chat template of the settings; raises SettingsError if one is missing or not sound."""
     setting, name = _tokenizer_setting(settings)
     is_model = settings.tokenizer is None and settings.model is not None
-    directory = _directory(name, setting, ["config.json", *_TOKENIZER_FILES], is_model=is_model)
+    directory = _directory(name, setting, [CONFIGURATION, *_TOKENIZER_FILES], is_model=is_model)
     files = [directory / file for file in _TOKENIZER_FILES if (directory / file).is_file()]
     # AutoTokenizer reads the model's type in config.json, too, to choose the tokenizer's class.
-    files += [directory / "config.json"] if files and (directory / "config.json").is_file() else []
+    files += [directory / CONFIGURATION] if files and (directory / CONFIGURATION).is_file() else []
     if not files:
         raise SettingsError(f"{setting} is {name!r}: no tokenizer there; set tokenizer (or RM_TOKENIZER)")
     with _named(setting, name):
+        for file in files:
+            check_content(file)
         content, num_tokens = _content(_stamps(files))
     template = _chat_template(settings)
     if template is None and not _has_chat_template(directory):
@@ -110,33 +122,28 @@ def find_tokenizer(settings: Settings) -> TokenizerFiles:
     )
 
 
-def find_model(settings: Settings, tokenizer: TokenizerFiles) -> ModelFiles:
-    """The model to train; raises SettingsError if it is not sound, or lacks embeddings for ids of the tokenizer."""
+def find_base_model(settings: Settings) -> ModelFiles | None:
+    """The model to train as the setting names it, or None; raises SettingsError if its files are not those of one."""
     if settings.model is None:
-        return _toy(tokenizer)
-    setting, small_files = "model (or RM_MODEL)", [CONFIGURATION, ADAPTER, f"*{INDEX}"]
-    directory = _directory(settings.model, setting, small_files, is_model=True)
-    local = Path(settings.model).expanduser().is_dir()
-    files = [directory / CONFIGURATION, *(directory.glob(_WEIGHTS) if local else ())]
+        return None
+    small_files = [CONFIGURATION, ADAPTER, f"*{INDEX}"]
+    directory = _directory(settings.model, _MODEL, small_files, is_model=True)
+    is_local = Path(settings.model).expanduser().is_dir()
+    files = [directory / CONFIGURATION, *(directory.glob(f"*{WEIGHTS}") if is_local else ())]
     others = [path for pattern in small_files for path in directory.glob(pattern)]
-    with _named(setting, settings.model):
-        configuration = _checked_model(directory, _stamps([*files, *others]))
-    text_part = configuration.get("text_config")
-    vocab_size = configuration.get("vocab_size") or (isinstance(text_part, dict) and text_part.get("vocab_size"))
-    if type(vocab_size) is not int or vocab_size < 1:
-        raise SettingsError(f"model (or RM_MODEL) is {settings.model!r}: its config.json states no vocab_size")
-    if tokenizer.num_tokens > vocab_size:
-        raise SettingsError(
-            f"the tokenizer has ids up to {tokenizer.num_tokens - 1}, the model {settings.model!r} only {vocab_size} "
-            "embeddings: set tokenizer (or RM_TOKENIZER) to the model's own, or resize the model's embeddings"
-        )
-    if local and not list(directory.glob(_WEIGHTS)):
-        raise SettingsError(
-            f"model (or RM_MODEL) is {settings.model!r}: no {_WEIGHTS} there; pickled weights are never opened"
-        )
-    revision = None if local else directory.name  # the Hub's cache names a snapshot by its commit
+    with named_model(settings.model):
+        configuration = _checked_model(directory, is_local, _stamps([*files, *others]))
+        text_part = configuration.get("text_config")
+        vocab_size = configuration.get("vocab_size") or (isinstance(text_part, dict) and text_part.get("vocab_size"))
+        if type(vocab_size) is not int or vocab_size < 1:
+            raise SettingsError(f"its {CONFIGURATION} states no vocab_size")
+        on_hub = [] if is_local else _hub_files(settings.model, directory.name)
+        if on_hub and not any(name.endswith(WEIGHTS) and "/" not in name for name in on_hub):
+            raise SettingsError(no_weights(on_hub, settings.model))
+    revision = None if is_local else directory.name  # the Hub's cache names a snapshot by its commit
     return ModelFiles(
-        name=str(directory) if local else settings.model,
+        name=str(directory) if is_local else settings.model,
+        directory=str(directory),
         revision=revision,
         toy=False,
         vocab_size=vocab_size,
@@ -144,40 +151,74 @@ def find_model(settings: Settings, tokenizer: TokenizerFiles) -> ModelFiles:
     )
 
 
-def _toy(tokenizer: TokenizerFiles) -> ModelFiles:
+def toy_model(tokenizer: TokenizerFiles) -> ModelFiles:
+    """The built-in tiny configuration, at the tokenizer's vocabulary size."""
     directory = SAMPLE / "model"
     vocab_size = tokenizer.num_tokens
-    identity = fingerprint(files_fingerprint([directory / "config.json"]), vocab_size)
-    return ModelFiles(name=str(directory), revision=None, toy=True, vocab_size=vocab_size, identity=identity)
+    identity = fingerprint(files_fingerprint([directory / CONFIGURATION]), vocab_size)
+    return ModelFiles(
+        name=str(directory),
+        directory=str(directory),
+        revision=None,
+        toy=True,
+        vocab_size=vocab_size,
+        identity=identity,
+    )
 
 
 def _tokenizer_setting(settings: Settings) -> tuple[str, str]:
     if settings.tokenizer is not None:
         return "tokenizer (or RM_TOKENIZER)", settings.tokenizer
     if settings.model is not None:
-        return "model (or RM_MODEL)", settings.model
+        return _MODEL, settings.model
     return "the built-in tokenizer", str(SAMPLE / "tokenizer")
 
 
 def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) -> Path:
     """A local directory, or one of the Hub's cache with the files of these patterns."""
     path = Path(name).expanduser()
-    if _holds(path.is_dir):
-        if is_model and not (path / "config.json").is_file():
-            raise SettingsError(f"{setting} is {name!r}: no model there (no config.json)")
-        return path.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or _holds(path.exists):
-        raise SettingsError(f"{setting} is {name!r}: no such directory, and no name on the Hub (owner/name)")
+    if not (is_local := _holds(path.is_dir)):
+        if name.startswith((".", "/", "~")) or name.count("/") != 1 or _holds(path.exists):
+            raise SettingsError(f"{setting} is {name!r}: no such directory, and no name on the Hub (owner/name)")
+        path = _hub_snapshot(name, setting, patterns)
+    if is_model and not (path / CONFIGURATION).is_file():
+        with _named(setting, name):
+            require_no_adapter(path)
+        raise SettingsError(f"{setting} is {name!r}: no model there (no {CONFIGURATION})")
+    return path.resolve() if is_local else path  # the name of a snapshot in the Hub's cache is its commit
+
+
+def _hub_snapshot(name: str, setting: str, patterns: list[str]) -> Path:
+    """The files of these patterns of a model on the Hub, in the Hub's cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError:
+        problem = "the Hub asks to accept its license; do so on its page there, then log in by `hf auth login`"
+    except RepositoryNotFoundError:
+        problem = "no such directory, and the Hub has no such repository, or a private one; correct the name, or log in"
+        problem += " by `hf auth login`"
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise SettingsError(
-            f"{setting} is {name!r}: no such directory, and the Hub did not give it ({type(error).__name__}); give a "
-            "local path, or log in by `hf auth login` if the repository asks for it"
-        ) from None
+        problem = f"no such directory, and the Hub did not give it ({type(error).__name__}); give a local path, or try "
+        problem += "again when the Hub can be reached"
+    raise SettingsError(f"{setting} is {name!r}: {problem}")
+
+
+def _hub_files(name: str, revision: str) -> list[str]:
+    """The files of a model on the Hub; empty if it does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(name, revision=revision)
+    except Exception:  # of several libraries; the training job fails if it cannot get the weights
+        return []
 
 
 def _holds(question: Callable[[], bool]) -> bool:
@@ -218,6 +259,11 @@ def _has_chat_template(directory: Path) -> bool:
     return configuration.is_file() and bool(read_json(configuration).get("chat_template"))
 
 
+def named_model(name: str) -> contextlib.AbstractContextManager[None]:
+    """Name the setting `model` and its value in errors about the model's files."""
+    return _named(_MODEL, name)
+
+
 @contextlib.contextmanager
 def _named(setting: str, value: str) -> Iterator[None]:
     """Name the setting in errors about the files that it points to."""
@@ -228,7 +274,8 @@ def _named(setting: str, value: str) -> Iterator[None]:
 
 
 def _stamps(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
-    return tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
+    found = [(file, file.stat()) for file in files if file.exists()]  # not a symbolic link whose target is gone
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in found)
 
 
 @functools.lru_cache(maxsize=8)
@@ -237,9 +284,11 @@ def _files_identity(stamps: tuple[tuple[str, int, int], ...]) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _checked_model(directory: Path, stamps: tuple[tuple[str, int, int], ...]) -> dict[str, Any]:
-    """The configuration of a model whose files are sound; the stamps only key this cache."""
-    return check_model_files(directory)
+def _checked_model(directory: Path, has_weights: bool, stamps: tuple[tuple[str, int, int], ...]) -> dict[str, Any]:
+    """The configuration of a model that can be trained by its files; the stamps only key this cache."""
+    configuration = check_model_files(directory, has_weights=has_weights)
+    check_trainable(directory, configuration)
+    return configuration
 
 
 @functools.lru_cache(maxsize=8)

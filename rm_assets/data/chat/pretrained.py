@@ -1,8 +1,8 @@
-"""Files of pretrained tokenizers and models, which anyone may have written: checked before a library loads them.
+"""Files of pretrained tokenizers, which anyone may have written: checked before a library loads them.
 
 Their code is never run and their pickles are never opened; no prompt at the terminal asks for either. Files whose JSON
 would take too much memory, or abort the process of a library, are refused. Every other failure of a library becomes one
-SettingsError.
+SettingsError. Models are checked in `model_checks`.
 """
 
 import contextlib
@@ -16,10 +16,8 @@ import msgspec
 from rm_assets.addresses import mask_credentials
 from rm_assets.settings import SettingsError
 
-ADAPTER = "adapter_config.json"
-WEIGHTS = ".safetensors"
-INDEX = ".safetensors.index.json"
 CONFIGURATION = "config.json"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _FAST = "tokenizer.json"
 _OF_TOKENIZER = "tokenizer_config.json"
 _GET_AGAIN = "get the files again, or have save_pretrained of transformers write them"
@@ -38,17 +36,36 @@ _TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises SettingsError if it holds none."""
+    check_content(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        _refuse(path, f"not a JSON object that can be read ({_shown(error)})")
+        refuse(path, f"not a JSON object that can be read ({shown(error)})")
 
 
-def _refuse(path: Path, problem: str) -> NoReturn:
+def check_content(path: Path) -> None:
+    """Raise SettingsError if a file is empty, or Git left a pointer to its content in its place."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        refuse(path, f"cannot be read ({shown(error)})")
+    if begin == _LFS_POINTER:
+        raise SettingsError(
+            f"{path.name!r} in {str(path.parent)!r}: a Git LFS pointer, not the file itself; run `git lfs install` and "
+            "`git lfs pull` there"
+        )
+    if not begin:
+        refuse(path, "an empty file")
+
+
+def refuse(path: Path, problem: str) -> NoReturn:
+    """Raise SettingsError about a file; the cure is to get or write it again."""
     raise SettingsError(f"{path.name!r} in {str(path.parent)!r}: {problem}; {_GET_AGAIN}")
 
 
-def _shown(error: BaseException) -> str:
+def shown(error: BaseException) -> str:
+    """An error's class and message on one line of limited length, without credentials."""
     text = mask_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}…"
 
@@ -57,9 +74,6 @@ def reraise_unless_of_a_library(error: BaseException) -> None:
     """Raise again what stops a run, but not a panic of Rust code, which is not an `Exception` either."""
     if isinstance(error, MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
         raise error
-
-
-# --- tokenizers ----------------------------------------------------------------------------------------------
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
@@ -89,7 +103,7 @@ def tokenizer_errors(name: str) -> Iterator[None]:
         raise
     except BaseException as error:
         reraise_unless_of_a_library(error)
-        problem = f"its files do not load ({_shown(error)}); {_GET_AGAIN}"
+        problem = f"its files do not load ({shown(error)}); {_GET_AGAIN}"
         if asks_for_code(Path(name)):
             problem = "auto_map asks for code of its own, which is never run: give a tokenizer that transformers knows"
         raise SettingsError(f"tokenizer (or RM_TOKENIZER) is {name!r}: {problem}") from None
@@ -107,9 +121,9 @@ def check_tokenizer_files(directory: Path) -> None:
         found = read_json(path) if path.is_file() else {}
         name = found.get("tokenizer_class")
         if name is not None and not (isinstance(name, str) and _TOKENIZER_CLASS.fullmatch(name)):
-            _refuse(path, f"tokenizer_class is {name!r}, not the name of a tokenizer's class")
-        _check_counts(path, found)
-        _check_names_no_other(path, found)
+            refuse(path, f"tokenizer_class is {name!r}, not the name of a tokenizer's class")
+        check_counts(path, found)
+        check_names_no_other(path, found)
     ids_by_file = {directory / name: ids for name, ids in _ids(directory)}
     if (directory / _FAST).is_file():
         _check_normalizer(directory / _FAST)
@@ -119,11 +133,29 @@ def check_tokenizer_files(directory: Path) -> None:
         _check_ids(path, ids, 2 * num_tokens + _SPARE_IDS)
 
 
-def _check_names_no_other(path: Path, found: dict[str, Any]) -> None:
+def check_names_no_other(path: Path, found: dict[str, Any]) -> None:
     """Refuse a file by which some versions of transformers would read other files than those checked here."""
     for name, checked in (("fast_tokenizer_files", _FAST), ("configuration_files", CONFIGURATION)):
         if name in found:
-            _refuse(path, f"{name} names other files than {checked}, which is the one to read")
+            refuse(path, f"{name} names other files than {checked}, which is the one to read")
+
+
+def check_counts(path: Path, configuration: dict[str, Any]) -> None:
+    """Refuse large counts: reading the file makes lists of such lengths, whatever the weights are."""
+    for name, value in values_in(configuration):
+        limit = next((most for pattern, most in _MOST.items() if re.search(pattern, name)), None)
+        if limit is not None and isinstance(value, int | float) and not -limit <= value <= limit:
+            refuse(path, f"{name} is {short(value)}, more than {limit}")
+
+
+def values_in(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value below an object, with its name."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            yield from found.items()
+        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else []
 
 
 def _check_normalizer(path: Path) -> None:
@@ -140,7 +172,7 @@ def _check_normalizer(path: Path) -> None:
                 max(1, len(content) / len(replaced)) if replaced else 1 + len(content)
             )  # an expression may be empty
     if growth > _MAX_GROWTH:
-        _refuse(path, f"its normalizer may make texts {growth:.0f} times as long, more than {_MAX_GROWTH} times")
+        refuse(path, f"its normalizer may make texts {growth:.0f} times as long, more than {_MAX_GROWTH} times")
 
 
 def num_ids(directory: Path) -> int | None:
@@ -153,10 +185,11 @@ def num_ids(directory: Path) -> int | None:
 def _check_ids(path: Path, ids: list[Any], limit: int) -> None:
     for number in ids:
         if type(number) is not int or not 0 <= number < limit:
-            _refuse(path, f"the id {_short(number)} is not a whole number from 0 to {limit - 1}, for so many tokens")
+            refuse(path, f"the id {short(number)} is not a whole number from 0 to {limit - 1}, for so many tokens")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as an error shows it."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
@@ -168,7 +201,7 @@ def _ids(directory: Path) -> Iterator[tuple[str, list[Any]]]:
     if (path := directory / _OF_TOKENIZER).is_file():
         added = read_json(path).get("added_tokens_decoder", {})
         if not isinstance(added, dict):
-            _refuse(path, f"added_tokens_decoder is {_short(added)}, not an object from ids to tokens")
+            refuse(path, f"added_tokens_decoder is {short(added)}, not an object from ids to tokens")
         yield _OF_TOKENIZER, [int(name) if re.fullmatch(r"[0-9]{1,20}", name) else name for name in added]
     for name in ("added_tokens.json", "vocab.json"):
         if (path := directory / name).is_file():
@@ -180,100 +213,8 @@ def _fast_ids(path: Path) -> list[Any]:
     model, added = definition.get("model"), definition.get("added_tokens") or []
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict | list):
-        _refuse(path, "model.vocab is neither an object from tokens to ids nor a list of tokens")
+        refuse(path, "model.vocab is neither an object from tokens to ids nor a list of tokens")
     if not isinstance(added, list) or not all(isinstance(token, dict) and "id" in token for token in added):
-        _refuse(path, "added_tokens is not a list of objects with an id")
+        refuse(path, "added_tokens is not a list of objects with an id")
     numbers: Iterable[Any] = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     return [*numbers, *(token["id"] for token in added)]
-
-
-# --- models --------------------------------------------------------------------------------------------------
-
-
-def check_model_files(directory: Path) -> dict[str, Any]:
-    """The configuration of a model; raises SettingsError, which names the file, if one must not be loaded.
-
-    Of a model on the Hub only the small files are here. Where safetensors are here too, their headers must be sound.
-    """
-    path = directory / CONFIGURATION
-    configuration = read_json(path)
-    if (directory / ADAPTER).is_file():
-        raise SettingsError(
-            f"{ADAPTER!r} in {str(directory)!r}: an adapter, not a whole model; merge it into its model "
-            "(merge_and_unload of peft), and give the directory of that"
-        )
-    _check_configuration(path, configuration)
-    for index in sorted(directory.glob(f"*{INDEX}")):
-        _check_index(index)
-    for weights in sorted(directory.glob(f"*{WEIGHTS}")):
-        _check_header(weights)
-    return configuration
-
-
-def _check_configuration(path: Path, configuration: dict[str, Any]) -> None:
-    if configuration.get("auto_map") and not _is_known(configuration.get("model_type")):
-        raise SettingsError(
-            f"{path.name!r} in {str(path.parent)!r}: auto_map asks for code of its own, which is never run; "
-            "give a model of a type that transformers knows"
-        )
-    _check_counts(path, configuration)
-    _check_names_no_other(path, configuration)
-    for name, value in _values(configuration):
-        if name.endswith("_implementation") and "/" in str(value):
-            _refuse(path, f"{name} is {_short(value)}, code on the Hub that is never run")
-    named = configuration.get("transformers_weights")
-    if named is not None and not _is_weights_name(named, (WEIGHTS, INDEX)):
-        _refuse(path, f"transformers_weights is {_short(named)}, not a safetensors file beside it")
-
-
-def _check_counts(path: Path, configuration: dict[str, Any]) -> None:
-    """Refuse large counts: reading the file makes lists of such lengths, whatever the weights are."""
-    for name, value in _values(configuration):
-        limit = next((most for pattern, most in _MOST.items() if re.search(pattern, name)), None)
-        if limit is not None and isinstance(value, int | float) and not -limit <= value <= limit:
-            _refuse(path, f"{name} is {_short(value)}, more than {limit}")
-
-
-def _is_known(model_type: Any) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
-
-
-def _values(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every value below an object, with its name."""
-    waiting = [value]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            yield from found.items()
-        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else []
-
-
-def _is_weights_name(name: Any, endings: tuple[str, ...] = (WEIGHTS,)) -> bool:
-    return isinstance(name, str) and name.endswith(endings) and Path(name).name == name and "\\" not in name
-
-
-def _check_index(path: Path) -> None:
-    index = read_json(path)
-    names = index.get("weight_map")
-    if not isinstance(names, dict) or not isinstance(index.get("metadata"), dict) or not names:
-        _refuse(path, "weight_map and metadata are not objects, as an index has them")
-    for name in names.values():
-        if not _is_weights_name(name):
-            _refuse(path, f"weight_map names {_short(name)}, not a safetensors file beside it")
-    present = {file.name for file in path.parent.glob(f"*{WEIGHTS}")}
-    if present and (missing := sorted(set(names.values()) - present)):
-        _refuse(path, f"{missing[0]!r}, which it names, is not there")
-
-
-def _check_header(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        _refuse(path, "not a regular file")
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        _refuse(path, f"not a safetensors file that can be read ({_shown(error)})")

@@ -92,6 +92,8 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     ready = project.ready()
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
+    for warning in ready.warnings:
+        context.log.warning(warning)
     snapshot = raw.publish_raw(ready.settings, context.log.info)
     yield from _results(context, snapshot, None, ready.settings)
 

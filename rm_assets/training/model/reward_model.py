@@ -6,19 +6,27 @@ reward is deterministic. In the models used here the modes differ in nothing els
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_assets.addresses import mask_credentials
 from rm_assets.data.chat import pretrained
+from rm_assets.data.chat.model_checks import ADAPTER, INDEX, VALUE_HEAD, WEIGHTS, check_model_files, check_trainable
+from rm_assets.data.chat.pretrained import CONFIGURATION
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
+from rm_assets.training.model.architecture import HEAD, check_architecture, check_size, empty_model, require_head
+from rm_assets.training.model.checkpoint_head import NEW, find_head, unused_weights
 
-HEAD = "score"
-_SPARE_BYTES = 2**28
+
+def check_base_model(directory: Path, max_length: int) -> None:
+    """Raise SettingsError if a directory of checked files holds no model to begin with; its weights may be missing."""
+    check_architecture(directory, max_length)
+    find_head(directory, pretrained.read_json(directory / CONFIGURATION))
 
 
 def build_model(job: TrainingJob) -> Any:
@@ -26,14 +34,28 @@ def build_model(job: TrainingJob) -> Any:
 
     Raises TrainingError, which names the setting `model`, for one that cannot be loaded or has no such head.
     """
+    return build_with_origin(job)[0]
+
+
+class Origin(NamedTuple):
+    """Where the head of a model is from, and which weights of its checkpoint the model does not have."""
+
+    head: str = NEW
+    unused: tuple[str, ...] = ()
+
+
+def build_with_origin(job: TrainingJob) -> tuple[Any, Origin]:
+    """The model before training, as `build_model`, and what a log says about it."""
     torch.manual_seed(job.settings.seed)
-    model, is_new_head = _toy_model(job) if job.toy else _pretrained_model(job)
-    _check_shape(model, job.model)
-    if is_new_head:
+    try:
+        model, origin = _toy_model(job) if job.toy else _pretrained_model(job)
+    except Exception as error:  # transformers raises many types for a configuration or its weights
+        raise _unloadable(job.model, error) from error
+    if origin.head == NEW:
         _initialise_head(model.score, job.settings.seed)
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = job.pad_token_id
-    return model.eval()
+    return model.eval(), origin
 
 
 def load_model(directory: Path) -> Any:
@@ -49,79 +71,63 @@ def load_model(directory: Path) -> Any:
     return model.eval()
 
 
-def _toy_model(job: TrainingJob) -> tuple[Any, bool]:
-    try:
-        config = AutoConfig.from_pretrained(job.model, trust_remote_code=False, num_labels=1)
-        # the configuration's own special ids may be outside the new vocabulary
-        config.vocab_size, config.pad_token_id = job.vocab_size, job.pad_token_id
-        return AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        ), True
-    except Exception as error:  # transformers raises many types for a configuration
-        raise _unloadable(job.model, error) from error
+def _toy_model(job: TrainingJob) -> tuple[Any, Origin]:
+    config = AutoConfig.from_pretrained(job.model, trust_remote_code=False, num_labels=1)
+    # the configuration's own special ids may be outside the new vocabulary
+    config.vocab_size, config.pad_token_id = job.vocab_size, job.pad_token_id
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    require_head(model)
+    return model, Origin()
 
 
-def _pretrained_model(job: TrainingJob) -> tuple[Any, bool]:
-    try:
-        if Path(job.model).is_dir():
-            pretrained.check_model_files(Path(job.model))
-            check_size(Path(job.model))
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            job.model,
-            revision=job.model_revision or "main",
-            num_labels=1,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        is_new_head = f"{HEAD}.weight" in info["missing_keys"]
-        require_whole_weights(model, info, may_lack=f"{HEAD}.")
-    except Exception as error:  # transformers raises many types for a configuration or its weights
-        raise _unloadable(job.model, error) from error
-    return model, is_new_head
+def _pretrained_model(job: TrainingJob) -> tuple[Any, Origin]:
+    directory = _model_directory(job)
+    configuration = check_model_files(directory)
+    check_trainable(directory, configuration)
+    empty = empty_model(directory)
+    require_head(empty)
+    check_size(directory, empty)
+    head = find_head(directory, configuration)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        directory,
+        num_labels=1,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if head is not None and not head.is_stock:
+        with torch.no_grad():
+            model.score.weight.copy_(head.weight())
+    require_whole_weights(model, info, may_lack=f"{HEAD}.")
+    return model, Origin(NEW if head is None else str(head), unused_weights(info["unexpected_keys"]))
+
+
+def _model_directory(job: TrainingJob) -> Path:
+    """The model's directory; of a model on the Hub, that of its cache, with all files that are read."""
+    if Path(job.model).is_dir():
+        return Path(job.model)
+    files = [CONFIGURATION, ADAPTER, f"*{INDEX}", f"model*{WEIGHTS}", f"{VALUE_HEAD}.*"]
+    return Path(snapshot_download(job.model, revision=job.model_revision or "main", allow_patterns=files))
 
 
 def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: str = "-") -> None:
     """Raise ValueError if weights are missing in the files, and so were initialized at random, or are not finite.
 
-    `info` is the loading info of transformers. Weights whose names begin with `may_lack` are not checked.
+    `info` is the loading info of transformers. Weights whose names begin with `may_lack` may be missing.
     """
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
         raise ValueError(f"it lacks the weights {lacking[:3]!r}: give a complete checkpoint")
     for name, weight in model.named_parameters():
-        if not name.startswith(may_lack) and not bool(weight.isfinite().all()):
+        if not bool(weight.isfinite().all()):
             raise ValueError(f"its weights {name!r} are not all finite numbers: get the files again")
-
-
-def check_size(directory: Path) -> None:
-    """Raise ValueError if a configuration needs far more weights than there are: the rest would be random.
-
-    Quantized weights take at least an eighth of float32.
-    """
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, num_labels=1)
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    needed = 4 * sum(weight.numel() for weight in model.parameters())
-    present = sum(path.stat().st_size for path in directory.glob(f"*{pretrained.WEIGHTS}"))
-    if needed > 10 * present + _SPARE_BYTES:
-        raise ValueError(f"its config.json describes {needed:,} bytes of weights, its safetensors hold {present:,}")
 
 
 def _unloadable(model: str, error: Exception) -> TrainingError:
     reason = mask_credentials(" ".join(str(error).split()))[:500]
     detail = reason if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {reason}"
     return TrainingError(f"model {model!r} cannot be loaded as a reward model: {detail}; change the setting model")
-
-
-def _check_shape(model: Any, name: str) -> None:
-    head = getattr(model, HEAD, None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1 or not hasattr(model, model.base_model_prefix):
-        raise TrainingError(
-            f"model {name!r} is a {type(model).__name__} without a linear head {HEAD!r}: set model to a "
-            "causal language model that transformers can load for sequence classification, such as Qwen3"
-        )
 
 
 def _initialise_head(head: nn.Linear, seed: int) -> None:
@@ -135,11 +141,6 @@ def _initialise_head(head: nn.Linear, seed: int) -> None:
 def num_embeddings(model: Any) -> int:
     """Rows of the embedding matrix: ids must be smaller."""
     return int(model.get_input_embeddings().weight.shape[0])
-
-
-def max_positions(model: Any) -> int | None:
-    """Longest sequence in tokens, or None if the configuration has no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(job: TrainingJob) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rm_assets.training.model.adapter import base_of
-from rm_assets.training.model.reward_model import HEAD
+from rm_assets.training.model.architecture import HEAD
 from rm_assets.training.packing.attention import UnsupportedModelError
 from rm_assets.training.packing.batches import MicroBatch
 

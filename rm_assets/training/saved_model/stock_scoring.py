@@ -13,16 +13,13 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rm_assets.data.chat.pretrained import (
-    check_model_files,
-    keep_default_template,
-    load_tokenizer,
-    reraise_unless_of_a_library,
-)
+from rm_assets.data.chat.model_checks import check_model_files
+from rm_assets.data.chat.pretrained import keep_default_template, load_tokenizer, reraise_unless_of_a_library
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.training.devices import prepare
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model.reward_model import check_size, require_whole_weights
+from rm_assets.training.model.architecture import check_size, empty_model
+from rm_assets.training.model.reward_model import require_whole_weights
 
 Padding = Literal["right", "left"]
 
@@ -56,7 +53,7 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
         check_model_files(directory)
         tokenizer = load_tokenizer(str(directory))
         keep_default_template(tokenizer)
-        check_size(directory)
+        check_size(directory, empty_model(directory))
         model, info = AutoModelForSequenceClassification.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rm_assets.data.chat.encoder import load_encoder
-from rm_assets.data.chat.model_files import find_model, find_tokenizer
+from rm_assets.data.chat.model_files import find_base_model, find_tokenizer
 from rm_assets.data.chat.pretrained import load_tokenizer
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer, render
 from rm_assets.settings import SAMPLE, Settings, SettingsError
@@ -69,9 +69,8 @@ def error_of_tokenizer(directory: Path) -> str:
 
 
 def error_of_model(directory: Path) -> str:
-    tokenizer = find_tokenizer(Settings())
     with pytest.raises(SettingsError) as error:
-        find_model(Settings(model=str(directory)), tokenizer)
+        find_base_model(Settings(model=str(directory)))
     assert str(error.value).startswith(f"model (or RM_MODEL) is {str(directory)!r}: ")
     return str(error.value)
 
@@ -139,7 +138,8 @@ def test_code_of_a_model_is_not_run(tmp_path: Path, canary: Path) -> None:
 
 def test_a_model_that_transformers_knows_may_name_code_which_is_not_run(tmp_path: Path, canary: Path) -> None:
     directory = with_code(sample_model(tmp_path / "m", auto_map=OWN), canary)
-    assert find_model(Settings(model=str(directory)), find_tokenizer(Settings())).vocab_size == 1500
+    found = find_base_model(Settings(model=str(directory)))
+    assert found is not None and found.vocab_size == 1500
 
 
 def test_kernels_of_the_hub_are_not_asked_for(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_another_configuration_than_the_one_that_is_checked_is_not_read(tmp_path
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     directory = sample_model(tmp_path / "m")
     (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
-    assert "merge it into its model (merge_and_unload of peft)" in error_of_model(directory)
+    assert "merge it into its base (merge_and_unload of peft)" in error_of_model(directory)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "../model.safetensors", "/etc/passwd", "a\\b.safetensors", 5])

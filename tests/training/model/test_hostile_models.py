@@ -86,5 +86,5 @@ def test_an_adapter_beside_a_model_is_not_unpickled_nor_put_on_the_model_that_it
     base = {"base_model_name_or_path": "somebody/else", "peft_type": "LORA", "task_type": "SEQ_CLS", "r": 2}
     (given_model / "adapter_config.json").write_text(json.dumps(base | {"target_modules": ["q_proj"]}))
     (given_model / "adapter_model.bin").write_bytes(pickle.dumps(RunsWhenUnpickled()))
-    with pytest.raises(TrainingError, match="an adapter, not a whole model; merge it into its model"):
+    with pytest.raises(TrainingError, match="a LoRA adapter, not a whole model; merge it into its base"):
         build_model(make_job(model=str(given_model), toy=False))

@@ -79,7 +79,7 @@ def test_a_checkpoint_without_some_weights_is_an_error(make_job, tmp_path):
 
 def test_a_model_without_the_head_is_an_error_that_names_the_setting(make_job, tmp_path):
     BertConfig(**TINY, intermediate_size=32).save_pretrained(tmp_path / "bert")
-    with pytest.raises(TrainingError, match="BertForSequenceClassification without a linear head 'score': set model"):
+    with pytest.raises(TrainingError, match="BertForSequenceClassification is an encoder without a linear head"):
         build_model(make_job(model=str(tmp_path / "bert")))
 
 

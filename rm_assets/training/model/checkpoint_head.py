@@ -1,0 +1,106 @@
+"""The head that a reward model to continue brings along, under the names that other trainers give it.
+
+| saved by | in | as |
+|---|---|---|
+| transformers, TRL's RewardTrainer, this package | the weights | `score.weight` |
+| OpenRLHF (`value_head_prefix`) | the weights | `value_head.weight` |
+| TRL's AutoModelForCausalLMWithValueHead | the weights | `v_head.summary.weight`, `.bias` |
+| LLaMA-Factory | `value_head.safetensors` | `v_head.summary.weight`, `.bias` |
+
+Stock classifiers have no bias in their head, so a head with one is refused: without it, all scores would be others.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from rm_assets.data.chat.model_checks import VALUE_HEAD, WEIGHTS, file_tensors, weight_tensors
+from rm_assets.data.chat.model_checks import Tensor as Described
+from rm_assets.settings import SettingsError
+from rm_assets.training.model.architecture import HEAD
+
+_KNOWN = re.compile(rf"({HEAD}|value_head|v_head\.summary|v_head|reward_head)\.(weight|bias)")
+_LANGUAGE_MODEL = re.compile(r"(lm_head|embed_out)\b")
+"""Output embeddings of language models, which a reward model has no use for."""
+_HEADLIKE = re.compile(r"\w*(head|score|reward|value|regress|gating|classif)")
+NEW = "new"
+
+
+@dataclass(frozen=True)
+class CheckpointHead:
+    """The head of a checkpoint: the file and the name of its weight, a tensor [1, H]."""
+
+    file: Path
+    name: str
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether transformers loads it by itself."""
+        return self.name == f"{HEAD}.weight"
+
+    def __str__(self) -> str:
+        place = f" in {self.file.name}" if self.file.name.startswith(VALUE_HEAD) else ""
+        return f"the checkpoint's ({self.name}{place})"
+
+    def weight(self) -> Tensor:
+        """The weight, float32 [1, H]."""
+        return _read(self.file, self.name).float()
+
+
+def find_head(directory: Path, configuration: dict[str, Any]) -> CheckpointHead | None:
+    """The head in a directory of checked files, or None if training has to begin with a new one.
+
+    Raises SettingsError for a head that would be lost: of an unknown kind, pickled, one of two, or with a bias.
+    """
+    if pickled := next(directory.glob(f"{VALUE_HEAD}.bin"), None):
+        raise SettingsError(
+            f"{pickled.name!r} in {str(directory)!r}: a pickled head, and pickles are never opened; save it as "
+            f"{VALUE_HEAD}{WEIGHTS} where you trust it"
+        )
+    tensors = weight_tensors(directory, configuration)
+    if (path := directory / f"{VALUE_HEAD}{WEIGHTS}").is_file():
+        tensors |= file_tensors(path)
+    heads: dict[str, dict[str, Described]] = {}
+    for name, tensor in tensors.items():
+        if known := _KNOWN.fullmatch(name):
+            heads.setdefault(known[1], {})[known[2]] = tensor
+        elif _HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name):
+            raise SettingsError(
+                f"{tensor.file.name!r} in {str(directory)!r}: {name!r} looks like part of a head of another kind, "
+                f"which would be lost; give a reward model whose head is one linear layer {HEAD!r}, or a language model"
+            )
+    if len(heads) > 1:
+        raise SettingsError(f"{str(directory)!r} has several heads, {sorted(heads)}: remove those that are not meant")
+    return next((_checked(prefix, parts) for prefix, parts in heads.items()), None)
+
+
+def unused_weights(unexpected: Iterable[str]) -> tuple[str, ...]:
+    """Of the weights that transformers did not expect, those that are neither a head nor a language model's output."""
+    return tuple(sorted(name for name in unexpected if not (_KNOWN.fullmatch(name) or _LANGUAGE_MODEL.match(name))))
+
+
+def _checked(prefix: str, parts: dict[str, Described]) -> CheckpointHead:
+    weight, bias = parts.get("weight"), parts.get("bias")
+    place = f"the head {prefix!r} in {next(iter(parts.values())).file.name!r}"
+    if weight is None or len(weight.shape) != 2 or weight.shape[0] != 1:
+        found = "no weight" if weight is None else f"a weight of shape {list(weight.shape)}"
+        raise SettingsError(f"{place} has {found}, and that of a reward model is [1, width]: give a reward model")
+    value = 0.0 if bias is None else float(_read(bias.file, f"{prefix}.bias").sum())
+    if value:
+        raise SettingsError(
+            f"{place} has a bias, {value:.6g}, for which transformers' classifiers have no place: set it to 0 there if "
+            "all scores may be lower by that, which changes no difference between two"
+        )
+    return CheckpointHead(weight.file, f"{prefix}.weight")
+
+
+def _read(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as content:
+        tensor: torch.Tensor = content.get_tensor(name)
+    return tensor

@@ -1,0 +1,70 @@
+"""Which architectures can become reward models, by their configuration alone."""
+
+import pytest
+from architectures import PADDED, SHARED
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    Gemma3Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    T5Config,
+    XLNetConfig,
+)
+
+from rm_assets.settings import SettingsError
+from rm_assets.training.model.architecture import check_architecture, empty_model, max_positions
+
+
+@pytest.mark.parametrize("name", sorted((SHARED | PADDED).keys() - {"bert"}))
+def test_every_architecture_that_is_trained_passes(tmp_path, name):
+    AutoConfig.for_model(name, **(SHARED | PADDED)[name]).save_pretrained(tmp_path)
+    check_architecture(tmp_path, 256)
+    weights = list(empty_model(tmp_path).parameters())
+    assert all(weight.is_meta for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (BertConfig(), "BertForSequenceClassification is an encoder without a linear head 'score'"),
+        (RobertaConfig(), "RobertaForSequenceClassification is an encoder"),
+        (DebertaV2Config(), "DebertaV2ForSequenceClassification is an encoder"),
+        (ModernBertConfig(), "ModernBertForSequenceClassification is an encoder"),
+        (T5Config(), "T5ForSequenceClassification is an encoder-decoder"),
+        (BartConfig(), "BartForSequenceClassification is an encoder-decoder"),
+        (XLNetConfig(), "XLNetForSequenceClassification is a model without a linear head 'score'"),
+        (GraniteConfig(), "has no sequence classifier for models of its type 'granite'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_architecture_that_is_not_trained_is_named_with_one_that_is(tmp_path, config, problem):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=rf"{problem}.* give a causal language model .* such as Qwen3"):
+        check_architecture(tmp_path, 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (LlamaConfig(max_position_embeddings=600), 600),
+        (GPT2Config(n_positions=600), 600),
+        (Gemma3Config(text_config={"max_position_embeddings": 600}), 600),
+        (AutoConfig.for_model("bloom"), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_longest_pair_must_fit_into_the_positions(tmp_path, config, positions):
+    config.save_pretrained(tmp_path)
+    assert max_positions(empty_model(tmp_path)) == positions
+    check_architecture(tmp_path, positions or 10**6)
+    if positions:
+        with pytest.raises(
+            SettingsError, match=r"600 positions are fewer than max_length .*, which is 601: set that to 6"
+        ):
+            check_architecture(tmp_path, 601)
