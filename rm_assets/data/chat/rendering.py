@@ -91,7 +91,7 @@ def flatten_pairs(
     """
     sides = [MessageColumn(rows[side]) for side in ("prompt", *SIDES)]
     is_plain = np.logical_and.reduce([side.is_plain() for side in sides])
-    is_plain &= pc.binary_length(rows["tools"]).to_numpy() == 0
+    is_plain &= rows["tools"].is_null().to_numpy()
     if not allow_control_tokens:
         is_plain[rows_with_control_tokens(renderer.chat, sides)] = False
     pairs = RenderedPairs.joined([RenderedPairs.of({}), *flatten_plain(renderer, sides, np.flatnonzero(is_plain))])
@@ -99,11 +99,11 @@ def flatten_pairs(
     others = np.setdiff1d(np.arange(rows.num_rows), pairs.rows)
     refused, found = Refused(), dict[int, Flattened]()
     for row, values in zip(others.tolist(), rows.take(pa.array(others)).to_pylist(), strict=True):
-        messages = pair_messages(values)
+        messages, tools = pair_messages(values), values["tools"] or ""
         try:
             if not allow_control_tokens:
-                require_no_control_tokens(renderer.chat, messages, values["tools"])
-            found[row] = flatten_pair(renderer.chat, messages, values["tools"], counts_tokens=not allow_control_tokens)
+                require_no_control_tokens(renderer.chat, messages, tools)
+            found[row] = flatten_pair(renderer.chat, messages, tools, counts_tokens=not allow_control_tokens)
         except PreferenceError as error:
             refused[row] = error
     pairs = RenderedPairs.joined([pairs, RenderedPairs.of(found)]) if found else pairs

@@ -60,7 +60,7 @@ class PairRows:
             "prompt": prompts.array(),
             "chosen": chosen.array(),
             "rejected": rejected.array(),
-            "tools": tools,
+            "tools": [text or None for text in tools],
             "margin": self._values("margin", 0.0),
             "format": self._formats,
             "num_turns": prompts.num_with_role("user"),

@@ -214,7 +214,7 @@ def _shortened(
     messages = _validated_rows(task, pair_ids)
     for row, pair_id in zip(long_rows, pair_ids.to_pylist(), strict=True):
         validated = messages[pair_id]
-        if found := shortened_pair(chat, pair_messages(validated), validated["tools"], task.max_length):
+        if found := shortened_pair(chat, pair_messages(validated), validated["tools"] or "", task.max_length):
             chosen[row], rejected[row], num_dropped_turns[row] = found
             keys[row] = _keys_without_turns(validated, found[2])
     return PairIds(
@@ -228,7 +228,7 @@ def _keys_without_turns(validated: dict[str, Any], num_turns: int) -> tuple[str,
     shortened = validated | {"prompt": without_oldest_turns(validated["prompt"], num_turns)}
     for side, name in zip(sides, ("prompt", *SIDES), strict=True):
         side.add([Message(**message) for message in shortened[name]])
-    keys = pair_keys(*sides, [validated["tools"]])
+    keys = pair_keys(*sides, [validated["tools"] or ""])
     return keys.chosen[0], keys.rejected[0]
 
 
@@ -328,7 +328,8 @@ def _validated_rows(task: TokenizationTask, pair_ids: pa.ChunkedArray) -> dict[s
 def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], row: dict[str, Any]) -> bool:
     sides = pair_messages(validated)
     prompt = without_oldest_turns(sides["prompt"], row["num_dropped_turns"]) or sides["prompt"]
-    return all(reference_ids(chat, prompt + sides[side], validated["tools"]) == row[f"{side}_ids"] for side in SIDES)
+    tools = validated["tools"] or ""
+    return all(reference_ids(chat, prompt + sides[side], tools) == row[f"{side}_ids"] for side in SIDES)
 
 
 # --- the stage -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ Objects = dict[tuple[str, ...], list[dict[str, Any]]]
 def tools_by_line(rows: pa.Table) -> Iterator[tuple[int, set[str]]]:
     """The JSON texts of tools and calls in validated rows, by line; only of rows that have some."""
     found: dict[int, set[str]] = defaultdict(set)
-    has_tools = np.flatnonzero(pc.binary_length(rows["tools"]).to_numpy())
+    has_tools = np.flatnonzero(rows["tools"].is_valid().to_numpy())
     for row, text in zip(has_tools.tolist(), rows["tools"].take(pa.array(has_tools)).to_pylist(), strict=True):
         found[row].add(text)
     for side in ("prompt", "chosen", "rejected"):

@@ -19,9 +19,11 @@ class Stage(StrEnum):
 
 
 def _schema(*groups: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema([pa.field(name, dtype, nullable=False) for group in groups for name, dtype in group])
+    return pa.schema([pa.field(name, dtype, name in _MAY_BE_NULL) for group in groups for name, dtype in group])
 
 
+_MAY_BE_NULL = {"tools"}
+"""Null without tools, as TRL expects: it parses any text as JSON."""
 _LINE = [("source", pa.string()), ("line", pa.int64())]
 # `chosen_key` and `rejected_key` hash the normalized conversations, to find equal and flipped pairs.
 _PAIR = [
@@ -54,7 +56,7 @@ VALIDATED = _schema(
         ("prompt", _MESSAGES),
         ("chosen", _MESSAGES),
         ("rejected", _MESSAGES),
-        ("tools", pa.string()),  # JSON, or empty
+        ("tools", pa.string()),  # JSON
         ("margin", pa.float32()),
         ("format", pa.string()),
         ("num_turns", pa.int32()),

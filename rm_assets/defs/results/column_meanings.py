@@ -13,7 +13,7 @@ MEANINGS = {
     "prompt": "What both replies answer: messages, or their text rendered by the chat template.",
     "chosen": "The preferred reply, from the end of the prompt.",
     "rejected": "The other reply, from the end of the prompt.",
-    "tools": "The tools that the conversation may call, as JSON; empty if none.",
+    "tools": "The tools that the conversation may call, as JSON; null if none.",
     "margin": "How much better the chosen reply is, from the annotation; 0 if not given.",
     "format": "The format of the line.",
     "num_turns": "Number of user messages in the prompt.",

@@ -32,7 +32,7 @@ def prompt_variants(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     their own prompt, and have no variant OTHER_PROMPT.
     """
     others = other_prompts([pair["prompt_key"] for pair in pairs])
-    without = [dict(pair) | {"variant": WITHOUT_PROMPT, "prompt": EMPTY_PROMPT, "tools": ""} for pair in pairs]
+    without = [dict(pair) | {"variant": WITHOUT_PROMPT, "prompt": EMPTY_PROMPT, "tools": None} for pair in pairs]
     swapped = [
         dict(pair) | {"variant": OTHER_PROMPT, "prompt": other["prompt"], "tools": other["tools"]}
         for pair, other in zip(pairs, (pairs[row] for row in others), strict=True)

@@ -79,7 +79,7 @@ def _side_ids(saved: SavedModel, row: Mapping[str, Any], max_length: int) -> lis
     limit = min(max_length, saved.max_length or max_length)
     sides = []
     for side in ("chosen", "rejected"):
-        text = conversation_text(saved.tokenizer, [*row["prompt"], *row[side]], row["tools"])
+        text = conversation_text(saved.tokenizer, [*row["prompt"], *row[side]], row["tools"] or "")
         sides.append(text_ids(saved.tokenizer, text))
         if len(sides[-1]) > limit:
             raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {limit}")

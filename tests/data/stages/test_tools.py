@@ -213,6 +213,16 @@ def test_a_pair_in_another_order_is_a_duplicate_and_a_flipped_one_a_conflict(set
     assert set(violations(stages).values()) == {0}
 
 
+def test_pairs_without_tools_have_null_and_the_identity_that_they_had(settings: Settings) -> None:
+    lines = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "a", "rejected": "c"}]
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [lines[0], lines[1] | {"tools": [FERRY]}])
+    first, second = rows(publish_validated(settings, publish_raw(settings, silent), silent))
+    assert (first["tools"], second["tools"]) == (None, compact([FERRY]))
+    same = [read(prompt="q", chosen="a", rejected="b"), read(prompt="q", chosen="a", rejected="c", tools=[FERRY])]
+    assert (same[0].tools, same[1].tools) == ("", compact([FERRY]))
+    assert [first["pair_id"], second["pair_id"]] == [keys.pair_id for keys in keys_of(*same)]
+
+
 # --- the invariant -------------------------------------------------------------------------------------------
 
 
@@ -248,7 +258,7 @@ def with_sorted_calls(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_a_null(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"tools": row["tools"].replace('{"type":"string"}', '{"type":"string","zone":null}')}
+    return row | {"tools": row["tools"] and row["tools"].replace('{"type":"string"}', '{"type":"string","zone":null}')}
 
 
 def test_the_law_finds_tools_and_calls_in_another_order_than_their_line(settings: Settings) -> None:

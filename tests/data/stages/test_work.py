@@ -42,8 +42,8 @@ def flatten(line: dict[str, Any], chat: ChatTokenizer) -> None:
     chat = dataclasses.replace(chat, lost_by_shape={})
     for row in rows_of(line):
         sides = pair_messages(row)
-        require_no_control_tokens(chat, sides, row["tools"])
-        flatten_pair(chat, sides, row["tools"])
+        require_no_control_tokens(chat, sides, row["tools"] or "")
+        flatten_pair(chat, sides, row["tools"] or "")
 
 
 def conversation(contents: list[Any]) -> dict[str, Any]:

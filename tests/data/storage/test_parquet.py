@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import plain_row, rows, run_stages, silent, write_lines
 
@@ -43,6 +44,20 @@ def test_writing_texts_takes_less_than_their_size() -> None:
     done = subprocess.run([sys.executable, "-c", WRITES], capture_output=True, text=True, check=True)
     num_bytes, more_bytes = map(int, done.stdout.split())
     assert more_bytes < num_bytes
+
+
+def test_every_column_is_in_an_encoding_that_readers_of_ten_years_ago_know(settings: Settings) -> None:
+    """BYTE_STREAM_SPLIT of integers is of 2024: DuckDB before 2.0, Spark 3.5 and pyarrow 15 do not read it."""
+    write_lines(Path(settings.annotations_path) / "a.jsonl", [plain_row(number) for number in range(20)] + [b"{"])
+    encodings = set()
+    for snapshot in run_stages(settings).values():
+        for path in snapshot.directory.rglob("*.parquet"):
+            metadata = pq.ParquetFile(path).metadata
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+            encodings |= {encoding for column in columns for encoding in column.encodings}
+            assert {column.compression for column in columns} == {"ZSTD"}
+    assert encodings == {"PLAIN", "RLE", "RLE_DICTIONARY"}
 
 
 # --- files that are not as they were written -----------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_no_pairs_have_no_other_prompts():
 def test_variants_change_the_prompt_and_leave_the_replies():
     pairs = [pair(1, "a"), pair(2, "b")]
     without_1, without_2, other_1, other_2 = prompt_variants(pairs)
-    assert without_1 == pairs[0] | {"variant": "without_prompt", "prompt": EMPTY_PROMPT, "tools": ""}
+    assert without_1 == pairs[0] | {"variant": "without_prompt", "prompt": EMPTY_PROMPT, "tools": None}
     assert without_2["chosen"] == pairs[1]["chosen"]
     assert other_1 == pairs[0] | {"variant": "other_prompt", "prompt": pairs[1]["prompt"], "tools": "[2]"}
     assert other_2["prompt"] == pairs[0]["prompt"]
