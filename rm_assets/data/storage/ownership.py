@@ -54,6 +54,7 @@ TRAINING = ".training"
 FOLDS = ".folds"
 MANIFEST = "manifest.json"
 BESIDE = (
+    "README.md",
     "report.json",
     "accuracy_by_slice.png",
     "calibration.png",
@@ -253,7 +254,7 @@ def finish_removals(home: Path) -> None:
         is_damaged = kept is None and (snapshot / MANIFEST).exists()
         if not is_damaged and is_abandoned(snapshot) and is_abandoned(note):
             with contextlib.suppress(PermissionError):
-                finish_snapshot(snapshot, kept or ())
+                finish_snapshot(snapshot, () if kept is None else {*kept, *BESIDE})
 
 
 def remove_listed_files(directory: Path, paths: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from rm_assets.data.storage.dataset_card import CARD, dataset_card
 from rm_assets.data.storage.files import (
     file_sizes,
     fsync_directory,
@@ -23,6 +24,7 @@ from rm_assets.data.storage.files import (
     link_files,
     make_directory,
     upload,
+    write_file,
     write_json,
 )
 from rm_assets.data.storage.fingerprint import fingerprint
@@ -201,12 +203,13 @@ class Publication:
             if latest_name(self.directory.parent, self._asset) != name:
                 set_latest(self.directory, name)
             return self._finish(before, new)
-        directory, paths = self.directory / name, {file.path for shard in shards for file in shard.files}
+        directory, paths = self.directory / name, {CARD, *(file.path for shard in shards for file in shard.files)}
         begin_snapshot(directory, paths)
         make_directory(directory)
         self._link_shards(shards, directory)
         if callable(facts):
             manifest = msgspec.structs.replace(manifest, facts=facts())
+        write_file(directory / CARD, dataset_card(manifest).encode())
         fsync_directory(directory, recursive=True)
         write_json(directory / MANIFEST, with_own_hash(manifest))
         set_latest(self.directory, name)

@@ -447,8 +447,8 @@ def test_a_manifest_copied_from_another_asset_proves_nothing(tmp_path: Path) -> 
     shutil.copytree(first.directory, tmp_path / "tokenized_pairs" / first.name)
     for value in (2, 3):
         published(tmp_path, value)
-    assert sorted(file_sizes(copied)) == ["data/s-1.parquet", "manifest.json"]
-    assert len(file_sizes(tmp_path / "tokenized_pairs")) == 2
+    assert sorted(file_sizes(copied)) == ["README.md", "data/s-1.parquet", "manifest.json"]
+    assert len(file_sizes(tmp_path / "tokenized_pairs")) == 3
 
 
 def test_what_others_put_into_a_remote_storage_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

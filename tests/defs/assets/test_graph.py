@@ -186,7 +186,12 @@ def test_a_mistake_in_the_settings_stops_before_any_work(tmp_path: Path, run_gra
 
 
 @pytest.mark.parametrize(
-    ("asset", "columns"), [("tokenized_pairs", ["chosen_ids"]), ("flattened_conversations", ["chosen"])]
+    ("asset", "columns"),
+    [
+        ("tokenized_pairs", ["chosen_ids"]),
+        ("flattened_conversations", ["chosen"]),
+        ("validated_preferences", ["chosen", "tools"]),
+    ],
 )
 def test_trl_takes_a_step_on_what_the_stages_wrote(first_run, tmp_path: Path, asset: str, columns: list[str]) -> None:
     import datasets
@@ -194,8 +199,8 @@ def test_trl_takes_a_step_on_what_the_stages_wrote(first_run, tmp_path: Path, as
     from trl import RewardConfig, RewardTrainer
 
     _, result = first_run
-    files = str(Path(metadata(result, asset)["path"]) / "data" / "*.parquet")
-    pairs = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    snapshot = metadata(result, asset)["path"]
+    pairs = datasets.load_dataset(snapshot, split="train", cache_dir=str(tmp_path / "cache"))
     assert set(columns) <= set(pairs.column_names)
     model = Path(metadata(result, "reward_model")["path"])
     trainer = RewardTrainer(
