@@ -32,12 +32,13 @@ from rm_assets.training.loop.checkpoint import Checkpoints
 from rm_assets.training.loop.group import Group, join_group, leave_group, peak_memory
 from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
 from rm_assets.training.loop.loss import check_margins, large_margin
-from rm_assets.training.loop.sharding import is_sharded, whole_weights
+from rm_assets.training.loop.sharding import is_sharded, whole_trained_weights
 from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.model.architecture import max_positions
+from rm_assets.training.model.exactness import set_attention
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.reward_model import (
     Origin,
@@ -91,9 +92,9 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     model, origin = build_with_origin(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
+    model = with_adapter(model, job.settings)
     log.message("trying packings: a shared prompt is computed once where scores and gradients stay exact")
     choice = _choose_packing(model, splits["train"], group)
-    model = with_adapter(model, job.settings)
     num_parameters = int(model.num_parameters())
     for text in (_opening(job, origin, splits, num_parameters, group), *_warnings(origin)):
         log.message(text)
@@ -104,8 +105,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     figures = train(model, splits, choice, job.settings, group, log, checkpoints, stop)
     _save(job, model, tokenizer, group)
     del model  # and its gradients: the saved model needs their memory
-    if is_sharded(group):
-        gc.collect()  # sharded layers and their hooks reference each other
+    gc.collect()  # sharded layers and their hooks reference each other, as adapters do
     log.message(f"scoring {sum(len(pairs) for name, pairs in splits.items() if name != 'train'):,} held-out pairs")
     evaluated = _evaluate(job, splits, choice.packing, group)
     metrics: dict[str, Any] = {
@@ -163,13 +163,16 @@ def _warnings(origin: Origin) -> list[str]:
 
 
 def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
-    """Write the trained model as a stock one, and its adapter; sharded weights are gathered into a new model."""
+    """Write the trained model as a stock one, and its adapter.
+
+    Sharded weights are gathered into a new model, in which those that were not trained are float32.
+    """
     directory = Path(job.output_directory)
     if is_sharded(group):
-        weights = whole_weights(model, group)
+        weights = whole_trained_weights(model, group)
         if group.is_first:
             model = with_adapter(build_model(job), job.settings)
-            model.load_state_dict(weights)
+            model.load_state_dict(weights, strict=False)
     if group.is_first:
         save_adapter(model, base_name(job), directory)
         share_files(directory / ADAPTER)
@@ -180,6 +183,7 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
 def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group) -> dict[str, Any]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
+    stock = saved.config._attn_implementation
     use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
     bfloat16, row_tokens = trains_in_bfloat16(group.device), micro_batch_tokens(job.settings, group.device)
@@ -187,7 +191,12 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, grou
     scores = evaluation.scores
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
-        write_golden_scores(directory / MODEL, load_model(directory / MODEL).to(group.device))
+        if evaluation.rounding is None:
+            set_attention(saved, stock)
+        else:  # its weights are rounded
+            del saved
+            saved = load_model(directory / MODEL).to(group.device)
+        write_golden_scores(directory / MODEL, saved)
     intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
     metrics = split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
     return {**metrics, **evaluation.figures()}

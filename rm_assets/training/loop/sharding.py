@@ -63,11 +63,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_weights(model: Any, group: Group) -> dict[str, Tensor]:
-    """The state dict of a sharded model, gathered on the CPU of the first process; empty in the others."""
+def whole_trained_weights(model: Any, group: Group) -> dict[str, Tensor]:
+    """The trained weights of a sharded model by name, gathered on the CPU of the first process; empty in the others."""
     gathered: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        full = whole(tensor)
-        if group.is_first:
-            gathered[name] = full.cpu()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            full = whole(weight.detach())
+            if group.is_first:
+                gathered[name] = full.cpu()
     return gathered

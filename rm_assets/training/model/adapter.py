@@ -16,7 +16,9 @@ from rm_assets.training.jobs.training_job import TrainingError
 def with_adapter(model: Any, settings: TrainingSettings) -> Any:
     """The model with adapters on its linear layers, in place, as peft's wrapper of it; the head is trained whole.
 
-    Without `lora_rank`, the model itself. Depends on model and settings only. Raises TrainingError without peft.
+    The base keeps its precision here; a GPU trains with it in bfloat16 (`layers.round_frozen_weights`), under adapters
+    in float32. Without `lora_rank`, the model itself. Depends on model and settings only. Raises TrainingError without
+    peft.
     """
     if not settings.lora_rank:
         return model

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rm_assets.settings import TrainingSettings
+from rm_assets.training.devices import trains_in_bfloat16
 
 MAX_GRAPHS = 64
 """Limit of compiled variants of a layer: one for each kind of layer, with and without shared prompts, gradients and
@@ -30,17 +31,35 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()), default=nn.ModuleList())
 
 
-def shallow_copy(model: Any) -> Any:
-    """A copy of a stock classifier with only its first layers: at least two, and one of every kind.
+def shallow_copy(model: Any, device: torch.device) -> Any:
+    """A copy of a stock classifier on `device` with only its first layers: at least two, and one of every kind.
 
-    Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window.
+    Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window. Frozen
+    weights that are on that device already are shared with the copy.
     """
     layers, memo = decoder_layers(model), dict[int, Any]()
     config = model.config.get_text_config()
     kinds = [_kind(layer, number, config, len(layers)) for number, layer in enumerate(layers)]
     kept = max([2, *(kinds.index(kind) + 1 for kind in kinds)])
+    left_out = {id(weight) for layer in layers[kept:] for weight in layer.parameters()}
+    for weight in model.parameters():
+        if not weight.requires_grad and id(weight) not in left_out:
+            memo[id(weight)] = nn.Parameter(weight.detach().to(device), requires_grad=False)
     memo[id(layers)] = copy.deepcopy(layers[:kept], memo)
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo).to(device)
+
+
+@torch.no_grad()
+def round_frozen_weights(model: Any, device: torch.device) -> None:
+    """Convert the frozen weights of the body to bfloat16 where layers compute in it, so the results stay the same.
+
+    On a CPU they compute in float32, and the weights stay float32, too. Buffers stay as they are: the frequencies of
+    rotary positions are a buffer and need float32.
+    """
+    if trains_in_bfloat16(device):
+        for weight in getattr(model, model.base_model_prefix).parameters():
+            if not weight.requires_grad:
+                weight.data = weight.data.to(torch.bfloat16)
 
 
 def _kind(layer: nn.Module, number: int, config: Any, num_layers: int) -> list[str]:

@@ -35,11 +35,12 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
 
     Computes on `device` in float32, and on a GPU in bfloat16 too, in the model's current mode, on pairs of the data and
     synthetic ones. It uses a copy with a few layers: the gradients of all layers, or the model before it is sharded,
-    may not fit into memory. Does not change the random state.
+    may not fit into memory. Frozen weights are shared with the copy, and have no gradients. Does not change the random
+    state.
     """
     classifier = base_of(model)
     probe = Probe(
-        model=shallow_copy(classifier).to(device),
+        model=shallow_copy(classifier, device),
         stock=classifier.config._attn_implementation,
         pairs=probe_pairs(classifier.config.get_text_config(), pairs),
         device=device,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from rm_assets.data.chat.pretrained import CONFIGURATION, load_tokenizer
-from rm_assets.training.model.reward_model import HEAD
+from rm_assets.training.model.architecture import HEAD
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.saved_model.golden_scores import CONVERSATIONS
 from rm_assets.training.saved_model.stock_scoring import ConversationError, text_ids

@@ -24,6 +24,7 @@ from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
 from rm_assets.training.loop.step import train_step
 from rm_assets.training.loop.trainer import planned_steps
 from rm_assets.training.loop.training_log import TrainingLog
+from rm_assets.training.model.adapter import with_adapter
 from rm_assets.training.model.layers import decoder_layers, prepare_layers
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
@@ -235,6 +236,24 @@ def test_weights_are_saved_whole_in_precision_right_after_a_look(make_job, gpu, 
     # and it goes on from there
     restore_state(run.scorer, run.optimizer, before)
     train_step(run, 2, 1, rows, plan_rows(pairs, rows, Packing.SHARED, 100)[0])
+
+
+def test_under_adapters_a_gpu_keeps_the_base_in_bfloat16_and_saves_it_as_it_was(make_job, gpu, tmp_path):
+    job = make_job(settings={"lora_rank": 2, "epochs": 2})
+    original = build_model(job).state_dict()
+    model = with_adapter(build_model(job), job.settings)
+    run = prepare_run(model, read_splits(job, tmp_path)["train"], Choice(Packing.SHARED, ""), job.settings, gpu)
+    dtypes = {(weight.requires_grad, weight.dtype) for weight in run.scorer.model.base_model.model.model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    assert {buffer.dtype for buffer in run.scorer.buffers() if buffer.is_floating_point()} == {torch.float32}
+
+    train_and_publish(job, gpu, TrainingLog())
+    saved = load_model(Path(job.output_directory) / MODEL).state_dict()
+    assert torch.equal(saved["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
+    name = "model.layers.0.mlp.up_proj.weight"
+    added = saved[name] - original[name]
+    assert torch.linalg.matrix_rank(added, rtol=1e-4) <= 2  # rounding of the base would have full rank
+    assert added.abs().max() > 0
 
 
 class EnoughMemory:

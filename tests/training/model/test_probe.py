@@ -96,7 +96,7 @@ def test_a_probe_computes_two_layers_alone():
 )
 def test_the_layers_that_are_tried_are_of_every_kind(name, sizes, kept):
     model = build(name, **sizes)
-    tried = shallow_copy(model)
+    tried = shallow_copy(model, torch.device("cpu"))
     assert len(decoder_layers(tried)) == kept
     tried.set_attn_implementation("eager")
     assert {layer.config._attn_implementation for layer in tried.modules() if hasattr(layer, "config")} == {"eager"}
