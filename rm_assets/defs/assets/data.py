@@ -2,9 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterator
 
 import dagster as dg
 
@@ -15,7 +13,8 @@ from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import ProjectResource
-from rm_assets.defs.results.changes import pair_changes_metadata, reject_changes_metadata
+from rm_assets.defs.results.changes import reject_changes_metadata
+from rm_assets.defs.results.file_checks import delivery_problems
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.stages import (
     NothingLeftError,
@@ -65,7 +64,7 @@ def _results(
     snapshot: Snapshot,
     parent: Snapshot | None,
     settings: Settings,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    before: Snapshot | None = None,
 ) -> Results:
     """What the UI shows of a stage; raises NothingLeftError if it has no row, after its checks, which say why."""
     manifest = snapshot.manifest
@@ -73,9 +72,9 @@ def _results(
     new = f"{snapshot.num_new_shards:,} of {len(manifest.shards):,}"
     context.log.info(f"rows {manifest.num_rows():,} · rejects {num_rejects:,} · new shards {new}")
     if not manifest.num_rows():
-        yield from check_results(stage, manifest, parent.manifest if parent else None, settings)
-        raise NothingLeftError(nothing_left(stage, snapshot, settings))
-    yield stage_result(stage, snapshot, parent, settings, changes)
+        yield from check_results(stage, snapshot, parent, settings, before)
+        raise NothingLeftError(nothing_left(stage, snapshot, parent))
+    yield stage_result(stage, snapshot, parent, settings, before)
 
 
 @dg.asset(
@@ -94,8 +93,9 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
         context.log.info("annotations is unset: reading the built-in sample")
     for warning in ready.warnings:
         context.log.warning(warning)
+    before = latest_snapshot(ready.storage, Stage.RAW)
     snapshot = raw.publish_raw(ready.settings, context.log.info)
-    yield from _results(context, snapshot, None, ready.settings)
+    yield from _results(context, snapshot, None, ready.settings, before)
 
 
 @dg.asset(
@@ -166,7 +166,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     messages = ready.ancestor(parent, Stage.VALIDATED)
     before = latest_snapshot(ready.storage, Stage.PADDED)
     snapshot = padding.publish_padded(ready.settings, messages, parent, context.log.info)
-    yield from _results(context, snapshot, parent, ready.settings, pair_changes_metadata(before, snapshot))
+    yield from _results(context, snapshot, parent, ready.settings, before)
 
 
 @dg.asset(
@@ -193,4 +193,6 @@ def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectReso
         stages[stage] = ready.ancestor(stages[child], stage)
     before = latest_snapshot(ready.storage, rejects.ASSET)
     snapshot = rejects.publish_rejects(ready.settings, stages, context.log.info)
+    if problems := delivery_problems(stages[Stage.RAW], stages[Stage.VALIDATED]):
+        context.log.warning(problems)
     return rejects_result(snapshot, reject_changes_metadata(before, snapshot))

@@ -8,27 +8,34 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rm_assets.data.sources.content_version import CONTENT
-from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages.invariants import INVARIANTS, Invariant
 from rm_assets.data.storage.parquet import open_parquet, read_batches, read_table
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
+from rm_assets.defs.results.changes import pair_changes_metadata
+from rm_assets.defs.results.file_checks import (
+    file_check_specs,
+    file_checks,
+    is_collateral,
+    rejects_by_file,
+    rejects_table,
+    trace_command,
+)
 from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, location_metadata, percentiles, preview, table
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
 from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE
 from rm_assets.display_text import as_code, shorten
 from rm_assets.settings import Settings
 
-HELD_BACK_CHECK = "no_file_is_held_back"
-IGNORED_CHECK = "no_file_is_ignored"
 TOO_LONG_CHECK = "few_pairs_are_too_long"
 MAX_TOO_LONG = 0.1
 NUM_PREVIEWED = 5
-NUM_NAMED = 3
+NUM_EXAMPLES = 5
 _NOT_FOR_READING = ("_id", "_key", "_mask")
 
 
@@ -42,28 +49,19 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
         dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
         for law in INVARIANTS[stage]
     ]
-    if stage is Stage.RAW:
-        description = "Every file that may hold annotations is of a kind that is read."
-        specs.append(dg.AssetCheckSpec(IGNORED_CHECK, asset=stage.value, description=description))
-    if stage is Stage.VALIDATED:
-        description = "No file has so many malformed lines that it is held back whole."
-        specs.append(dg.AssetCheckSpec(HELD_BACK_CHECK, asset=stage.value, description=description))
     if stage is Stage.TOKENIZED:
         description = f"At most {MAX_TOO_LONG:.0%} of the pairs are rejected because they are longer than max_length."
         specs.append(dg.AssetCheckSpec(TOO_LONG_CHECK, asset=stage.value, description=description))
-    return specs
+    return [*specs, *file_check_specs(stage)]
 
 
 def stage_result(
-    stage: Stage,
-    snapshot: Snapshot,
-    parent: Snapshot | None,
-    settings: Settings,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    stage: Stage, snapshot: Snapshot, parent: Snapshot | None, settings: Settings, before: Snapshot | None = None
 ) -> dg.MaterializeResult:
-    """The materialization of a data stage that has rows, with `changes` after its figures."""
+    """The materialization of a data stage that has rows; `before` as for `file_checks`."""
     # the page keeps this order: the figures of a refresh first, its location last
-    metadata = {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot.manifest, settings)}
+    changes = pair_changes_metadata(before, snapshot) if stage is Stage.PADDED else {}
+    metadata = {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot, settings)}
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
     if settings.shows_previews:
@@ -72,25 +70,25 @@ def stage_result(
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata=metadata,
-        check_results=list(check_results(stage, snapshot.manifest, parent.manifest if parent else None, settings)),
+        check_results=list(check_results(stage, snapshot, parent, settings, before)),
     )
 
 
-def nothing_left(stage: Stage, snapshot: Snapshot, settings: Settings) -> str:
-    """Why a stage has no row: its rejects by reason, and the first of them."""
+def nothing_left(stage: Stage, snapshot: Snapshot, parent: Snapshot | None) -> str:
+    """Why a stage has no row: its rejects by reason, the first line that shows what to fix, and how to look at it."""
     reasons = reason_totals(snapshot.manifest)
-    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
-    rejects = str(snapshot.directory / REJECTS)
-    return f"nothing is left after {stage}: {why}{_first_reject(snapshot)}; each reject is in {rejects!r}"
-
-
-def _first_reject(snapshot: Snapshot) -> str:
-    """The line and the detail of the first reject, which mostly show what to fix."""
-    for path in snapshot.paths(REJECTS):
-        for rows in read_batches(path, schemas.REJECTS, ["source", "line", "detail"]):
-            source, line, detail = (rows[name][0].as_py() for name in rows.column_names)
-            return f"; the first: {as_code(source)}{f', line {line}' if line else ''}: {detail}"
-    return ""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
+    facts, rejects = snapshot.manifest.facts, str(snapshot.directory / REJECTS)
+    for source, cause in facts.get("causes", {}).items() if stage is Stage.VALIDATED else ():
+        why += f"; {as_code(source)} is held back: {cause['causes']}; {cause['advice']}"
+        break  # one file shows what to fix
+    snapshots = [parent, snapshot] if parent and stage is Stage.VALIDATED else [snapshot]
+    first = next((row for row in rejects_by_file(*snapshots) if not is_collateral(row)), None)
+    if first:
+        source, line = first["file"], first["first_line"]
+        why += f"; the first: {as_code(source)}{f', line {line}' if line else ''}: {first['example']}"
+        why += f"; see: {trace_command(source, line)}"
+    return f"nothing is left after {stage}: {why}; each reject is in {rejects!r}"
 
 
 def reason_totals(manifest: Manifest) -> Counter[str]:
@@ -153,9 +151,12 @@ def _engines(manifest: Manifest, name: str, reason: str) -> dict[str, str]:
     return shown | ({reason: shorten("; ".join(reasons), CELL_CHARACTERS)} if reasons else {})
 
 
-def _tables(stage: Stage, manifest: Manifest, settings: Settings) -> dict[str, Any]:
+def _tables(stage: Stage, snapshot: Snapshot, settings: Settings) -> dict[str, Any]:
+    manifest = snapshot.manifest
     totals = reason_totals(manifest)
     metadata: dict[str, Any] = {"rejects_by_reason": _reasons_table(totals)} if totals else {}
+    if totals:
+        metadata["rejects_by_file"] = rejects_table(rejects_by_file(snapshot))
     metadata["files"] = table(_rows_by_file(manifest))
     if stage in _ENGINES:
         metadata |= _engines(manifest, *_ENGINES[stage])
@@ -218,29 +219,20 @@ def _first_rows(snapshot: Snapshot) -> pa.Table:
 
 
 def check_results(
-    stage: Stage, manifest: Manifest, parent: Manifest | None, settings: Settings
+    stage: Stage, snapshot: Snapshot, parent: Snapshot | None, settings: Settings, before: Snapshot | None = None
 ) -> Iterator[dg.AssetCheckResult]:
-    """The results of a stage's checks, in the order of `check_specs`."""
+    """The results of a stage's checks, in the order of `check_specs`; `before` as for `file_checks`."""
     for law in INVARIANTS[stage]:
-        violations = law.violations(manifest, parent)
+        violations = law.violations(snapshot.manifest, parent.manifest if parent else None)
         yield dg.AssetCheckResult(
             check_name=law.name,
             passed=not any(violations.values()),
             description=_counted(law, violations),
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
         )
-    if stage is Stage.RAW:
-        ignored = what_is_not_read(manifest.facts["ignored_files"], as_code)
-        yield dg.AssetCheckResult(
-            check_name=IGNORED_CHECK,
-            passed=not ignored,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=ignored or "No file is ignored that may hold annotations.",
-        )
-    if stage is Stage.VALIDATED:
-        yield _held_back_result(manifest, settings.max_malformed_fraction)
     if stage is Stage.TOKENIZED:
-        yield _too_long_result(manifest, settings.max_length)
+        yield _too_long_result(snapshot.manifest, settings.max_length)
+    yield from file_checks(stage, snapshot, parent, settings, before)
 
 
 def _counted(law: Invariant, violations: dict[str, int]) -> str:
@@ -264,65 +256,15 @@ def _too_long_result(manifest: Manifest, max_length: int) -> dg.AssetCheckResult
     )
 
 
-def _held_back_result(manifest: Manifest, limit: float) -> dg.AssetCheckResult:
-    held_back, causes = manifest.facts["held_back"], manifest.facts.get("causes", {})
-    rows = [
-        {
-            "file": source,
-            "malformed_lines": counts["num_malformed"],
-            "lines": counts["num_lines"],
-            **causes.get(source, {}),
-        }
-        for source, counts in held_back.items()
-    ]
-    named = [f"{as_code(row['file'])} ({_why(row)})" for row in rows]
-    if len(named) > NUM_NAMED:
-        named[NUM_NAMED:] = [f"{len(named) - NUM_NAMED:,} more files"]
-    rule = (
-        f"a file may have {limit * 100:.4g} % of its lines malformed (max_malformed_fraction), no ambiguous label, "
-        "and, if it is a two-line file, no line missing among several pairs of one prompt"
-    )
-    return dg.AssetCheckResult(
-        check_name=HELD_BACK_CHECK,
-        passed=not held_back,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"Held back: {', '.join(named)}; {rule}. Mend the rejected lines, raise the limit, or set labels."
-        if held_back
-        else f"No file is held back; {rule}.",
-        metadata={
-            "num_held_back": len(held_back),
-            "held_back_files": table(
-                rows,
-                {"file": "string", "malformed_lines": "int", "lines": "int", "causes": "string", "advice": "string"},
-            ),
-        },
-    )
-
-
-def _why(row: dict[str, Any]) -> str:
-    counted = f"{row['malformed_lines']:,} of {row['lines']:,} lines malformed"
-    return f"{row['causes']}; {row['advice']}" if "causes" in row else counted
-
-
 def rejects_result(snapshot: Snapshot, changes: Mapping[str, Any] = MappingProxyType({})) -> dg.MaterializeResult:
     """The materialization of all rejects: `changes`, tables by stage, by reason and by file, and the first rows."""
-    counts, num_rows, first = _reject_counts(snapshot)
-    by_file, by_stage, reasons = Counter[tuple[str, str]](), Counter[str](), Counter[str]()
-    for (source, stage, reason), count in counts.items():
-        by_file[source, reason] += count
+    by_file = rejects_by_file(snapshot)
+    counts, num_rows = _reject_counts(snapshot)
+    by_stage, reasons = Counter[str](), Counter[str]()
+    for (stage, reason), count in counts.items():
         by_stage[stage] += count
         reasons[reason] += count
-    files = [
-        {"file": source, "reason": reason, "rejects": count}
-        for (source, reason), count in sorted(by_file.items(), key=lambda item: (-item[1], item[0]))
-    ]
     stages = [{"stage": stage.value, "rejects": by_stage[stage.value]} for stage in Stage]
-    single = [
-        {"file": row["source"], "line": row["line"], "why": f"{row['reason']}: {row['detail']}".removesuffix(": ")}
-        for row in first
-    ]
-    if num_rows > len(single):
-        single.append({"file": f"… {num_rows - len(single):,} more rows, in the Parquet file"})
     num_in = snapshot.manifest.total("num_in")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
@@ -331,8 +273,8 @@ def rejects_result(snapshot: Snapshot, changes: Mapping[str, Any] = MappingProxy
             **changes,
             "rejects_by_stage": table(stages, {"stage": "string", "rejects": "int"}),
             **({"rejects_by_reason": _reasons_table(reasons)} if reasons else {}),
-            "rejects_by_file": table(files, {"file": "string", "reason": "string", "rejects": "int"}),
-            "rejects": table(single, {"file": "string", "line": "int", "why": "string"}),
+            "rejects_by_file": rejects_table(by_file),
+            "rejects": table(_examples(snapshot, by_file), {"file": "string", "line": "int", "why": "string"}),
             **location_metadata(snapshot.directory),
         },
         check_results=[
@@ -346,13 +288,33 @@ def rejects_result(snapshot: Snapshot, changes: Mapping[str, Any] = MappingProxy
     )
 
 
-def _reject_counts(snapshot: Snapshot) -> tuple[Counter[tuple[str, str, str]], int, list[dict[str, Any]]]:
-    """Rejects counted by (source, stage, reason) and in all, and the first rows; read a row group at a time."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    first: list[dict[str, Any]] = []
+def _examples(snapshot: Snapshot, by_file: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few rejects of each file and reason, for as many as the page shows; sound lines held back are one row."""
+    causes = [row for row in by_file if not is_collateral(row)]
+    room = {(row["file"], row["reason"]): NUM_EXAMPLES for row in causes[: MAX_ROWS // NUM_EXAMPLES]}
+    shown: list[dict[str, Any]] = []
     for path in snapshot.paths():
-        for rows in read_batches(path, schemas.REJECTS):
-            grouped = rows.group_by(["source", "stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
-            counts.update({(row["source"], row["stage"], row["reason"]): row["count_all"] for row in grouped})
-            first += rows.slice(0, MAX_ROWS - 1 - len(first)).to_pylist()  # one row is left to count the others
-    return counts, counts.total(), first
+        for rows in read_batches(path, schemas.REJECTS, ["source", "line", "reason", "detail"]):
+            for (source, reason), number in room.items():
+                is_of_it = pc.and_(pc.equal(rows["source"], source), pc.equal(rows["reason"], reason))
+                for row in rows.filter(is_of_it).slice(0, number).to_pylist():
+                    room[source, reason] -= 1
+                    why = f"{reason}: {row['detail']}".removesuffix(": ")
+                    shown.append({"file": source, "line": row["line"], "why": why})
+    shown.sort(key=lambda row: (row["file"], row["line"]))
+    shown += [
+        {"file": row["file"], "why": f"{row['rejects']:,} {row['example']}"} for row in by_file if is_collateral(row)
+    ]
+    num_shown = sum(NUM_EXAMPLES - left for left in room.values())
+    more = sum(row["rejects"] for row in causes) - num_shown
+    return [*shown, *([{"file": f"… {more:,} more rows, in the Parquet file"}] if more else [])]
+
+
+def _reject_counts(snapshot: Snapshot) -> tuple[Counter[tuple[str, str]], int]:
+    """Rejects counted by (stage, reason) and in all; read a row group at a time."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for path in snapshot.paths():
+        for rows in read_batches(path, schemas.REJECTS, ["stage", "reason"]):
+            grouped = rows.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist()
+            counts.update({(row["stage"], row["reason"]): row["count_all"] for row in grouped})
+    return counts, counts.total()

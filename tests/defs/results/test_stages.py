@@ -100,7 +100,19 @@ def test_the_page_names_the_causes_of_a_held_back_file_and_globs_that_name_none(
         '{"label": {"0": "first", "1": "second"}}), `b.jsonl` (1 of 2 lines malformed: not_json 1 (first: line 2); '
         "mend these lines, or raise max_malformed_fraction); a file"
     )
-    assert "not_json 1 (first: line 2)" in str(check.metadata["held_back_files"])
+    shown = [record.data for record in check.metadata["held_back_files"].value.records]
+    named = ("file", "reason", "rejects", "first_line")
+    assert [tuple(row[name] for name in named) for row in shown] == [
+        ("a.jsonl", "ambiguous_label", 1, 2),
+        ("b.jsonl", "not_json", 1, 2),
+        ("a.jsonl", "held_back_file", 1, 1),
+        ("b.jsonl", "held_back_file", 1, 1),
+    ]
+    assert shown[0]["what_to_do"].startswith("the setting labels says which")
+    assert shown[1]["what_to_do"] == (
+        "mend these lines, or raise max_malformed_fraction; python -m rm_assets.trace b.jsonl 2"
+    )
+    assert shown[2]["example"] == "sound lines, held back with their file"
     assert "labels 'd/*'" in str((result.metadata or {})["globs_without_files"])
 
 
