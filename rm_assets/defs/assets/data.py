@@ -12,6 +12,7 @@ from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
+from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.results.changes import reject_changes_metadata
 from rm_assets.defs.results.file_checks import delivery_problems
@@ -86,6 +87,7 @@ def _results(
     check_specs=check_specs(Stage.RAW),
     metadata=schema_metadata(schemas.RAW),
 )
+@explained
 def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """One row per non-blank line of the annotation files, cut into shards. Invalid UTF-8 becomes rejects."""
     ready = project.ready()
@@ -107,6 +109,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     check_specs=check_specs(Stage.VALIDATED),
     metadata=schema_metadata(schemas.VALIDATED),
 )
+@explained
 def validated_preferences(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Valid preferences of every format as prompt, chosen and rejected messages."""
     ready = project.ready()
@@ -124,6 +127,7 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
     check_specs=check_specs(Stage.FLATTENED),
     metadata=schema_metadata(schemas.FLATTENED),
 )
+@explained
 def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Each pair as text by the model's chat template: prompt + chosen and prompt + rejected are whole conversations."""
     ready = project.ready()
@@ -141,6 +145,7 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     check_specs=check_specs(Stage.TOKENIZED),
     metadata=schema_metadata(schemas.TOKENIZED),
 )
+@explained
 def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Both sides of each pair as token ids, identical to those of transformers' apply_chat_template."""
     ready = project.ready()
@@ -159,6 +164,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     check_specs=check_specs(Stage.PADDED),
     metadata=schema_metadata(schemas.PADDED),
 )
+@explained
 def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) -> Results:
     """Pairs without duplicates and conflicts, split by prompt, both sides padded to the longer one's length."""
     ready = project.ready()
@@ -185,6 +191,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     ],
     metadata=schema_metadata(schemas.REJECTS),
 )
+@explained
 def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """All rejects of all stages: file, line, stage and reason, without the row's text."""
     ready = project.ready()

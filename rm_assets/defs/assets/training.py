@@ -8,6 +8,7 @@ from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.data import OWNERS, padded_pairs, validated_preferences
+from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.results.changes import verdict_changes_metadata
@@ -30,6 +31,7 @@ from rm_assets.defs.snapshots import models, promotions, reports, suspects
     code_version=str(models.VERSION),
     check_specs=MODEL_CHECKS,
 )
+@explained
 def reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
@@ -55,6 +57,7 @@ def reward_model(
     check_specs=REPORT_CHECKS,
     metadata=schema_metadata(schemas.REPORT),
 )
+@explained
 def reward_model_report(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
@@ -80,6 +83,7 @@ def reward_model_report(
     check_specs=PROMOTION_CHECKS,
     metadata=schema_metadata(schemas.PROMOTED),
 )
+@explained
 def promoted_reward_model(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
@@ -103,6 +107,7 @@ def promoted_reward_model(
     code_version=str(suspects.VERSION),
     metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score; below 0 in every suspect."),
 )
+@explained
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> dg.MaterializeResult:
