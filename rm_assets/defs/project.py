@@ -1,5 +1,7 @@
 """The resource `project` of all assets: the settings, and the files they name, checked before any work."""
 
+import contextlib
+import enum
 import functools
 import os
 import types
@@ -26,6 +28,7 @@ from rm_assets.data.storage.files import StorageError, is_remote, resolve_path
 from rm_assets.data.storage.ownership import require_own_storage
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
+from rm_assets.display_text import shorten
 from rm_assets.settings import Settings, SettingsError, setting_fields
 from rm_assets.settings_loading import PREFIX, load_settings
 
@@ -59,7 +62,7 @@ class Project:
 class _ProjectResource(dg.ConfigurableResource):
     def settings(self) -> Settings:
         """The settings in force; raises SettingsError."""
-        overrides = {name: value for name, value in self.model_dump().items() if value is not None}
+        overrides = {name: _plain(value) for name, value in self.model_dump().items() if value is not None}
         return load_settings(overrides, os.environ)
 
     def ready(self) -> Project:
@@ -113,19 +116,46 @@ def _is_optional(annotation: Any) -> bool:
     return isinstance(annotation, types.UnionType) and type(None) in get_args(annotation)
 
 
-def _config_type(annotation: Any) -> Any:
-    """A setting's type in Dagster config, where dates and literals are strings."""
+def _plain(value: Any) -> Any:
+    """A value of Dagster config as the settings take it."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _config_type(name: str, annotation: Any) -> Any:
+    """A setting's type in Dagster config: choices are enums, which the launchpad lists, and dates are strings."""
     if _is_optional(annotation):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is dict and annotation != dict[str, str]:
         return dict[str, Any]  # whose values may be mappings
     if get_origin(annotation) is list:
-        return list[str]
-    return str if annotation is date or get_origin(annotation) is Literal else annotation
+        return list[_config_type(name, get_args(annotation)[0])]  # type: ignore[misc]
+    if get_origin(annotation) is Literal:
+        return enum.Enum(f"{name}_choices", {choice: choice for choice in get_args(annotation)})
+    return str if annotation is date else annotation
 
 
-def _description(name: str, description: str) -> str:
-    return f"{description} Not given: {PREFIX}{name.upper()}, else the default."
+def _values_in_force() -> dict[str, Any]:
+    """The value of each setting in the environment of this process; none if that is not valid, which runs report."""
+    with contextlib.suppress(SettingsError):
+        settings = load_settings({}, os.environ)
+        return dict(settings) | dict(settings.training) | dict(settings.launch)
+    return {}
+
+
+def _description(name: str, description: str, default: Any, in_force: dict[str, Any]) -> str:
+    """What a setting means, its default, and its value where it is not given, if that is another."""
+    shown = f"{' '.join(description.split())} Environment variable: {PREFIX}{name.upper()}. Default: {_shown(default)}."
+    value = in_force.get(name, default)
+    return shown if value == default else f"{shown} Now: {_shown(value)}."
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else shorten(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+_IN_FORCE = _values_in_force()
 
 
 # Each setting is declared once, in rm_assets.settings; this makes typed Dagster config of the declarations.
@@ -136,8 +166,8 @@ ProjectResource: Any = create_model(  # type: ignore[call-overload]
     __doc__="All settings as one resource, for the launchpad and `--config`.",
     **{
         name: (
-            _config_type(field.annotation) | None,
-            Field(default=None, description=_description(name, field.description or "")),
+            _config_type(name, field.annotation) | None,
+            Field(default=None, description=_description(name, field.description or "", field.default, _IN_FORCE)),
         )
         for name, field in setting_fields()
     },

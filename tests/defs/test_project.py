@@ -1,7 +1,11 @@
 """One resource for all settings, and every mistake told before any work."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import dagster as dg
 import numpy as np
@@ -46,6 +50,42 @@ def test_the_launchpad_reaches_every_setting_and_beats_the_environment(monkeypat
     assert project.settings.template_date.isoformat() == "2024-02-29"
     schema = ProjectResource.to_config_schema().as_field().config_type.fields
     assert set(schema) == {name for name, _ in setting_fields()}
+
+
+def test_a_choice_is_typed_config_and_another_word_is_refused_before_the_run() -> None:
+    chosen = {"over_long": "drop_turns", "promotion_requires": ["model_beats_length"], "verify": "full"}
+    settings = ready_with(chosen).settings
+    assert {name: getattr(settings, name) for name in chosen} == chosen
+    assert ProjectResource(over_long="drop_turns").settings().over_long == "drop_turns"
+    for wrong in ({"over_long": "shorten"}, {"promotion_requires": ["is_good"]}):
+        with pytest.raises(dg.DagsterInvalidConfigError, match="not in enum type"):
+            ready_with(wrong)
+
+
+def test_every_choice_of_every_setting_is_listed_in_the_launchpad() -> None:
+    schema = ProjectResource.to_config_schema().as_field().config_type.fields
+    listed = {
+        name: {value.config_value for value in field.config_type.inner_type.enum_values}
+        for name, field in schema.items()
+        if hasattr(field.config_type.inner_type, "enum_values")
+    }
+    annotations = {name: field.annotation for name, field in setting_fields()}
+    assert listed == {name: set(get_args(kind)) for name, kind in annotations.items() if get_origin(kind) is Literal}
+
+
+def test_a_field_says_its_variable_its_default_and_the_value_in_force() -> None:
+    script = (
+        "from rm_assets.defs.project import ProjectResource\n"
+        "for name in ('max_length', 'epochs', 'model'): print(ProjectResource.model_fields[name].description)"
+    )
+    for given, now in (("77", ["Default: 1024. Now: 77.", "Default: 1. Now: 3.", "Default: unset."]), ("-1", None)):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RM_")}
+        run = [sys.executable, "-c", script]
+        said = subprocess.run(
+            run, env={**environment, "RM_MAX_LENGTH": given}, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        expected = now or ["Default: 1024.", "Default: 1.", "Default: unset."]  # a run reports what is not valid
+        assert [line.partition("Environment variable: ")[2].partition(". ")[2] for line in said] == expected
 
 
 def test_mappings_are_typed_config_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from rm_assets.training.jobs.result import ERROR
 from rm_assets.training.jobs.transport import read_job, sent_job
 
 LOCK = "training.lock"
+GRACE_SECONDS, POLL_SECONDS = 30.0, 5.0
 TRAINING = "rm_assets.training"
 
 
@@ -36,12 +37,16 @@ class TrainingFailedError(RuntimeError):
 class TrainingLauncher(dg.ConfigurableResource):
     """Runs training and scoring jobs, on the platform that the setting `launcher` names."""
 
-    grace_seconds: float = Field(
-        default=30.0,
-        description="Seconds a cancelled job on this machine has after SIGINT to save and exit before it is killed. It "
-        "exits as soon as it has saved; a checkpoint of tens of gigabytes needs more.",
+    # None, not the default itself: the launchpad begins with every field that has a default
+    grace_seconds: float | None = Field(
+        default=None,
+        description="Seconds a cancelled job on this machine has after SIGINT to save and exit before it is killed. "
+        f"It exits as soon as it has saved; a checkpoint of tens of gigabytes needs more. Default: {GRACE_SECONDS:g}.",
     )
-    poll_seconds: float = Field(default=5.0, description="Seconds between two status requests to Kubernetes or Ray.")
+    poll_seconds: float | None = Field(
+        default=None,
+        description=f"Seconds between two status requests to Kubernetes or Ray. Default: {POLL_SECONDS:g}.",
+    )
 
     def run(
         self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings, module: str = TRAINING
@@ -71,11 +76,12 @@ class TrainingLauncher(dg.ConfigurableResource):
             raise TrainingFailedError(_reason(Path(job.output_directory), job_exit))
 
     def _launcher(self, launch: LaunchSettings, training: TrainingSettings) -> Launcher:
+        poll_seconds = POLL_SECONDS if self.poll_seconds is None else self.poll_seconds
         if launch.launcher == "kubernetes":
-            return KubernetesLauncher(launch, training.num_processes, self.poll_seconds)
+            return KubernetesLauncher(launch, training.num_processes, poll_seconds)
         if launch.launcher == "ray":
-            return RayLauncher(launch, training.num_processes, self.poll_seconds)
-        return LocalLauncher(self.grace_seconds)
+            return RayLauncher(launch, training.num_processes, poll_seconds)
+        return LocalLauncher(GRACE_SECONDS if self.grace_seconds is None else self.grace_seconds)
 
 
 def _by_hand(job_path: Path, training: TrainingSettings) -> str:
