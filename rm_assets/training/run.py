@@ -57,7 +57,7 @@ from rm_assets.training.processes.signals import Stop
 from rm_assets.training.report.calibration import wins
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
-from rm_assets.training.saved_model.model_card import base_name, model_card
+from rm_assets.training.saved_model.model_card import lineage, model_card
 from rm_assets.training.saved_model.model_directory import save_model, share_files
 
 _MAX_NAMED = 5
@@ -174,7 +174,7 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
             model = with_adapter(build_model(job), job.settings)
             model.load_state_dict(weights, strict=False)
     if group.is_first:
-        save_adapter(model, base_name(job), directory)
+        save_adapter(model, lineage(job)[-1], directory)
         share_files(directory / ADAPTER)
         save_model(merged(model), tokenizer, directory / MODEL, job.settings.saved_dtype)
     group.wait()

@@ -48,6 +48,7 @@ def model_result(model: ModelSnapshot, changes: Mapping[str, Any]) -> dg.Materia
             **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
             **changes,
             "golden_conversations": len(golden["conversations"]),
+            "head": model.manifest["metrics"].get("head", "not recorded"),  # as in older manifests
             "packing": model.manifest["metrics"]["packing_reason"],
             "precision": model.precision,
             "trained_now": model.trained_now,

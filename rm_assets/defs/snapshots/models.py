@@ -33,6 +33,7 @@ from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, r
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
 from rm_assets.defs.project import Project
+from rm_assets.training.jobs.lineage import lineage_of
 from rm_assets.training.jobs.result import (
     CHECKPOINTS,
     METRICS,
@@ -281,6 +282,7 @@ def training_job(
         pad_token_id=pad_token_id_of(pairs),
         model=project.model.name,
         model_revision=project.model.revision,
+        lineage=lineage_of(project.model.name),
         toy=project.model.toy,
         vocab_size=project.model.vocab_size,
         tokenizer=project.tokenizer.directory,

@@ -24,8 +24,9 @@ class TrainingJob(BaseModel):
     `schemas.PADDED`, `sha256` each file to its hash; files without one are verified by page checksums only. `model`
     is a directory or Hub name with weights (`model_revision` pins a Hub commit); if `toy` is true it is a
     directory with only a `config.json`, and the model has random weights and `vocab_size` embeddings.
-    `chat_template` is the template's text, or None for the tokenizer's own. The job writes into
-    `output_directory`, `manifest.json` last.
+    `chat_template` is the template's text, or None for the tokenizer's own. `lineage` names the first base of `model`
+    and the snapshots since; empty: it is read from the model's card. The job writes into `output_directory`,
+    `manifest.json` last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -39,6 +40,7 @@ class TrainingJob(BaseModel):
     pad_token_id: int
     model: str
     model_revision: str | None
+    lineage: list[str] = []
     toy: bool
     vocab_size: int
     tokenizer: str

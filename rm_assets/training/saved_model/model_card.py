@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rm_assets.display_text import as_code, as_code_cell, printable
+from rm_assets.training.jobs.lineage import lineage_field, lineage_of
 from rm_assets.training.jobs.training_job import TrainingJob
 
 _CARD = """---
@@ -21,7 +21,8 @@ nothing; only differences between replies to one prompt do.
 
 | | |
 |---|---|
-| base model | {base} |
+| base model | {base} |{continued}
+| head at the start | {head} |
 | data snapshot | {data_snapshot} |
 | job key | {key} |
 
@@ -88,32 +89,39 @@ _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it 
 
 def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any]) -> str:
     """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
+    base, *snapshots = lineage(job)
     return _CARD.format(
         front_matter=_front_matter(job),
-        title=f"Reward model on {_shown(base_name(job), as_code)}",
-        base=as_code_cell(base_name(job)) + (" (a toy: random weights before training)" if job.toy else ""),
+        title=f"Reward model on {_shown(base, as_code)}",
+        base=as_code_cell(base) + (" (a toy: random weights before training)" if job.toy else ""),
+        continued=f"\n| continued from | {', then '.join(map(as_code_cell, snapshots))} |" if snapshots else "",
+        head=_shown(str(metrics.get("head", "new"))),
         data_snapshot=as_code_cell(job.data_snapshot),
         key=as_code_cell(job.key),
         pad_token=as_code(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
         template_note="" if tokenizer.chat_template else _NO_TEMPLATE,
-        metrics=_table(("metric", "value"), metrics),
+        metrics=_table(("metric", "value"), {name: value for name, value in metrics.items() if name != "head"}),
         settings=_table(("setting", "value"), job.settings.model_dump()),
     )
 
 
-def base_name(job: TrainingJob) -> str:
-    """The Hub name of the base model, or the name of its directory: a card must not reveal paths."""
-    return Path(job.model).resolve().name if Path(job.model).is_dir() else job.model
+def lineage(job: TrainingJob) -> list[str]:
+    """The first base model and the snapshots since, the one that training began with last.
+
+    Models are named by the Hub, or by their directory: a card must not reveal paths.
+    """
+    return job.lineage or lineage_of(job.model)
 
 
 def _front_matter(job: TrainingJob) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-classification"]
     lines += ["tags: [reward-model, bradley-terry, preference]"]
-    if not job.toy and not Path(job.model).is_dir():
-        lines.append(f"base_model: {json.dumps(printable(job.model), ensure_ascii=False)}")
-    return "\n".join(lines)
+    names = [printable(name) for name in lineage(job)]
+    if "/" in names[0]:  # a name on the Hub; that of a directory has none
+        lines.append(f"base_model: {json.dumps(names[0], ensure_ascii=False)}")
+    return "\n".join([*lines, lineage_field([*names, printable(job.key[:16])])])
 
 
 def _table(head: tuple[str, str], values: Mapping[str, Any]) -> str:

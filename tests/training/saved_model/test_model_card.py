@@ -1,4 +1,4 @@
-"""A model card of names that try to be more than text, as Markdown and YAML read it."""
+"""The model card: names that try to be more than text, as Markdown and YAML read it, and where a model comes from."""
 
 import json
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from rm_assets.training.jobs.lineage import lineage_of
 from rm_assets.training.saved_model.model_card import model_card
 
 GOLDEN = {"conversations": [], "largest_bfloat16_difference": 0.0}
@@ -36,7 +37,9 @@ def card_of(make_job, name, **changes):
 def test_no_name_becomes_a_link_a_picture_a_row_or_a_field_of_the_card(make_job, name):
     fields, page = card_of(make_job, name, toy=False)
     plain_fields, plain_page = card_of(make_job, "org/model", toy=False)
-    assert fields.keys() == plain_fields.keys() == {"library_name", "pipeline_tag", "tags", "base_model"}
+    assert plain_fields.keys() == {"library_name", "pipeline_tag", "tags", "base_model", "lineage"}
+    assert fields.keys() == plain_fields.keys() - (set() if "/" in name else {"base_model"})
+    assert len(fields["lineage"]) == 2
     for tag in ("<h1>", "<h2>", "<tr>", "<td>", "<table>", "<a", "<img", "<em>", "<strong>", "<hr"):
         assert page.count(tag) == plain_page.count(tag), tag
     assert "href" not in page
@@ -61,3 +64,51 @@ def test_harmless_values_of_the_tables_stand_as_they_are(make_job):
         assert line in card
     assert "with `<pad>`, which" in card
     assert json.dumps(job.model) not in card  # a directory
+
+
+# --- where a model comes from --------------------------------------------------------------------------------
+
+
+def write_card(make_job, directory, base, key, **metrics):
+    """Train a model in name only: its card in `<key>/model`, as the job writes it."""
+    (directory / key / "model").mkdir(parents=True)
+    job = make_job(toy=False, model=str(base), lineage=lineage_of(str(base))).model_copy(update={"key": key + "0" * 48})
+    card = model_card(job, metrics, SimpleNamespace(pad_token="<pad>", chat_template="x"), GOLDEN)
+    (directory / key / "model" / "README.md").write_text(card)
+    return directory / key / "model", card
+
+
+def test_a_continued_reward_model_names_its_first_base_and_every_snapshot_since(make_job, tmp_path):
+    first, second, third = (letter * 16 for letter in "abc")
+    model, card = write_card(make_job, tmp_path, "Qwen/Qwen3-0.6B", first, head="new")
+    assert "# Reward model on Qwen/Qwen3-0.6B" in card
+    assert "continued from" not in card
+    assert "| head at the start | new |" in card
+    model, card = write_card(make_job, tmp_path, model, second, head="the checkpoint's (score.weight)")
+    assert f"| continued from | `{first}` |" in card
+    assert "| head at the start | `the checkpoint's (score.weight)` |" in card
+    model.rename(tmp_path / "moved")  # the chain is in the card, wherever that goes
+    _, card = write_card(make_job, tmp_path, tmp_path / "moved", third)
+    assert "# Reward model on Qwen/Qwen3-0.6B" in card
+    assert f"| continued from | `{first}`, then `{second}` |" in card
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "Qwen/Qwen3-0.6B"
+    assert lineage_of(str(tmp_path / third / "model")) == ["Qwen/Qwen3-0.6B", first, second, third]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("llama-tuned", "llama-tuned"),
+        ("reward_model/1f0c6a5f9d0b7c2e/model", "1f0c6a5f9d0b7c2e"),  # of before lineages were written
+        ("hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de", "Qwen/Qwen3-0.6B"),
+        ("hub/models--gpt2/snapshots/607a30d", "gpt2"),
+    ],
+)
+@pytest.mark.parametrize(
+    "card", [None, "", "---\nbase_model: x\n---\nlineage: [1]\n", "---\nlineage: [1]\n---\n", "\xff"]
+)
+def test_a_directory_without_a_lineage_is_named_and_its_path_is_not(tmp_path, path, name, card):
+    (tmp_path / path).mkdir(parents=True)
+    if card is not None:
+        (tmp_path / path / "README.md").write_text(card, encoding="latin-1")
+    assert lineage_of(str(tmp_path / path)) == [name]
