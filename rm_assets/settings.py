@@ -339,18 +339,17 @@ class TrainingSettings(_Group):
     the model; wandb: Weights & Biases."""
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that change the trained model, if only by rounding: all except saving and tracking.
+        """The settings that change the trained model by more than rounding, which a model's key hashes."""
+        return self.model_dump(exclude={*ROUNDING, "checkpoint_every_steps", "checkpoint_minutes", "tracking"})
 
-        A model's key hashes them. `num_nodes` is left out when it is 1, `saved_dtype` when it is float32, and an unset
-        `compile` counts as false: models trained before these settings existed keep their keys.
-        """
-        decisive = self.model_dump(exclude={"checkpoint_every_steps", "checkpoint_minutes", "tracking"})
-        decisive["compile"] = bool(self.compile)
-        if self.num_nodes == 1:
-            del decisive["num_nodes"]
-        if self.saved_dtype == "float32":
-            del decisive["saved_dtype"]
-        return decisive
+    def rounding(self) -> dict[str, Any]:
+        """The settings that change how a step is computed, and its result by rounding alone."""
+        return {name: getattr(self, name) for name in ROUNDING}
+
+
+ROUNDING = ("micro_batch_tokens", "gradient_checkpointing", "compile", "num_processes", "num_nodes")
+"""Training settings that are not part of a model's key: a finished model is not trained again because of them, and an
+interrupted training goes on under others."""
 
 
 class LaunchSettings(_Group):

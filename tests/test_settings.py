@@ -154,6 +154,9 @@ def test_a_launcher_whose_machines_see_the_storage_is_taken(given: dict[str, Any
     assert load_settings(given, {}).launch.launcher == given["launcher"]
 
 
-def test_nodes_decide_of_a_model_where_there_are_several() -> None:
-    one, two = TrainingSettings(), TrainingSettings(num_nodes=2)
-    assert two.decisive() == {**one.decisive(), "num_nodes": 2} != one.decisive()
+def test_settings_that_change_rounding_alone_are_not_part_of_a_models_key() -> None:
+    others = {"micro_batch_tokens": 7, "gradient_checkpointing": True, "compile": True, "num_processes": 2}
+    others |= {"num_nodes": 3}
+    assert TrainingSettings(**others).decisive() == TrainingSettings().decisive()
+    assert TrainingSettings(**others).rounding() == others
+    assert TrainingSettings(lora_rank=8).decisive() != TrainingSettings().decisive()

@@ -16,6 +16,7 @@ BFLOAT16 = frozenset({"cuda"})
 """Device types that train in bfloat16, with kernels for sequences of varying length."""
 
 _FAILURES = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|bad_alloc|alloc_failed", re.IGNORECASE)
 _FAILURE = re.compile(
     r"(cuda|hip|nvrtc|cudnn|cublas|nccl|triton)( driver| runtime)? error|cu(blas|dnn|solver)_status|cudnn_frontend"
     r"|device-side assert|allocate memory",
@@ -81,6 +82,11 @@ def _one_ahead(work: Callable[[Item], Result], items: Iterable[Item], thread: Ex
         before = following
     if before is not None:
         yield before.result()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the device or of the machine was not enough; torch has several error classes for that."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def is_device_failure(error: BaseException | None) -> bool:

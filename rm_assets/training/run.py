@@ -16,7 +16,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from rm_assets.training.devices import trains_in_bfloat16
+from rm_assets.training.devices import is_out_of_memory, trains_in_bfloat16
 from rm_assets.training.jobs.result import (
     ADAPTER,
     METRICS,
@@ -27,7 +27,7 @@ from rm_assets.training.jobs.result import (
     remove_scratch,
     write_manifest,
 )
-from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.jobs.training_job import TrainingError, TrainingJob, memory_advice
 from rm_assets.training.loop.checkpoint import Checkpoints
 from rm_assets.training.loop.group import Group, join_group, leave_group, peak_memory
 from rm_assets.training.loop.held_out import evaluate, split_metrics, write_scores
@@ -75,7 +75,13 @@ def run(job: TrainingJob, log: Callable[[str], object], stop: Stop) -> None:
         clear_output(output)
         track = open_tracker(job.settings, output, job.key[:16], job.settings.decisive())
         training_log = TrainingLog(output / METRICS, log, track)
-    train_and_publish(job, group, training_log, stop)
+    try:
+        train_and_publish(job, group, training_log, stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"out of memory on {group.device.type} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise TrainingError(f"{reason}: {memory_advice(job.settings)}") from error
     leave_group()
 
 
@@ -101,7 +107,8 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     log.message(choice.reason)
     if warning := large_margin(splits["train"], job.settings):
         log.message(f"warning: {warning}")
-    checkpoints = Checkpoints(directory, job.key, group, log.message if group.is_first else print)
+    say = log.message if group.is_first else print
+    checkpoints = Checkpoints(directory, job.key, group, say, job.settings.rounding())
     figures = train(model, splits, choice, job.settings, group, log, checkpoints, stop)
     _save(job, model, tokenizer, group)
     del model  # and its gradients: the saved model needs their memory

@@ -23,6 +23,7 @@ from rm_assets.defs.launchers.ray_jobs import RayLauncher
 from rm_assets.defs.project import Project
 from rm_assets.settings import LaunchSettings, Settings, SettingsError, TrainingSettings
 from rm_assets.training.jobs.result import ERROR
+from rm_assets.training.jobs.training_job import TrainingJob, memory_advice
 from rm_assets.training.jobs.transport import read_job, sent_job
 
 LOCK = "training.lock"
@@ -73,7 +74,8 @@ class TrainingLauncher(dg.ConfigurableResource):
             with sent_job(job, storage, name) as sent:
                 job_exit = launcher.run(context, ["-m", module, str(sent.place)], name)
         if job_exit.code != 0:
-            raise TrainingFailedError(_reason(Path(job.output_directory), job_exit))
+            advice = memory_advice(job.settings) if isinstance(job, TrainingJob) else ""
+            raise TrainingFailedError(_reason(Path(job.output_directory), job_exit, advice))
 
     def _launcher(self, launch: LaunchSettings, training: TrainingSettings) -> Launcher:
         poll_seconds = POLL_SECONDS if self.poll_seconds is None else self.poll_seconds
@@ -116,13 +118,18 @@ def _name(storage: Path, key: str) -> str:
     return hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()[:32]
 
 
-def _reason(output_directory: Path, job_exit: JobExit) -> str:
-    """Why the job failed: the error it wrote, else the platform's reason, else its exit code."""
+def _reason(output_directory: Path, job_exit: JobExit, memory_advice: str = "") -> str:
+    """Why the job failed: the error it wrote, else the platform's reason, else its exit code.
+
+    `memory_advice` follows if the kernel may have killed it for its memory.
+    """
     code, error = job_exit.code, output_directory / ERROR
     if code < 0 or code - 128 == signal.SIGKILL:
         number = -code if code < 0 else code - 128
         detail = f", {job_exit.detail}" if job_exit.detail else ""
-        guess = " (out of memory?)" if number == signal.SIGKILL else ""
+        guess = ""
+        if number == signal.SIGKILL:
+            guess = " (out of memory?)" + (f": {memory_advice}" if memory_advice else "")
         return f"the training job did not finish: it was ended by {signal.Signals(number).name}{detail}{guess}"
     if code - 128 in (signal.SIGINT, signal.SIGTERM):
         name = signal.Signals(code - 128).name

@@ -33,6 +33,7 @@ from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, r
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
 from rm_assets.defs.project import Project
+from rm_assets.settings import ROUNDING
 from rm_assets.training.jobs.lineage import lineage_of
 from rm_assets.training.jobs.result import (
     CHECKPOINTS,
@@ -93,13 +94,21 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
                 _finish_older(run, older)
             found = _train(run, pairs, key)
         else:
-            run.log.info(f"no training: {found.directory.name} is the model of these pairs and settings")
+            run.log.info(
+                f"no training: {found.directory.name} is the model of these pairs and settings{_rounding(run)}"
+            )
         set_latest(home, found.directory.name)
         _remove_training(home, key[:16])
         finish_removals(home)
         remove_old_snapshots(home, found.directory, keep, result_files)
         remove_old_trainings(home, keep, run.log.warning)
     return found
+
+
+def _rounding(run: AssetRun) -> str:
+    """Which of the given settings have no say in whether a model is trained."""
+    given = run.project.settings.training.model_fields_set & {*ROUNDING}
+    return f" ({', '.join(sorted(given))} would change rounding alone)" if given else ""
 
 
 def model_key(project: Project, pairs: Snapshot) -> str:

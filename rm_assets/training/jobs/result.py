@@ -83,7 +83,7 @@ def few_steps_warning(num_steps: int) -> str:
         return ""
     counted = f"{num_steps} optimizer step{'s' * (num_steps != 1)}"
     return (
-        f"{counted} are fewer than {FEW_STEPS} and hardly change a pretrained model: lower "
+        f"{counted}: fewer than {FEW_STEPS} hardly change a pretrained model; lower "
         "batch_pairs, or raise epochs or learning_rate"
     )
 

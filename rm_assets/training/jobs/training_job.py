@@ -17,6 +17,16 @@ class TrainingError(RuntimeError):
     """A job that cannot be trained, or whose training had to stop. One line with the reason and what to do."""
 
 
+def memory_advice(settings: TrainingSettings) -> str:
+    """The settings to change if a training's memory is not enough, those first with which it goes on."""
+    ways = [f"lower micro_batch_tokens ({settings.micro_batch_tokens or 'by default 2048 on a CPU, 8192 on a GPU'})"]
+    if not settings.gradient_checkpointing:
+        ways.append("set gradient_checkpointing")
+    ways.append(f"train on more GPUs (num_processes is {settings.num_processes})")
+    other = "" if settings.lora_rank else "; or set lora_rank, which starts another training"
+    return f"{', or '.join(ways)}, and materialize again, which resumes from the latest checkpoint{other}"
+
+
 class TrainingJob(BaseModel):
     """Written as JSON by the launcher, read by `python -m rm_assets.training JOB.json`.
 

@@ -5,7 +5,9 @@
 synced in `.unfinished`, and the rename to the final name publishes them. Nothing here is ever unpickled.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,13 +17,13 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rm_assets.data.storage.files import fsync_directory
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST, METRICS, remove_checkpoint, synced_sha256
-from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.sharding import gather_nothing, local
 
@@ -77,13 +79,13 @@ def training_state(
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put the tensors of `training_state` back into an equal model and optimizer."""
     torch.set_rng_state(tensors[f"{_RANDOM}.cpu"])
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and f"{_RANDOM}.cuda" in tensors:  # it may have begun on a CPU
         torch.cuda.set_rng_state(tensors[f"{_RANDOM}.cuda"])
     for name, weight in _trained_weights(model):
-        local(weight).copy_(tensors[f"weight.{name}"])
+        local(weight).copy_(tensors[f"weight.{name}"].reshape(local(weight).shape))  # without rows it may be flat
         moments = {what: torch.zeros_like(weight) for what in ("exp_avg", "exp_avg_sq")}
         for what, moment in moments.items():
-            local(moment).copy_(tensors[f"{what}.{name}"])
+            local(moment).copy_(tensors[f"{what}.{name}"].reshape(local(moment).shape))
         optimizer.state[weight] = {"step": tensors[f"step.{name}"].to(weight.device), **moments}
 
 
@@ -104,12 +106,16 @@ class Header:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one job, as one process of its group sees them. `log` shows a line to the user."""
+    """The checkpoints of one job, as one process of its group sees them. `log` shows a line to the user.
+
+    `rounding` has the settings on which the rounding of a step depends.
+    """
 
     output: Path
     key: str
     group: Group
     log: Callable[[str], object]
+    rounding: Mapping[str, Any] = field(default_factory=dict)
     valid: list[Path] = field(default_factory=list)  # verified or written by this run, oldest first
 
     @property
@@ -123,7 +129,7 @@ class Checkpoints:
             "key": self.key,
             "position": asdict(position),
             "num_processes": self.group.size,
-            "environment": environment(self.group),
+            "environment": {**environment(self.group), **self.rounding},
         }
         curves = self.output / METRICS
         return Header(content, curves.read_bytes() if curves.exists() else None)
@@ -166,7 +172,7 @@ class Checkpoints:
         """The latest intact checkpoint, its curves copied back to the output directory; None if there is none.
 
         All processes of the group call this and get the same checkpoint. A damaged one is reported, and an older one
-        is used. Raises TrainingError if another number of processes wrote it.
+        is used. If another number of processes wrote it, its tensors are divided again.
         """
         self.group.wait()
         for directory in sorted(self.directory.glob("step-*"), reverse=True):
@@ -179,21 +185,21 @@ class Checkpoints:
         return None
 
     def _load(self, directory: Path, manifest: dict[str, Any]) -> tuple[Position, dict[str, Tensor]]:
-        if manifest["num_processes"] != self.group.size:
-            raise TrainingError(
-                f"checkpoint {directory.name!r} was written by {manifest['num_processes']} processes, these are "
-                f"{self.group.size}: train with as many, or remove {str(self.directory)!r} to start over"
+        found = {**manifest["environment"], "processes": manifest["num_processes"]}
+        here = {**environment(self.group), **self.rounding, "processes": self.group.size}
+        changes = [
+            f"{name} {found[name]!r} -> {here[name]!r}" for name in here if found.get(name, here[name]) != here[name]
+        ]
+        if changes:
+            self.log(
+                f"this training began under other conditions ({', '.join(changes)}): it goes on from its checkpoint, "
+                "and the result is equal up to rounding, not bit for bit"
             )
-        found, here = manifest["environment"], environment(self.group)
-        if found != here:
-            changed = ", ".join(
-                f"{name} {found.get(name)!r} -> {here[name]!r}" for name in here if found.get(name) != here[name]
-            )
-            self.log(f"this training began elsewhere ({changed}): its result is equal up to rounding, not bit for bit")
         if self.group.is_first and METRICS in manifest["files"]:
             shutil.copyfile(directory / METRICS, self.output / METRICS)
         self.valid = [directory]
-        return Position(**manifest["position"]), load_file(directory / _file_of(self.group.rank))
+        tensors = _tensors(directory, manifest["num_processes"], self.group)
+        return Position(**manifest["position"]), tensors
 
     def _verify(self, directory: Path) -> tuple[dict[str, Any], str]:
         """The manifest, and what is wrong with it or with the files that this process checks; "" if nothing is."""
@@ -213,15 +219,44 @@ class Checkpoints:
 
     def _own_files(self, manifest: dict[str, Any]) -> list[str]:
         """The files that this process checks: its own, and in the first process all that belong to no other one."""
-        others = {_file_of(rank) for rank in range(self.group.size) if rank != self.group.rank}
-        if self.group.is_first:
-            return [name for name in manifest["files"] if name not in others]
-        return [name for name in manifest["files"] if name == _file_of(self.group.rank)]
+        checked_by = {_file_of(number): number % self.group.size for number in range(manifest["num_processes"])}
+        return [name for name in manifest["files"] if checked_by.get(name, 0) == self.group.rank]
 
     def _sum(self, number: int) -> int:
         total = torch.tensor(number, device=self.group.device)
         self.group.add_up(total)
         return int(total)
+
+
+def _tensors(directory: Path, num_written: int, group: Group) -> dict[str, Tensor]:
+    """This process's part of the tensors that `num_written` processes wrote, each of them some rows (`torch.chunk`)."""
+    if num_written == group.size:
+        return load_file(directory / _file_of(group.rank))
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(safe_open(directory / _file_of(number), framework="pt"))
+            for number in range(num_written)
+        ]
+        own = files[group.rank % num_written]
+        return {
+            name: own.get_tensor(name)
+            if name.startswith(_RANDOM) or not own.get_slice(name).get_shape()
+            else _rows([file.get_slice(name) for file in files], group)
+            for name in own.keys()  # noqa: SIM118  # not a mapping
+        }
+
+
+def _rows(parts: list[Any], group: Group) -> Tensor:
+    """The rows of this process of a tensor whose rows are in these parts, in order."""
+    ends = list(itertools.accumulate(part.get_shape()[0] for part in parts))
+    size = -(-ends[-1] // group.size)
+    first, last = min(group.rank * size, ends[-1]), min((group.rank + 1) * size, ends[-1])
+    found = [
+        part[max(0, first - end + rows) : min(rows, last - end + rows)]
+        for part, end, rows in zip(parts, ends, (part.get_shape()[0] for part in parts), strict=True)
+        if first < end and last > end - rows
+    ]
+    return torch.cat(found) if found else torch.empty(0, *parts[0].get_shape()[1:])
 
 
 def _gather_hashes(sha256: str, group: Group) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_assets.settings import TrainingSettings
+from rm_assets.training.devices import is_out_of_memory
 from rm_assets.training.jobs.result import few_steps_warning
 from rm_assets.training.loop.checkpoint import Checkpoints, Position, random_states, restore_state, training_state
 from rm_assets.training.loop.group import Group
@@ -129,17 +130,30 @@ def _run_steps(
 
 @contextlib.contextmanager
 def _leaving(run: Run, position: Position, log: TrainingLog, saver: Saver | None, stop: Stop) -> Iterator[None]:
-    """If the code inside is abandoned, save `position`, the last finished step, and raise StoppedError."""
+    """If the code inside is abandoned, save `position`, the last finished step, and raise StoppedError.
+
+    That step is also saved if memory is not enough, by a process alone: the others of several wait for each other.
+    """
     states = random_states()
+
+    def save() -> bool:
+        if saver is None or position.step == 0:
+            return False
+        saver.save_and_wait(position, training_state(run.scorer, run.optimizer, states))
+        return True
+
     try:
         yield
     except StepAbandonedError:
-        is_saved = saver is not None and position.step > 0
-        if saver and is_saved:
-            saver.save_and_wait(position, training_state(run.scorer, run.optimizer, states))
-        log.message(f"stops after step {position.step}/{run.num_steps}" + ", which is saved" * is_saved)
+        log.message(f"stops after step {position.step}/{run.num_steps}" + ", which is saved" * save())
         # the signal may have reached another process alone
         raise StoppedError(stop.number or signal.SIGTERM) from None
+    except Exception as error:
+        # AdamW counts its step before it changes weights
+        steps = {int(state["step"]) for state in run.optimizer.state.values()}
+        if is_out_of_memory(error) and run.group.size == 1 and steps == {position.step} and save():
+            log.message(f"out of memory after step {position.step}/{run.num_steps}, which is saved")
+        raise
 
 
 def planned_steps(settings: TrainingSettings, pairs: Pairs) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -125,7 +125,7 @@ def test_a_model_is_trained_in_a_pod_that_sees_the_storage(cluster: KubernetesSe
 def test_what_a_pod_ended_with_is_the_reason(cluster: KubernetesServer, run_in_pod: Any) -> None:
     cluster.ends_with = 137
     [failure] = run_in_pod(seed=3).get_step_failure_events()
-    told = "the training job did not finish: it was ended by SIGKILL, OOMKilled (out of memory?)"
+    told = "the training job did not finish: it was ended by SIGKILL, OOMKilled (out of memory?): lower micro_batch_"
     assert told in failure.step_failure_data.error_display_string
     assert cluster.deleted == [pod["metadata"]["name"] for pod in cluster.created] != []
 

@@ -103,7 +103,7 @@ def test_exit_code_0_without_a_result_that_proves_true_is_a_failure(
 def test_a_training_of_several_machines_is_started_by_hand_and_published_by_the_next_run(
     first_run: tuple[dict[str, Any], Any], tmp_path: Path
 ) -> None:
-    settings = {**first_run[0], "storage": str(tmp_path / "storage"), "num_nodes": 2}
+    settings = {**first_run[0], "storage": str(tmp_path / "storage"), "num_nodes": 2, "seed": 7}
     shutil.copytree(first_run[0]["storage"], tmp_path / "storage")
     loaded = definitions()
 

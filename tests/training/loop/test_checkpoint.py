@@ -1,12 +1,11 @@
-import json
 import random
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from rm_assets.training.jobs.result import remove_scratch
-from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.jobs.result import remove_scratch, synced_sha256
 from rm_assets.training.loop.checkpoint import Checkpoints, Position
 from rm_assets.training.loop.group import ALONE, Group
 
@@ -169,17 +168,40 @@ def test_a_checkpoint_of_another_job_is_not_used(saved):
     assert "it belongs to the job 'key'" in said[0]
 
 
-def test_another_number_of_processes_is_an_error_that_says_what_to_do(saved):
-    directory, said = saved
-    manifest = json.loads((directories(directory)[1] / "manifest.json").read_text())
-    assert manifest["num_processes"] == 1
+class OneOfSeveral(Group):
+    """A process whose others agree."""
 
-    class Pair(Group):  # two processes of which the other one agrees
-        def add_up(self, tensor):
-            pass
+    def add_up(self, tensor):
+        pass
 
-    with pytest.raises(TrainingError, match="was written by 1 processes, these are 2: train with as many"):
-        newest(directory, said, group=Pair(0, 2, ALONE.device))
+
+@pytest.mark.parametrize(("num_written", "num_read"), [(1, 2), (1, 3), (2, 1), (3, 2), (3, 7), (7, 3)])
+def test_another_number_of_processes_divides_the_rows_of_each_tensor_again(tmp_path, num_written, num_read):
+    whole = {"weight.a": torch.arange(10.0).reshape(5, 2), "exp_avg.b": torch.arange(4.0), "weight.c": torch.ones(1, 3)}
+
+    def part_of(name, number, size):
+        parts = torch.chunk(whole[name], size)
+        return parts[number] if number < len(parts) else whole[name][:0]
+
+    home = tmp_path / "checkpoints" / ".unfinished"
+    home.mkdir(parents=True)
+    for number in range(num_written):
+        own = {name: part_of(name, number, num_written).clone() for name in whole}
+        save_file(
+            own | {"step.a": torch.tensor(3.0), "random.cpu": torch.arange(5)}, home / f"process-{number}.safetensors"
+        )
+    header = Checkpoints(tmp_path, "key", OneOfSeveral(0, num_written, ALONE.device), print).header(Position(step=3))
+    hashes = [synced_sha256(home / f"process-{number}.safetensors") for number in range(num_written)]
+    Checkpoints(tmp_path, "key", ALONE, print)._publish(home, header, hashes)
+    for rank in range(num_read):
+        said = []
+        position, found = newest(tmp_path, said, group=OneOfSeveral(rank, num_read, ALONE.device))
+        assert position.step == 3
+        assert f"processes {num_written} -> {num_read}" in said[0]
+        assert torch.equal(found["random.cpu"], torch.arange(5))
+        assert found["step.a"].item() == 3.0
+        for name in whole:
+            assert torch.equal(found[name], part_of(name, rank, num_read)), (name, rank)
 
 
 def test_another_number_of_threads_is_said_to_round_differently(saved):
@@ -191,7 +213,7 @@ def test_another_number_of_threads_is_said_to_round_differently(saved):
     finally:
         torch.set_num_threads(before)
     [told] = said
-    assert told.startswith(f"this training began elsewhere (threads {before} -> {before + 1}): ")
+    assert told.startswith(f"this training began under other conditions (threads {before} -> {before + 1}): ")
 
 
 def test_what_a_kill_left_of_removed_checkpoints_goes_with_the_others_and_no_more(tmp_path):

@@ -147,3 +147,29 @@ def test_two_processes_of_which_one_is_asked_leave_the_same_step_and_resume_to_t
     assert run_two(job)[0] == [True, True]
     assert trained(job) == trained(whole)
     assert exact_curves(job) == exact_curves(whole)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"gradient_checkpointing": True, "micro_batch_tokens": 30}),
+        ({"num_processes": 2}, {}),
+        ({}, {"num_processes": 2}),
+    ],
+)
+def test_settings_that_change_rounding_alone_go_on_from_the_checkpoint(make_job, before, after):
+    whole = long_steps(make_job, "whole")
+    run_until(whole)
+    job = long_steps(make_job, **before)
+    run_two(job, last=10) if before else run_until(job, 60)
+    assert saved_step(job) == 1
+    changed = job.model_copy(update={"settings": long_steps(make_job, "changed", **after).settings})
+    told = run_two(changed)[1] if "num_processes" in after else run_until(changed)[2]
+    [told] = [text for text in told if text.startswith("this training began under other conditions (")]
+    for name in {**before, **after}:
+        assert f"{name} " in told
+    found, expected = exact_curves(job), exact_curves(whole)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for name in ("loss", "grad_norm", "validation_loss"):
+        values = [[line[name] for line in lines if name in line] for lines in (found, expected)]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)

@@ -108,12 +108,6 @@ def test_a_gpu_that_has_all_that_compiling_needs_compiles(monkeypatch, tmp_path)
     assert reason_not_to_compile(TrainingSettings(), torch.device("cuda", 0)) == ""
 
 
-def test_models_whose_layers_were_compiled_only_when_asked_for_keep_their_keys():
-    assert TrainingSettings().decisive() == TrainingSettings(compile=False).decisive()
-    assert TrainingSettings().decisive()["compile"] is False
-    assert TrainingSettings(compile=True).decisive()["compile"] is True
-
-
 @pytest.mark.soak
 def test_compiled_layers_train_alike(make_job):
     job = make_job(settings={"learning_rate": 1e-3})
