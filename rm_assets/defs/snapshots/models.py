@@ -26,10 +26,11 @@ from rm_assets.data.storage.files import download, is_abandoned, is_remote, read
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals, is_snapshot_name
-from rm_assets.data.storage.parquet import open_parquet
+from rm_assets.data.storage.parquet import open_parquet, read_table
 from rm_assets.data.storage.publication import publish_directory
 from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot, set_latest
+from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
 from rm_assets.defs.project import Project
@@ -78,8 +79,9 @@ class ModelSnapshot:
 def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
     """The model of these pairs and settings, which is trained unless the storage has it.
 
-    An interrupted training with the same settings on older pairs is finished first: its work is not lost, however often
-    pairs arrive. Raises TrainingFailedError or TrainingResultError if the job leaves no valid result.
+    An interrupted training with the same settings on older pairs is finished first, if all of them are among today's:
+    its work is not lost, however often pairs arrive. One with pairs that are gone is left aside. Raises
+    TrainingFailedError or TrainingResultError if the job leaves no valid result.
     """
     key = model_key(run.project, pairs)
     home, keep = run.project.storage / ASSET, run.project.settings.keep_snapshots
@@ -89,7 +91,7 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
         if found is None:
             toy = "the built-in tiny model with random weights, as model is unset: a toy"
             run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
-            older = None if _has_progress(home, key) else _interrupted_training(run.project, home)
+            older = None if _has_progress(home, key) else _interrupted_training(run, pairs)
             if older is not None:
                 _finish_older(run, older)
             found = _train(run, pairs, key)
@@ -207,17 +209,32 @@ def _has_progress(home: Path, key: str) -> bool:
     return any((working / CHECKPOINTS).glob("step-*")) or _is_finished(working, key)
 
 
-def _interrupted_training(project: Project, home: Path) -> Snapshot | None:
-    """The pairs of the newest training with progress that has today's settings, if it has other pairs."""
+def _interrupted_training(run: AssetRun, today: Snapshot) -> Snapshot | None:
+    """The pairs of the newest training with progress and today's settings, all of whose pairs are among today's."""
+    home = run.project.storage / ASSET
     for description in _descriptions(home):
         try:
-            pairs = read_snapshot(project.storage / Stage.PADDED / description.data_snapshot)
+            pairs = read_snapshot(run.project.storage / Stage.PADDED / description.data_snapshot)
         except (OSError, SnapshotError):
             continue
-        key = model_key(project, pairs)
+        key = model_key(run.project, pairs)
         if key == description.key and _has_progress(home, key):
-            return pairs
+            if not (num_gone := _num_gone(pairs, today)):
+                return pairs
+            job = unfinished_trainings(home) / f"{key[:16]}.json"
+            run.log.warning(
+                f"leaving aside the interrupted training on padded_pairs {pairs.name}: {num_gone:,} of its pairs are "
+                "no longer among today's, or have another margin. To have it all the same, restore these annotations, "
+                f"or finish it by hand: python -m rm_assets.training {job}"
+            )
     return None
+
+
+def _num_gone(pairs: Snapshot, today: Snapshot) -> int:
+    """How many training pairs are not among today's with the same margin; a pair with flipped labels is another one."""
+    columns = ["pair_id", "margin"]
+    before, now = (read_table(snapshot.paths("train"), schemas.PADDED, columns) for snapshot in (pairs, today))
+    return int(before.join(now, keys=columns, join_type="left anti").num_rows)
 
 
 class _Description(msgspec.Struct, frozen=True):

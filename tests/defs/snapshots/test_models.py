@@ -9,27 +9,29 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 from s3 import s3_server
-from support import plain_row, run_stages, write_lines
+from support import age, plain_row, polite_rows, run_stages, write_lines
 
-from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.model_files import find_model, find_tokenizer
 from rm_assets.data.storage import publication
 from rm_assets.data.storage.files import file_sizes, upload, write_json
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
-from rm_assets.data.storage.snapshots import SnapshotError, latest_snapshot
+from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError, TrainingLauncher
-from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.project import Project, ProjectResource
 from rm_assets.defs.snapshots.models import (
     ASSET,
     ModelSnapshot,
     _descriptions,
+    _interrupted_training,
     model_key,
     model_snapshot,
     newest_model,
@@ -127,7 +129,7 @@ def test_a_training_of_several_machines_is_started_by_hand_and_published_by_the_
 
 def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_among_the_newest(tmp_path: Path) -> None:
     new, older, oldest, empty = (digit * 16 for digit in "abcd")
-    for age, name in enumerate([new, older, oldest, empty]):
+    for days, name in enumerate([new, older, oldest, empty]):
         (tmp_path / ".training" / name / "checkpoints").mkdir(parents=True)
         if name != empty:
             checkpoint = tmp_path / ".training" / name / "checkpoints" / f"step-00000001-{name}"
@@ -135,7 +137,7 @@ def test_unfinished_trainings_are_kept_while_they_have_a_checkpoint_and_are_amon
             (checkpoint / "process-0.safetensors").write_bytes(b"weights")
         description = tmp_path / ".training" / f"{name}.json"
         description.write_text(json.dumps({"key": name * 4, "data_snapshot": "0" * 16}))
-        os.utime(description, (2_000_000_000 - age, 2_000_000_000 - age))
+        os.utime(description, (2_000_000_000 - days, 2_000_000_000 - days))
     foreign = ["e" * 16, "notes", f"{oldest}/notes", f"{oldest}/checkpoints/notes", f"{new}.txt"]
     for name in foreign[:-1]:
         (tmp_path / ".training" / name).mkdir()
@@ -410,3 +412,53 @@ def test_a_promoted_snapshot_that_names_no_champion_is_an_error_and_no_new_promo
         SnapshotError, match=r"manifest\.json' names no reward_model but .*: restore it, or remove that"
     ):
         _champion(before)
+
+
+# --- interrupted trainings -----------------------------------------------------------------------------------
+
+
+SPLITS: dict[str, Any] = {"test_fraction": 0.2, "validation_fraction": 0.1}
+
+
+def padded_of(storage: Path, rows: list[Any]) -> Snapshot:
+    annotations = write_lines(storage.parent / "in" / "a.jsonl", rows)
+    age(annotations.parent)
+    return run_stages(Settings(annotations=str(annotations), storage=str(storage), **SPLITS))[Stage.PADDED]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_finished"),
+    [
+        (lambda rows: [*rows, *polite_rows(50)[40:]], True),
+        (lambda rows: list(reversed(rows)), True),
+        (lambda rows: [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows], False),
+        (lambda rows: [*(row | {"chosen": "Another."} for row in rows[:10]), *rows[10:]], False),
+        (lambda rows: [*rows[10:], *polite_rows(60)[40:]], False),
+        (lambda rows: [row | {"margin": 2.0} for row in rows], False),
+    ],
+    ids=["rows added", "rows moved", "labels turned", "rows edited", "rows replaced", "margins changed"],
+)
+def test_an_interrupted_training_is_finished_only_if_all_its_pairs_are_among_todays(
+    tmp_path: Path, change: Any, is_finished: bool
+) -> None:
+    settings = Settings(storage=str(tmp_path / "storage"), **SPLITS)
+    tokenizer = find_tokenizer(settings)
+    project = Project(settings=settings, tokenizer=tokenizer, model=find_model(settings, tokenizer))
+    rows: list[Any] = polite_rows(40)
+    before = padded_of(tmp_path / "storage", rows)
+    key = model_key(project, before)
+    training = tmp_path / "storage" / "reward_model" / ".training"
+    (training / key[:16] / "checkpoints" / "step-00000001-0123456789abcdef").mkdir(parents=True)
+    (training / f"{key[:16]}.json").write_text(json.dumps({"key": key, "data_snapshot": before.name}))
+    today = padded_of(tmp_path / "storage", change(rows))
+    told: list[str] = []
+    run: Any = SimpleNamespace(project=project, log=SimpleNamespace(warning=told.append))
+    found = _interrupted_training(run, today)
+    if is_finished:
+        assert found is not None and found.name == before.name
+        assert told == []
+    else:
+        assert found is None
+        [line] = told
+        assert line.startswith(f"leaving aside the interrupted training on padded_pairs {before.name}: ")
+        assert line.endswith(f"python -m rm_assets.training {training / key[:16]}.json")
