@@ -178,7 +178,6 @@ PAGES = {
     "reward_model": {"test_accuracy": r"0\.\d+", "pairs_per_second": r"\d+", "trained_now": "true"},
     "reward_model_report": {"verdict": "accuracy 0", "slices": "format: plain", "accuracy": r"0\.\d+"},
     "promoted_reward_model": {"verdict": "promoted", "reason": "pairs"},
-    "suspect_annotations": {"status": "off: suspect_folds is 0"},
 }
 
 

@@ -1,4 +1,8 @@
-"""The data assets: each reads its parent's newest snapshot, runs its stage, and returns what the UI shows."""
+"""The data assets: each reads its parent's newest snapshot, runs its stage, and returns what the UI shows.
+
+`deps` names the nearest parent alone, so that the lineage is a line. An asset that also reads an earlier stage finds
+the snapshot by the inputs in its parent's manifest.
+"""
 
 import itertools
 import warnings
@@ -6,7 +10,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from rm_assets.data.sources.content_version import ASSET, content_listing
+from rm_assets.data.sources.content_version import ASSET, CONTENT, content_listing
 from rm_assets.data.stages import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
@@ -97,6 +101,8 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
         context.log.warning(warning)
     before = latest_snapshot(ready.storage, Stage.RAW)
     snapshot = raw.publish_raw(ready.settings, context.log.info)
+    if version := snapshot.manifest.facts[CONTENT]:  # observed here, too, as a selection of assets has no source
+        context.log_event(dg.AssetObservation(ASSET, tags={"dagster/data_version": str(version)}))
     yield from _results(context, snapshot, None, ready.settings, before)
 
 
@@ -137,7 +143,7 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
 
 
 @dg.asset(
-    deps=[validated_preferences, flattened_conversations],
+    deps=[flattened_conversations],
     group_name="preparation",
     kinds={"huggingface", "parquet"},
     owners=OWNERS,
@@ -156,7 +162,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
 
 
 @dg.asset(
-    deps=[validated_preferences, tokenized_pairs],
+    deps=[tokenized_pairs],
     group_name="preparation",
     kinds={"parquet"},
     owners=OWNERS,
@@ -176,7 +182,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
 
 
 @dg.asset(
-    deps=[raw_preferences, validated_preferences, flattened_conversations, tokenized_pairs, padded_pairs],
+    deps=[padded_pairs],
     group_name="preparation",
     kinds={"parquet"},
     owners=OWNERS,

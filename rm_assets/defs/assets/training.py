@@ -1,13 +1,14 @@
 """The training assets: the reward model, its report, the promoted model, and suspect labels."""
 
 import contextlib
+from collections.abc import Iterator
 
 import dagster as dg
 
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.assets.data import OWNERS, padded_pairs, validated_preferences
+from rm_assets.defs.assets.data import OWNERS, padded_pairs
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource
@@ -17,7 +18,7 @@ from rm_assets.defs.results.models import MODEL_CHECKS, model_result
 from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
 from rm_assets.defs.results.report_checks import REPORT_CHECKS, report_checks
 from rm_assets.defs.results.reports import draw_plots, report_files, report_result
-from rm_assets.defs.results.suspects import off_result, suspects_result
+from rm_assets.defs.results.suspects import suspects_result
 from rm_assets.defs.runs.pool import POOL
 from rm_assets.defs.snapshots import models, promotions, reports, suspects
 
@@ -44,11 +45,11 @@ def reward_model(
     with contextlib.suppress(SnapshotError):  # a damaged model is trained again, and compared with nothing
         before = models.newest_model(run.project.storage)
     model = models.train_or_load_model(run, run.project.snapshot(Stage.PADDED))
-    return model_result(model, verdict_changes_metadata(before, model))
+    return model_result(model, run.project, verdict_changes_metadata(before, model))
 
 
 @dg.asset(
-    deps=[reward_model, validated_preferences],
+    deps=[reward_model],
     group_name="training",
     pool=POOL,
     kinds={"pandas", "parquet"},
@@ -74,7 +75,7 @@ def reward_model_report(
 
 
 @dg.asset(
-    deps=[reward_model_report, validated_preferences],
+    deps=[reward_model_report],
     group_name="training",
     pool=POOL,
     kinds={"huggingface", "parquet"},
@@ -99,7 +100,8 @@ def promoted_reward_model(
 
 
 @dg.asset(
-    deps=[padded_pairs, validated_preferences],
+    deps=[padded_pairs],
+    output_required=False,  # while it is off, nothing is materialized
     group_name="training",
     pool=POOL,
     kinds={"jsonl", "parquet"},
@@ -110,12 +112,13 @@ def promoted_reward_model(
 @explained
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
-) -> dg.MaterializeResult:
+) -> Iterator[dg.MaterializeResult]:
     """Annotations most contradicted by models that were not trained on them, for review; needs suspect_folds."""
     run = AssetRun(project.ready(), context, launcher)
     if run.project.settings.suspect_folds == 0:
-        return off_result()
+        run.log.info("off: suspect_folds is 0; set it to 2 or more, and run the job suspect_labels")
+        return
     padded = run.project.snapshot(Stage.PADDED)
     snapshot = suspects.find_suspects(run, padded)
     suspects.write_jsonl(run, snapshot, padded)
-    return suspects_result(snapshot)
+    yield suspects_result(snapshot)

@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic_core import to_jsonable_python
 
+from rm_assets.defs.project import Project
 from rm_assets.defs.results.metadata import location_metadata, numbers
 from rm_assets.defs.results.plots import markdown_picture, training_curves
 from rm_assets.defs.snapshots.models import ASSET, ModelSnapshot, training_steps
 from rm_assets.display_text import as_code
+from rm_assets.settings import Settings, setting_fields
 from rm_assets.training.jobs.result import FEW_STEPS, GOLDEN, MODEL, TrainingResultError, few_steps_warning, read_result
 
 _FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
@@ -33,8 +37,9 @@ MODEL_CHECKS = [
 ]
 
 
-def model_result(model: ModelSnapshot, changes: Mapping[str, Any]) -> dg.MaterializeResult:
-    """The materialization of a model: its training curves, its metrics, `changes`, and its location."""
+def model_result(model: ModelSnapshot, project: Project, changes: Mapping[str, Any]) -> dg.MaterializeResult:
+    """The materialization of a model: its training curves, its metrics, `changes`, what it was made from, and its
+    location."""
     curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
@@ -49,6 +54,10 @@ def model_result(model: ModelSnapshot, changes: Mapping[str, Any]) -> dg.Materia
             **changes,
             "golden_conversations": len(golden["conversations"]),
             "head": model.manifest["metrics"].get("head", "not recorded"),  # as in older manifests
+            "base_model": "a toy with random weights" if project.model.toy else project.model.name,
+            "tokenizer": project.settings.tokenizer or project.settings.model or "built-in",
+            "settings": dg.MetadataValue.json(changed_settings(project.settings)),
+            "model_card": dg.MetadataValue.md(_card(directory)),
             "packing": model.manifest["metrics"]["packing_reason"],
             "precision": model.precision,
             "trained_now": model.trained_now,
@@ -58,6 +67,19 @@ def model_result(model: ModelSnapshot, changes: Mapping[str, Any]) -> dg.Materia
         },
         check_results=[_hashes(model), _steps(model)],
     )
+
+
+def changed_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that differ from their defaults, as JSON: those of the environment, of run config and the sample."""
+    values = settings.model_dump(mode="json")
+    values |= values.pop("training") | values.pop("launch")
+    defaults = {name: to_jsonable_python(field.default) for name, field in setting_fields()}
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def _card(directory: Path) -> str:
+    """The model card without its front matter, which is for the Hub."""
+    return (directory / "README.md").read_text(encoding="utf-8").partition("\n---\n")[2].strip()
 
 
 def _hashes(model: ModelSnapshot) -> dg.AssetCheckResult:

@@ -109,6 +109,7 @@ def _files(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "shards": len(snapshot.manifest.shards),
         "new_shards": snapshot.num_new_shards,
+        "made_from": ", ".join(f"{asset} {name}" for asset, name in snapshot.manifest.inputs.items()) or "files",
         "megabytes": round(sum(file.num_bytes for file in files) / 1e6, 3),
         **location_metadata(snapshot.directory),
     }

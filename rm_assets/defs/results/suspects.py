@@ -11,14 +11,6 @@ from rm_assets.defs.snapshots.suspects import JSONL_FILE
 NUM_SHOWN = 50
 
 
-def off_result() -> dg.MaterializeResult:
-    """The materialization while suspect_folds is 0."""
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion("off"),
-        metadata={"status": "off: suspect_folds is 0; set it to 2 or more, and run the job suspect_labels"},
-    )
-
-
 def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     """The materialization: suspect labels by file, the most suspect ones, and the location of all."""
     rows = read_table(snapshot.paths(DATA), schemas.SUSPECTS)
@@ -30,7 +22,6 @@ def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata={
-            "status": "on",
             "judged_pairs": snapshot.manifest.total("num_pairs"),
             "folds": snapshot.manifest.total("num_folds"),
             "suspects_by_file": table(files, {"file": "string", "suspects": "int"}),

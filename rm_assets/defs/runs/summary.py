@@ -116,7 +116,7 @@ def _next(shown: Mapping[str, Figures]) -> str:
             "reward_model" in shown,
             lambda: f"score pairs: python -m rm_assets.training.score {shown['reward_model']['path']} pairs.jsonl",
         ),
-        ("padded_pairs" in shown, lambda: f"train: {_MATERIALIZE} 'reward_model+'"),
+        ("padded_pairs" in shown, lambda: f"train: {_MATERIALIZE} 'reward_model*'"),
     ]
     command = next((text() for applies, text in advice if applies), "")
     return "; ".join(filter(None, [command, "see it in the UI: dagster dev"]))

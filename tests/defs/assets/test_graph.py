@@ -1,19 +1,23 @@
 """The graph as Dagster runs it: what it shows, what it skips, what stops it."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 from support import write_lines
 
 from rm_assets.definitions import definitions
+from rm_assets.settings import setting_fields
 
 SOURCE = "annotation_files"
 STAGES = ["raw_preferences", "validated_preferences", "flattened_conversations", "tokenized_pairs", "padded_pairs"]
 ASSETS = [*STAGES, "rejected_annotations", "reward_model", "reward_model_report", "promoted_reward_model"]
 OFF = ["suspect_annotations"]
+DEFAULTS = {name: field.default for name, field in setting_fields()}
 
 
 def metadata(result: Any, asset: str) -> dict[str, Any]:
@@ -59,6 +63,34 @@ def test_every_asset_says_what_it_is(first_run) -> None:
     for name in {*ASSETS, *OFF} - {"reward_model"}:  # which is a directory of files, no dataset
         columns = specs[name].metadata["dagster/column_schema"].columns
         assert [column.name for column in columns if not column.description] == []
+
+
+def test_the_lineage_is_a_line_along_which_every_stage_lies_above_what_reads_it() -> None:
+    specs = {spec.key.to_user_string(): spec for spec in definitions().resolve_all_asset_specs()}
+    parents = {name: [dep.asset_key.to_user_string() for dep in spec.deps] for name, spec in specs.items()}
+    line = [SOURCE, *STAGES, "reward_model", "reward_model_report", "promoted_reward_model"]
+    assert {name: parents[name] for name in line[1:]} == {name: [before] for before, name in itertools.pairwise(line)}
+    assert parents["rejected_annotations"] == parents["suspect_annotations"] == ["padded_pairs"]
+    graph = definitions().resolve_asset_graph()
+    for selection, below in (("padded_pairs+", 4), ("reward_model*", 3), ("*padded_pairs", 5), ("*", 10)):
+        found = dg.AssetSelection.from_coercible([selection]).resolve(graph)
+        assert len(found) == below, selection
+
+
+def test_a_run_without_the_source_has_it_observed(first_run) -> None:
+    _, result = first_run
+    [observation] = [event for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
+    observed = observation.event_specific_data.asset_observation
+    assert observed.asset_key == dg.AssetKey(SOURCE)
+    assert observed.tags["dagster/data_version"] == metadata(result, "raw_preferences")["content_version"]
+
+
+def test_a_model_shows_the_settings_that_made_it(first_run) -> None:
+    settings, result = first_run
+    shown = metadata(result, "reward_model")
+    assert shown["settings"] == {name: value for name, value in settings.items() if value != DEFAULTS[name]}
+    assert shown["base_model"] == "a toy with random weights"
+    assert shown["model_card"].startswith("# Reward model on ")
 
 
 def test_suspect_labels_are_a_job_of_their_own() -> None:

@@ -84,7 +84,7 @@ def test_a_run_of_the_data_alone_ends_with_its_pairs(lines: Lines) -> None:
     assert lines(raw_preferences={"lines": 9, "annotations": "my.jsonl"}, padded_pairs=PADDED) == [
         "result    pairs: 1,729 train, 102 validation, 168 test (/p)",
         "warnings  none",
-        f"next      train: {COMMAND} 'reward_model+'; {UI}",
+        f"next      train: {COMMAND} 'reward_model*'; {UI}",
     ]
     [result, *_] = lines(tokenized_pairs={})
     assert result == "result    materialized tokenized_pairs"
