@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,15 +169,24 @@ def test_the_root_holds_only_what_belongs_there() -> None:
     assert {name for name in roots if not name.startswith(".")} <= allowed
 
 
-def test_workspace_alone_names_the_code_location() -> None:
+def test_workspace_and_pyproject_name_the_same_code_location() -> None:
+    """Dagster prefers `[tool.dg]` to workspace.yaml, and keeps whether a sensor is on by the location's name."""
     [location] = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
     assert location["python_module"] == {
         "module_name": "rm_assets.definitions",
         "working_directory": ".",
         "location_name": "rm_assets",
     }
-    # Either block makes Dagster ignore workspace.yaml, and with it the name of the location.
-    assert not re.search(r"^\[tool\.(dg|dagster)", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "dagster" not in tools
+    assert tools["dg"] == {
+        "directory_type": "project",
+        "project": {
+            "root_module": "rm_assets",
+            "code_location_name": location["python_module"]["location_name"],
+            "code_location_target_module": location["python_module"]["module_name"],
+        },
+    }
 
 
 def test_the_map_in_the_readme_has_every_folder() -> None:

@@ -1,6 +1,7 @@
 """The files at the root that tell Dagster where it keeps things: the same with DAGSTER_HOME and without."""
 
 import sqlite3
+import subprocess
 import threading
 from pathlib import Path
 
@@ -26,6 +27,24 @@ def test_runs_of_the_command_line_are_kept_at_the_root_with_a_home_and_without(r
         assert [root.status(run_id) for run_id in root.run_ids()] == ["SUCCESS"] * (1 if has_home else 2)
     names = {path.name for path in root.directory.iterdir()}
     assert names == {".dagster", "storage", "dagster.yaml", "workspace.yaml", "a.jsonl", "log"}
+
+
+def test_a_home_elsewhere_keeps_its_own_history(root: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    [command] = [
+        line for line in (ROOT / "rm_assets" / "defs" / "DEPLOYMENT.md").read_text().splitlines() if "sed '1" in line
+    ]
+    home = root.directory / "home"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    subprocess.run(["sh", "-c", command], check=True, cwd=root.directory)
+    with dg.DagsterInstance.get() as instance:
+        assert Path(instance.storage_directory()).is_relative_to(home)
+        assert instance.root_directory == str(home)
+        assert instance.python_log_level == "INFO" and instance.run_monitoring_enabled
+        assert instance.get_runs_count() == 0
+    assert not (root.directory / ".dagster").exists()
+    written, original = (yaml.safe_load((path / "dagster.yaml").read_text()) for path in (home, root.directory))
+    assert set(original) - set(written) == {"storage", "local_artifact_storage", "compute_logs"}
 
 
 def test_a_run_waits_for_databases_that_somebody_else_holds(root: Site, run_graph) -> None:
