@@ -6,6 +6,7 @@ import dagster as dg
 
 from rm_assets.defs.assets import data, training
 from rm_assets.defs.automation import jobs
+from rm_assets.defs.automation.alerts import failed_checks, failed_runs
 from rm_assets.defs.automation.arrival import new_annotations
 from rm_assets.defs.automation.dead_runs import dead_runs
 from rm_assets.defs.automation.nightly import nightly_training
@@ -31,7 +32,7 @@ def definitions() -> dg.Definitions:
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data, training]),
         jobs=[jobs.refresh_data, jobs.train_model, jobs.everything, jobs.suspect_labels],
-        sensors=[new_annotations, dead_runs],
+        sensors=[new_annotations, dead_runs, failed_runs, failed_checks],
         schedules=[nightly_training],
         resources={"project": ProjectResource(), "launcher": TrainingLauncher()},
         executor=watched_in_process_executor,

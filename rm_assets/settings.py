@@ -259,6 +259,10 @@ class RunSettings(_Group):
     refresh_attempts: PositiveInt = 3
     """How often the sensor requests a refresh of the same contents if runs fail."""
 
+    freshness_hours: int | None = Field(None, gt=0)
+    """padded_pairs and promoted_reward_model are marked in the UI if they were not materialized for this many hours.
+    Read when the definitions are loaded, so not from run config. Unset: never."""
+
     train_after_pairs: PositiveInt = 100
     """Nightly training starts if at least this many pairs were added or removed since the newest model."""
 

@@ -6,7 +6,7 @@ import functools
 import os
 import types
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -134,6 +134,12 @@ def _config_type(name: str, annotation: Any) -> Any:
     if get_origin(annotation) is Literal:
         return enum.Enum(f"{name}_choices", {choice: choice for choice in get_args(annotation)})
     return str if annotation is date else annotation
+
+
+def freshness_policy() -> dg.FreshnessPolicy | None:
+    """The policy of assets that should never be old; None unless the environment sets freshness_hours."""
+    hours = _IN_FORCE.get("freshness_hours")
+    return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours)) if hours else None
 
 
 def _values_in_force() -> dict[str, Any]:

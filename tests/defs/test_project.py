@@ -88,6 +88,19 @@ def test_a_field_says_its_variable_its_default_and_the_value_in_force() -> None:
         assert [line.partition("Environment variable: ")[2].partition(". ")[2] for line in said] == expected
 
 
+def test_assets_that_should_never_be_old_have_a_freshness_policy_if_the_environment_says_so() -> None:
+    script = (
+        "from rm_assets.definitions import definitions\n"
+        "specs = [spec for spec in definitions().resolve_all_asset_specs() if spec.freshness_policy]\n"
+        "print({spec.key.to_user_string(): spec.freshness_policy.fail_window.seconds for spec in specs})"
+    )
+    for given, expected in (("3", {"padded_pairs": 10_800, "promoted_reward_model": 10_800}), ("", {})):
+        environment = os.environ | ({"RM_FRESHNESS_HOURS": given} if given else {})
+        run = [sys.executable, "-c", script]
+        said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+        assert said.stdout == f"{expected}\n"
+
+
 def test_mappings_are_typed_config_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RM_LABELS", '{"0": "first", "1": "second"}')
     project = ready_with({"columns": {"prompt": "query"}})

@@ -17,7 +17,7 @@ from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.explained import explained
-from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.project import ProjectResource, freshness_policy
 from rm_assets.defs.results.changes import reject_changes_metadata
 from rm_assets.defs.results.file_checks import delivery_problems
 from rm_assets.defs.results.metadata import schema_metadata
@@ -168,6 +168,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     owners=OWNERS,
     code_version=str(padding.VERSION),
     check_specs=check_specs(Stage.PADDED),
+    freshness_policy=freshness_policy(),
     metadata=schema_metadata(schemas.PADDED),
 )
 @explained

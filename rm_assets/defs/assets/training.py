@@ -11,7 +11,7 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.data import OWNERS, padded_pairs
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
-from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.project import ProjectResource, freshness_policy
 from rm_assets.defs.results.changes import verdict_changes_metadata
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
@@ -82,6 +82,7 @@ def reward_model_report(
     owners=OWNERS,
     code_version=str(promotions.VERSION),
     check_specs=PROMOTION_CHECKS,
+    freshness_policy=freshness_policy(),
     metadata=schema_metadata(schemas.PROMOTED),
 )
 @explained

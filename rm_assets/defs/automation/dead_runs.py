@@ -7,7 +7,7 @@ from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched
 
 
 @dg.sensor(
-    minimum_interval_seconds=15,
+    minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Ends killed runs as failed and frees their pool slots.",
 )

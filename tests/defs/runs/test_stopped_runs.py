@@ -35,7 +35,7 @@ from real_runs import (
 from rm_assets.defs.runs.dead_runs import records_directory
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
-SECONDS_TO_BE_ENDED = 60  # of a killed run, by the daemon
+SECONDS_TO_BE_ENDED = 90  # of a killed run, by the daemon
 GOES_ON = "resumes after step"
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 WAYS = ["cancel", *SIGNALS, "kill the job", "kill torchrun"]
