@@ -1,12 +1,15 @@
-"""What a training reports while it runs: `metrics.jsonl`, and a line of progress every few seconds."""
+"""What a training reports while it runs: `metrics.jsonl`, and lines of progress: fewer as training goes on."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LATER_LINES = 30.0
+SECONDS_OF_EARLY_LINES = 60.0
 MAX_FILE_LINES = 1000
 MAX_MESSAGE_CHARACTERS = 400  # the log of Dagster Pipes wants small messages
 
@@ -34,7 +37,8 @@ class TrainingLog:
     log: Callable[[str], object] = print
     track: Callable[[Mapping[str, float]], object] = lambda line: None
     started: float = field(default_factory=time.perf_counter)
-    last_line: float = -SECONDS_BETWEEN_LINES
+    last_line: float = -math.inf
+    first_line: float = math.inf
 
     def message(self, text: str) -> None:
         """Show a line to the user."""
@@ -50,19 +54,21 @@ class TrainingLog:
         return time.perf_counter() - self.started
 
     def step(self, figures: StepFigures, num_steps: int, num_pairs_done: int) -> None:
-        """Report a finished step: to the file about MAX_FILE_LINES times in all, to the user every few seconds."""
+        """Report a finished step: to the file about MAX_FILE_LINES times in all, to the user now and then."""
         now = time.perf_counter()
         seconds = now - self.started
         speed, seconds_left = num_pairs_done / seconds, seconds / figures.step * (num_steps - figures.step)
         is_edge = figures.step in (1, num_steps)
         if is_edge or figures.step % -(-num_steps // MAX_FILE_LINES) == 0:
             self._write({**vars(figures), "pairs_per_second": speed, "seconds_left": seconds_left})
-        if is_edge or now - self.last_line >= SECONDS_BETWEEN_LINES:
+        self.first_line = min(self.first_line, now)
+        if is_edge or now - self.last_line >= _pause(now - self.first_line, seconds + seconds_left):
             self.last_line = now
             self.message(progress_line(figures, num_steps, speed, seconds_left))
 
     def validation(self, step: int, loss: float, accuracy: float, num_pairs: int) -> None:
         """Report loss and accuracy on held-out pairs after a step."""
+        self.message(f"validation after step {step} · loss {loss:.3f} · accuracy {accuracy:.3f} · {num_pairs:,} pairs")
         self._write(
             {
                 "step": step,
@@ -77,6 +83,13 @@ class TrainingLog:
             with self.metrics_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self.track(line)
+
+
+def _pause(seconds_of_lines: float, total_seconds: float) -> float:
+    """Seconds from one line to the next: 5 in the first minute, then 30 or a hundredth of the training."""
+    if seconds_of_lines < SECONDS_OF_EARLY_LINES:
+        return SECONDS_BETWEEN_LINES
+    return max(SECONDS_BETWEEN_LATER_LINES, total_seconds / 100)
 
 
 def progress_line(figures: StepFigures, num_steps: int, speed: float, seconds_left: float) -> str:

@@ -1,4 +1,6 @@
 import json
+from itertools import pairwise
+from pathlib import Path
 
 from rm_assets.training.loop.training_log import StepFigures, TrainingLog, progress_line
 
@@ -48,3 +50,29 @@ def test_a_process_without_a_file_says_nothing():
     progress.message("hello")
     progress.step(figures(1), 1, 1)
     assert said == []
+
+
+def seconds_of_lines(monkeypatch, total_seconds, num_steps):
+    """When a training whose steps all take as long shows its lines."""
+    clock, told = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    progress = TrainingLog(Path("/dev/null"), lambda _: told.append(clock[0]))
+    progress.start_clock()
+    for step in range(1, num_steps + 1):
+        clock[0] = total_seconds * step / num_steps
+        progress.step(figures(step), num_steps, step)
+    return told
+
+
+def test_lines_are_frequent_in_the_first_minute_and_then_a_hundredth_of_the_work(monkeypatch):
+    ten_hours = seconds_of_lines(monkeypatch, 36_000, 36_000)
+    assert ten_hours[:13] == [*range(1, 57, 5), 56 + 360]
+    assert 100 < len(ten_hours) < 120
+    ten_minutes = seconds_of_lines(monkeypatch, 600, 600)
+    assert [later - earlier for earlier, later in pairwise(ten_minutes)][11:-1] == [30] * 18
+
+
+def test_every_validation_is_a_line(tmp_path):
+    said = []
+    TrainingLog(tmp_path / "metrics.jsonl", said.append).validation(40, 0.4123, 0.8125, 1020)
+    assert said == ["validation after step 40 · loss 0.412 · accuracy 0.812 · 1,020 pairs"]
