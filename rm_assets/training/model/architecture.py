@@ -26,10 +26,10 @@ _SPARE_BYTES = 2**28
 _CURE = "give a causal language model (a decoder) such as Qwen3, Llama or Gemma"
 
 
-def check_architecture(directory: Path, max_length: int) -> None:
-    """Raise SettingsError if the model in a directory cannot become a reward model, or read `max_length` tokens.
+def check_architecture(directory: Path, max_length: int) -> Any:
+    """The model in a directory as `empty_model` gives it; of its files only `config.json` must be there.
 
-    Only its `config.json` must be there.
+    Raises SettingsError if it cannot become a reward model, or cannot read `max_length` tokens.
     """
     model = empty_model(directory)
     require_head(model)
@@ -41,6 +41,7 @@ def check_architecture(directory: Path, max_length: int) -> None:
         )
     if list(directory.glob(f"*{WEIGHTS}")):
         check_size(directory, model)
+    return model
 
 
 def empty_model(directory: Path) -> Any:

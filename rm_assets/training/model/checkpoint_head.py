@@ -53,31 +53,35 @@ class CheckpointHead:
         return _read(self.file, self.name).float()
 
 
-def find_head(directory: Path, configuration: dict[str, Any]) -> CheckpointHead | None:
+def find_head(directory: Path, configuration: dict[str, Any], width: int) -> CheckpointHead | None:
     """The head in a directory of checked files, or None if training has to begin with a new one.
 
-    Raises SettingsError for a head that would be lost: of an unknown kind, pickled, one of two, or with a bias.
+    It reads hidden states of this width. Raises SettingsError for a head that would be lost: of an unknown kind or
+    width, pickled, one of two, or with a bias.
     """
     if pickled := next(directory.glob(f"{VALUE_HEAD}.bin"), None):
         raise SettingsError(
             f"{pickled.name!r} in {str(directory)!r}: a pickled head, and pickles are never opened; save it as "
             f"{VALUE_HEAD}{WEIGHTS} where you trust it"
         )
-    tensors = weight_tensors(directory, configuration)
+    found = list(weight_tensors(directory, configuration).items())
     if (path := directory / f"{VALUE_HEAD}{WEIGHTS}").is_file():
-        tensors |= file_tensors(path)
-    heads: dict[str, dict[str, Described]] = {}
-    for name, tensor in tensors.items():
+        found += file_tensors(path).items()
+    heads: dict[tuple[str, bool], dict[str, Described]] = {}
+    for name, tensor in found:
+        is_apart = tensor.file == path
         if known := _KNOWN.fullmatch(name):
-            heads.setdefault(known[1], {})[known[2]] = tensor
-        elif _HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name):
+            heads.setdefault((known[1], is_apart), {})[known[2]] = tensor
+        elif is_apart or (_HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name)):
             raise SettingsError(
                 f"{tensor.file.name!r} in {str(directory)!r}: {name!r} looks like part of a head of another kind, "
                 f"which would be lost; give a reward model whose head is one linear layer {HEAD!r}, or a language model"
             )
     if len(heads) > 1:
-        raise SettingsError(f"{str(directory)!r} has several heads, {sorted(heads)}: remove those that are not meant")
-    return next((_checked(prefix, parts) for prefix, parts in heads.items()), None)
+        raise SettingsError(
+            f"{str(directory)!r} has several heads, {sorted(prefix for prefix, _ in heads)}: remove all but one"
+        )
+    return next((_checked(prefix, parts, width) for (prefix, _), parts in heads.items()), None)
 
 
 def unused_weights(unexpected: Iterable[str]) -> tuple[str, ...]:
@@ -85,12 +89,14 @@ def unused_weights(unexpected: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in unexpected if not (_KNOWN.fullmatch(name) or _LANGUAGE_MODEL.match(name))))
 
 
-def _checked(prefix: str, parts: dict[str, Described]) -> CheckpointHead:
+def _checked(prefix: str, parts: dict[str, Described], width: int) -> CheckpointHead:
     weight, bias = parts.get("weight"), parts.get("bias")
     place = f"the head {prefix!r} in {next(iter(parts.values())).file.name!r}"
-    if weight is None or len(weight.shape) != 2 or weight.shape[0] != 1:
+    if weight is None or weight.shape != (1, width):
         found = "no weight" if weight is None else f"a weight of shape {list(weight.shape)}"
-        raise SettingsError(f"{place} has {found}, and that of a reward model is [1, width]: give a reward model")
+        raise SettingsError(
+            f"{place} has {found}, and that of a reward model is [1, {width}] here: give a reward model"
+        )
     value = 0.0 if bias is None else float(_read(bias.file, f"{prefix}.bias").sum())
     if value:
         raise SettingsError(

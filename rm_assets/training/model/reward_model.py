@@ -25,8 +25,8 @@ from rm_assets.training.model.checkpoint_head import NEW, find_head, unused_weig
 
 def check_base_model(directory: Path, max_length: int) -> None:
     """Raise SettingsError if a directory of checked files holds no model to begin with; its weights may be missing."""
-    check_architecture(directory, max_length)
-    find_head(directory, pretrained.read_json(directory / CONFIGURATION))
+    model = check_architecture(directory, max_length)
+    find_head(directory, pretrained.read_json(directory / CONFIGURATION), model.score.in_features)
 
 
 def build_model(job: TrainingJob) -> Any:
@@ -87,7 +87,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, Origin]:
     empty = empty_model(directory)
     require_head(empty)
     check_size(directory, empty)
-    head = find_head(directory, configuration)
+    head = find_head(directory, configuration, empty.score.in_features)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         directory,
         num_labels=1,

@@ -1,6 +1,7 @@
 """Reward models of other trainers go on with their own head, and score as before; none is lost without an error."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -97,6 +98,27 @@ def test_llama_factorys_file_of_the_head_is_read(make_job, tmp_path, language):
     torch.testing.assert_close(model(IDS).logits, hidden_state(language) @ head["v_head.summary.weight"].T)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "problem"),
+    [
+        (
+            {"dense.weight": (4, 16)},
+            "'value_head.safetensors' in .*: 'dense.weight' looks like part of a head of another",
+        ),
+        (
+            {"v_head.summary.weight": (1, 16)},
+            r"has several heads, \['v_head.summary', 'v_head.summary'\]: remove all but",
+        ),
+    ],
+)
+def test_a_file_of_the_head_holds_the_one_head_and_nothing_else(make_job, tmp_path, language, tensors, problem):
+    save_file(
+        {name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "model" / "value_head.safetensors"
+    )
+    add(tmp_path / "model", **{"v_head.summary.weight": torch.ones(1, 16)})
+    assert re.search(problem, error_of(make_job, tmp_path / "model"))
+
+
 def test_the_head_of_trls_value_models_is_refused_for_its_bias_and_read_without(make_job, tmp_path, language):
     summary = torch.nn.Linear(16, 1)  # as ValueHead of TRL 0.x has it
     add(tmp_path / "model", **{f"v_head.summary.{name}": value for name, value in summary.state_dict().items()})
@@ -121,9 +143,13 @@ def test_a_bias_would_be_lost_so_it_is_an_error_that_says_what_it_does(make_job,
 @pytest.mark.parametrize(
     ("tensors", "problem"),
     [
-        ({"score.weight": (1, 16), "value_head.weight": (1, 16)}, "has several heads, ['score', 'value_head']: remove"),
-        ({"value_head.weight": (2, 16)}, "has a weight of shape [2, 16], and that of a reward model is [1, width]"),
+        (
+            {"score.weight": (1, 16), "value_head.weight": (1, 16)},
+            "has several heads, ['score', 'value_head']: remove all",
+        ),
+        ({"value_head.weight": (2, 16)}, "has a weight of shape [2, 16], and that of a reward model is [1, 16] here"),
         ({"value_head.weight": (16,)}, "has a weight of shape [16]"),
+        ({"value_head.weight": (1, 1)}, "has a weight of shape [1, 1], and that of a reward model is [1, 16] here"),
         ({"v_head.summary.bias": (1,)}, "has no weight"),
         (
             {"score.0.weight": (16, 16), "score.2.weight": (1, 16)},
@@ -161,4 +187,4 @@ def test_output_embeddings_of_language_models_are_no_head(tmp_path):
     GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2).save_pretrained(tmp_path)
     outputs = {"lm_head.weight": torch.ones(40, 16), "lm_head.bias": torch.ones(40), "embed_out.weight": torch.ones(4)}
     save_file(outputs, tmp_path / "model.safetensors")
-    assert find_head(tmp_path, {}) is None
+    assert find_head(tmp_path, {}, 16) is None
