@@ -222,7 +222,7 @@ class Turns(TrainerCallback):  # type: ignore[misc]
 
 def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
     """Write the pairs by the project's own stages, and the job of a model with random weights, its paths relative."""
-    from rm_assets.data.chat.model_files import find_model, find_tokenizer
+    from rm_assets.data.chat.model_files import find_tokenizer, toy_model
     from rm_assets.data.stages.flattening import publish_flattened
     from rm_assets.data.stages.padding import pad_token_id_of, publish_padded
     from rm_assets.data.stages.raw import publish_raw
@@ -265,7 +265,7 @@ def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
         model="shape",
         model_revision=None,
         toy=True,
-        vocab_size=find_model(settings, tokenizer).vocab_size,
+        vocab_size=toy_model(tokenizer).vocab_size,
         tokenizer="tokenizer",
         chat_template=tokenizer.chat_template,
         settings=settings.training,

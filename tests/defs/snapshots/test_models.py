@@ -17,7 +17,7 @@ import pytest
 from s3 import s3_server
 from support import age, plain_row, polite_rows, run_stages, write_lines
 
-from rm_assets.data.chat.model_files import find_model, find_tokenizer
+from rm_assets.data.chat.model_files import find_tokenizer, toy_model
 from rm_assets.data.storage import publication
 from rm_assets.data.storage.files import file_sizes, upload, write_json
 from rm_assets.data.storage.publication import open_publication
@@ -443,7 +443,7 @@ def test_an_interrupted_training_is_finished_only_if_all_its_pairs_are_among_tod
 ) -> None:
     settings = Settings(storage=str(tmp_path / "storage"), **SPLITS)
     tokenizer = find_tokenizer(settings)
-    project = Project(settings=settings, tokenizer=tokenizer, model=find_model(settings, tokenizer))
+    project = Project(settings=settings, tokenizer=tokenizer, model=toy_model(tokenizer))
     rows: list[Any] = polite_rows(40)
     before = padded_of(tmp_path / "storage", rows)
     key = model_key(project, before)
