@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub's API on the loopback: one data set, its tree, and its files."""
+"""A stand-in for the Hugging Face Hub's API on the loopback: one data set or model, its tree, and its files."""
 
 import contextlib
 import hashlib
@@ -6,19 +6,24 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 REPOSITORY = "owner/name"
 
 
 class Hub(ThreadingHTTPServer):
-    """The files of `datasets/owner/name` by path; what was asked for, and with which token."""
+    """The files of `owner/name` by path, a repository of this kind; what was asked for, and with which token."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.kind = kind
+        self.refusal = ""
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str] = set()
@@ -65,8 +70,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._note()
         address = urlsplit(self.path)
         path = unquote(address.path)
-        api = f"/api/datasets/{REPOSITORY}"
-        if path.startswith(f"{api}/tree/"):
+        api = f"/api/{self.server.kind}/{REPOSITORY}"
+        files = f"/{'datasets/' if self.server.kind == 'datasets' else ''}{REPOSITORY}/resolve/"
+        if self.server.refusal:
+            self._send({"error": self.server.refusal}, 403)
+        elif path.startswith(f"{api}/tree/"):
             _, _, folder = path.removeprefix(f"{api}/tree/").partition("/")
             is_recursive = parse_qs(address.query).get("recursive", ["false"])[0].lower() in ("true", "1")
             entries = self.server.tree(folder, is_recursive)
@@ -74,9 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(entries if is_there else {"error": "no such entry"}, 200 if is_there else 404)
         elif path == api or path.startswith(f"{api}/revision/"):
             found = {"_id": "1", "id": REPOSITORY, "sha": self.server.commit}
-            self._send(found | {"private": False, "siblings": [], "tags": []})
-        elif path.startswith(f"/datasets/{REPOSITORY}/resolve/"):
-            name = path.removeprefix(f"/datasets/{REPOSITORY}/resolve/").partition("/")[2]
+            names = [{"rfilename": name} for name in sorted(self.server.files)]
+            self._send(found | {"private": False, "siblings": names, "tags": []})
+        elif path.startswith(files):
+            name = path.removeprefix(files).partition("/")[2]
             self._send_file(self.server.files[name])
         else:
             self._send({"error": "Repository not found"}, 404)
@@ -102,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, value: object, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        if status == 403:
+            self.send_header("X-Error-Code", self.server.refusal)
         if status == 404:
             self.send_header("X-Error-Code", "EntryNotFound" if "/tree/" in self.path else "RepoNotFound")
         self._finish(json.dumps(value).encode())
@@ -114,9 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def hub_server() -> Iterator[Hub]:
+def hub_server(kind: str = "datasets") -> Iterator[Hub]:
     """The hub, answering."""
-    with Hub() as hub:
+    with Hub(kind) as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
@@ -124,3 +135,15 @@ def hub_server() -> Iterator[Hub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def hub_of_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a model, which the libraries ask in place of huggingface.co, and an empty cache."""
+    with hub_server("models") as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield server

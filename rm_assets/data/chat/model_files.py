@@ -15,6 +15,7 @@ from typing import Any
 from rm_assets.data.chat.model_checks import (
     ADAPTER,
     INDEX,
+    VALUE_HEAD,
     WEIGHTS,
     check_model_files,
     check_trainable,
@@ -126,7 +127,7 @@ def find_base_model(settings: Settings) -> ModelFiles | None:
     """The model to train as the setting names it, or None; raises SettingsError if its files are not those of one."""
     if settings.model is None:
         return None
-    small_files = [CONFIGURATION, ADAPTER, f"*{INDEX}"]
+    small_files = [CONFIGURATION, ADAPTER, f"*{INDEX}", f"{VALUE_HEAD}.*"]
     directory = _directory(settings.model, _MODEL, small_files, is_model=True)
     is_local = Path(settings.model).expanduser().is_dir()
     files = [directory / CONFIGURATION, *(directory.glob(f"*{WEIGHTS}") if is_local else ())]

@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from rm_assets.data.chat.model_checks import WEIGHTS
-from rm_assets.data.chat.pretrained import shown
+from rm_assets.data.chat.model_checks import WEIGHTS, weight_files
+from rm_assets.data.chat.pretrained import CONFIGURATION, read_json, shown
 from rm_assets.settings import SettingsError
 
 HEAD = "score"
@@ -39,7 +39,8 @@ def check_architecture(directory: Path, max_length: int) -> Any:
             f"its {positions} positions are fewer than max_length (or RM_MAX_LENGTH), which is {max_length}: set that "
             f"to {positions}"
         )
-    if list(directory.glob(f"*{WEIGHTS}")):
+    files = weight_files(directory, read_json(directory / CONFIGURATION))
+    if files and all(file.is_file() for file in files):  # some or all may still be on the Hub
         check_size(directory, model)
     return model
 

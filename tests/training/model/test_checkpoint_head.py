@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from hub import REPOSITORY, hub_of_models
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -88,6 +89,18 @@ def test_a_head_in_a_shard_and_in_bfloat16_is_kept(make_job, tmp_path, language)
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
     model, _ = built(make_job, tmp_path / "sharded")
     torch.testing.assert_close(model(IDS).logits, hidden_state(language) @ head.float().T)
+
+
+def test_a_model_on_the_hub_is_fetched_with_its_head_and_nothing_else(make_job, tmp_path, language, monkeypatch):
+    head = torch.randn(1, 16)
+    save_file({"v_head.summary.weight": head}, tmp_path / "model" / "value_head.safetensors")
+    with hub_of_models(tmp_path / "cache", monkeypatch) as hub:
+        hub.files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        hub.files["consolidated.safetensors"] = hub.files["original/model.safetensors"] = b"the same again"
+        model, origin = build_with_origin(make_job(model=REPOSITORY, model_revision=hub.commit, toy=False))
+        assert not [path for _, path in hub.requests if "consolidated" in path or "original" in path]
+    assert origin.head == "the checkpoint's (v_head.summary.weight in value_head.safetensors)"
+    torch.testing.assert_close(model(IDS).logits, hidden_state(language) @ head.T)
 
 
 def test_llama_factorys_file_of_the_head_is_read(make_job, tmp_path, language):
