@@ -1,5 +1,8 @@
 """Scores a JSONL file with a saved model: `python -m rm_assets.training.score MODEL_DIRECTORY FILE.jsonl`.
 
+With `--url URL` in place of a file it verifies that the server there gives the golden scores, and states the largest
+difference; nothing is loaded here.
+
 First the model must give its golden scores, which proves that it is the model of its report. A line holds a
 preference in any accepted format, or one conversation (`messages`, with `tools` or without). Every line gives lines of
 output, or one line with the reason why it has no score. RM_COLUMNS, RM_LABELS and RM_MAX_PAIRS_PER_PROMPT
@@ -20,12 +23,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-import msgspec
 import torch
 import transformers
 
-from rm_assets.data.formats.conversations.messages import MessageRecord, messages_of
-from rm_assets.data.formats.conversations.tool_texts import Listed, tools_text
 from rm_assets.data.formats.field_names import CONVERSATIONS, response_fields
 from rm_assets.data.formats.file_rules import rules_of_file
 from rm_assets.data.formats.json_lines import json_object
@@ -39,14 +39,14 @@ from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.saved_model.conversations import conversation_ids, read_conversation
 from rm_assets.training.saved_model.golden_scores import verify_golden_scores
+from rm_assets.training.saved_model.remote_scores import verify_server
 from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
     SavedModel,
-    conversation_text,
     load_saved_model,
     sequence_logits,
-    text_ids,
 )
 
 _LINES_PER_BATCH = 1000  # all of their sequences are sorted by length together
@@ -61,13 +61,19 @@ _Read = tuple[list[_Sides] | PreferenceError, tuple[Evidence, ...]]
 
 def main(arguments: list[str]) -> int:
     """Score the file that the arguments name; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if (given.file is None) == (given.url is None):
+        parser.error("give either a FILE or --url URL")
     try:
+        tolerance = math.inf if given.bfloat16 else given.tolerance
+        if given.url:
+            _log(verify_server(given.model, given.url, tolerance) + " in bfloat16" * given.bfloat16)
+            return 0
         transformers.logging.disable_progress_bar()
         settings = load_settings({}, os.environ)
         rules = rules_of_file(settings, given.file)
         saved = load_saved_model(given.model, torch.bfloat16 if given.bfloat16 else torch.float32)
-        tolerance = math.inf if given.bfloat16 else given.tolerance
         difference = verify_golden_scores(given.model, saved, given.batch_size, given.padding, tolerance)
         _log(f"golden scores verified, largest difference {difference:.2g}" + " in bfloat16" * given.bfloat16)
         with _source(given.file) as source, _target(given.output, source) as target:
@@ -85,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Scores preferences or conversations with a saved reward model, after verifying its golden scores.",
     )
     parser.add_argument("model", type=Path, help="the model directory")
-    parser.add_argument("file", help="a JSONL file, or - for standard input")
+    parser.add_argument("file", nargs="?", help="a JSONL file, or - for standard input")
+    parser.add_argument("--url", help="verify a server at this address, such as http://localhost:8000, instead")
     parser.add_argument("--output", default="-", help="a JSONL file for the scores; standard output if not given")
     parser.add_argument("--batch-size", type=_size, default=16, help="sequences per forward pass; changes no score")
     parser.add_argument("--padding", choices=["right", "left"], default="right", help="changes no score")
@@ -177,7 +184,7 @@ def scored_lines(
             result: dict[str, Any] = {"line": number} | ({"pair": pair} if len(sides) > 1 else {})
             results.append(result)
             try:
-                ids = [_ids(saved, *side) for side in sides.values()]
+                ids = [conversation_ids(saved, *side) for side in sides.values()]
             except ConversationError as error:
                 result["problem"] = str(error)
                 continue
@@ -235,15 +242,7 @@ def _parse(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidence
     require_only_read_fields(row)
     name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list)), None)
     if name and {"chosen", "rejected_response", "rejected_messages"}.isdisjoint(row) and not response_fields(row):
-        try:
-            records = msgspec.convert(row[name], list[MessageRecord])
-        except msgspec.ValidationError:
-            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is not a list of messages") from None
-        try:
-            tools = msgspec.convert(row.get("tools"), Listed)
-        except msgspec.ValidationError:
-            raise PreferenceError(Reason.WRONG_TYPE, "`tools` is neither a list nor its JSON text") from None
-        return [{"score": (messages_of(records, "user"), tools_text(tools))}], ()
+        return [{"score": read_conversation(row, name)}], ()
     parsed = parse_line(line, rules)
     pairs: list[_Sides] = [
         {
@@ -253,14 +252,6 @@ def _parse(line: str, rules: ParsingRules) -> tuple[list[_Sides], tuple[Evidence
         for pair in parsed.preferences
     ]
     return pairs, parsed.evidence
-
-
-def _ids(saved: SavedModel, messages: tuple[Message, ...], tools: str) -> list[int]:
-    text = conversation_text(saved.tokenizer, [msgspec.to_builtins(message) for message in messages], tools)
-    ids = text_ids(saved.tokenizer, text)
-    if not ids or len(ids) > (saved.max_length or len(ids)):
-        raise ConversationError(f"it has {len(ids)} tokens, and the model {saved.max_length} positions")
-    return ids
 
 
 if __name__ == "__main__":

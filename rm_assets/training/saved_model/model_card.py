@@ -30,8 +30,8 @@ nothing; only differences between replies to one prompt do.
 
 The chat template already writes the special tokens, hence `add_special_tokens=False` below. The tokenizer pads on
 the right with {pad_token}, which is in no conversation. `golden_scores.json` holds {num_golden} conversations with
-their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 they differ
-by up to {bfloat16_difference:.2g}.{template_note}
+their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 those of
+transformers differ by up to {bfloat16_difference:.2g}; expect about twice that of other kernels.{template_note}
 
 transformers:
 
@@ -54,20 +54,36 @@ from trl import GRPOTrainer
 trainer = GRPOTrainer(model=policy, reward_funcs=directory, train_dataset=prompts)
 ```
 
-vLLM, where `use_activation=False` gives the score itself instead of its sigmoid:
+sentence-transformers, from messages: `CrossEncoder(directory).predict([conversation])`.
+
+vLLM. Name the `dtype`: float32 gives the golden scores, bfloat16 is faster; without it, vLLM runs weights in float32 as
+float16. `use_activation=False` gives the score itself and not its sigmoid:
 
 ```python
 from vllm import LLM
 from vllm import PoolingParams
 
-llm = LLM(model=directory, runner="pooling")
+llm = LLM(model=directory, runner="pooling", dtype="float32")
 ids = tokenizer(text, add_special_tokens=False).input_ids
 [output] = llm.classify([{{"prompt_token_ids": ids}}], pooling_params=PoolingParams(use_activation=False))
 score = output.outputs.probs[0]
 ```
 
-`python -m rm_assets.training.score DIRECTORY FILE.jsonl` verifies the golden scores, then scores a file of pairs or
-conversations.
+The same over HTTP; the score is `data[0].probs[0]` of the answer:
+
+```bash
+vllm serve DIRECTORY --runner pooling --dtype float32
+curl http://localhost:8000/classify -H 'Content-Type: application/json' -d '{{"use_activation": false,
+  "messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}'
+```
+
+Rendered text as `input` in place of `messages` needs `"add_special_tokens": false`, or some tokenizers write the first
+special token twice.
+
+OpenRLHF: `python -m rm_assets.training.serve DIRECTORY` answers its requests at `http://localhost:5000/get_reward`.
+
+`python -m rm_assets.training.score DIRECTORY --url http://localhost:8000` verifies the golden scores of any of these
+servers; with a file of pairs or conversations in place of `--url`, it scores the file.
 
 ## Metrics
 
