@@ -28,7 +28,7 @@ ReportCheck = Literal[
 """The checks of a model's report."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-ProperFraction = Annotated[float, Field(gt=0, lt=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SettingsError(ValueError):
@@ -148,16 +148,17 @@ class EvaluationSettings(_Group):
     that overlap them are rejects."""
 
     validation_fraction: ProperFraction = 0.05
-    """Share of the prompts held out to monitor training."""
+    """Share of the prompts held out to monitor training. 0: none, and no temperature is fitted."""
 
     test_fraction: ProperFraction = 0.10
-    """Share of the prompts held out for the report."""
+    """Share of the prompts held out for the report. 0: none, and report, promotion and fail_below_accuracy judge by all
+    pairs of evaluation_files."""
 
     split_seed: str = "rm_assets"
     """Key of the hash that assigns prompts to splits."""
 
     fail_below_accuracy: float | None = Field(None, ge=0, le=1)
-    """The run fails if held-out accuracy is below this. Unset: it only warns if accuracy is not above chance."""
+    """The run fails if accuracy on the test pairs is below this. Unset: it only warns if it is not above chance."""
 
     max_length_correlation: Fraction = 0.5
     """Warn if the Spearman correlation between score differences and length differences within pairs exceeds this."""
@@ -200,6 +201,8 @@ class EvaluationSettings(_Group):
     def _leaves_pairs_to_train_on(cls, value: float, info: Any) -> float:
         if value + info.data.get("validation_fraction", 0.0) >= 1:
             raise ValueError("validation_fraction and test_fraction together must stay below 1")
+        if value == 0 and not info.data.get("evaluation_files"):
+            raise ValueError("without test pairs nothing judges the model: set evaluation_files, or make it larger")
         return value
 
     @field_validator("split_seed")

@@ -160,3 +160,15 @@ def test_settings_that_change_rounding_alone_are_not_part_of_a_models_key() -> N
     assert TrainingSettings(**others).decisive() == TrainingSettings().decisive()
     assert TrainingSettings(**others).rounding() == others
     assert TrainingSettings(lora_rank=8).decisive() != TrainingSettings().decisive()
+
+
+def test_without_test_pairs_there_must_be_an_evaluation_set() -> None:
+    own = {"evaluation_files": {"own": "own.jsonl"}}
+    assert load_settings({"test_fraction": 0, "validation_fraction": 0, **own}, {}).test_fraction == 0
+    assert load_settings({"validation_fraction": 0}, {}).validation_fraction == 0
+    assert load_settings({}, {"RM_TEST_FRACTION": "0", "RM_EVALUATION_FILES": '{"own": "a.jsonl"}'}).test_fraction == 0
+    with pytest.raises(SettingsError, match=r"test_fraction .* nothing judges the model: set evaluation_files"):
+        load_settings({"test_fraction": 0}, {})
+    for name in ("test_fraction", "validation_fraction"):
+        with pytest.raises(SettingsError, match=name):
+            load_settings({name: -0.1, **own}, {})

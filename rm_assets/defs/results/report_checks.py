@@ -38,7 +38,7 @@ REPORT_CHECKS = [
 def report_checks(written: WrittenReport, settings: Settings) -> list[dg.AssetCheckResult]:
     """The results of the checks, in the order of `REPORT_CHECKS`."""
     return [
-        _accuracy(written.metrics, settings.fail_below_accuracy),
+        _accuracy(written, settings.fail_below_accuracy),
         _length(written),
         _prompt(written),
         _correlation(written.metrics, settings.max_length_correlation),
@@ -62,11 +62,12 @@ def largest_first(rows: list[dict[str, Any]], num_pairs: list[int]) -> list[dict
     return [rows[index] for index in sorted(range(len(rows)), key=lambda index: -num_pairs[index])]
 
 
-def _accuracy(metrics: dict[str, Any], floor: float | None) -> dg.AssetCheckResult:
+def _accuracy(written: WrittenReport, floor: float | None) -> dg.AssetCheckResult:
     from rm_assets.training.report.reward_model_report import is_above_chance
 
+    metrics = written.metrics
     too_low = floor is not None and metrics["accuracy"] < floor
-    text = f"{_accuracy_text(metrics)}, on {metrics['num_pairs']:,} test pairs"
+    text = f"{_accuracy_text(metrics)}, on {metrics['num_pairs']:,} {written.judged_on}"
     if not is_above_chance(metrics):
         text += ": not clearly better than chance, 0.5. Train on more pairs, or test on more"
     if floor is not None:

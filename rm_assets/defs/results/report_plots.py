@@ -85,7 +85,7 @@ def _families() -> list[str]:
 
 def _slice_name(row: Mapping[str, Any]) -> str:
     value = shorten(str(row["value"]), MAX_VALUE_CHARACTERS)
-    name = "all test pairs" if row["slice"] == "all" else f"{str(row['slice']).replace('_', ' ')}: {value}"
+    name = "all pairs" if row["slice"] == "all" else f"{str(row['slice']).replace('_', ' ')}: {value}"
     return f"{name}  ({row['num_pairs']:,})"
 
 
@@ -113,7 +113,7 @@ def length_plot(pairs: "pd.DataFrame", correlation: float | None) -> bytes:
 
 
 def history_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Test accuracy of every model so far with its 95 % interval, oldest first; the newest is labelled."""
+    """Accuracy of every model so far with its 95 % interval, oldest first; the newest is labelled."""
     figure = new_figure(height_pixels=300)
     axes = figure.subplots()
     number = np.arange(1, len(rows) + 1)
@@ -126,7 +126,7 @@ def history_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.annotate(
         f"{accuracy[-1]:.3f}", (number[-1], accuracy[-1]), xytext=(8, -3), textcoords="offset points", fontsize=8
     )
-    name_axes(axes, "model, oldest first", "test accuracy (share of pairs)")
+    name_axes(axes, "model, oldest first", "accuracy (share of pairs)")
     axes.set_xlim(0.5, len(rows) + 0.5)
     axes.set_ylim(min(0.45, float(low.min()) - 0.02), 1.02)
     axes.set_xticks(number[:: -(-len(number) // MAX_TICKS)])

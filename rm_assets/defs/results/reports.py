@@ -13,6 +13,7 @@ from rm_assets.defs.results.report_checks import interval_text, largest_first, r
 from rm_assets.defs.results.report_plots import first_slices, history_plot, length_plot, slices_plot
 from rm_assets.defs.snapshots.reports import REPORT_FILE, WrittenReport
 from rm_assets.settings import Settings
+from rm_assets.training.jobs.result import judged_pairs
 
 _HEADINGS = {
     "accuracy_by_slice": "Accuracy by slice",
@@ -26,7 +27,7 @@ _HEADINGS = {
 
 def draw_plots(written: WrittenReport) -> dict[str, bytes]:
     """All plots as PNG, by name."""
-    pairs = written.pairs[written.pairs["split"] == "test"]
+    pairs = judged_pairs(written.pairs)
     chosen, rejected = (pairs[f"{side}_score"].to_numpy() for side in ("chosen", "rejected"))
     return {
         "accuracy_by_slice": slices_plot(written.table),
@@ -64,12 +65,15 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
     from rm_assets.training.report.intervals import METHOD
 
     checks = report_checks(written, settings)
+    sets = _evaluation_sets(written.table, written.judged_on)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
-            "verdict": dg.MetadataValue.md(_verdict(written.metrics, checks)),
+            "verdict": dg.MetadataValue.md(_verdict(written, checks)),
             "report": dg.MetadataValue.md(_page(checks, plots)),
-            **({"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table)) else {}),
+            **(
+                {"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table, written.judged_on)) else {}
+            ),
             "slices": table(_slices(written.table)),
             **numbers(written.metrics),
             "intervals": METHOD,
@@ -81,13 +85,14 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
     )
 
 
-def _verdict(metrics: dict[str, Any], checks: list[dg.AssetCheckResult]) -> str:
+def _verdict(written: WrittenReport, checks: list[dg.AssetCheckResult]) -> str:
     """The accuracy and the failed checks as a list, as the page cuts off long lines."""
     warning = [f"**NOT** {check.check_name}" for check in checks if not check.passed]
+    metrics = written.metrics
     found = [
         f"accuracy {metrics['accuracy']:.3f}",
         f"95 % interval {interval_text(metrics)}",
-        f"on {metrics['num_pairs']:,} test pairs",
+        f"on {metrics['num_pairs']:,} {written.judged_on}",
     ]
     lines = [*found, *(warning or ["all checks passed"])]
     return "\n".join(f"- {line}" for line in lines)
@@ -133,15 +138,18 @@ def _best_baseline(row: dict[str, Any]) -> str:
     return f"{known[best]:.3f} {best.replace('_', ' ')}" if best else ""
 
 
-def _evaluation_sets(rows: Any) -> list[dict[str, Any]]:
+def _evaluation_sets(rows: Any, judged_on: str) -> list[dict[str, Any]]:
     """A row for all pairs and for each subset, a column for the test split and each evaluation set; none without sets.
+
+    Without test pairs, the first column has all sets together.
 
     A cell is the accuracy and the number of pairs, such as `0.548 of 387`; the table of slices has the intervals.
     """
-    columns = {"all": "test", "subset": "test"}
+    first = "test" if judged_on == "test pairs" else "all sets"
+    columns = {"all": first, "subset": first}
     for name in dict.fromkeys(name for name in rows["slice"] if name.startswith("evaluation/")):
         short = name.removeprefix("evaluation/")
-        columns[name] = name if short in ("subset", "test") else short
+        columns[name] = name if short in ("subset", first) else short
     if len(columns) == 2:
         return []  # the slices say the same
     cells: dict[str, dict[str, str]] = {"all": {}}

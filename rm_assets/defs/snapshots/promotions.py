@@ -25,6 +25,7 @@ from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores, mode
 from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of, rescore_pairs, sample_pairs, trained_on
 from rm_assets.display_text import as_code
 from rm_assets.settings import Settings
+from rm_assets.training.jobs.result import judged_pairs
 
 VERSION = 2
 ASSET = "promoted_reward_model"
@@ -116,12 +117,15 @@ def _verdict(run: AssetRun, newest: ModelSnapshot, champion: str, failed: Mappin
 
 
 def _comparison(run: AssetRun, newest: ModelSnapshot, champion: str) -> dict[str, Any]:
-    """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on."""
+    """The verdict of the paired test on today's test pairs whose prompts the champion was not trained on.
+
+    Without test pairs, it is on those of the evaluation sets.
+    """
     from rm_assets.training.report.promotion import compare_models, verdict
 
     storage, settings = run.project.storage, run.project.settings
     scores = held_out_scores(newest)
-    test = scores[scores["split"] == "test"]
+    test = judged_pairs(scores)
     seen = _training_prompts(storage, model_snapshot(storage, champion), newest)
     fresh = test[~test["prompt_key"].isin(seen)]
     today = sample_pairs(fresh, settings.max_rescored_pairs)

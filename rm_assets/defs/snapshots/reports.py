@@ -55,6 +55,11 @@ class WrittenReport:
     steps: list[dict[str, Any]]
     precision: str
 
+    @property
+    def judged_on(self) -> str:
+        """The pairs that the figures are about, in words."""
+        return "test pairs" if (self.pairs["split"] == "test").any() else "pairs of the evaluation sets"
+
 
 def write_report(run: AssetRun, model: ModelSnapshot) -> WrittenReport:
     """Evaluate the model's held-out scores, score the prompt baselines, and publish; unchanged inputs cost nothing."""

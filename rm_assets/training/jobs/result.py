@@ -23,7 +23,7 @@ from rm_assets.data.storage.files import (
 )
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.ownership import is_safe_relative_path, remove_listed_files
-from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.jobs.training_job import EVALUATION, TrainingError
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -53,6 +53,13 @@ SCORES = pa.schema(
     ]
 )
 """A row for each held-out pair; lengths in tokens."""
+
+
+def judged_pairs(rows: Any) -> Any:
+    """The rows of a data frame with a `split` by which a model is judged: the test pairs, or if there are none those of
+    all evaluation sets."""
+    test = rows[rows["split"] == "test"]
+    return test if len(test) else rows[rows["split"].str.startswith(EVALUATION)]
 
 
 _RESULT = re.compile(r"manifest\.json|\.manifest\.json\.[0-9a-f]{32}|error\.txt|metrics\.jsonl|scores\.parquet")

@@ -30,9 +30,10 @@ from rm_assets.training.report.slices import FACTS, KEY, length_bucket, margin_b
 class Report:
     """What is known about a reward model.
 
-    `metrics`: figures over all test pairs, see `_metrics`. `table`: one row per slice with TABLE_COLUMNS, those
-    of the evaluation sets last. `calibration`: one row per bin of confidence, see `calibration_bins`. `pairs`:
-    every pair that counts, of the test split and the evaluation sets, with the values that the figures are means of.
+    `metrics`: figures over all test pairs, or over those of all evaluation sets if there are none, see `_metrics`.
+    `table`: one row per slice with TABLE_COLUMNS, those of the evaluation sets last. `calibration`: one row per bin of
+    confidence, see `calibration_bins`. `pairs`: every pair that counts, of the test split and the evaluation sets, with
+    the values that the figures are means of.
     """
 
     metrics: dict[str, float | int]
@@ -44,7 +45,8 @@ class Report:
 def build_report(
     scores: pd.DataFrame, facts: pd.DataFrame, baselines: pd.DataFrame | None = None, split: str = "test"
 ) -> Report:
-    """The report on the pairs of `split`, and on those of every evaluation set.
+    """The report on the pairs of `split`, and on those of every evaluation set; without the first, the sets together
+    take its place.
 
     `scores` has a row per pair: source, line, pair_id, prompt_key, split, chosen_score, rejected_score,
     chosen_length and rejected_length (tokens of the whole side), margin. `facts` has source, line, pair_id and
@@ -54,8 +56,9 @@ def build_report(
     no row in `facts`.
     """
     sets = sorted(name for name in set(scores["split"]) if name.startswith(EVALUATION) and name != split)
-    judged = {name: _judged(_joined(_rows_of(scores, name), facts), baselines) for name in (split, *sets)}
-    pairs = judged[split]
+    own = [] if sets and not (scores["split"] == split).any() else [split]
+    judged = {name: _judged(_joined(_rows_of(scores, name), facts), baselines) for name in (*own, *sets)}
+    pairs = judged[split] if own else pd.concat(judged.values(), ignore_index=True)
     calibration = calibration_bins(pairs["difference"].to_numpy())
     metrics = _metrics(pairs, fit_temperature(_differences(scores[scores["split"] == "validation"]).to_numpy()))
     tables = [slice_table(pairs), *(evaluation_table(name, judged[name]) for name in sets)]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import is_linear
 
+from rm_assets.training.jobs.result import judged_pairs
 from rm_assets.training.report.intervals import wilson_interval
 from rm_assets.training.report.reward_model_report import build_report, is_above_chance
 from rm_assets.training.report.slice_table import TABLE_COLUMNS
@@ -289,6 +290,21 @@ def test_only_the_pairs_of_the_split_count():
     scores = scored([1, 0, 0], [0, 1, 1]).assign(split=["test", "train", "validation"])
     assert build_report(scores, sliced(scores)).metrics["accuracy"] == 1
     assert build_report(scores, sliced(scores), split="validation").metrics["accuracy"] == 0
+
+
+def test_without_test_pairs_all_evaluation_sets_together_are_judged():
+    splits = ["train", "evaluation/a", "evaluation/b", "evaluation/b", "evaluation/b"]
+    scores = scored([0, 1, 1, 1, 0], [1, 0, 0, 0, 1]).assign(split=splits)
+    report = build_report(scores, sliced(scores))
+    assert report.metrics["accuracy"] == 3 / 4
+    assert report.metrics["num_pairs"] == 4
+    whole = report.table[report.table["value"] == "all"].set_index("slice")
+    assert whole["accuracy"].to_dict() == pytest.approx({"all": 3 / 4, "evaluation/a": 1, "evaluation/b": 2 / 3})
+    assert sorted(report.pairs["split"]) == splits[1:]
+    assert list(judged_pairs(scores).index) == [1, 2, 3, 4]
+    with_test = scores.assign(split=["test", *splits[1:]])
+    assert list(judged_pairs(with_test).index) == [0]
+    assert build_report(with_test, sliced(with_test)).metrics["accuracy"] == 0
 
 
 @pytest.mark.parametrize(
