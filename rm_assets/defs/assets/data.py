@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from rm_assets.data.sources.content_version import ASSET, CONTENT, content_listing
+from rm_assets.data.sources.content_version import ASSET, content_listing
 from rm_assets.data.stages import flattening, padding, raw, rejects, tokenization, validation
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
@@ -101,8 +101,6 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
         context.log.warning(warning)
     before = latest_snapshot(ready.storage, Stage.RAW)
     snapshot = raw.publish_raw(ready.settings, context.log.info)
-    if version := snapshot.manifest.facts[CONTENT]:  # observed here, too, as a selection of assets has no source
-        context.log_event(dg.AssetObservation(ASSET, tags={"dagster/data_version": str(version)}))
     yield from _results(context, snapshot, None, ready.settings, before)
 
 

@@ -77,14 +77,6 @@ def test_the_lineage_is_a_line_along_which_every_stage_lies_above_what_reads_it(
         assert len(found) == below, selection
 
 
-def test_a_run_without_the_source_has_it_observed(first_run) -> None:
-    _, result = first_run
-    [observation] = [event for event in result.all_events if event.event_type_value == "ASSET_OBSERVATION"]
-    observed = observation.event_specific_data.asset_observation
-    assert observed.asset_key == dg.AssetKey(SOURCE)
-    assert observed.tags["dagster/data_version"] == metadata(result, "raw_preferences")["content_version"]
-
-
 def test_a_model_shows_the_settings_that_made_it(first_run) -> None:
     settings, result = first_run
     shown = metadata(result, "reward_model")
