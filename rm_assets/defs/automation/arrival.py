@@ -38,7 +38,7 @@ _SHORTEST_PAUSE_SECONDS = 60.0
 """Dagster's daemon retries a killed run within seconds; the sensor must not do so, too."""
 _DESCRIPTION = (
     "Launches refresh_data once per new content of the annotation files, when they have stopped changing. "
-    "A tick that launches nothing says why: open its '0 runs requested'."
+    "A tick that launches nothing says why: open the blue '0 runs requested' under Result."
 )
 _IN_PROGRESS = [Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING]
 

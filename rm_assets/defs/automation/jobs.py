@@ -1,5 +1,7 @@
 """The jobs: refresh the data, train a model, do both, find suspect labels. Sensor and schedule launch the first two."""
 
+from typing import Any
+
 import dagster as dg
 
 from rm_assets.defs.assets.data import (
@@ -26,6 +28,8 @@ _RETRIES = {
     "dagster/retry_strategy": "ALL_STEPS",
     "dagster/retry_on_asset_or_op_failure": "false",
 }
+_CONFIG: dict[str, Any] = {"resources": {"project": {"config": {}}}}
+"""With which the launchpad begins: Ctrl+Space between the last braces lists the settings."""
 TRAINS = "rm_assets/trains"
 """The tag of jobs that train, for the limits of a run queue."""
 
@@ -41,6 +45,7 @@ refresh_data = dg.define_asset_job(
         rejected_annotations,
     ],
     description="Reads new and changed annotation files and prepares their pairs. Trains nothing.",
+    config=_CONFIG,
     tags={**_RETRIES, TRAINS: "false"},
 )
 
@@ -48,6 +53,7 @@ train_model = dg.define_asset_job(
     "train_model",
     selection=[reward_model, reward_model_report, promoted_reward_model],
     description="Trains on the newest padded_pairs if they or the settings changed, then reports and promotes.",
+    config=_CONFIG,
     tags={**_RETRIES, TRAINS: "true"},
 )
 
@@ -55,6 +61,7 @@ everything = dg.define_asset_job(
     "everything",
     selection=dg.AssetSelection.all() | dg.AssetSelection.assets(annotation_files),
     description="Everything that is not up to date, from the annotation files to the promoted model.",
+    config=_CONFIG,
     tags={**_RETRIES, TRAINS: "true"},
 )
 
@@ -62,4 +69,5 @@ suspect_labels = dg.define_asset_job(
     "suspect_labels",
     selection=[suspect_annotations],
     description="Finds suspect labels in the newest padded_pairs; set suspect_folds in the launchpad.",
+    config=_CONFIG,
 )

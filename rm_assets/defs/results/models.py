@@ -49,15 +49,15 @@ def model_result(model: ModelSnapshot, project: Project, changes: Mapping[str, A
         metadata={
             "training_curves": dg.MetadataValue.md(curves),
             **{name: figures[name] for name in _FIRST if name in figures},
-            **figures,  # the first ones keep their place
-            **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
             **changes,
-            "golden_conversations": len(golden["conversations"]),
             "head": model.manifest["metrics"].get("head", "not recorded"),  # as in older manifests
             "base_model": "a toy with random weights" if project.model.toy else project.model.name,
             "tokenizer": project.settings.tokenizer or project.settings.model or "built-in",
             "settings": dg.MetadataValue.json(changed_settings(project.settings)),
             "model_card": dg.MetadataValue.md(_card(directory)),
+            **figures,  # the first ones keep their place
+            **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
+            "golden_conversations": len(golden["conversations"]),
             "packing": model.manifest["metrics"]["packing_reason"],
             "precision": model.precision,
             "trained_now": model.trained_now,

@@ -8,6 +8,9 @@ from rm_assets.defs.results.metadata import MAX_ROWS, numbers, table
 from rm_assets.defs.snapshots.reports import ASSET, WrittenReport
 from rm_assets.settings import Settings
 
+_NOT_JUDGED = "That says little, as the accuracy itself is not above chance: see accuracy_is_above_chance"
+"""In place of advice about what else could explain the accuracy."""
+
 REPORT_CHECKS = [
     dg.AssetCheckSpec(
         "accuracy_is_above_chance",
@@ -109,8 +112,10 @@ def _baselines(
 ) -> dg.AssetCheckResult:
     """Passes if no baseline reaches the interval over all test pairs; lists the slices where one does."""
     from rm_assets.training.report.baselines import near_baselines
+    from rm_assets.training.report.reward_model_report import is_above_chance
 
     metrics = written.metrics
+    advice = advice if is_above_chance(metrics) else _NOT_JUDGED
     near = [
         {
             "slice": slice_name(row),
@@ -137,10 +142,14 @@ def _baselines(
 
 
 def _correlation(metrics: dict[str, Any], limit: float) -> dg.AssetCheckResult:
+    from rm_assets.training.report.reward_model_report import is_above_chance
+
     found = metrics.get("difference_length_spearman", 0.0)
     text = f"Spearman correlation {found:+.3f} of differences of scores and lengths; the limit is {limit:g}"
     passed = abs(found) <= limit
-    if not passed:
+    if not passed and not is_above_chance(metrics):
+        text += f": too high. {_NOT_JUDGED}"
+    elif not passed:
         way = "longer" if found > 0 else "shorter"
         text += f": {way} replies score higher. Add pairs whose better reply is not the {way} one"
     return dg.AssetCheckResult(

@@ -1,5 +1,6 @@
 """What the page of a report shows of many subsets, of huge ones, and of those named as its own rows are."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support import silent
 
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.snapshots import Manifest, Snapshot
+from rm_assets.defs.results.report_checks import report_checks
 from rm_assets.defs.results.report_plots import slices_plot
 from rm_assets.defs.results.reports import report_result
 from rm_assets.defs.snapshots.reports import WrittenReport, write_beside
@@ -19,8 +21,8 @@ from rm_assets.settings import Settings
 from rm_assets.training.report.reward_model_report import build_report
 
 
-def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The metadata of a report whose pairs have these subsets, by split, and its table; the first pair is wrong."""
+def report_of(directory: Path, subsets: dict[str, list[str]], right: float = 1.0) -> WrittenReport:
+    """A report whose pairs have these subsets, by split; the first pair is wrong, the others have this score."""
     names = [(split, subset) for split, of_split in subsets.items() for subset in of_split]
     scores = pd.DataFrame(
         {
@@ -39,8 +41,8 @@ def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> 
     facts = scores[["source", "line", "pair_id"]].assign(format="plain", num_turns=1, script="Latin", agreement="")
     report = build_report(scores, facts.assign(subset=[subset for _, subset in names]))
     manifest = Manifest(asset="reward_model_report", snapshot="s", identity="", inputs={}, facts={}, shards=())
-    written = WrittenReport(
-        snapshot=Snapshot(tmp_path, manifest),
+    return WrittenReport(
+        snapshot=Snapshot(directory, manifest),
         metrics=report.metrics,
         table=report.table,
         pairs=report.pairs,
@@ -49,14 +51,31 @@ def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> 
         steps=[],
         precision="",
     )
+
+
+def shown(tmp_path: Path, subsets: dict[str, list[str]], right: float = 1.0) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The metadata of such a report, and its table."""
+    written = report_of(tmp_path, subsets, right)
     drawn = dict.fromkeys(
         ("accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"), b""
     )
-    return dict(report_result(written, drawn, Settings()).metadata or {}), report.table
+    return dict(report_result(written, drawn, Settings()).metadata or {}), written.table
 
 
 def records(value: Any) -> list[dict[str, Any]]:
     return [dict(record.data) for record in value.records]
+
+
+def test_of_a_model_no_better_than_chance_no_other_cause_is_advised(tmp_path: Path) -> None:
+    written = report_of(tmp_path, {"test": ["x"] * 10}, right=0.0)
+    written = replace(written, metrics=written.metrics | {"difference_length_spearman": 0.9})
+    accuracy, *others = report_checks(written, Settings())
+    assert not accuracy.passed and "not clearly better than chance" in str(accuracy.description)
+    failed = [check for check in others if not check.passed]
+    assert {check.check_name for check in failed} >= {"model_beats_length", "scores_do_not_follow_length"}
+    for check in failed:
+        assert str(check.description).endswith("not above chance: see accuracy_is_above_chance")
+        assert "add pairs" not in str(check.description).lower()
 
 
 def test_a_subset_called_all_does_not_take_the_place_of_the_whole_set(tmp_path: Path) -> None:
