@@ -11,9 +11,9 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,17 @@ _NUM_THREADS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The result of one scan; `version` is None while some files are changing or not hashed yet."""
+    """The result of one scan; `version` is None while some files are changing or not hashed yet.
+
+    `stamps` are those of all files, by source.
+    """
 
     version: str | None
     num_files: int
     num_bytes: int
     changing: tuple[str, ...]
     unread: tuple[str, ...]
+    stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
 
 
 class _Seen(msgspec.Struct):
@@ -101,6 +105,7 @@ def content_listing(
         num_bytes=sum(seen.num_bytes for seen in scan.found.seen.values()),
         changing=tuple(scan.changing),
         unread=tuple(unread),
+        stamps={source: seen.stamp for source, seen in scan.found.seen.items()},
     )
     if (kept := scan.to_keep(is_waiting=version is None)) != before:
         claim_storage(storage)

@@ -80,7 +80,7 @@ def file_stamp(path: Path, status: Status) -> list[Any]:
     """Plain values that stay equal as long as a file does not change: path, size, times and inode."""
     if isinstance(status, RemoteStatus):
         return [str(path), status.st_size, status.version]
-    location = quote_from_bytes(os.fsencode(path.resolve()))
+    location = quote_from_bytes(os.fsencode(os.path.realpath(path)))
     # ctime also changes where a tool restores the old mtime after writing
     return [location, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
