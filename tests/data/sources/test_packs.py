@@ -1,0 +1,94 @@
+"""Packs of small files: where the sorted list is cut."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_assets.data.sources import packs
+from rm_assets.data.sources.packs import MAX_BYTES, MAX_FILES, MIN_FILES, SMALL_BYTES, cut_packs, name_runs
+
+Files = dict[str, int | None]
+
+
+def packed(files: Files) -> list[tuple[str, ...]]:
+    """The files of each shard."""
+    sources = sorted(files)
+    found = []
+    for run in name_runs(sources):
+        names = sources[run]
+        found += [tuple(names[pack]) for pack in cut_packs(names, [files[name] for name in names])]
+    return found
+
+
+sizes = st.one_of(st.none(), st.integers(0, SMALL_BYTES))
+
+
+@given(st.dictionaries(st.text("ab/:0", min_size=1, max_size=12), sizes, max_size=300))
+def test_every_file_is_in_one_pack_in_order_and_packs_keep_their_limits(files: Files) -> None:
+    shards = packed(files)
+    assert [source for shard in shards for source in shard] == sorted(files)
+    for shard in shards:
+        given_sizes = [files[source] for source in shard]
+        assert len(shard) == 1 or MIN_FILES <= len(shard) <= MAX_FILES
+        assert len(shard) == 1 or None not in given_sizes
+        assert sum(size or 0 for size in given_sizes) <= MAX_BYTES
+
+
+def names(numbers: Sequence[int]) -> list[str]:
+    return [f"{number // 100:04d}/{number:06d}.jsonl" for number in numbers]
+
+
+@pytest.mark.parametrize("size", [700, 20_000, SMALL_BYTES])
+def test_a_file_that_comes_changes_one_pack_or_two(size: int) -> None:
+    draw = random.Random(size)
+    files: Files = dict.fromkeys(names(range(0, 8_000, 4)), size)
+    before = set(packed(files))
+    numbers = []
+    for source in names([number + 1 for number in draw.sample(range(0, 8_000, 4), 60)]):
+        new = set(packed({**files, source: size})) - before
+        assert any(source in shard for shard in new)
+        numbers.append(sum(len(shard) > 1 for shard in new))
+    # a name that cuts parts one pack into two; a pack at its limit is now and then cut in another place
+    assert sum(numbers) / len(numbers) < 1.5
+    assert max(numbers) <= 4
+
+
+def test_a_file_that_goes_or_is_no_longer_small_changes_its_own_pack() -> None:
+    files: Files = dict.fromkeys(names(range(2000)), 700)
+    shards = packed(files)
+    for source in names(range(100, 2000, 190)):
+        [own] = [shard for shard in shards if source in shard]
+        grown: Files = {**files, source: None}
+        gone = {name: size for name, size in files.items() if name != source}
+        assert {name for shard in set(packed(grown)) - set(shards) for name in shard} <= set(own)
+        changed = {name for shard in set(packed(gone)) - set(shards) for name in shard}
+        neighbours = shards[max(shards.index(own) - 1, 0) : shards.index(own) + 2]
+        assert changed <= {name for shard in neighbours for name in shard}
+
+
+def test_ten_thousand_files_make_about_a_hundred_packs() -> None:
+    shards = packed(dict.fromkeys(names(range(10_000)), 700))
+    assert 60 <= sum(len(shard) > 1 for shard in shards) <= 120
+    assert sum(len(shard) == 1 for shard in shards) <= 50
+
+
+def test_a_few_files_are_not_packed() -> None:
+    assert packed(dict.fromkeys(names(range(MIN_FILES - 1)), 700)) == [(name,) for name in names(range(MIN_FILES - 1))]
+
+
+def test_a_pack_has_no_more_text_than_a_shard_may_have() -> None:
+    names_of_files = names(range(64))
+    shards = list(cut_packs(names_of_files, [100] * 64, max_bytes=2000))
+    assert {shard.stop - shard.start for shard in shards} <= {1, *range(MIN_FILES, 21)}
+    assert max(shard.stop - shard.start for shard in shards) >= MIN_FILES
+    assert len(list(cut_packs(names_of_files, [3000] * 64, max_bytes=2000))) == 64
+
+
+def test_no_pack_spans_the_evaluation_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejects are sorted by source, theirs too."""
+    monkeypatch.setattr(packs, "_FILES_PER_CUT", 10**9)
+    first, second = [f"a{number}" for number in range(10, 20)], [f"f{number}" for number in range(10, 20)]
+    assert packed(dict.fromkeys([*first, *second], 700)) == [tuple(first), tuple(second)]
