@@ -87,7 +87,7 @@ def trace(storage: Path, name: str, number: str = "") -> Iterator[str]:
 
 def _source(stages: dict[Stage, Snapshot], name: str) -> str:
     """The one source that a name is, or is the end of, or ends with."""
-    known = {shard.source for snapshot in stages.values() for shard in snapshot.manifest.shards}
+    known = {source for snapshot in stages.values() for shard in snapshot.manifest.shards for source in shard.by_source}
     ends = Path(name).as_posix().removeprefix("./")
     found = {name} & known or {source for source in known if f"/{source}".endswith(f"/{ends}")}
     found = found or {source for source in known if f"/{ends}".endswith(f"/{source}")}
@@ -182,7 +182,7 @@ def _paths_of_source(snapshot: Snapshot, source: str) -> list[Path]:
     return [
         snapshot.directory / file.path
         for shard in snapshot.manifest.shards
-        if shard.source == source
+        if source in shard.by_source
         for file in shard.files
         if file.folder != REJECTS
     ]

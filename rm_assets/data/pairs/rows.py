@@ -1,6 +1,7 @@
 """Sound preferences as rows of validated_preferences, column by column."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +14,16 @@ from rm_assets.data.tables import schemas
 
 
 class PairRows:
-    """Preferences of one source, collected into a table."""
+    """Preferences of one source or several, collected into a table."""
 
     def __init__(self) -> None:
         self._sides = Conversations(), Conversations(), Conversations()
         self._lines: list[int] = []
         self._formats: list[Format] = []
         self._others: dict[int, Preference] = {}  # those that may have a margin, tools, a subset or annotators, by row
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     @property
     def formats(self) -> Counter[str]:
@@ -45,13 +49,13 @@ class PairRows:
         self._lines.append(line)
         self._formats.append(pair.format)
 
-    def table(self, source: str) -> pa.Table:
-        """The rows, with the schema `schemas.VALIDATED`."""
+    def table(self, source: str | Sequence[str]) -> pa.Table:
+        """The rows, with the schema `schemas.VALIDATED`; `source` is that of all rows, or of each."""
         prompts, chosen, rejected = self._sides
         tools = self._values("tools", "")
         keys = pair_keys(*self._sides, tools)
         columns: dict[str, Any] = {
-            "source": pa.repeat(source, len(self._lines)),
+            "source": pa.repeat(source, len(self)) if isinstance(source, str) else source,
             "line": self._lines,
             "pair_id": keys.pair_id,
             "prompt_key": keys.prompt,

@@ -24,7 +24,7 @@ from rm_assets.data.stages.rejects import num_rejects, reason_counts, refused_ro
 from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shard_task
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.shards import ShardWriter, Stats
+from rm_assets.data.storage.shards import ShardWriter, Stats, counts_of_files
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import Reason
@@ -39,7 +39,7 @@ class FlatteningTask:
     """A shard of validated pairs, and the tokenizer whose chat template renders them."""
 
     path: Path | None
-    source: str
+    sources: tuple[str, ...]
     tokenizer: TokenizerFiles
     allow_control_tokens: bool
 
@@ -62,17 +62,17 @@ def flatten_shard(task: FlatteningTask, writer: ShardWriter) -> Stats:
 
 
 def _flatten(task: FlatteningTask, renderer: TemplateRenderer, writer: ShardWriter) -> Stats:
-    counts: Counter[str] = Counter(num_in=0, num_rewritten=0, num_one_by_one=0)
+    num_in, counts = Counter[str](), Counter(num_rewritten=0, num_one_by_one=0)
     reasons: Counter[Reason] = Counter()
     for rows in read_batches(task.path, schemas.VALIDATED):
         pairs, refused, num_one_by_one = flatten_pairs(renderer, rows, allow_control_tokens=task.allow_control_tokens)
         writer.write(DATA, _table(rows, pairs))
         details = {row: (error.reason, error.detail) for row, error in refused.items()}
         writer.write(REJECTS, refused_rows(rows, Stage.FLATTENED, details))
-        counts.update(num_in=schemas.num_rows_of(task.source, rows), num_one_by_one=num_one_by_one)
-        counts.update(num_rewritten=int(pairs.is_rewritten.sum()))
+        num_in.update(schemas.num_rows_by_source(rows))
+        counts.update(num_one_by_one=num_one_by_one, num_rewritten=int(pairs.is_rewritten.sum()))
         reasons.update(error.reason for error in refused.values())
-    return {**counts, "reasons": reason_counts(reasons)}
+    return {**counts_of_files(task.sources, num_in=num_in), **counts, "reasons": reason_counts(reasons)}
 
 
 def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
@@ -85,14 +85,14 @@ def _table(rows: pa.Table, pairs: RenderedPairs) -> pa.Table:
 
 def measure_flattened(task: FlatteningTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, and pairs whose two texts are equal."""
-    figures: Counter[str] = Counter(num_out=0, num_identical=0, num_characters=0)
+    num_out, figures = Counter[str](), Counter(num_identical=0, num_characters=0)
     for rows in read_batches(paths.get(DATA), schemas.FLATTENED, ["source", "prompt", "chosen", "rejected"]):
+        num_out.update(schemas.num_rows_by_source(rows))
         figures.update(
-            num_out=schemas.num_rows_of(task.source, rows),
             num_identical=pc.sum(pc.equal(rows["chosen"], rows["rejected"])).as_py(),
             num_characters=sum(pc.sum(pc.utf8_length(column)).as_py() for column in rows.columns[1:]),
         )
-    return {**figures, "num_rejects": num_rejects(paths, task.source)}
+    return {**counts_of_files(task.sources, num_out=num_out, num_rejects=num_rejects(paths)), **figures}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def publish_flattened(settings: Settings, tokenizer: TokenizerFiles, validated: 
     def task(shard: Shard) -> Task:
         arguments = FlatteningTask(
             path=validated.data_path(shard),
-            source=shard.source,
+            sources=tuple(shard.by_source),
             tokenizer=tokenizer,
             allow_control_tokens=settings.control_tokens == "allow",
         )

@@ -4,8 +4,9 @@ Figures are added up file by file, so that a surplus of rows from one file never
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rm_assets.data.storage.snapshots import Manifest
 from rm_assets.data.tables.schemas import Stage
@@ -48,21 +49,26 @@ def _difference(manifest: Manifest, whole: list[str], parts: list[str]) -> int:
     """By how much the figures in `whole` differ from those in `parts` that they should be the sum of."""
     signs = dict.fromkeys(whole, 1) | dict.fromkeys(parts, -1)
     return _sum_by_source(
-        (shard.source, sign * shard.stats.get(figure, 0)) for shard in manifest.shards for figure, sign in signs.items()
+        (source, sign * stats.get(figure, 0)) for source, stats in _files(manifest) for figure, sign in signs.items()
     )
+
+
+def _files(manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures of each file in each shard, by source."""
+    return (entry for shard in manifest.shards for entry in shard.by_source.items())
 
 
 def _not_read(manifest: Manifest, parent: Manifest | None) -> int:
     """Rows of the parent that were not read, or read twice."""
     assert parent is not None
-    rows_of_parent = [(shard.source, shard.num_rows()) for shard in parent.shards]
-    return _sum_by_source(rows_of_parent + [(shard.source, -shard.stats.get("num_in", 0)) for shard in manifest.shards])
+    rows_of_parent = [entry for shard in parent.shards for entry in shard.rows_by_source().items()]
+    return _sum_by_source(rows_of_parent + [(source, -stats.get("num_in", 0)) for source, stats in _files(manifest)])
 
 
 def _miscounted(manifest: Manifest) -> int:
     """How many rows and rejects more or fewer the manifest states than the files hold."""
     counts = [
-        (shard.num_rows(rejects=rejects), shard.stats.get(figure, 0))
+        (shard.num_rows(rejects=rejects), sum(stats.get(figure, 0) for stats in shard.by_source.values()))
         for shard in manifest.shards
         for rejects, figure in ((False, "num_out"), (True, "num_rejects"))
     ]

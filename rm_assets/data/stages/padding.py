@@ -26,7 +26,7 @@ from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches, read_table
 from rm_assets.data.storage.publication import Publication
-from rm_assets.data.storage.shards import ShardWriter, Stats
+from rm_assets.data.storage.shards import ShardWriter, Stats, counts_of_files
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.ragged import IdLists, lists_of, offsets_of, prefix_mask, rows_with
@@ -80,7 +80,7 @@ class PaddingTask:
 
     path: Path | None
     validated: Path | None
-    source: str
+    sources: tuple[str, ...]
     folder: str
     grams: dict[str, Grams]
     dropped: DroppedRows
@@ -92,7 +92,7 @@ class PaddingTask:
 
 def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
     """Rows by folder, and rejects, of one shard of tokenized pairs."""
-    num_in, first, reasons = 0, 0, Counter[Reason]()
+    num_in, first, reasons = Counter[str](), 0, Counter[Reason]()
     validated, tokenized = ([path] if path else [] for path in (task.validated, task.path))
     overlapping = overlapping_rows(validated, tokenized, task.grams)
     for rows in read_batches(task.path, schemas.TOKENIZED):
@@ -104,9 +104,10 @@ def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
             writer.write(folder, padded_table(rows.filter(pa.array(folders == folder)), task.pad_token_id))
         writer.write(REJECTS, refused_rows(rows, Stage.PADDED, refused))
         first += rows.num_rows
-        num_in += schemas.num_rows_of(task.source, rows)
+        num_in.update(schemas.num_rows_by_source(rows))
         reasons.update(reason for reason, _ in refused.values())
-    return {"num_in": num_in, "pad_token_id": task.pad_token_id, "reasons": reason_counts(reasons)}
+    counts = counts_of_files(task.sources, num_in=num_in)
+    return {**counts, "pad_token_id": task.pad_token_id, "reasons": reason_counts(reasons)}
 
 
 def _overlapping(rows: pa.Table, found: dict[tuple[int, str], str]) -> dict[int, Refusal]:
@@ -137,13 +138,14 @@ _DETAILS = {
 
 def measure_padded(task: PaddingTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: rows by folder, sides of unequal length, masks that are not the lengths."""
-    figures: Counter[str] = Counter(dict.fromkeys(_FIGURES, 0))
+    num_out, figures = Counter[str](), Counter(dict.fromkeys(_FIGURES, 0))
     for folder in paths.keys() - {REJECTS}:
         kind = folder if folder in SPLITS else "evaluation"
         for rows in read_batches(paths[folder], schemas.PADDED, _MEASURED):
-            figures.update({"num_out": schemas.num_rows_of(task.source, rows), f"num_{kind}": rows.num_rows})
+            num_out.update(schemas.num_rows_by_source(rows))
+            figures.update({f"num_{kind}": rows.num_rows})
             figures.update(_padding_figures(rows, task.pad_token_id))
-    return {**figures, "num_rejects": num_rejects(paths, task.source)}
+    return {**counts_of_files(task.sources, num_out=num_out, num_rejects=num_rejects(paths)), **figures}
 
 
 _MEASURED = [
@@ -151,7 +153,7 @@ _MEASURED = [
     *(f"{side}_{what}" for side in ("chosen", "rejected") for what in ("input_ids", "attention_mask", "length")),
 ]
 _FIGURES = (
-    *("num_out", "num_train", "num_validation", "num_test", "num_evaluation"),
+    *("num_train", "num_validation", "num_test", "num_evaluation"),
     *("num_unequal", "num_wrong_masks", "num_containing_padding", "num_tokens", "num_padding"),
 )
 
@@ -188,7 +190,7 @@ def publish_padded(settings: Settings, validated: Snapshot, tokenized: Snapshot,
         arguments = PaddingTask(
             path=tokenized.data_path(shard),
             validated=validated.data_path(messages[shard.name]),
-            source=shard.source,
+            sources=tuple(shard.by_source),
             folder=folder,
             grams={} if folder else grams,
             dropped=dropped.get(shard.name, DroppedRows.none()),

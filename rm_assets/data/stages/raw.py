@@ -1,8 +1,8 @@
 """raw_preferences: one row per non-blank line, cut into shards. A file is used whole or not at all.
 
-A file that is damaged, unreadable or keeps changing yields no rows, but one reject at line 0. A file that changes while
-it is read is read again. If it only grows, the lines that were complete when it was opened are used, once two readings
-agree on them.
+Each block of a large file makes a shard; small files share shards, see `sources.packs`. A file that is damaged,
+unreadable or keeps changing yields no rows, but one reject at line 0. A file that changes while it is read is read
+again. If it only grows, the lines that were complete when it was opened are used, once two readings agree on them.
 """
 
 import functools
@@ -10,19 +10,16 @@ import hashlib
 import itertools
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from rm_assets.data.compute.progress import Progress
-from rm_assets.data.sources.blocks import Block, Lines, blocks_of_lines, blocks_of_rows, plain_block_sha256, read_block
+from rm_assets.data.sources.blocks import Block, blocks_of_lines, blocks_of_rows, plain_block_sha256
 from rm_assets.data.sources.content_version import CONTENT, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
 from rm_assets.data.sources.evaluation_sets import find_evaluation_files
@@ -37,18 +34,24 @@ from rm_assets.data.sources.opened_file import (
     is_same_file,
     open_annotation_file,
 )
+from rm_assets.data.sources.packs import SMALL_BYTES, cut_packs, name_runs
 from rm_assets.data.sources.rows import file_rows
 from rm_assets.data.stages.identities import settings_key, stage_identity
-from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
+from rm_assets.data.stages.raw_parts import (
+    Part,
+    block_key,
+    block_part,
+    fill_pack,
+    measure_raw,
+    pack_key,
+    rejected_part,
+)
 from rm_assets.data.stages.run_stage import Log
 from rm_assets.data.storage.files import is_remote, read_file, resolve_path, write_json
-from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.parquet import ROW_GROUP_BYTES, read_batches
 from rm_assets.data.storage.publication import Publication, open_publication
-from rm_assets.data.storage.shards import ShardWriter, Stats, write_shard
-from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
-from rm_assets.data.tables import schemas
-from rm_assets.data.tables.reasons import MALFORMED, Reason
+from rm_assets.data.storage.shards import write_shard
+from rm_assets.data.storage.snapshots import Shard, Snapshot
+from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
@@ -80,14 +83,20 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
         stamps = _read_stamps(publisher)
         # listed before the files are read: data that arrive meanwhile change the version and must not count as read
         listing = content_listing(files, resolve_path(settings.storage), trusts_stamps=settings.verify == "stamps")
-        shards: list[Shard] = []
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             progress = Progress(Stage.RAW, _total_bytes(files), log)
             reading = _Reading(
-                settings=settings, settings_hash=settings_hash, publisher=publisher, threads=threads, progress=progress
+                settings=settings,
+                settings_hash=settings_hash,
+                publisher=publisher,
+                threads=threads,
+                progress=progress,
+                present=listing.stamps,
+                stamps=stamps,
             )
-            for file in files:
-                shards += _shards_of_file(file, reading, stamps)
+            runs = [annotations.files[run] for run in name_runs([file.source for file in annotations.files])]
+            evaluation = ([file] for file in files[len(annotations.files) :])  # a shard belongs to one evaluation set
+            shards = list(_shards_of_files([*runs, *evaluation], reading))
         write_json(publisher.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
         facts = {"ignored_files": list(annotations.ignored), CONTENT: listing.version}
         return publisher.publish(shards, {}, facts, stage_identity(Stage.RAW, settings, ""))
@@ -107,10 +116,11 @@ def _total_bytes(files: list[AnnotationFile]) -> int | None:
 
 
 class _Known(TypedDict):
-    """A file as it was last read: its stamp, and the keys of its shards."""
+    """A file as it was last read: its stamp, the keys of its parts, and the size of a small file's block."""
 
     stamp: list[Any]
     keys: list[str]
+    num_bytes: int | None
 
 
 def _read_stamps(publisher: Publication) -> dict[str, Any]:
@@ -121,55 +131,138 @@ def _read_stamps(publisher: Publication) -> dict[str, Any]:
         return {}
 
 
-def _stamp(path: Path, status: Status, settings_hash: str, settings: Settings) -> list[Any]:
-    return [*file_stamp(path, status), settings_hash, settings.max_expansion]
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """The context of reading files: this thread cuts them into blocks, `threads` hash and write the blocks."""
+    """The context of reading files: this thread cuts them into blocks, `threads` hash and write the blocks.
+
+    `present` are the files' stamps when they were listed, `stamps` those of their last readings.
+    """
 
     settings: Settings
     settings_hash: str
     publisher: Publication
     threads: ThreadPoolExecutor
     progress: Progress
+    present: Mapping[str, list[Any]]
+    stamps: dict[str, Any]
 
 
-def _shards_of_file(file: AnnotationFile, reading: _Reading, stamps: dict[str, Any]) -> list[Shard]:
-    known = stamps.get(file.source) if reading.settings.verify == "stamps" else None
-    if known and known["stamp"] == _present_stamp(file, reading.settings_hash, reading.settings):
-        found = [reading.publisher.find(key) for key in known["keys"]]
-        if all(found):
-            shards = [shard for shard in found if shard]
-            reading.progress.skip(sum(shard.stats["num_bytes"] for shard in shards))
-            return shards
-    stamps[file.source] = None
-    try:
-        shards, settled = _steady_reading(file, reading, known["keys"] if known else [])
-    except RejectedFileError as error:
-        return [_rejected(file, error, reading)]
-    stamp = (
-        _stamp(file.path, settled, reading.settings_hash, reading.settings) if settled else []
-    )  # never equal to a stamp
-    stamps[file.source] = {"stamp": stamp, "keys": [shard.key for shard in shards]}
+def _known_reading(file: AnnotationFile, reading: _Reading) -> "Part | list[Shard] | None":
+    """What the last reading of a file gave, if its stamp is still the same; else None."""
+    known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
+    if not known or known["stamp"] != _own_stamp(reading.present[file.source], reading):
+        return None
+    if (num_bytes := known["num_bytes"]) is not None:
+        reading.progress.skip(num_bytes)
+        return Part(file=file, index=0, key=known["keys"][0], num_bytes=num_bytes, fill=None)
+    shards = [shard for key in known["keys"] if (shard := reading.publisher.find(key))]
+    if len(shards) < len(known["keys"]):
+        return None
+    reading.progress.skip(sum(shard.stats["num_bytes"] for shard in shards))
     return shards
 
 
-def _present_stamp(file: AnnotationFile, settings_hash: str, settings: Settings) -> list[Any] | None:
-    try:
-        return _stamp(file.path, file.status(), settings_hash, settings)
-    except OSError:
-        return None
+def _own_stamp(stamp: list[Any], reading: _Reading) -> list[Any]:
+    """A file's stamp, with the settings by which it is read."""
+    return [*stamp, reading.settings_hash, reading.settings.max_expansion]
+
+
+# --- shards of files -----------------------------------------------------------------------------------------
+
+Found = Part | list[Shard]
+"""What a file gave: the one part of a small one, or the shards of a large one, written while it was read."""
+
+
+def _shards_of_files(runs: Iterable[Sequence[AnnotationFile]], reading: _Reading) -> Iterator[Shard]:
+    """The shards of all files, in order. Threads write those of a run while the next one is read."""
+    waiting: deque[Shard | Future[Shard]] = deque()
+    for run in runs:
+        num_before = len(waiting)
+        waiting += _shards_of_run(run, reading)
+        for _ in range(num_before):
+            yield _result(waiting.popleft())
+    yield from map(_result, waiting)
+
+
+def _result(shard: Shard | Future[Shard]) -> Shard:
+    return shard if isinstance(shard, Shard) else shard.result()
+
+
+def _shards_of_run(files: Sequence[AnnotationFile], reading: _Reading) -> Iterator[Shard | Future[Shard]]:
+    """The shards of consecutive files. An unchanged file is opened only if the shard that it belongs to is missing."""
+    found = {
+        file.source: _read(file, reading) if (known := _known_reading(file, reading)) is None else known
+        for file in files
+    }
+    while unread := [part for parts, _ in _packs(found.values(), reading) for part in _unread(parts, reading)]:
+        reading.progress.skip(-sum(part.num_bytes for part in unread))
+        found |= {part.file.source: _read(part.file, reading) for part in unread}
+    for parts, shards in _packs(found.values(), reading):
+        if parts:
+            yield reading.threads.submit(_found_or_written, parts, reading)
+        yield from shards
+
+
+def _packs(found: Iterable[Found], reading: _Reading) -> Iterator[tuple[list[Part], list[Shard]]]:
+    """In order, either the parts that share a shard, or the shards of a large file."""
+    files = [of_file for of_file in found if of_file]  # an empty file has none, and does not part others
+    sources = [of_file.file.source if isinstance(of_file, Part) else of_file[0].source for of_file in files]
+    sizes = [of_file.num_bytes if isinstance(of_file, Part) else None for of_file in files]
+    for pack in cut_packs(sources, sizes, reading.settings.shard_bytes):
+        shards = [shard for of_file in files[pack] if isinstance(of_file, list) for shard in of_file]
+        yield [part for part in files[pack] if isinstance(part, Part)], shards
+
+
+def _unread(parts: list[Part], reading: _Reading) -> list[Part]:
+    """The parts whose files have to be opened, as their shard is missing."""
+    unread = [part for part in parts if part.fill is None]
+    return unread if unread and reading.publisher.find(pack_key(parts)) is None else []
+
+
+def _found_or_written(parts: list[Part], reading: _Reading) -> Shard:
+    first, sources = parts[0], [part.file.source for part in parts]
+    fill, measure = functools.partial(fill_pack, parts), functools.partial(measure_raw, sources)
+    name, key, publisher = shard_name(first.file.source, first.index), pack_key(parts), reading.publisher
+    if len(parts) > 1:
+        return publisher.find(key) or write_shard(publisher.directory, f"{name}-pack", "", key, fill, measure)
+    return publisher.find(key) or write_shard(publisher.directory, name, first.file.source, key, fill, measure)
+
+
+def shard_name(source: str, index: int) -> str:
+    """A shard's file name, well below 255 bytes: a readable part, 128 bits of the source's hash, and the index.
+
+    The hash keeps names distinct on file systems that ignore case or fold characters.
+    """
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", source)[-60:].lstrip("._-")  # readers skip files that look hidden
+    return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:32]}-{index:05d}"
 
 
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def _steady_reading(
-    file: AnnotationFile, reading: _Reading, known_keys: list[str]
-) -> tuple[list[Shard], Status | None]:
-    """A file's shards, and its status, or None if an equal status would not prove that nothing changed.
+def _read(file: AnnotationFile, reading: _Reading) -> Found:
+    """Read a file and note its stamp; one that cannot be read, or keeps changing, is a reject."""
+    known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
+    reading.stamps[file.source] = None
+    try:
+        found, settled = _steady_reading(file, reading, known["keys"] if known else [])
+    except RejectedFileError as error:
+        return rejected_part(file, error, reading.settings_hash)
+    reading.stamps[file.source] = {
+        # a stamp of no values equals no stamp
+        "stamp": _own_stamp(file_stamp(file.path, settled), reading) if settled else [],
+        "keys": _keys(found),
+        "num_bytes": found.num_bytes if isinstance(found, Part) else None,
+    }
+    return found
+
+
+def _keys(found: Found) -> list[str]:
+    return [found.key] if isinstance(found, Part) else [shard.key for shard in found]
+
+
+def _steady_reading(file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> tuple[Found, Status | None]:
+    """What a file gives, and its status, or None if an equal status would not prove that nothing changed.
 
     `known_keys` are the shard keys of its last reading. Raises RejectedFileError if the file cannot be read or keeps
     changing.
@@ -177,26 +270,27 @@ def _steady_reading(
     grown: OpenedFile | None = None
     seen: list[str] = []
     for pause in _PAUSES:
-        time.sleep(pause)
+        if pause:
+            time.sleep(pause)  # without one, even 0 seconds would give up the processor
         with open_annotation_file(file.path) as now:
             follows = grown is not None and is_same_file(grown.status, now.status)
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
             is_old = not is_recent(now.status)
-            shards = _one_reading(now, file, reading, known_keys, whole_lines=follows)
+            found = _one_reading(now, file, reading, known_keys, whole_lines=follows)
             change = now.change()
-        keys = [shard.key for shard in shards]
+        keys = _keys(found)
         if change is Change.NONE:
-            return shards, now.status if is_old and not follows else None
+            return found, now.status if is_old and not follows else None
         if change is Change.GREW and follows and keys == seen:
-            return shards, None
+            return found, None
         grown, seen = (now, keys) if change is Change.GREW else (None, [])
     raise RejectedFileError(Reason.CHANGING_FILE, f"changed during {len(_PAUSES)} readings")
 
 
 def _one_reading(
     now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str], *, whole_lines: bool
-) -> list[Shard]:
+) -> Found:
     settings = reading.settings
     kept = _unchanged_shards(now, file, reading, known_keys)
     num_lines, num_bytes = (sum(shard.stats[name] for shard in kept) for name in ("num_lines", "num_bytes"))
@@ -210,9 +304,15 @@ def _one_reading(
             in_twos=settings.two_line_files,
             first_line=num_lines + 1,
         )
-        return [*kept, *_shards(blocks, len(kept), file, reading)]
+        begin = [] if kept else list(itertools.islice(blocks, 1))
+        if begin and begin[0].num_bytes <= SMALL_BYTES:
+            begin += itertools.islice(blocks, 1)
+            if len(begin) == 1:
+                reading.progress.add(begin[0].num_lines, begin[0].num_bytes)
+                return _part(begin[0], 0, file, reading)
+        return [*kept, *_shards(itertools.chain(begin, blocks), len(kept), file, reading)]
     except RejectedFileError as error:
-        return [_rejected(file, error, reading, now.sha256(), now.num_bytes)]
+        return rejected_part(file, error, reading.settings_hash, now.sha256(), now.num_bytes)
 
 
 def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | None:
@@ -242,7 +342,7 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
             sha256 = plain_block_sha256(now.parts(start, start + num_bytes), num_bytes)
         except OSError:  # reading it will raise the error again
             return False
-        return shard.key == _key(file, index, first_line, sha256, reading)
+        return shard.key == block_key(reading.settings_hash, file.source, index, first_line, sha256)
 
     unchanged = reading.threads.map(is_unchanged, range(len(shards)), shards, starts, first_lines)
     equal = [shard for shard, _ in itertools.takewhile(lambda pair: pair[1], zip(shards, unchanged, strict=True))]
@@ -269,97 +369,9 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
             future.cancel()
 
 
-def _key(file: AnnotationFile, index: int, first_line: int, sha256: str, reading: _Reading) -> str:
-    """The hash of all inputs of a shard, its index included: the index names it, and equal lines may move."""
-    return fingerprint(reading.settings_hash, file.source, index, first_line, sha256)
-
-
 def _block_shard(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
-    """The shard of a block's lines."""
-
-    def fill(writer: ShardWriter) -> Stats:
-        counts: Counter[str] = Counter(num_bytes=block.num_bytes, other_bytes=block.bom_bytes)
-        reasons: Counter[Reason] = Counter()
-        malformed: dict[str, list[int]] = {}
-        limit = reading.settings.max_line_bytes
-        for lines in read_block(block, max_line_bytes=limit, part_bytes=ROW_GROUP_BYTES):
-            writer.write(DATA, _table(lines, file))
-            writer.write(REJECTS, _rejects(file, lines.rejects))
-            other_bytes = lines.end_bytes + lines.blank_bytes + lines.reject_bytes
-            counts.update(num_lines=lines.num_lines, num_blank=lines.num_blank, other_bytes=other_bytes)
-            reasons.update(reason for _, reason, _, _ in lines.rejects)
-            for line, reason, _, _ in lines.rejects:
-                num, first = malformed.get(reason, (0, line))
-                malformed[str(reason)] = [num + 1, min(first, line)]
-        return _stats(counts, reasons) | {"malformed": malformed}
-
-    key = _key(file, index, block.first_line, block.sha256, reading)
-    return _found_or_written(file, index, key, fill, reading)
+    return _found_or_written([_part(block, index, file, reading)], reading)
 
 
-def _rejected(
-    file: AnnotationFile,
-    error: RejectedFileError,
-    reading: _Reading,
-    sha256: str = hashlib.sha256(b"").hexdigest(),
-    num_bytes: int = 0,
-) -> Shard:
-    """The one shard of a file that is not used: no rows, and one reject at line 0 that names the file.
-
-    `num_bytes` were read of the stored file.
-    """
-    key = fingerprint(reading.settings_hash, file.source, error.reason, error.detail, sha256)
-    counts = Counter(num_bytes=num_bytes, other_bytes=num_bytes, num_rejected_files=1)
-
-    def fill(writer: ShardWriter) -> Stats:
-        writer.write(REJECTS, _rejects(file, [(0, error.reason, error.detail, sha256)]))
-        return _stats(counts, Counter([error.reason]))
-
-    return _found_or_written(file, 0, key, fill, reading)
-
-
-def _found_or_written(
-    file: AnnotationFile, index: int, key: str, fill: Callable[[ShardWriter], Stats], reading: _Reading
-) -> Shard:
-    publisher, name = reading.publisher, shard_name(file.source, index)
-    measure = functools.partial(measure_raw, file.source)
-    return publisher.find(key) or write_shard(publisher.directory, name, file.source, key, fill, measure)
-
-
-def shard_name(source: str, index: int) -> str:
-    """A shard's file name, well below 255 bytes: a readable part, 128 bits of the source's hash, and the index.
-
-    The hash keeps names distinct on file systems that ignore case or fold characters.
-    """
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", source)[-60:].lstrip("._-")  # readers skip files that look hidden
-    return f"{readable}-{hashlib.sha256(source.encode('utf-8')).hexdigest()[:32]}-{index:05d}"
-
-
-def _table(lines: Lines, file: AnnotationFile) -> pa.Table:
-    columns = [pa.repeat(file.source, len(lines.texts)), pa.array(lines.numbers), lines.texts]
-    return pa.Table.from_arrays(columns, schema=schemas.RAW)
-
-
-def _rejects(file: AnnotationFile, rejects: list[tuple[int, Reason, str, str]]) -> pa.Table:
-    names = schemas.REJECTS.names
-    return reject_table(
-        dict(zip(names, (file.source, line, Stage.RAW, reason, detail, sha256), strict=True))
-        for line, reason, detail, sha256 in rejects
-    )
-
-
-def _stats(counts: Counter[str], reasons: Counter[Reason]) -> Stats:
-    names = ("num_lines", "num_blank", "num_bytes", "num_rejected_files", "other_bytes")
-    return {name: counts[name] for name in names} | {
-        "num_malformed": sum(count for reason, count in reasons.items() if reason in MALFORMED),
-        "reasons": reason_counts(reasons),
-    }
-
-
-def measure_raw(source: str, paths: dict[str, Path]) -> Stats:
-    """Statistics read back from a shard: rows of its source, UTF-8 bytes of all texts, and rejects."""
-    figures: Counter[str] = Counter(num_out=0, text_bytes=0)
-    for rows in read_batches(paths.get(DATA), schemas.RAW, ["source", "text"]):
-        num_out = schemas.num_rows_of(source, rows)
-        figures.update(num_out=num_out, text_bytes=pc.sum(pc.binary_length(rows["text"])).as_py())
-    return {**figures, "num_rejects": num_rejects(paths, source)}
+def _part(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Part:
+    return block_part(block, index, file, reading.settings_hash, reading.settings.max_line_bytes)

@@ -2,7 +2,7 @@
 
 rejected_annotations is one table, each row with the hash of the line that it came from. A shard's lines are the same at
 every stage, so its rejects are sorted by themselves, and shards follow each other by source and position: only the
-rejects of one shard are in memory at a time.
+rejects of one shard are in memory at a time. (No file sorts between two that share a shard, see `sources.packs`.)
 """
 
 import hashlib
@@ -65,10 +65,12 @@ def reason_counts(reasons: Counter[Reason]) -> dict[str, int]:
     return {str(reason): count for reason, count in sorted(reasons.items())}
 
 
-def num_rejects(paths: Mapping[str, Path], source: str) -> int:
-    """Rows of this source in the written file of rejects, if there is one."""
-    batches = read_batches(paths.get(REJECTS), schemas.REJECTS, ["source"])
-    return sum(schemas.num_rows_of(source, rows) for rows in batches)
+def num_rejects(paths: Mapping[str, Path]) -> Counter[str]:
+    """Rows of the written file of rejects, if there is one, by source."""
+    counts: Counter[str] = Counter()
+    for rows in read_batches(paths.get(REJECTS), schemas.REJECTS, ["source"]):
+        counts.update(schemas.num_rows_by_source(rows))
+    return counts
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -123,10 +125,11 @@ def gathered_rejects(stages: dict[Stage, Snapshot]) -> Iterator[pa.Table]:
             files = [stages[stage].directory / file.path for file in shard.files if file.folder == REJECTS]
             paths.setdefault(shard.name, []).extend(files)
     raw = stages[Stage.RAW]
-    for shard in sorted(raw.manifest.shards, key=lambda shard: shard.source):
+    for shard in sorted(raw.manifest.shards, key=lambda shard: next(iter(shard.by_source))):
         rejects = read_table(paths[shard.name], schemas.REJECTS)
         if rejects.num_rows:
-            yield _with_hashes(rejects.sort_by("line"), raw.data_path(shard))
+            ordered = rejects.sort_by([("source", "ascending"), ("line", "ascending")])
+            yield _with_hashes(ordered, raw.data_path(shard))
 
 
 def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
@@ -135,14 +138,16 @@ def _with_hashes(rejects: pa.Table, raw: Path | None) -> pa.Table:
     if not pc.any(has_none).as_py():
         return rejects
     wanted = pc.unique(rejects["line"].filter(has_none))
-    lines, hashes = [pa.array([], pa.int64())], [pa.array([], pa.string())]
+    hashes: dict[tuple[str, int], str] = {}
     for rows in read_batches(raw, schemas.RAW):
         found = rows.filter(pc.is_in(rows["line"], wanted))
         texts = found["text"].cast(pa.binary()).to_pylist()
-        lines.append(found["line"].combine_chunks())
-        hashes.append(pa.array([hashlib.sha256(text).hexdigest() for text in texts], pa.string()))
-    places = pc.index_in(rejects["line"], value_set=pa.concat_arrays(lines))
-    filled = pc.if_else(has_none, pc.take(pa.concat_arrays(hashes), places), rejects["line_sha256"])
-    assert filled.null_count == 0, "every reject comes from a line of raw_preferences"
+        hashes |= zip(_lines(found), (hashlib.sha256(text).hexdigest() for text in texts), strict=True)
+    known = zip(_lines(rejects), rejects["line_sha256"].to_pylist(), strict=True)
+    filled = [sha256 or hashes[line] for line, sha256 in known]  # every reject comes from a line of raw_preferences
     columns = {name: rejects[name] for name in schemas.REJECTS.names} | {"line_sha256": filled}
     return schemas.build_table(columns, schemas.REJECTS)
+
+
+def _lines(rows: pa.Table) -> Iterator[tuple[str, int]]:
+    return zip(rows["source"].to_pylist(), rows["line"].to_pylist(), strict=True)

@@ -41,7 +41,7 @@ from rm_assets.data.stages.run_stage import Log, log_slow_paths, run_stage, shar
 from rm_assets.data.storage.files import resolve_path
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
-from rm_assets.data.storage.shards import ShardWriter, Stats
+from rm_assets.data.storage.shards import ShardWriter, Stats, counts_of_files
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import single_chunk
@@ -90,7 +90,7 @@ class TokenizationTask:
 
     path: Path | None
     validated: Path | None
-    source: str
+    sources: tuple[str, ...]
     tokenizer: TokenizerFiles
     max_length: int
     drop_turns: bool
@@ -111,7 +111,7 @@ def tokenize_shard(task: TokenizationTask, writer: ShardWriter) -> Stats:
 
 def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter) -> Stats:
     chat = load_chat_tokenizer(task.tokenizer)
-    num_in, detail, reasons = 0, "", Counter[Reason]()
+    num_in, detail, reasons = Counter[str](), "", Counter[Reason]()
     for number, rows in enumerate(read_batches(task.path, schemas.FLATTENED)):
         surely_long = _surely_long(task, rows)
         num_sampled = NUM_SAMPLED_LATER if number else NUM_SAMPLED_IDS
@@ -128,12 +128,12 @@ def _tokenize(task: TokenizationTask, encoder: Encoder, writer: ShardWriter) -> 
         refused = dict(sorted(refused.items()))
         writer.write(DATA, _table(rows, pairs, prefixes, refused))
         writer.write(REJECTS, refused_rows(rows, Stage.TOKENIZED, refused))
-        num_in += schemas.num_rows_of(task.source, rows)
+        num_in.update(schemas.num_rows_by_source(rows))
         reasons.update(reason for reason, _ in refused.values())
     # The padding token is the tokenizer's; kept here, so that no later stage has to load a tokenizer.
     return {
         "pad_token_id": chat.pad_token_id,
-        "num_in": num_in,
+        **counts_of_files(task.sources, num_in=num_in),
         "encoder": encoder.backend,
         "encoder_reason": encoder.reason or detail,
         "reasons": reason_counts(reasons),
@@ -282,12 +282,12 @@ def _with_keys(rows: pa.Table, keys: dict[int, tuple[str, str]]) -> pa.Table:
 
 def measure_tokenized(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: pairs out, rejects, tokens, and pairs whose two sides are equal."""
-    figures: Counter[str] = Counter(num_out=0, num_identical=0, num_tokens=0, num_shared_tokens=0)
+    num_out, figures = Counter[str](), Counter(num_identical=0, num_tokens=0, num_shared_tokens=0)
     longest, sample = 0, schemas.TOKENIZED.empty_table().select(_MEASURED)
     for rows in read_batches(paths.get(DATA), schemas.TOKENIZED, _MEASURED):
         chosen, rejected = (lists_of(rows[f"{side}_ids"]) for side in SIDES)
+        num_out.update(schemas.num_rows_by_source(rows))
         figures.update(
-            num_out=schemas.num_rows_of(task.source, rows),
             num_identical=int(equal_rows(chosen, rejected).sum()),
             num_tokens=len(chosen.ids) + len(rejected.ids),
             num_shared_tokens=pc.sum(rows["prefix_length"]).as_py(),
@@ -297,9 +297,9 @@ def measure_tokenized(task: TokenizationTask, paths: dict[str, Path]) -> Stats:
     sampled = {row["pair_id"]: row for row in sample.to_pylist()}
     chat, validated = load_chat_tokenizer(task.tokenizer), _validated_rows(task, sample["pair_id"])
     return {
+        **counts_of_files(task.sources, num_out=num_out, num_rejects=num_rejects(paths)),
         **figures,
         "max_length": longest,
-        "num_rejects": num_rejects(paths, task.source),
         "num_sampled": len(sampled),
         "num_inexact": sum(not _is_exact(chat, validated[pair_id], row) for pair_id, row in sampled.items()),
     }
@@ -346,7 +346,7 @@ def publish_tokenized(
         arguments = TokenizationTask(
             path=flattened.data_path(shard),
             validated=validated.data_path(messages[shard.name]),
-            source=shard.source,
+            sources=tuple(shard.by_source),
             tokenizer=tokenizer,
             max_length=settings.max_length,
             drop_turns=settings.over_long == "drop_turns",

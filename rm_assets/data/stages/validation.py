@@ -8,37 +8,34 @@ it.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
 from rm_assets.data.formats.labels.consistency import EvidenceCounts, Refusal, count_evidence
-from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import Evidence, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
-from rm_assets.data.formats.two_lines import NumberedLine, num_broken_prompts, pairs_of_lines, parse_two_lines
+from rm_assets.data.formats.two_lines import num_broken_prompts, pairs_of_lines
 from rm_assets.data.pairs.rows import PairRows
 from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
 from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
+from rm_assets.data.stages.statements import Statement, lines_by_source, statements_by_source
 from rm_assets.data.stages.verdicts import Verdict, verdict_of_files
-from rm_assets.data.stages.written_tools import CALLS, num_lines_with_other_tools, tools_by_line
+from rm_assets.data.stages.written_tools import CALLS, Line, num_lines_with_other_tools, tools_by_line
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_batches
 from rm_assets.data.storage.publication import Publication
-from rm_assets.data.storage.shards import ShardWriter, Stats
+from rm_assets.data.storage.shards import ShardWriter, Stats, counts_of_files, stats_of_files
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Shard, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.message_columns import num_equal_conversations
@@ -61,6 +58,7 @@ class ValidationTask:
 
     `before` are the lines and the rejects of the preceding shard, in two-line files. `refused` are kinds of labels that
     the rows of all files together rule out. `key_without_verdict` is the shard's key before there is a verdict.
+    Of a shard that several files share, `files` has a task for each, with its own rules and verdict.
     """
 
     path: Path | None
@@ -71,50 +69,75 @@ class ValidationTask:
     refused: tuple[Refusal, ...]
     key_without_verdict: str
     rules: ParsingRules
+    files: tuple["ValidationTask", ...] = ()
+
+    @property
+    def by_source(self) -> dict[str, "ValidationTask"]:
+        """The task of each file."""
+        return {file.source: file for file in self.files or (self,)}
+
+
+class _File:
+    """What is known of a file after its statements: counts, evidence for the verdict, and malformed lines."""
+
+    def __init__(self, task: ValidationTask) -> None:
+        self.task = task
+        self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
+        self.signs: EvidenceCounts = {}
+        self.malformed: dict[str, list[int]] = {}
+
+    def stats(self) -> Stats:
+        """All of it, for the manifest."""
+        return {**self.counts, "malformed": self.malformed, "signs": msgspec.to_builtins(self.signs)}
 
 
 def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     """Rows and rejects of one shard of raw lines."""
-    counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
-    formats: Counter[str] = Counter()
-    reasons: Counter[Reason] = Counter()
-    signs: EvidenceCounts = {}
-    malformed: dict[str, list[int]] = {}
-    may_skip_parsing = not (task.held_back or task.rules.columns or task.rules.two_line_files)
-    for statements, num_lines in _statements(task):
-        rows, rejects = PairRows(), []
-        counts.update(num_in=num_lines, num_held_back=num_lines * bool(task.held_back))
-        for lines, stated_by_lines in statements:
-            line, text = lines[0]
-            if may_skip_parsing and isinstance(text, bytes) and (pair := simple_pair(text)):
-                rows.add_plain(line, pair)
-                counts["num_stated"] += 1
-                continue
-            try:
-                stated = _usable(stated_by_lines, line, task, signs)
-                for preference in stated.preferences:
-                    rows.add(lines[0][0], preference)
-                counts["num_stated"] += len(stated.preferences)
-                more = {name: number for name in _RANKING_COUNTS if (number := getattr(stated, name))}
-                if more or len(lines) > 1:
-                    counts.update(more, num_second_lines=len(lines) - 1)
-            except PreferenceError as error:
-                rejects += [_reject(task.source, line, error, text) for line, text in lines if text is not None]
-        writer.write(DATA, rows.table(task.source))
+    files = {source: _File(each) for source, each in task.by_source.items()}
+    formats, reasons = Counter[str](), Counter[Reason]()
+    rules = {source: each.rules for source, each in task.by_source.items()}
+    for batch in statements_by_source(task.path, task.rejected, rules):
+        rows, sources, rejects = PairRows(), list[str](), list[dict[str, Any]]()
+        for source, statements, num_lines in batch:
+            files[source].counts.update(num_in=num_lines, num_held_back=num_lines * bool(files[source].task.held_back))
+            rejects += _add_statements(files[source], statements, rows)
+            sources += [source] * (len(rows) - len(sources))
+        writer.write(DATA, rows.table(sources if task.files else task.source))
         writer.write(REJECTS, reject_table(rejects))
         formats.update(rows.formats)
         reasons.update(reject["reason"] for reject in rejects)
-        _add_malformed(malformed, rejects, task.refused)
-        if task.rules.two_line_files:
-            counts["num_broken_prompts"] = _num_broken_prompts(task, rejects)
     return {
-        **counts,
-        "malformed": malformed,
-        "signs": msgspec.to_builtins(signs),
+        **stats_of_files({source: file.stats() for source, file in files.items()}),
         "look": task.key_without_verdict,
         "formats": dict(sorted(formats.items())),
         "reasons": reason_counts(reasons),
     }
+
+
+def _add_statements(file: _File, statements: Iterable[Statement], rows: PairRows) -> list[dict[str, Any]]:
+    """Add the preferences that lines of a file state to the rows; returns its rejects."""
+    task, counts, rejects = file.task, file.counts, list[dict[str, Any]]()
+    may_skip_parsing = not (task.held_back or task.rules.columns or task.rules.two_line_files)
+    for lines, stated_by_lines in statements:
+        line, text = lines[0]
+        if may_skip_parsing and isinstance(text, bytes) and (pair := simple_pair(text)):
+            rows.add_plain(line, pair)
+            counts["num_stated"] += 1
+            continue
+        try:
+            stated = _usable(stated_by_lines, line, task, file.signs)
+            for preference in stated.preferences:
+                rows.add(lines[0][0], preference)
+            counts["num_stated"] += len(stated.preferences)
+            more = {name: number for name in _RANKING_COUNTS if (number := getattr(stated, name))}
+            if more or len(lines) > 1:
+                counts.update(more, num_second_lines=len(lines) - 1)
+        except PreferenceError as error:
+            rejects += [_reject(task.source, line, error, text) for line, text in lines if text is not None]
+    _add_malformed(file.malformed, rejects, task.refused)
+    if task.rules.two_line_files:
+        counts["num_broken_prompts"] = _num_broken_prompts(task, rejects)
+    return rejects
 
 
 def _usable(
@@ -153,54 +176,16 @@ def _add_malformed(
             malformed[str(reject["reason"])] = [num + 1, min(first, reject["line"])]
 
 
-Statement = tuple[list[NumberedLine], Callable[[], ParsedLine]]
-"""One or two lines that are read together, and the function that parses them."""
-
-
-def _statements(task: ValidationTask) -> Iterator[tuple[Iterable[Statement], int]]:
-    """The statements of each row group, and its number of lines; in two-line files, those of all row groups at once."""
-    batches = read_batches(task.path, schemas.RAW)
-    if not task.rules.two_line_files:
-        for rows in batches:
-            statements = _single_lines(rows["line"].to_pylist(), _utf8(rows["text"]), task.rules)
-            yield statements, schemas.num_rows_of(task.source, rows)
-        return
-    num_lines = sum(schemas.num_rows_of(task.source, rows) for rows in batches)
-    yield (
-        (
-            ([first, *([second] if second else [])], functools.partial(parse_two_lines, first, second))
-            for first, second in pairs_of_lines(_all_lines(task.path, task.rejected))
-        ),
-        num_lines,
-    )
-
-
-def _all_lines(path: Path | None, rejected: Path | None) -> list[NumberedLine]:
-    found: list[NumberedLine] = []
-    for rows in read_batches(path, schemas.RAW, ["line", "text"]):
-        found += zip(rows["line"].to_pylist(), _utf8(rows["text"]), strict=True)
-    for rejects in read_batches(rejected, schemas.REJECTS, ["line"]):
-        found += [(line, None) for line in rejects["line"].to_pylist() if line]
-    return found
-
-
 def _num_broken_prompts(task: ValidationTask, rejects: list[dict[str, Any]]) -> int:
     reasons = (Reason.UNSHARED_PROMPT, Reason.INCOMPLETE_PAIR)
     unmatched = {reject["line"] for reject in rejects if reject["reason"] in reasons}
     if not unmatched:  # nothing has to be read again
         return 0
-    *_, before = (None, *pairs_of_lines(_all_lines(*task.before)))
-    return num_broken_prompts(list(pairs_of_lines(_all_lines(task.path, task.rejected))), unmatched, before)
-
-
-def _single_lines(lines: list[int], texts: list[bytes], rules: ParsingRules) -> Iterator[Statement]:
-    for line, text in zip(lines, texts, strict=True):
-        yield [(line, text)], functools.partial(parse_line, text, rules)
-
-
-def _utf8(texts: pa.ChunkedArray) -> list[bytes]:
-    """Texts as bytes, as the JSON parser takes them."""
-    return list(texts.cast(pa.binary()).to_pylist())
+    own, earlier = (
+        list(pairs_of_lines(lines_by_source(*paths).get(task.source, [])))
+        for paths in ((task.path, task.rejected), task.before)
+    )
+    return num_broken_prompts(own, unmatched, earlier[-1] if earlier else None)
 
 
 def _reject(source: str, line: int, error: PreferenceError, text: str | bytes) -> dict[str, Any]:
@@ -229,20 +214,20 @@ def measure_validated(task: ValidationTask, paths: dict[str, Path]) -> Stats:
 
     Also how many of its lines have other tools or tool calls than their pairs, or their members in another order.
     """
-    figures: Counter[str] = Counter(num_out=0, num_identical=0)
-    lines: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    tools: dict[int, set[str]] = {}
+    sources, num_out, num_identical = task.by_source, Counter[str](), 0
+    lines, tools = set[Line](), dict[Line, set[str]]()
     for rows in read_batches(paths.get(DATA), _EXAMINED):
-        num_identical = num_equal_conversations(rows["chosen"], rows["rejected"])
-        figures.update(num_out=schemas.num_rows_of(task.source, rows), num_identical=num_identical)
-        lines.append(rows["line"].to_numpy())
+        num_identical += num_equal_conversations(rows["chosen"], rows["rejected"])
+        num_out.update(schemas.num_rows_by_source(rows))
+        lines.update(zip(rows["source"].to_pylist(), rows["line"].to_pylist(), strict=True))
         for line, texts in tools_by_line(rows):
             tools.setdefault(line, set()).update(texts)
-    figures["num_other_tools"] = num_lines_with_other_tools(task.path, tools, two_line_files=task.rules.two_line_files)
-    sorted_lines = np.sort(np.concatenate(lines))
-    num_lines_with_pairs = min(len(sorted_lines), 1) + int(np.count_nonzero(np.diff(sorted_lines)))
-    refused = num_rejects(paths, task.source)
-    return {**figures, "num_lines_with_pairs": num_lines_with_pairs, "num_rejects": refused}
+    num_lines_with_pairs = Counter(source for source, _ in lines)
+    counts = counts_of_files(
+        sources, num_out=num_out, num_lines_with_pairs=num_lines_with_pairs, num_rejects=num_rejects(paths)
+    )
+    num_other_tools = num_lines_with_other_tools(task.path, tools, two_line_files=task.rules.two_line_files)
+    return {**counts, "num_identical": num_identical, "num_other_tools": num_other_tools}
 
 
 # --- the stage -----------------------------------------------------------------------------------------------
@@ -252,13 +237,13 @@ def publish_validated(settings: Settings, raw: Snapshot, log: Log) -> Snapshot:
     """Validate every raw shard whose key is not found, hold back the files that are mostly damaged, and publish."""
     raw_shards = raw.manifest.shards
     before = _shards_before(raw) if settings.two_line_files else {}
-    rules = {shard.source: rules_of_file(settings, shard.source) for shard in raw_shards}
+    rules = {source: rules_of_file(settings, source) for shard in raw_shards for source in shard.by_source}
     unused_globs = globs_without_files(settings, rules)
     for glob in unused_globs:
         log(f"{glob} matches none of the files")
 
     def plan(publisher: Publication) -> list[Task]:
-        unjudged = [_task(raw, shard, before.get(shard.name), rules[shard.source]) for shard in raw_shards]
+        unjudged = [_task(raw, shard, before.get(shard.name), rules) for shard in raw_shards]
         counted = _counted_shards(publisher, unjudged, settings, log)
         verdict = verdict_of_files(raw_shards, counted, settings.max_malformed_fraction)
         _log_held_back(verdict, log)
@@ -297,44 +282,55 @@ def _shards_before(raw: Snapshot) -> dict[str, Shard]:
     for shard in raw.manifest.shards:
         if shard.source in last:
             found[shard.name] = last[shard.source]
-        if shard.files:
+        if shard.files and not shard.sources:
             last[shard.source] = shard
     return found
 
 
-def _task(raw: Snapshot, shard: Shard, before: Shard | None, rules: ParsingRules) -> Task:
-    key = _key(shard, before, rules)
+def _task(raw: Snapshot, shard: Shard, before: Shard | None, rules: Mapping[str, ParsingRules]) -> Task:
     data, rejected = _raw_paths(raw, shard)
-    arguments = ValidationTask(
-        path=data,
-        rejected=rejected,
-        before=_raw_paths(raw, before),
-        source=shard.source,
-        held_back="",
-        refused=(),
-        key_without_verdict=key,
-        rules=rules,
+    files = tuple(
+        ValidationTask(
+            path=data,
+            rejected=rejected,
+            before=_raw_paths(raw, before),
+            source=source,
+            held_back="",
+            refused=(),
+            key_without_verdict="",
+            rules=rules[source],
+        )
+        for source in shard.by_source
     )
-    return shard_task(shard, key, arguments)
+    key = _key(shard, before, files)
+    whole = dataclasses.replace(files[0], key_without_verdict=key)
+    if shard.sources:
+        whole = dataclasses.replace(whole, source="", files=files)
+    return shard_task(shard, key, whole)
 
 
 def _judged(task: Task, seen: Shard, before: Shard | None, shard: Shard, verdict: Verdict) -> Task:
     """The task of a shard under the verdict on all files; the same task if the verdict does not concern it."""
-    held = verdict.held_back.get(task.source)
-    held_back = f"its file is held back: {held.causes}; {held.advice}" if held else ""
-    refused = tuple(refusal for refusal in verdict.refused if refusal.shape in seen.stats["signs"])
-    if not held_back and not refused:
+    files = tuple(
+        _file_judged(file, seen.by_source[source], verdict) for source, file in task.arguments.by_source.items()
+    )
+    if not any(file.held_back or file.refused for file in files):
         return task
-    arguments = dataclasses.replace(task.arguments, held_back=held_back, refused=refused)
-    key = _key(shard, before, task.arguments.rules, held_back, refused)
-    return dataclasses.replace(task, key=key, arguments=arguments)
+    whole = dataclasses.replace(task.arguments, files=files) if shard.sources else files[0]
+    return dataclasses.replace(task, key=_key(shard, before, files), arguments=whole)
 
 
-def _key(
-    shard: Shard, before: Shard | None, rules: ParsingRules, held_back: str = "", refused: tuple[Refusal, ...] = ()
-) -> str:
-    decisive = [msgspec.to_builtins(part) for part in (rules, held_back, refused)]
-    return fingerprint(Stage.VALIDATED, VERSION, *decisive, shard.key, *([before.key] if before else []))
+def _file_judged(file: ValidationTask, seen: Stats, verdict: Verdict) -> ValidationTask:
+    held = verdict.held_back.get(file.source)
+    held_back = f"its file is held back: {held.causes}; {held.advice}" if held else ""
+    refused = tuple(refusal for refusal in verdict.refused if refusal.shape in seen.get("signs", {}))
+    return dataclasses.replace(file, held_back=held_back, refused=refused) if held_back or refused else file
+
+
+def _key(shard: Shard, before: Shard | None, files: tuple[ValidationTask, ...]) -> str:
+    decisive = [[msgspec.to_builtins(part) for part in (file.rules, file.held_back, file.refused)] for file in files]
+    of_shard = [decisive] if shard.sources else decisive[0]
+    return fingerprint(Stage.VALIDATED, VERSION, *of_shard, shard.key, *([before.key] if before else []))
 
 
 def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | None]:

@@ -67,15 +67,19 @@ class _Damage:
 
 def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: float) -> Verdict:
     """The verdict on all files, from the figures of their raw shards and of the validated ones, in the same order."""
-    pairs = list(zip(raw, validated, strict=True))
-    signs = evidence_by_source((seen.source, seen.stats["signs"]) for _, seen in pairs)
+    files = [
+        (source, read, seen.by_source[source])
+        for shard, seen in zip(raw, validated, strict=True)
+        for source, read in shard.by_source.items()
+    ]
+    signs = evidence_by_source((source, seen.get("signs", {})) for source, _, seen in files)
     refused, unclear = refusals(signs), unclear_labels(signs)
     damage: dict[str, _Damage] = {}
-    for read, seen in pairs:
-        found = damage.setdefault(read.source, _Damage())
-        found.num_lines += read.stats["num_lines"] - read.stats["num_blank"]
-        found.num_broken_prompts += seen.stats.get("num_broken_prompts", 0)
-        for reason, (num, line) in [*read.stats.get("malformed", {}).items(), *seen.stats["malformed"].items()]:
+    for source, read, seen in files:
+        found = damage.setdefault(source, _Damage())
+        found.num_lines += read.get("num_lines", 0) - read.get("num_blank", 0)
+        found.num_broken_prompts += seen.get("num_broken_prompts", 0)
+        for reason, (num, line) in [*read.get("malformed", {}).items(), *seen.get("malformed", {}).items()]:
             if reason in MALFORMED:
                 found.add(reason, num, line)
     for source, own in signs.items():

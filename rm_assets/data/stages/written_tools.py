@@ -24,7 +24,11 @@ Objects = dict[tuple[str, ...], list[dict[str, Any]]]
 """Objects by the names of their members."""
 
 
-def tools_by_line(rows: pa.Table) -> Iterator[tuple[int, set[str]]]:
+Line = tuple[str, int]
+"""An annotation file and a line of it."""
+
+
+def tools_by_line(rows: pa.Table) -> Iterator[tuple[Line, set[str]]]:
     """The JSON texts of tools and calls in validated rows, by line; only of rows that have some."""
     found: dict[int, set[str]] = defaultdict(set)
     has_tools = np.flatnonzero(rows["tools"].is_valid().to_numpy())
@@ -37,22 +41,24 @@ def tools_by_line(rows: pa.Table) -> Iterator[tuple[int, set[str]]]:
         owners = np.searchsorted(lists.offsets.to_numpy(), places, side="right") - 1
         for row, text in zip(owners.tolist(), calls.take(pa.array(places)).to_pylist(), strict=True):
             found[row].add(text)
-    lines = rows["line"].take(pa.array(list(found), pa.int64())).to_pylist()
-    return zip(lines, found.values(), strict=True)
+    sources, lines = (rows[name].take(pa.array(list(found), pa.int64())).to_pylist() for name in ("source", "line"))
+    return zip(zip(sources, lines, strict=True), found.values(), strict=True)
 
 
-def num_lines_with_other_tools(raw: Path | None, tools: Mapping[int, set[str]], *, two_line_files: bool) -> int:
+def num_lines_with_other_tools(raw: Path | None, tools: Mapping[Line, set[str]], *, two_line_files: bool) -> int:
     """How many lines lack objects that these texts list; in two-line files the following line counts as well."""
     if not tools or raw is None:
         return len(tools)
-    wanted, num_sound = pa.array(list(tools), pa.int64()), 0
-    columns = ["line", "text"]
+    wanted, num_sound = pa.array({line for _, line in tools}, pa.int64()), 0
+    columns = ["source", "line", "text"]
     # the two lines of a pair may be in two row groups
     batches = [read_table([raw], schemas.RAW, columns)] if two_line_files else read_batches(raw, schemas.RAW, columns)
     for rows in batches:
         for row in np.flatnonzero(pc.is_in(rows["line"], wanted).to_numpy()).tolist():
-            lines = rows["text"].slice(row, 1 + two_line_files).to_pylist()
-            num_sound += _are_as_written(lines, tools[rows["line"][row].as_py()])
+            own, *following = rows.slice(row, 1 + two_line_files).to_pylist()
+            texts = [own["text"], *(each["text"] for each in following if each["source"] == own["source"])]
+            if (line := (own["source"], own["line"])) in tools:  # several files may have a line of this number
+                num_sound += _are_as_written(texts, tools[line])
     return len(tools) - num_sound
 
 

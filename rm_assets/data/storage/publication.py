@@ -148,7 +148,7 @@ class Publication:
             self._is_sound_by_copy[directory, shard.key] = damaged is None
             if damaged:
                 problem = f"{str(damaged[0])!r} is damaged ({damaged[1]})"
-                self._log(f"{self._asset}: {problem}; its shard of {shard.source!r} is computed again")
+                self._log(f"{self._asset}: {problem}; its shard of {shard.origin} is computed again")
         return self._is_sound_by_copy.get((directory, shard.key), True)
 
     def path(self, shard: Shard, folder: str) -> Path | None:
@@ -276,7 +276,7 @@ def _require_distinct(asset: str, shards: list[Shard]) -> None:
         for name in (shard.name, *(file.path for file in shard.files)):
             if other := owners.get(name.casefold()):
                 raise SnapshotError(
-                    f"{asset}: shards of {other.source!r} and {shard.source!r} share the name {name!r}, so one would "
+                    f"{asset}: shards of {other.origin} and {shard.origin} share the name {name!r}, so one would "
                     "replace the other: rename one of the two files"
                 )
             owners[name.casefold()] = shard

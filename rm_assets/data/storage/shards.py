@@ -8,7 +8,7 @@ import contextlib
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,9 @@ def _file_name(folder: str, name: str) -> str:
 
 Stats = dict[str, Any]
 
+SOURCES = "sources"
+"""In the figures of a shard that several annotation files share: those of each file, by its source."""
+
 StageFunction = Callable[[Any, ShardWriter], Stats]
 """Writes a shard's files from a task's arguments, and returns figures about them."""
 
@@ -138,7 +141,8 @@ def write_shard(
         stats = fill(writer)
         files = writer.finish()
         measured = measure({file.folder: directory / file.path for file in files})
-        shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured)
+        sources = _joined(stats.pop(SOURCES, {}), measured.pop(SOURCES, {}))
+        shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured, sources=sources)
         make_directory(directory)
         fsync_directory(directory, recursive=True)
         write_json(staging / f"{key}.json", StagedShard(directory=directory.name, shard=shard))
@@ -148,6 +152,30 @@ def write_shard(
             _remove_staged_directory(directory)
         raise
     return shard
+
+
+def stats_of_files(by_source: Mapping[str, Stats]) -> Stats:
+    """The figures of a shard from those of its files: one file's as they are; of several also the sums of numbers."""
+    if len(by_source) == 1:
+        return dict(*by_source.values())
+    totals: Counter[str] = Counter()
+    for stats in by_source.values():
+        totals.update({name: value for name, value in stats.items() if isinstance(value, int)})
+    return {**totals, SOURCES: by_source}
+
+
+def counts_of_files(sources: Iterable[str], **figures: Counter[str]) -> Stats:
+    """The same from counts by source, such as `num_in=Counter({"a.jsonl": 2})`. Other sources do not count."""
+    return stats_of_files({source: {name: counts[source] for name, counts in figures.items()} for source in sources})
+
+
+def _joined(*figures: dict[str, Stats]) -> dict[str, Stats]:
+    """The figures of each file, without zeros."""
+    found: dict[str, Stats] = {}
+    for by_source in figures:
+        for source, stats in by_source.items():
+            found.setdefault(source, {}).update({name: value for name, value in stats.items() if value})
+    return found
 
 
 def tables_writer(tables: dict[str, pa.Table], stats: Stats) -> Callable[[ShardWriter], Stats]:

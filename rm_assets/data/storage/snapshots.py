@@ -47,14 +47,30 @@ class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
         return self.path.rsplit("/", 1)[0]
 
 
-class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """The unit of reuse, found by its key: files (none for a folder without rows) and figures about them."""
+class Shard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The unit of reuse, found by its key: files (none for a folder without rows) and figures about them.
+
+    A shard that several annotation files share has no `source`, but in `sources` the figures of each file, by its
+    source and without zeros; `stats` are then those of all of them.
+    """
 
     name: str
     source: str
     key: str
     files: tuple[ShardFile, ...]
     stats: dict[str, Any]
+    sources: dict[str, dict[str, Any]] = {}
+
+    @property
+    def by_source(self) -> dict[str, dict[str, Any]]:
+        """The figures of each annotation file in the shard."""
+        return self.sources or {self.source: self.stats}
+
+    @property
+    def origin(self) -> str:
+        """The annotation files in the shard, for messages."""
+        names = list(self.by_source)
+        return f"{names[0]!r} to {names[-1]!r}" if self.sources else repr(self.source)
 
     @property
     def num_bytes(self) -> int:
@@ -64,6 +80,13 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     def num_rows(self, *, rejects: bool = False) -> int:
         """Rows of the data files, or of the rejects."""
         return sum(file.num_rows for file in self.files if (file.folder == REJECTS) == rejects)
+
+    def rows_by_source(self, *, rejects: bool = False) -> dict[str, int]:
+        """The same for each annotation file; of several, as counted when the shard was written."""
+        if not self.sources:
+            return {self.source: self.num_rows(rejects=rejects)}
+        figure = "num_rejects" if rejects else "num_out"
+        return {source: stats.get(figure, 0) for source, stats in self.sources.items()}
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

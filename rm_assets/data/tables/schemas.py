@@ -1,11 +1,11 @@
 """The data stages and the Arrow schemas of all datasets."""
 
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 class Stage(StrEnum):
@@ -112,9 +112,9 @@ def build_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def num_rows_of(source: str, rows: pa.Table) -> int:
-    """How many rows come from this source file."""
-    return int(pc.sum(pc.equal(rows["source"], source)).as_py() or 0)
+def num_rows_by_source(rows: pa.Table) -> Counter[str]:
+    """How many rows come from each annotation file."""
+    return Counter({each["values"]: each["counts"] for each in rows["source"].value_counts().to_pylist()})
 
 
 def _nullable(names: list[str], dtype: pa.DataType) -> list[pa.Field]:

@@ -189,10 +189,11 @@ def _rows_by_file(manifest: Manifest) -> list[dict[str, Any]]:
     """One row per annotation file, those with the most rejects first."""
     files: dict[str, Counter[str]] = {}
     for shard in manifest.shards:
-        figures = {"rows": shard.num_rows(), "rejects": shard.num_rows(rejects=True), "shards": 1}
-        files.setdefault(shard.source, Counter()).update(figures)
-    rows = [{"file": source, **{name: counts[name] for name in counts}} for source, counts in files.items()]
-    return sorted(rows, key=lambda row: (-row["rejects"], row["file"]))
+        rejects = shard.rows_by_source(rejects=True)
+        for source, rows in shard.rows_by_source().items():
+            files.setdefault(source, Counter()).update(rows=rows, rejects=rejects[source], shards=1)
+    found = [{"file": source, **{name: counts[name] for name in counts}} for source, counts in files.items()]
+    return sorted(found, key=lambda row: (-row["rejects"], row["file"]))
 
 
 def _lengths(snapshot: Snapshot) -> dict[str, Any]:
