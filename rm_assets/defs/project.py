@@ -21,7 +21,7 @@ from rm_assets.data.chat.model_files import (
     named_model,
     toy_model,
 )
-from rm_assets.data.chat.tokenizer import spare_ids
+from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.sources.remote import require_reachable
 from rm_assets.data.stages.identities import stage_identities
 from rm_assets.data.storage.files import StorageError, is_remote, resolve_path
@@ -77,7 +77,7 @@ class _ProjectResource(dg.ConfigurableResource):
                 _require_trainable(base, settings.max_length)
         tokenizer = find_tokenizer(settings)
         model = base or toy_model(tokenizer)
-        warnings = spare_ids(tokenizer, model.vocab_size)
+        warnings = _spare_ids(tokenizer, model.vocab_size)
         _require_usable(settings.storage)
         return Project(settings=settings, tokenizer=tokenizer, model=model, warnings=warnings)
 
@@ -88,6 +88,25 @@ def _require_trainable(base: ModelFiles, max_length: int) -> None:
     from rm_assets.training.model.reward_model import check_base_model
 
     check_base_model(Path(base.directory), max_length)
+
+
+def _spare_ids(files: TokenizerFiles, num_embeddings: int) -> tuple[str, ...]:
+    """A warning if a tokenizer has more ids than the model has embeddings; no text may then have one of these ids.
+
+    Raises SettingsError if every conversation would: the padding token, or one that the template writes, is among them.
+    """
+    if files.num_tokens <= num_embeddings:
+        return ()
+    chat = load_chat_tokenizer(files)
+    ids = f"the tokenizer has ids up to {files.num_tokens - 1}, the model only {num_embeddings} embeddings"
+    for what, numbers in (("the padding token", [chat.pad_token_id]), ("a token of the template", chat.template_ids)):
+        if (number := max(numbers)) >= num_embeddings:
+            token = chat.reference.convert_ids_to_tokens(number)
+            raise SettingsError(
+                f"{ids}, and {what}, {token!r}, has id {number}: set tokenizer (or RM_TOKENIZER) to the model's own, "
+                "or resize the model's embeddings (resize_token_embeddings)"
+            )
+    return (f"{ids}: a pair with one of the ids beyond stops the training job",)
 
 
 def _require_usable(setting: str) -> None:

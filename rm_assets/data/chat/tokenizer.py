@@ -230,7 +230,8 @@ def _pad_token_id(reference: Any, written: frozenset[int]) -> int:
     """The id of a special token that no conversation has: the pad token's, or the best that is free.
 
     Stock transformers reads the score at the last token that is not padding; others read it before the first one, or
-    mask every one. All agree if a conversation has none. Names that say padding are preferred, then unused ones.
+    mask every one. All agree if a conversation has none. Names that say padding are preferred, then unused ones, then
+    those without a role: others may put the begin of text before a conversation.
     """
     special = {number: str(token) for number, token in reference.added_tokens_decoder.items() if token.special}
     own = reference.pad_token_id
@@ -242,9 +243,11 @@ def _pad_token_id(reference: Any, written: frozenset[int]) -> int:
             "model to the tokenizer's length, and save both"
         )
 
-    def rank(number: int) -> tuple[bool, bool, bool, int]:
+    roles = [token for token in reference.special_tokens_map.values() if isinstance(token, str)]
+
+    def rank(number: int) -> tuple[bool, bool, bool, bool, int]:
         name = special.get(number, "")
-        return number != own, not _SAYS_PADDING.search(name), not _SAYS_UNUSED.search(name), number
+        return number != own, not _SAYS_PADDING.search(name), not _SAYS_UNUSED.search(name), name in roles, number
 
     return int(min(candidates, key=rank))
 
@@ -254,25 +257,6 @@ def _unknown_id(reference: Any) -> int | None:
     model = getattr(getattr(reference, "backend_tokenizer", None), "model", None)
     knows_all = getattr(model, "byte_fallback", False) or getattr(model, "unk_token", "") is None
     return None if knows_all else reference.unk_token_id
-
-
-def spare_ids(files: TokenizerFiles, num_embeddings: int) -> tuple[str, ...]:
-    """A warning if a tokenizer has more ids than the model has embeddings; no text may then have one of these ids.
-
-    Raises SettingsError if every conversation would: the padding token, or one that the template writes, is among them.
-    """
-    if files.num_tokens <= num_embeddings:
-        return ()
-    chat = load_chat_tokenizer(files)
-    ids = f"the tokenizer has ids up to {files.num_tokens - 1}, the model only {num_embeddings} embeddings"
-    for what, numbers in (("the padding token", [chat.pad_token_id]), ("a token of the template", chat.template_ids)):
-        if (number := max(numbers)) >= num_embeddings:
-            token = chat.reference.convert_ids_to_tokens(number)
-            raise SettingsError(
-                f"{ids}, and {what}, {token!r}, has id {number}: set tokenizer (or RM_TOKENIZER) to the model's own, "
-                "or resize the model's embeddings (resize_token_embeddings)"
-            )
-    return (f"{ids}: a pair with one of the ids beyond stops the training job",)
 
 
 def render(

@@ -111,6 +111,8 @@ WITH_TOOLS = CHATML + "{% if tools %}<|call|>{{ tools[0].function.name }}{% endi
         ),
         (LLAMA, LLAMA_TOKENS, {"bos_token": "<|begin_of_text|>", "pad_token": "<|end_of_text|>"}, "<|end_of_text|>"),
         (LLAMA, LLAMA_TOKENS[:3] + LLAMA_TOKENS[4:], {"bos_token": "<|begin_of_text|>"}, "<|end_of_text|>"),
+        (CHATML, ["<s>", "<|im_start|>", "<|im_end|>", "<x>"], {"bos_token": "<s>"}, "<x>"),
+        (CHATML, ["<|im_start|>", "<|im_end|>"], {"bos_token": "<s>"}, "<s>"),
         (COMPOSED, ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|x|>"], {"eos_token": "<|end|>"}, "<|x|>"),
         (WITH_TOOLS, ["<|call|>", "<|im_start|>", "<|im_end|>", "<|x|>"], {"pad_token": "<|call|>"}, "<|x|>"),
     ],

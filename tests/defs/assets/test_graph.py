@@ -107,6 +107,7 @@ def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     assert model["training_curves"].count("data:image/png;base64,") == 1
     assert report["report"].count("data:image/png;base64,") == 6
     assert model["golden_conversations"] == 20
+    assert model["head"] == "new"
     assert 0 < model["largest_bfloat16_difference"] < 0.1
     assert report["num_pairs"] == padded["test_pairs"]
     assert [row["pairs"] for row in table(report["slices"]) if row["slice"] == "evaluation/held: all"] == [6]
