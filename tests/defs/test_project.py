@@ -230,6 +230,21 @@ def test_ids_without_embeddings_are_a_warning_where_no_conversation_must_have_th
     assert ProjectResource(model=str(save_model_files(tmp_path / "n", vocab_size=7))).ready().warnings == ()
 
 
+def test_a_token_without_an_embedding_is_no_error_if_the_template_only_names_it(tmp_path: Path) -> None:
+    """As templates of models with images do, of which rows with images are rejects."""
+    model = save_model_files(tmp_path / "m", vocab_size=7)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    for template, is_error in ((TEMPLATE + "{% if images %}<image>{% endif %}", False), (TEMPLATE + "<image>", True)):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(model)
+        if is_error:
+            with pytest.raises(SettingsError, match="and a token of the template, '<image>', has id 7: set tokenizer"):
+                ProjectResource(model=str(model)).ready()
+        else:
+            assert ProjectResource(model=str(model)).ready().warnings
+
+
 def test_a_padding_token_without_an_embedding_is_an_error(tmp_path: Path) -> None:
     model = save_model_files(tmp_path / "m", vocab_size=7)
     tokenizer = AutoTokenizer.from_pretrained(model)

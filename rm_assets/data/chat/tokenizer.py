@@ -51,7 +51,7 @@ class ChatTokenizer:
     template: str
     control_tokens: tuple[str, ...]
     pad_token_id: int
-    template_ids: frozenset[int] = frozenset()  # those that the template may write
+    template_ids: frozenset[int] = frozenset()  # those that the template writes in every conversation
     template_file: str = ""  # for errors
     lost_by_shape: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)  # a cache of `lost_parts`
 
@@ -99,8 +99,8 @@ def _with_template(reference: Any, files: TokenizerFiles) -> ChatTokenizer:
     )
     before, after = _borders(chat)
     control = tuple(sorted(_special_tokens(reference) | _added_tokens_in(reference, before + after)))
-    written = _written_ids(chat)
-    pad_token_id = _pad_token_id(reference, written)
+    written = _rendered_ids(chat, _PROBE) | _rendered_ids(chat, _PROBE[:2])
+    pad_token_id = _pad_token_id(reference, written | _other_ids(chat))
     return dataclasses.replace(chat, control_tokens=control, pad_token_id=pad_token_id, template_ids=written)
 
 
@@ -202,28 +202,28 @@ def _added_tokens_in(reference: Any, text: str) -> set[str]:
     return {str(token) for token in reference.added_tokens_decoder.values() if str(token) in text}
 
 
-def _written_ids(chat: ChatTokenizer) -> frozenset[int]:
-    """The ids of conversations of all roles as the template writes them, and of every added token that it names.
+def _rendered_ids(chat: ChatTokenizer, messages: list[MessageDict], tools: str = "") -> frozenset[int]:
+    """The ids of a conversation, and of its prompt; none if the template refuses it."""
+    with contextlib.suppress(TemplateError, SettingsError):
+        texts = [render(chat, messages, tools), render(chat, messages[:-1], tools, add_generation_prompt=True)]
+        return frozenset(number for ids in encode(chat, texts) for number in ids.tolist())
+    return frozenset()
 
-    The text of a template names tokens; it also knows them as variables such as `bos_token`.
+
+def _other_ids(chat: ChatTokenizer) -> frozenset[int]:
+    """The ids that the template writes where there is a system message or a tool, and all that its text names.
+
+    It names tokens themselves, or variables such as `bos_token`.
     """
     system, call = {"role": "system", "content": "s"}, {"type": "function", "function": {"name": "f", "arguments": {}}}
     calling = {"role": "assistant", "content": "c", "tool_calls": [call]}
     tool = msgspec.json.encode([{"type": "function", "function": {"name": "f", "parameters": {}}}]).decode()
-    probes: list[tuple[list[MessageDict], str]] = [(_PROBE, ""), (_PROBE[:2], ""), ([system, *_PROBE[:2]], "")]
-    probes.append(([*_PROBE[:1], calling, {"role": "tool", "name": "f", "content": "r"}, _PROBE[3]], tool))
-    written: set[int] = set()
-    for messages, tools in probes:
-        with contextlib.suppress(TemplateError, SettingsError):
-            for prompting in (False, True):
-                text = render(chat, messages[: len(messages) - prompting], tools, add_generation_prompt=prompting)
-                written.update(encode(chat, [text])[0].tolist())
+    with_tool = [_PROBE[0], calling, {"role": "tool", "name": "f", "content": "r"}, _PROBE[3]]
     tokens = chat.reference.special_tokens_map.items()
     named = {token for name, token in tokens if isinstance(token, str) and re.search(rf"\b{name}\b", chat.template)}
     added = chat.reference.added_tokens_decoder.items()
-    return frozenset(
-        written | {number for number, token in added if str(token) in chat.template or str(token) in named}
-    )
+    named_ids = {number for number, token in added if str(token) in chat.template or str(token) in named}
+    return _rendered_ids(chat, [system, *_PROBE[:2]]) | _rendered_ids(chat, with_tool, tool) | named_ids
 
 
 def _pad_token_id(reference: Any, written: frozenset[int]) -> int:
