@@ -31,7 +31,7 @@ nothing; only differences between replies to one prompt do.
 The chat template already writes the special tokens, hence `add_special_tokens=False` below. The tokenizer pads on
 the right with {pad_token}, which is in no conversation. `golden_scores.json` holds {num_golden} conversations with
 their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 those of
-transformers differ by up to {bfloat16_difference:.2g}; expect about twice that of other kernels.{template_note}
+transformers differ by up to {bfloat16_difference:.2g}; expect about twice that of other kernels.{notes}
 
 transformers:
 
@@ -40,7 +40,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(directory)
-model = AutoModelForSequenceClassification.from_pretrained(directory)
+model = AutoModelForSequenceClassification.from_pretrained(directory{dtype})
 conversation = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
 text = tokenizer.apply_chat_template(conversation, tokenize=False)
 score = model(**tokenizer([text], padding=True, return_tensors="pt", add_special_tokens=False)).logits
@@ -100,12 +100,18 @@ interval; a loss is the one that was trained on, with all its terms.
 _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
 """Text without line breaks, links or characters with a meaning in Markdown."""
 
+_DTYPE = ', dtype="float32"'
+_DTYPE_NOTE = (
+    "\nThe body's weights are saved in bfloat16, the head's in float32: load them with `dtype` as below "
+    "(`torch_dtype` before transformers 4.56), or scores are bfloat16's."
+)
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
 
 def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any]) -> str:
     """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
     base, *snapshots = lineage(job)
+    is_half = job.settings.saved_dtype == "bfloat16"
     return _CARD.format(
         front_matter=_front_matter(job),
         title=f"Reward model on {_shown(base, as_code)}",
@@ -117,7 +123,8 @@ def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, gol
         pad_token=as_code(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
-        template_note="" if tokenizer.chat_template else _NO_TEMPLATE,
+        dtype=_DTYPE if is_half else "",
+        notes=("" if tokenizer.chat_template else _NO_TEMPLATE) + (_DTYPE_NOTE if is_half else ""),
         metrics=_table(("metric", "value"), {name: value for name, value in metrics.items() if name != "head"}),
         settings=_table(("setting", "value"), job.settings.model_dump()),
     )

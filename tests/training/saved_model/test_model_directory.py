@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -74,6 +75,24 @@ def saved(name, directory, body_dtype="float32", tokenizer=SAMPLE_TOKENIZER, **f
 
 def content(path: Path):
     return json.loads(path.read_text())
+
+
+def golden_scores(directory: Path):
+    return [item["score"] for item in content(directory / "golden_scores.json")["conversations"]]
+
+
+def scores_by_the_card(directory: Path):
+    """The scores that the card's code for transformers gives."""
+    [code] = re.findall(r"transformers:\n\n```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
+    first, second = re.split(r"^conversation = .*\n", code, flags=re.MULTILINE)
+    names: dict = {"directory": directory}
+    exec(first, names)
+    found = []
+    for item in content(directory / "golden_scores.json")["conversations"]:
+        names["conversation"] = item["messages"]
+        exec(second, names)
+        found.append(names["score"].item())
+    return found
 
 
 @pytest.mark.parametrize("name", OLD_FIELDS)
@@ -190,6 +209,7 @@ def test_a_body_in_bfloat16_has_a_head_in_float32_and_its_golden_scores(job_in, 
         written = content(directory / "config.json")
         assert written["dtype"] == written["torch_dtype"] == dtype
         assert verify_golden_scores(directory, load_saved_model(directory)) == 0
+        assert scores_by_the_card(directory) == pytest.approx(golden_scores(directory), abs=1e-6)
         sizes[dtype] = sum(weight.nbytes for weight in weights.values())
     assert sizes["float32"] == 2 * sizes["bfloat16"]
 
