@@ -1,6 +1,8 @@
 """The checks about whole annotation files: read, gone, ignored, held back; and the rejects of each file by reason."""
 
+import itertools
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +71,8 @@ def delivery_problems(raw: Snapshot, validated: Snapshot) -> str:
 
 def unread_files(raw: Snapshot) -> list[dict[str, Any]]:
     """A row for each file that is not used, as it is damaged, unreadable or still being written."""
-    unread = {shard.source for shard in raw.manifest.shards if shard.stats.get("num_rejected_files")}
+    files = itertools.chain.from_iterable(shard.by_source.items() for shard in raw.manifest.shards)
+    unread = {source for source, stats in files if stats.get("num_rejected_files")}
     return [
         {"file": row["file"], "reason": row["reason"], "detail": row["example"]}
         for row in rejects_by_file(raw)
@@ -141,9 +144,9 @@ def _gone_result(snapshot: Snapshot, before: Snapshot | None) -> dg.AssetCheckRe
 
 
 def _rows_by_source(snapshot: Snapshot | None) -> dict[str, int]:
-    found: dict[str, int] = {}
+    found: Counter[str] = Counter()
     for shard in snapshot.manifest.shards if snapshot else ():
-        found[shard.source] = found.get(shard.source, 0) + shard.num_rows()
+        found.update(shard.rows_by_source())
     return found
 
 

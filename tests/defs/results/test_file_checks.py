@@ -142,3 +142,15 @@ def test_the_checks_of_a_step_that_fails_are_kept(tmp_path: Path, run_graph) -> 
     checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
     assert checks["no_file_is_held_back"] is False
     assert checks["lines_are_conserved"] is True
+
+
+def test_files_that_share_a_shard_are_told_apart(settings: Settings, tmp_path: Path) -> None:
+    for number in range(20):
+        write_lines(tmp_path / "in" / f"{number:02d}.jsonl", [plain_row(number), plain_row(100 + number)])
+    assert raw_checks(settings)["no_file_disappeared"].passed
+    (tmp_path / "in" / "04.jsonl").unlink()
+    (tmp_path / "in" / "06.jsonl").rename(tmp_path / "in" / "06.jsonl.gz")  # not an archive
+    checks = raw_checks(settings)
+    gone = {row["file"]: row["rows_now"] for row in rows_of(checks["no_file_disappeared"].metadata["gone_files"])}
+    assert gone == {"04.jsonl": 0, "06.jsonl": 0}
+    assert [row["file"] for row in rows_of(checks["every_file_is_read"].metadata["unread_files"])] == ["06.jsonl.gz"]
