@@ -132,7 +132,8 @@ def test_a_loss_that_is_no_number_fails_with_the_pairs_on_stderr_and_in_a_file(m
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dagster_pipes.PipesContext, "_instance", None)
     model = build_model(make_job())
-    torch.nn.init.constant_(model.score.weight, float("inf"))
+    torch.nn.init.constant_(model.score.weight, 3e38)  # finite, or the model would be refused
+    torch.nn.init.constant_(model.model.norm.weight, 1e10)
     model.save_pretrained(tmp_path / "spoilt")
     job = make_job(
         "nan",
