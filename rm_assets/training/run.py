@@ -24,6 +24,8 @@ from rm_assets.training.jobs.result import (
     SCORES_FILE,
     SCRATCH,
     clear_output,
+    copied_figures,
+    copy_trained,
     remove_scratch,
     write_manifest,
 )
@@ -92,9 +94,35 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     one writes. Raises TrainingError, and StoppedError if `stop` asked for it.
     """
     started = time.perf_counter()
-    directory = Path(job.output_directory)
-    splits = _read_pairs(job, group, directory / SCRATCH)
+    splits = _read_pairs(job, group, Path(job.output_directory) / SCRATCH)
     tokenizer = load_tokenizer(job)
+    figures = _take_trained(job, group, log) if job.trained else _train(job, splits, tokenizer, group, log, stop)
+    log.message(f"scoring {sum(len(pairs) for name, pairs in splits.items() if name != 'train'):,} held-out pairs")
+    metrics: dict[str, Any] = {
+        **figures,
+        **_evaluate(job, splits, Packing(figures["packing"]), group),
+        "total_seconds": time.perf_counter() - started,
+    }
+    if group.is_first:
+        _publish(job, metrics, tokenizer)
+    log.message(f"wrote the model and the scores of {metrics['validation_pairs']} + {metrics['test_pairs']} pairs")
+
+
+def _take_trained(job: TrainingJob, group: Group, log: TrainingLog) -> dict[str, Any]:
+    """The weights of a published model, and the figures of its training."""
+    assert job.trained
+    if group.is_first:
+        copy_trained(Path(job.output_directory), Path(job.trained))
+    group.wait()
+    log.message("no training: a model has these weights already, and scores the held-out pairs")
+    return copied_figures(Path(job.trained))
+
+
+def _train(
+    job: TrainingJob, splits: dict[str, Pairs], tokenizer: Any, group: Group, log: TrainingLog, stop: Stop | None
+) -> dict[str, Any]:
+    """Train the model and save it; returns the figures of the training."""
+    directory = Path(job.output_directory)
     model, origin = build_with_origin(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
@@ -113,9 +141,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     _save(job, model, tokenizer, group)
     del model  # and its gradients: the saved model needs their memory
     gc.collect()  # sharded layers and their hooks reference each other, as adapters do
-    log.message(f"scoring {sum(len(pairs) for name, pairs in splits.items() if name != 'train'):,} held-out pairs")
-    evaluated = _evaluate(job, splits, choice.packing, group)
-    metrics: dict[str, Any] = {
+    return {
         **figures,
         "head": origin.head,
         "num_parameters": num_parameters,
@@ -124,12 +150,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
         "train_pairs": len(splits["train"]),
         "device": group.device.type,
         "peak_memory_bytes": peak_memory(group),
-        **evaluated,
-        "total_seconds": time.perf_counter() - started,
     }
-    if group.is_first:
-        _publish(job, metrics, tokenizer)
-    log.message(f"wrote the model and the scores of {metrics['validation_pairs']} + {metrics['test_pairs']} pairs")
 
 
 def _read_pairs(job: TrainingJob, group: Group, scratch: Path) -> dict[str, Pairs]:
@@ -190,6 +211,8 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
 def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group) -> dict[str, Any]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
+    if job.trained:
+        check_pairs(splits, num_embeddings(saved), job.pad_token_id, max_positions(saved))
     stock = saved.config._attn_implementation
     use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
@@ -225,5 +248,5 @@ def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
         model_card(job, metrics, tokenizer, read_golden_scores(directory / MODEL)), encoding="utf-8"
     )
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    write_manifest(directory, job.key, job.data_snapshot, metrics, versions)
+    write_manifest(directory, job.key, job.data_snapshot, metrics, versions, job.weights_key)
     remove_scratch(directory)

@@ -4,11 +4,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from toy_pairs import learnable_pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.training.__main__ import train
 from rm_assets.training.jobs.entry import execute_job
-from rm_assets.training.jobs.result import SCORES, clear_output, read_result
+from rm_assets.training.jobs.result import SCORES, TrainingResultError, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.training_log import TrainingLog
@@ -71,7 +72,7 @@ def test_the_manifest_tells_what_the_result_is(make_job, metrics_of):
     job = make_job(settings={"epochs": 2})
     output = run(job)
     manifest = read_result(output, job.key)
-    assert set(manifest) == {"key", "data_snapshot", "files", "metrics", "versions"}
+    assert set(manifest) == {"key", "data_snapshot", "files", "metrics", "versions", "weights_key"}
     assert manifest["data_snapshot"] == "snapshot-1"
     assert manifest["versions"]["torch"] == torch.__version__
     assert {"metrics.jsonl", "scores.parquet", "model/model.safetensors", "model/README.md"} <= set(manifest["files"])
@@ -215,3 +216,40 @@ def test_an_attempt_that_failed_at_once_is_followed_by_another(make_job, left):
     assert execute_job(job.model_copy(update={"pad_token_id": 0}), train) == 0
     assert not (output / "model" / "half.safetensors").exists()
     assert not (output / "scratch").exists()
+
+
+def test_a_model_that_has_the_weights_already_scores_other_held_out_pairs_without_training(make_job, monkeypatch):
+    first = make_job("first", settings={"lora_rank": 2}, weights_key="weights")
+    run(first)
+    splits = {
+        "train": learnable_pairs(12),
+        "validation": [],
+        "test": [],
+        "evaluation/new": learnable_pairs(4, first=90),
+    }
+    changes = {"splits": splits, "settings": {"lora_rank": 2}, "key": "another key"}
+    expected = make_job("trained", **changes)
+    run(expected)
+    monkeypatch.setattr("rm_assets.training.run.train", None)  # it is not called
+    second = make_job("second", **changes, weights_key="weights", trained=first.output_directory)
+    run(second)
+    found, trained, before = (read_result(Path(job.output_directory), job.key) for job in (second, expected, first))
+    assert found["weights_key"] == "weights"
+    clock = {"seconds", "total_seconds", "peak_memory_bytes", "pairs_per_second", "tokens_per_second"}
+    assert {name: value for name, value in found["metrics"].items() if name not in clock} == {
+        name: value for name, value in trained["metrics"].items() if name not in clock
+    }
+    assert found["metrics"]["seconds"] == before["metrics"]["seconds"]
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors", "metrics.jsonl"):
+        assert found["files"][name] == before["files"][name]
+    assert found["files"]["scores.parquet"] == trained["files"]["scores.parquet"]
+    assert read_result(Path(first.output_directory), first.key) == before  # nothing of it was changed
+
+
+def test_weights_that_changed_since_they_were_published_are_not_taken(make_job):
+    first = make_job("first")
+    run(first)
+    weights = Path(first.output_directory) / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(TrainingResultError, match=r"model\.safetensors"):
+        run(make_job("second", trained=first.output_directory))

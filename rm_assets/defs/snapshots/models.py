@@ -5,6 +5,7 @@ snapshot is named by what went into the model, not by its weights: on a GPU no t
 
 A training in progress has the directory `.training/<snapshot>/`, and its description beside it, until it is published.
 Interrupted training resumes from its checkpoint, on the pairs it began with; with other settings, a new one begins.
+Where only held-out pairs have changed, the weights of a published model score them, as another snapshot.
 
 The job works on local files. With a remote storage, it reads copies of the pairs and writes into a directory of this
 machine, which is then uploaded, the manifest last.
@@ -13,7 +14,7 @@ machine, which is then uploaded, the manifest last.
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,21 @@ import msgspec
 from rm_assets.data.chat.tokenizer import carried_template
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.stages.padding import pad_token_id_of
-from rm_assets.data.storage.files import download, is_abandoned, is_remote, read_file, remove_files, write_json
+from rm_assets.data.storage.files import (
+    download,
+    file_sizes,
+    is_abandoned,
+    is_remote,
+    read_file,
+    remove_files,
+    write_json,
+)
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals, is_snapshot_name
 from rm_assets.data.storage.parquet import open_parquet, read_table
 from rm_assets.data.storage.publication import publish_directory
-from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
+from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age, unfinished_trainings
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot, set_latest
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
@@ -89,12 +98,7 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
     with hold_lock(home / "writer.lock", ASSET, run.log.info):
         found = _verified(run, home, key)
         if found is None:
-            toy = "the built-in tiny model with random weights, as model is unset: a toy"
-            run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
-            older = None if _has_progress(home, key) else _interrupted_training(run, pairs)
-            if older is not None:
-                _finish_older(run, older)
-            found = _train(run, pairs, key)
+            found = _train_or_score(run, pairs, key)
         else:
             run.log.info(
                 f"no training: {found.directory.name} is the model of these pairs and settings{_rounding(run)}"
@@ -105,6 +109,30 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
         remove_old_snapshots(home, found.directory, keep, result_files)
         remove_old_trainings(home, keep, run.log.warning)
     return found
+
+
+def _train_or_score(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
+    """Train a model, or score today's held-out pairs with a published one that has the same weights."""
+    home = run.project.storage / ASSET
+    if same := _same_weights(home, weights_key(run.project, pairs)):
+        run.log.info(f"no training: {same.directory.name} has the weights of these pairs, which score held-out pairs")
+        return replace(_train(run, pairs, key, same), trained_now=False)
+    toy = "the built-in tiny model with random weights, as model is unset: a toy"
+    run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
+    older = None if _has_progress(home, key) else _interrupted_training(run, pairs)
+    if older is not None:
+        _finish_older(run, older)
+    return _train(run, pairs, key)
+
+
+def _same_weights(home: Path, key: str) -> ModelSnapshot | None:
+    """A published model with these weights, all files verified: only its held-out pairs may be others."""
+    for directory in snapshots_by_age(home, None):
+        with contextlib.suppress(SnapshotError, TrainingResultError, FileNotFoundError):
+            model = _read_model(directory)
+            if model.manifest["weights_key"] == key and read_result(directory, model.key):
+                return model
+    return None
 
 
 def _rounding(run: AssetRun) -> str:
@@ -119,6 +147,15 @@ def model_key(project: Project, pairs: Snapshot) -> str:
         split: [f.sha256 for s in pairs.manifest.shards for f in s.files if f.folder == split]
         for split in _splits(pairs)
     }
+    return _key(project, files)
+
+
+def weights_key(project: Project, pairs: Snapshot) -> str:
+    """A hash of everything that a model's weights depend on: of all pairs, those that it is trained on."""
+    return _key(project, {"train": [f.sha256 for s in pairs.manifest.shards for f in s.files if f.folder == "train"]})
+
+
+def _key(project: Project, files: dict[str, list[str]]) -> str:
     training = project.settings.training.decisive()
     return fingerprint(ASSET, VERSION, files, project.model.identity, project.tokenizer.identity, training)
 
@@ -268,15 +305,22 @@ def _finish_older(run: AssetRun, pairs: Snapshot) -> None:
         _remove_training(home, key[:16])
 
 
-def _train(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
-    """Train, or resume, and publish the result; one that an earlier run left unpublished is published at once."""
+def _train(run: AssetRun, pairs: Snapshot, key: str, trained: ModelSnapshot | None = None) -> ModelSnapshot:
+    """Train, or resume, and publish the result; one that an earlier run left unpublished is published at once.
+
+    A model that is `trained` gives its weights.
+    """
     home = run.project.storage / ASSET
     training = unfinished_trainings(home)
     working, job_path = training / key[:16], training / f"{key[:16]}.json"
     if not _is_finished(working, key):
         write_json(job_path, {"key": key, "data_snapshot": pairs.name})  # first, so that the directory is known as ours
         working.mkdir(parents=True, exist_ok=True)
-        write_json(job_path, training_job(run.project, pairs, key, working).model_dump(mode="json"))
+        job = training_job(run.project, pairs, key, working)
+        weights = {"weights_key": weights_key(run.project, pairs)}
+        if trained is not None:
+            weights["trained"] = _readable(run.project, trained.directory, working)
+        write_json(job_path, job.model_copy(update=weights).model_dump(mode="json"))
         run.launch(job_path)
     manifest = read_result(working, key)
     remove_scratch(working)
@@ -329,6 +373,16 @@ def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> Ha
             path = _download_copy(path, (directory / SCRATCH / "pairs" / split / path.name).resolve(), file.sha256)
         found[str(path)] = file.sha256
     return found
+
+
+def _readable(project: Project, directory: Path, working: Path) -> str:
+    """A model's directory as the job reads it, copied if it is remote and the job runs here."""
+    if not is_remote(directory) or project.settings.launch.launcher != "local":
+        return str(directory if is_remote(directory) else directory.resolve())
+    copy = (working / SCRATCH / "pairs" / "trained").resolve()
+    for name in file_sizes(directory):
+        download(directory / name, copy / name)
+    return str(copy)
 
 
 def _download_copy(path: Path, copy: Path, sha256: str) -> Path:

@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from rm_assets.data.storage.files import (
+    copy_file,
     file_sizes,
     fsync_directory,
     read_file,
@@ -95,8 +96,31 @@ def few_steps_warning(num_steps: int) -> str:
     )
 
 
+def copy_trained(directory: Path, trained: Path) -> None:
+    """Copy the weights and curves of a published model into a job's directory.
+
+    Raises TrainingResultError for a file that changed since it was published.
+    """
+    for name, sha256 in read_manifest(trained)["files"].items():
+        if _MODELS.fullmatch(name) or name == METRICS:
+            copy_file(trained / name, directory / name)
+            _check_file(directory, name, sha256)
+
+
+def copied_figures(trained: Path) -> dict[str, Any]:
+    """The figures of a published model's training, without those of its held-out pairs."""
+    of_held_out = ("validation_", "test_", EVALUATION, "bfloat16_", "scores_")
+    metrics = read_manifest(trained)["metrics"]
+    return {name: value for name, value in metrics.items() if not name.startswith(of_held_out)}
+
+
 def write_manifest(
-    directory: Path, key: str, data_snapshot: str, metrics: Mapping[str, Any], versions: Mapping[str, str]
+    directory: Path,
+    key: str,
+    data_snapshot: str,
+    metrics: Mapping[str, Any],
+    versions: Mapping[str, str],
+    weights_key: str = "",
 ) -> None:
     """Hash and sync every file of the result, then publish it by writing the manifest."""
     folders = [directory / name for name in (MODEL, ADAPTER)]
@@ -112,6 +136,7 @@ def write_manifest(
         "files": files,
         "metrics": metrics,
         "versions": versions,
+        "weights_key": weights_key,
     }
     for folder in (*folders, directory):
         if folder.is_dir():
@@ -143,6 +168,7 @@ class _Manifest(msgspec.Struct):
     files: dict[str, str]
     metrics: dict[str, Any]
     versions: dict[str, Any]
+    weights_key: str = ""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

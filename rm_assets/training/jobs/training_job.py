@@ -37,6 +37,8 @@ class TrainingJob(BaseModel):
     `chat_template` is the template's text, or None for the tokenizer's own. `lineage` names the first base of `model`
     and the snapshots since; empty: it is read from the model's card. The job writes into `output_directory`,
     `manifest.json` last.
+    `weights_key` is a hash of everything that the weights depend on. If `trained` names the directory of a published
+    model with the same one, its weights are taken, and the job only scores the held-out pairs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -56,6 +58,8 @@ class TrainingJob(BaseModel):
     tokenizer: str
     chat_template: str | None
     settings: TrainingSettings
+    weights_key: str = ""
+    trained: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> "TrainingJob":
@@ -75,5 +79,6 @@ class TrainingJob(BaseModel):
             "sha256": {read(path): sha256 for path, sha256 in self.sha256.items()},
             "model": read(self.model),
             "tokenizer": read(self.tokenizer),
+            "trained": self.trained and read(self.trained),
         }
         return self.model_copy(update=changes)

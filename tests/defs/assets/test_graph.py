@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
-from support import write_lines
+from support import polite_rows, write_lines
 
 from rm_assets.definitions import definitions
 from rm_assets.settings import setting_fields
@@ -237,3 +238,21 @@ def test_trl_takes_a_step_on_what_the_stages_wrote(first_run, tmp_path: Path, as
         train_dataset=pairs,
     )
     assert trainer.train().global_step == 1
+
+
+def test_another_evaluation_set_is_scored_by_the_model_there_is(first_run, run_graph, tmp_path: Path) -> None:
+    settings, _ = first_run
+    shutil.copytree(settings["storage"], tmp_path / "storage")
+    own = {"held": settings["evaluation_files"]["held"], "own": str(tmp_path / "own.jsonl")}
+    write_lines(tmp_path / "own.jsonl", polite_rows(309)[300:])
+    result = run_graph("*reward_model", **settings | {"storage": str(tmp_path / "storage"), "evaluation_files": own})
+    assert result.success, errors(result)
+    shown = metadata(result, "reward_model")
+    assert shown["trained_now"] is False
+    assert (shown["evaluation/own_pairs"], shown["evaluation/held_pairs"]) == (9, 6)
+    manifests = [
+        json.loads(path.read_text()) for path in (tmp_path / "storage" / "reward_model").glob("*/manifest.json")
+    ]
+    assert len({manifest["key"] for manifest in manifests}) == 2
+    assert len({manifest["weights_key"] for manifest in manifests}) == 1
+    assert len({manifest["files"]["model/model.safetensors"] for manifest in manifests}) == 1

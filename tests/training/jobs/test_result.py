@@ -12,7 +12,7 @@ def result(tmp_path):
     for name in ("model/model.safetensors", "model/config.json", "scores.parquet", "metrics.jsonl"):
         (tmp_path / name).write_text(f"content of {name}")
     (tmp_path / "job.json").write_text("the launcher's own file")
-    write_manifest(tmp_path, "key-1", "snapshot-1", {"test_accuracy": None}, {"torch": "2"})
+    write_manifest(tmp_path, "key-1", "snapshot-1", {"test_accuracy": None}, {"torch": "2"}, "weights-1")
     return tmp_path
 
 
@@ -27,6 +27,7 @@ def test_a_result_is_read_with_the_hash_of_every_file(result):
         },
         "metrics": {"test_accuracy": None},
         "versions": {"torch": "2"},
+        "weights_key": "weights-1",
     }
     assert not (result / "manifest.json.tmp").exists()
 
