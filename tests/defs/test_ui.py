@@ -176,7 +176,7 @@ PAGES = {
         "rejects": "not_json",
     },
     "reward_model": {"test_accuracy": r"0\.\d+", "pairs_per_second": r"\d+", "trained_now": "true"},
-    "reward_model_report": {"verdict": "accuracy 0", "slices": "format: plain", "accuracy": r"0\.\d+"},
+    "reward_model_report": {"verdict": r"Ranks 0\.\d+ of", "slices": "format: plain", "accuracy": r"0\.\d+"},
     "promoted_reward_model": {"verdict": "promoted", "reason": "pairs"},
 }
 

@@ -69,8 +69,8 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
-            "verdict": dg.MetadataValue.md(_verdict(written, checks)),
-            "report": dg.MetadataValue.md(_page(checks, plots)),
+            "verdict": dg.MetadataValue.text(_verdict(written, checks)),
+            "report": dg.MetadataValue.md(_page(written, checks, plots)),
             **(
                 {"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table, written.judged_on)) else {}
             ),
@@ -86,23 +86,26 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
 
 
 def _verdict(written: WrittenReport, checks: list[dg.AssetCheckResult]) -> str:
-    """The accuracy and the failed checks as a list, as the page cuts off long lines."""
-    warning = [f"**NOT** {check.check_name}" for check in checks if not check.passed]
-    metrics = written.metrics
-    found = [
-        f"accuracy {metrics['accuracy']:.3f}",
-        f"95 % interval {interval_text(metrics)}",
-        f"on {metrics['num_pairs']:,} {written.judged_on}",
+    """The accuracy and the failed checks in a sentence."""
+    failed, metrics = [str(check.check_name) for check in checks if not check.passed], written.metrics
+    found = f"Ranks {metrics['accuracy']:.3f} of {metrics['num_pairs']:,} {written.judged_on} right"
+    warning = f"Failed checks: {', '.join(failed)}." if failed else "All checks passed."
+    return f"{found} (95 % interval {interval_text(metrics)}). {warning}"
+
+
+def _page(written: WrittenReport, checks: list[dg.AssetCheckResult], plots: dict[str, bytes]) -> str:
+    """The report as one Markdown page: the verdict, a table of the checks, then each plot under its heading."""
+    rows = [
+        f"| {'passed' if check.passed else '**failed**'} | {check.check_name} | {_in_a_cell(check.description)} |"
+        for check in checks
     ]
-    lines = [*found, *(warning or ["all checks passed"])]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _page(checks: list[dg.AssetCheckResult], plots: dict[str, bytes]) -> str:
-    """The report as one Markdown page: the checks, then each plot under its heading."""
-    answers = [f"- {'yes' if check.passed else '**NO**'}: {check.check_name} ({check.description})" for check in checks]
+    answers = "\n".join(["| | check | found |", "|---|---|---|", *rows])
     pictured = [f"### {heading}\n\n{markdown_picture(plots[name], heading)}" for name, heading in _HEADINGS.items()]
-    return "\n\n".join(["\n".join(answers), *pictured])
+    return "\n\n".join([f"**{_verdict(written, checks)}**", answers, *pictured])
+
+
+def _in_a_cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|")
 
 
 def _slices(rows: Any) -> list[dict[str, Any]]:

@@ -78,6 +78,16 @@ def test_of_a_model_no_better_than_chance_no_other_cause_is_advised(tmp_path: Pa
         assert "add pairs" not in str(check.description).lower()
 
 
+def test_the_verdict_is_a_sentence_with_which_the_page_begins(tmp_path: Path) -> None:
+    metadata, _ = shown(tmp_path, {"test": ["x"] * 40}, right=0.0)
+    verdict = metadata["verdict"].value
+    assert verdict.startswith("Ranks 0.000 of 40 test pairs right (95 % interval 0.000 to ")
+    assert verdict.endswith(". Failed checks: accuracy_is_above_chance, model_beats_length, model_needs_the_prompt.")
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(metadata["report"].value)
+    assert page.startswith(f"<p><strong>{verdict}</strong></p>\n<table>")
+    assert page.count("<tr>") == 5 and "<td><strong>failed</strong></td>\n<td>model_beats_length</td>" in page
+
+
 def test_a_subset_called_all_does_not_take_the_place_of_the_whole_set(tmp_path: Path) -> None:
     metadata, _ = shown(tmp_path, {"test": ["x", "x", "all"], "evaluation/bench": ["all", "x", "x", "x"]})
     cells = {row["subset"]: (row["test"], row["bench"]) for row in records(metadata["evaluation_sets"])}
