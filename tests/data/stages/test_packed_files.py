@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
 from rm_assets.data.compute import engine
 from rm_assets.data.sources import packs
@@ -21,7 +22,6 @@ from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 from rm_assets.trace import trace
-from tests.support import age, plain_row, rejects, rows, run_stages, silent, violations, write_lines
 
 NUM_FILES = 12
 

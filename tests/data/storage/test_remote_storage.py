@@ -74,6 +74,21 @@ def test_the_stages_give_the_same_snapshots_on_s3_and_run_for_nothing_again(home
     assert written <= {"stamps.json"}
 
 
+def test_small_files_share_shards_on_s3_as_they_do_here(home: Path, tmp_path: Path) -> None:
+    local, remote = tmp_path / "annotations", home / "annotations"
+    for number in range(10):
+        content = write_lines(local / f"{number}.jsonl", [plain_row(number)]).read_bytes()
+        (remote / f"{number}.jsonl").write_bytes(content)
+    places = [(str(local), str(tmp_path / "storage")), (str(remote), str(home / "storage"))]
+    here, there = (run_stages(Settings(annotations=place, storage=storage)) for place, storage in places)
+    assert [len(snapshot.manifest.shards) for snapshot in there.values()] == [1] * 5
+    assert {stage: snapshot.name for stage, snapshot in here.items()} == {s: found.name for s, found in there.items()}
+    (remote / "3.jsonl").write_bytes(msgspec.json.encode(plain_row(33)))
+    changed = run_stages(Settings(annotations=str(remote), storage=str(home / "storage")))
+    assert [snapshot.num_new_shards for snapshot in changed.values()] == [1] * 5
+    assert not any(violations(changed).values())
+
+
 def test_appending_to_a_remote_file_computes_the_last_shards_alone(home: Path) -> None:
     lines = [msgspec.json.encode(plain_row(number)) + b"\n" for number in range(60)]
     settings = Settings(annotations=str(home / "a.jsonl"), storage=str(home / "storage"), shard_bytes=3000)
