@@ -147,7 +147,11 @@ class _Reading:
     stamps: dict[str, Any]
 
 
-def _known_reading(file: AnnotationFile, reading: _Reading) -> "Part | list[Shard] | None":
+Found = Part | list[Shard]
+"""What a file gave: the one part of a small one, or the shards of a large one, written while it was read."""
+
+
+def _known_reading(file: AnnotationFile, reading: _Reading) -> Found | None:
     """What the last reading of a file gave, if its stamp is still the same; else None."""
     known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
     if not known or known["stamp"] != _own_stamp(reading.present[file.source], reading):
@@ -168,9 +172,6 @@ def _own_stamp(stamp: list[Any], reading: _Reading) -> list[Any]:
 
 
 # --- shards of files -----------------------------------------------------------------------------------------
-
-Found = Part | list[Shard]
-"""What a file gave: the one part of a small one, or the shards of a large one, written while it was read."""
 
 
 def _shards_of_files(runs: Iterable[Sequence[AnnotationFile]], reading: _Reading) -> Iterator[Shard]:
