@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,14 +35,16 @@ def make_environment(home: Path, *packages: str) -> Path:
 
 
 def variables() -> dict[str, str]:
-    """The variables of a program's process: nothing from the Hub, and none of this project's modules."""
+    """The variables of a program's process: nothing from the Hub, and little of the machine."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return kept | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
+    few = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    return kept | few | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def run_program(python: Path, name: str, *arguments: object) -> Any:
-    """The JSON that a program of `programs/` prints as its last line, run by another environment's Python."""
+    """The JSON that a program of `programs/` prints as its result, run by another environment's Python."""
     command = [python, PROGRAMS / f"{name}.py", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=variables())
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    [result] = re.findall(r"^result: (.*)$", done.stdout, re.MULTILINE)
+    return json.loads(result)

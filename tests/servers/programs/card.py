@@ -27,4 +27,4 @@ with torch.no_grad():
     tokenizer, texts = names["tokenizer"], [item["text"] for item in golden]
     batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
     found["together"] = names["model"](**batch).logits[:, 0].tolist()
-print(json.dumps(found))
+print("result:", json.dumps(found))

@@ -8,4 +8,4 @@ from sentence_transformers import CrossEncoder
 
 golden = json.loads((Path(sys.argv[1]) / "golden_scores.json").read_text())["conversations"]
 model = CrossEncoder(sys.argv[1])
-print(json.dumps([float(score) for score in model.predict([item["messages"] for item in golden])]))
+print("result:", json.dumps([float(score) for score in model.predict([item["messages"] for item in golden])]))

@@ -13,4 +13,4 @@ else:
     import pyarrow.parquet as pq
 
     found = [pq.read_table(path).to_pylist() for path in paths]
-print(json.dumps(found))
+print("result:", json.dumps(found))
