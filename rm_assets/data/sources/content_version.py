@@ -144,6 +144,7 @@ class _Scan:
         self._takes_all = self._waiting_since is not None and self._now - self._waiting_since >= longest_wait
         self._unread: list[AnnotationFile] = []
         self._not_to_keep: set[str] = set()
+        self._directories: dict[Path, str] = {}
 
     def add(self, file: AnnotationFile) -> None:
         """Add a file by its status, without opening it."""
@@ -152,7 +153,7 @@ class _Scan:
         except OSError as error:
             self.found.seen[file.source] = _unreadable(type(error).__name__)
             return
-        stamp, known = file_stamp(file.path, status), self._known.seen.get(file.source)
+        stamp, known = file_stamp(file.path, status, self._directories), self._known.seen.get(file.source)
         if known and known.stamp == stamp:
             seen = msgspec.structs.replace(known, since=min(known.since, self._now), blocks=list(known.blocks))
         else:

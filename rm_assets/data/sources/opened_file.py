@@ -76,13 +76,25 @@ def file_status(path: Path) -> Status:
     return remote_status(path) if is_remote(path) else path.stat()
 
 
-def file_stamp(path: Path, status: Status) -> list[Any]:
-    """Plain values that stay equal as long as a file does not change: path, size, times and inode."""
+def file_stamp(path: Path, status: Status, directories: dict[Path, str] | None = None) -> list[Any]:
+    """Plain values that stay equal as long as a file does not change: path, size, times and inode.
+
+    `directories` keeps the resolved paths of directories from one file of a listing to the next.
+    """
     if isinstance(status, RemoteStatus):
         return [str(path), status.st_size, status.version]
-    location = quote_from_bytes(os.fsencode(os.path.realpath(path)))
+    location = quote_from_bytes(os.fsencode(_resolved(path, {} if directories is None else directories)))
     # ctime also changes where a tool restores the old mtime after writing
     return [location, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _resolved(path: Path, directories: dict[Path, str]) -> str:
+    if path.is_symlink():
+        return os.path.realpath(path)
+    directory = path.parent
+    if directory not in directories:
+        directories[directory] = os.path.realpath(directory)
+    return f"{directories[directory]}/{path.name}"
 
 
 def is_recent(status: Status) -> bool:

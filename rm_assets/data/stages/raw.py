@@ -20,7 +20,7 @@ import msgspec
 
 from rm_assets.data.compute.progress import Progress
 from rm_assets.data.sources.blocks import Block, blocks_of_lines, blocks_of_rows, plain_block_sha256
-from rm_assets.data.sources.content_version import CONTENT, content_listing
+from rm_assets.data.sources.content_version import CONTENT, Listing, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
 from rm_assets.data.sources.evaluation_sets import find_evaluation_files
 from rm_assets.data.sources.file_kinds import grows_by_lines, what_is_not_read
@@ -81,10 +81,11 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
         resolve_path(settings.storage), Stage.RAW, settings.keep_snapshots, log, settings.verify
     ) as publisher:
         stamps = _read_stamps(publisher)
+        before = dict(stamps)
         # listed before the files are read: data that arrive meanwhile change the version and must not count as read
         listing = content_listing(files, resolve_path(settings.storage), trusts_stamps=settings.verify == "stamps")
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            progress = Progress(Stage.RAW, _total_bytes(files), log)
+            progress = Progress(Stage.RAW, _total_bytes(files, listing), log)
             reading = _Reading(
                 settings=settings,
                 settings_hash=settings_hash,
@@ -97,19 +98,16 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
             runs = [annotations.files[run] for run in name_runs([file.source for file in annotations.files])]
             evaluation = ([file] for file in files[len(annotations.files) :])  # a shard belongs to one evaluation set
             shards = list(_shards_of_files([*runs, *evaluation], reading))
-        write_json(publisher.directory / _STAMPS, {file.source: stamps.get(file.source) for file in files})
+        if (after := {file.source: stamps.get(file.source) for file in files}) != before:
+            write_json(publisher.directory / _STAMPS, after)
         facts = {"ignored_files": list(annotations.ignored), CONTENT: listing.version}
         return publisher.publish(shards, {}, facts, stage_identity(Stage.RAW, settings, ""))
 
 
-def _total_bytes(files: list[AnnotationFile]) -> int | None:
-    """Bytes of all files; None if one is not plain lines, is missing, or is remote, where each size costs a request."""
-    if any(is_remote(file.path) or not grows_by_lines(file.path.name) for file in files):
-        return None
-    try:
-        return sum(file.path.stat().st_size for file in files)
-    except OSError:
-        return None
+def _total_bytes(files: list[AnnotationFile], listing: Listing) -> int | None:
+    """Bytes of all files; None if one is not plain lines, or is remote."""
+    is_known = all(not is_remote(file.path) and grows_by_lines(file.path.name) for file in files)
+    return listing.num_bytes if is_known else None
 
 
 # --- stamps: a file with an equal stamp is not read; otherwise its content decides -----------------------------
