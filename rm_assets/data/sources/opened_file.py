@@ -125,7 +125,7 @@ class OpenedFile:
         if not suffix:
             return stored
         if not self.num_bytes:
-            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, EOFError.__name__)  # the gzip module accepts an empty file
+            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, "it is empty")  # which the gzip module accepts
         limit = max(EXPANSION_ALLOWANCE, max_expansion * self.num_bytes)
         archive = _DECOMPRESSORS[suffix](stored)
         expanded: io.BufferedReader = io.BufferedReader(_Expanded(archive, limit), _BUFFER_BYTES)
@@ -278,12 +278,26 @@ class _Expanded(io.RawIOBase):
         try:
             piece = self._archive.read(len(buffer))
         except _ARCHIVE_ERRORS as error:
-            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, type(error).__name__) from None
+            raise RejectedFileError(Reason.DAMAGED_ARCHIVE, _archive_problem(error)) from None
         self._num_left -= len(piece)
         if self._num_left < 0:
             raise RejectedFileError(Reason.DECOMPRESSION_BOMB, BEYOND_LIMIT)
         buffer[: len(piece)] = piece
         return len(piece)
+
+
+def _archive_problem(error: Exception) -> str:
+    """What is wrong with an archive, by the error of its decompressor."""
+    text = str(error)
+    if isinstance(error, EOFError):
+        return "it ends too early: its transfer may have broken off"
+    if text.startswith("Not a gzipped file") or "Unknown frame descriptor" in text:
+        return "it holds data that are not compressed as its name says"
+    if text.startswith(("CRC check failed", "Incorrect length")) or "checksum" in text:
+        return "its content does not match its checksum"
+    if "requires too much memory" in text:
+        return "it needs more than 128 MiB of memory to decompress"
+    return "its compressed data are damaged"
 
 
 def _gunzip(stored: io.BufferedReader) -> BinaryIO:

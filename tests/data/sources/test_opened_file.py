@@ -68,16 +68,23 @@ def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "nothing at all": lambda data: b"",
-    "half a header": lambda data: data[:3],
-    "half the data": lambda data: data[: len(data) // 2],
-    "all but the last byte": lambda data: data[:-1],
-    "no archive": lambda data: b"no archive",
-    "a bit flipped inside": lambda data: flipped(data, len(data) // 2),
-    "a bit of the checksum flipped": lambda data: flipped(data, len(data) - 3),
-    "text after it": lambda data: data + b"junk after the end",
-    "a torn second member": lambda data: data + data[:-20],
+TORN = "it ends too early: its transfer may have broken off"
+FOREIGN = "it holds data that are not compressed as its name says"
+CHANGED = "its content does not match its checksum"
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], set[str]]] = {
+    "nothing at all": (lambda data: b"", {"it is empty"}),
+    "half a header": (lambda data: data[:3], {TORN}),
+    "half the data": (lambda data: data[: len(data) // 2], {TORN}),
+    "all but the last byte": (lambda data: data[:-1], {TORN}),
+    "no archive": (lambda data: b"no archive", {FOREIGN}),
+    "a bit flipped inside": (
+        lambda data: flipped(data, len(data) // 2),
+        {CHANGED, "its compressed data are damaged"},
+    ),
+    "a bit of the checksum flipped": (lambda data: flipped(data, len(data) - 3), {CHANGED}),
+    "another length": (lambda data: flipped(data, len(data) - 1), {CHANGED}),
+    "text after it": (lambda data: data + b"junk after the end", {FOREIGN}),
+    "a torn second member": (lambda data: data + data[:-20], {TORN}),
 }
 
 
@@ -85,17 +92,17 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_a_damaged_archive_is_refused(tmp_path: Path, suffix: str, damage: str) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(DAMAGES[damage](COMPRESS[suffix](TEXT)))
+    spoil, details = DAMAGES[damage]
+    path.write_bytes(spoil(COMPRESS[suffix](TEXT)))
     reason, detail = refused(path)
-    assert reason is Reason.DAMAGED_ARCHIVE
-    assert detail in {"EOFError", "BadGzipFile", "error", "ZstdError"}
+    assert reason is Reason.DAMAGED_ARCHIVE and detail in details
 
 
 def test_a_zstd_frame_that_wants_too_large_a_window_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     compressor = zstd.ZstdCompressor(options=WIDE)
     path.write_bytes(compressor.compress(TEXT) + compressor.flush())
-    assert refused(path) == (Reason.DAMAGED_ARCHIVE, "ZstdError")
+    assert refused(path) == (Reason.DAMAGED_ARCHIVE, "it needs more than 128 MiB of memory to decompress")
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
