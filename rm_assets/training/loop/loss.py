@@ -66,16 +66,17 @@ def check_margins(splits: Mapping[str, Pairs], settings: TrainingSettings) -> No
             )
 
 
-NUM_NAMED = 5
+NUM_NAMED = 3
 """Pairs that an error names."""
 
 
 def worst_pairs(pairs: Pairs, rows: NDArray[np.int64], losses: NDArray[np.float64]) -> str:
-    """For an error: the rows whose loss is not finite, then those with the largest loss."""
+    """For an error: the rows whose loss is not finite, then those of the largest loss, and how to see the first."""
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:NUM_NAMED]
-    found = zip(pairs.pair_ids(rows[order]), losses[order], pairs.margin[rows[order]], strict=True)
+    pair_ids = pairs.pair_ids(rows[order])
+    found = zip(pair_ids, losses[order], pairs.margin[rows[order]], strict=True)
     named = ", ".join(f"{pair_id} (loss {loss:.4g}, margin {margin:.4g})" for pair_id, loss, margin in found)
-    return f"of {len(rows)} pairs these have the largest losses: {named}"
+    return f"of {len(rows)} pairs these have the largest losses: {named}; see: python -m rm_assets.trace {pair_ids[0]}"
 
 
 def num_right(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_fails_with_the_pairs_on_stderr_and_in_a_file(m
     output = Path(job.output_directory)
     told = (output / "error.txt").read_text()
     assert "of 200 pairs these have the largest losses: " in told
-    assert len(set(re.findall(r"pair\d+ \(loss nan, margin 0\)", told))) == 5
+    assert len(set(re.findall(r"pair\d+ \(loss nan, margin 0\)", told))) == 3
     assert not (output / "manifest.json").exists()
     lines = messages_file.read_bytes().splitlines()
     assert json.loads(lines[-1])["method"] == "closed"
