@@ -60,7 +60,7 @@ from rm_assets.training.report.calibration import wins
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.saved_model.golden_scores import read_golden_scores, write_golden_scores
 from rm_assets.training.saved_model.model_card import lineage, model_card
-from rm_assets.training.saved_model.model_directory import save_model, share_files
+from rm_assets.training.saved_model.model_directory import require_same_tokenizer, save_model, share_files
 
 _MAX_NAMED = 5
 """Unused weights that the log names."""
@@ -126,6 +126,7 @@ def _train(
     model, origin = build_with_origin(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
+    require_same_tokenizer(tokenizer, model.config)
     model = with_adapter(model, job.settings)
     log.message("trying packings: a shared prompt is computed once where scores and gradients stay exact")
     choice = _choose_packing(model, splits["train"], group)

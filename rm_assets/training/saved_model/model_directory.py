@@ -7,6 +7,7 @@ What else is added is for one program each: see `_ADDED` and `_write_value_head`
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from rm_assets.data.chat.pretrained import CONFIGURATION, load_tokenizer
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.architecture import HEAD
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.saved_model.golden_scores import CONVERSATIONS
@@ -34,6 +36,11 @@ _OLD_NAMES = {
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
 }
 """Types of models whose fields had other names in transformers 4."""
+_TEXTS = (
+    "In 1234567 of 89.5 cases, it's 10 % off:\n\n\tx  = y\r\n   # I'LL don't\n",
+    "naïve Äpfel, e\u0301 \ufb01 \u2126, 你好，世界！ こんにちは 안녕 Привет مرحبا 🙂👍🏽 <|x|> [INST]",
+)
+"""What tokenizers split in different ways: numbers, white space, contractions, and texts that are not normalized."""
 _Fields = Callable[[Mapping[str, Any]], dict[str, Any]]
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -52,6 +59,24 @@ def save_model(model: Any, tokenizer: Any, directory: Path, body_dtype: str = "f
         _write_old_tokenizer_configuration(directory)
     _write_value_head(directory, getattr(model, HEAD))
     share_files(directory)
+
+
+def require_same_tokenizer(tokenizer: Any, configuration: Any) -> None:
+    """Raise TrainingError if the saved directory would be loaded with a tokenizer that gives other ids.
+
+    transformers 5 chooses the tokenizer of some types of models by the type alone: next to a Qwen2 model, every
+    tokenizer is loaded as Qwen2's, which splits numbers in its own way.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        configuration.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        loaded = load_tokenizer(name)
+    if _ids(loaded) != _ids(tokenizer):
+        raise TrainingError(
+            f"a saved model of type {configuration.model_type!r} would be loaded with {type(loaded).__name__}, which "
+            "gives other token ids than the tokenizer of this training: set tokenizer (or RM_TOKENIZER) to the model's "
+            "own, or choose another model"
+        )
 
 
 def share_files(directory: Path) -> None:
@@ -161,9 +186,14 @@ def _write_old_tokenizer_configuration(directory: Path) -> None:
 
 def _behavior(tokenizer: Any) -> list[Any]:
     """What two equal tokenizers have in common: special tokens, and the ids of all kinds of text."""
+    return [tokenizer.special_tokens_map, set(tokenizer.all_special_tokens), *_ids(tokenizer)]
+
+
+def _ids(tokenizer: Any) -> list[list[int] | None]:
+    """The ids of all kinds of text; None for a text on which the tokenizer fails."""
     texts = [str(message["content"]) for messages in CONVERSATIONS for message in messages]
-    found: list[Any] = [tokenizer.special_tokens_map, set(tokenizer.all_special_tokens)]
-    for text in [*texts, " ".join(map(str, tokenizer.all_special_tokens))]:
+    found: list[list[int] | None] = []
+    for text in [*texts, *_TEXTS, " ".join(map(str, tokenizer.all_special_tokens))]:
         try:
             found.append(text_ids(tokenizer, text))
         except ConversationError:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from rm_assets.data.chat.pretrained import load_tokenizer
-from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.reward_model import load_model
@@ -22,7 +22,7 @@ from rm_assets.training.run import train_and_publish
 from rm_assets.training.saved_model import model_directory
 from rm_assets.training.saved_model.golden_scores import verify_golden_scores
 from rm_assets.training.saved_model.model_directory import _write_old_configuration as write_old_configuration
-from rm_assets.training.saved_model.model_directory import save_model
+from rm_assets.training.saved_model.model_directory import require_same_tokenizer, save_model
 from rm_assets.training.saved_model.stock_scoring import load_saved_model
 
 SAMPLE_TOKENIZER = Path("rm_assets/sample/tokenizer")
@@ -217,3 +217,10 @@ def test_a_body_in_bfloat16_has_a_head_in_float32_and_its_golden_scores(job_in, 
 def test_the_precision_of_the_saved_model_is_part_of_its_key_unless_it_is_float32(make_job):
     assert "saved_dtype" not in make_job().settings.decisive()
     assert make_job(settings={"saved_dtype": "bfloat16"}).settings.decisive()["saved_dtype"] == "bfloat16"
+
+
+def test_a_tokenizer_that_the_models_type_would_replace_is_refused():
+    tokenizer = load_tokenizer(str(SAMPLE_TOKENIZER))
+    require_same_tokenizer(tokenizer, AutoConfig.for_model("llama"))
+    with pytest.raises(TrainingError, match="type 'qwen2' would be loaded with Qwen2Tokenizer, which gives other"):
+        require_same_tokenizer(tokenizer, AutoConfig.for_model("qwen2"))
