@@ -108,13 +108,40 @@ def test_code_of_a_tokenizer_is_not_run_where_the_terminal_says_yes(tmp_path: Pa
 
 
 def test_no_asset_hands_a_value_to_dagsters_pickling_store() -> None:
-    """An asset that returns a value, or takes one, goes through an IO manager; with dependencies alone none does."""
+    """An asset that returns a value, or takes one, goes through an IO manager, which refuses both."""
     for asset in definitions().assets or []:
         assert isinstance(asset, dg.AssetsDefinition)
         assert list(asset.node_def.ins) == [] or all(
             definition.dagster_type.is_nothing for definition in asset.node_def.input_dict.values()
         ), asset.key
-    assert "io_manager" not in (definitions().resources or {})
+
+
+def test_a_value_between_assets_is_refused_and_never_pickled(tmp_path: Path) -> None:
+    @dg.asset
+    def hands_on_a_value() -> list[int]:
+        return [1]
+
+    @dg.asset
+    def takes_a_value(hands_on_a_value: list[int]) -> None:
+        pass
+
+    resources = definitions().resources
+    assert resources
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run = dg.materialize([hands_on_a_value], resources=resources, instance=instance, raise_on_error=False)
+        assert not run.success
+        [failure] = run.get_step_failure_events()
+        assert "an asset of rm_assets hands on no value: write files" in failure.step_failure_data.error_display_string
+        instance.report_runless_asset_event(dg.AssetMaterialization("hands_on_a_value"))
+        run = dg.materialize(
+            [hands_on_a_value, takes_a_value],
+            selection=[takes_a_value],
+            resources=resources,
+            instance=instance,
+            raise_on_error=False,
+        )
+        [failure] = run.get_step_failure_events()
+        assert "an asset of rm_assets hands on no value" in failure.step_failure_data.error_display_string
 
 
 def test_the_audit_is_in_every_process_of_a_run(audited: AuditedRun) -> None:

@@ -44,7 +44,7 @@ _IN_PROGRESS = [Status.QUEUED, Status.STARTING, Status.STARTED, Status.CANCELING
 
 
 def _interval() -> int:
-    """Seconds between two ticks. Invalid settings are reported by the ticks, so loading must not fail on them."""
+    """Seconds between two ticks. Invalid settings are reported by `definitions`, which names the setting."""
     with contextlib.suppress(SettingsError):
         return load_settings({}, os.environ).arrival_seconds
     return int(Settings.model_fields["arrival_seconds"].default)

@@ -59,7 +59,11 @@ def test_every_asset_says_what_it_is(first_run) -> None:
     specs = {spec.key.to_user_string(): spec for spec in definitions().resolve_all_asset_specs()}
     assert sorted(specs) == sorted([SOURCE, *ASSETS, *OFF])
     for name, spec in specs.items():
-        assert spec.description and spec.owners and spec.kinds and (spec.code_version or name == SOURCE)
+        assert spec.description and spec.kinds and (spec.code_version or name == SOURCE)
+        [reference] = spec.metadata["dagster/code_references"].code_references
+        below = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1 :]
+        defined = next(line for line in below if line.startswith("def "))
+        assert defined.startswith("def _observe(" if name == SOURCE else f"def {name}(")
         assert spec.group_name in {"annotations", "preparation", "training"}
     for name in {*ASSETS, *OFF} - {"reward_model"}:  # which is a directory of files, no dataset
         columns = specs[name].metadata["dagster/column_schema"].columns

@@ -313,7 +313,7 @@ def test_a_setting_that_cannot_be_used_fails_the_tick(desk: Desk, setting: str, 
         desk.tick()
 
 
-def test_settings_that_cannot_be_used_do_not_keep_the_location_from_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_is_arrival_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     from rm_assets.defs.automation.arrival import _interval
 
     monkeypatch.setenv("RM_ARRIVAL_SECONDS", "7")
