@@ -1,11 +1,11 @@
-"""Settings given as JSON: parsing, and validation of `columns` and `labels`."""
+"""Parsing of settings given as JSON, and validation of their values."""
 
 import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 Column = Literal[
     "prompt",
@@ -31,6 +31,7 @@ Label = Literal["first", "second", "tie"]
 """What the label of a comparison can mean."""
 
 _FILE = re.compile(r"[*?\[/]|\.(?:jsonl?|ndjson|jsonlines|csv|tsv|parquet)(?:\.\w+)?$", re.IGNORECASE)
+_OWNER = re.compile(r"team:.+|[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
 
 
 def is_glob(name: str) -> bool:
@@ -51,11 +52,30 @@ def _list_from_json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
-        raise ValueError('a JSON list is needed, such as ["accuracy_is_above_chance"]') from None
+        raise ValueError('a JSON list is needed, such as ["value"]') from None
 
 
 MAPPING, LIST = BeforeValidator(_mapping_from_json), BeforeValidator(_list_from_json)
 """Parse JSON text from environment variables; mappings and lists from Dagster config are left as they are."""
+
+
+def _utf8(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it must be UTF-8 text") from None
+    return value
+
+
+def _owners(value: list[str]) -> list[str]:
+    for owner in value:
+        if not _OWNER.fullmatch(owner):
+            raise ValueError(f"{owner!r} must be an email address, or a team such as 'team:alignment'")
+    return value
+
+
+UTF8, OWNERS = AfterValidator(_utf8), AfterValidator(_owners)
+"""Text without lone surrogates; owners of assets as Dagster takes them."""
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,6 +85,27 @@ def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if found.setdefault(name, value) != value:
             raise ValueError(f"{name!r} is given twice, with different values: keep one of them")
     return found
+
+
+def require_folder_names(names: Mapping[str, Any]) -> None:
+    """Raise ValueError unless each name can be that of a folder, on a system that ignores case, too."""
+    known: dict[str, str] = {}
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?", name):
+            raise ValueError(
+                f"the name {name!r} must be at most 100 letters, digits, '.', '_' and '-', the first a letter or "
+                "digit and the last not '.'"
+            )
+        if (other := known.setdefault(name.lower(), name)) != name:
+            raise ValueError(f"the names {other!r} and {name!r} differ in case alone: rename one of these sets")
+
+
+def require_file_columns(value: Mapping[str, Any]) -> None:
+    """Raise ValueError unless this maps fields to columns, and globs of files to such mappings."""
+    of_files = {name: columns for name, columns in value.items() if is_glob(name)}
+    others = {name: column for name, column in value.items() if name not in of_files}
+    for columns in (others, *of_files.values()):
+        require_columns(columns)
 
 
 def require_columns(columns: Any) -> None:

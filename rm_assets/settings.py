@@ -4,7 +4,6 @@ One class per group, in the order in which data flows; `rm_assets/SETTINGS.md` i
 over all groups, so `RM_EPOCHS` needs no prefix. `rm_assets.settings_loading` finds their values.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from rm_assets.json_settings import LIST, MAPPING, is_glob, read_labels, require_columns
+from rm_assets.json_settings import LIST, MAPPING, OWNERS, UTF8, read_labels, require_file_columns, require_folder_names
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
@@ -86,10 +85,7 @@ class AnnotationSettings(_Group):
     @field_validator("columns")
     @classmethod
     def _names_each_column_once(cls, value: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
-        of_files = {name: columns for name, columns in value.items() if is_glob(name)}
-        others = {name: column for name, column in value.items() if name not in of_files}
-        for columns in (others, *of_files.values()):
-            require_columns(columns)
+        require_file_columns(value)
         return value
 
     @field_validator("labels")
@@ -154,7 +150,7 @@ class EvaluationSettings(_Group):
     """Share of the prompts held out for the report. 0: none, and report, promotion and fail_below_accuracy judge by all
     pairs of evaluation_files."""
 
-    split_seed: str = "rm_assets"
+    split_seed: Annotated[str, UTF8] = "rm_assets"
     """Key of the hash that assigns prompts to splits."""
 
     fail_below_accuracy: float | None = Field(None, ge=0, le=1)
@@ -185,15 +181,7 @@ class EvaluationSettings(_Group):
     @field_validator("evaluation_files")
     @classmethod
     def _names_that_can_be_folders(cls, value: dict[str, str]) -> dict[str, str]:
-        known: dict[str, str] = {}
-        for name in value:
-            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?", name):
-                raise ValueError(
-                    f"the name {name!r} must be at most 100 letters, digits, '.', '_' and '-', the first a letter or "
-                    "digit and the last not '.'"
-                )
-            if (other := known.setdefault(name.lower(), name)) != name:
-                raise ValueError(f"the names {other!r} and {name!r} differ in case alone: rename one of these sets")
+        require_folder_names(value)
         return value
 
     @field_validator("test_fraction")
@@ -203,15 +191,6 @@ class EvaluationSettings(_Group):
             raise ValueError("validation_fraction and test_fraction together must stay below 1")
         if value == 0 and not info.data.get("evaluation_files"):
             raise ValueError("without test pairs nothing judges the model: set evaluation_files, or make it larger")
-        return value
-
-    @field_validator("split_seed")
-    @classmethod
-    def _can_be_hashed(cls, value: str) -> str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("it must be UTF-8 text") from None
         return value
 
     @field_validator("suspect_folds")
@@ -265,6 +244,10 @@ class RunSettings(_Group):
     freshness_hours: int | None = Field(None, gt=0)
     """padded_pairs and promoted_reward_model are marked in the UI if they were not materialized for this many hours.
     Read when the definitions are loaded, so not from run config. Unset: never."""
+
+    owners: Annotated[list[str], LIST, OWNERS] = []
+    """Owners of all assets in the UI, as JSON: ["team:alignment", "ann@example.com"]. Read when the definitions are
+    loaded, so not from run config."""
 
     train_after_pairs: PositiveInt = 100
     """Nightly training starts if at least this many pairs were added or removed since the newest model."""

@@ -155,6 +155,11 @@ def _config_type(name: str, annotation: Any) -> Any:
     return str if annotation is date else annotation
 
 
+def owners() -> list[str] | None:
+    """The owners of all assets, by the environment; None without any."""
+    return _IN_FORCE.get("owners") or None
+
+
 def freshness_policy() -> dg.FreshnessPolicy | None:
     """The policy of assets that should never be old; None unless the environment sets freshness_hours."""
     hours = _IN_FORCE.get("freshness_hours")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.stages.raw import publish_raw
+from rm_assets.definitions import definitions
 from rm_assets.defs.project import Project, ProjectResource
 from rm_assets.settings import SettingsError, setting_fields
 
@@ -92,13 +94,43 @@ def test_assets_that_should_never_be_old_have_a_freshness_policy_if_the_environm
     script = (
         "from rm_assets.definitions import definitions\n"
         "specs = [spec for spec in definitions().resolve_all_asset_specs() if spec.freshness_policy]\n"
-        "print({spec.key.to_user_string(): spec.freshness_policy.fail_window.seconds for spec in specs})"
+        "print(dict(sorted((spec.key.to_user_string(), spec.freshness_policy.fail_window.seconds) for spec in specs)))"
     )
     for given, expected in (("3", {"padded_pairs": 10_800, "promoted_reward_model": 10_800}), ("", {})):
         environment = os.environ | ({"RM_FRESHNESS_HOURS": given} if given else {})
         run = [sys.executable, "-c", script]
         said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
         assert said.stdout == f"{expected}\n"
+
+
+def test_every_asset_has_the_owners_that_the_environment_names() -> None:
+    script = (
+        "from rm_assets.definitions import definitions\n"
+        "print({tuple(spec.owners) for spec in definitions().resolve_all_asset_specs()})"
+    )
+    owners = ("team:alignment", "ann@example.com")
+    for given, expected in (({}, {()}), ({"RM_OWNERS": json.dumps(owners)}, {owners})):
+        run = [sys.executable, "-c", script]
+        said = subprocess.run(run, env=os.environ | given, capture_output=True, text=True, check=True)
+        assert said.stdout == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("RM_LEARNING_RATES", "1", "did you mean environment variable RM_LEARNING_RATE?"),
+        ("RM_EPOCHS", "0", "epochs (or RM_EPOCHS) is '0'"),
+        ("RM_ARRIVAL_SECONDS", "soon", "arrival_seconds (or RM_ARRIVAL_SECONDS) is 'soon'"),
+        ("RM_OWNERS", '["alignment"]', "'alignment' must be an email address, or a team such as 'team:alignment'"),
+    ],
+)
+def test_definitions_do_not_load_with_settings_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    """So `dagster definitions validate` finds them, before a tick or a run does."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=re.escape(problem)):
+        definitions()
 
 
 def test_mappings_are_typed_config_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ PAGES = {
 @pytest.mark.parametrize("asset", PAGES)
 def test_an_asset_shows_its_figures_and_tables(opened: Opened, asset: str) -> None:
     [spec] = [spec for spec in definitions().resolve_all_asset_specs() if spec.key.path[-1] == asset]
-    page = opened(f"/assets/{asset}", asset, str(spec.description).splitlines()[0], *PAGES[asset], "reward-modeling")
+    page = opened(f"/assets/{asset}", asset, str(spec.description).splitlines()[0], *PAGES[asset])
     for key, said in PAGES[asset].items():
         assert re.search(said, value_of(page, key).inner_text()), key
 

@@ -17,7 +17,7 @@ from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.explained import explained
-from rm_assets.defs.project import ProjectResource, freshness_policy
+from rm_assets.defs.project import ProjectResource, freshness_policy, owners
 from rm_assets.defs.results.changes import reject_changes_metadata
 from rm_assets.defs.results.file_checks import delivery_problems
 from rm_assets.defs.results.metadata import schema_metadata
@@ -31,7 +31,6 @@ from rm_assets.defs.results.stages import (
 )
 from rm_assets.settings import Settings
 
-OWNERS = ["team:reward-modeling"]
 Results = Iterator[dg.MaterializeResult | dg.AssetCheckResult]
 
 
@@ -55,7 +54,7 @@ _SOURCE = dg.AssetSpec(
     ASSET,
     group_name="annotations",
     kinds={"jsonl"},
-    owners=OWNERS,
+    owners=owners(),
     description="The annotation files. Their version is a hash of the path, size and content of each.",
 )
 
@@ -86,7 +85,7 @@ def _results(
     deps=[ASSET],
     group_name="annotations",
     kinds={"jsonl", "parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(raw.VERSION),
     check_specs=check_specs(Stage.RAW),
     metadata=schema_metadata(schemas.RAW),
@@ -108,7 +107,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     deps=[raw_preferences],
     group_name="annotations",
     kinds={"parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(validation.VERSION),
     check_specs=check_specs(Stage.VALIDATED),
     metadata=schema_metadata(schemas.VALIDATED),
@@ -126,7 +125,7 @@ def validated_preferences(context: dg.AssetExecutionContext, project: ProjectRes
     deps=[validated_preferences],
     group_name="preparation",
     kinds={"huggingface", "parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(flattening.VERSION),
     check_specs=check_specs(Stage.FLATTENED),
     metadata=schema_metadata(schemas.FLATTENED),
@@ -144,7 +143,7 @@ def flattened_conversations(context: dg.AssetExecutionContext, project: ProjectR
     deps=[flattened_conversations],
     group_name="preparation",
     kinds={"huggingface", "parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(tokenization.VERSION),
     check_specs=check_specs(Stage.TOKENIZED),
     metadata=schema_metadata(schemas.TOKENIZED),
@@ -163,7 +162,7 @@ def tokenized_pairs(context: dg.AssetExecutionContext, project: ProjectResource)
     deps=[tokenized_pairs],
     group_name="preparation",
     kinds={"parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(padding.VERSION),
     check_specs=check_specs(Stage.PADDED),
     freshness_policy=freshness_policy(),
@@ -184,7 +183,7 @@ def padded_pairs(context: dg.AssetExecutionContext, project: ProjectResource) ->
     deps=[padded_pairs],
     group_name="preparation",
     kinds={"parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(rejects.VERSION),
     check_specs=[
         dg.AssetCheckSpec(

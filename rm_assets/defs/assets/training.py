@@ -8,10 +8,10 @@ import dagster as dg
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.assets.data import OWNERS, padded_pairs
+from rm_assets.defs.assets.data import padded_pairs
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
-from rm_assets.defs.project import ProjectResource, freshness_policy
+from rm_assets.defs.project import ProjectResource, freshness_policy, owners
 from rm_assets.defs.results.changes import verdict_changes_metadata
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
@@ -28,7 +28,7 @@ from rm_assets.defs.snapshots import models, promotions, reports, suspects
     group_name="training",
     pool=POOL,
     kinds={"pytorch", "huggingface"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(models.VERSION),
     check_specs=MODEL_CHECKS,
 )
@@ -52,8 +52,8 @@ def reward_model(
     deps=[reward_model],
     group_name="training",
     pool=POOL,
-    kinds={"pandas", "parquet"},
-    owners=OWNERS,
+    kinds={"parquet"},
+    owners=owners(),
     code_version=str(reports.VERSION),
     check_specs=REPORT_CHECKS,
     metadata=schema_metadata(schemas.REPORT),
@@ -79,7 +79,7 @@ def reward_model_report(
     group_name="training",
     pool=POOL,
     kinds={"huggingface", "parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(promotions.VERSION),
     check_specs=PROMOTION_CHECKS,
     freshness_policy=freshness_policy(),
@@ -106,7 +106,7 @@ def promoted_reward_model(
     group_name="training",
     pool=POOL,
     kinds={"jsonl", "parquet"},
-    owners=OWNERS,
+    owners=owners(),
     code_version=str(suspects.VERSION),
     metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score; below 0 in every suspect."),
 )
