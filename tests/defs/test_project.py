@@ -212,8 +212,8 @@ def test_a_model_brings_its_own_tokenizer_unless_another_is_named(tmp_path: Path
         ),
         (
             "encoder",
-            {"vocab_size": 7, "model_type": "bert"},
-            "BertForSequenceClassification is an encoder without a linear",
+            {"vocab_size": 7, "model_type": "t5"},
+            "T5ForSequenceClassification is an encoder-decoder without a",
         ),
         (
             "short",
@@ -247,7 +247,7 @@ def test_a_model_that_cannot_be_trained_is_told_before_any_work(
 
 
 def test_a_model_that_is_wrong_is_the_error_even_if_its_tokenizer_is_missing(tmp_path: Path) -> None:
-    model = save_model_files(tmp_path / "encoder", vocab_size=7, model_type="bert")
+    model = save_model_files(tmp_path / "encoder", vocab_size=7, model_type="t5")
     for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()
     with pytest.raises(SettingsError, match="is an encoder"):

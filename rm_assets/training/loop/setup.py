@@ -15,6 +15,7 @@ from rm_assets.training.loop.sharding import local, shard, sum_gradients_at
 from rm_assets.training.loop.step import Run, add_gradients
 from rm_assets.training.loop.throughput import ModelFlops, is_exact, peak_flops
 from rm_assets.training.model.adapter import base_of
+from rm_assets.training.model.architecture import head_modules
 from rm_assets.training.model.layers import decoder_layers, prepare_layers, round_frozen_weights
 from rm_assets.training.model.probe import Choice
 from rm_assets.training.model.scoring import Scorer
@@ -31,7 +32,7 @@ def prepare_run(model: Any, pairs: Pairs, choice: Choice, settings: TrainingSett
     prepare_layers(base, settings, group.device)
     round_frozen_weights(base, group.device)
     scorer = Scorer(model)
-    shard(scorer, list(decoder_layers(base)), base.score, group)
+    shard(scorer, list(decoder_layers(base)), list(head_modules(base).values()), group)
     return Run(
         scorer=scorer,
         choice=choice,

@@ -21,8 +21,8 @@ def is_sharded(group: Group) -> bool:
     return group.size > 1 or trains_in_bfloat16(group.device)
 
 
-def shard(scorer: nn.Module, layers: list[nn.Module], head: nn.Module, group: Group) -> None:
-    """Shard the weights of `scorer` in place; the layers and the head are modules of it.
+def shard(scorer: nn.Module, layers: list[nn.Module], head: list[nn.Module], group: Group) -> None:
+    """Shard the weights of `scorer` in place; the layers and those of the head are modules of it.
 
     Layers move to the group's device one by one, so the whole model never has to fit there.
 
@@ -36,7 +36,8 @@ def shard(scorer: nn.Module, layers: list[nn.Module], head: nn.Module, group: Gr
     policy = MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=torch.float32)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(head, mesh=mesh)
+    for module in head:
+        fully_shard(module, mesh=mesh)
     fully_shard(scorer, mesh=mesh, mp_policy=policy)
 
 

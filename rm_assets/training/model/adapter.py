@@ -11,6 +11,7 @@ import torch
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.result import ADAPTER
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.model.architecture import head_modules, is_encoder
 
 
 def with_adapter(model: Any, settings: TrainingSettings) -> Any:
@@ -33,8 +34,21 @@ def with_adapter(model: Any, settings: TrainingSettings) -> Any:
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        modules_to_save=_whole_modules(model),
     )
     return peft.get_peft_model(model, configuration).eval()
+
+
+def _whole_modules(model: Any) -> list[str] | None:
+    """An encoder's modules that are trained whole besides `classifier`: the rest of its head, and BERT's pooler.
+
+    They may have random weights, which small matrices could not replace.
+    """
+    if not is_encoder(model):
+        return None
+    body = getattr(model, model.base_model_prefix)
+    poolers = ["pooler"] if getattr(body, "pooler", None) is not None else []
+    return sorted({*head_modules(model), *poolers} - {"classifier"})
 
 
 def base_of(model: Any) -> Any:

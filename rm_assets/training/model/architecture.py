@@ -1,7 +1,7 @@
 """Which models can become reward models: judged by their configuration, before any work and without their weights.
 
-A reward model is stock `AutoModelForSequenceClassification` with one label, whose head is a linear layer `score` that
-reads one token's hidden state.
+A reward model is stock `AutoModelForSequenceClassification` with one label. The head of a decoder is a linear layer
+`score` that reads the last token's hidden state; that of an encoder, such as BERT, is everything outside of its body.
 """
 
 from pathlib import Path
@@ -23,7 +23,10 @@ from rm_assets.settings import SettingsError
 
 HEAD = "score"
 _SPARE_BYTES = 2**28
-_CURE = "give a causal language model (a decoder) such as Qwen3, Llama or Gemma"
+_CURE = (
+    "give a causal language model (a decoder) such as Qwen3, Llama or Gemma, or an encoder such as DeBERTa-v3 or "
+    "ModernBERT"
+)
 
 
 def check_architecture(directory: Path, max_length: int) -> Any:
@@ -64,18 +67,47 @@ def empty_model(directory: Path) -> Any:
 
 
 def require_head(model: Any) -> None:
-    """Raise SettingsError unless the model has a linear head `score` with one output."""
-    head = getattr(model, HEAD, None)
-    if isinstance(head, nn.Linear) and head.out_features == 1 and hasattr(model, model.base_model_prefix):
-        return
+    """Raise SettingsError unless the model is a decoder with a linear head `score`, or an encoder; with one output."""
     name = model.config.model_type
+    head = output_layer(model)[1] if is_encoder(model) else getattr(model, HEAD)
+    has_one_output = isinstance(head, nn.Linear) and head.out_features == 1 and hasattr(model, model.base_model_prefix)
     if getattr(model.config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
+    elif has_one_output and (not is_encoder(model) or name in MODEL_FOR_MASKED_LM_MAPPING_NAMES):
+        return
     elif name in MODEL_FOR_MASKED_LM_MAPPING_NAMES or name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         kind = "an encoder"
     else:
         kind = "a model"
     raise SettingsError(f"{type(model).__name__} is {kind} without a linear head {HEAD!r}: {_CURE}")
+
+
+def is_encoder(classifier: Any) -> bool:
+    """Whether a stock classifier scores sequences by a head of its own, not by a layer `score` on the last token."""
+    return not hasattr(classifier, HEAD)
+
+
+def head_modules(classifier: Any) -> dict[str, nn.Module]:
+    """The modules with weights outside of a stock classifier's body, by name, in the order in which they are applied.
+
+    A decoder's `score`, BERT's `classifier`, DeBERTa's `pooler` and `classifier`, ModernBERT's `head` and `classifier`.
+    """
+    return {
+        name: module
+        for name, module in classifier.named_children()
+        if name != classifier.base_model_prefix and next(module.parameters(), None) is not None
+    }
+
+
+def output_layer(classifier: Any) -> tuple[str, nn.Linear | None]:
+    """The layer that gives the score, the last linear one of the head, and its name; None without any."""
+    layers = [
+        (".".join(filter(None, (prefix, name))), layer)
+        for prefix, module in head_modules(classifier).items()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    return layers[-1] if layers else ("", None)
 
 
 def check_size(directory: Path, model: Any) -> None:
@@ -92,5 +124,13 @@ def check_size(directory: Path, model: Any) -> None:
 
 
 def max_positions(model: Any) -> int | None:
-    """Longest sequence in tokens, or None if the configuration has no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Longest sequence in tokens, or None if the configuration has no limit.
+
+    RoBERTa and its kin count positions from one after that of padding: of 514 positions, 512 are left for tokens.
+    """
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None), -1)
+    return positions - padding - 1

@@ -7,7 +7,8 @@
 | TRL's AutoModelForCausalLMWithValueHead | the weights | `v_head.summary.weight`, `.bias` |
 | LLaMA-Factory | `value_head.safetensors` | `v_head.summary.weight`, `.bias` |
 
-Stock classifiers have no bias in their head, so a head with one is refused: without it, all scores would be others.
+Stock classifiers of decoders have no bias in their head, so a head with one is refused: without it, all scores would
+be others. An encoder has the head that transformers saves, under its own names, or a new one.
 """
 
 import re
@@ -23,11 +24,13 @@ from torch import Tensor
 from rm_assets.data.chat.model_checks import VALUE_HEAD, WEIGHTS, file_tensors, weight_tensors
 from rm_assets.data.chat.model_checks import Tensor as Described
 from rm_assets.settings import SettingsError
-from rm_assets.training.model.architecture import HEAD
+from rm_assets.training.model.architecture import HEAD, output_layer
 
 _KNOWN = re.compile(rf"({HEAD}|value_head|v_head\.summary|v_head|reward_head)\.(weight|bias)")
-_LANGUAGE_MODEL = re.compile(r"(lm_head|embed_out)\b")
-"""Output embeddings of language models, which a reward model has no use for."""
+_LANGUAGE_MODEL = re.compile(
+    r"(lm_head|embed_out|cls|decoder\.(weight|bias)|\w*predictions|generator_lm_head|vocab_\w+|sop_classifier)\b"
+)
+"""Outputs of language models, causal and masked, which a reward model has no use for."""
 _HEADLIKE = re.compile(r"\w*(head|score|reward|value|regress|gating|classif)")
 NEW = "new"
 
@@ -42,7 +45,7 @@ class CheckpointHead:
     @property
     def is_stock(self) -> bool:
         """Whether transformers loads it by itself."""
-        return self.name == f"{HEAD}.weight"
+        return self.name == f"{HEAD}.weight" or not _KNOWN.fullmatch(self.name)
 
     def __str__(self) -> str:
         place = f" in {self.file.name}" if self.file.name.startswith(VALUE_HEAD) else ""
@@ -54,7 +57,7 @@ class CheckpointHead:
 
 
 def find_head(directory: Path, configuration: dict[str, Any], width: int) -> CheckpointHead | None:
-    """The head in a directory of checked files, or None if training has to begin with a new one.
+    """The head of a decoder in a directory of checked files, or None if training has to begin with a new one.
 
     It reads hidden states of this width. Raises SettingsError for a head that would be lost: of an unknown kind or
     width, pickled, one of two, or with a bias.
@@ -73,10 +76,7 @@ def find_head(directory: Path, configuration: dict[str, Any], width: int) -> Che
         if known := _KNOWN.fullmatch(name):
             heads.setdefault((known[1], is_apart), {})[known[2]] = tensor
         elif is_apart or (_HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name)):
-            raise SettingsError(
-                f"{tensor.file.name!r} in {str(directory)!r}: {name!r} looks like part of a head of another kind, "
-                f"which would be lost; give a reward model whose head is one linear layer {HEAD!r}, or a language model"
-            )
+            raise _would_be_lost(tensor.file, name, f"is one linear layer {HEAD!r}")
     if len(heads) > 1:
         raise SettingsError(
             f"{str(directory)!r} has several heads, {sorted(prefix for prefix, _ in heads)}: remove all but one"
@@ -87,6 +87,34 @@ def find_head(directory: Path, configuration: dict[str, Any], width: int) -> Che
 def unused_weights(unexpected: Iterable[str]) -> tuple[str, ...]:
     """Of the weights that transformers did not expect, those that are neither a head nor a language model's output."""
     return tuple(sorted(name for name in unexpected if not (_KNOWN.fullmatch(name) or _LANGUAGE_MODEL.match(name))))
+
+
+def find_encoder_head(directory: Path, configuration: dict[str, Any], classifier: Any) -> CheckpointHead | None:
+    """The head of an encoder in a directory of checked files, by the weight of its last layer, or None without that.
+
+    `classifier` is the model as its configuration describes it. Raises SettingsError for a head that would be lost: of
+    an unknown kind or width.
+    """
+    kind = f"is that of {type(classifier).__name__}"
+    path = directory / f"{VALUE_HEAD}{WEIGHTS}"
+    if path.is_file():
+        raise _would_be_lost(path, next(iter(file_tensors(path)), ""), kind)
+    own = {name for name, _ in classifier.named_parameters()}
+    tensors = weight_tensors(directory, configuration)
+    for name, tensor in tensors.items():
+        is_own = name in own or f"{classifier.base_model_prefix}.{name}" in own
+        if not is_own and _HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name):
+            raise _would_be_lost(tensor.file, name, kind)
+    prefix, layer = output_layer(classifier)
+    weight = tensors.get(f"{prefix}.weight")
+    return None if weight is None or layer is None else _checked(prefix, {"weight": weight}, layer.in_features)
+
+
+def _would_be_lost(file: Path, name: str, kind: str) -> SettingsError:
+    return SettingsError(
+        f"{file.name!r} in {str(file.parent)!r}: {name!r} looks like part of a head of another kind, which would be "
+        f"lost; give a reward model whose head {kind}, or a language model"
+    )
 
 
 def _checked(prefix: str, parts: dict[str, Described], width: int) -> CheckpointHead:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from rm_assets.training.devices import is_device_failure
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.adapter import base_of
+from rm_assets.training.model.architecture import is_encoder, max_positions
 from rm_assets.training.model.exactness import Excess, Probe, set_attention
 from rm_assets.training.model.layers import shallow_copy
 from rm_assets.training.model.probe_pairs import probe_pairs
@@ -33,6 +35,8 @@ class Choice:
 def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
     """The fastest packing that gives the rewards and gradients of each sequence alone; sets the model to it.
 
+    Encoders are computed in padded rows; raises TrainingError for one that is not exact even there.
+
     Computes on `device` in float32, and on a GPU in bfloat16 too, in the model's current mode, on pairs of the data and
     synthetic ones. It uses a copy with a few layers: the gradients of all layers, or the model before it is sharded,
     may not fit into memory. Frozen weights are shared with the copy, and have no gradients. Does not change the random
@@ -42,12 +46,12 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
     probe = Probe(
         model=shallow_copy(classifier, device),
         stock=classifier.config._attn_implementation,
-        pairs=probe_pairs(classifier.config.get_text_config(), pairs),
+        pairs=probe_pairs(classifier.config.get_text_config(), pairs, max_positions(classifier)),
         device=device,
     )
-    failures = []
+    failures: list[str] = []
     with _undisturbed(device):
-        for packing in (Packing.SHARED, Packing.PACKED):
+        for packing in () if is_encoder(classifier) else (Packing.SHARED, Packing.PACKED):
             try:
                 found = probe.excess(packing)
             except Exception as error:  # an architecture may raise anything for unknown arguments
@@ -63,7 +67,17 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
                 failures.append(str(found))
         found = probe.excess(Packing.PADDED)
         set_attention(classifier, probe.stock)
-    return Choice(Packing.PADDED, _fallback(failures, found))
+    if not is_encoder(classifier):
+        return Choice(Packing.PADDED, _fallback(failures, found))
+    if not found.is_allowed:
+        raise TrainingError(
+            f"{type(classifier).__name__} scores a sequence differently beside a longer one: in padded rows {found}; "
+            "change the setting model, for example to a decoder, DeBERTa-v3 or ModernBERT"
+        )
+    return Choice(
+        Packing.PADDED,
+        f"padded rows of like length: encoders are computed in padded rows; on {len(probe.pairs)} pairs {found}",
+    )
 
 
 def use_packing(model: Any, packing: Packing) -> None:

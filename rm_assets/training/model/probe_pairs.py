@@ -14,13 +14,15 @@ MAX_WINDOW = 1024  # longer sliding windows are not tested: it would take too lo
 _Ids = NDArray[np.int32]
 
 
-def probe_pairs(config: Any, pairs: Pairs) -> Pairs:
+def probe_pairs(config: Any, pairs: Pairs, max_length: int | None = None) -> Pairs:
     """Rankings of two or three sequences, a function of a model's text configuration and the split alone.
+
+    None is longer than `max_length`, by default the positions of the configuration.
 
     The first pairs of the data; a sequence and the same without its last token; two of different lengths with nothing
     in common; three replies to a prompt that is longer than the model's sliding window, if that is short.
     """
-    limit = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    limit = int(max_length or getattr(config, "max_position_embeddings", None) or 1 << 30)
     generator = np.random.default_rng(0)
 
     def synthetic(length: int) -> _Ids:

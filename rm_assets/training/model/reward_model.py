@@ -19,14 +19,22 @@ from rm_assets.data.chat.model_checks import ADAPTER, INDEX, VALUE_HEAD, WEIGHTS
 from rm_assets.data.chat.pretrained import CONFIGURATION
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
-from rm_assets.training.model.architecture import HEAD, check_architecture, check_size, empty_model, require_head
-from rm_assets.training.model.checkpoint_head import NEW, find_head, unused_weights
+from rm_assets.training.model.architecture import (
+    check_architecture,
+    check_size,
+    empty_model,
+    head_modules,
+    is_encoder,
+    output_layer,
+    require_head,
+)
+from rm_assets.training.model.checkpoint_head import NEW, CheckpointHead, find_encoder_head, find_head, unused_weights
 
 
 def check_base_model(directory: Path, max_length: int) -> None:
     """Raise SettingsError if a directory of checked files holds no model to begin with; its weights may be missing."""
     model = check_architecture(directory, max_length)
-    find_head(directory, pretrained.read_json(directory / CONFIGURATION), model.score.in_features)
+    _find_head(directory, pretrained.read_json(directory / CONFIGURATION), model)
 
 
 def build_model(job: TrainingJob) -> Any:
@@ -52,9 +60,10 @@ def build_with_origin(job: TrainingJob) -> tuple[Any, Origin]:
     except Exception as error:  # transformers raises many types for a configuration or its weights
         raise _unloadable(job.model, error) from error
     if origin.head == NEW:
-        _initialise_head(model.score, job.settings.seed)
+        _initialise_head(output_layer(model)[1], job.settings.seed)
     for config in (model.config, model.config.get_text_config()):
-        config.pad_token_id = job.pad_token_id
+        if not is_encoder(model) or config.pad_token_id is None:  # RoBERTa counts positions from its own one
+            config.pad_token_id = job.pad_token_id
     return model.eval(), origin
 
 
@@ -87,7 +96,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, Origin]:
     empty = empty_model(directory)
     require_head(empty)
     check_size(directory, empty)
-    head = find_head(directory, configuration, empty.score.in_features)
+    head = _find_head(directory, configuration, empty)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         directory,
         num_labels=1,
@@ -99,8 +108,19 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, Origin]:
     if head is not None and not head.is_stock:
         with torch.no_grad():
             model.score.weight.copy_(head.weight())
-    require_whole_weights(model, info, may_lack=f"{HEAD}.")
+    require_whole_weights(model, info, may_lack=_head_prefixes(model) if head is None or not head.is_stock else ())
     return model, Origin(NEW if head is None else str(head), unused_weights(info["unexpected_keys"]))
+
+
+def _find_head(directory: Path, configuration: dict[str, Any], classifier: Any) -> CheckpointHead | None:
+    if is_encoder(classifier):
+        return find_encoder_head(directory, configuration, classifier)
+    return find_head(directory, configuration, classifier.score.in_features)
+
+
+def _head_prefixes(model: Any) -> tuple[str, ...]:
+    """How the names of the weights begin that a checkpoint without a head may lack: a pooler serves the head alone."""
+    return (*(f"{name}." for name in head_modules(model)), f"{model.base_model_prefix}.pooler.")
 
 
 def _model_directory(job: TrainingJob) -> Path:
@@ -111,10 +131,10 @@ def _model_directory(job: TrainingJob) -> Path:
     return Path(snapshot_download(job.model, revision=job.model_revision or "main", allow_patterns=files))
 
 
-def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: str = "-") -> None:
+def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: tuple[str, ...] = ()) -> None:
     """Raise ValueError if weights are missing in the files, and so were initialized at random, or are not finite.
 
-    `info` is the loading info of transformers. Weights whose names begin with `may_lack` may be missing.
+    `info` is the loading info of transformers. Weights whose names begin with one of `may_lack` may be missing.
     """
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
     if lacking:
@@ -130,7 +150,7 @@ def _unloadable(model: str, error: Exception) -> TrainingError:
     return TrainingError(f"model {model!r} cannot be loaded as a reward model: {detail}; change the setting model")
 
 
-def _initialise_head(head: nn.Linear, seed: int) -> None:
+def _initialise_head(head: Any, seed: int) -> None:
     """Normal with standard deviation 1 / sqrt(H + 1) (2009.01325), with a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5, generator=generator)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rm_assets.training.model.adapter import base_of
-from rm_assets.training.model.architecture import HEAD
+from rm_assets.training.model.architecture import head_modules, is_encoder
 from rm_assets.training.packing.attention import UnsupportedModelError
 from rm_assets.training.packing.batches import MicroBatch
 
@@ -17,8 +17,8 @@ from rm_assets.training.packing.batches import MicroBatch
 class Scorer(nn.Module):
     """Wraps the model as one forward pass, which sharding hooks: from a micro-batch to scores, float32 [S].
 
-    `model` is a stock sequence classifier, or a PeftModel around one. If it has a linear head `score`, the hidden
-    state at `length - 1` goes through it in float32; other classifiers, such as BERT's, score padded rows themselves.
+    `model` is a stock sequence classifier, or a PeftModel around one. A decoder's hidden state at `length - 1` goes
+    through its linear head `score` in float32; encoders score padded rows by their own forward pass.
     """
 
     def __init__(self, model: Any) -> None:
@@ -28,7 +28,7 @@ class Scorer(nn.Module):
     def forward(self, batch: MicroBatch) -> Tensor:
         """The score of each sequence, float32 [S]. Raises UnsupportedModelError for a row that it cannot compute."""
         classifier = base_of(self.model)
-        if not hasattr(classifier, HEAD):
+        if is_encoder(classifier):
             return _stock_scores(classifier, batch)
         body = getattr(classifier, classifier.base_model_prefix)
         hidden = body(input_ids=batch.ids, use_cache=False, **_arguments(batch)).last_hidden_state  # [., T, H]
@@ -42,7 +42,7 @@ def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
 
     Gradients reach the scorer's own weights, rounded to bfloat16.
     """
-    head = {id(weight) for weight in getattr(base_of(scorer.model), HEAD, nn.Module()).parameters()}
+    head = _head_weights(scorer)
     weights = {
         name: weight if id(weight) in head else weight.to(torch.bfloat16) for name, weight in scorer.named_parameters()
     }
@@ -56,7 +56,7 @@ def round_weights(scorer: Scorer) -> None:
 
     Buffers stay as they are: the frequencies of rotary positions are a buffer and need float32.
     """
-    head = {id(weight) for weight in getattr(base_of(scorer.model), HEAD, nn.Module()).parameters()}
+    head = _head_weights(scorer)
     for weight in scorer.parameters():
         if id(weight) not in head:
             weight.data = weight.data.to(torch.bfloat16)
@@ -75,8 +75,23 @@ def _arguments(batch: MicroBatch) -> dict[str, Any]:
     return {"attention_mask": (places <= batch.last[:, None]).long()}
 
 
+def _head_weights(scorer: Scorer) -> set[int]:
+    modules = head_modules(base_of(scorer.model)).values()
+    return {id(weight) for module in modules for weight in module.parameters()}
+
+
 def _stock_scores(classifier: Any, batch: MicroBatch) -> Tensor:
+    """The scores of an encoder by its own pooling. The body may be in bfloat16, so the head's inputs are converted."""
     if batch.layout is not None:
-        raise UnsupportedModelError(f"{type(classifier).__name__} has no head {HEAD!r} that reads a single token")
-    scores: Tensor = classifier(input_ids=batch.ids, **_arguments(batch)).logits[:, 0].float()
-    return scores
+        raise UnsupportedModelError(f"{type(classifier).__name__} is an encoder, which is computed in padded rows")
+    hooks = [module.register_forward_pre_hook(_in_float32) for module in head_modules(classifier).values()]
+    try:
+        scores: Tensor = classifier(input_ids=batch.ids, **_arguments(batch)).logits[:, 0].float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return scores.clone()
+
+
+def _in_float32(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.float() if isinstance(value, Tensor) else value for value in arguments)

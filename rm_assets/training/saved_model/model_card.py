@@ -54,33 +54,7 @@ from trl import GRPOTrainer
 trainer = GRPOTrainer(model=policy, reward_funcs=directory, train_dataset=prompts)
 ```
 
-sentence-transformers, from messages: `CrossEncoder(directory).predict([conversation])`.
-
-vLLM. Name the `dtype`: float32 gives the golden scores, bfloat16 is faster; without it, vLLM runs weights in float32 as
-float16. `use_activation=False` gives the score itself and not its sigmoid:
-
-```python
-from vllm import LLM
-from vllm import PoolingParams
-
-llm = LLM(model=directory, runner="pooling", dtype="float32")
-ids = tokenizer(text, add_special_tokens=False).input_ids
-[output] = llm.classify([{{"prompt_token_ids": ids}}], pooling_params=PoolingParams(use_activation=False))
-score = output.outputs.probs[0]
-```
-
-The same over HTTP; the score is `data[0].probs[0]` of the answer:
-
-```bash
-vllm serve DIRECTORY --runner pooling --dtype float32
-curl http://localhost:8000/classify -H 'Content-Type: application/json' -d '{{"use_activation": false,
-  "messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}'
-```
-
-Rendered text as `input` in place of `messages` needs `"add_special_tokens": false`, or some tokenizers write the first
-special token twice.
-
-OpenRLHF: `python -m rm_assets.training.serve DIRECTORY` answers its requests at `http://localhost:5000/get_reward`.
+{servers}OpenRLHF: `python -m rm_assets.training.serve DIRECTORY` answers its requests at `http://localhost:5000/get_reward`.
 
 `python -m rm_assets.training.score DIRECTORY --url http://localhost:8000` verifies the golden scores of any of these
 servers; with a file of pairs or conversations in place of `--url`, it scores the file.
@@ -97,6 +71,34 @@ interval; a loss is the one that was trained on, with all its terms.
 {settings}
 """
 
+_DECODER_SERVERS = """sentence-transformers, from messages: `CrossEncoder(directory).predict([conversation])`.
+
+vLLM. Name the `dtype`: float32 gives the golden scores, bfloat16 is faster; without it, vLLM runs weights in float32 as
+float16. `use_activation=False` gives the score itself and not its sigmoid:
+
+```python
+from vllm import LLM
+from vllm import PoolingParams
+
+llm = LLM(model=directory, runner="pooling", dtype="float32")
+ids = tokenizer(text, add_special_tokens=False).input_ids
+[output] = llm.classify([{"prompt_token_ids": ids}], pooling_params=PoolingParams(use_activation=False))
+score = output.outputs.probs[0]
+```
+
+The same over HTTP; the score is `data[0].probs[0]` of the answer:
+
+```bash
+vllm serve DIRECTORY --runner pooling --dtype float32
+curl http://localhost:8000/classify -H 'Content-Type: application/json' -d '{"use_activation": false,
+  "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+```
+
+Rendered text as `input` in place of `messages` needs `"add_special_tokens": false`, or some tokenizers write the first
+special token twice.
+
+"""
+
 _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
 """Text without line breaks, links or characters with a meaning in Markdown."""
 
@@ -108,7 +110,9 @@ _DTYPE_NOTE = (
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
 
-def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any]) -> str:
+def model_card(
+    job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any], is_encoder: bool = False
+) -> str:
     """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
     base, *snapshots = lineage(job)
     is_half = job.settings.saved_dtype == "bfloat16"
@@ -123,6 +127,7 @@ def model_card(job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, gol
         pad_token=as_code(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
+        servers="" if is_encoder else _DECODER_SERVERS,
         dtype=_DTYPE if is_half else "",
         notes=("" if tokenizer.chat_template else _NO_TEMPLATE) + (_DTYPE_NOTE if is_half else ""),
         metrics=_table(("metric", "value"), {name: value for name, value in metrics.items() if name != "head"}),

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from rm_assets.data.chat.pretrained import CONFIGURATION, load_tokenizer
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model.architecture import HEAD
+from rm_assets.training.model.architecture import is_encoder
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.saved_model.golden_scores import CONVERSATIONS
 from rm_assets.training.saved_model.stock_scoring import ConversationError, text_ids
@@ -57,7 +57,8 @@ def save_model(model: Any, tokenizer: Any, directory: Path, body_dtype: str = "f
     _write_old_configuration(directory)
     if (directory / "tokenizer.json").is_file():
         _write_old_tokenizer_configuration(directory)
-    _write_value_head(directory, getattr(model, HEAD))
+    if not is_encoder(model):  # a layer alone is not an encoder's head
+        _write_value_head(directory, model.score)
     share_files(directory)
 
 

@@ -1,7 +1,7 @@
 """Scores of conversations by a saved model directory, through stock transformers only, as a server computes them.
 
 It uses the directory's own tokenizer and chat template, the model as `AutoModelForSequenceClassification` loads it, and
-its pooling, which reads the score at the last token that is not padding.
+its pooling: of a decoder, the last token that is not padding.
 """
 
 import functools
@@ -18,7 +18,7 @@ from rm_assets.data.chat.pretrained import keep_default_template, load_tokenizer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.training.devices import prepare
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model.architecture import check_size, empty_model
+from rm_assets.training.model.architecture import check_size, empty_model, is_encoder, max_positions
 from rm_assets.training.model.reward_model import require_whole_weights
 
 Padding = Literal["right", "left"]
@@ -38,7 +38,7 @@ class SavedModel:
     @property
     def max_length(self) -> int | None:
         """Longest conversation in tokens, or None if the configuration has no limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return max_positions(self.model)
 
 
 def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> SavedModel:
@@ -116,8 +116,11 @@ def sequence_logits(
     """The score of each sequence of ids, in their order, whatever they are batched with.
 
     Longest first, so that memory peaks at the start. `min_width` pads every batch to at least as many tokens. With
-    padding on the left, positions are passed explicitly: 0 at each sequence's first token.
+    padding on the left, positions are passed explicitly: 0 at each sequence's first token. Raises TrainingError for
+    such padding with an encoder, which reads the first token.
     """
+    if padding == "left" and is_encoder(saved.model):
+        raise TrainingError(f"{type(saved.model).__name__} is an encoder, whose scores need padding on the right")
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     scores = [0.0] * len(sequences)
     for start in range(0, len(order), batch_size):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
+    BartConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -78,9 +78,9 @@ def test_a_checkpoint_without_some_weights_is_an_error(make_job, tmp_path):
 
 
 def test_a_model_without_the_head_is_an_error_that_names_the_setting(make_job, tmp_path):
-    BertConfig(**TINY, intermediate_size=32).save_pretrained(tmp_path / "bert")
-    with pytest.raises(TrainingError, match="BertForSequenceClassification is an encoder without a linear head"):
-        build_model(make_job(model=str(tmp_path / "bert")))
+    BartConfig(vocab_size=999, d_model=16).save_pretrained(tmp_path / "bart")
+    with pytest.raises(TrainingError, match="BartForSequenceClassification is an encoder-decoder without a linear"):
+        build_model(make_job(model=str(tmp_path / "bart")))
 
 
 @pytest.mark.parametrize("toy", [True, False])
