@@ -28,7 +28,7 @@ from rm_assets.defs.snapshots.rescoring import (
 )
 from rm_assets.training.jobs.result import SCORES_FILE
 
-VERSION = 4
+VERSION = 5
 ASSET = "reward_model_report"
 PAIRS = "pairs"
 CALIBRATION = "calibration"

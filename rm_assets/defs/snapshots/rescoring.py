@@ -69,7 +69,10 @@ def pair_key(row: Mapping[str, Any]) -> tuple[str, int, str]:
 
 
 def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
-    """A data frame of what the report slices these pairs by, with the replies' ranks in evaluation sets' rankings."""
+    """A data frame of what the report slices these pairs by, with the places of replies in evaluation sets' rankings.
+
+    A pair that its line repeats has a row for each of its places.
+    """
     import pandas as pd
 
     from rm_assets.training.report.benchmark_rules import PLACES, with_places
@@ -78,8 +81,7 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
     paths = [path for shard in shards if (path := validated.data_path(shard))]
     ranked: pd.DataFrame = with_places(read_table(paths, schemas.VALIDATED, _RANKING).to_pandas())
-    places = ranked[[*KEY, *PLACES]].drop_duplicates(KEY)
-    return slice_facts(preferences).drop_duplicates(KEY).merge(places, how="left", on=KEY)
+    return slice_facts(preferences).drop_duplicates(KEY).merge(ranked[[*KEY, *PLACES]], how="left", on=KEY)
 
 
 def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[str, Any]]) -> Any:

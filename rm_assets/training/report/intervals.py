@@ -17,21 +17,25 @@ METHOD = (
 )
 """The method for the readers of a report."""
 
+_ROUNDING = 1e-9
 _NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
 
 
-def bootstrap_interval(correct: pd.Series, prompt_keys: pd.Series) -> tuple[float, float]:
-    """The 95 % percentile interval of the accuracy, resampling prompts (Efron and Tibshirani 1993, ch. 13).
+def bootstrap_interval(
+    correct: pd.Series, prompt_keys: pd.Series, weights: pd.Series | float = 1.0
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the weighted accuracy, resampling prompts (Efron and Tibshirani 1993, ch. 13).
 
     Pairs of one prompt are not independent, so a resample draws whole prompts, with replacement. Only the number of
-    drawn prompts of each kind (sum of `correct`, number of pairs) matters, and these counts are multinomial. If all
-    prompts have the same accuracy, all resamples are equal, and three right answers of three would look certain: then,
-    and with fewer than MIN_PROMPTS prompts, it is Wilson's interval over the prompts.
+    drawn prompts of each kind (weighted sum of `correct`, sum of weights) matters, and these counts are multinomial. If
+    all prompts have the same accuracy, all resamples are equal, and three right answers of three would look certain:
+    then, and with fewer than MIN_PROMPTS prompts, it is Wilson's interval over the prompts.
     """
-    prompts = correct.groupby(prompt_keys).agg(["sum", "count"]).to_numpy()
+    weighted = pd.DataFrame({"sum": correct * weights, "count": weights}, index=correct.index)
+    prompts = weighted.groupby(prompt_keys).sum().to_numpy()
     kinds, num_prompts = np.unique(prompts, axis=0, return_counts=True)
-    if len(prompts) < MIN_PROMPTS or len(np.unique(kinds[:, 0] / kinds[:, 1])) == 1:
-        low, high = wilson_interval(correct.mean(), len(prompts))
+    if len(prompts) < MIN_PROMPTS or np.ptp(kinds[:, 0] / kinds[:, 1]) < _ROUNDING:
+        low, high = wilson_interval(weighted["sum"].sum() / weighted["count"].sum(), len(prompts))
         return float(low), float(high)
     generator = np.random.default_rng(SEED)
     drawn = generator.multinomial(len(prompts), num_prompts / len(prompts), size=NUM_RESAMPLES)

@@ -50,10 +50,10 @@ def build_report(
 
     `scores` has a row per pair: source, line, pair_id, prompt_key, split, chosen_score, rejected_score,
     chosen_length and rejected_length (tokens of the whole side), margin. `facts` has source, line, pair_id and
-    FACTS, and may have the PLACES of a ranking's replies, for these pairs at least. `baselines` has source, line,
-    pair_id and PROMPT_BASELINES (1, 0.5, 0 or NaN), for any of them. The temperature is fitted on the validation
-    split. Raises ValueError for an empty split, a score that is not finite, and a pair that is scored twice or has
-    no row in `facts`.
+    FACTS, and may have the PLACES of a ranking's replies, for these pairs at least, with a row for each place of a pair
+    that its line repeats. `baselines` has source, line, pair_id and PROMPT_BASELINES (1, 0.5, 0 or NaN), for any of
+    them. The temperature is fitted on the validation split. Raises ValueError for an empty split, a score that is not
+    finite, and a pair that is scored twice or has no row in `facts`.
     """
     sets = sorted(name for name in set(scores["split"]) if name.startswith(EVALUATION) and name != split)
     own = [] if sets and not (scores["split"] == split).any() else [split]
@@ -61,7 +61,7 @@ def build_report(
     pairs = judged[split] if own else pd.concat(judged.values(), ignore_index=True)
     calibration = calibration_bins(pairs["difference"].to_numpy())
     metrics = _metrics(pairs, fit_temperature(_differences(scores[scores["split"] == "validation"]).to_numpy()))
-    tables = [slice_table(pairs), *(evaluation_table(name, judged[name]) for name in sets)]
+    tables = [slice_table(pairs), *(evaluation_table(name, judged[name], _cells(judged[name], facts)) for name in sets)]
     return Report(
         metrics=metrics,
         table=pd.concat(tables, ignore_index=True),
@@ -86,13 +86,14 @@ def _rows_of(scores: pd.DataFrame, split: str) -> pd.DataFrame:
     twice = rows.duplicated(KEY)
     if twice.any() and not split.startswith(EVALUATION):
         raise ValueError(f"{twice.sum()} pairs are scored twice, first {_place(rows[twice])}")
-    # Evaluation sets keep pairs that a line contains twice (a ranking with equal replies); they count once.
+    # Evaluation sets keep pairs that a line contains twice (a ranking with equal replies). They count once, but for
+    # the rules of benchmarks, see `_cells`.
     return rows.drop_duplicates(KEY, ignore_index=True)
 
 
 def _joined(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
     # A line may contain a pair twice (a ranking with equal replies); its rows have the same facts.
-    known = facts[[name for name in (*KEY, *FACTS, *PLACES) if name in facts or name in FACTS]].drop_duplicates(KEY)
+    known = facts[[*KEY, *FACTS]].drop_duplicates(KEY)
     joined = rows.merge(known, how="left", on=KEY, indicator="found", validate="one_to_one")
     lost = joined["found"] == "left_only"
     if lost.any():
@@ -101,6 +102,13 @@ def _joined(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
             "take the slices from the snapshot that the scored pairs come from"
         )
     return joined.drop(columns="found")
+
+
+def _cells(pairs: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    """The pairs with their PLACES if they are known, each as often as its line contains it."""
+    if not set(PLACES) <= set(facts):
+        return pairs
+    return pairs.merge(facts[[*KEY, *PLACES]].drop_duplicates(), how="left", on=KEY)
 
 
 def _place(rows: pd.DataFrame) -> str:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rm_assets.training.report.baselines import PROMPT_BASELINES
-from rm_assets.training.report.benchmark_rules import BEST, STYLES, benchmark_rows
+from rm_assets.training.report.benchmark_rules import BEST, STYLE_MEAN, STYLES, benchmark_rows
 from rm_assets.training.report.calibration import calibration_bins, expected_calibration_error
 from rm_assets.training.report.intervals import bootstrap_interval
 from rm_assets.training.report.slices import NO_MARGIN, SLICES
@@ -14,6 +15,7 @@ ALL = "all"
 NO_SUBSET = "(none)"
 NO_AGREEMENT = "not stated"
 _OWN_VALUES = {ALL, NO_SUBSET, BEST, *STYLES}
+_OWN_BEGINNINGS = ("'", '"', STYLE_MEAN)
 """Values of the report's own rows, which a subset must not share."""
 TABLE_COLUMNS = ["slice", "value", "num_pairs", "num_prompts", "accuracy", "accuracy_low", "accuracy_high"]
 TABLE_COLUMNS += ["log_loss", "expected_calibration_error", "mean_chosen_score", "std_chosen_score"]
@@ -42,24 +44,27 @@ def _subset_name(subset: str) -> str:
     """A subset's value in the table, quoted where it equals one of the report's own: `'all'` for a subset named all."""
     if not subset:
         return NO_SUBSET
-    return repr(subset) if subset in _OWN_VALUES or subset[0] in "'\"" else subset
+    return repr(subset) if subset in _OWN_VALUES or subset.startswith(_OWN_BEGINNINGS) else subset
 
 
-def evaluation_table(split: str, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of an evaluation set: all its pairs, those of each subset, and its benchmark's own rules."""
+def evaluation_table(split: str, pairs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of an evaluation set: all its pairs, those of each subset, and its benchmark's own rules.
+
+    `cells` are the pairs as `benchmark_rows` takes them.
+    """
     rows = [table_row(pairs, split, ALL)]
     if pairs["subset"].any():
         groups = pairs.groupby(_named_subsets(pairs), sort=True)
         rows += [table_row(group, split, str(subset)) for subset, group in groups]
-    for value, judged in benchmark_rows(pairs):
-        interval = bootstrap_interval(judged["correct"], judged["prompt_key"])
+    for value, judged in benchmark_rows(cells):
+        interval = bootstrap_interval(judged["correct"], judged["prompt_key"], judged["weight"])
         rows.append(
             {
                 "slice": split,
                 "value": value,
                 "num_pairs": len(judged),
                 "num_prompts": judged["prompt_key"].nunique(),
-                "accuracy": judged["correct"].mean(),
+                "accuracy": np.average(judged["correct"], weights=judged["weight"]),
                 "accuracy_low": interval[0],
                 "accuracy_high": interval[1],
             }

@@ -1,7 +1,13 @@
+import itertools
+import random
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from rm_assets.training.report.benchmark_rules import benchmark_rows, with_places
+from rm_assets.training.report.intervals import bootstrap_interval
+from rm_assets.training.report.reward_model_report import build_report
 
 
 def grid(line, chosen, rejected):
@@ -53,6 +59,12 @@ def test_styles_are_easy_below_the_diagonal_normal_on_it_and_hard_above():
     assert found["style: normal"] == [1, 1, 0]
     assert found["style: easy"] == [1, 0, 0]  # 4 > 1; 0 < 1, 0 < 3
     assert found["style: hard"] == [0, 0, 0]  # 2 < 3, 2 < 5, 4 < 5
+    assert found["style: mean"] == [1, 0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_a_tie_of_styles_is_wrong():
+    found = judged(grid(1, [2, 2], [2, 1]))
+    assert (found["style: normal"], found["style: easy"], found["style: hard"]) == ([0, 1], [0], [1])
 
 
 def test_a_line_of_which_a_pair_is_missing_is_left_out():
@@ -63,3 +75,115 @@ def test_a_line_of_which_a_pair_is_missing_is_left_out():
 def test_plain_pairs_have_no_rule_but_their_accuracy():
     assert judged(grid(1, [5], [1]), grid(2, [5], [1])) == {}
     assert dict(benchmark_rows(grid(1, [5], [1]).drop(columns="num_stated"))) == {}
+
+
+# --- whole lines, as RM-Bench's own script counts them ----------------------------------------------------------
+
+
+def line_of(number, domain, chosen, rejected):
+    """A line as a benchmark's file has it: texts and their scores."""
+    return {"line": number, "domain": domain, "chosen": chosen, "rejected": rejected}
+
+
+def official(lines):
+    """Liu et al. 2025: a matrix of wins per domain, whose triangles and diagonal are means of its cells."""
+    domains = {}
+    for line in lines:
+        kind = next((name for name in ("chat", "math", "code", "safety") if line["domain"].startswith(name)), "")
+        domains.setdefault(kind or line["domain"], []).append(line)
+    figures = {}
+    for name, members in domains.items():
+        share = np.zeros((3, 3))
+        for line in members:
+            for i, j in itertools.product(range(3), repeat=2):
+                share[i, j] += line["chosen"][i][1] > line["rejected"][j][1]
+        share /= len(members)
+        cells = list(itertools.product(range(3), repeat=2))
+        figures[name] = {
+            "style: easy": np.mean([share[i, j] for i, j in cells if i > j]),
+            "style: normal": np.mean([share[i, i] for i in range(3)]),
+            "style: hard": np.mean([share[i, j] for i, j in cells if i < j]),
+        }
+    means = {name: np.mean(list(styles.values())) for name, styles in figures.items()}
+    found = {style: np.mean([figures[name][style] for name in figures]) for style in figures[name]}
+    several = {f"style: mean of {name}": mean for name, mean in means.items()} if len(means) > 1 else {}
+    return found | several | {"style: mean": np.mean(list(means.values()))}
+
+
+def reported(lines):
+    """The rows of the report on these lines as an evaluation set, whose scores have a row for every cell."""
+    rows = [
+        {
+            "source": "evaluation:bench/a.jsonl",
+            "line": line["line"],
+            "pair_id": f"{line['line']} {good} {bad}",
+            "prompt_key": f"prompt {line['line']}",
+            "chosen_key": " ".join(good.split()),
+            "rejected_key": " ".join(bad.split()),
+            "subset": line["domain"],
+            "chosen_score": good_score,
+            "rejected_score": bad_score,
+        }
+        for line in lines
+        for good, good_score in line["chosen"]
+        for bad, bad_score in line["rejected"]
+    ]
+    pairs = pd.DataFrame(rows)
+    facts = with_places(pairs).assign(format="reply_lists", num_turns=1, script="Latin", agreement="")
+    facts = facts.drop(columns=["prompt_key", "chosen_score", "rejected_score"])
+    scores = pairs.drop(columns=["subset", "chosen_key", "rejected_key"])
+    scores = scores.assign(split="evaluation/bench", chosen_length=2, rejected_length=2, margin=0.0)
+    table = build_report(scores.sample(frac=1, random_state=0), facts).table
+    return table[table["slice"] == "evaluation/bench"].set_index("value")
+
+
+def a_line(number, domain, draw):
+    """Three replies a side, of which any may be equal, or equal but for white space, with few different scores."""
+    sides = []
+    for side in "cr":
+        texts = [f"{side}{draw.randrange(4)}" + draw.choice(["", "", " "]) for _ in range(3)]
+        scores = {text: float(draw.randrange(3)) for text in sorted(texts)}
+        sides.append([(text, scores[text]) for text in texts])
+    return line_of(number, domain, *sides)
+
+
+@pytest.mark.parametrize(
+    "domains", [[""], ["chat"], ["chat", "code", "math", "safety-refuse", "safety-response"], ["law", "", "code"]]
+)
+def test_every_cell_of_every_line_counts_as_in_the_script_of_rm_bench(domains):
+    for seed in range(5):
+        draw = random.Random(seed)
+        named = [*domains, *draw.choices(domains, k=20)]
+        lines = [a_line(number, domain, draw) for number, domain in enumerate(named)]
+        table, expected = reported(lines), official(lines)
+        if "style: mean of " in expected:
+            expected["style: mean of (none)"] = expected.pop("style: mean of ")
+        found = table.loc[[value for value in table.index if value.startswith("style: ")], "accuracy"].to_dict()
+        assert found == pytest.approx(expected, abs=1e-12)
+        assert table.loc["style: mean", ["num_pairs", "num_prompts"]].tolist() == [9 * len(lines), len(lines)]
+        low, high = table.loc["style: mean", ["accuracy_low", "accuracy_high"]]
+        assert 0 <= low < expected["style: mean"] < high <= 1
+
+
+def test_equal_styles_count_in_every_cell_that_they_fill():
+    # [2, 2, 0] against [1, 1, 1]: wins are the rows of the matrix (1, 1, 1), (1, 1, 1), (0, 0, 0).
+    table = reported([line_of(1, "", [("a", 2.0), ("a", 2.0), ("b", 0.0)], [("x", 1.0)] * 3)])
+    assert table["num_pairs"].to_dict() == {
+        "all": 2, "style: easy": 3, "style: normal": 3, "style: hard": 3, "style: mean": 9
+    }  # fmt: skip
+    assert table["accuracy"].to_dict() == pytest.approx(
+        {"all": 1 / 2, "style: easy": 1 / 3, "style: normal": 2 / 3, "style: hard": 1, "style: mean": 2 / 3}
+    )
+
+
+def test_equal_rejected_replies_share_the_credit_of_the_best():
+    table = reported([line_of(1, "", [("a", 1.0)], [("x", 1.0), ("x", 1.0), ("y", 0.0)])])
+    assert table.loc["best of prompt", ["num_pairs", "accuracy"]].tolist() == [1, pytest.approx(1 / 3)]
+
+
+def test_the_interval_of_a_mean_over_domains_counts_each_domain_alike():
+    correct, prompts = pd.Series([1.0] * 90 + [0.0] * 10), pd.Series(np.arange(100))
+    weights = pd.Series([1 / 90] * 90 + [1 / 10] * 10)
+    low, high = bootstrap_interval(correct, prompts, weights)
+    assert 0.2 < low < 0.5 < high < 0.8
+    assert bootstrap_interval(correct, prompts, 3.0) == bootstrap_interval(correct, prompts)
