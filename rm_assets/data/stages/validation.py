@@ -43,7 +43,7 @@ from rm_assets.data.tables.reasons import MALFORMED, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
-VERSION = 7
+VERSION = 8
 _NUM_LOGGED = 10
 _RANKING_COUNTS = ("num_tied", "num_not_taken", "num_left_out")
 _COUNTS = ("num_in", "num_stated", *_RANKING_COUNTS, "num_second_lines", "num_held_back")

@@ -15,6 +15,13 @@ ALL = "all"
 NO_SUBSET = "(none)"
 NO_AGREEMENT = "not stated"
 _OWN_VALUES = {ALL, NO_SUBSET, BEST, *STYLES}
+JUDGEBENCH = {
+    "mmlu-pro": "knowledge",
+    "livebench-reasoning": "reasoning",
+    "livebench-math": "math",
+    "livecodebench": "code",
+}
+"""The categories of JudgeBench (Tan et al. 2025, table 1), by the beginnings of its subsets."""
 _OWN_BEGINNINGS = ("'", '"', STYLE_MEAN)
 """Values of the report's own rows, which a subset must not share."""
 TABLE_COLUMNS = ["slice", "value", "num_pairs", "num_prompts", "accuracy", "accuracy_low", "accuracy_high"]
@@ -47,8 +54,13 @@ def _subset_name(subset: str) -> str:
     return repr(subset) if subset in _OWN_VALUES or subset.startswith(_OWN_BEGINNINGS) else subset
 
 
+def _category(subset: str) -> str:
+    return next((name for beginning, name in JUDGEBENCH.items() if subset.startswith(beginning)), "")
+
+
 def evaluation_table(split: str, pairs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The rows of an evaluation set: all its pairs, those of each subset, and its benchmark's own rules.
+    """The rows of an evaluation set: all its pairs, those of each subset, those of JudgeBench's categories, and its
+    benchmark's own rules.
 
     `cells` are the pairs as `benchmark_rows` takes them.
     """
@@ -56,6 +68,9 @@ def evaluation_table(split: str, pairs: pd.DataFrame, cells: pd.DataFrame) -> pd
     if pairs["subset"].any():
         groups = pairs.groupby(_named_subsets(pairs), sort=True)
         rows += [table_row(group, split, str(subset)) for subset, group in groups]
+        categories = pairs["subset"].map({subset: _category(subset) for subset in pairs["subset"].unique()})
+        if categories.all():
+            rows += [table_row(group, split, str(name)) for name, group in pairs.groupby(categories, sort=True)]
     for value, judged in benchmark_rows(cells):
         interval = bootstrap_interval(judged["correct"], judged["prompt_key"], judged["weight"])
         rows.append(

@@ -106,6 +106,11 @@ def as_distilabel(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
     return {"input": prompt, "generations": sides, "ratings": ratings, "rationales": ["x", "y"]}
 
 
+def as_judgebench(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    named = {"question": prompt, "response_A": sides[0], "response_B": sides[1], "label": ["A>B", "B>A"][better]}
+    return {"pair_id": "p", "original_id": "7", "source": "mmlu-pro-law", "response_model": "m"} | named
+
+
 WRITTEN = [
     (as_webgpt, (1.0, 0.5)),
     (as_shp, (0, 0)),
@@ -121,6 +126,7 @@ WRITTEN = [
     (as_response_chosen, (0, 0)),
     (as_ultrafeedback, (5.5, 5.5)),
     (as_distilabel, (4.0, 4.0)),
+    (as_judgebench, (0, 0)),
 ]
 NULLS = ["margin", "subset", "system", "label", "winner", "tools", "source", "labels", "history", "chosen", "rejected"]
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
@@ -260,6 +266,21 @@ def test_columns_and_labels_of_ones_own_go_before_what_a_card_says() -> None:
     assert (texts_of(pair)[1], texts_of(other)[1]) == (["one"], ["two"])
     [unset] = read(row, labels={"1": "second", "0": "first"})  # meant for another set
     assert texts_of(unset)[1] == ["one"]
+
+
+def test_the_subset_of_a_benchmarks_row_is_the_part_that_it_names() -> None:
+    [pair] = read(as_judgebench("q", ["one", "two"], 1))
+    assert (pair.subset, texts_of(pair)[:3]) == ("mmlu-pro-law", (["q"], ["two"], ["one"]))
+    styles = {"id": 8, "prompt": "q", "chosen": ["a", "a", "b"], "rejected": ["x", "y", "z"], "domain": "safety-refuse"}
+    pairs = read(styles)
+    assert [pair.subset for pair in pairs] == ["safety-refuse"] * 9
+    assert [texts_of(pair)[1:3] for pair in pairs] == [([one], [two]) for one in "aab" for two in "xyz"]
+    # other rows with such fields, and a subset of one's own
+    conversations = {"domain": "law", "chosen": [USER, REPLY], "rejected": [USER, REPLY | {"content": "5."}]}
+    assert [pair.subset for pair in read(conversations)] == [""]
+    assert read({"source": "s", "prompt": "q", "response_A": "one", "response_B": "two", "label": "A"})[0].subset == ""
+    assert {pair.subset for pair in read(styles | {"subset": "own"})} == {"own"}
+    assert {pair.subset for pair in read(styles | {"domain": None})} == {""}
 
 
 def test_every_format_is_one_of_the_usual_ones() -> None:

@@ -237,6 +237,19 @@ def test_evaluation_sets_have_rows_of_their_own_by_subset():
     assert report.pairs["split"].value_counts().to_dict() == {"evaluation/bench": 4, "test": 1}
 
 
+def test_judgebench_has_a_row_for_each_of_its_categories():
+    names = ["mmlu-pro-law", "mmlu-pro-math", "livebench-reasoning", "livebench-math", "livecodebench"]
+    scores = scored([1, 0, 1, 0, 1], [0, 1, 0, 1, 0]).assign(split="evaluation/judge")
+    rows = rows_of(build_report(scores, sliced(scores, subset=names)), "evaluation/judge")
+    assert rows["accuracy"].to_dict() == {
+        "all": 0.6, "mmlu-pro-law": 1, "mmlu-pro-math": 0, "livebench-reasoning": 1, "livebench-math": 0,
+        "livecodebench": 1, "knowledge": 0.5, "reasoning": 1, "math": 0, "code": 1,
+    }  # fmt: skip
+    assert rows.loc["knowledge", "num_pairs"] == 2
+    mixed = sliced(scores, subset=[*names[:4], "other"])
+    assert "knowledge" not in rows_of(build_report(scores, mixed), "evaluation/judge").index
+
+
 def test_the_work_that_subsets_cost_grows_with_their_number():
     def report_of(count):
         scores = scored([1] * count, [0] * count)

@@ -174,6 +174,25 @@ def _ultrafeedback(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != "completions"} | {"responses": scored}
 
 
+# --- benchmarks, whose rows are of a usual format and name their part ------------------------------------------
+
+
+def _judgebench(row: Row) -> Row:
+    """ScalerLab/JudgeBench: `source` is the data set of the question, by which its figures are given."""
+    return _with_subset(row, "source")
+
+
+def _rm_bench(row: Row) -> Row:
+    """THU-KEG/RM-Bench: `domain` is that of a prompt with three chosen and three rejected replies, one per style."""
+    sides = (row["chosen"], row["rejected"])
+    are_lists = all(isinstance(side, list) and all(isinstance(reply, str) for reply in side) for side in sides)
+    return _with_subset(row, "domain") if are_lists else row
+
+
+def _with_subset(row: Row, name: str) -> Row:
+    return row if "subset" in row or not isinstance(row[name], str) else row | {"subset": row[name]}
+
+
 # --- which set a row is of -------------------------------------------------------------------------------------
 
 
@@ -204,6 +223,8 @@ PUBLIC_SETS = (
     PublicSet(("completions", "instruction"), _ultrafeedback),
     PublicSet(("preference", "instruction", "output_1", "output_2"), _alpaca_eval),
     PublicSet(("output", "instruction"), _output_pair),
+    PublicSet(("original_id", "response_A", "response_B", "source"), _judgebench),
+    PublicSet(("domain", "chosen", "rejected"), _rm_bench),
     *(PublicSet(winners, _one_hot) for winners in _WINNER_PAIRS),
 )
 MARKS = frozenset(public_set.fields[0] for public_set in PUBLIC_SETS)
