@@ -19,6 +19,7 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores, training_steps
 from rm_assets.defs.snapshots.rescoring import (
+    num_incomplete_lines,
     pair_facts,
     pair_key,
     preferences_of,
@@ -96,6 +97,8 @@ def _evaluate(run: AssetRun, model: ModelSnapshot, validated: Snapshot) -> tuple
     preferences = preferences_of(validated, set(held_out["pair_id"]))
     baselines = _prompt_baselines(run, model, held_out, preferences)
     report = build_report(scores, pair_facts(validated, preferences), baselines)
+    num_left_out = num_incomplete_lines(validated, set(held_out["pair_id"]))
+    figures = {**report.metrics, **({"num_incomplete_lines": num_left_out} if num_left_out else {})}
     frames = {
         DATA: (report.table, schemas.REPORT),
         PAIRS: (report.pairs, schemas.REPORT_PAIRS),
@@ -104,7 +107,7 @@ def _evaluate(run: AssetRun, model: ModelSnapshot, validated: Snapshot) -> tuple
     return {
         folder: pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
         for folder, (frame, schema) in frames.items()
-    }, dict(report.metrics)
+    }, figures
 
 
 def _prompt_baselines(run: AssetRun, model: ModelSnapshot, held_out: Any, preferences: pa.Table) -> Any:

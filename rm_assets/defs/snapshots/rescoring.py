@@ -78,10 +78,24 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
     from rm_assets.training.report.benchmark_rules import PLACES, with_places
     from rm_assets.training.report.slices import KEY, slice_facts
 
+    ranked: pd.DataFrame = with_places(_evaluation_pairs(validated))
+    return slice_facts(preferences).drop_duplicates(KEY).merge(ranked[[*KEY, *PLACES]], how="left", on=KEY)
+
+
+def num_incomplete_lines(validated: Snapshot, scored: Collection[str]) -> int:
+    """How many lines of evaluation sets with several pairs have one that is not scored, being a reject.
+
+    The rules of benchmarks leave these lines out.
+    """
+    pairs = _evaluation_pairs(validated)
+    several = pairs[pairs.duplicated(["source", "line"], keep=False)]
+    return len(several[~several["pair_id"].isin(scored)].drop_duplicates(["source", "line"]))
+
+
+def _evaluation_pairs(validated: Snapshot) -> Any:
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
     paths = [path for shard in shards if (path := validated.data_path(shard))]
-    ranked: pd.DataFrame = with_places(read_table(paths, schemas.VALIDATED, _RANKING).to_pandas())
-    return slice_facts(preferences).drop_duplicates(KEY).merge(ranked[[*KEY, *PLACES]], how="left", on=KEY)
+    return read_table(paths, schemas.VALIDATED, _RANKING).to_pandas()
 
 
 def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[str, Any]]) -> Any:
