@@ -13,6 +13,7 @@ import torch
 import varlen_kernel
 from architectures import CPU, alone, build, edge_cases, gradients
 from toy_pairs import learnable_pairs
+from transformers import AutoConfig
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training import devices
@@ -199,6 +200,31 @@ def test_a_gpu_trains_as_a_cpu_does_but_for_rounding(make_job, gpu, monkeypatch,
     assert losses == pytest.approx(expected, abs=0.01)
     assert losses != expected  # which were computed in float32
     assert figures["packing"] == expected_figures["packing"] == Packing.SHARED
+    assert figures["test_loss"] == pytest.approx(expected_figures["test_loss"], abs=0.02)
+
+
+ENCODERS = {
+    "bert": {},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 16},
+    "modernbert": {"bos_token_id": 2, "eos_token_id": 1, "cls_token_id": 2, "sep_token_id": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("bert", {"lora_rank": 2}), ("deberta-v2", {}), ("modernbert", {"gradient_checkpointing": True})],
+)
+def test_a_gpu_trains_an_encoder_as_a_cpu_does_but_for_rounding(make_job, gpu, monkeypatch, tmp_path, name, settings):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    AutoConfig.for_model(name, **sizes, **ENCODERS[name]).save_pretrained(tmp_path / "encoder")
+    changes = {"model": str(tmp_path / "encoder"), "settings": {"epochs": 3, "learning_rate": 3e-3} | settings}
+    figures, losses = curves(make_job("gpu", **changes), gpu)
+    monkeypatch.undo()
+    expected_figures, expected = curves(make_job("cpu", **changes), ALONE)
+    assert losses == pytest.approx(expected, abs=0.01)
+    assert losses != expected  # which were computed in float32
+    assert losses[-1] < losses[0]
+    assert figures["packing"] == expected_figures["packing"] == Packing.PADDED
     assert figures["test_loss"] == pytest.approx(expected_figures["test_loss"], abs=0.02)
 
 
