@@ -10,7 +10,7 @@ import torch
 from architectures import CPU, alone, edge_cases, gradients
 from safetensors.torch import load_file, save_file
 from toy_pairs import learnable_pairs
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.settings import SettingsError
 from rm_assets.training import devices
@@ -30,6 +30,7 @@ from rm_assets.training.model.scoring import Scorer, bfloat16_scores, round_weig
 from rm_assets.training.packing.batches import collate
 from rm_assets.training.packing.planning import Packing, plan_rows
 from rm_assets.training.run import train_and_publish
+from rm_assets.training.saved_model.model_directory import save_model
 from rm_assets.training.score import main as score
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -277,3 +278,15 @@ def test_a_training_that_failed_resumes_bit_equal(make_job, monkeypatch, tmp_pat
     assert "resumes after step 4/9" in told
     weights = [output / "model" / "model.safetensors" for output in (expected, found)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_modernbert_is_saved_with_the_names_of_transformers_4_for_its_positions(tokenizer_directory, tmp_path):
+    rope = {
+        kind: {"rope_theta": theta, "rope_type": "default"}
+        for kind, theta in {"full_attention": 50.0, "sliding_attention": 9.0}.items()
+    }
+    model = AutoModelForSequenceClassification.from_config(config_of("modernbert", rope_parameters=rope))
+    save_model(model, AutoTokenizer.from_pretrained(tokenizer_directory), tmp_path / "saved")
+    fields = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (fields["global_rope_theta"], fields["local_rope_theta"]) == (50.0, 9.0)
+    assert AutoConfig.from_pretrained(tmp_path / "saved").rope_parameters == rope
