@@ -109,7 +109,8 @@ def test_a_step_that_is_no_number_leaves_the_last_checkpoint_good(make_job, tmp_
     for attempt in (1, 2):
         with pytest.raises(TrainingError, match=r"norm nan at step 3, stopped before its update") as caught:
             train_and_publish(job, ALONE, TrainingLog())
-        assert {f"pair{number}" for number in of_step_3} == set(re.findall(r"pair\d+", str(caught.value)))
+        named = set(re.findall(r"(pair\d+) \(", str(caught.value)))
+        assert len(named) == 3 and named < {f"pair{number}" for number in of_step_3}
         told = []
         position, _ = Checkpoints(Path(job.output_directory), job.key, ALONE, told.append).latest()
         assert (attempt, position.step, told) == (attempt, 2, [])

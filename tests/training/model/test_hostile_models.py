@@ -50,7 +50,7 @@ OWN_CODE = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "o
     ("changes", "problem"),
     [
         ({"vocab_size": 10**9}, "describes 64,000,020,864 bytes of weights, its safetensors hold 25,504"),
-        ({"hidden_size": 10**4}, "`ignore_mismatched_sizes` to `False`"),
+        ({"hidden_size": 10**4}, "the head 'score' in 'model.safetensors' has a weight of shape"),
         ({"num_hidden_layers": 50}, "lacks the weights"),
         ({"hidden_size": -1}, "not a multiple"),
         ({"hidden_size": "wide"}, "expected int, got str"),

@@ -214,8 +214,8 @@ def test_a_body_in_bfloat16_has_a_head_in_float32_and_its_golden_scores(job_in, 
     assert sizes["float32"] == 2 * sizes["bfloat16"]
 
 
-def test_the_precision_of_the_saved_model_is_part_of_its_key_unless_it_is_float32(make_job):
-    assert "saved_dtype" not in make_job().settings.decisive()
+def test_the_precision_of_the_saved_model_is_part_of_its_key(make_job):
+    assert make_job().settings.decisive()["saved_dtype"] == "float32"
     assert make_job(settings={"saved_dtype": "bfloat16"}).settings.decisive()["saved_dtype"] == "bfloat16"
 
 
