@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rm_assets.defs.results.column_meanings import MEANINGS
-from rm_assets.display_text import shorten
+from rm_assets.display_text import as_code, shorten
 
 MAX_ROWS = 100
 NUM_SHOWN_VALUES = 3
@@ -107,6 +107,21 @@ def preview(rows: pa.Table, num_rows: int = 5) -> dg.TableMetadataValue:
     return table(shown, {field.name: _type_name(field.type) for field in schema})
 
 
+def pair_preview(rows: pa.Table, num_rows: int = 5) -> dg.MarkdownMetadataValue:
+    """The first pairs of a table with the columns source, line, prompt, chosen and rejected, a block each.
+
+    The texts are shortened, and shown as code: nothing in them is read as Markdown.
+    """
+    blocks = []
+    for row in rows.slice(0, num_rows).to_pylist():
+        sides = [
+            f"- **{name}** {as_code(_shown_side(row[name]), 2 * CELL_CHARACTERS)}"
+            for name in ("prompt", "chosen", "rejected")
+        ]
+        blocks.append("\n".join([f"{as_code(row['source'])}, line {row['line']}", "", *sides]))
+    return dg.MetadataValue.md("\n\n---\n\n".join(blocks))
+
+
 def percentiles(values: np.ndarray) -> dict[str, float]:
     """Mean, median, two high percentiles and largest value; percentiles are linear between neighbours.
 
@@ -175,6 +190,14 @@ def _shown_list(values: Sequence[Any], noun: str) -> str:
     return f"[{', '.join(first)}]"
 
 
-def _shown_message(message: Mapping[str, Any]) -> str:
+def _shown_side(value: str | list[Mapping[str, Any]]) -> str:
+    """A text or messages, with room for more than a table's cell has."""
+    whole = (
+        value if isinstance(value, str) else " | ".join(_shown_message(one, CONVERSATION_CHARACTERS) for one in value)
+    )
+    return shortened(whole, CELL_CHARACTERS)
+
+
+def _shown_message(message: Mapping[str, Any], limit: int = MESSAGE_CHARACTERS) -> str:
     text = message.get("content") or message.get("tool_calls") or ""
-    return f"{message['role']}: {shortened(text, MESSAGE_CHARACTERS)}"
+    return f"{message['role']}: {shortened(text, limit)}"

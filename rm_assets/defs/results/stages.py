@@ -26,7 +26,15 @@ from rm_assets.defs.results.file_checks import (
     rejects_table,
     trace_command,
 )
-from rm_assets.defs.results.metadata import CELL_CHARACTERS, MAX_ROWS, location_metadata, percentiles, preview, table
+from rm_assets.defs.results.metadata import (
+    CELL_CHARACTERS,
+    MAX_ROWS,
+    location_metadata,
+    pair_preview,
+    percentiles,
+    preview,
+    table,
+)
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
 from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE
 from rm_assets.display_text import as_code, shorten
@@ -65,7 +73,8 @@ def stage_result(
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
     if settings.shows_previews:
-        metadata["preview"] = preview(_first_rows(snapshot))
+        shown = pair_preview if stage in (Stage.VALIDATED, Stage.FLATTENED) else preview
+        metadata["preview"] = shown(_first_rows(snapshot))
     metadata |= _files(snapshot)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),

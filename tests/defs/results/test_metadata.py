@@ -13,6 +13,7 @@ from rm_assets.defs.results.column_meanings import MEANINGS
 from rm_assets.defs.results.metadata import (
     MAX_ROWS,
     column_schema,
+    pair_preview,
     percentiles,
     preview,
     shortened,
@@ -173,6 +174,24 @@ def test_preview_of_ids_messages_and_text():
         },
     ]
     assert types(value)["ids"] == "list<int32>"
+
+
+def test_the_preview_of_pairs_is_a_block_each_in_which_no_text_is_markdown():
+    row = {"source": "a`b.jsonl", "line": 7, "prompt": [{"role": "user", "content": "Hi `*there*`\n# no"}]}
+    for side in ("chosen", "rejected"):
+        row[side] = [{"role": "assistant", "content": f"{side} {'x' * 900}"}]
+    blocks = pair_preview(pa.Table.from_pylist([row] * 6)).value.split("\n\n---\n\n")
+    assert len(blocks) == 5
+    first, empty, *sides = blocks[0].split("\n")
+    assert (first, empty) == ("``a`b.jsonl``, line 7", "")
+    assert sides == [
+        "- **prompt** ``user: Hi `*there*`⏎# no``",
+        f"- **chosen** `assistant: chosen {'x' * 233}… 667 more characters`",
+        f"- **rejected** `assistant: rejected {'x' * 231}… 669 more characters`",
+    ]
+    text = pa.Table.from_pylist([{"source": "a", "line": 1, "prompt": "p\nq", "chosen": "|", "rejected": "z" * 501}])
+    shown = f"- **prompt** `p⏎q`\n- **chosen** `|`\n- **rejected** `{'z' * 500}… 1 more characters`"
+    assert pair_preview(text).value == f"`a`, line 1\n\n{shown}"
 
 
 def test_preview_takes_the_first_rows_also_of_an_empty_table():
