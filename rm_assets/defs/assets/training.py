@@ -56,7 +56,6 @@ def reward_model(
     owners=owners(),
     code_version=str(reports.VERSION),
     check_specs=REPORT_CHECKS,
-    metadata=schema_metadata(schemas.REPORT),
 )
 @explained
 def reward_model_report(
@@ -83,7 +82,6 @@ def reward_model_report(
     code_version=str(promotions.VERSION),
     check_specs=PROMOTION_CHECKS,
     freshness_policy=freshness_policy(),
-    metadata=schema_metadata(schemas.PROMOTED),
 )
 @explained
 def promoted_reward_model(

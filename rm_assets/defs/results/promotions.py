@@ -36,7 +36,6 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
             "newest_model": verdict["challenger"],
             "champion_before": verdict["champion"] or "none",
             **figures,
-            "dagster/row_count": promotion.snapshot.manifest.num_rows(),
             **location_metadata(directory),
         },
         check_results=[

@@ -78,7 +78,6 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
             **numbers(written.metrics),
             "intervals": METHOD,
             "precision": written.precision,
-            "dagster/row_count": len(written.table),
             **location_metadata(written.snapshot.directory),
         },
         check_results=checks,
@@ -116,7 +115,7 @@ def _slices(rows: Any) -> list[dict[str, Any]]:
         {
             "slice": slice_name(row),
             "pairs": row["num_pairs"],
-            "accuracy": round(row["accuracy"], 3),
+            "accuracy": f"{row['accuracy']:.3f}",
             "95 % interval": _unbroken(interval_text(row)),
             "best baseline": _unbroken(_best_baseline(row)),
         }
