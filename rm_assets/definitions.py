@@ -16,6 +16,8 @@ from rm_assets.defs.automation.nightly import nightly_training
 from rm_assets.defs.launchers.resource import TrainingLauncher
 from rm_assets.defs.project import ProjectResource
 from rm_assets.defs.runs.executor import watched_in_process_executor
+from rm_assets.defs.runs.failure_reason import print_error_at_exit
+from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
 
 _KNOWN_WARNINGS = {
@@ -66,7 +68,11 @@ def definitions() -> dg.Definitions:
     The graph is a chain and each training is a process of its own, so all steps run in the process of the run. Raises
     SettingsError if the environment has a setting that cannot be used.
     """
-    load_settings({}, os.environ)
+    try:
+        load_settings({}, os.environ)
+    except SettingsError as error:
+        print_error_at_exit(error)
+        raise
     for message, category in _KNOWN_WARNINGS.items():
         warnings.filterwarnings("ignore", message=message, category=category)
     return dg.Definitions(

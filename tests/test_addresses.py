@@ -171,7 +171,7 @@ def test_a_run_at_an_address_with_a_password_ends_before_any_work_and_tells_it_n
     tmp_path: Path, server: str
 ) -> None:
     run = materialized(tmp_path, RM_ANNOTATIONS=f"http://user:{CANARY}@{server}/a.jsonl")
-    last = "error: raw_preferences: annotations (or RM_ANNOTATIONS) is 'http://***', an address with credentials in it:"
+    last = "error: annotations (or RM_ANNOTATIONS) is 'http://***', an address with credentials in it:"
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(last)
     assert not (tmp_path / "snapshots").exists()

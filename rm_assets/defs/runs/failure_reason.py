@@ -22,6 +22,12 @@ def print_reasons_at_exit(instance: DagsterInstance, run_id: str) -> None:
         atexit.register(print, *warnings, *lines, sep="\n", file=sys.stderr, flush=True)
 
 
+def print_error_at_exit(error: BaseException) -> None:
+    """On the command line, have an error that no run reports printed when the process ends."""
+    if is_command_of_a_user():
+        atexit.register(print, f"error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
 def failure_reasons(instance: DagsterInstance, run_id: str) -> Iterator[str]:
     """A line for each failed step of a run: the blocking checks that failed, if any, else the error.
 
