@@ -94,14 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", nargs="?", help="a JSONL file, or - for standard input")
     parser.add_argument("--url", help="verify a server at this address, such as http://localhost:8000, instead")
     parser.add_argument("--output", default="-", help="a JSONL file for the scores; standard output if not given")
-    parser.add_argument("--batch-size", type=_size, default=16, help="sequences per forward pass; changes no score")
+    parser.add_argument("--batch-size", type=positive, default=16, help="sequences per forward pass; changes no score")
     parser.add_argument("--padding", choices=["right", "left"], default="right", help="changes no score")
     parser.add_argument("--tolerance", type=_tolerance, help="allowed difference of a golden score; unset: the file's")
     parser.add_argument("--bfloat16", action="store_true", help="score in bfloat16; the difference is only reported")
     return parser
 
 
-def _size(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of at least 1, as an argument of a command; raises ValueError."""
     if (size := int(text)) < 1:
         raise ValueError
     return size

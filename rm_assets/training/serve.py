@@ -39,6 +39,7 @@ from rm_assets.training.saved_model.stock_scoring import (
     load_saved_model,
     sequence_logits,
 )
+from rm_assets.training.score import positive
 
 _MAX_CONNECTIONS = 256
 """Requests at a time; uvicorn answers 503 to more."""
@@ -94,17 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="the model directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; by default this machine alone")
     parser.add_argument("--port", type=_port, default=5000, help="port to listen on; 0: any free one")
-    parser.add_argument("--batch-size", type=_size, default=16, help="sequences per forward pass; changes no score")
-    parser.add_argument("--max-sequences", type=_size, default=1024, help="sequences that one request may hold")
-    parser.add_argument("--max-request-bytes", type=_size, default=16 * 2**20, help="largest body of a request")
+    parser.add_argument("--batch-size", type=positive, default=16, help="sequences per forward pass; changes no score")
+    parser.add_argument("--max-sequences", type=positive, default=1024, help="sequences that one request may hold")
+    parser.add_argument("--max-request-bytes", type=positive, default=16 * 2**20, help="largest body of a request")
     parser.add_argument("--bfloat16", action="store_true", help="score in bfloat16; the difference is only reported")
     return parser
-
-
-def _size(text: str) -> int:
-    if (size := int(text)) < 1:
-        raise ValueError
-    return size
 
 
 def _port(text: str) -> int:

@@ -160,7 +160,7 @@ def test_an_address_that_is_taken_is_a_clear_error(directory, capsys):
 def test_a_wrong_number_is_refused_before_the_model_is_loaded(directory, capsys, wrong):
     with pytest.raises(SystemExit, match="2"):
         main([str(directory), *wrong])
-    assert f"invalid _{'port' if 'port' in wrong[0] else 'size'} value" in capsys.readouterr().err
+    assert f"invalid {'_port' if 'port' in wrong[0] else 'positive'} value" in capsys.readouterr().err
 
 
 # --- verifying a server --------------------------------------------------------------------------------------
