@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, what loading the definitions costs, and what the README promises."""
 
 import ast
+import gc
 import re
 import subprocess
 import sys
@@ -59,7 +60,11 @@ def room(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """Modules that a file imports, and whether it does so when it is loaded."""
-    tree = ast.parse(path.read_text())
+    gc.disable()  # CPython 3.11 raises SystemError if a finalizer runs while it builds the tree (gh-106905)
+    try:
+        tree = ast.parse(path.read_text())
+    finally:
+        gc.enable()
     loading = {id(node) for node in tree.body for node in ([node] if not isinstance(node, ast.If) else [])}
     for node in ast.walk(tree):
         names = []
