@@ -18,7 +18,6 @@ from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.project import ProjectResource, freshness_policy, owners
-from rm_assets.defs.results.changes import reject_changes_metadata
 from rm_assets.defs.results.file_checks import delivery_problems
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.stages import (
@@ -206,4 +205,4 @@ def rejected_annotations(context: dg.AssetExecutionContext, project: ProjectReso
     snapshot = rejects.publish_rejects(ready.settings, stages, context.log.info)
     if problems := delivery_problems(stages[Stage.RAW], stages[Stage.VALIDATED]):
         context.log.warning(problems)
-    return rejects_result(snapshot, reject_changes_metadata(before, snapshot))
+    return rejects_result(snapshot, before)

@@ -12,7 +12,6 @@ from rm_assets.defs.assets.data import padded_pairs
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource, freshness_policy, owners
-from rm_assets.defs.results.changes import verdict_changes_metadata
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
 from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
@@ -45,7 +44,7 @@ def reward_model(
     with contextlib.suppress(SnapshotError):  # a damaged model is trained again, and compared with nothing
         before = models.newest_model(run.project.storage)
     model = models.train_or_load_model(run, run.project.snapshot(Stage.PADDED))
-    return model_result(model, run.project, verdict_changes_metadata(before, model))
+    return model_result(model, run.project, before)
 
 
 @dg.asset(

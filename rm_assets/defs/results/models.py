@@ -1,7 +1,6 @@
 """What the UI shows of reward_model: its metrics, its training curves, and whether its files are intact."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import dagster as dg
 from pydantic_core import to_jsonable_python
 
 from rm_assets.defs.project import Project
+from rm_assets.defs.results.changes import verdict_changes_metadata
 from rm_assets.defs.results.metadata import location_metadata, numbers
 from rm_assets.defs.results.plots import markdown_picture, training_curves
 from rm_assets.defs.snapshots.models import ASSET, ModelSnapshot, training_steps
@@ -37,9 +37,9 @@ MODEL_CHECKS = [
 ]
 
 
-def model_result(model: ModelSnapshot, project: Project, changes: Mapping[str, Any]) -> dg.MaterializeResult:
-    """The materialization of a model: its training curves, its metrics, `changes`, what it was made from, and its
-    location."""
+def model_result(model: ModelSnapshot, project: Project, before: ModelSnapshot | None) -> dg.MaterializeResult:
+    """The materialization of a model: its training curves, its metrics, what it was made from, its location, and the
+    held-out pairs that it ranks otherwise than the model `before`."""
     curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def model_result(model: ModelSnapshot, project: Project, changes: Mapping[str, A
         metadata={
             "training_curves": dg.MetadataValue.md(curves),
             **{name: figures[name] for name in _FIRST if name in figures},
-            **changes,
+            **verdict_changes_metadata(before, model),
             "head": model.manifest["metrics"].get("head", "not recorded"),  # as in older manifests
             "base_model": "a toy with random weights" if project.model.toy else project.model.name,
             "tokenizer": project.settings.tokenizer or project.settings.model or "built-in",

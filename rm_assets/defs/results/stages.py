@@ -1,8 +1,7 @@
 """What the UI shows of a data asset: figures as metadata and invariants as checks, all from the snapshot's manifest."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -17,7 +16,7 @@ from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MEANINGS, Reason
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.results.changes import pair_changes_metadata
+from rm_assets.defs.results.changes import pair_changes_metadata, reject_changes_metadata
 from rm_assets.defs.results.file_checks import (
     file_check_specs,
     file_checks,
@@ -267,8 +266,8 @@ def _too_long_result(manifest: Manifest, max_length: int) -> dg.AssetCheckResult
     )
 
 
-def rejects_result(snapshot: Snapshot, changes: Mapping[str, Any] = MappingProxyType({})) -> dg.MaterializeResult:
-    """The materialization of all rejects: `changes`, tables by stage, by reason and by file, and the first rows."""
+def rejects_result(snapshot: Snapshot, before: Snapshot | None = None) -> dg.MaterializeResult:
+    """The materialization of all rejects: changes since `before`, tables by stage, reason and file, and examples."""
     by_file = rejects_by_file(snapshot)
     counts, num_rows = _reject_counts(snapshot)
     by_stage, reasons = Counter[str](), Counter[str]()
@@ -281,7 +280,7 @@ def rejects_result(snapshot: Snapshot, changes: Mapping[str, Any] = MappingProxy
         data_version=dg.DataVersion(snapshot.name),
         metadata={
             "dagster/row_count": num_rows,
-            **changes,
+            **reject_changes_metadata(before, snapshot),
             "rejects_by_stage": table(stages, {"stage": "string", "rejects": "int"}),
             **({"rejects_by_reason": _reasons_table(reasons)} if reasons else {}),
             "rejects_by_file": rejects_table(by_file),
