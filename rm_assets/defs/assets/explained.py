@@ -1,5 +1,6 @@
 """Errors that name their cause and cure, as Dagster's `Failure`: its sentence heads the page of the failed run."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -32,25 +33,27 @@ STOPPED = (
 Body = TypeVar("Body", bound=Callable[..., Any])
 
 
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    try:
+        yield
+    except dg.DagsterExecutionInterruptedError:
+        raise dg.DagsterExecutionInterruptedError(STOPPED) from None
+    except EXPLAINED as error:
+        raise dg.Failure(one_line(error), allow_retries=False) from error
+
+
 def explained(body: Body) -> Body:
     """Have the errors of an asset's function raised as `Failure`, and let an interrupt say how to resume."""
 
     @functools.wraps(body)
     def explaining(*arguments: Any, **named: Any) -> Any:
-        try:
+        with _explaining():
             return body(*arguments, **named)
-        except dg.DagsterExecutionInterruptedError:
-            raise dg.DagsterExecutionInterruptedError(STOPPED) from None
-        except EXPLAINED as error:
-            raise dg.Failure(one_line(error), allow_retries=False) from error
 
     @functools.wraps(body)
     def explaining_generator(*arguments: Any, **named: Any) -> Iterator[Any]:
-        try:
+        with _explaining():
             yield from body(*arguments, **named)
-        except dg.DagsterExecutionInterruptedError:
-            raise dg.DagsterExecutionInterruptedError(STOPPED) from None
-        except EXPLAINED as error:
-            raise dg.Failure(one_line(error), allow_retries=False) from error
 
     return explaining_generator if inspect.isgeneratorfunction(body) else explaining  # type: ignore[return-value]
