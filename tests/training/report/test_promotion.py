@@ -90,7 +90,8 @@ def test_the_interval_of_the_difference_holds_it():
 
 def test_a_p_value_at_the_level_is_worse_and_half_is_not_above_chance():
     found = compare_models(champion([True] * 8), scores([False] * 5 + [True] * 3))
-    assert not verdict(found, found.p_value).promoted
+    assert "the new model is worse" in verdict(found, found.p_value).reason
+    assert "the new model is worse" not in verdict(found, math.nextafter(found.p_value, 0)).reason
     level = replace(found, challenger_accuracy=1.0, challenger_accuracy_low=0.5)
     assert "not above chance" in verdict(level, 0.05).reason
     assert verdict(replace(level, challenger_accuracy_low=math.nextafter(0.5, 1)), 0.05).promoted
