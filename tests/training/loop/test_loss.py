@@ -62,19 +62,21 @@ def test_a_pair_far_on_the_wrong_side_has_a_finite_loss_and_gradient():
 
 
 def test_a_negative_margin_cannot_scale_a_loss(make_job, tmp_path):
-    splits = {"train": [([7, 5, 1], [7, 6, 1], 2.0), ([8, 5, 1], [8, 6, 1], -1.5)], "validation": [], "test": []}
+    margins = [2.0, -0.25, -1.5]
+    train = [([7 + number, 5, 1], [7 + number, 6, 1], margin) for number, margin in enumerate(margins)]
+    splits = {"train": train, "validation": [], "test": []}
     job = make_job(splits=splits, settings={"loss": "scaled"})
     pairs = read_splits(job, tmp_path)
-    with pytest.raises(TrainingError, match=r"margin is -1.5 in pair 'pair1', split 'train': the loss 'scaled'"):
+    with pytest.raises(TrainingError, match=r"margin is -0.25 in pair 'pair1', split 'train': the loss 'scaled'"):
         check_margins(pairs, job.settings)
     check_margins(pairs, TrainingSettings(loss="margin"))
-    np.testing.assert_array_equal(pairs["train"].margin, np.array([2.0, -1.5], np.float32))
+    np.testing.assert_array_equal(pairs["train"].margin, np.array(margins, np.float32))
 
 
 def test_margins_beyond_the_usual_ones_are_a_warning_where_they_are_subtracted(make_job, tmp_path):
-    splits = {"train": [([7, 5, 1], [7, 6, 1], 3.0), ([8, 5, 1], [8, 6, 1], 3.5)], "validation": [], "test": []}
+    splits = {"train": [([7, 5, 1], [7, 6, 1], 3.0), ([8, 5, 1], [8, 6, 1], 3.01)], "validation": [], "test": []}
     pairs = read_splits(make_job(splits=splits), tmp_path)["train"]
-    assert large_margin(pairs, TrainingSettings(loss="margin")).startswith("margins are up to 3.5, with the loss")
+    assert large_margin(pairs, TrainingSettings(loss="margin")).startswith("margins are up to 3.01, with the loss")
     assert large_margin(pairs, TrainingSettings()) == large_margin(pairs, TrainingSettings(loss="scaled")) == ""
     usual = read_splits(make_job("usual", splits=splits | {"train": splits["train"][:1]}), tmp_path / "usual")["train"]
     assert large_margin(usual, TrainingSettings(loss="margin")) == ""
