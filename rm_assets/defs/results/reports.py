@@ -71,9 +71,7 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
         metadata={
             "verdict": dg.MetadataValue.text(_verdict(written, checks)),
             "report": dg.MetadataValue.md(_page(written, checks, plots)),
-            **(
-                {"evaluation_sets": table(sets)} if (sets := _evaluation_sets(written.table, written.judged_on)) else {}
-            ),
+            **({"evaluation_sets": table(sets)} if sets else {}),
             "slices": table(_slices(written.table)),
             **numbers(written.metrics),
             "intervals": METHOD,
