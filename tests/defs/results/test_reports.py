@@ -82,7 +82,7 @@ def test_the_verdict_is_a_sentence_with_which_the_page_begins(tmp_path: Path) ->
     metadata, _ = shown(tmp_path, {"test": ["x"] * 40}, right=0.0)
     verdict = metadata["verdict"].value
     assert verdict.startswith("Ranks 0.000 of 40 test pairs right (95 % interval 0.000 to ")
-    assert verdict.endswith(". Failed checks: accuracy_is_above_chance, model_beats_length, model_needs_the_prompt.")
+    assert verdict.endswith(". Failed checks: accuracy_is_above_chance, model_beats_length.")
     page = MarkdownIt("gfm-like", {"linkify": False}).render(metadata["report"].value)
     assert page.startswith(f"<p><strong>{verdict}</strong></p>\n<table>")
     assert page.count("<tr>") == 5 and "<td><strong>failed</strong></td>\n<td>model_beats_length</td>" in page
