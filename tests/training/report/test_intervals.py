@@ -1,7 +1,10 @@
+from statistics import NormalDist
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from rm_assets.training.report import intervals
 from rm_assets.training.report.intervals import bootstrap_interval, wilson_interval
 
 
@@ -40,3 +43,39 @@ def test_wilson_interval_of_none_and_of_all_ends_exactly_there():
     count = np.arange(1, 2_000)
     assert (wilson_interval(np.zeros(len(count)), count)[0] == 0).all()
     assert (wilson_interval(np.ones(len(count)), count)[1] == 1).all()
+
+
+def test_the_interval_leaves_out_two_and_a_half_percent_on_each_side(monkeypatch):
+    # With one pair per prompt, resampled accuracy is Binomial(n, 0.2) / n; the quantiles of 200,000 draws are exact to
+    # 0.01 standard deviations, and half a percentile is 0.08 of them.
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 200_000)
+    correct = pd.Series([1.0, 0.0, 0.0, 0.0, 0.0] * 4_000)
+    found = bootstrap_interval(correct, pd.Series(range(20_000)))
+    deviation = (0.2 * 0.8 / 20_000) ** 0.5
+    expected = [0.2 + NormalDist().inv_cdf(share) * deviation for share in (0.025, 0.975)]
+    assert found == pytest.approx(expected, abs=0.03 * deviation)
+
+
+def test_ten_prompts_are_resampled_and_nine_are_not():
+    nine, ten = (pd.Series([1.0] * (number - 1) + [0.0]) for number in (9, 10))
+    assert bootstrap_interval(nine, pd.Series(range(9))) == pytest.approx(wilson_interval(8 / 9, 9))
+    low, high = bootstrap_interval(ten, pd.Series(range(10)))
+    # Resampled accuracy is Binomial(10, 0.9) / 10: 7 or fewer with 7 %, 6 or fewer with 1.3 %, all ten with 35 %.
+    assert (low, high) == (pytest.approx(0.7), 1)
+
+
+def test_prompts_of_equal_accuracy_get_wilsons_interval_over_the_prompts():
+    # Twelve prompts with two pairs each, one of them right: a resample has always half of its pairs right.
+    found = bootstrap_interval(pd.Series([1.0, 0.0] * 12), pd.Series(range(12)).repeat(2).reset_index(drop=True))
+    assert found == pytest.approx(wilson_interval(0.5, 12))
+
+
+def test_the_interval_is_that_of_the_weighted_accuracy():
+    # The weight of a pair is that of so many copies of it in the same prompt.
+    correct, prompts = pd.Series([1.0, 0.0, 1.0, 0.0] * 8), pd.Series(range(32))
+    weights = pd.Series([3.0, 1.0, 2.0, 2.0] * 8)
+    copies = weights.astype(int)
+    found = bootstrap_interval(correct, prompts, weights)
+    assert found == pytest.approx(bootstrap_interval(correct.repeat(copies), prompts.repeat(copies)))
+    few = bootstrap_interval(correct[:4], prompts[:4], weights[:4])
+    assert few == pytest.approx(wilson_interval(5 / 8, 4))
