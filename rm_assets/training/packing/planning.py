@@ -88,7 +88,8 @@ def num_tokens(pairs: Pairs, plan: MicroPlan) -> int:
         return IDLE_TOKENS
     lengths = [pairs.sequences.lengths_of(branches.sequences) for branches in plan.branches]
     if plan.packing is Packing.PADDED:
-        return sum(map(len, lengths)) * max(int(part.max()) for part in lengths)
+        [part] = lengths
+        return len(part) * int(part.max())
     return sum(_cost(part, branches.prefix) for part, branches in zip(lengths, plan.branches, strict=True))
 
 
@@ -103,7 +104,7 @@ def _packed_plans(pairs: Pairs, rows: Rows, packing: Packing, row_tokens: int, n
     """
     items = sorted(_items(pairs, rows, packing, row_tokens), key=lambda item: -item[0])
     total = sum(cost for cost, _, _ in items)
-    num_rows = num_processes * max(1, -(-total // (row_tokens * num_processes)))
+    num_rows = num_processes * -(-total // (row_tokens * num_processes))
     while True:
         bins: list[list[tuple[int, Rows, Branches]]] = [[] for _ in range(num_rows)]
         loads = [(0, number) for number in range(num_rows)]
@@ -162,7 +163,7 @@ def _padded_plans(pairs: Pairs, rows: Rows, row_tokens: int, num_processes: int)
     plans: list[MicroPlan] = []
     start = 0
     for end in range(1, len(rows) + 1):
-        width = longest[order[start]] if len(rows) else 0
+        width = longest[order[start]]
         if end == len(rows) or longest[order[end]] < (1 - MAX_WASTE) * width or 2 * (end + 1 - start) * width > limit:
             part = rows[order[start:end]]
             both = np.concatenate([pairs.chosen[part], pairs.rejected[part]])

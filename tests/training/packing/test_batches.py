@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from architectures import CPU
@@ -102,7 +104,10 @@ def test_a_step_may_have_a_part_of_a_ranking():
 def test_a_ranking_that_overfills_a_row_is_cut_between_pairs():
     pairs = pairs_of([[ids(9, 9, 9, n) for n in range(6)]])
     [plans] = plan_rows(pairs, np.arange(15), Packing.SHARED, 6)
-    assert sorted(row for plan in plans for row in plan.pairs.tolist()) == list(range(15))
+    # three of the sequences fill a row; rows 0 to 14 are 0-1 to 0-5, 1-2 to 1-5, 2-3 to 2-5, 3-4, 3-5 and 4-5
+    assert sorted(plan.pairs.tolist() for plan in plans) == [
+        [0, 1], [2, 3], [4], [5, 6], [7, 8], [9, 10], [11], [12, 13, 14]
+    ]  # fmt: skip
     assert all(num_tokens(pairs, plan) <= 6 for plan in plans)
 
 
@@ -148,6 +153,9 @@ def test_every_pair_is_planned_once_within_the_budget_and_as_often_in_every_proc
     assert len({len(of_process) for of_process in plans}) == 1
     every = [plan for of_process in plans for plan in of_process]
     assert sorted(row for plan in every for row in plan.pairs.tolist()) == rows.tolist()
+    if packing is not Packing.PADDED:  # the longest first, so that memory peaks at the start
+        sizes = [num_tokens(pairs, plan) for at_once in zip(*plans, strict=True) for plan in at_once if len(plan.pairs)]
+        assert sizes == sorted(sizes, reverse=True)
     for plan in every:
         batch = collate(pairs, plan, CPU)
         assert batch.ids.numel() == num_tokens(pairs, plan)
@@ -156,6 +164,58 @@ def test_every_pair_is_planned_once_within_the_budget_and_as_often_in_every_proc
         for row, chosen, rejected in zip(plan.pairs, batch.chosen.tolist(), batch.rejected.tolist(), strict=True):
             for side, number in ((pairs.chosen, chosen), (pairs.rejected, rejected)):
                 assert flat[batch.last[number]] == pairs.sequences[side[row]][-1]
+
+
+def alike(number, *replies, prefix=()):
+    """So many pairs of replies of these lengths, each after this prefix."""
+    return pairs_of([[ids(*prefix, *[token] * n) for token, n in enumerate(replies)] for _ in range(number)])
+
+
+def num_rows(pairs, packing, row_tokens, num_processes=1):
+    """How many rows with pairs each process gets."""
+    plans = plan_rows(pairs, np.arange(len(pairs)), packing, row_tokens, num_processes)
+    return [sum(len(plan.pairs) > 0 for plan in of_process) for of_process in plans]
+
+
+def test_rows_are_filled_to_the_last_token_and_shared_out_to_all_processes():
+    pairs = alike(4, 1, 1, prefix=[9, 9, 9])  # 5 tokens each, or twice 4
+    assert num_rows(pairs, Packing.SHARED, 10) == [2]
+    assert num_rows(pairs, Packing.SHARED, 9) == [4]
+    assert num_rows(pairs, Packing.PACKED, 16) == [2]
+    assert num_rows(pairs, Packing.PACKED, 15) == [4]
+    assert num_rows(pairs, Packing.SHARED, 10, 2) == [1, 1]
+    assert num_rows(pairs, Packing.SHARED, 20, 2) == [1, 1]
+    assert num_rows(pairs, Packing.SHARED, 20, 3) == [1, 1, 1]
+
+
+def test_rows_that_do_not_suffice_grow_by_a_sixteenth():
+    pairs = alike(200, 1, 1, prefix=[9, 9])  # 4 tokens each: 80 rows of 10 have room for all tokens, not for all pairs
+    assert num_rows(pairs, Packing.SHARED, 10) == [100]  # after 85, 90 and 95
+    assert num_rows(pairs, Packing.SHARED, 10, 2) == [51, 51]  # after 84, 88, 92 and 96
+
+
+def test_a_pair_whose_sides_are_one_sequence_computes_it_once():
+    same = replace(PAIRS, rejected=PAIRS.chosen)
+    [[plan]] = plan_rows(same, np.array([0]), Packing.SHARED, 100)
+    assert num_tokens(same, plan) == 3
+    assert collate(same, plan, CPU).ids.tolist() == [[7, 8, 9]]
+
+
+@pytest.mark.parametrize(("shorter", "expected"), [(75, [1]), (74, [2])])
+def test_a_padded_row_wastes_at_most_a_quarter(shorter, expected):
+    pairs = pairs_of([[ids(*[1] * n), ids(*[2] * n)] for n in (100, shorter)])
+    assert num_rows(pairs, Packing.PADDED, 1000) == expected
+
+
+def test_padded_rows_are_filled_to_the_last_token_and_shared_out_to_all_processes():
+    pairs = alike(4, 4, 3)  # each pair pads to twice 4
+    assert num_rows(pairs, Packing.PADDED, 16) == [2]
+    assert num_rows(pairs, Packing.PADDED, 15) == [4]
+    assert num_rows(pairs, Packing.PADDED, 100) == [1]
+    assert num_rows(pairs, Packing.PADDED, 100, 2) == [1, 1]
+    # 46 tokens for three processes, 16 each: two pairs of 4 and 4, of 3 and 3 twice, and one more
+    uneven = pairs_of([[ids(*[1] * n), ids(*[2] * n)] for n in (4, 4, 3, 3, 3, 3, 3)])
+    assert num_rows(uneven, Packing.PADDED, 100, 3) == [2, 1, 1]
 
 
 def test_processes_get_rows_of_like_size():
