@@ -165,8 +165,8 @@ def _score_length_correlation(pairs: pd.DataFrame) -> dict[str, float]:
     """Pearson's and Spearman's correlation of score and length, over both sides of all pairs.
 
     Length is that of the whole side, in tokens, prompt included. `difference_length_spearman` is that of the
-    differences of scores and of lengths within the pairs, where prompts cancel out. All are left out where they
-    are undefined: all scores or all lengths equal.
+    differences of scores and of lengths within the pairs, where prompts cancel out. NaN where they are undefined: all
+    scores or all lengths equal.
     """
     score, length = (
         pd.concat([pairs[f"chosen_{name}"], pairs[f"rejected_{name}"]], ignore_index=True)
@@ -178,15 +178,8 @@ def _score_length_correlation(pairs: pd.DataFrame) -> dict[str, float]:
         for name in ("score", "length")
     )
     # Spearman's is Pearson's on the ranks, equal values sharing their mean rank.
-    found = {
-        "score_length_pearson": _correlation(score, length),
-        "score_length_spearman": _correlation(score.rank(), length.rank()),
-        "difference_length_spearman": _correlation(apart.rank(), longer.rank()),
+    return {
+        "score_length_pearson": score.corr(length),
+        "score_length_spearman": score.rank().corr(length.rank()),
+        "difference_length_spearman": apart.rank().corr(longer.rank()),
     }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _correlation(one: pd.Series, other: pd.Series) -> float | None:
-    if one.nunique() == 1 or other.nunique() == 1:
-        return None
-    return float(one.corr(other))
