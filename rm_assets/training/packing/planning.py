@@ -59,10 +59,10 @@ def epoch_steps(pairs: Pairs, seed: int, epoch: int, batch_pairs: int) -> list[R
     """
     num_rankings = len(pairs.prefix)
     order = np.random.default_rng([seed, epoch]).permutation(num_rankings)
-    starts = np.searchsorted(pairs.ranking, np.arange(num_rankings + 1))
-    sizes = np.diff(starts)[order]
+    sizes = np.bincount(pairs.ranking, minlength=num_rankings)
+    starts, sizes = (np.cumsum(sizes) - sizes)[order], sizes[order]
     ends = np.cumsum(sizes)
-    rows = np.repeat(starts[order] - (ends - sizes), sizes) + np.arange(len(pairs))
+    rows = np.repeat(starts - (ends - sizes), sizes) + np.arange(len(pairs))
     return [rows[start : start + batch_pairs] for start in range(0, len(rows), batch_pairs)]
 
 

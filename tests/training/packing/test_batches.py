@@ -99,6 +99,10 @@ def test_a_step_may_have_a_part_of_a_ranking():
     [[plan]] = micro(Packing.SHARED, rows=[3])
     batch = collate(PAIRS, plan, CPU)
     assert batch.ids.tolist() == [[4, 4, 1, 3]]
+    [[plan]] = micro(Packing.SHARED, rows=[2, 3])
+    batch = collate(PAIRS, plan, CPU)
+    assert batch.ids.tolist() == [[4, 4, 1, 2, 3]]
+    assert (batch.chosen.tolist(), batch.rejected.tolist()) == ([0, 0], [1, 2])
 
 
 def test_a_ranking_that_overfills_a_row_is_cut_between_pairs():
