@@ -3,8 +3,11 @@
 import builtins
 import copy
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -377,3 +380,28 @@ def test_a_token_that_the_self_test_would_repeat_for_minutes_is_refused(tmp_path
     files = find_tokenizer(Settings(tokenizer=str(sample_tokenizer(tmp_path / "t", tokenizer=definition))))
     with pytest.raises(SettingsError, match="its token with id 1500 has 100000 characters, more than 1000"):
         load_encoder(files)
+
+
+_WITHOUT_TORCH = """
+import sys
+from rm_assets.data.chat.pretrained import load_tokenizer
+
+tokenizer = load_tokenizer({tokenizer!r})
+tokenizer.apply_chat_template([{{"role": "user", "content": "2+2?"}}], tokenize=True)
+assert "torch" not in sys.modules
+from transformers import LlamaConfig, LlamaModel, modeling_rope_utils
+
+rope = {{"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 8}}
+config = LlamaConfig(vocab_size=9, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, max_position_embeddings=32, rope_parameters=rope)
+import torch
+
+model = LlamaModel(config)
+assert modeling_rope_utils.torch is torch
+assert model(torch.arange(9)[None]).last_hidden_state.shape == (1, 9, 16)
+"""
+
+
+def test_a_tokenizer_is_loaded_without_torch_and_models_work_in_the_same_process_afterwards() -> None:
+    code = _WITHOUT_TORCH.format(tokenizer=str(SAMPLE / "tokenizer"))
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
