@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, RejectedFileError
+from rm_assets.data.sources.parquet_batches import row_groups
 from rm_assets.data.sources.signatures import NUM_BYTES, what_it_is
-from rm_assets.data.storage.parquet import foreign_row_groups
 from rm_assets.data.tables.reasons import Reason
 
 _PART_BYTES = 8 * 2**20
@@ -34,7 +34,7 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 def parquet_rows(stream: BinaryIO, max_line_bytes: int, most_bytes: int) -> Iterator[Piece]:
     """The rows, in order; raises RejectedFileError where the file is damaged or its values exceed `most_bytes`."""
     try:
-        for group, batches in foreign_row_groups(stream):
+        for group, batches in row_groups(stream):
             _require_at_most(most_bytes, _footer_bytes(group))
             num_rows = 0
             for batch in batches:

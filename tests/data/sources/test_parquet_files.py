@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from support import age, plain_row, rejects, rows, silent, violations, write_lines
 
+from rm_assets.data.sources import parquet_batches
 from rm_assets.data.sources import parquet_rows as reader
 from rm_assets.data.sources.opened_file import RejectedFileError
 from rm_assets.data.sources.parquet_rows import parquet_rows
 from rm_assets.data.stages.raw import publish_raw
-from rm_assets.data.storage import parquet
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
@@ -264,10 +264,10 @@ def test_what_is_decoded_counts_whatever_the_footer_says(
 
 
 def test_a_dictionary_beside_other_texts_is_read_in_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "_FOREIGN_BATCH_BYTES", 2500)
+    monkeypatch.setattr(parquet_batches, "_BATCH_BYTES", 2500)
     texts = ["x" * 1000] * 9 + [f"{number}" * 900 for number in range(9)]
     content = written(pa.table({"a": texts}), dictionary_pagesize_limit=1, write_batch_size=9)
-    sizes = [batch.num_rows for _, batches in parquet.foreign_row_groups(io.BytesIO(content)) for batch in batches]
+    sizes = [batch.num_rows for _, batches in parquet_batches.row_groups(io.BytesIO(content)) for batch in batches]
     assert (max(sizes), sum(sizes)) == (2, 18)
 
 
@@ -275,7 +275,7 @@ def test_texts_by_their_differences_are_read_one_row_at_a_time() -> None:
     texts = [f"{'x' * 1000}{number}" for number in range(50)]
     content = written(pa.table({"a": texts}), use_dictionary=False, column_encoding={"a": "DELTA_BYTE_ARRAY"})
     assert [json.loads(line)["a"] for line in lines(content)] == texts
-    sizes = [batch.num_rows for _, batches in parquet.foreign_row_groups(io.BytesIO(content)) for batch in batches]
+    sizes = [batch.num_rows for _, batches in parquet_batches.row_groups(io.BytesIO(content)) for batch in batches]
     assert sizes == [1] * 50
 
 
