@@ -13,7 +13,6 @@ machine, which is then uploaded, the manifest last.
 
 import contextlib
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,37 +22,35 @@ import msgspec
 from rm_assets.data.chat.tokenizer import carried_template
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.stages.padding import pad_token_id_of
-from rm_assets.data.storage.files import (
-    download,
-    file_sizes,
-    is_abandoned,
-    is_remote,
-    read_file,
-    remove_files,
-    write_json,
-)
+from rm_assets.data.storage.files import download, file_sizes, is_abandoned, is_remote, read_file, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
-from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals, is_snapshot_name
+from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals
 from rm_assets.data.storage.parquet import open_parquet, read_table
 from rm_assets.data.storage.publication import publish_directory
-from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age, unfinished_trainings
+from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot, set_latest
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
 from rm_assets.defs.project import Project
+from rm_assets.defs.snapshots.unfinished import (
+    descriptions,
+    has_progress,
+    is_finished,
+    remove_old_trainings,
+    remove_training,
+    training_directory,
+)
 from rm_assets.settings import ROUNDING
 from rm_assets.training.jobs.lineage import lineage_of
 from rm_assets.training.jobs.result import (
-    CHECKPOINTS,
     METRICS,
     SCORES_FILE,
     SCRATCH,
     TrainingResultError,
     read_manifest,
     read_result,
-    remove_result,
     remove_scratch,
     result_files,
 )
@@ -104,7 +101,7 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
                 f"no training: {found.directory.name} is the model of these pairs and settings{_rounding(run)}"
             )
         set_latest(home, found.directory.name)
-        _remove_training(home, key[:16])
+        remove_training(home, key)
         finish_removals(home)
         remove_old_snapshots(home, found.directory, keep, result_files)
         remove_old_trainings(home, keep, run.log.warning)
@@ -119,7 +116,7 @@ def _train_or_score(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
         return replace(_train(run, pairs, key, same), trained_now=False)
     toy = "the built-in tiny model with random weights, as model is unset: a toy"
     run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
-    older = None if _has_progress(home, key) else _interrupted_training(run, pairs)
+    older = None if has_progress(home, key) else _interrupted_training(run, pairs)
     if older is not None:
         _finish_older(run, older)
     return _train(run, pairs, key)
@@ -228,7 +225,7 @@ def _verified(run: AssetRun, home: Path, key: str) -> ModelSnapshot | None:
         return ModelSnapshot(directory=directory, manifest=read_result(directory, key), trained_now=False, pin=pin)
     except TrainingResultError as error:
         if is_remote(directory) and not (directory / MANIFEST).exists():
-            if _is_finished(unfinished_trainings(home) / key[:16], key):
+            if is_finished(home, key):
                 run.log.info(f"resuming the interrupted upload of {directory.name}")
                 return None
             if not is_abandoned(directory):
@@ -240,25 +237,19 @@ def _verified(run: AssetRun, home: Path, key: str) -> ModelSnapshot | None:
     return None
 
 
-def _has_progress(home: Path, key: str) -> bool:
-    """Whether there is something to resume: a checkpoint, or a result that is not published yet."""
-    working = unfinished_trainings(home) / key[:16]
-    return any((working / CHECKPOINTS).glob("step-*")) or _is_finished(working, key)
-
-
 def _interrupted_training(run: AssetRun, today: Snapshot) -> Snapshot | None:
     """The pairs of the newest training with progress and today's settings, all of whose pairs are among today's."""
     home = run.project.storage / ASSET
-    for description in _descriptions(home):
+    for description in descriptions(home):
         try:
             pairs = read_snapshot(run.project.storage / Stage.PADDED / description.data_snapshot)
         except (OSError, SnapshotError):
             continue
         key = model_key(run.project, pairs)
-        if key == description.key and _has_progress(home, key):
+        if key == description.key and has_progress(home, key):
             if not (num_gone := _num_gone(pairs, today)):
                 return pairs
-            job = unfinished_trainings(home) / f"{key[:16]}.json"
+            job = training_directory(home, key).with_suffix(".json")
             run.log.warning(
                 f"leaving aside the interrupted training on padded_pairs {pairs.name}: {num_gone:,} of its pairs are "
                 "no longer among today's, or have another margin. To have it all the same, restore these annotations, "
@@ -274,25 +265,6 @@ def _num_gone(pairs: Snapshot, today: Snapshot) -> int:
     return int(before.join(now, keys=columns, join_type="left anti").num_rows)
 
 
-class _Description(msgspec.Struct, frozen=True):
-    """What is read of a training's description, which exists from before its directory is made until publication."""
-
-    key: str
-    data_snapshot: str
-
-
-def _descriptions(home: Path) -> list[_Description]:
-    """The unfinished trainings, newest first. Files that are not named by their key are not ours."""
-    paths = sorted(unfinished_trainings(home).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    found = []
-    for path in paths:
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            description = msgspec.json.decode(path.read_bytes(), type=_Description)
-            if is_snapshot_name(path.stem) and description.key[:16] == path.stem:
-                found.append(description)
-    return found
-
-
 def _finish_older(run: AssetRun, pairs: Snapshot) -> None:
     """Finish a training on older pairs. If it fails, it is given up: today's pairs count."""
     key, home = model_key(run.project, pairs), run.project.storage / ASSET
@@ -302,7 +274,7 @@ def _finish_older(run: AssetRun, pairs: Snapshot) -> None:
         set_latest(home, found.directory.name)
     except (TrainingFailedError, TrainingResultError) as error:
         run.log.warning(f"giving up the training on padded_pairs {pairs.name}: {error}")
-        _remove_training(home, key[:16])
+        remove_training(home, key)
 
 
 def _train(run: AssetRun, pairs: Snapshot, key: str, trained: ModelSnapshot | None = None) -> ModelSnapshot:
@@ -311,31 +283,25 @@ def _train(run: AssetRun, pairs: Snapshot, key: str, trained: ModelSnapshot | No
     A model that is `trained` gives its weights.
     """
     home = run.project.storage / ASSET
-    training = unfinished_trainings(home)
-    working, job_path = training / key[:16], training / f"{key[:16]}.json"
-    if not _is_finished(working, key):
+    working = training_directory(home, key)
+    job_path = working.with_suffix(".json")
+    if not is_finished(home, key):
         write_json(job_path, {"key": key, "data_snapshot": pairs.name})  # first, so that the directory is known as ours
         working.mkdir(parents=True, exist_ok=True)
         job = training_job(run.project, pairs, key, working)
         weights = {"weights_key": weights_key(run.project, pairs)}
         if trained is not None:
-            weights["trained"] = _readable(run.project, trained.directory, working)
+            copy = (working / SCRATCH / "pairs" / "trained").resolve()
+            weights["trained"] = str(readable_directory(run.project, trained.directory, copy))
         write_json(job_path, job.model_copy(update=weights).model_dump(mode="json"))
         run.launch(job_path)
     manifest = read_result(working, key)
     remove_scratch(working)
     publish_directory(working, home / key[:16], result_files(working))
-    _remove_training(home, key[:16])
+    remove_training(home, key)
     return ModelSnapshot(
         directory=home / key[:16], manifest=manifest, trained_now=True, pin=pin_directory(home / key[:16])
     )
-
-
-def _is_finished(working: Path, key: str) -> bool:
-    """Whether an earlier run was stopped between the job's end and the publication of its result."""
-    with contextlib.suppress(TrainingResultError):
-        return bool(read_result(working, key))
-    return False
 
 
 def training_job(
@@ -375,14 +341,15 @@ def _files(project: Project, pairs: Snapshot, split: str, directory: Path) -> Ha
     return found
 
 
-def _readable(project: Project, directory: Path, working: Path) -> str:
-    """A model's directory as the job reads it, copied if it is remote and the job runs here."""
-    if not is_remote(directory) or project.settings.launch.launcher != "local":
-        return str(directory if is_remote(directory) else directory.resolve())
-    copy = (working / SCRATCH / "pairs" / "trained").resolve()
+def readable_directory(project: Project, directory: Path, copy: Path) -> Path:
+    """A directory as the job reads it: `copy`, with all of its files, if it is remote and the job runs here."""
+    if not is_remote(directory):
+        return directory.resolve()
+    if project.settings.launch.launcher != "local":
+        return directory
     for name in file_sizes(directory):
         download(directory / name, copy / name)
-    return str(copy)
+    return copy
 
 
 def _download_copy(path: Path, copy: Path, sha256: str) -> Path:
@@ -391,20 +358,3 @@ def _download_copy(path: Path, copy: Path, sha256: str) -> Path:
         copy.unlink()
     download(path, copy)
     return copy
-
-
-def remove_old_trainings(home: Path, keep: int, warn: Callable[[str], object]) -> None:
-    """Remove unfinished trainings without progress, and those with progress but for the newest `keep`."""
-    keys = [description.key for description in _descriptions(home)]
-    resumable = [key[:16] for key in keys if _has_progress(home, key)]
-    for name in sorted({key[:16] for key in keys} - {*resumable[:keep]}):
-        if name in resumable:
-            warn(f"removing the unfinished training {name}: {keep} newer ones are kept")
-        _remove_training(home, name)
-
-
-def _remove_training(home: Path, name: str) -> None:
-    """Remove a training's files, then its description: as long as that exists, its pairs are kept."""
-    if name in {description.key[:16] for description in _descriptions(home)}:
-        remove_result(unfinished_trainings(home) / name)
-        remove_files([unfinished_trainings(home) / f"{name}.json"])

@@ -10,15 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.sources.evaluation_sets import evaluation_name
-from rm_assets.data.storage.files import download, file_sizes, is_remote
 from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.project import Project
-from rm_assets.defs.snapshots.models import ModelSnapshot
-from rm_assets.settings import Settings
+from rm_assets.defs.snapshots.models import ModelSnapshot, readable_directory
 from rm_assets.training.jobs.result import MANIFEST, MODEL
 from rm_assets.training.jobs.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
@@ -110,7 +108,7 @@ def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[s
         sha256 = write_table(directory / "pairs.parquet", table)
         job = ScoringJob(
             output_directory=name,
-            model=str(saved if _reads_storage(saved, settings) else _local_copy(saved, directory / MODEL)),
+            model=str(readable_directory(run.project, saved, directory / MODEL)),
             model_sha256={
                 file.removeprefix(f"{MODEL}/"): sha256
                 for file, sha256 in model.manifest["files"].items()
@@ -126,20 +124,6 @@ def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[s
         written = json.loads((directory / MANIFEST).read_bytes())["files"]
         with open_parquet(directory / SCORED_FILE, sha256=written[SCORED_FILE]) as file:
             return file.read().to_pandas()
-
-
-def _reads_storage(model: Path, settings: Settings) -> bool:
-    """Whether the job runs elsewhere and reads the model from the storage itself."""
-    return is_remote(model) and settings.launch.launcher != "local"
-
-
-def _local_copy(model: Path, directory: Path) -> Path:
-    """The directory of a model on this machine, downloaded if it is remote."""
-    if not is_remote(model):
-        return model.resolve()
-    for name in file_sizes(model):
-        download(model / name, directory / name)
-    return directory
 
 
 def sample_pairs(pairs: Any, limit: int) -> Any:

@@ -30,12 +30,10 @@ from rm_assets.defs.project import Project, ProjectResource
 from rm_assets.defs.snapshots.models import (
     ASSET,
     ModelSnapshot,
-    _descriptions,
     _interrupted_training,
     model_key,
     model_snapshot,
     newest_model,
-    remove_old_trainings,
     required_model,
     train_or_load_model,
     training_job,
@@ -43,6 +41,7 @@ from rm_assets.defs.snapshots.models import (
 )
 from rm_assets.defs.snapshots.promotions import _champion
 from rm_assets.defs.snapshots.reports import _read_history
+from rm_assets.defs.snapshots.unfinished import descriptions, remove_old_trainings
 from rm_assets.settings import SAMPLE, Settings
 from rm_assets.training.jobs.result import TrainingResultError, read_result, result_files
 
@@ -274,7 +273,7 @@ def test_damaged_descriptions_of_trainings_are_passed_over_and_left(tmp_path: Pa
     training.mkdir()
     (training / f"{'a' * 16}.json").write_bytes(content)
     (training / f"{'b' * 16}.json").write_text(json.dumps({"key": "b" * 64, "data_snapshot": "d" * 16}))
-    assert [description.key for description in _descriptions(tmp_path)] == ["b" * 64]
+    assert [description.key for description in descriptions(tmp_path)] == ["b" * 64]
     remove_old_trainings(tmp_path, 1, print)
     assert [path.read_bytes() for path in training.iterdir()] == [content]
 
