@@ -40,7 +40,6 @@ class _Budget:
     """The budget of a rendering. A bound once exceeded stays exceeded, as Jinja swallows some exceptions."""
 
     def __init__(self) -> None:
-        self.exceeded = ""
         self.open(0)
 
     def open(self, num_characters: int) -> None:
@@ -61,9 +60,8 @@ class _Budget:
             self.require(False, f"more work than writing {self.work} characters")
 
     def charge_round(self) -> None:
-        self.left -= _ROUND
-        if self.left < 0 or time.thread_time() > self.end:
-            self.charge(0)
+        self.charge(_ROUND)
+        if time.thread_time() > self.end:
             self.require(False, f"more than {self.seconds:.0f} s of computing")
 
     def charge_for(self, value: Any, factor: int = 1) -> None:
@@ -75,10 +73,7 @@ class _Budget:
             for item in value:
                 self.charge_for(item, factor)
         elif isinstance(value, Mapping):
-            self.charge(_ITEM * factor)
-            for name, item in value.items():
-                self.charge_for(name, factor)
-                self.charge_for(item, factor)
+            self.charge_for([*value, *value.values()], factor)
         elif isinstance(value, Namespace):
             self.charge_for(value._Namespace__attrs, factor)
         else:
@@ -101,9 +96,8 @@ def _charge_operator(budget: _Budget, operator: str, left: Any, right: Any) -> N
         elif isinstance(left, _SEQUENCES):
             budget.charge(len(left))
             budget.charge_for(right)
-    elif operator == "%":
-        if isinstance(left, str):
-            _charge_format(budget, left, right)
+    elif operator == "%" and isinstance(left, str):
+        _charge_format(budget, left, right)
     elif isinstance(left, _SEQUENCES) or isinstance(right, _SEQUENCES):
         sequence, times = (left, right) if isinstance(left, _SEQUENCES) else (right, left)
         budget.charge(max(0, int(times)) if isinstance(times, int) else 0)
@@ -116,9 +110,8 @@ def _charge_operator(budget: _Budget, operator: str, left: Any, right: Any) -> N
 def _charge_format(budget: _Budget, text: str, values: Any) -> None:
     is_wide = _WIDE_FIELD.search(text) or ("%(" in text and _WIDE_NAMED_FIELD.search(text))
     budget.require(not is_wide, "a formatted field of a thousand characters or more")
-    budget.charge(len(text))
+    budget.charge(len(text) + 1000 * text.count("%"))
     budget.charge_for(values, 1 + text.count("%"))
-    budget.charge(1000 * text.count("%"))
 
 
 # --- filters -------------------------------------------------------------------------------------------------
@@ -399,7 +392,6 @@ class BoundedTemplate:
         """A conversation of this size, rendered."""
         self._budget.open(num_characters)
         try:
-            text = self._template.render(**variables)
+            return self._template.render(**variables)
         finally:
             self._budget.require(True, "")
-        return text

@@ -15,19 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.pair_rendering import (
     SIDES,
     Flattened,
     all_occur,
     flatten_pair,
     loses_reasoning,
+    lost_parts,
     pair_messages,
     require_no_control_tokens,
     split_texts,
 )
-from rm_assets.data.chat.template_expressions import Applied, Columns, Content
-from rm_assets.data.chat.template_renderer import Pieces, TemplateRenderer, plain_messages
+from rm_assets.data.chat.template_renderer import Columns, Pieces, TemplateRenderer, plain_messages
+from rm_assets.data.chat.template_tracing import Applied, Content
 from rm_assets.data.chat.tokenizer import ChatTokenizer, sample_rows
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.message_columns import ROLES, MessageColumn

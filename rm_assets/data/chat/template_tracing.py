@@ -9,20 +9,71 @@ not listed here raises NotUnderstoodError instead of losing track; then transfor
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rm_assets.data.chat.bounded_templates import syntax_of
-from rm_assets.data.chat.template_expressions import Applied, Content, Expression, Guard, Joined, answer, apply
+
+# --- expressions over contents -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of message number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A string's method called on an expression; `item` picks one of the parts of a split."""
+
+    of: "Expression"
+    method: str
+    arguments: tuple[Any, ...]
+    item: int | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Literals and expressions, one after the other."""
+
+    parts: tuple["str | Expression", ...]
+
+
+Expression = Content | Applied | Joined
+Part = str | Expression
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A question about an expression, and the answer for which a rendering is valid; `bool` asks if it is not empty."""
+
+    of: Expression
+    question: str
+    arguments: tuple[Any, ...]
+    answer: bool
+
+
+def answer(text: str, question: str, arguments: tuple[Any, ...]) -> bool:
+    """A text's answer to a question."""
+    return bool(text) if question == "bool" else bool(getattr(str, question)(text, *arguments))
+
+
+def apply(expression: Applied, text: str) -> str:
+    """The result of an expression's method on a text."""
+    result = getattr(str, expression.method)(text, *expression.arguments)
+    return str(result if expression.item is None else result[expression.item])
+
+
+# --- symbols -------------------------------------------------------------------------------------------------
 
 
 class NotUnderstoodError(Exception):
     """The template asked something of a content that a symbol cannot answer."""
-
-
-# --- symbols -------------------------------------------------------------------------------------------------
 
 
 class Symbol:

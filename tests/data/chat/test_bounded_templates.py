@@ -11,8 +11,7 @@ import pytest
 from support import trl_templates
 
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.template_expressions import Columns
-from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.template_renderer import Columns, TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, load_chat_tokenizer, reference_text, render
 from rm_assets.settings import Settings, SettingsError
 

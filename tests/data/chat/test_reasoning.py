@@ -11,8 +11,8 @@ import pytest
 from parsed_rows import parse_row
 from support import rejects, rows, run_stages, silent, trl_templates, violations, write_lines
 
-from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
+from rm_assets.data.chat.pair_rendering import lost_parts
 from rm_assets.data.chat.tokenizer import ChatTokenizer, chat_template_utils, load_chat_tokenizer, message_dict, render
 from rm_assets.data.formats.preferences import Message, PreferenceError
 from rm_assets.data.formats.soundness import require_sound

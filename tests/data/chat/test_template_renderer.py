@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from support import trl_templates
 from transformers import AutoTokenizer
 
-from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.template_expressions import Columns
-from rm_assets.data.chat.template_renderer import Roles, TemplateRenderer, plain_messages
+from rm_assets.data.chat.pair_rendering import lost_parts
+from rm_assets.data.chat.template_renderer import Columns, Roles, TemplateRenderer, plain_messages
 from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     TemplateError,

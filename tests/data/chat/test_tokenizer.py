@@ -7,9 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import TokenizerFiles, find_tokenizer
-from rm_assets.data.chat.pair_rendering import flatten_pair, require_no_control_tokens
+from rm_assets.data.chat.pair_rendering import flatten_pair, lost_parts, require_no_control_tokens
 from rm_assets.data.chat.tokenizer import (
     ChatTokenizer,
     TemplateError,

@@ -17,11 +17,9 @@ import pytest
 from normalization import counted_steps
 from support import keys_of
 
-from rm_assets.data.chat.lost_parts import lost_parts
 from rm_assets.data.chat.model_files import find_tokenizer
-from rm_assets.data.chat.pair_rendering import SIDES, flatten_pair, require_no_control_tokens
-from rm_assets.data.chat.template_expressions import Columns
-from rm_assets.data.chat.template_renderer import TemplateRenderer
+from rm_assets.data.chat.pair_rendering import SIDES, flatten_pair, lost_parts, require_no_control_tokens
+from rm_assets.data.chat.template_renderer import Columns, TemplateRenderer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_tokenizer
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import parse_line
