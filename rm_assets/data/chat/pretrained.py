@@ -6,6 +6,7 @@ SettingsError. Models are checked in `model_checks`.
 """
 
 import contextlib
+import importlib
 import re
 import sys
 import types
@@ -100,8 +101,7 @@ class _TorchWhenUsed(types.ModuleType):
         self._user = user
 
     def __getattr__(self, name: str) -> Any:
-        import torch
-
+        torch = importlib.import_module("torch")
         vars(self._user)["torch"] = torch
         return getattr(torch, name)
 
