@@ -12,7 +12,7 @@ from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import Snapshot, latest_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.results.file_checks import delivery_problems
+from rm_assets.defs.results.file_checks import delivery_problems, rejects_by_file
 from rm_assets.defs.results.stages import check_results, nothing_left, rejects_result
 from rm_assets.settings import Settings
 
@@ -72,6 +72,32 @@ def test_files_and_rows_that_are_gone_are_counted_once(settings: Settings, tmp_p
         {"file": "a.jsonl", "rows_before": 5, "rows_now": 3},
     ]
     assert raw_checks(settings)["no_file_disappeared"].passed  # nothing is gone since then
+
+
+@pytest.mark.parametrize(("number", "more"), [(3, ""), (4, ", 1 more files"), (5, ", 2 more files")])
+def test_three_files_are_named_and_the_others_counted(
+    settings: Settings, tmp_path: Path, number: int, more: str
+) -> None:
+    names = [f"{letter}.jsonl" for letter in "abcde"[:number]]
+    for name in [*names, "z.jsonl"]:
+        write_lines(tmp_path / "in" / name, [plain_row(1)])
+    raw_checks(settings)
+    for name in names:
+        (tmp_path / "in" / name).unlink()
+    named = ", ".join(f"`{name}` (1 rows before, 0 now)" for name in names[:3])
+    assert raw_checks(settings)["no_file_disappeared"].description == (
+        f"Gone since the snapshot before: {number} of {number + 1} rows, in {named}{more}"
+    )
+
+
+def test_the_reasons_of_a_file_are_ordered_by_their_count(settings: Settings, tmp_path: Path) -> None:
+    tie = plain_row(3) | {"rejected": plain_row(3)["chosen"]}
+    write_lines(tmp_path / "in" / "a.jsonl", [*(plain_row(n) for n in range(40)), b"{", tie, tie])
+    _, validated = read(settings)
+    assert [(row["reason"], row["rejects"], row["first_line"]) for row in rejects_by_file(validated)] == [
+        ("identical_replies", 2, 42),
+        ("not_json", 1, 41),
+    ]
 
 
 def test_ignored_files_are_listed_if_one_may_hold_rows(settings: Settings, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from audited import AuditedRun
 
 from rm_assets.defs.results.metadata import table
-from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE, is_command_of_a_user, summary
+from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE, failed_warnings, is_command_of_a_user, summary
 
 RAW = {"lines": 2010, "annotations": BUILT_IN_SAMPLE}
 REASONS = [{"reason": name, "rejects": number} for name, number in zip("abcde", (50, 4, 3, 2, 1), strict=True)]
@@ -124,3 +124,36 @@ def test_a_real_command_prints_each_line_once_and_ends_with_the_summary(audited:
     assert len(progress) == 3
     of_the_run = ("RUN_START", "ENGINE_EVENT", "RUN_SUCCESS")  # without a dagster.yaml; those of steps are hidden
     assert [line for line in told if " DEBUG " in line and not any(name in line for name in of_the_run)] == []
+
+
+def test_rejects_are_counted_with_up_to_four_reasons(lines: Lines) -> None:
+    def rejects(number: int, num_reasons: int) -> dict[str, Any]:
+        return {**REJECTS, "dagster/row_count": number, "rejects_by_reason": table(REASONS[:num_reasons])}
+
+    def line(found: list[str]) -> str:
+        [line] = [text for text in found if text.startswith("rejects ")]
+        return line
+
+    assert line(lines(rejected_annotations=rejects(59, 4))) == "rejects   59 rejects: 50 a, 4 b, 3 c, 2 d (/r)"
+    assert line(lines(rejected_annotations=rejects(0, 0))) == "rejects   0 rejects"
+    none = lines(raw_preferences={"lines": 1234, "annotations": "my.jsonl"}, rejected_annotations=rejects(0, 0))
+    assert line(none) == "rejects   0 rejects of 1,234 lines"
+
+
+def test_checks_that_passed_or_failed_as_errors_are_no_warnings() -> None:
+    outcomes = {"passes": (True, "WARN"), "warns": (False, "WARN"), "fails": (False, "ERROR")}
+
+    @dg.asset(check_specs=[dg.AssetCheckSpec(name, asset="made") for name in outcomes])
+    def made() -> dg.MaterializeResult:
+        return dg.MaterializeResult(
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=name, passed=passed, severity=dg.AssetCheckSeverity[severity], description=name
+                )
+                for name, (passed, severity) in outcomes.items()
+            ]
+        )
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([made], instance=instance)
+        assert list(failed_warnings(instance, result.run_id)) == ["warns: warns"]
