@@ -53,10 +53,10 @@ def expected_calibration_error(bins: pd.DataFrame) -> float:
 def fit_temperature(difference: np.ndarray) -> float | None:
     """The T > 0 at which sigmoid(d / T) has the least log loss on these pairs (Guo et al. 2017, section 4.2).
 
-    Above 1 the model was overconfident. None where no temperature is best: all pairs ranked right (the smaller
+    Above 1 the model was overconfident. None where no temperature is best: no pair ranked wrong (the smaller
     the better), or chosen sides not ahead on average (a coin would be better).
     """
-    if not len(difference) or (difference >= 0).all() or difference.mean() <= 0:
+    if (difference >= 0).all() or difference.mean() <= 0:
         return None
     # The loss is convex in b = 1 / T, falling at b = 0 and rising for large b: bisect where its slope changes sign.
     low, high = 0.0, 1.0
