@@ -39,7 +39,7 @@ def calibration_bins(difference: np.ndarray) -> pd.DataFrame:
     bins = pairs.groupby(np.searchsorted(edges[1:-1], confidence, side="left"))
     means = bins.mean().reindex(range(NUM_BINS))
     num_pairs = bins.size().reindex(range(NUM_BINS), fill_value=0)
-    low, high = wilson_interval(means["frequency"], num_pairs.where(num_pairs > 0))
+    low, high = wilson_interval(means["frequency"], num_pairs)
     frame = {"bin_low": edges[:-1], "bin_high": edges[1:], "num_pairs": num_pairs}
     return pd.DataFrame(frame | dict(means.items()) | {"frequency_low": low, "frequency_high": high})
 
