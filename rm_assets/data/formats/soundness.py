@@ -64,7 +64,7 @@ def _require_order(preference: Preference) -> None:
 
 def are_in_order(prompt: tuple[str, ...], reply: tuple[str, ...]) -> bool:
     """Whether a reply may follow a prompt, by the roles of their messages, none of which calls tools."""
-    if not (prompt and reply and reply[0] == reply[-1] == "assistant"):
+    if not (reply and reply[0] == reply[-1] == "assistant"):
         return False
     roles = prompt + reply
     # called for most lines, and so without a further call

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from rm_assets.data.formats.preferences import Format, Message, Preference, PreferenceError
@@ -75,6 +76,16 @@ def test_conversations_in_order_are_sound(prompt: str, reply: str) -> None:
 )
 def test_the_first_message_out_of_order_is_named(prompt: str, chosen: str, rejected: str, detail: str) -> None:
     assert found(preference(prompt, chosen, rejected)) == (Reason.ROLES_OUT_OF_ORDER, detail)
+
+
+def test_only_an_assistant_calls_tools() -> None:
+    question = Message(role="user", content="text", tool_calls="[{}]")
+    asked = msgspec.structs.replace(preference("u"), prompt=(question,))
+    assert found(asked) is None
+    assert found(msgspec.structs.replace(asked, chosen=messages("ta"))) == (
+        Reason.ROLES_OUT_OF_ORDER,
+        "message 2, chosen side: 'tool' after 'user'",
+    )
 
 
 @pytest.mark.parametrize("number", [31, 32, 33])
