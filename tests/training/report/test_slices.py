@@ -13,6 +13,11 @@ from rm_assets.training.report.slices import agreement_name, dominant_script, ma
         ("What is 2+2?", "Latin"),
         ("你好，请介绍一下你自己。OK", "Han"),
         ("東京は日本の首都です", "Kana"),
+        ("漢字" * 9 + "かな", "Kana"),  # a tenth
+        ("漢字" * 9 + "漢かな", "Han"),
+        ("ｶﾅ", "Kana"),
+        ("abcде", "Latin"),
+        ("abде", "Cyrillic"),  # of equal numbers the first by name
         ("Как дела?", "Cyrillic"),
         ("كيف حالك", "Arabic"),
         ("안녕하세요", "Hangul"),
