@@ -65,8 +65,9 @@ def test_ten_prompts_are_resampled_and_nine_are_not():
 
 
 def test_prompts_of_equal_accuracy_get_wilsons_interval_over_the_prompts():
-    # Twelve prompts with two pairs each, one of them right: a resample has always half of its pairs right.
-    found = bootstrap_interval(pd.Series([1.0, 0.0] * 12), pd.Series(range(12)).repeat(2).reset_index(drop=True))
+    # Twelve prompts with two or four pairs each, half of them right: a resample has always half of its pairs right.
+    prompts = pd.Series([number for number in range(12) for _ in range(2 + 2 * (number % 2))])
+    found = bootstrap_interval(pd.Series([1.0, 0.0] * 18), prompts)
     assert found == pytest.approx(wilson_interval(0.5, 12))
 
 
