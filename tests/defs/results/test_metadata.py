@@ -13,6 +13,7 @@ from rm_assets.defs.results.column_meanings import MEANINGS
 from rm_assets.defs.results.metadata import (
     MAX_ROWS,
     column_schema,
+    numbers,
     pair_preview,
     percentiles,
     preview,
@@ -214,6 +215,11 @@ def test_percentiles_by_hand():
     assert figures == pytest.approx({"mean": 3, "p50": 3, "p90": 4.6, "p99": 4.96, "max": 5})
     assert all(type(value) is float for value in figures.values())
     assert percentiles(np.array([])) == {}
+
+
+def test_numbers_have_five_significant_digits():
+    figures = {"share": 0.123456789, "large": 1234567.0, "count": 1234567, "name": "x", "none": None}
+    assert numbers(figures) == {"share": 0.12346, "large": 1234600.0, "count": 1234567}
 
 
 def test_dagster_accepts_all_of_it():

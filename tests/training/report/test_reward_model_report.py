@@ -283,6 +283,25 @@ def test_a_model_of_length_alone_correlates_with_it_within_the_pairs():
     assert abs(metrics["score_length_spearman"]) < 0.3
 
 
+def test_the_correlation_within_the_pairs_by_hand():
+    # Differences of scores 1, 2, 3 and of lengths -1, 3, 1, each from both sides. Their ranks, less the mean 3.5, are
+    # 0.5, 1.5, 2.5 and -1, 2.5, 1 and the opposites: products 2 * 5.75, squares 17.5 and 16.5.
+    metrics = metrics_of([1, 2, 3], [0, 0, 0], chosen_length=[9, 13, 11], rejected_length=[10, 10, 10])
+    assert metrics["difference_length_spearman"] == pytest.approx(11.5 / math.sqrt(17.5 * 16.5))
+
+
+def test_the_share_of_ties():
+    assert metrics_of([1, 2, 2, 0], [1, 2, 0, 2])["tied_share"] == 0.5
+
+
+def test_a_report_on_one_evaluation_set_has_the_others_as_rows():
+    scores = scored([1, 1, 0], [0, 0, 1]).assign(split=["evaluation/a", "evaluation/b", "test"])
+    report = build_report(scores, sliced(scores), split="evaluation/a")
+    assert set(report.table["slice"]) & {"all", "evaluation/a", "evaluation/b", "test"} == {"all", "evaluation/b"}
+    assert report.metrics["num_pairs"] == 1
+    assert sorted(report.pairs["split"]) == ["evaluation/a", "evaluation/b"]
+
+
 def test_without_subsets_there_is_no_slice_of_them():
     scores = scored([1], [0])
     assert "subset" not in set(build_report(scores, sliced(scores)).table["slice"])
