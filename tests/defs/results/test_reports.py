@@ -126,6 +126,35 @@ def test_of_many_subsets_those_of_most_pairs_are_shown_and_the_others_counted(tm
     assert sets[-1]["subset"] == "… 51 more rows, not shown"
 
 
+@pytest.mark.parametrize(("num_subsets", "last"), [(94, "source: a.jsonl"), (95, "… 2 more slices, ")])
+def test_a_table_of_a_hundred_slices_is_shown_whole(tmp_path: Path, num_subsets: int, last: str) -> None:
+    # Beside the subsets there are a row of all pairs, and one each of format, turns, script, length and file.
+    metadata, table = shown(tmp_path, {"test": [f"subset {number}" for number in range(num_subsets)]})
+    assert len(table) == 6 + num_subsets
+    slices = records(metadata["slices"])
+    assert len(slices) == 100 and slices[-1]["slice"].startswith(last)
+
+
+def test_a_slice_shows_its_best_baseline_and_by_length_only_those_without_length(tmp_path: Path) -> None:
+    written = report_of(tmp_path, {"test": ["x"] * 4})
+    baselines = {"longer_wins": 0.25, "shorter_wins": 0.75, "without_prompt": 0.625, "other_prompt": 0.5}
+    kept = written.table["slice"].isin(["all", "length_difference", "subset"])
+    table = written.table[kept].assign(**baselines)
+    table.loc[table["slice"] == "subset", ["longer_wins", "shorter_wins", "without_prompt", "other_prompt"]] = np.nan
+    drawn = dict.fromkeys(
+        ("accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"), b""
+    )
+    metadata = dict(report_result(replace(written, table=table), drawn, Settings()).metadata or {})
+    best = {
+        row["slice"]: row["best baseline"].replace("\N{NO-BREAK SPACE}", " ") for row in records(metadata["slices"])
+    }
+    assert best == {
+        "all": "0.750 shorter wins",
+        "length_difference: equal length": "0.625 without prompt",
+        "subset: x": "",
+    }
+
+
 def test_subsets_of_megabytes_are_shown_by_their_ends_and_hashes(tmp_path: Path) -> None:
     names = ["s" * 2_000_000 + sign + "e" * 1_000_000 for sign in "ab"]
     metadata, table = shown(tmp_path, {"test": [*names, "x"], "evaluation/bench": names})
