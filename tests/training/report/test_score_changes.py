@@ -12,8 +12,8 @@ def scores(*differences: float, first_line: int = 1) -> pd.DataFrame:
         "line": range(first_line, first_line + len(differences)),
         "pair_id": "p",
         "split": "test",
-        "chosen_score": differences,
-        "rejected_score": 0.0,
+        "chosen_score": [10.0 + difference for difference in differences],
+        "rejected_score": 10.0,
     }
     return pd.DataFrame(frame)
 
@@ -22,8 +22,8 @@ def test_pairs_whose_ranking_changed_are_found_largest_change_first() -> None:
     better, worse = changed_verdicts(scores(1, -1, -1, 1, 2), scores(2, 1, 3, -1, 1))
     assert better["line"].tolist() == [3, 2]
     assert worse["line"].tolist() == [4]
-    assert better["chosen_score"].tolist() == [3, 1]
-    assert better["chosen_score_before"].tolist() == [-1, -1]
+    assert better["chosen_score"].tolist() == [13, 11]
+    assert better["chosen_score_before"].tolist() == [9, 9]
 
 
 def test_a_tie_is_between_right_and_wrong() -> None:
