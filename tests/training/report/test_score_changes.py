@@ -26,6 +26,11 @@ def test_pairs_whose_ranking_changed_are_found_largest_change_first() -> None:
     assert better["chosen_score_before"].tolist() == [9, 9]
 
 
+def test_the_largest_change_comes_first_also_where_another_model_is_more_certain() -> None:
+    better, _ = changed_verdicts(scores(-0.5, -4), scores(4, 1))  # by 4.5 and by 5
+    assert better["line"].tolist() == [2, 1]
+
+
 def test_a_tie_is_between_right_and_wrong() -> None:
     better, worse = changed_verdicts(scores(0, -1, 1, 0), scores(1, 0, 0, 0))
     assert sorted(better["line"]) == [1, 2]
