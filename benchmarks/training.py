@@ -275,7 +275,9 @@ def prepare_case(arguments: argparse.Namespace, storage: Path) -> None:
 
 def load_case(arguments: argparse.Namespace, storage: Path, group: Group) -> Case:
     """What `prepare_case` wrote."""
-    job = TrainingJob.read(storage / JOB).with_paths(lambda path: str(storage / path), str(storage / "output"))
+    job = TrainingJob.model_validate_json((storage / JOB).read_bytes()).with_paths(
+        lambda path: str(storage / path), str(storage / "output")
+    )
     if arguments.compile is not None:
         job = job.model_copy(update={"settings": job.settings.model_copy(update={"compile": arguments.compile})})
     pairs = open_store(storage / "scratch", job.data_snapshot, job.splits)["train"]

@@ -34,7 +34,7 @@ WINGS = {
     "data": ["tables", "storage", "compute", "sources", "formats", "pairs", "chat", "stages"],
     "training": [
         *("processes", "jobs", "devices", "packing", "report", "model", "saved_model", "loop"),
-        *("run", "score", "score_pairs", "serve", "torchrun", "__main__"),
+        *("run", "score", "serve", "torchrun", "__main__"),
     ],
     "defs": ["runs", "project", "launchers", "snapshots", "results", "assets", "automation"],
 }

@@ -286,7 +286,7 @@ def evaluation(group: Group) -> None:
 
 def job(_: Group) -> None:
     """A whole job by its command line: store, probe, training, golden scores and evaluation, on the built-in sample."""
-    prepared = TrainingJob.read(JOB / "job.json")
+    prepared = TrainingJob.model_validate_json((JOB / "job.json").read_bytes())
     files = prepared.splits["train"]
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "output"

@@ -1,28 +1,36 @@
-"""Trains a reward model: `python -m rm_assets.training JOB.json`, also as what torchrun starts.
+"""Trains a reward model, or scores pairs with one: `python -m rm_assets.training JOB.json`, also under torchrun.
 
-The file may be at a URI, as a job sent to another machine is. Exit codes: `jobs.entry`. The work: `run.py`.
+The file may be at a URI, as a job sent to another machine is. Exit codes: `jobs.entry`. The work: `run.py` trains,
+`saved_model/pair_scoring.py` scores.
 """
 
 import os
 import sys
 
 from rm_assets.training.jobs.entry import Log, run_job_file
-from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.jobs.scoring_job import ScoringJob
+from rm_assets.training.jobs.transport import Job
 from rm_assets.training.processes.signals import Stop
 
 
 def main(arguments: list[str]) -> int:
     """Run the job described by the one argument; returns the exit code."""
-    return run_job_file(arguments, "rm_assets.training", TrainingJob, train)
+    return run_job_file(arguments, run_job)
 
 
-def train(job: TrainingJob, log: Log, stop: Stop) -> None:
-    """Train as the process, or the rank, that this is."""
+def run_job(job: Job, log: Log, stop: Stop) -> None:
+    """Train as the process, or the rank, that this is; or score."""
     log("loading torch")
     # only here, because torch takes seconds to import and the outer process of several needs none of it
-    from rm_assets.training.run import run
+    if isinstance(job, ScoringJob):
+        from rm_assets.training.saved_model.pair_scoring import score_pairs
 
-    run(job, log, stop)
+        log("loading the model and scoring")
+        score_pairs(job)
+    else:
+        from rm_assets.training.run import run
+
+        run(job, log, stop)
 
 
 if __name__ == "__main__":

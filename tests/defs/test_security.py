@@ -150,7 +150,7 @@ def test_the_audit_is_in_every_process_of_a_run(audited: AuditedRun) -> None:
     assert any("asset materialize" in what for what in started)
     assert sum("rm_assets.training.torchrun" in what for what in started) == 1
     assert sum(" -m rm_assets.training " in what or " -m rm_assets.training\0" in what for what in started) >= 3
-    assert any("rm_assets.training.score_pairs" in what for what in started)
+    assert any("rm_assets_scoring_" in what for what in started)
 
 
 def test_a_whole_run_unpickles_nothing_but_messages_between_its_own_processes(audited: AuditedRun) -> None:

@@ -7,7 +7,7 @@ import torch
 from toy_pairs import learnable_pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_assets.training.__main__ import train
+from rm_assets.training.__main__ import run_job
 from rm_assets.training.jobs.entry import execute_job
 from rm_assets.training.jobs.result import SCORES, TrainingResultError, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingError
@@ -184,7 +184,7 @@ def test_a_directory_with_files_of_others_is_left_as_it_is(make_job, capsys, nam
     mine = Path(job.output_directory) / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    assert execute_job(job, train) == 1
+    assert execute_job(job, run_job) == 1
     told = f"output_directory is {job.output_directory!r}, where {name.split('/')[0]!r} was not written by a training"
     assert f"error: {told} and would be replaced: name an empty directory\n" in capsys.readouterr().err
     assert [path for path in Path(job.output_directory).rglob("*") if path.is_file()] == [mine]
@@ -193,11 +193,11 @@ def test_a_directory_with_files_of_others_is_left_as_it_is(make_job, capsys, nam
 
 def test_of_a_finished_training_only_its_own_files_are_replaced(make_job):
     job = make_job()
-    assert execute_job(job, train) == 0
+    assert execute_job(job, run_job) == 0
     output = Path(job.output_directory)
     names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
     (output / "model" / "mine.txt").write_text("mine")
-    assert execute_job(job, train) == 0
+    assert execute_job(job, run_job) == 0
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
     assert found == sorted([*names, "model/mine.txt"])
 
@@ -205,7 +205,7 @@ def test_of_a_finished_training_only_its_own_files_are_replaced(make_job):
 @pytest.mark.parametrize("left", ["nothing", "a model", "a damaged manifest"])
 def test_an_attempt_that_failed_at_once_is_followed_by_another(make_job, left):
     job = make_job(pad_token_id=5)  # an ordinary token
-    assert execute_job(job, train) == 1
+    assert execute_job(job, run_job) == 1
     output = Path(job.output_directory)
     assert (output / "error.txt").exists()
     if left == "a model":
@@ -213,7 +213,7 @@ def test_an_attempt_that_failed_at_once_is_followed_by_another(make_job, left):
         (output / "model" / "half.safetensors").write_text("half")
     if left == "a damaged manifest":
         (output / "manifest.json").write_text("{")
-    assert execute_job(job.model_copy(update={"pad_token_id": 0}), train) == 0
+    assert execute_job(job.model_copy(update={"pad_token_id": 0}), run_job) == 0
     assert not (output / "model" / "half.safetensors").exists()
     assert not (output / "scratch").exists()
 

@@ -28,7 +28,7 @@ from rm_assets.training.jobs.transport import read_job, sent_job
 
 LOCK = "training.lock"
 GRACE_SECONDS, POLL_SECONDS = 30.0, 5.0
-TRAINING = "rm_assets.training"
+MODULE = "rm_assets.training"
 
 
 class TrainingFailedError(RuntimeError):
@@ -49,10 +49,8 @@ class TrainingLauncher(dg.ConfigurableResource):
         description=f"Seconds between two status requests to Kubernetes or Ray. Default: {POLL_SECONDS:g}.",
     )
 
-    def run(
-        self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings, module: str = TRAINING
-    ) -> None:
-        """Run `python -m <module> <job>` to its end; raises TrainingFailedError unless it exits with 0.
+    def run(self, context: dg.AssetExecutionContext, job_path: Path, settings: Settings) -> None:
+        """Run `python -m rm_assets.training <job>` to its end; raises TrainingFailedError unless it exits with 0.
 
         The caller reads the result from the manifest that the job writes last, at the paths that the job names. A job
         of several machines is started by hand: raises SettingsError with the command.
@@ -66,13 +64,13 @@ class TrainingLauncher(dg.ConfigurableResource):
         if isinstance(launcher, LocalLauncher):
             # flock, not a Dagster pool: the kernel frees it when its holder is killed.
             with hold_lock(storage / LOCK, f"training of run {context.run.run_id}", context.log.info):
-                job_exit = launcher.run(context, ["-m", module, str(job_path)], "")
+                job_exit = launcher.run(context, ["-m", MODULE, str(job_path)], "")
         else:
             storage = storage.absolute()
             name = _name(storage, getattr(job, "key", uuid.uuid4().hex))
             launcher.remove_leftovers(name)
             with sent_job(job, storage, name) as sent:
-                job_exit = launcher.run(context, ["-m", module, str(sent.place)], name)
+                job_exit = launcher.run(context, ["-m", MODULE, str(sent.place)], name)
         if job_exit.code != 0:
             advice = memory_advice(job.settings) if isinstance(job, TrainingJob) else ""
             raise TrainingFailedError(_reason(Path(job.output_directory), job_exit, advice))
@@ -108,9 +106,9 @@ class AssetRun:
     def log(self) -> dg.DagsterLogManager:
         return self.context.log
 
-    def launch(self, job_path: Path, module: str = TRAINING) -> None:
+    def launch(self, job_path: Path) -> None:
         """Run a job to its end, as `TrainingLauncher.run` does."""
-        self.launcher.run(self.context, job_path, self.project.settings, module)
+        self.launcher.run(self.context, job_path, self.project.settings)
 
 
 def _name(storage: Path, key: str) -> str:

@@ -21,7 +21,6 @@ from rm_assets.training.jobs.result import MANIFEST, MODEL
 from rm_assets.training.jobs.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
 BATCH_SIZE = 16
-_MODULE = "rm_assets.training.score_pairs"
 _COLUMNS = [
     "source",
     "line",
@@ -120,7 +119,7 @@ def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[s
             batch_size=BATCH_SIZE,
         )
         (directory / "job.json").write_text(json.dumps(job.model_dump(), indent=1))
-        run.launch(directory / "job.json", _MODULE)
+        run.launch(directory / "job.json")
         written = json.loads((directory / MANIFEST).read_bytes())["files"]
         with open_parquet(directory / SCORED_FILE, sha256=written[SCORED_FILE]) as file:
             return file.read().to_pandas()

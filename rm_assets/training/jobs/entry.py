@@ -9,16 +9,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rm_assets.addresses import mask_credentials
+from rm_assets.data.storage.files import StorageError
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.display_text import one_line, printable
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.receiving import run_sent_job
 from rm_assets.training.jobs.result import ERROR, ForeignOutputError
-from rm_assets.training.jobs.scoring_job import ScoringJob
-from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
+from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.jobs.transport import Job, read_job
 from rm_assets.training.processes import children
 from rm_assets.training.processes.signals import Stop, StoppedError, listen_for_signals
 
@@ -27,27 +28,26 @@ try:
 except ImportError:  # the job runs where no Dagster is installed
     dagster_pipes = None  # type: ignore[assignment]
 
-JobType = TypeVar("JobType", TrainingJob, ScoringJob)
 Log = Callable[[str], object]
 """Shows a line to the user: in Dagster, and on stdout where no Dagster listens."""
-Work = Callable[[JobType, Log, Stop], None]
+Work = Callable[[Job, Log, Stop], None]
 
 
-def run_job_file(arguments: list[str], module: str, job_type: type[JobType], work: "Work[JobType]") -> int:
-    """Run the job whose file, or URI, is the one argument of `python -m <module>`; returns the exit code."""
+def run_job_file(arguments: list[str], work: Work) -> int:
+    """Run the job whose file, or URI, is the one argument of `python -m rm_assets.training`; returns the exit code."""
     children.die_with_launcher()
     children.let_memory_grow(os.environ)
     if children.is_worker():
         children.die_with_parent()
     if len(arguments) != 1:
-        print(f"usage: python -m {module} JOB.json", file=sys.stderr)
+        print("usage: python -m rm_assets.training JOB.json", file=sys.stderr)
         return 2
     if "://" in arguments[0]:
-        return run_sent_job(arguments[0], module, job_type)
+        return run_sent_job(arguments[0])
     try:
-        job = job_type.read(Path(arguments[0]))
-    except (OSError, ValueError) as error:  # also of bytes that are not UTF-8
-        print(f"error: cannot read the {job_type.KIND} job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
+        job = read_job(arguments[0])
+    except (StorageError, OSError, ValueError) as error:  # also of bytes that are not UTF-8
+        print(f"error: cannot read the job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
         return 2
     if job.num_processes > 1 and not children.is_worker():
         return children.run_workers(Path(arguments[0]), job.num_processes)
@@ -56,7 +56,7 @@ def run_job_file(arguments: list[str], module: str, job_type: type[JobType], wor
     return execute_job(job, work, stop)
 
 
-def execute_job(job: JobType, work: "Work[JobType]", stop: Stop | None = None) -> int:
+def execute_job(job: Job, work: Work, stop: Stop | None = None) -> int:
     """Do a job's work in this process, which may be one worker of several; returns the exit code."""
     is_first = children.is_first_worker()
     pipes = _open_pipes() if is_first else None
@@ -91,7 +91,7 @@ def _open_pipes() -> Any:
     return dagster_pipes.open_dagster_pipes()
 
 
-def _fail(job: TrainingJob | ScoringJob, reason: str) -> int:
+def _fail(job: Job, reason: str) -> int:
     rank = f"process {os.environ['RANK']}: " if children.is_worker() else ""
     reason = one_line(reason)
     print(f"error: {rank}{reason}", file=sys.stderr)

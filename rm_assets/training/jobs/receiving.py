@@ -18,7 +18,6 @@ from rm_assets.addresses import mask_credentials, require_no_credentials
 from rm_assets.data.storage.files import (
     StorageError,
     download,
-    read_file,
     remove_tree,
     resolve_path,
     subdirectories,
@@ -26,15 +25,16 @@ from rm_assets.data.storage.files import (
 )
 from rm_assets.display_text import one_line
 from rm_assets.training.jobs.result import CHECKPOINTS, SCRATCH
-from rm_assets.training.jobs.transport import CHECKPOINT, Job, copy_from_storage
+from rm_assets.training.jobs.transport import CHECKPOINT, copy_from_storage, read_job
 from rm_assets.training.processes.children import start_child
 from rm_assets.training.processes.signals import STOP_SIGNALS, exit_stopped
 
+MODULE = "rm_assets.training"
 SECONDS_BETWEEN_UPLOADS = 2.0
 
 
-def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
-    """Run `python -m <module>` on copies of the files that a job at a URI reads; returns its exit code.
+def run_sent_job(uri: str) -> int:
+    """Run `python -m rm_assets.training` on copies of the files that a job at a URI reads; returns its exit code.
 
     SIGTERM and SIGINT are passed on once; what the job has saved by then is uploaded.
     """
@@ -42,7 +42,7 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
         signal.signal(number, lambda number, _: exit_stopped(number))
     try:
         require_no_credentials("the address of a job", uri)
-        job = job_type.model_validate_json(read_file(resolve_path(uri)))
+        job = read_job(uri)
         output = resolve_path(job.output_directory)
     except (StorageError, OSError, ValueError) as error:
         print(f"error: cannot read the job {mask_credentials(uri)!r}: {one_line(error)}", file=sys.stderr)
@@ -54,7 +54,7 @@ def run_sent_job(uri: str, module: str, job_type: type[Job]) -> int:
         copy_from_storage(output / CHECKPOINTS, working / CHECKPOINTS)
         local = job.with_paths(_receiver(directory / "inputs"), str(working))
         (directory / "job.json").write_text(local.model_dump_json())
-        return _run_and_upload([sys.executable, "-m", module, str(directory / "job.json")], working, output)
+        return _run_and_upload([sys.executable, "-m", MODULE, str(directory / "job.json")], working, output)
 
 
 def _receiver(home: Path) -> Callable[[str], str]:

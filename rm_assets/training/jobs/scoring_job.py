@@ -5,7 +5,6 @@ promoted model, which has its own tokenizer and chat template.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -35,7 +34,7 @@ SCORED = pa.schema(
 
 
 class ScoringJob(BaseModel):
-    """Written as JSON by the launcher, read by `python -m rm_assets.training.score_pairs JOB.json`.
+    """Written as JSON by the launcher, read by `python -m rm_assets.training JOB.json`.
 
     `model` is a directory as `save_pretrained` writes it, with its tokenizer, and `model_sha256` has the hashes of its
     files, by name; `pairs` is a Parquet file with the schema PAIRS, and `pairs_sha256` its hash. Pairs with a side of
@@ -44,7 +43,6 @@ class ScoringJob(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-    KIND: ClassVar = "scoring"
     num_processes: ClassVar = 1
 
     output_directory: str
@@ -54,11 +52,6 @@ class ScoringJob(BaseModel):
     pairs_sha256: str = ""
     max_length: int
     batch_size: int
-
-    @classmethod
-    def read(cls, path: Path) -> "ScoringJob":
-        """Read the job from a JSON file; raises OSError, or ValueError if it is not a valid job."""
-        return cls.model_validate_json(path.read_text())
 
     def with_paths(self, read: Callable[[str], str], output_directory: str) -> "ScoringJob":
         """The same job with the paths it reads replaced by `read(path)`, and another output directory."""

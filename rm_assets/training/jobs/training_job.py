@@ -1,8 +1,6 @@
 """The job file of a training: everything it reads, and where it writes. No torch here."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -42,7 +40,6 @@ class TrainingJob(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-    KIND: ClassVar = "training"
 
     key: str
     output_directory: str
@@ -60,11 +57,6 @@ class TrainingJob(BaseModel):
     settings: TrainingSettings
     weights_key: str = ""
     trained: str | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> "TrainingJob":
-        """Read the job from a JSON file; raises OSError, or ValueError if it is not a valid job."""
-        return cls.model_validate_json(path.read_text())
 
     @property
     def num_processes(self) -> int:

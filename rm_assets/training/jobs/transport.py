@@ -8,7 +8,6 @@ the storage is at a URI, so is `job.json`, and the other machine works on copies
 import contextlib
 import functools
 import itertools
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -135,6 +134,6 @@ def copy_from_storage(origin: Path, target: Path) -> None:
 
 
 def read_job(path: str) -> Job:
-    """The training or scoring job of a file."""
-    described = json.loads(read_file(resolve_path(path)))
-    return (TrainingJob if "splits" in described else ScoringJob).model_validate(described)
+    """The training or scoring job of a file, or at a URI; raises OSError, StorageError, or ValueError if it is none."""
+    described = read_file(resolve_path(path))
+    return (ScoringJob if b'"pairs":' in described else TrainingJob).model_validate_json(described)

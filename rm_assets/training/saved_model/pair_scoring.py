@@ -1,4 +1,4 @@
-"""The work of a scoring job: both sides of each pair through a saved model. Its entry is `score_pairs`."""
+"""The work of a scoring job: both sides of each pair through a saved model."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -129,8 +129,7 @@ wait(lambda: not (there / "step-2").exists())
 """
 RECEIVE = (
     "import sys; from rm_assets.training.jobs import receiving; receiving.SECONDS_BETWEEN_UPLOADS = 0.3; "
-    "from rm_assets.training.jobs.training_job import TrainingJob; "
-    "sys.exit(receiving.run_sent_job(sys.argv[1], sys.argv[2], TrainingJob))"
+    "receiving.MODULE = sys.argv[2]; sys.exit(receiving.run_sent_job(sys.argv[1]))"
 )
 FAILING = """
 import json, sys

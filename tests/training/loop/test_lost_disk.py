@@ -9,7 +9,7 @@ import pytest
 from support import small_disk
 from training_jobs import trained
 
-from rm_assets.training.__main__ import train
+from rm_assets.training.__main__ import run_job
 from rm_assets.training.jobs.entry import execute_job
 from rm_assets.training.jobs.result import ERROR, METRICS
 
@@ -20,7 +20,7 @@ SETTINGS = {"epochs": 20}
 def undisturbed(job_in, tmp_path_factory):
     """The hash of the weights of a training that nothing happened to."""
     job = job_in(tmp_path_factory.mktemp("undisturbed"), settings=SETTINGS)
-    assert execute_job(job, train) == 0
+    assert execute_job(job, run_job) == 0
     return trained(job)
 
 
@@ -29,12 +29,12 @@ def test_a_disk_that_fills_up_at_a_checkpoint_is_told_and_the_next_run_goes_on(m
     with small_disk(disk, kilobytes=200):
         settings = SETTINGS | {"checkpoint_every_steps": 5}
         job = make_job("full", settings=settings, output_directory=str(disk / "output"))
-        assert execute_job(job, train) == 1
+        assert execute_job(job, run_job) == 1
         told = capfd.readouterr().err.splitlines()[-1]
         assert told.startswith("error: ") and "No space left on device" in told
         assert (disk / "output" / ERROR).read_text() == told.removeprefix("error: ") + "\n"
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        assert execute_job(job, train) == 0
+        assert execute_job(job, run_job) == 0
         assert "resumes after step 5/60, from its checkpoint" in capfd.readouterr().out
         assert trained(job) == undisturbed
 
@@ -50,11 +50,11 @@ def test_an_output_directory_that_is_moved_away_is_told_and_the_next_run_begins_
 
     mover = threading.Thread(target=move_away)
     mover.start()
-    assert execute_job(job, train) == 1
+    assert execute_job(job, run_job) == 1
     mover.join()
     reason = f"FileNotFoundError: [Errno 2] No such file or directory: '{output / METRICS}'"
     assert capfd.readouterr().err.splitlines()[-1] == f"error: {reason}"
     assert not output.exists()
-    assert execute_job(job, train) == 0
+    assert execute_job(job, run_job) == 0
     assert "resumes after" not in capfd.readouterr().out
     assert trained(job) == undisturbed

@@ -15,7 +15,7 @@ import torch
 from job_processes import MODULE, processes_with, wait_until
 from toy_pairs import learnable_pairs
 
-from rm_assets.training.__main__ import main, train
+from rm_assets.training.__main__ import main, run_job
 from rm_assets.training.jobs.entry import execute_job
 from rm_assets.training.jobs.result import read_result
 from rm_assets.training.model.reward_model import build_model
@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_fails_with_the_pairs_on_stderr_and_in_a_file(m
         model=str(tmp_path / "spoilt"),
         toy=False,
     )
-    assert execute_job(job, train) == 1
+    assert execute_job(job, run_job) == 1
     told = capsys.readouterr().err
     assert "error: loss is nan and gradient norm nan at step 1, stopped before its update" in told
     assert "Traceback" not in told
@@ -175,16 +175,15 @@ def test_a_file_that_is_no_job_is_a_usage_error(tmp_path):
     (tmp_path / "job.json").write_text('{"key": 1}')
     done = run(MODULE, tmp_path / "job.json")
     assert done.returncode == 2
-    assert "cannot read the training job" in done.stderr
+    assert "cannot read the job" in done.stderr
 
 
-@pytest.mark.parametrize("module", ["rm_assets.training", "rm_assets.training.score_pairs"])
 @pytest.mark.parametrize(
     "address", ["job.json", "memory://none/job.json", "https://name:kingfisher@127.0.0.1:9/job.json"]
 )
-def test_a_job_that_cannot_be_read_is_one_line_without_credentials(tmp_path, module, address):
+def test_a_job_that_cannot_be_read_is_one_line_without_credentials(tmp_path, address):
     (tmp_path / "job.json").write_bytes(b'{"key": "\xff"}')
-    done = run([sys.executable, "-m", module], tmp_path / address if address == "job.json" else address)
+    done = run(MODULE, tmp_path / address if address == "job.json" else address)
     assert done.returncode == 2
     assert re.fullmatch(r"error: cannot read the .*job .*\n", done.stderr)
     assert "kingfisher" not in done.stdout + done.stderr
