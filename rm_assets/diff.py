@@ -20,14 +20,13 @@ from rm_assets.data.pairs.changes import pair_changes, reject_changes
 from rm_assets.data.stages.rejects import gathered_rejects
 from rm_assets.data.storage.files import StorageError, resolve_path
 from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
-from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, latest_name, parent_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.display_text import one_line, printable
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
-from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_manifest
+from rm_assets.training.jobs.result import read_scores
 
 LATEST = "latest"
 _MODEL = "reward_model"
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
         storage = resolve_path(load_settings({}, os.environ).storage)
         for text in differences(storage, given.before, given.now, given.limit):
             print(printable(text))
-    except (NotFoundError, SettingsError, SnapshotError, StorageError, TrainingResultError) as error:
+    except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
@@ -127,11 +126,7 @@ def _rejects(storage: Path, pairs: Snapshot) -> pa.Table:
 def _model_differences(before: Path, now: Path, limit: int) -> Iterator[str]:
     from rm_assets.training.report.score_changes import changed_verdicts
 
-    scores = []
-    for directory in (before, now):
-        sha256 = read_manifest(directory)["files"].get(SCORES_FILE, "")
-        with open_parquet(directory / SCORES_FILE, sha256=sha256, asset=_MODEL) as file:
-            scores.append(file.read().to_pandas())
+    scores = [read_scores(directory) for directory in (before, now)]
     better, worse = changed_verdicts(*scores)
     num_common = len(scores[1].merge(scores[0][["source", "line", "pair_id"]]))
     yield f"held-out pairs with both scores: {num_common:,}; {len(better):,} ranked better now, {len(worse):,} worse"

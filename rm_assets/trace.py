@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rm_assets.data.storage.files import StorageError, resolve_path, subdirectories
-from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
+from rm_assets.data.storage.files import StorageError, resolve_path
 from rm_assets.data.storage.parquet import read_matching_rows
+from rm_assets.data.storage.retention import snapshots_by_age
 from rm_assets.data.storage.snapshots import (
     REJECTS,
     Snapshot,
@@ -29,7 +29,7 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.display_text import one_line, printable, shorten
 from rm_assets.settings import SettingsError
 from rm_assets.settings_loading import load_settings
-from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_manifest
+from rm_assets.training.jobs.result import SCORES_FILE, read_manifest
 
 USAGE = "usage: python -m rm_assets.trace PAIR_ID | FILE LINE"
 _MODEL, _PROMOTED = "reward_model", "promoted_reward_model"
@@ -212,8 +212,8 @@ def _kept_instead(stages: dict[Stage, Snapshot], reason: Reason, line: Line) -> 
 def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
     """For each model, the pair's scores if it was held out, or that the model was trained on it."""
     wanted = {**vars(line), "pair_id": pair_id}
-    for directory in _models(storage):
-        sha256 = _manifest_of_model(directory)["files"].get(SCORES_FILE, "")
+    for directory in reversed(snapshots_by_age(storage / _MODEL, None)):
+        sha256 = read_manifest(directory)["files"].get(SCORES_FILE, "")
         name = f"{_MODEL} {directory.name}{_status(storage, directory.name)}"
         columns = ["split", "chosen_score", "rejected_score"]
         rows = read_matching_rows(directory / SCORES_FILE, wanted, columns, sha256)
@@ -225,20 +225,6 @@ def _in_models(storage: Path, line: Line, pair_id: str) -> Iterator[str]:
             yield f"  {name}  pair {pair_id}: {_without_scores(storage, directory, wanted)}"
 
 
-def _models(storage: Path) -> list[Path]:
-    """The directories of all models, oldest first."""
-    named = filter(is_snapshot_name, subdirectories(storage / _MODEL))
-    manifests = [path for name in named if (path := storage / _MODEL / name / MANIFEST).exists()]
-    return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns)]
-
-
-def _manifest_of_model(directory: Path) -> dict[str, Any]:
-    try:
-        return read_manifest(directory)
-    except TrainingResultError as error:
-        raise SnapshotError(str(error)) from None
-
-
 def _status(storage: Path, model: str) -> str:
     promoted = latest_snapshot(storage, _PROMOTED)
     marks = ["promoted"] if promoted and promoted.manifest.inputs.get(_MODEL) == model else []
@@ -248,7 +234,7 @@ def _status(storage: Path, model: str) -> str:
 
 
 def _without_scores(storage: Path, model: Path, wanted: dict[str, Any]) -> str:
-    padded = _manifest_of_model(model)["data_snapshot"]
+    padded = read_manifest(model)["data_snapshot"]
     try:
         data = read_snapshot(storage / Stage.PADDED / padded)
     except FileNotFoundError:

@@ -9,7 +9,8 @@ from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.defs.results.metadata import table
-from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores
+from rm_assets.defs.snapshots.models import ModelSnapshot
+from rm_assets.training.jobs.result import read_scores
 
 Compared = TypeVar("Compared", Snapshot, ModelSnapshot)
 Metadata = dict[str, Any]
@@ -73,7 +74,7 @@ def verdict_changes_metadata(before: ModelSnapshot, now: ModelSnapshot) -> Metad
     """The held-out pairs that are ranked better or worse than by the model before, with both models' scores."""
     from rm_assets.training.report.score_changes import changed_verdicts
 
-    better, worse = changed_verdicts(*map(held_out_scores, (before, now)))
+    better, worse = changed_verdicts(*(read_scores(model.directory) for model in (before, now)))
     metadata: Metadata = {"num_ranked_better": len(better), "num_ranked_worse": len(worse)}
     for name, pairs in (("ranked_better", better), ("ranked_worse", worse)):
         scores = pairs.filter(like="_score").astype("float64").round(4)

@@ -26,7 +26,7 @@ from rm_assets.data.storage.files import download, file_sizes, is_abandoned, is_
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals
-from rm_assets.data.storage.parquet import open_parquet, read_table
+from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import publish_directory
 from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot, set_latest
@@ -46,7 +46,6 @@ from rm_assets.settings import ROUNDING
 from rm_assets.training.jobs.lineage import lineage_of
 from rm_assets.training.jobs.result import (
     METRICS,
-    SCORES_FILE,
     SCRATCH,
     TrainingResultError,
     read_manifest,
@@ -125,7 +124,7 @@ def _train_or_score(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
 def _same_weights(home: Path, key: str) -> ModelSnapshot | None:
     """A published model with these weights, all files verified: only its held-out pairs may be others."""
     for directory in snapshots_by_age(home, None):
-        with contextlib.suppress(SnapshotError, TrainingResultError, FileNotFoundError):
+        with contextlib.suppress(SnapshotError, FileNotFoundError):
             model = _read_model(directory)
             if model.manifest["weights_key"] == key and read_result(directory, model.key):
                 return model
@@ -186,11 +185,7 @@ def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
 def _read_model(directory: Path) -> ModelSnapshot:
     """The model in a directory, pinned; raises FileNotFoundError, or SnapshotError where its manifest is damaged."""
     pin = pin_directory(directory)
-    try:
-        manifest = read_manifest(directory)
-    except TrainingResultError as error:
-        raise SnapshotError(str(error)) from None
-    return ModelSnapshot(directory=directory, manifest=manifest, trained_now=False, pin=pin)
+    return ModelSnapshot(directory=directory, manifest=read_manifest(directory), trained_now=False, pin=pin)
 
 
 def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
@@ -206,13 +201,6 @@ def training_steps(model: ModelSnapshot) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError) as error:  # msgspec's errors are ValueErrors
         problem = f"{str(path)!r} cannot be read ({error})"
         raise SnapshotError(f"{problem}: materialize {ASSET}, which retrains a damaged model") from None
-
-
-def held_out_scores(model: ModelSnapshot) -> Any:
-    """A data frame of a model's scores of held-out pairs, with the schema `result.SCORES`, its hash verified."""
-    sha256 = model.manifest["files"][SCORES_FILE]
-    with open_parquet(model.directory / SCORES_FILE, sha256=sha256, asset=ASSET) as file:
-        return file.read().to_pandas()
 
 
 def _verified(run: AssetRun, home: Path, key: str) -> ModelSnapshot | None:

@@ -21,11 +21,11 @@ from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.snapshots.models import ASSET as MODEL
-from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores, model_snapshot
+from rm_assets.defs.snapshots.models import ModelSnapshot, model_snapshot
 from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of, rescore_pairs, sample_pairs, trained_on
 from rm_assets.display_text import as_code
 from rm_assets.settings import Settings
-from rm_assets.training.jobs.result import judged_pairs
+from rm_assets.training.jobs.result import judged_pairs, read_scores
 
 VERSION = 2
 ASSET = "promoted_reward_model"
@@ -124,7 +124,7 @@ def _comparison(run: AssetRun, newest: ModelSnapshot, champion: str) -> dict[str
     from rm_assets.training.report.promotion import compare_models, verdict
 
     storage, settings = run.project.storage, run.project.settings
-    scores = held_out_scores(newest)
+    scores = read_scores(newest.directory)
     test = judged_pairs(scores)
     seen = _training_prompts(storage, model_snapshot(storage, champion), newest)
     fresh = test[~test["prompt_key"].isin(seen)]

@@ -17,7 +17,7 @@ from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
-from rm_assets.defs.snapshots.models import ModelSnapshot, held_out_scores, training_steps
+from rm_assets.defs.snapshots.models import ModelSnapshot, training_steps
 from rm_assets.defs.snapshots.rescoring import (
     num_incomplete_lines,
     pair_facts,
@@ -27,7 +27,7 @@ from rm_assets.defs.snapshots.rescoring import (
     sample_pairs,
     trained_on,
 )
-from rm_assets.training.jobs.result import SCORES_FILE
+from rm_assets.training.jobs.result import SCORES_FILE, read_scores
 
 VERSION = 5
 ASSET = "reward_model_report"
@@ -92,7 +92,7 @@ def _evaluate(run: AssetRun, model: ModelSnapshot, validated: Snapshot) -> tuple
     """The report's tables by folder, and its figures."""
     from rm_assets.training.report.reward_model_report import build_report
 
-    scores = held_out_scores(model)
+    scores = read_scores(model.directory)
     held_out = scores[scores["split"] != "validation"]
     preferences = preferences_of(validated, set(held_out["pair_id"]))
     baselines = _prompt_baselines(run, model, held_out, preferences)

@@ -13,7 +13,7 @@ from rm_assets.data.storage.files import file_sizes, remove_directories, remove_
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import local_working_directory
 from rm_assets.data.storage.ownership import FOLDS, remove_listed_files
-from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
+from rm_assets.data.storage.parquet import read_table, write_table
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import Stats
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
@@ -23,7 +23,7 @@ from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.snapshots.models import Hashes, training_job
 from rm_assets.defs.snapshots.reports import write_beside
 from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of
-from rm_assets.training.jobs.result import SCORES_FILE, TrainingResultError, read_result, remove_result
+from rm_assets.training.jobs.result import TrainingResultError, read_result, read_scores, remove_result
 
 VERSION = 1
 ASSET = "suspect_annotations"
@@ -82,13 +82,12 @@ def _score_fold(run: AssetRun, padded: Snapshot, fold: int, working: Path) -> An
     """The scores of a fold's pairs by a model trained on the others; an earlier run's result is reused."""
     key = fingerprint(ASSET, working.parent.name, fold)
     try:
-        result = read_result(working, key)
+        read_result(working, key)
     except TrainingResultError:
         run.log.info(f"fold {fold + 1} of {run.project.settings.suspect_folds}: training on the others")
         _train_without_fold(run, padded, fold, key, working)
-        result = read_result(working, key)
-    with open_parquet(working / SCORES_FILE, sha256=result["files"][SCORES_FILE], asset=ASSET) as file:
-        return file.read().to_pandas().assign(fold=fold)
+        read_result(working, key)
+    return read_scores(working, ASSET).assign(fold=fold)
 
 
 def _train_without_fold(run: AssetRun, padded: Snapshot, fold: int, key: str, working: Path) -> None:

@@ -24,6 +24,8 @@ from rm_assets.data.storage.files import (
 )
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.ownership import is_safe_relative_path, remove_listed_files
+from rm_assets.data.storage.parquet import open_parquet
+from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.training.jobs.training_job import EVALUATION, TrainingError
 
 MANIFEST = "manifest.json"
@@ -73,7 +75,7 @@ _IN_PROGRESS = re.compile(
 )
 
 
-class TrainingResultError(RuntimeError):
+class TrainingResultError(SnapshotError):
     """A training result that is missing, belongs to another job, or has changed since it was written."""
 
 
@@ -178,6 +180,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         return dict(msgspec.to_builtins(msgspec.json.decode(read_file(path), type=_Manifest)))
     except (msgspec.MsgspecError, IsADirectoryError) as error:
         raise TrainingResultError(f"{str(path)!r} is damaged ({error}): remove the directory and train again") from None
+
+
+def read_scores(directory: Path, asset: str = "reward_model") -> Any:
+    """A data frame of a result's scores of held-out pairs, with the schema SCORES, its hash verified.
+
+    An error advises to materialize this asset again.
+    """
+    sha256 = read_manifest(directory)["files"].get(SCORES_FILE, "")
+    with open_parquet(directory / SCORES_FILE, sha256=sha256, asset=asset) as file:
+        return file.read().to_pandas()
 
 
 def _check_file(directory: Path, name: str, expected: str) -> None:
