@@ -127,12 +127,24 @@ def ours(task: Task) -> dict[str, Any]:
 
 def _warm_up(settings: Any, tokenizer: Any) -> None:
     """What a run has once for all its stages, and what is not counted: processes that have loaded the tokenizer."""
-    from rm_assets.data.compute.workers import warm_up
+    from rm_assets.data.compute.workers import map_in_processes
 
     if Path(settings.annotations_path).stat().st_size <= settings.shard_bytes:
         _load(settings, tokenizer)  # a single shard is computed in this process
     else:
-        warm_up(_load, (settings, tokenizer), settings.num_workers)
+        with tempfile.TemporaryDirectory() as meeting:
+            jobs = [(settings, tokenizer, Path(meeting))] * settings.num_workers
+            list(map_in_processes(_load_and_meet, jobs, settings.num_workers))
+
+
+def _load_and_meet(job: tuple[Any, Any, Path]) -> None:
+    """Load once in each process: none takes a second job while others have none."""
+    settings, tokenizer, meeting = job
+    _load(settings, tokenizer)
+    (meeting / str(os.getpid())).touch()
+    deadline = time.monotonic() + 600
+    while len(list(meeting.iterdir())) < settings.num_workers and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _load(settings: Any, tokenizer: Any) -> None:

@@ -22,7 +22,7 @@ from rm_assets.data.chat import encoder_self_test
 from rm_assets.data.chat.encoder_self_test import self_test_texts, self_tested
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.pretrained import reraise_unless_of_a_library, tokenizer_errors
-from rm_assets.data.chat.tokenizer import ChatTokenizer, id_rows, interruptible, load_chat_tokenizer, sample_rows
+from rm_assets.data.chat.tokenizer import id_rows, interruptible, load_chat_tokenizer, sample_rows
 from rm_assets.data.storage.fingerprint import fingerprint
 
 FAST, REFERENCE = "fastokens", "tokenizers"
@@ -143,27 +143,19 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 # --- loading -------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=4)
 def load_encoder(files: TokenizerFiles, cache_directory: Path | None = None) -> Encoder:
     """The encoder of these files, loaded once per process.
 
     The self-test takes a second or two. Its result is kept in `cache_directory`, by the hash of the tokenizer and the
     versions of the libraries; with None every process runs it.
     """
-    return _load(files, cache_directory)
-
-
-@functools.lru_cache(maxsize=4)
-def _load(files: TokenizerFiles, cache_directory: Path | None) -> Encoder:
     chat = load_chat_tokenizer(files)
     with tokenizer_errors(files.directory):
-        return _encoder(chat, files, cache_directory)
-
-
-def _encoder(chat: ChatTokenizer, files: TokenizerFiles, cache_directory: Path | None) -> Encoder:
-    control = [chat.reference.convert_tokens_to_ids(token) for token in chat.control_tokens]
-    is_control = np.zeros(max([files.num_tokens, *(number + 1 for number in control)]), dtype=np.bool_)
-    is_control[control] = True
-    return new_encoder(chat.reference, is_control, fastokens_tokenizer, cache_directory)
+        control = [chat.reference.convert_tokens_to_ids(token) for token in chat.control_tokens]
+        is_control = np.zeros(max([files.num_tokens, *(number + 1 for number in control)]), dtype=np.bool_)
+        is_control[control] = True
+        return new_encoder(chat.reference, is_control, fastokens_tokenizer, cache_directory)
 
 
 def new_encoder(

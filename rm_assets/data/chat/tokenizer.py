@@ -73,13 +73,9 @@ def chat_template_utils() -> Any:
     return chat_template_utils
 
 
+@functools.lru_cache(maxsize=4)
 def load_chat_tokenizer(files: TokenizerFiles) -> ChatTokenizer:
     """The tokenizer of these files, loaded once per process."""
-    return _load(files)
-
-
-@functools.lru_cache(maxsize=4)
-def _load(files: TokenizerFiles) -> ChatTokenizer:
     reference = load_tokenizer(files.directory)
     with tokenizer_errors(files.directory):
         return _with_template(reference, files)
@@ -97,11 +93,14 @@ def _with_template(reference: Any, files: TokenizerFiles) -> ChatTokenizer:
         pad_token_id=-1,
         template_file=files.template_file,
     )
-    before, after = _borders(chat)
-    control = tuple(sorted(_special_tokens(reference) | _added_tokens_in(reference, before + after)))
+    borders, added = "".join(_borders(chat)), reference.added_tokens_decoder.values()
+    control = {str(token) for token in added if token.special or str(token) in borders}
+    control.update(reference.all_special_tokens)
     written = _rendered_ids(chat, _PROBE) | _rendered_ids(chat, _PROBE[:2])
     pad_token_id = _pad_token_id(reference, written | _other_ids(chat))
-    return dataclasses.replace(chat, control_tokens=control, pad_token_id=pad_token_id, template_ids=written)
+    return dataclasses.replace(
+        chat, control_tokens=tuple(sorted(control)), pad_token_id=pad_token_id, template_ids=written
+    )
 
 
 def _check_added_tokens(reference: Any, files: TokenizerFiles) -> None:
@@ -191,15 +190,6 @@ def _borders(chat: ChatTokenizer) -> tuple[str, str]:
         f"chat_template (or RM_CHAT_TEMPLATE): the template of {chat.template_file!r} cannot render a conversation "
         f"of a user message and a reply{problem}"
     )
-
-
-def _special_tokens(reference: Any) -> set[str]:
-    added = {str(token) for token in reference.added_tokens_decoder.values() if token.special}
-    return added | set(reference.all_special_tokens)
-
-
-def _added_tokens_in(reference: Any, text: str) -> set[str]:
-    return {str(token) for token in reference.added_tokens_decoder.values() if str(token) in text}
 
 
 def _rendered_ids(chat: ChatTokenizer, messages: list[MessageDict], tools: str = "") -> frozenset[int]:

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 _IDLE_SECONDS = 60.0
@@ -35,9 +35,7 @@ class _Workers:
                 self._shut_down()
                 # Spawned, never forked: a fork after tokenizers or pyarrow started threads can deadlock.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(
-                    num_workers, mp_context=context, initializer=_prepare, initargs=(context.Barrier(num_workers),)
-                )
+                self._pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare)
                 self._num_workers = num_workers
             return self._pool
 
@@ -97,28 +95,8 @@ def map_in_processes(function: Callable[[Any], Any], arguments: list[Any], num_w
     _workers.close_when_idle()
 
 
-def warm_up(function: Callable[..., Any], arguments: tuple[Any, ...], num_workers: int) -> None:
-    """Start the processes and call a function once in each, such as one that loads a tokenizer."""
-    pool = _workers.pool(num_workers)
-    calls: list[Future[Any]] = [pool.submit(_call_once, function, arguments) for _ in range(num_workers)]
-    wait(calls)
-    for call in calls:
-        call.result()
-    _workers.close_when_idle()
-
-
-_barriers: list[Any] = []  # in a worker: the one barrier at which all workers of its pool meet
-_BARRIER_TIMEOUT = 600.0
-
-
-def _call_once(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    function(*arguments)  # its result is not sent back
-    _barriers[0].wait(_BARRIER_TIMEOUT)  # no process takes a second call while others have none
-
-
-def _prepare(barrier: Any) -> None:
+def _prepare() -> None:
     """Set a worker up: one core, memory that is kept, and an exit as soon as the parent process ends."""
-    _barriers.append(barrier)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     # transformers imports torch if it can, which no tokenizer needs: a third of a worker's memory and start-up time.
     sys.modules["torch"] = None  # type: ignore[assignment]

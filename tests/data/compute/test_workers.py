@@ -1,6 +1,7 @@
-"""Processes that compute shards: kept between stages, warmed up one by one, and gone with the one that started them."""
+"""Processes that compute shards: kept between stages, and gone with the one that started them."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,17 +10,17 @@ import time
 from pathlib import Path
 
 from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
-from worker_functions import has_torch, own_number, write_own_number
+from worker_functions import has_torch, own_number
 
-from rm_assets.data.compute.workers import close_workers, map_in_processes, warm_up
+from rm_assets.data.compute.workers import close_workers, map_in_processes
 
 
-def test_each_process_is_warmed_up_once_and_stays_for_the_work(tmp_path: Path) -> None:
+def test_the_processes_of_one_stage_stay_for_the_next() -> None:
     try:
-        warm_up(write_own_number, (tmp_path,), 2)
-        warmed = {int(path.name) for path in tmp_path.iterdir()}
-        assert len(warmed) == 2
-        assert set(map_in_processes(own_number, list(range(8)), 2)) <= warmed
+        started = set(map_in_processes(own_number, list(range(8)), 2))
+        kept = {process.pid for process in multiprocessing.active_children()}
+        assert started <= kept
+        assert set(map_in_processes(own_number, list(range(8)), 2)) <= kept
         assert list(map_in_processes(has_torch, [0], 2)) == [False]
     finally:
         close_workers()
