@@ -143,9 +143,8 @@ def _comparison(run: AssetRun, newest: ModelSnapshot, champion: str) -> dict[str
     if kept.empty:
         why = f"the champion can score none of the {len(again)} test pairs ({again['problem'].max()})"
         return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
-    decided = verdict(compare_models(kept, today), settings.promotion_level)
-    assert decided.comparison is not None
-    return counts | {"promoted": decided.promoted, "reason": decided.reason, **decided.comparison.figures()}
+    compared = compare_models(kept, today)
+    return counts | verdict(compared, settings.promotion_level)._asdict() | compared.figures()
 
 
 def _training_prompts(storage: Path, champion: ModelSnapshot, newest: ModelSnapshot) -> set[str]:

@@ -5,8 +5,9 @@ model's definition needs over those that the hardware could have done in the sam
 count. Where the count would be too high, no MFU is reported.
 """
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from torch import nn
@@ -30,13 +31,7 @@ class Tally:
     operations: float = 0.0
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.pairs + other.pairs,
-            self.pair_tokens + other.pair_tokens,
-            self.real_tokens + other.real_tokens,
-            self.computed_tokens + other.computed_tokens,
-            self.operations + other.operations,
-        )
+        return Tally(*map(operator.add, astuple(self), astuple(other)))
 
     def figures(self, seconds: float, peak_flops: float | None = None) -> dict[str, float]:
         """Speeds, and shares between 0 and 1.

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rm_assets.training.report.calibration import wins
+from rm_assets.training.report.slices import KEY
 
 WITHOUT_PROMPT = "without_prompt"
 OTHER_PROMPT = "other_prompt"
@@ -22,7 +23,6 @@ EMPTY_PROMPT = [{"role": "user", "content": ""}]
 MIN_PAIRS = 30
 """With fewer pairs in a slice, the interval is so wide that every baseline would be near."""
 _SEED = 0
-_KEY = ["source", "line", "pair_id"]
 
 
 def prompt_variants(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def baseline_results(scored: pd.DataFrame) -> pd.DataFrame:
     `scored` has source, line, pair_id, variant, chosen_score and rejected_score.
     """
     judged = scored.assign(won=wins(scored["chosen_score"] - scored["rejected_score"]))
-    wide = judged.set_index([*_KEY, "variant"])["won"].unstack("variant")
+    wide = judged.set_index([*KEY, "variant"])["won"].unstack("variant")
     return wide.reindex(columns=list(PROMPT_BASELINES)).reset_index().rename_axis(columns=None)
 
 

@@ -7,14 +7,13 @@ pair per prompt it is McNemar's test in its exact form (McNemar 1947; Dietterich
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from rm_assets.training.report.calibration import wins
 from rm_assets.training.report.intervals import bootstrap_interval
-
-_KEY = ["source", "line", "pair_id"]
+from rm_assets.training.report.slices import KEY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +41,19 @@ class Comparison:
         return asdict(self) | {"difference": self.difference}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether the challenger replaces the champion, and why, in one sentence."""
 
     promoted: bool
     reason: str
-    comparison: Comparison | None = None
 
 
 def compare_models(champion: pd.DataFrame, challenger: pd.DataFrame) -> Comparison:
     """Compare two models on the pairs that both scored; raises ValueError if there are none.
 
-    Both frames have _KEY, chosen_score and rejected_score; `challenger` has prompt_key too.
+    Both frames have KEY, chosen_score and rejected_score; `challenger` has prompt_key too.
     """
-    pairs = challenger.merge(champion, on=_KEY, suffixes=("", "_champion"), validate="one_to_one")
+    pairs = challenger.merge(champion, on=KEY, suffixes=("", "_champion"), validate="one_to_one")
     if pairs.empty:
         raise ValueError("the two models have no scored pair in common")
     right = wins(pairs["chosen_score"] - pairs["rejected_score"])
@@ -97,8 +94,8 @@ def verdict(comparison: Comparison, level: float) -> Verdict:
         f"{comparison.prompts_lost}, exact one-sided p = {comparison.p_value:.3g}, level {level:g})"
     )
     if comparison.difference < 0 and comparison.p_value <= level:
-        return Verdict(promoted=False, reason=f"the new model is worse: {found}", comparison=comparison)
+        return Verdict(False, f"the new model is worse: {found}")
     if comparison.challenger_accuracy_low <= 0.5:
         reason = f"the new model's accuracy is not above chance (at least {comparison.challenger_accuracy_low:.3f})"
-        return Verdict(promoted=False, reason=f"{reason}: {found}", comparison=comparison)
-    return Verdict(promoted=True, reason=f"the new model is not worse: {found}", comparison=comparison)
+        return Verdict(False, f"{reason}: {found}")
+    return Verdict(True, f"the new model is not worse: {found}")

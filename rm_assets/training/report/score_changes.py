@@ -3,10 +3,10 @@
 import pandas as pd
 
 from rm_assets.training.report.calibration import wins
+from rm_assets.training.report.slices import KEY
 
-_KEY = ["source", "line", "pair_id"]
 _SCORES = ["chosen_score", "rejected_score"]
-COLUMNS = [*_KEY, "split", *_SCORES, *(f"{name}_before" for name in _SCORES)]
+COLUMNS = [*KEY, "split", *_SCORES, *(f"{name}_before" for name in _SCORES)]
 
 
 def changed_verdicts(before: pd.DataFrame, now: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -15,7 +15,7 @@ def changed_verdicts(before: pd.DataFrame, now: pd.DataFrame) -> tuple[pd.DataFr
     A tie counts as half: towards it from a wrong ranking is better, from a right one worse. Both frames have the schema
     `jobs.result.SCORES`; the results have COLUMNS, the largest change of the difference of scores first.
     """
-    pairs = now.merge(before[[*_KEY, *_SCORES]], on=_KEY, suffixes=("", "_before"))
+    pairs = now.merge(before[[*KEY, *_SCORES]], on=KEY, suffixes=("", "_before"))
     difference = pairs["chosen_score"] - pairs["rejected_score"]
     difference_before = pairs["chosen_score_before"] - pairs["rejected_score_before"]
     change = wins(difference) - wins(difference_before)

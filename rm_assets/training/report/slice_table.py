@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rm_assets.data.tables import schemas
 from rm_assets.training.report.baselines import PROMPT_BASELINES
 from rm_assets.training.report.benchmark_rules import BEST, STYLE_MEAN, STYLES, benchmark_rows
 from rm_assets.training.report.calibration import calibration_bins, expected_calibration_error
@@ -24,9 +25,7 @@ JUDGEBENCH = {
 """The categories of JudgeBench (Tan et al. 2025, table 1), by the beginnings of its subsets."""
 _OWN_BEGINNINGS = ("'", '"', STYLE_MEAN)
 """Values of the report's own rows, which a subset must not share."""
-TABLE_COLUMNS = ["slice", "value", "num_pairs", "num_prompts", "accuracy", "accuracy_low", "accuracy_high"]
-TABLE_COLUMNS += ["log_loss", "expected_calibration_error", "mean_chosen_score", "std_chosen_score"]
-TABLE_COLUMNS += ["mean_rejected_score", "std_rejected_score", "longer_wins", "shorter_wins", *PROMPT_BASELINES]
+TABLE_COLUMNS = schemas.REPORT.names
 
 
 def slice_table(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-COLUMNS = ["source", "line", "pair_id", "prompt_key", "fold", "chosen_score", "rejected_score", "margin", "suspicion"]
+from rm_assets.data.tables import schemas
 
 
 def fold_of(prompt_key: str, num_folds: int) -> int:
@@ -25,7 +25,7 @@ def folds_of(prompt_keys: list[str], num_folds: int) -> NDArray[np.int64]:
 
 
 def rank_suspects(scored: pd.DataFrame) -> pd.DataFrame:
-    """The contradicted pairs, most suspect first, with COLUMNS; only those whose rejected side scores higher.
+    """The contradicted pairs, most suspect first: those whose rejected side scores higher, as in schemas.SUSPECTS.
 
     `scored` has a row per pair with its fold and both scores from that fold's model. `margin` is chosen - rejected,
     below zero here; `suspicion` is its size in standard deviations of the fold's margins.
@@ -36,4 +36,4 @@ def rank_suspects(scored: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["margin"] < 0].sort_values(
         ["suspicion", "source", "line", "pair_id"], ascending=[False, True, True, True], ignore_index=True
     )
-    return rows[COLUMNS]
+    return rows[schemas.SUSPECTS.names]
