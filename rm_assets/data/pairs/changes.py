@@ -80,7 +80,7 @@ def pair_changes(before: Snapshot, now: Snapshot) -> PairChanges:
     common = _hashes(before) & _hashes(now)
     old, new = (_changed_pairs(snapshot, common) for snapshot in (before, now))
     removed, added = _without(old, new, ["pair_id"]), _without(new, old, ["pair_id"])
-    flipped = _with(added, removed, _SIDES, _SIDES[::-1])
+    flipped = added.join(removed.select(_SIDES[::-1]), _SIDES, _SIDES[::-1], join_type="left semi")
     both = new.join(old.select(["pair_id", "folder"]), "pair_id", join_type="inner", right_suffix="_before")
     return PairChanges(
         added=_by_line(_without(added, removed, _SIDES, _SIDES[::-1])),
@@ -97,11 +97,6 @@ def _changed_pairs(snapshot: Snapshot, common: Collection[str]) -> pa.Table:
     first = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
     kept = first.group_by("pair_id").aggregate([("row", "min")])["row_min"]
     return rows.take(kept)
-
-
-def _with(rows: pa.Table, others: pa.Table, keys: list[str], other_keys: list[str] | None = None) -> pa.Table:
-    """The rows whose keys are among those of the others."""
-    return rows.join(others.select(other_keys or keys), keys, other_keys, join_type="left semi")
 
 
 def _without(rows: pa.Table, others: pa.Table, keys: list[str], other_keys: list[str] | None = None) -> pa.Table:

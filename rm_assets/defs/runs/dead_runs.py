@@ -69,10 +69,10 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         with abandoned(path) as record:
             if record is None:
                 continue
-            if _is_running(instance, path.name):
+            if _unfinished_run(instance, path.name):
                 time.sleep(SECONDS_FOR_THE_SERVER)
-            if _is_running(instance, path.name):
-                _end(instance, path.name, record)
+            if run := _unfinished_run(instance, path.name):
+                _end(instance, run, record)
                 ended.append(path.name)
             path.unlink(missing_ok=True)
     return ended
@@ -110,15 +110,12 @@ def _text(path: str) -> str:
     return ""
 
 
-def _is_running(instance: dg.DagsterInstance, run_id: str) -> bool:
+def _unfinished_run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun | None:
     run = instance.get_run_by_id(run_id)
-    return run is not None and not run.is_finished
+    return None if run is None or run.is_finished else run
 
 
-def _end(instance: dg.DagsterInstance, run_id: str, record: Record) -> None:
-    run = instance.get_run_by_id(run_id)
-    if run is None:
-        return
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, record: Record) -> None:
     host = record.machine.partition(" ")[0]
     reason = (
         f"the process of this run, {record.process} on {host}, ended without a report: it was killed, or its machine "
@@ -129,4 +126,4 @@ def _end(instance: dg.DagsterInstance, run_id: str, record: Record) -> None:
     else:
         instance.report_run_failed(run, message=reason)
     if instance.event_log_storage.supports_global_concurrency_limits:
-        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

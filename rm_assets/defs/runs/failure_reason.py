@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dagster import AssetCheckSeverity, DagsterEventType, DagsterInstance
 
-from rm_assets.defs.runs.summary import failed_warnings, is_command_of_a_user
+from rm_assets.defs.runs.summary import failed_checks, failed_warnings, is_command_of_a_user
 from rm_assets.display_text import one_line
 
 _OWN_ERRORS = "rm_assets."
@@ -38,16 +38,11 @@ def failure_reasons(instance: DagsterInstance, run_id: str) -> Iterator[str]:
         error = event.step_failure_data.error
         while error is not None and error.cause is not None and not error.message.startswith(_OWN_ERRORS):
             error = error.cause
-        checks = list(_failed_checks(instance, run_id, str(event.step_key)))
+        checks = [
+            f"the check {check.check_name} failed: {check.description}"
+            for step, check in failed_checks(instance, run_id)
+            if step == event.step_key and check.blocking and check.severity == AssetCheckSeverity.ERROR
+        ]
         message = error.message.strip() if error is not None else ""
         reason = message.partition(": ")[2] or message  # without the error's class, unless that is all there is
         yield f"{event.step_key}: {one_line('; '.join(checks) or reason)}"
-
-
-def _failed_checks(instance: DagsterInstance, run_id: str, step: str) -> Iterator[str]:
-    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
-        event = entry.get_dagster_event()
-        check = event.asset_check_evaluation_data
-        is_error = check.blocking and not check.passed and check.severity == AssetCheckSeverity.ERROR
-        if event.step_key == step and is_error:
-            yield f"the check {check.check_name} failed: {check.description}"

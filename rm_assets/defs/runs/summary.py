@@ -54,11 +54,18 @@ def summary(instance: DagsterInstance, run_id: str) -> Iterator[str]:
 
 def failed_warnings(instance: DagsterInstance, run_id: str) -> Iterator[str]:
     """A line for each check of the run that failed as a warning."""
-    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
-        check: AssetCheckEvaluation = entry.get_dagster_event().asset_check_evaluation_data
-        if not check.passed and check.severity == AssetCheckSeverity.WARN:
+    for _, check in failed_checks(instance, run_id):
+        if check.severity == AssetCheckSeverity.WARN:
             text = one_line(check.description or "")
             yield f"{check.check_name}: {textwrap.shorten(text, _WARNING_CHARACTERS, placeholder=' …')}"
+
+
+def failed_checks(instance: DagsterInstance, run_id: str) -> Iterator[tuple[str, AssetCheckEvaluation]]:
+    """The checks of the run that failed, each with its step."""
+    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
+        event = entry.get_dagster_event()
+        if not event.asset_check_evaluation_data.passed:
+            yield str(event.step_key), event.asset_check_evaluation_data
 
 
 def _figures(instance: DagsterInstance, run_id: str) -> dict[str, Figures]:
