@@ -9,7 +9,6 @@ Exit codes: 0 compared, whether or not there are differences; 1 not found or not
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,23 +17,16 @@ import pyarrow as pa
 
 from rm_assets.data.pairs.changes import pair_changes, reject_changes
 from rm_assets.data.stages.rejects import gathered_rejects
-from rm_assets.data.storage.files import StorageError, resolve_path
 from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, latest_name, parent_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.display_text import one_line, printable
-from rm_assets.settings import SettingsError
-from rm_assets.settings_loading import load_settings
+from rm_assets.trace import NotFoundError, print_lines
 from rm_assets.training.jobs.result import read_scores
 
 LATEST = "latest"
 _MODEL = "reward_model"
 _SIGNS = {"added": "+", "removed": "-", "flipped": "!", "moved": ">"}
-
-
-class NotFoundError(LookupError):
-    """The storage has no such snapshots, or not both of one kind."""
 
 
 def main(arguments: list[str]) -> int:
@@ -46,14 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("now", help="another one, or latest")
     parser.add_argument("--limit", type=int, default=20, help="pairs printed of each kind; default: 20")
     given = parser.parse_args(arguments)
-    try:
-        storage = resolve_path(load_settings({}, os.environ).storage)
-        for text in differences(storage, given.before, given.now, given.limit):
-            print(printable(text))
-    except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return print_lines(lambda storage: differences(storage, given.before, given.now, given.limit))
 
 
 def differences(storage: Path, before: str, now: str, limit: int) -> Iterator[str]:

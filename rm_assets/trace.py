@@ -39,7 +39,7 @@ _MOST_DIGITS = 18
 
 
 class NotFoundError(LookupError):
-    """The storage has no such pair, file or line."""
+    """The storage does not have what was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,13 @@ def main(arguments: list[str]) -> int:
     if len(arguments) not in (1, 2) or not all(map(_is_line_number, arguments[1:])):
         print(USAGE, file=sys.stderr)
         return 2
+    return print_lines(lambda storage: trace(storage, *arguments))
+
+
+def print_lines(lines: Callable[[Path], Iterator[str]]) -> int:
+    """Print what `lines` gives for the storage in RM_STORAGE, or why it gives nothing; returns the exit code."""
     try:
-        storage = resolve_path(load_settings({}, os.environ).storage)
-        for text in trace(storage, *arguments):
+        for text in lines(resolve_path(load_settings({}, os.environ).storage)):
             print(printable(text))
     except (NotFoundError, SettingsError, SnapshotError, StorageError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

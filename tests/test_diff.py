@@ -9,9 +9,9 @@ from support import plain_row, run_stages, write_lines
 
 from rm_assets import diff
 from rm_assets.data.storage.files import write_json
+from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings_loading import load_settings
-from rm_assets.training.jobs.result import SCORES
 
 
 @pytest.fixture
@@ -66,13 +66,15 @@ def test_long_lists_are_cut(storage: Path, capsys: pytest.CaptureFixture[str]) -
 def leave_model(storage: Path, name: str, differences: list[float]) -> None:
     """What the command reads of a model, which scored pairs with these differences."""
     rows = [
-        {field.name: "x" if field.type == pa.string() else 0 for field in SCORES}
+        {field.name: "x" if field.type == pa.string() else 0 for field in schemas.SCORES}
         | {"line": number, "split": "test", "chosen_score": difference, "rejected_score": 0.0}
         for number, difference in enumerate(differences, 1)
     ]
     directory = storage / "reward_model" / name
     directory.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), directory / "scores.parquet", write_page_checksum=True)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schemas.SCORES), directory / "scores.parquet", write_page_checksum=True
+    )
     manifest = {"key": name * 4, "data_snapshot": "0" * 16, "files": {}, "metrics": {}, "versions": {}}
     write_json(directory / "manifest.json", manifest)
     write_json(storage / "reward_model" / "latest.json", {"snapshot": name})

@@ -7,9 +7,10 @@ import torch
 from toy_pairs import learnable_pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_assets.data.tables import schemas
 from rm_assets.training.__main__ import run_job
 from rm_assets.training.jobs.entry import execute_job
-from rm_assets.training.jobs.result import SCORES, TrainingResultError, clear_output, read_result
+from rm_assets.training.jobs.result import TrainingResultError, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.training_log import TrainingLog
@@ -60,7 +61,7 @@ def test_stock_transformers_gives_the_reported_scores_alone_and_in_a_batch(make_
 def test_the_scores_file_has_a_row_for_each_held_out_pair(make_job):
     output = run(make_job())
     table = pq.read_table(output / "scores.parquet")
-    assert table.schema.equals(SCORES)
+    assert table.schema.equals(schemas.SCORES)
     assert table.column("split").to_pylist() == ["validation"] * 5 + ["test"] * 3
     assert table.column("pair_id").to_pylist() == [f"pair{number}" for number in (0, 1, 2, 3, 4, 0, 1, 2)]
     # prompts of 1 to 5 words, then for `chosen` tails of 50 % 3 = 2, 0, 1, 2, 0 words, and two more words
@@ -148,7 +149,7 @@ def test_without_any_held_out_pairs_the_scores_file_is_empty(make_job):
     output = run(make_job(splits={"train": [([7, 5, 1], [7, 6, 1])]}))
     table = pq.read_table(output / "scores.parquet")
     assert table.num_rows == 0
-    assert table.schema.equals(SCORES)
+    assert table.schema.equals(schemas.SCORES)
 
 
 def test_nothing_to_train_on_is_a_clear_error(make_job):

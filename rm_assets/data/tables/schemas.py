@@ -152,6 +152,13 @@ CALIBRATION = pa.schema(
         *_nullable(["confidence", "frequency", "frequency_low", "frequency_high"], pa.float64()),
     ]
 )
+SCORES = _schema(
+    [*_LINE, ("pair_id", pa.string()), ("prompt_key", pa.string()), ("split", pa.string())],
+    [("chosen_score", pa.float32()), ("rejected_score", pa.float32())],
+    [("chosen_length", pa.int32()), ("rejected_length", pa.int32()), ("margin", pa.float32())],
+)
+"""A model's scores of held-out pairs, a row each; lengths in tokens."""
+
 PROMOTED = _schema([("model", pa.string()), ("file", pa.string()), ("sha256", pa.string())])
 """The promoted model's files, relative to `reward_model/<model>`."""
 

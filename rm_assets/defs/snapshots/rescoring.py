@@ -21,21 +21,6 @@ from rm_assets.training.jobs.result import MANIFEST, MODEL
 from rm_assets.training.jobs.scoring_job import PAIRS, SCORED_FILE, ScoringJob
 
 BATCH_SIZE = 16
-_COLUMNS = [
-    "source",
-    "line",
-    "pair_id",
-    "prompt_key",
-    "prompt",
-    "chosen",
-    "rejected",
-    "tools",
-    "format",
-    "num_turns",
-    "subset",
-    "num_annotators",
-    "num_agreeing",
-]
 _RANKING = ["source", "line", "pair_id", "chosen_key", "rejected_key"]
 
 
@@ -50,13 +35,12 @@ def trained_on(project: Project, model: ModelSnapshot) -> Snapshot:
 
 def preferences_of(validated: Snapshot, pair_ids: Collection[str]) -> pa.Table:
     """The rows of these pairs, read a shard at a time: held-out pairs are few, but all messages may be many."""
-    schema = pa.schema([schemas.VALIDATED.field(name) for name in _COLUMNS])
     wanted = pa.array(sorted(pair_ids), pa.string())
-    tables = [schema.empty_table()]
+    tables = [schemas.VALIDATED.empty_table()]
     for path in validated.paths():
         found = read_table([path], schemas.VALIDATED, ["pair_id"])["pair_id"]
         if pc.any(keep := pc.is_in(found, wanted)).as_py():
-            tables.append(read_table([path], schemas.VALIDATED, _COLUMNS).filter(keep))
+            tables.append(read_table([path], schemas.VALIDATED).filter(keep))
     return pa.concat_tables(tables)
 
 

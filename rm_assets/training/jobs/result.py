@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from rm_assets.data.storage.files import (
     copy_file,
@@ -37,25 +36,6 @@ GOLDEN = "golden_scores.json"  # in MODEL
 ERROR = "error.txt"
 CHECKPOINTS = "checkpoints"
 SCRATCH = "scratch"
-
-SCORES = pa.schema(
-    [
-        pa.field(name, dtype, nullable=False)
-        for name, dtype in [
-            ("source", pa.string()),
-            ("line", pa.int64()),
-            ("pair_id", pa.string()),
-            ("prompt_key", pa.string()),
-            ("split", pa.string()),
-            ("chosen_score", pa.float32()),
-            ("rejected_score", pa.float32()),
-            ("chosen_length", pa.int32()),
-            ("rejected_length", pa.int32()),
-            ("margin", pa.float32()),
-        ]
-    ]
-)
-"""A row for each held-out pair; lengths in tokens."""
 
 
 def judged_pairs(rows: Any) -> Any:
@@ -183,7 +163,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_scores(directory: Path, asset: str = "reward_model") -> Any:
-    """A data frame of a result's scores of held-out pairs, with the schema SCORES, its hash verified.
+    """A data frame of a result's scores of held-out pairs, with the schema schemas.SCORES, its hash verified.
 
     An error advises to materialize this asset again.
     """

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rm_assets.data.storage.parquet import write_table
+from rm_assets.data.tables import schemas
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.devices import moved, one_ahead
-from rm_assets.training.jobs.result import SCORES
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
@@ -173,7 +173,7 @@ def split_metrics(
 
 
 def write_scores(path: Path, splits: Mapping[str, Pairs], scores: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write a row for each pair, with the schema SCORES; no rows if there are no held-out pairs."""
+    """Write a row for each pair, with the schema schemas.SCORES; no rows if there are no held-out pairs."""
     tables = [_scores_table(name, splits[name], found) for name, found in scores.items()]
     write_table(path, pa.concat_tables(tables))
 
@@ -187,4 +187,4 @@ def _scores_table(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> pa.T
         "rejected_length": pairs.lengths("rejected").astype(np.int32),
         "margin": pairs.margin,
     }
-    return pa.table([columns[name] for name in SCORES.names], schema=SCORES)
+    return pa.table([columns[name] for name in schemas.SCORES.names], schema=schemas.SCORES)

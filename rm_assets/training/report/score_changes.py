@@ -13,7 +13,7 @@ def changed_verdicts(before: pd.DataFrame, now: pd.DataFrame) -> tuple[pd.DataFr
     """The pairs that are newly ranked right, and those newly ranked wrong, of the pairs that both models scored.
 
     A tie counts as half: towards it from a wrong ranking is better, from a right one worse. Both frames have the schema
-    `jobs.result.SCORES`; the results have COLUMNS, the largest change of the difference of scores first.
+    `schemas.SCORES`; the results have COLUMNS, the largest change of the difference of scores first.
     """
     pairs = now.merge(before[[*KEY, *_SCORES]], on=KEY, suffixes=("", "_before"))
     difference = pairs["chosen_score"] - pairs["rejected_score"]

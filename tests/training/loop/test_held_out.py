@@ -5,7 +5,7 @@ import pytest
 import torch
 from architectures import VOCAB_SIZE, alone, build, edge_cases
 
-from rm_assets.training.jobs.result import SCORES
+from rm_assets.data.tables import schemas
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.held_out import Evaluation, Rounding, evaluate, pair_scores, write_scores
 from rm_assets.training.model.probe import use_packing
@@ -54,7 +54,7 @@ def test_every_pair_has_its_row_of_the_scores_file(tmp_path, write_pairs):
     scores = evaluate(Scorer(build("bert")), splits, ALONE, Packing.PADDED, 100).scores
     write_scores(tmp_path / "scores.parquet", splits, scores)
     table = pq.read_table(tmp_path / "scores.parquet")
-    assert table.schema.equals(SCORES)
+    assert table.schema.equals(schemas.SCORES)
     assert table.column("split").to_pylist() == ["test", "test"]
     assert table.column("pair_id").to_pylist() == ["pair0", "pair1"]
     assert table.column("chosen_length").to_pylist() == [3, 1]
