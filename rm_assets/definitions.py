@@ -31,11 +31,9 @@ class NoValues(dg.IOManager):
     """Refuses values: Dagster's own IO manager would pickle them. Assets read and write files, and return metadata."""
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Raise DagsterInvariantViolationError."""
         self._refuse()
 
     def load_input(self, context: dg.InputContext) -> None:
-        """Raise DagsterInvariantViolationError."""
         self._refuse()
 
     def _refuse(self) -> None:

@@ -389,7 +389,6 @@ class BoundedTemplate:
         names["markup_join"] = lambda values: markup_join(charged(values))
 
     def render(self, num_characters: int, **variables: Any) -> str:
-        """A conversation of this size, rendered."""
         self._budget.open(num_characters)
         try:
             return self._template.render(**variables)

@@ -67,11 +67,9 @@ class Columns:
         self._answers: dict[tuple[Any, ...], NDArray[np.bool_]] = {}
 
     def take(self, rows: NDArray[np.int64]) -> "Columns":
-        """Some of the rows."""
         return Columns([array.take(pa.array(rows)) for array in self.arrays])
 
     def row(self, number: int) -> tuple[str, ...]:
-        """The contents of one conversation."""
         return tuple(array[number].as_py() for array in self.arrays)
 
     def _home(self, expression: Expression) -> "Columns":

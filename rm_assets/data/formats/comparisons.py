@@ -143,7 +143,6 @@ class _LabelColumn(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """The shape of the row."""
         return _shape(self.name, self.fields, self.rules)
 
     def meanings(self) -> tuple[Mapping[str, Label], Mapping[str, Label]]:

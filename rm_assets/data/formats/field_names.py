@@ -176,7 +176,6 @@ def _joined(stated: Row) -> Row:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a prompt is empty."""
     return value in (None, []) or (isinstance(value, str) and not value.strip())
 
 

@@ -29,7 +29,6 @@ class Conversations:
         return len(self.ends) - 1
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Add a conversation."""
         extras = {number: m for number, m in enumerate(messages, len(self.roles)) if _has_extras(m)}
         if extras:
             self._extras |= extras
@@ -51,7 +50,6 @@ class Conversations:
         return self._odd
 
     def messages(self, number: int) -> list[Message]:
-        """The messages of a conversation."""
         places = range(self.ends[number], self.ends[number + 1])
         return [
             self._extras.get(place) or Message(role=self.roles[place], content=self.contents[place]) for place in places

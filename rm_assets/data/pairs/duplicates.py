@@ -21,7 +21,6 @@ class DroppedRows:
 
     @classmethod
     def none(cls) -> "DroppedRows":
-        """No rows."""
         return cls(np.empty(0, np.int64), np.empty(0, np.bool_))
 
     def between(self, start: int, end: int) -> "DroppedRows":
@@ -30,7 +29,6 @@ class DroppedRows:
         return DroppedRows(self.rows[first:last] - start, self.is_conflict[first:last])
 
     def reasons(self) -> dict[int, Reason]:
-        """The reason for each row."""
         rows = zip(self.rows.tolist(), self.is_conflict.tolist(), strict=True)
         return {row: Reason.CONFLICT if is_conflict else Reason.DUPLICATE for row, is_conflict in rows}
 

@@ -31,7 +31,6 @@ class PairRows:
         return Counter(map(str, self._formats))
 
     def add(self, line: int, preference: Preference) -> None:
-        """Add the preference that a line states."""
         self._others[len(self._lines)] = preference
         for side, messages in zip(
             self._sides, (preference.prompt, preference.chosen, preference.rejected), strict=True

@@ -27,7 +27,6 @@ class IdLists(NamedTuple):
         return np.diff(self.offsets).astype(np.int64)
 
     def row(self, number: int) -> Ids:
-        """The ids of one row."""
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
     def where(self, keep: NDArray[np.bool_]) -> "IdLists":

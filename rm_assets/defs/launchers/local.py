@@ -33,7 +33,6 @@ class LocalLauncher:
         """Jobs of this machine leave nothing behind."""
 
     def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> JobExit:
-        """Run `python <arguments>` to its end."""
         from rm_assets.training.processes.children import start_child
 
         command = [sys.executable, *arguments]

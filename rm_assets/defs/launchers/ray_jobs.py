@@ -54,7 +54,6 @@ class RayLauncher:
         return JobExit(code=0)
 
     def parameters(self, arguments: Sequence[str], name: str, submission: str) -> dict[str, Any]:
-        """The parameters of the job submission."""
         num_gpus = self.num_processes if self.settings.num_gpus is None else self.settings.num_gpus
         return {
             "entrypoint": shlex.join(["python", *arguments]),

@@ -60,7 +60,6 @@ class TrainingJob(BaseModel):
 
     @property
     def num_processes(self) -> int:
-        """Processes on each machine."""
         return self.settings.num_processes
 
     def with_paths(self, read: Callable[[str], str], output_directory: str) -> "TrainingJob":

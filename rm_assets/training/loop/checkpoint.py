@@ -120,7 +120,6 @@ class Checkpoints:
 
     @property
     def directory(self) -> Path:
-        """The directory of all checkpoints."""
         return self.output / CHECKPOINTS
 
     def header(self, position: Position) -> Header:

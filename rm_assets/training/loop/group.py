@@ -97,6 +97,5 @@ def _connect(device: torch.device, **place: Any) -> None:
 
 
 def leave_group() -> None:
-    """Close the connections of the group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -119,7 +119,6 @@ class Layout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the row."""
         return self.segments[-1].end
 
     def pieces(self, window: int | None) -> tuple[Piece, ...]:

@@ -56,7 +56,6 @@ class Pairs:
         return len(self.margin)
 
     def pair_ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """The pair_id of each row."""
         return list(self.keys.column("pair_id").take(pa.array(rows)).to_pylist())
 
     def lengths(self, side: str) -> NDArray[np.int64]:

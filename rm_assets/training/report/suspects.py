@@ -20,7 +20,6 @@ def fold_of(prompt_key: str, num_folds: int) -> int:
 
 
 def folds_of(prompt_keys: list[str], num_folds: int) -> NDArray[np.int64]:
-    """The fold of each row."""
     return np.array([fold_of(key, num_folds) for key in prompt_keys], dtype=np.int64)
 
 

@@ -47,7 +47,6 @@ class Refusal(Struct, frozen=True, kw_only=True):
 
 
 def count_evidence(counts: EvidenceCounts, evidence: Evidence, line: int, *, is_sound: bool) -> None:
-    """Count the evidence of one row."""
     seen = counts.setdefault(evidence.shape, {}).get(evidence.kind)
     if seen is None:
         counts[evidence.shape][evidence.kind] = Seen(num=1, num_sound=int(is_sound), line=line, value=evidence.value)
