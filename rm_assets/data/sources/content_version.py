@@ -38,6 +38,8 @@ from rm_assets.data.storage.ownership import claim_storage, remove_own_temporary
 ASSET = "annotation_files"
 CONTENT = "content_version"
 """The fact of a raw snapshot that holds the content version it was read from."""
+FILES = "files"
+"""The fact of a raw snapshot that holds the size and hash of each file it was read from."""
 LONGEST_WAIT_SECONDS = 600.0
 """Changing files delay a version this long, or twice `settled_seconds`; then all are taken as they are."""
 _FILE = "listing.json"
@@ -46,11 +48,15 @@ _NUM_THREADS = 2
 """Blocks of a file hashed at a time."""
 
 
+Content = list[Any]
+"""The size of a file in bytes and a hash of its content; a list, as JSON has no tuples."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The result of one scan; `version` is None while some files are changing or not hashed yet.
 
-    `stamps` are those of all files, by source.
+    `stamps` are those of all files, by source; `contents` are their sizes in bytes and their hashes.
     """
 
     version: str | None
@@ -59,6 +65,7 @@ class Listing:
     changing: tuple[str, ...]
     unread: tuple[str, ...]
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
+    contents: Mapping[str, Content] = field(default_factory=dict, repr=False, compare=False)
 
 
 class _Seen(msgspec.Struct):
@@ -69,6 +76,10 @@ class _Seen(msgspec.Struct):
     num_bytes: int = 0
     blocks: list[str] = []
     is_whole: bool = False
+
+    def content(self) -> Content:
+        blocks = "\0".join(self.blocks).encode("utf-8", "surrogatepass")
+        return [self.num_bytes, hashlib.sha256(blocks).hexdigest()[:16]]
 
 
 class _Cache(msgspec.Struct):
@@ -106,11 +117,18 @@ def content_listing(
         changing=tuple(scan.changing),
         unread=tuple(unread),
         stamps={source: seen.stamp for source, seen in scan.found.seen.items()},
+        contents={source: seen.content() for source, seen in scan.found.seen.items()},
     )
     if (kept := scan.to_keep(is_waiting=version is None)) != before:
         claim_storage(storage)
         _write(home, kept)
     return listing
+
+
+def file_changes(before: Mapping[str, Content], now: Mapping[str, Content]) -> dict[str, str]:
+    """The files that differ between two listings, by source: `new`, `changed` or `gone`."""
+    changes = {source: "changed" if source in before else "new" for source in now if before.get(source) != now[source]}
+    return changes | {source: "gone" for source in before if source not in now}
 
 
 def _read(path: Path) -> _Cache:

@@ -20,7 +20,7 @@ import msgspec
 
 from rm_assets.data.compute.progress import Progress
 from rm_assets.data.sources.blocks import Block, blocks_of_lines, blocks_of_rows, plain_block_sha256
-from rm_assets.data.sources.content_version import CONTENT, Listing, content_listing
+from rm_assets.data.sources.content_version import CONTENT, FILES, Listing, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
 from rm_assets.data.sources.evaluation_sets import find_evaluation_files
 from rm_assets.data.sources.file_kinds import grows_by_lines, what_is_not_read
@@ -100,7 +100,7 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
             shards = list(_shards_of_files([*runs, *evaluation], reading))
         if (after := {file.source: stamps.get(file.source) for file in files}) != before:
             write_json(publisher.directory / _STAMPS, after)
-        facts = {"ignored_files": list(annotations.ignored), CONTENT: listing.version}
+        facts = {"ignored_files": list(annotations.ignored), CONTENT: listing.version, FILES: dict(listing.contents)}
         return publisher.publish(shards, {}, facts, stage_identity(Stage.RAW, settings, ""))
 
 

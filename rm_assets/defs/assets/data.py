@@ -18,6 +18,7 @@ from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.project import ProjectResource, freshness_policy, owners
+from rm_assets.defs.results.annotation_files import files_metadata, files_observation, files_of
 from rm_assets.defs.results.file_checks import delivery_problems
 from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.stages import (
@@ -37,15 +38,13 @@ def _observe(project: ProjectResource) -> dg.ObserveResult:
     """The version of the annotation files; only new and changed ones are read."""
     settings = project.settings()
     _, files = raw.files_to_read(settings)
-    found = content_listing(files, resolve_path(settings.storage))
+    storage = resolve_path(settings.storage)
+    found = content_listing(files, storage)
+    before = files_of(latest_snapshot(storage, Stage.RAW))
     return dg.ObserveResult(
         asset_key=ASSET,
         data_version=dg.DataVersion(str(found.version)),
-        metadata={
-            "content_version": found.version,
-            "files": found.num_files,
-            "megabytes": round(found.num_bytes / 1e6, 3),
-        },
+        metadata=files_metadata(found.contents, found.version, before),
     )
 
 
@@ -54,7 +53,8 @@ _SOURCE = dg.AssetSpec(
     group_name="annotations",
     kinds={"jsonl"},
     owners=owners(),
-    description="The annotation files. Their version is a hash of the path, size and content of each.",
+    description="The annotation files, as raw_preferences read them last. Their version is a hash of the path, size "
+    "and content of each; *Observe* looks at them without a refresh.",
 )
 
 with warnings.catch_warnings():
@@ -99,6 +99,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
         context.log.warning(warning)
     before = latest_snapshot(ready.storage, Stage.RAW)
     snapshot = raw.publish_raw(ready.settings, context.log.info)
+    context.log_event(files_observation(snapshot, before))
     yield from _results(context, snapshot, None, ready.settings, before)
 
 

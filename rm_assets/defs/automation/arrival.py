@@ -17,7 +17,7 @@ import dagster as dg
 import msgspec
 from dagster import DagsterRunStatus as Status
 
-from rm_assets.data.sources.content_version import CONTENT, Listing, content_listing
+from rm_assets.data.sources.content_version import CONTENT, FILES, Listing, content_listing, file_changes
 from rm_assets.data.sources.discovery import NothingToReadError
 from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages import rejects
@@ -28,10 +28,13 @@ from rm_assets.data.storage.snapshots import latest_name
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.automation.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource
+from rm_assets.defs.results.annotation_files import changes_tag
 from rm_assets.settings import Settings, SettingsError
 from rm_assets.settings_loading import load_settings
 
 CONTENT_TAG = "rm_assets/content_version"
+FILES_TAG = "rm_assets/files"
+"""For people: how many files are new, changed and gone, such as `+2 ~1 -1`."""
 _HASHING_SECONDS = 20.0
 """Dagster allows a tick one minute; the next tick hashes what this one has no time for."""
 _SHORTEST_PAUSE_SECONDS = 60.0
@@ -73,7 +76,7 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
         ignored = what_is_not_read(annotations.ignored)
         reason = f"nothing new: the data were made from these {listing.num_files:,} files"
         return dg.SkipReason(f"{reason}; {ignored}" if ignored else reason)
-    return _request(context.instance, listing.version, settings)
+    return _request(context.instance, listing, settings)
 
 
 def published_version(storage: Path) -> str | None:
@@ -111,8 +114,9 @@ def _first_of(sources: Sequence[str]) -> str:
     return repr(sources[0]) + (f" (and {len(sources) - 1:,} more files)" if len(sources) > 1 else "")
 
 
-def _request(instance: dg.DagsterInstance, version: str, settings: Settings) -> dg.RunRequest | dg.SkipReason:
+def _request(instance: dg.DagsterInstance, listing: Listing, settings: Settings) -> dg.RunRequest | dg.SkipReason:
     """A request for this content, unless a refresh is running or it was requested often enough."""
+    version = str(listing.version)
     if running := _running_refresh(instance):
         return dg.SkipReason(
             f"run {running.run_id} of {running.job_name} is in progress: files that it misses are requested after it"
@@ -121,8 +125,20 @@ def _request(instance: dg.DagsterInstance, version: str, settings: Settings) -> 
     attempts = list(itertools.takewhile(lambda record: record.dagster_run.tags.get(CONTENT_TAG) == version, recent))
     if attempts and (reason := _why_not_again(attempts, settings)):
         return dg.SkipReason(reason)
-    tags = {CONTENT_TAG: version, "rm_assets/attempt": str(len(attempts) + 1)}
+    changes = _changes(listing, resolve_path(settings.storage))
+    tags = {CONTENT_TAG: version} | ({FILES_TAG: changes} if changes else {})
     return dg.RunRequest(run_key=_run_key(instance, attempts, version), tags=tags)
+
+
+def _changes(listing: Listing, storage: Path) -> str:
+    """What changed since the files were last read; empty if that is unknown, or a failed run has read them already."""
+    try:
+        before = _latest(storage, Stage.RAW).facts.get(FILES)
+    except FileNotFoundError:
+        before = {}
+    except msgspec.MsgspecError:
+        before = None
+    return changes_tag(file_changes(before, listing.contents)) if before is not None else ""
 
 
 def _running_refresh(instance: dg.DagsterInstance) -> dg.DagsterRun | None:

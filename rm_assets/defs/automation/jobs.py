@@ -5,7 +5,6 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.defs.assets.data import (
-    annotation_files,
     flattened_conversations,
     padded_pairs,
     raw_preferences,
@@ -36,7 +35,6 @@ TRAINS = "rm_assets/trains"
 refresh_data = dg.define_asset_job(
     "refresh_data",
     selection=[
-        annotation_files,
         raw_preferences,
         validated_preferences,
         flattened_conversations,
@@ -46,7 +44,7 @@ refresh_data = dg.define_asset_job(
     ],
     description="Reads new and changed annotation files and prepares their pairs. Trains nothing.",
     config=_CONFIG,
-    tags={**_RETRIES, TRAINS: "false"},
+    tags=_RETRIES,
 )
 
 train_model = dg.define_asset_job(
@@ -59,7 +57,7 @@ train_model = dg.define_asset_job(
 
 everything = dg.define_asset_job(
     "everything",
-    selection=dg.AssetSelection.all() | dg.AssetSelection.assets(annotation_files),
+    selection=dg.AssetSelection.all(),
     description="Everything that is not up to date, from the annotation files to the promoted model.",
     config=_CONFIG,
     tags={**_RETRIES, TRAINS: "true"},

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.sources.content_version import CONTENT
+from rm_assets.data.sources.content_version import ASSET, CONTENT
 from rm_assets.data.stages.invariants import INVARIANTS, Invariant
 from rm_assets.data.storage.parquet import open_parquet, read_batches, read_table
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
@@ -44,6 +44,8 @@ MAX_TOO_LONG = 0.1
 NUM_PREVIEWED = 5
 NUM_EXAMPLES = 5
 _NOT_FOR_READING = ("_id", "_key", "_mask")
+_READ_VERSION = f"dagster/input_data_version/{ASSET}"
+"""Dagster's tag for the version of annotation_files that was read; it would name the one observed before the step."""
 
 
 class NothingLeftError(RuntimeError):
@@ -79,6 +81,7 @@ def stage_result(
         data_version=dg.DataVersion(snapshot.name),
         metadata=metadata,
         check_results=list(check_results(stage, snapshot, parent, settings, before)),
+        tags={_READ_VERSION: snapshot.manifest.facts[CONTENT]} if stage is Stage.RAW else None,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from support import age, plain_row, write_lines
 
 from rm_assets.data.sources import content_version as listing_module
-from rm_assets.data.sources.content_version import LONGEST_WAIT_SECONDS, Listing, content_listing
+from rm_assets.data.sources.content_version import LONGEST_WAIT_SECONDS, Listing, content_listing, file_changes
 from rm_assets.data.sources.opened_file import OpenedFile
 from rm_assets.data.stages.raw import files_to_read
 from rm_assets.settings import Settings
@@ -228,3 +228,10 @@ def test_an_unreadable_entry_counts_and_keeps_nobody_waiting(directory: Path) ->
     found = look(directory)
     assert found.version not in (None, first.version)
     assert look(directory).version == found.version
+
+
+def test_file_changes_are_new_changed_and_gone_files() -> None:
+    before = {"same": [1, "a"], "larger": [1, "b"], "other": [1, "c"], "gone": [1, "d"]}
+    now = {"same": [1, "a"], "larger": [2, "b"], "other": [1, "x"], "here": [1, "d"]}
+    assert file_changes(before, now) == {"larger": "changed", "other": "changed", "here": "new", "gone": "gone"}
+    assert file_changes(now, now) == {}

@@ -111,8 +111,8 @@ def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
     assert model["training_curves"].count("data:image/png;base64,") == 1
     assert report["report"].count("data:image/png;base64,") == 6
-    assert model["golden_conversations"] == 20
     assert model["head"] == "new"
+    assert model["golden_conversations"] == 20
     assert 0 < model["largest_bfloat16_difference"] < 0.1
     assert report["num_pairs"] == padded["test_pairs"]
     assert [row["pairs"] for row in table(report["slices"]) if row["slice"] == "evaluation/held: all"] == [6]
@@ -126,6 +126,37 @@ def test_no_text_of_a_row_reaches_dagster_unless_previews_are_on(first_run, run_
     assert "Gladly" not in told
     shown = run_graph(selection="raw_preferences", **settings, previews=True)
     assert "Gladly" in str(metadata(shown, "raw_preferences")["preview"])
+
+
+def test_a_run_without_a_job_observes_the_files_that_it_read(first_run) -> None:
+    _, result = first_run
+    [seen] = result.asset_observations_for_node("raw_preferences")
+    shown = {name: value.value for name, value in seen.metadata.items()}
+    assert seen.asset_key == dg.AssetKey(SOURCE) and shown["changes"] == "3 new since the refresh before"
+    names = ["a.jsonl", "b.jsonl", "evaluation:held/held.jsonl"]
+    assert [(row["file"], row["change"]) for row in table(shown["files"])] == [(name, "new") for name in names]
+    [read] = result.asset_materializations_for_node("raw_preferences")
+    assert read.tags[f"dagster/input_data_version/{SOURCE}"] == seen.tags["dagster/data_version"]
+
+
+def test_a_later_refresh_shows_what_came_and_went(tmp_path: Path, run_graph) -> None:
+    annotations = tmp_path / "annotations"
+    settings = {"annotations": str(annotations), "storage": str(tmp_path / "storage")}
+    for name in ("same", "more", "gone"):
+        write_lines(annotations / f"{name}.jsonl", polite_rows(3))
+    run_graph("raw_preferences", **settings)
+    (annotations / "gone.jsonl").unlink()
+    write_lines(annotations / "more.jsonl", polite_rows(4))
+    write_lines(annotations / "new.jsonl", polite_rows(5))
+    for expected in (
+        {"gone.jsonl": "gone", "more.jsonl": "changed", "new.jsonl": "new", "same.jsonl": ""},
+        {"more.jsonl": "", "new.jsonl": "", "same.jsonl": ""},
+    ):
+        [seen] = run_graph("raw_preferences", **settings).asset_observations_for_node("raw_preferences")
+        shown = {name: value.value for name, value in seen.metadata.items()}
+        assert {row["file"]: row["change"] for row in table(shown["files"])} == expected
+        assert shown["num_files"] == 3
+    assert shown["changes"] == "none since the refresh before"
 
 
 def test_data_versions_are_the_names_of_the_snapshots(first_run) -> None:
