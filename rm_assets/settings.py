@@ -380,8 +380,8 @@ class Settings(AnnotationSettings, ModelSettings, EvaluationSettings, StorageSet
 
 GROUPS: Mapping[str, type[BaseModel]] = {
     "Annotations": AnnotationSettings,
-    "Model and tokenizer": ModelSettings,
-    "Splits, evaluation and promotion": EvaluationSettings,
+    "Model": ModelSettings,
+    "Evaluation": EvaluationSettings,
     "Storage": StorageSettings,
     "Running": RunSettings,
     "Training": TrainingSettings,

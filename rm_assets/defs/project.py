@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import functools
+import json
 import os
 import types
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import dagster as dg
 from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
 
 from rm_assets.data.chat.model_files import (
     ModelFiles,
@@ -28,8 +30,8 @@ from rm_assets.data.storage.files import StorageError, is_remote, resolve_path
 from rm_assets.data.storage.ownership import require_own_storage
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.display_text import shorten
-from rm_assets.settings import Settings, SettingsError, setting_fields
+from rm_assets.display_text import as_code_cell, shorten
+from rm_assets.settings import GROUPS, Settings, SettingsError
 from rm_assets.settings_loading import PREFIX, load_settings
 
 
@@ -174,15 +176,38 @@ def _values_in_force() -> dict[str, Any]:
     return {}
 
 
-def _description(name: str, description: str, default: Any, in_force: dict[str, Any]) -> str:
-    """What a setting means, its default, and its value where it is not given, if that is another."""
-    shown = f"{' '.join(description.split())} Environment variable: {PREFIX}{name.upper()}. Default: {_shown(default)}."
-    value = in_force.get(name, default)
-    return shown if value == default else f"{shown} Now: {_shown(value)}."
+def _description(group: str, name: str, field: FieldInfo) -> str:
+    """A setting's group, meaning and default, and its value where it is not given, if that is another.
+
+    The launchpad sorts all settings by name, so the group stands here.
+    """
+    text = f"[{group}] {' '.join((field.description or '').split())}"
+    text += f" Environment variable: {PREFIX}{name.upper()}. Default: {_shown(field.default)}."
+    value = _IN_FORCE.get(name, field.default)
+    return text if value == field.default else f"{text} Now: {_shown(value)}."
+
+
+def _overview() -> str:
+    """The page of the resource: the value of each setting where the launchpad gives none, by group, as Markdown."""
+    lines = ["Every setting, with the value that runs use unless the launchpad or `--config` gives another one."]
+    for group, settings in GROUPS.items():
+        lines += ["", f"**{group}**: {_lower_first(settings.__doc__ or '')}", "", "| setting | value | default |"]
+        lines += ["|---|---|---|"]
+        for name, field in settings.model_fields.items():
+            value, default = (as_code_cell(_shown(v)) for v in (_IN_FORCE.get(name, field.default), field.default))
+            lines.append(f"| {name} | {value if value == default else f'**{value}**'} | {default} |")
+    return "\n".join(lines)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _shown(value: Any) -> str:
-    return "unset" if value is None else shorten(str(value).lower() if isinstance(value, bool) else str(value))
+    """A value as it is written in YAML."""
+    if value is None:
+        return "unset"
+    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, bool | dict | list) else str(value))
 
 
 _IN_FORCE = _values_in_force()
@@ -193,12 +218,13 @@ ProjectResource: Any = create_model(  # type: ignore[call-overload]
     "ProjectResource",
     __base__=_ProjectResource,
     __module__=__name__,
-    __doc__="All settings as one resource, for the launchpad and `--config`.",
+    __doc__=_overview(),
     **{
         name: (
             _config_type(name, field.annotation) | None,
-            Field(default=None, description=_description(name, field.description or "", field.default, _IN_FORCE)),
+            Field(default=None, description=_description(group, name, field)),
         )
-        for name, field in setting_fields()
+        for group, settings in GROUPS.items()
+        for name, field in settings.model_fields.items()
     },
 )

@@ -19,7 +19,7 @@ from rm_assets.data.chat.tokenizer import load_chat_tokenizer
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.definitions import definitions
 from rm_assets.defs.project import Project, ProjectResource
-from rm_assets.settings import SettingsError, setting_fields
+from rm_assets.settings import GROUPS, SettingsError, setting_fields
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,43 @@ def test_a_field_says_its_variable_its_default_and_the_value_in_force() -> None:
         ).stdout.splitlines()
         expected = now or ["Default: 1024.", "Default: 1.", "Default: unset."]  # a run reports what is not valid
         assert [line.partition("Environment variable: ")[2].partition(". ")[2] for line in said] == expected
+
+
+def test_each_setting_is_described_with_its_group_and_the_resource_lists_all_by_group() -> None:
+    groups = {name: title for title, group in GROUPS.items() for name in group.model_fields}
+    for name, field in ProjectResource.model_fields.items():
+        assert field.description.startswith(f"[{groups[name]}] ")
+    page = ProjectResource.__doc__
+    titles = [page.index(f"**{title}**") for title in GROUPS]
+    assert titles == sorted(titles)
+    for name, title in groups.items():
+        position = page.index(f"\n| {name} | ")
+        assert max(t for t in titles if t < position) == page.index(f"**{title}**")
+
+
+def test_the_page_of_the_resource_has_the_values_in_force() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RM_")}
+    environment |= {"RM_MAX_LENGTH": "77", "RM_COLUMNS": '{"prompt": "a|b"}'}
+    script = "from rm_assets.defs.project import ProjectResource; print(ProjectResource.__doc__)"
+    page = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for row in (
+        "| max_length | **`77`** | `1024` |",
+        "| epochs | **`3`** | `1` |",  # of the sample
+        r'| columns | **`{"prompt": "a\|b"}`** | `{}` |',
+        "| model | `unset` | `unset` |",
+    ):
+        assert row in page
+
+
+def test_the_launchpad_of_each_job_begins_with_settings_that_change_nothing() -> None:
+    jobs = [job for job in definitions().resolve_all_job_defs() if not job.name.startswith("__")]
+    for job in jobs:
+        config = job.run_config["resources"]["project"]["config"]
+        assert config and set(config.values()) == {None}
+        assert dg.validate_run_config(job, job.run_config)
+        assert ProjectResource(**config).settings() == ProjectResource().settings()
 
 
 def test_assets_that_should_never_be_old_have_a_freshness_policy_if_the_environment_says_so() -> None:

@@ -27,8 +27,16 @@ _RETRIES = {
     "dagster/retry_strategy": "ALL_STEPS",
     "dagster/retry_on_asset_or_op_failure": "false",
 }
-_CONFIG: dict[str, Any] = {"resources": {"project": {"config": {}}}}
-"""With which the launchpad begins: Ctrl+Space between the last braces lists the settings."""
+
+
+def _launchpad(*settings: str) -> dict[str, Any]:
+    """Config with which a job's launchpad begins: the settings most often changed there, null for not given.
+
+    On a line of its own below them, Ctrl+Space lists the others.
+    """
+    return {"resources": {"project": {"config": dict.fromkeys(settings)}}}
+
+
 TRAINS = "rm_assets/trains"
 """The tag of jobs that train, for the limits of a run queue."""
 
@@ -43,7 +51,7 @@ refresh_data = dg.define_asset_job(
         rejected_annotations,
     ],
     description="Reads new and changed annotation files and prepares their pairs. Trains nothing.",
-    config=_CONFIG,
+    config=_launchpad("annotations", "max_length"),
     tags=_RETRIES,
 )
 
@@ -51,7 +59,7 @@ train_model = dg.define_asset_job(
     "train_model",
     selection=[reward_model, reward_model_report, promoted_reward_model],
     description="Trains on the newest padded_pairs if they or the settings changed, then reports and promotes.",
-    config=_CONFIG,
+    config=_launchpad("epochs", "learning_rate"),
     tags={**_RETRIES, TRAINS: "true"},
 )
 
@@ -59,7 +67,7 @@ everything = dg.define_asset_job(
     "everything",
     selection=dg.AssetSelection.all(),
     description="Everything that is not up to date, from the annotation files to the promoted model.",
-    config=_CONFIG,
+    config=_launchpad("annotations", "epochs", "learning_rate", "max_length", "model"),
     tags={**_RETRIES, TRAINS: "true"},
 )
 
@@ -67,5 +75,5 @@ suspect_labels = dg.define_asset_job(
     "suspect_labels",
     selection=[suspect_annotations],
     description="Finds suspect labels in the newest padded_pairs; set suspect_folds in the launchpad.",
-    config=_CONFIG,
+    config=_launchpad("suspect_folds"),
 )
