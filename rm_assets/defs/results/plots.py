@@ -165,9 +165,9 @@ def _histogram_of_differences(axes: Any, difference: np.ndarray, num_bins: int) 
     name_axes(axes, "chosen score − rejected score (log-odds)", "pairs")
 
 
-def legend_above(axes: Any) -> None:
-    """A legend in one row above the axes, off the data."""
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+def legend_above(axes: Any, markerscale: float = 1.0) -> None:
+    """A legend in one row above the axes, off the data; `markerscale` times the size of the markers there."""
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "markerscale": markerscale}
     axes.legend(**place, frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.5)
 
 

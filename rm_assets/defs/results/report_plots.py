@@ -108,7 +108,7 @@ def length_plot(pairs: "pd.DataFrame", correlation: float | None) -> bytes:
         axes.set_xlim(-reach, reach)
     note = "" if correlation is None else f"  (Spearman {correlation:+.2f})"
     name_axes(axes, f"chosen length − rejected length (tokens){note}", "chosen score − rejected score")
-    legend_above(axes)
+    legend_above(axes, markerscale=2.0)
     return render_png(figure)
 
 

@@ -29,7 +29,7 @@ from rm_assets.defs.snapshots.rescoring import (
 )
 from rm_assets.training.jobs.result import SCORES_FILE, read_scores
 
-VERSION = 5
+VERSION = 6
 ASSET = "reward_model_report"
 PAIRS = "pairs"
 CALIBRATION = "calibration"

@@ -14,15 +14,15 @@ KEY = ["source", "line", "pair_id"]
 FACTS = ["format", "num_turns", "script", "subset", "agreement"]
 # `source` comes last: there may be thousands of files, and a table cut for display loses its end.
 SLICES = ("format", "num_turns", "script", "length_difference", "margin", "agreement", "subset", "source")
-# Upper ends of chosen_length - rejected_length, in tokens; not a ratio, which a long prompt would blur.
+# Upper ends of chosen_length - rejected_length; not a ratio, which a long prompt would blur.
 LENGTH_BUCKETS = {
-    -65: "chosen shorter by over 64",
-    -17: "chosen shorter by 17 to 64",
-    -1: "chosen shorter by 1 to 16",
+    -65: "chosen shorter by over 64 tokens",
+    -17: "chosen shorter by 17 to 64 tokens",
+    -1: "chosen shorter by 1 to 16 tokens",
     0: "equal length",
-    16: "chosen longer by 1 to 16",
-    64: "chosen longer by 17 to 64",
-    np.inf: "chosen longer by over 64",
+    16: "chosen longer by 1 to 16 tokens",
+    64: "chosen longer by 17 to 64 tokens",
+    np.inf: "chosen longer by over 64 tokens",
 }
 _BELOW_ZERO = -1e-30  # above every negative margin in use
 NO_MARGIN = "0, or none given"
