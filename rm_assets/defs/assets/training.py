@@ -6,13 +6,11 @@ from collections.abc import Iterator
 import dagster as dg
 
 from rm_assets.data.storage.snapshots import SnapshotError
-from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.assets.data import padded_pairs
 from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource, freshness_policy, owners
-from rm_assets.defs.results.metadata import schema_metadata
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
 from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
 from rm_assets.defs.results.report_checks import REPORT_CHECKS, report_checks
@@ -105,7 +103,6 @@ def promoted_reward_model(
     kinds={"jsonl", "parquet"},
     owners=owners(),
     code_version=str(suspects.VERSION),
-    metadata=schema_metadata(schemas.SUSPECTS, margin="chosen_score - rejected_score; below 0 in every suspect."),
 )
 @explained
 def suspect_annotations(

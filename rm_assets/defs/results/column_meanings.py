@@ -39,32 +39,41 @@ MEANINGS = {
     "reason": "The reason, as a fixed code; rejects_by_reason explains it.",
     "detail": "What exactly is wrong, without the row's text.",
     "line_sha256": "SHA-256 of the line.",
-    # the report
-    "slice": "What the test pairs are sliced by, or 'all'.",
-    "value": "The value that the pairs of this row share.",
-    "num_pairs": "Number of pairs.",
-    "num_prompts": "Number of distinct prompts, which the bootstrap intervals resample.",
-    "accuracy": "Share of pairs whose chosen reply scores higher; a tie counts one half.",
-    "accuracy_low": "Lower end of its 95 % interval.",
-    "accuracy_high": "Upper end of its 95 % interval.",
-    "log_loss": "Mean of -log of the probability of the chosen reply; chance is 0.693.",
-    "expected_calibration_error": "Mean distance between predicted probabilities and observed frequencies.",
-    "mean_chosen_score": "Mean score of the chosen replies, in log-odds.",
-    "std_chosen_score": "Their standard deviation.",
-    "mean_rejected_score": "Mean score of the rejected replies, in log-odds.",
-    "std_rejected_score": "Their standard deviation.",
-    "longer_wins": "Accuracy of the rule that the longer reply wins.",
-    "shorter_wins": "Accuracy of the rule that the shorter reply wins.",
-    "without_prompt": "Accuracy of the model without the prompt.",
-    "other_prompt": "Accuracy of the model with another pair's prompt.",
-    # the promoted model
-    "model": "The promoted snapshot of reward_model.",
-    "file": "A file of the model.",
-    "sha256": "SHA-256 of the file.",
-    # suspect labels
-    "fold": "The fold of the pair; the model that scored it was trained on the others.",
-    "chosen_score": "This model's score of the chosen reply, in log-odds.",
-    "rejected_score": "This model's score of the rejected reply, in log-odds.",
-    "suspicion": "How much the model prefers the rejected reply, in standard deviations of its fold.",
 }
 """Column name -> one sentence. An asset may override it (`schema_metadata`)."""
+
+UNITS = {
+    # a training
+    "num_steps": "optimizer steps",
+    "training_seconds": "s",
+    "total_seconds": "s, with held-out pairs and saving",
+    "peak_learning_rate": "after warm-up",
+    "tokens_per_second": "tokens/s",
+    "share_saved_by_sharing": "of all tokens, as both sides share the prompt",
+    "share_of_padding": "of the computed tokens",
+    "num_parameters": "weights",
+    "peak_memory_bytes": "bytes",
+    "validation_pairs": "pairs",
+    "test_pairs": "pairs",
+    "golden_conversations": "conversations with scores, to test a server",
+    "largest_bfloat16_difference": "log-odds, between their scores in float32 and bfloat16",
+    # a report
+    "num_prompts": "prompts",
+    "mean_chosen_score": "log-odds",
+    "std_chosen_score": "log-odds",
+    "mean_rejected_score": "log-odds",
+    "std_rejected_score": "log-odds",
+    "mean_score_margin": "log-odds",
+    "tied_share": "of the pairs",
+    "temperature": "divides scores, so that probabilities fit",
+    "score_length_pearson": "with the length in tokens",
+    "score_length_spearman": "with the length in tokens",
+    "num_incomplete_lines": "lines left out by a benchmark's rule",
+    # a comparison of two models
+    "num_pairs": "pairs that both models scored",
+    "prompts_won": "prompts on which the new model is right more often",
+    "prompts_lost": "prompts on which it is right less often",
+    "known_to_champion": "test pairs left out: the promoted model was trained on their prompts",
+    "unscored_by_champion": "test pairs that the promoted model cannot score",
+}
+"""Name of a figure -> its unit, or the few words that its name lacks; in the tables of models, reports, promotions."""

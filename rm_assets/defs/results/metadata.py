@@ -14,8 +14,8 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from rm_assets.defs.results.column_meanings import MEANINGS
-from rm_assets.display_text import as_code, shorten
+from rm_assets.defs.results.column_meanings import MEANINGS, UNITS
+from rm_assets.display_text import as_code, as_code_cell, shorten
 
 MAX_ROWS = 100
 NUM_SHOWN_VALUES = 3
@@ -44,6 +44,19 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
     """The numbers among some figures, which Dagster plots over time; floats with five significant digits."""
     found = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in found.items()}
+
+
+def figures_table(figures: Mapping[str, int | float]) -> dg.MarkdownMetadataValue:
+    """Figures that nobody follows over time, as a Markdown table with units; their plots would hide the others."""
+    rows = [
+        f"| {as_code_cell(name)} | {_readable(value)} {UNITS.get(name, '')}".rstrip() + " |"
+        for name, value in figures.items()
+    ]
+    return dg.MetadataValue.md("\n".join(["| figure | value |", "|---|---|", *rows]))
+
+
+def _readable(value: int | float) -> str:
+    return f"{value:,.5g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
 
 
 def column_schema(schema: pa.Schema, **meanings: str) -> dg.TableSchema:

@@ -9,15 +9,19 @@ from pydantic_core import to_jsonable_python
 
 from rm_assets.defs.project import Project
 from rm_assets.defs.results.changes import verdict_changes_metadata
-from rm_assets.defs.results.metadata import location_metadata, numbers
+from rm_assets.defs.results.metadata import figures_table, location_metadata, numbers
 from rm_assets.defs.results.plots import markdown_picture, training_curves
 from rm_assets.defs.snapshots.models import ASSET, ModelSnapshot, training_steps
 from rm_assets.display_text import as_code
 from rm_assets.settings import Settings, setting_fields
 from rm_assets.training.jobs.result import FEW_STEPS, GOLDEN, MODEL, TrainingResultError, few_steps_warning, read_result
 
-_FIRST = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "pairs_per_second")
-"""The figures to show first."""
+_FOLLOWED = (
+    *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "train_pairs"),
+    "pairs_per_second",
+)
+"""The figures that are numbers of their own, and so plotted over time; with losses and accuracies of other pairs."""
+_FOLLOWED_ENDS = ("_loss", "_accuracy", "_accuracy_low", "_accuracy_high")
 
 _NAMED = {"saved_by_sharing": "share_saved_by_sharing", "padding": "share_of_padding", "seconds": "training_seconds"}
 """Figures whose own names are unclear outside of the report."""
@@ -44,20 +48,22 @@ def model_result(model: ModelSnapshot, project: Project, before: ModelSnapshot |
     directory = model.directory / MODEL
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))
     figures = {_NAMED.get(name, name): value for name, value in numbers(model.manifest["metrics"]).items()}
+    names = dict.fromkeys([*_FOLLOWED, *(name for name in figures if name.endswith(_FOLLOWED_ENDS))])
+    followed = {name: figures.pop(name) for name in names if name in figures}
+    figures |= numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]})
+    figures["golden_conversations"] = len(golden["conversations"])
     return dg.MaterializeResult(
         data_version=dg.DataVersion(model.directory.name),
         metadata={
             "training_curves": dg.MetadataValue.md(curves),
-            **{name: figures[name] for name in _FIRST if name in figures},
+            **followed,
+            "figures": figures_table(figures),
             **verdict_changes_metadata(before, model),
             "head": model.manifest["metrics"].get("head", "not recorded"),  # as in older manifests
             "base_model": "a toy with random weights" if project.model.toy else project.model.name,
             "tokenizer": project.settings.tokenizer or project.settings.model or "built-in",
             "settings": dg.MetadataValue.json(changed_settings(project.settings)),
             "model_card": dg.MetadataValue.md(_card(directory)),
-            **figures,  # the first ones keep their place
-            **numbers({"largest_bfloat16_difference": golden["largest_bfloat16_difference"]}),
-            "golden_conversations": len(golden["conversations"]),
             "packing": model.manifest["metrics"]["packing_reason"],
             "precision": model.precision,
             "trained_now": model.trained_now,

@@ -4,12 +4,12 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.results.metadata import location_metadata, numbers
+from rm_assets.defs.results.metadata import figures_table, location_metadata, numbers
 from rm_assets.defs.snapshots.promotions import ASSET, Promotion
 from rm_assets.training.jobs.result import MODEL
 
-_FIRST = ("challenger_accuracy", "champion_accuracy", "difference", "p_value")
-"""The figures that decide, shown first."""
+_FOLLOWED = ("challenger_accuracy", "champion_accuracy", "difference", "p_value")
+"""The figures that decide, and are plotted over time."""
 
 PROMOTION_CHECKS = [
     dg.AssetCheckSpec(
@@ -25,17 +25,18 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
     model, verdict = promotion.model, promotion.verdict
     directory = model.directory / MODEL
     figures = numbers({name: value for name, value in verdict.items() if not isinstance(value, bool)})
+    followed = {name: figures.pop(name) for name in _FOLLOWED if name in figures}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(promotion.snapshot.name),
         metadata={
             "verdict": "promoted" if verdict["promoted"] else "not promoted",
             "reason": _reason(verdict),
             "failed_checks_of_the_report": ", ".join(verdict["failed_checks"]) or "none",
-            **{name: figures[name] for name in _FIRST if name in figures},
+            **followed,
             "promoted_model": model.directory.name,
             "newest_model": verdict["challenger"],
             "champion_before": verdict["champion"] or "none",
-            **figures,
+            **({"comparison": figures_table(figures)} if figures else {}),
             **location_metadata(directory),
         },
         check_results=[

@@ -7,13 +7,19 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
-from rm_assets.defs.results.metadata import MAX_ROWS, location_metadata, numbers, table
+from rm_assets.defs.results.metadata import MAX_ROWS, figures_table, location_metadata, numbers, table
 from rm_assets.defs.results.plots import calibration_plot, markdown_picture, score_histogram, training_curves
 from rm_assets.defs.results.report_checks import interval_text, largest_first, report_checks, slice_name
 from rm_assets.defs.results.report_plots import first_slices, history_plot, length_plot, slices_plot
 from rm_assets.defs.snapshots.reports import REPORT_FILE, WrittenReport
 from rm_assets.settings import Settings
 from rm_assets.training.jobs.result import judged_pairs
+
+_FOLLOWED = (
+    *("accuracy", "accuracy_low", "accuracy_high", "num_pairs", "log_loss", "expected_calibration_error"),
+    *("longer_wins", "shorter_wins", "without_prompt", "other_prompt", "difference_length_spearman"),
+)
+"""The figures that are numbers of their own, and so plotted over time."""
 
 _HEADINGS = {
     "accuracy_by_slice": "Accuracy by slice",
@@ -65,7 +71,8 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
     from rm_assets.training.report.intervals import METHOD
 
     checks = report_checks(written, settings)
-    sets = _evaluation_sets(written.table, written.judged_on)
+    figures = numbers(written.metrics)
+    followed = {name: figures.pop(name) for name in _FOLLOWED if name in figures}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(written.snapshot.name),
         metadata={
@@ -73,7 +80,8 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
             "report": dg.MetadataValue.md(_page(written, checks, plots)),
             **({"evaluation_sets": table(sets)} if sets else {}),
             "slices": table(_slices(written.table)),
-            **numbers(written.metrics),
+            **followed,
+            "figures": figures_table(figures),
             "intervals": METHOD,
             "precision": written.precision,
             **location_metadata(written.snapshot.directory),

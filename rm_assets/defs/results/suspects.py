@@ -22,12 +22,12 @@ def suspects_result(snapshot: Snapshot) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.name),
         metadata={
+            "num_suspects": rows.num_rows,
             "judged_pairs": snapshot.manifest.total("num_pairs"),
             "folds": snapshot.manifest.total("num_folds"),
             "suspects_by_file": table(files, {"file": "string", "suspects": "int"}),
             "suspects": table(shown, dict(zip(named, ("string", "int", "float", "float", "string"), strict=True))),
             "jsonl": dg.MetadataValue.path(str(snapshot.directory / JSONL_FILE)),
-            "dagster/row_count": rows.num_rows,
             **location_metadata(snapshot.directory),
         },
     )

@@ -13,6 +13,7 @@ from rm_assets.defs.results.column_meanings import MEANINGS
 from rm_assets.defs.results.metadata import (
     MAX_ROWS,
     column_schema,
+    figures_table,
     numbers,
     pair_preview,
     percentiles,
@@ -207,6 +208,21 @@ def test_a_long_conversation_stays_one_short_cell():
     assert cell.startswith(f"user: {'z' * 60}… 940 more characters | user: ")
     assert cell[240:].startswith("… ")
     assert cell.endswith(" more characters")
+
+
+def test_a_table_of_figures_has_separators_and_units():
+    figures = {
+        "num_parameters": 487808,
+        "share_of_padding": 0.012345678,
+        "total_seconds": 123456.7,
+        "evaluation/a|b": 3,
+    }
+    assert figures_table(figures).md_str.splitlines()[2:] == [
+        "| `num_parameters` | 487,808 weights |",
+        "| `share_of_padding` | 0.012346 of the computed tokens |",
+        "| `total_seconds` | 123,457 s, with held-out pairs and saving |",
+        r"| `evaluation/a\|b` | 3 |",
+    ]
 
 
 def test_percentiles_by_hand():
