@@ -21,6 +21,7 @@ from rm_assets.defs.project import ProjectResource, freshness_policy, owners
 from rm_assets.defs.results.annotation_files import files_metadata, files_observation, files_of
 from rm_assets.defs.results.file_checks import delivery_problems
 from rm_assets.defs.results.metadata import schema_metadata
+from rm_assets.defs.results.moved_storage import moved_storage
 from rm_assets.defs.results.stages import (
     NothingLeftError,
     check_results,
@@ -95,7 +96,7 @@ def raw_preferences(context: dg.AssetExecutionContext, project: ProjectResource)
     ready = project.ready()
     if ready.settings.uses_sample_annotations:
         context.log.info("annotations is unset: reading the built-in sample")
-    for warning in ready.warnings:
+    for warning in filter(None, [*ready.warnings, moved_storage(context, ready.storage)]):
         context.log.warning(warning)
     before = latest_snapshot(ready.storage, Stage.RAW)
     snapshot = raw.publish_raw(ready.settings, context.log.info)

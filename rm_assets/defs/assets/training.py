@@ -12,6 +12,7 @@ from rm_assets.defs.assets.explained import explained
 from rm_assets.defs.launchers.resource import AssetRun, TrainingLauncher
 from rm_assets.defs.project import ProjectResource, freshness_policy, owners
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
+from rm_assets.defs.results.moved_storage import moved_storage
 from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
 from rm_assets.defs.results.report_checks import REPORT_CHECKS, report_checks
 from rm_assets.defs.results.reports import draw_plots, report_files, report_result
@@ -92,7 +93,8 @@ def promoted_reward_model(
     run = AssetRun(project.ready(), context, launcher)
     newest = models.required_model(run.project.storage)
     checks = report_checks(reports.write_report(run, newest), run.project.settings)
-    return promotion_result(promotions.promote_model(run, newest, checks))
+    moved = moved_storage(context, run.project.storage)
+    return promotion_result(promotions.promote_model(run, newest, checks), moved)
 
 
 @dg.asset(

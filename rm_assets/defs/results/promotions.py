@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.defs.results.metadata import figures_table, location_metadata, numbers
+from rm_assets.defs.results.moved_storage import storage_metadata
 from rm_assets.defs.snapshots.promotions import ASSET, Promotion
 from rm_assets.training.jobs.result import MODEL
 
@@ -16,12 +17,20 @@ PROMOTION_CHECKS = [
         "newest_model_is_promoted",
         asset=ASSET,
         description="The newest model is the promoted one; if not, the check gives the reason.",
-    )
+    ),
+    dg.AssetCheckSpec(
+        "storage_is_unchanged",
+        asset=ASSET,
+        description="The catalog shows the model of the same storage as before, not that of an experiment.",
+    ),
 ]
 
 
-def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
-    """The materialization of the promoted model; its data version changes with the model alone."""
+def promotion_result(promotion: Promotion, moved: str = "") -> dg.MaterializeResult:
+    """The materialization of the promoted model; its data version changes with the model alone.
+
+    `moved` is that of `moved_storage`.
+    """
     model, verdict = promotion.model, promotion.verdict
     directory = model.directory / MODEL
     figures = numbers({name: value for name, value in verdict.items() if not isinstance(value, bool)})
@@ -29,6 +38,7 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(promotion.snapshot.name),
         metadata={
+            **storage_metadata(model.directory.parent.parent),
             "verdict": "promoted" if verdict["promoted"] else "not promoted",
             "reason": _reason(verdict),
             "failed_checks_of_the_report": ", ".join(verdict["failed_checks"]) or "none",
@@ -46,7 +56,13 @@ def promotion_result(promotion: Promotion) -> dg.MaterializeResult:
                 severity=dg.AssetCheckSeverity.WARN,
                 description=_reason(verdict),
                 metadata={"newest_model": verdict["challenger"], "promoted_model": model.directory.name},
-            )
+            ),
+            dg.AssetCheckResult(
+                check_name="storage_is_unchanged",
+                passed=not moved,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=moved or "The storage is that of the materialization before.",
+            ),
         ],
     )
 

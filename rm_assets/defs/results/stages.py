@@ -34,6 +34,7 @@ from rm_assets.defs.results.metadata import (
     preview,
     table,
 )
+from rm_assets.defs.results.moved_storage import storage_metadata
 from rm_assets.defs.results.plots import length_histogram, markdown_picture
 from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE
 from rm_assets.display_text import as_code, shorten
@@ -70,7 +71,8 @@ def stage_result(
     """The materialization of a data stage that has rows; `before` as for `file_checks`."""
     # the page keeps this order: the figures of a refresh first, its location last
     changes = pair_changes_metadata(before, snapshot) if stage is Stage.PADDED else {}
-    metadata = {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot, settings)}
+    metadata = storage_metadata(snapshot.directory.parent.parent) if stage is Stage.RAW else {}
+    metadata |= {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot, settings)}
     if stage is Stage.PADDED:
         metadata |= _lengths(snapshot)
     if settings.shows_previews:
