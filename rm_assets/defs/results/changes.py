@@ -37,9 +37,9 @@ _SCORES = ("chosen_score", "rejected_score", "chosen_score_before", "rejected_sc
 _COLUMNS = {
     "source": "string",
     "line": "int",
-    "pair_id": "string",
     "split": "string",
     **dict.fromkeys(_SCORES, "float"),
+    "pair_id": "string",  # last, as it is wide
 }
 _MEANINGS = {
     "added": "Pairs that the snapshot before did not have.",

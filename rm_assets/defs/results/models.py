@@ -57,13 +57,13 @@ def model_result(model: ModelSnapshot, project: Project, before: ModelSnapshot |
         metadata={
             "training_curves": dg.MetadataValue.md(curves),
             **followed,
-            "figures": figures_table(figures),
-            **verdict_changes_metadata(before, model),
             "head": model.manifest["metrics"].get("head", "not recorded"),  # as in older manifests
             "base_model": "a toy with random weights" if project.model.toy else project.model.name,
             "tokenizer": project.settings.tokenizer or project.settings.model or "built-in",
             "settings": dg.MetadataValue.json(changed_settings(project.settings)),
             "model_card": dg.MetadataValue.md(_card(directory)),
+            "figures": figures_table(figures),
+            **verdict_changes_metadata(before, model),  # tables of up to 100 rows
             "packing": model.manifest["metrics"]["packing_reason"],
             "precision": model.precision,
             "trained_now": model.trained_now,
