@@ -110,7 +110,10 @@ def promoted_reward_model(
 def suspect_annotations(
     context: dg.AssetExecutionContext, project: ProjectResource, launcher: TrainingLauncher
 ) -> Iterator[dg.MaterializeResult]:
-    """Annotations most contradicted by models that were not trained on them, for review; needs suspect_folds."""
+    """Annotations most contradicted by models that were not trained on them, for review; needs suspect_folds.
+
+    `margin` is chosen_score - rejected_score, `suspicion` its size in standard deviations of the fold's margins.
+    """
     run = AssetRun(project.ready(), context, launcher)
     if run.project.settings.suspect_folds == 0:
         run.log.info("off: suspect_folds is 0; set it to 2 or more, and run the job suspect_labels")

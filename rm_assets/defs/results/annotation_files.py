@@ -10,7 +10,7 @@ from rm_assets.data.sources.content_version import ASSET, CONTENT, FILES, Conten
 from rm_assets.data.storage.snapshots import Snapshot
 from rm_assets.defs.results.metadata import table
 
-_COLUMNS = {"file": "string", "megabytes": "float", "change": "string"}
+_COLUMNS = {"file": "string", "bytes": "string", "change": "string"}
 _SIGNS = {"new": "+", "changed": "~", "gone": "-"}
 
 
@@ -36,7 +36,7 @@ def files_metadata(
     changes = {} if before is None else file_changes(before, files)
     listed = {**files, **{source: before[source] for source in changes if source not in files}} if before else files
     rows = [
-        {"file": source, "megabytes": round(content[0] / 1e6, 3), "change": changes.get(source, "")}
+        {"file": source, "bytes": f"{content[0]:,}", "change": changes.get(source, "")}
         for source, content in sorted(listed.items(), key=lambda item: (item[0] not in changes, item[0]))
     ]
     return {
