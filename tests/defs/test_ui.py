@@ -1,10 +1,11 @@
-"""What people see: the UI of a real `dagster dev` in a headless Chromium, after two runs over the built-in sample.
+"""What people see: the UI of a real `dagster dev` in a headless Chromium, over the built-in sample and a bad delivery.
 
 It needs `pip install -e '.[test,ui-test]'` and a Chromium called `chromium`, `chromium-browser` or `google-chrome`.
 `UI_SCREENSHOTS=DIRECTORY pytest -m soak tests/defs/test_ui.py` saves each page there as a PNG, to be looked at: a test
 can tell that a text is there, not whether people want to read the page.
 
-Between the two runs a sound file whose labels are of no use and a broken file arrive.
+After the first run a sound file whose labels are of no use, a broken file, a damaged archive and a spreadsheet arrive,
+and a file goes; the sensor refreshes the data, and a training and a run with a wrong setting follow.
 """
 
 import os
@@ -36,7 +37,7 @@ SECRET = "aubergine"  # a word of the second run's annotations, which no page ma
 GROUPS = ("annotations", "preparation", "training")
 FLOW = (
     *("annotation_files", "raw_preferences", "validated_preferences", "flattened_conversations", "tokenized_pairs"),
-    *("padded_pairs", "reward_model", "reward_model_report"),
+    *("padded_pairs", "reward_model", "reward_model_report", "promoted_reward_model"),
 )
 _LAUNCH = """mutation ($parameters: ExecutionParams!) {
   launchRun(executionParams: $parameters) {
@@ -47,21 +48,26 @@ _LAUNCH = """mutation ($parameters: ExecutionParams!) {
 }"""
 
 
-def run_everything(dagster: RunningDagster) -> None:
-    """The job `everything`, from its launch to its success."""
-    selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "jobName": "everything"}
-    parameters = {"selector": selector, "runConfigData": {}, "mode": "default"}
-    told = dagster.graphql(_LAUNCH, parameters=parameters)["launchRun"]
-    assert told["__typename"] == "LaunchRunSuccess", told
-    run_id = told["run"]["runId"]
+def run_job(dagster: RunningDagster, name: str, **settings: object) -> dg.DagsterRun:
+    """A finished run of a job, launched as the launchpad does."""
+    selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "jobName": name}
+    config = {"resources": {"project": {"config": settings}}}
+    parameters = {"selector": selector, "runConfigData": config, "mode": "default"}
+    launched = dagster.graphql(_LAUNCH, parameters=parameters)["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    return finished_run(dagster, name)
 
-    def is_finished() -> bool:
-        run = dagster.instance.get_run_by_id(run_id)
-        return run is not None and run.is_finished
 
-    dagster.wait_for(is_finished, SECONDS_TO_RUN, "end of the run")
-    run = dagster.instance.get_run_by_id(run_id)
-    assert run is not None and run.is_success, dagster.log.read_text()[-5000:]
+def finished_run(dagster: RunningDagster, job: str) -> dg.DagsterRun:
+    """The newest run of a job, when it has ended."""
+
+    def newest() -> dg.DagsterRun | None:
+        runs = dagster.instance.get_runs(dg.RunsFilter(job_name=job), limit=1)
+        return runs[0] if runs and runs[0].is_finished else None
+
+    run = dagster.wait_for(newest, SECONDS_TO_RUN, f"end of {job}")
+    assert isinstance(run, dg.DagsterRun)
+    return run
 
 
 def useless_rows(num_pairs: int) -> list[object]:
@@ -76,17 +82,22 @@ def useless_rows(num_pairs: int) -> list[object]:
 
 @pytest.fixture(scope="module")
 def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDagster]:
-    """A Dagster that ran everything twice; its sensor of new annotations is on."""
+    """A Dagster after four runs: everything, a refresh by the sensor (which stays on), a training, and a failed one."""
     directory = tmp_path_factory.mktemp("ui")
     annotations, home = directory / "annotations", directory / "home"
     shutil.copytree(SAMPLE / "annotations", annotations)
     settings = {"annotations": annotations, "storage": directory / "storage", "arrival_seconds": 1}
     with running_dagster(home, sqlite_yaml(home), settings) as dagster:
-        run_everything(dagster)
+        assert run_job(dagster, "everything").is_success, dagster.log.read_text()[-5000:]
         write_lines(annotations / "late.jsonl", useless_rows(300))
         write_lines(annotations / "broken.jsonl", [f"no {SECRET}".encode()] * 5)
-        run_everything(dagster)
+        (annotations / "archive.jsonl.gz").write_bytes(b"no archive")
+        (annotations / "sheet.xlsx").write_bytes(b"no annotations")
+        (annotations / "transcripts.jsonl").unlink()
         dagster.switch_on("new_annotations")
+        assert finished_run(dagster, "refresh_data").is_success, dagster.log.read_text()[-5000:]
+        assert run_job(dagster, "train_model").is_success, dagster.log.read_text()[-5000:]
+        assert not run_job(dagster, "suspect_labels", suspect_folds=1).is_success
         yield dagster
 
 
@@ -162,7 +173,7 @@ def test_the_lineage_reads_from_left_to_right(opened: Opened) -> None:
 
 
 PAGES = {
-    "raw_preferences": {"lines": "2315", "files": "broken.jsonl"},  # 2,010 of the sample, then 300 and 5
+    "raw_preferences": {"storage": "storage", "lines": "1973", "files": "broken.jsonl"},  # 2,010 - 342 + 300 + 5
     "validated_preferences": {"held_back_lines": "5", "files": "late.jsonl", "rejects_by_reason": "not_json"},
     "padded_pairs": {
         "train_pairs": r"\d+",
@@ -175,9 +186,15 @@ PAGES = {
         "rejects_by_file": "broken.jsonl",
         "rejects": "not_json",
     },
-    "reward_model": {"test_accuracy": r"0\.\d+", "pairs_per_second": r"\d+", "trained_now": "true"},
+    "reward_model": {
+        "test_accuracy": r"0\.\d+",
+        "figures": r"num_parameters\s+487,808 weights",
+        "base_model": "a toy",
+        "settings": r'"arrival_seconds": 1,',
+        "trained_now": "true",
+    },
     "reward_model_report": {"verdict": r"Ranks 0\.\d+ of", "slices": "format: plain", "accuracy": r"0\.\d+"},
-    "promoted_reward_model": {"verdict": "promoted", "reason": "pairs"},
+    "promoted_reward_model": {"storage": "storage", "verdict": "promoted", "reason": r"pairs|fails"},
 }
 
 
@@ -187,6 +204,13 @@ def test_an_asset_shows_its_figures_and_tables(opened: Opened, asset: str) -> No
     page = opened(f"/assets/{asset}", asset, str(spec.description).splitlines()[0], *PAGES[asset])
     for key, said in PAGES[asset].items():
         assert re.search(said, value_of(page, key).inner_text()), key
+
+
+def test_the_annotation_files_are_listed_with_their_changes(opened: Opened) -> None:
+    page = opened("/assets/annotation_files", "annotation_files", "changes")
+    assert value_of(page, "changes").inner_text() == "3 new, 1 gone since the refresh before"
+    listed = value_of(page, "files").inner_text()
+    assert re.search(r"late\.jsonl\s+[\d,]+\s+new", listed) and re.search(r"transcripts\.jsonl\s+[\d,]+\s+gone", listed)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +228,7 @@ def test_an_asset_shows_its_pictures(opened: Opened, asset: str, key: str, numbe
     [
         ("padded_pairs", ["dagster/row_count", "train_pairs", "rejects"]),
         ("rejected_annotations", ["dagster/row_count"]),
-        ("reward_model", ["test_accuracy", "pairs_per_second"]),
+        ("reward_model", ["test_accuracy", "pairs_per_second", "test_loss", "train_pairs"]),
         ("reward_model_report", ["accuracy"]),
     ],
 )
@@ -213,19 +237,26 @@ def test_figures_are_plotted_over_time(opened: Opened, asset: str, figures: list
     page.get_by_role("button", name="Plots").click()
     page.locator("canvas").nth(len(figures) - 1).wait_for()  # the names of figures stand on the page before, too
     shows(page, f"{asset}-plots", *figures)
+    if asset == "reward_model":
+        assert page.locator("canvas").count() <= 11  # what people follow: no constants
 
 
 CHECKS = {
     ("validated_preferences", "lines_are_conserved"): ["Passed", "0 lines not read, 0 lines unaccounted"],
     ("validated_preferences", "no_file_is_held_back"): [
         "Failed",
-        "Held back: broken.jsonl (5 of 5 lines malformed); a file may have 10 %",
+        "5 of 5 lines malformed: not_json 5 (first: line 1)",
+        "python -m rm_assets.trace broken.jsonl 1",
     ],
+    ("raw_preferences", "every_file_is_read"): ["Failed", "archive.jsonl.gz", "the other files are used"],
+    ("raw_preferences", "no_file_disappeared"): ["Failed", "342 of 2,010 rows", "transcripts.jsonl"],
+    ("raw_preferences", "no_file_is_ignored"): ["Failed", "sheet.xlsx", "save it as CSV"],
     ("padded_pairs", "prompts_stay_in_one_split"): ["Passed", "0 prompts in two splits"],
-    ("rejected_annotations", "rejects_are_complete"): ["Passed", "are those of all stages"],
+    ("rejected_annotations", "rejects_are_complete"): ["Passed", "all stages together have"],
     ("reward_model", "files_match_their_hashes"): ["Passed", "files match the manifest"],
     ("reward_model_report", "accuracy_is_above_chance"): ["Passed", "95 % interval"],
     ("reward_model_report", "model_needs_the_prompt"): ["without the prompt"],
+    ("promoted_reward_model", "storage_is_unchanged"): ["Passed", "that of the materialization before"],
 }
 
 
@@ -240,7 +271,7 @@ def test_what_runs_by_itself_is_listed_and_says_why_it_does_nothing(opened: Open
     opened("/automation", "automation", "new_annotations", "nightly_training", "dead_runs", "02:00 AM UTC")
     told = "Launches refresh_data once per new content", "0 runs requested"
     page = opened(f"/locations/{LOCATION}/sensors/new_annotations", "sensor", *told)
-    page.get_by_role("button", name="0 runs requested").last.click()  # the oldest, as new ones come above it
+    page.get_by_role("button", name="0 runs requested").nth(1).click()  # the newest tick; the first button does nothing
     shows(page, "tick", "nothing new: the data were made from these 7 files")
 
 
@@ -252,7 +283,34 @@ def test_every_job_says_what_it_does(opened: Opened) -> None:
         opened(f"/locations/{LOCATION}/jobs/{name}", f"job-{name}", str(description))
 
 
-def test_runs_tell_whether_they_trained(opened: Opened) -> None:
-    page = opened("/runs", "runs", "everything", "rm_assets/trains: true", "Success")
-    page.locator("a[href*='/runs/']").first.click()
-    shows(page, "run", "STEP_SUCCESS")
+def test_runs_tell_what_arrived_and_whether_they_trained(opened: Opened) -> None:
+    opened("/runs", "runs", "everything", "rm_assets/trains: true", "rm_assets/files: +3 -1", "Success", "Failure")
+
+
+def test_the_page_of_a_failed_run_begins_with_its_reason(opened: Opened, dagster: RunningDagster) -> None:
+    [run] = dagster.instance.get_runs(dg.RunsFilter(job_name="suspect_labels"))
+    opened(f"/runs/{run.run_id}", "failed-run", "one fold would leave nothing to train on: 0 is off, else at least 2")
+
+
+def test_the_launchpad_lists_settings_with_their_groups_and_choices(opened: Opened) -> None:
+    page = opened(f"/locations/{LOCATION}/jobs/everything/playground", "launchpad", "learning_rate", "No errors")
+    page.locator(".CodeMirror-code").first.click()
+    for keys in ("Control+End", "ArrowUp", "End", "Enter", "Control+Space"):
+        page.keyboard.press(keys)
+    shows(page, "launchpad-settings", "batch_pairs", "[Training] Pairs per optimizer step")
+    page.keyboard.type("loss: ")
+    page.keyboard.press("Control+Space")
+    shows(page, "launchpad-choices", "scaled")
+
+
+def test_the_resource_shows_the_values_in_force_by_group(opened: Opened, dagster: RunningDagster) -> None:
+    page = opened(f"/locations/{LOCATION}/resources/project", "resource", "Annotations: which files are read, and how.")
+    shown = page.inner_text("body")
+    assert re.search(r"arrival_seconds\s+1\s+30\n", shown) and re.search(r"max_length\s+1024\s+1024\n", shown)
+
+
+def test_the_console_of_dagster_is_quiet(dagster: RunningDagster) -> None:
+    console = dagster.log.read_text()
+    assert "loading torch" in console
+    assert not re.search("BetaWarning|PreviewWarning", console)
+    assert SECRET not in console

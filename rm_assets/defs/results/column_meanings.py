@@ -43,6 +43,17 @@ MEANINGS = {
 """Column name -> one sentence. An asset may override it (`schema_metadata`)."""
 
 UNITS = {
+    # a data stage
+    "blank_lines": "lines, not counted as rows",
+    "bytes_read": "bytes, decompressed",
+    "tied_pairs": "pairs of equal score or rank, not used",
+    "pairs_over_the_cap": "pairs of rankings, left out by max_pairs_per_prompt",
+    "responses_left_out": "responses of rankings, empty or without score and rank",
+    "characters": "characters",
+    "rewritten_by_template": "pairs of which the chat template changes or leaves out text",
+    "rendered_one_by_one": "pairs rendered by Jinja, as the fast renderer does not know their form",
+    "shared_prefix_tokens": "tokens that both sides of a pair share",
+    "padding_tokens": "tokens",
     # a training
     "num_steps": "optimizer steps",
     "training_seconds": "s",
@@ -76,4 +87,4 @@ UNITS = {
     "known_to_champion": "test pairs left out: the promoted model was trained on their prompts",
     "unscored_by_champion": "test pairs that the promoted model cannot score",
 }
-"""Name of a figure -> its unit, or the few words that its name lacks; in the tables of models, reports, promotions."""
+"""Name of a figure -> its unit, or the few words that its name lacks; in tables of figures."""

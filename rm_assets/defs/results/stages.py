@@ -28,6 +28,7 @@ from rm_assets.defs.results.file_checks import (
 from rm_assets.defs.results.metadata import (
     CELL_CHARACTERS,
     MAX_ROWS,
+    figures_table,
     location_metadata,
     pair_preview,
     percentiles,
@@ -113,8 +114,11 @@ def reason_totals(manifest: Manifest) -> Counter[str]:
 
 
 def _figures(stage: Stage, manifest: Manifest) -> dict[str, Any]:
-    totals = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
-    return {"dagster/row_count": manifest.num_rows(), "rejects": manifest.num_rows(rejects=True), **totals}
+    """The figures that people follow as numbers, which are plotted over time; the others as one table."""
+    others = {name: manifest.total(statistic) for name, statistic in _TOTALS[stage].items()}
+    followed = {name: others.pop(name) for name in _FOLLOWED if name in others}
+    rows = {"dagster/row_count": manifest.num_rows(), "rejects": manifest.num_rows(rejects=True)}
+    return rows | followed | ({"figures": figures_table(others)} if others else {})
 
 
 def _files(snapshot: Snapshot) -> dict[str, Any]:
@@ -151,6 +155,12 @@ _TOTALS = {
         "padding_tokens": "num_padding",
     },
 }
+
+
+_FOLLOWED = (
+    *("lines", "held_back_lines", "tokens"),
+    *("train_pairs", "validation_pairs", "test_pairs", "evaluation_pairs"),
+)
 
 
 _ENGINE_NAMES = {"pieces": "the template's pieces, joined", "jinja": "Jinja, conversation by conversation"}
