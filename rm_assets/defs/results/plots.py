@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH_PIXELS = 700
+WIDTH_PIXELS = 900
 PIXELS_PER_INCH = 110
 NUM_COLORS = 64
 BLUE, ORANGE, GREY, INK = "#2166ac", "#d6730f", "#9a9a9a", "#333333"

@@ -57,7 +57,7 @@ def calibration(num_pairs):
 
 def test_curves_are_a_small_picture_on_white():
     png = training_curves(list(steps(500, validation_every=100)))
-    assert pixels(png).shape == (300, 700, 3)
+    assert pixels(png).shape == (300, 900, 3)
     assert (pixels(png)[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
     assert len(png) < 60_000
 
@@ -102,7 +102,7 @@ def test_smoothing_leaves_a_constant_alone_from_its_first_value():
 def test_histogram_is_a_small_picture():
     generator = np.random.default_rng(0)
     png = score_histogram(generator.normal(1, 1, 5_000), generator.normal(0, 1, 5_000))
-    assert pixels(png).shape == (300, 700, 3)
+    assert pixels(png).shape == (300, 900, 3)
     assert len(png) < 60_000
 
 
@@ -121,7 +121,7 @@ def test_the_colours_of_the_differences_are_right_wrong_and_tied():
 
 def test_calibration_is_a_small_picture():
     png = calibration_plot(calibration([5, 0, 3, 8, 9, 20, 30, 40, 50, 60]))
-    assert pixels(png).shape == (440, 700, 3)
+    assert pixels(png).shape == (440, 900, 3)
     assert len(png) < 60_000
 
 

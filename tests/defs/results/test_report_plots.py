@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rm_assets.defs.results.plots import BLUE, ORANGE, new_figure, render_png
+from rm_assets.defs.results.plots import BLUE, ORANGE, WIDTH_PIXELS, new_figure, render_png
 from rm_assets.defs.results.report_plots import MAX_SLICES, history_plot, length_plot, slices_plot
 
 
@@ -40,7 +40,7 @@ def pairs(difference, tokens):
 
 def test_every_slice_has_a_line_and_long_names_are_cut():
     few, more = (slices_plot(pd.DataFrame([row(), *[row("source", "x" * 90)] * count])) for count in (2, 9))
-    assert pixels(few).shape[1] == pixels(more).shape[1] == 700
+    assert pixels(few).shape[1] == pixels(more).shape[1] == WIDTH_PIXELS
     assert pixels(more).shape[0] > pixels(few).shape[0]
     assert num_pixels(more, BLUE) > num_pixels(few, BLUE) + 100
     assert len(more) < 60_000
@@ -74,7 +74,7 @@ def test_a_length_rule_has_no_mark_where_slices_are_made_by_length():
 @pytest.mark.parametrize("correlation", [None, -0.36])
 def test_right_and_wrong_pairs_have_their_colours_by_length(correlation):
     png = length_plot(pairs([1.0] * 40 + [-1.0] * 40, [*range(40), *range(-40, 0)]), correlation)
-    assert pixels(png).shape == (330, 700, 3)
+    assert pixels(png).shape == (330, 900, 3)
     assert len(png) < 60_000
     right = length_plot(pairs([1.0] * 80, range(-40, 40)), correlation)
     assert right != png
@@ -105,7 +105,7 @@ def test_a_picture_is_made_of_every_name_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         png = slices_plot(pd.DataFrame(rows))
-    assert pixels(png).shape[1] == 700
+    assert pixels(png).shape[1] == WIDTH_PIXELS
     assert num_pixels(png, BLUE) > 20 * len(rows)  # each has its line
 
 
