@@ -93,4 +93,5 @@ def _require_known(given: Mapping[str, Any], what: str, spelled: Any = str) -> N
 def _describe_problems(error: ValidationError, given: Mapping[str, Any]) -> Iterator[str]:
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        yield f"{name} (or {PREFIX}{name.upper()}) is {mask_credentials(repr(given.get(name)))}: {problem['msg']}"
+        what = problem["msg"].removeprefix("Value error, ")  # pydantic's, before the text of a validator
+        yield f"{name} (or {PREFIX}{name.upper()}) is {mask_credentials(repr(given.get(name)))}: {what}"

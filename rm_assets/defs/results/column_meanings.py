@@ -81,10 +81,10 @@ UNITS = {
     "score_length_spearman": "with the length in tokens",
     "num_incomplete_lines": "lines left out by a benchmark's rule",
     # a comparison of two models
-    "num_pairs": "pairs that both models scored",
-    "prompts_won": "prompts on which the new model is right more often",
-    "prompts_lost": "prompts on which it is right less often",
-    "known_to_champion": "test pairs left out: the promoted model was trained on their prompts",
-    "unscored_by_champion": "test pairs that the promoted model cannot score",
+    "num_pairs": "pairs",
+    "prompts_won": "prompts",
+    "prompts_lost": "prompts",
+    "known_to_champion": "test pairs, left out",
+    "unscored_by_champion": "test pairs, left out",
 }
 """Name of a figure -> its unit, or the few words that its name lacks; in tables of figures."""

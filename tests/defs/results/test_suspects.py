@@ -91,7 +91,7 @@ def test_a_second_run_trains_nothing(found, run_graph) -> None:
 
 
 def test_one_fold_is_refused() -> None:
-    with pytest.raises(ValueError, match="suspect_folds"):
+    with pytest.raises(ValueError, match=r"suspect_folds \(or RM_SUSPECT_FOLDS\) is 1: one fold would leave nothing"):
         load_settings({"suspect_folds": 1}, {})
 
 
