@@ -71,6 +71,7 @@ def report_result(written: WrittenReport, plots: dict[str, bytes], settings: Set
     from rm_assets.training.report.intervals import METHOD
 
     checks = report_checks(written, settings)
+    sets = _evaluation_sets(written.table, written.judged_on)
     figures = numbers(written.metrics)
     followed = {name: figures.pop(name) for name in _FOLLOWED if name in figures}
     return dg.MaterializeResult(
