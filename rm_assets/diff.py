@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from rm_assets.data.pairs.changes import pair_changes, reject_changes
 from rm_assets.data.stages.rejects import gathered_rejects
+from rm_assets.data.storage.latest import latest_name
 from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
-from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, latest_name, parent_snapshot, read_snapshot
+from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, parent_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.trace import NotFoundError, print_lines

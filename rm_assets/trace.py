@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.data.storage.files import StorageError, resolve_path
+from rm_assets.data.storage.latest import latest_name
 from rm_assets.data.storage.parquet import read_matching_rows
 from rm_assets.data.storage.retention import snapshots_by_age
 from rm_assets.data.storage.snapshots import (
     REJECTS,
     Snapshot,
     SnapshotError,
-    latest_name,
     latest_snapshot,
     read_snapshot,
 )

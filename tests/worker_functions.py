@@ -1,5 +1,6 @@
 """What other processes are asked to do in tests: spawned ones must be able to import it."""
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import pyarrow as pa
 from support import plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.latest import OvertakenError
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA
@@ -58,6 +60,23 @@ def publish_without_shared_locks(cache: str, storage: str, value: int) -> None:
     os.environ["XDG_CACHE_HOME"] = cache
     for _ in range(3):
         published(resolve_path(storage), 1, value)
+
+
+def publish_until_told(cache: str, storage: str, values: list[int], report: Path) -> None:
+    """Publish a snapshot for each value, as on a machine of its own; writes the outcome of each, by snapshot name."""
+    os.environ["XDG_CACHE_HOME"] = cache
+    outcomes = {}
+    for value in values:
+        with open_publication(resolve_path(storage), "asset", 3, silent) as publication:
+            tables = {DATA: pa.table({"value": [value]}, SCHEMA)}
+            shard = write_shard(publication.directory, "s", "", f"key-{value}", tables_writer(tables, {}))
+            before = publication.previous.name if publication.previous else None
+            try:
+                outcomes[publication.publish([shard], {}, {}).name] = [before, "published"]
+            except OvertakenError as error:
+                name = next(word for word in str(error).split() if word.endswith(":") and len(word) == 17)[:-1]
+                outcomes[name] = [before, str(error)]
+    report.write_text(json.dumps(outcomes))
 
 
 def kill_writers_of_one_storage(storage: str) -> None:

@@ -9,9 +9,9 @@ How writes become visible:
 - An object store has no rename and needs none: an object appears whole or not at all. Writers on other machines are not
   seen by our locks. Concurrent writers are still safe because names are derived from content: two of them write the
   same bytes under the same name, and a manifest is written after everything that it names. Files without a manifest are
-  left alone for a day, because someone may still be writing them. Two things are not guaranteed: that `latest.json`
-  names the snapshot of the run that started last, and that an old snapshot removed by one machine is still there for an
-  unfinished run of another, which then fails and succeeds when run again.
+  left alone for a day, because someone may still be writing them. A run that was overtaken by one on another machine
+  fails (see `latest`). Not guaranteed is that an old snapshot removed by one machine is still there for an unfinished
+  run of another, which then fails and succeeds when run again.
 """
 
 import contextlib
@@ -112,11 +112,12 @@ def describe_error(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _wrap_write_errors(path: Path) -> Iterator[None]:
+def wrap_write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of writing a file into StorageErrors, except for a missing one to copy from."""
     try:
         yield
     except FileNotFoundError:
-        raise  # the file to copy from is gone
+        raise
     except Exception as error:
         if not isinstance(error, OSError) and not is_remote(path):
             raise  # only the libraries of remote file systems raise errors other than OSError
@@ -151,7 +152,7 @@ class NewFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        with _wrap_write_errors(self._path):
+        with wrap_write_errors(self._path):
             self._stream.write(data)
         self._digest.update(data)
         if self._end_digest is not None:
@@ -181,7 +182,7 @@ class NewFile(io.RawIOBase):
 def create_file(path: Path) -> Iterator[NewFile]:
     """Create a file and its directory, durable on exit. Not atomic: for files that nobody reads until then."""
     make_directory(path.parent)
-    with _wrap_write_errors(path):
+    with wrap_write_errors(path):
         stream = cast(BinaryIO, path.open("wb"))
     try:
         yield NewFile(path, stream)
@@ -189,7 +190,7 @@ def create_file(path: Path) -> Iterator[NewFile]:
         with contextlib.suppress(Exception):  # the first error is the one to report
             stream.close()
         raise
-    with _wrap_write_errors(path), stream:
+    with wrap_write_errors(path), stream:
         stream.flush()
         if not is_remote(path):
             os.fsync(stream.fileno())
@@ -197,13 +198,18 @@ def create_file(path: Path) -> Iterator[NewFile]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically: readers see the old bytes or the new ones, even after a power cut."""
-    write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=1))
+    write_file(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as the JSON that all our files have."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Replace a small file atomically. Hard links to the old one, as in a backup, keep its bytes."""
     make_directory(path.parent)
-    with _wrap_write_errors(path):
+    with wrap_write_errors(path):
         if is_remote(path):
             path.write_bytes(content)
             return
@@ -228,7 +234,7 @@ def _temporary_name(path: Path) -> Iterator[Path]:
 def make_directory(directory: Path) -> None:
     """Create a local directory and its parents; remote file systems need none."""
     if not is_remote(directory):
-        with _wrap_write_errors(directory):
+        with wrap_write_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
 
 
@@ -240,7 +246,7 @@ def fsync_directory(directory: Path, *, recursive: bool = False) -> None:
     for folder in (directory, *below):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with _wrap_write_errors(folder):
+            with wrap_write_errors(folder):
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -254,7 +260,7 @@ def link_files(files: dict[Path, Path]) -> None:
     if not files:
         return
     first = next(iter(files))
-    with _wrap_write_errors(first):
+    with wrap_write_errors(first):
         if is_remote(first):
             system, _ = fsspec_path(first)
             system.copy(

@@ -28,6 +28,7 @@ from rm_assets.data.storage.files import (
     write_json,
 )
 from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.latest import LatestPointer, OvertakenError
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import (
     MANIFEST,
@@ -55,10 +56,8 @@ from rm_assets.data.storage.snapshots import (
     Shard,
     Snapshot,
     SnapshotError,
-    latest_name,
     latest_snapshot,
     read_snapshot,
-    set_latest,
     with_own_hash,
 )
 
@@ -98,6 +97,7 @@ class Publication:
         self._log = log
         self._verifies = verify == "full"
         self._is_sound_by_copy: dict[tuple[Path, str], bool] = {}
+        self._latest = LatestPointer(self.directory)  # first: what is published from now on overtakes this run
         self.previous = latest_snapshot(storage, asset, pin=False)  # only this writer removes snapshots
         self._read_published()
         remove_unfinished_shards(self._staging)
@@ -190,7 +190,7 @@ class Publication:
         """Publish these shards, in this order, as the newest snapshot. Unchanged shards are linked, not written again.
 
         If `facts` is a function, it is called only if this snapshot is not published already. Raises SnapshotError if
-        two shards would overwrite each other's files.
+        two shards would overwrite each other's files, and OvertakenError if another run published meanwhile.
         """
         _require_distinct(self._asset, shards)
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
@@ -200,8 +200,10 @@ class Publication:
             asset=self._asset, snapshot=name, identity=identity, inputs=inputs, facts=known, shards=tuple(shards)
         )
         if before and before.manifest == manifest and not new:
-            if latest_name(self.directory.parent, self._asset) != name:
-                set_latest(self.directory, name)
+            try:
+                self._latest.set(name)
+            except OvertakenError as error:  # this run has nothing new that could be lost
+                self._log(str(error))
             return self._finish(before, new)
         directory, paths = self.directory / name, {CARD, *(file.path for shard in shards for file in shard.files)}
         begin_snapshot(directory, paths)
@@ -212,8 +214,8 @@ class Publication:
         write_file(directory / CARD, dataset_card(manifest).encode())
         fsync_directory(directory, recursive=True)
         write_json(directory / MANIFEST, with_own_hash(manifest))
-        set_latest(self.directory, name)
         finish_snapshot(directory, paths)
+        self._latest.set(name)
         return self._finish(Snapshot(directory, manifest, len(new)), new)
 
     def _link_shards(self, shards: list[Shard], directory: Path) -> None:

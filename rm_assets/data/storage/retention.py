@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from rm_assets.data.storage.files import is_remote, read_file, subdirectories
+from rm_assets.data.storage.latest import latest_name
 from rm_assets.data.storage.locks import local_working_directory
 from rm_assets.data.storage.ownership import ASSETS, MANIFEST, TRAINING, is_snapshot_name, remove_snapshot
-from rm_assets.data.storage.snapshots import SnapshotError, latest_name
+from rm_assets.data.storage.snapshots import SnapshotError
 
 _READING_SECONDS = 3600.0
 """How long a remote snapshot is kept after a newer one replaced it: readers on other machines cannot be detected."""

@@ -1,8 +1,8 @@
 """Immutable snapshots of an asset: their layout, their manifests, and how to read them.
 
 `<storage>/<asset>/<snapshot>/` holds the shards' Parquet files and `manifest.json`, written last; a directory without a
-manifest is not a snapshot. `<storage>/<asset>/latest.json` names the newest one. A snapshot's name is a hash of its
-data files alone. `rm_assets.data.storage.publication` writes snapshots.
+manifest is not a snapshot. `<storage>/<asset>/latest.json` names the newest one (see `latest`). A snapshot's name is a
+hash of its data files alone. `rm_assets.data.storage.publication` writes snapshots.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rm_assets.data.storage.files import read_file, write_json
+from rm_assets.data.storage.files import read_file
 from rm_assets.data.storage.fingerprint import fingerprint
+from rm_assets.data.storage.latest import latest_name
 from rm_assets.data.storage.locks import Pin, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST, is_safe_relative_path, is_snapshot_name
 
 Read = TypeVar("Read")
-LATEST = "latest.json"
 DATA = "data"
 REJECTS = "rejects"
 
@@ -146,23 +146,6 @@ class Snapshot:
             for file in shard.files
             if (file.folder in folders if folders else file.folder != REJECTS)
         ]
-
-
-class _Latest(msgspec.Struct):
-    snapshot: str
-
-
-def latest_name(storage: Path, asset: str) -> str | None:
-    """The snapshot that `latest.json` names; None if that file is missing or damaged."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, msgspec.MsgspecError):
-        name = msgspec.json.decode(read_file(storage / asset / LATEST), type=_Latest).snapshot
-        return name if is_snapshot_name(name) else None
-    return None
-
-
-def set_latest(home: Path, name: str) -> None:
-    """Make a snapshot the newest of the asset in this directory."""
-    write_json(home / LATEST, {"snapshot": name})
 
 
 def latest_snapshot(storage: Path, asset: str, *, pin: bool = True) -> Snapshot | None:

@@ -23,8 +23,8 @@ from rm_assets.data.sources.file_kinds import what_is_not_read
 from rm_assets.data.stages import rejects
 from rm_assets.data.stages.raw import files_to_read
 from rm_assets.data.storage.files import read_file, resolve_path
+from rm_assets.data.storage.latest import latest_name
 from rm_assets.data.storage.ownership import MANIFEST
-from rm_assets.data.storage.snapshots import latest_name
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.automation.jobs import everything, refresh_data
 from rm_assets.defs.project import ProjectResource

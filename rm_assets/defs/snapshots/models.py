@@ -24,12 +24,13 @@ from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.stages.padding import pad_token_id_of
 from rm_assets.data.storage.files import download, file_sizes, is_abandoned, is_remote, read_file, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
+from rm_assets.data.storage.latest import LatestPointer
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import MANIFEST, claim_storage, finish_removals
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import publish_directory
 from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age
-from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot, set_latest
+from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError
@@ -92,14 +93,14 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
     home, keep = run.project.storage / ASSET, run.project.settings.keep_snapshots
     claim_storage(run.project.storage)
     with hold_lock(home / "writer.lock", ASSET, run.log.info):
-        found = _verified(run, home, key)
+        latest, found = LatestPointer(home), _verified(run, home, key)
         if found is None:
-            found = _train_or_score(run, pairs, key)
+            found = _train_or_score(run, pairs, key, latest)
         else:
             run.log.info(
                 f"no training: {found.directory.name} is the model of these pairs and settings{_rounding(run)}"
             )
-        set_latest(home, found.directory.name)
+        latest.set(found.directory.name)
         remove_training(home, key)
         finish_removals(home)
         remove_old_snapshots(home, found.directory, keep, result_files)
@@ -107,7 +108,7 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
     return found
 
 
-def _train_or_score(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
+def _train_or_score(run: AssetRun, pairs: Snapshot, key: str, latest: LatestPointer) -> ModelSnapshot:
     """Train a model, or score today's held-out pairs with a published one that has the same weights."""
     home = run.project.storage / ASSET
     if same := _same_weights(home, weights_key(run.project, pairs)):
@@ -117,7 +118,7 @@ def _train_or_score(run: AssetRun, pairs: Snapshot, key: str) -> ModelSnapshot:
     run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
     older = None if has_progress(home, key) else _interrupted_training(run, pairs)
     if older is not None:
-        _finish_older(run, older)
+        _finish_older(run, older, latest)
     return _train(run, pairs, key)
 
 
@@ -253,13 +254,12 @@ def _num_gone(pairs: Snapshot, today: Snapshot) -> int:
     return int(before.join(now, keys=columns, join_type="left anti").num_rows)
 
 
-def _finish_older(run: AssetRun, pairs: Snapshot) -> None:
+def _finish_older(run: AssetRun, pairs: Snapshot, latest: LatestPointer) -> None:
     """Finish a training on older pairs. If it fails, it is given up: today's pairs count."""
     key, home = model_key(run.project, pairs), run.project.storage / ASSET
     run.log.warning(f"a training on padded_pairs {pairs.name} was interrupted: finishing it before today's pairs")
     try:
-        found = _train(run, pairs, key)
-        set_latest(home, found.directory.name)
+        latest.set(_train(run, pairs, key).directory.name)
     except (TrainingFailedError, TrainingResultError) as error:
         run.log.warning(f"giving up the training on padded_pairs {pairs.name}: {error}")
         remove_training(home, key)

@@ -21,6 +21,7 @@ from worker_functions import run_stages_again_and_again
 
 from rm_assets.data.storage.files import StorageError, write_json
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
+from rm_assets.data.storage.latest import LATEST
 from rm_assets.data.storage.locks import hold_lock
 from rm_assets.data.storage.ownership import MANIFEST, MARKER
 from rm_assets.data.storage.parquet import read_table
@@ -28,7 +29,6 @@ from rm_assets.data.storage.publication import Publication, open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import (
     DATA,
-    LATEST,
     REJECTS,
     Shard,
     Snapshot,
