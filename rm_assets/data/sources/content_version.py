@@ -162,7 +162,7 @@ class _Scan:
         self._takes_all = self._waiting_since is not None and self._now - self._waiting_since >= longest_wait
         self._unread: list[AnnotationFile] = []
         self._not_to_keep: set[str] = set()
-        self._directories: dict[Path, str] = {}
+        self._directories: dict[str, str] = {}
 
     def add(self, file: AnnotationFile) -> None:
         """Add a file by its status, without opening it."""

@@ -107,16 +107,18 @@ def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
     names a path inside the storage, whose files change with every run.
     """
     found = _find(setting, storage)
-    wanted = {path: source_name(path, found.base) for path in found.files if file_kind(path.name)}
-    wanted |= {path: source_name(path, found.base) + "/" for path in found.unlisted}
-    ignored = [source_name(path, found.base) for path in found.files if path not in wanted]
-    searched = {directory for path in wanted for directory in path.parents} if found.unsearched else set()
+    kinds = [file_kind(path.name) for path in found.files]
+    wanted = [(path, source_name(path, found.base)) for path, kind in zip(found.files, kinds, strict=True) if kind]
+    wanted += [(path, source_name(path, found.base) + "/") for path in found.unlisted]
+    ignored = [source_name(path, found.base) for path, kind in zip(found.files, kinds, strict=True) if not kind]
+    searched = {directory for path, _ in wanted for directory in path.parents} if found.unsearched else set()
     ignored += [source_name(path, found.base) + "/" for path in found.unsearched if path not in searched]
     if not wanted:
         hint = f"; {unread}" if (unread := what_is_not_read(sorted(ignored))) else ""
         raise _error(setting, f"no file ending in {', '.join(SUFFIXES)} there{hint}", NothingToReadError)
+    statuses = found.statuses
     files = [
-        AnnotationFile(path=path, source=source, listed=found.statuses.get(path)) for path, source in wanted.items()
+        AnnotationFile(path=path, source=name, listed=statuses.get(path) if statuses else None) for path, name in wanted
     ]
     return Annotations(files=tuple(sorted(files, key=lambda file: file.source)), ignored=tuple(sorted(ignored)))
 
@@ -126,9 +128,11 @@ def source_name(path: Path, base: Path) -> str:
 
     `urllib.parse.unquote_to_bytes` restores the name of the file.
     """
+    name, directory = str(path), f"{base}/"
+    if is_remote(path) or not name.startswith(directory):
+        name, directory = path.relative_to(base).as_posix(), ""
     return _TO_ESCAPE.sub(
-        lambda character: "".join(f"%{byte:02X}" for byte in os.fsencode(character[0])),
-        path.relative_to(base).as_posix(),
+        lambda character: "".join(f"%{byte:02X}" for byte in os.fsencode(character[0])), name[len(directory) :]
     )
 
 
@@ -227,7 +231,9 @@ def _in_directory(base: Path, storage: Path | None) -> _Found:
                 is_storage = entry.inode() == number and storage is not None and storage.samefile(entry.path)
                 if not is_storage:
                     (found.unsearched if _is_storage(Path(entry.path)) else waiting).append(Path(entry.path))
-            elif not (entry.is_symlink() and found.is_left_out(Path(entry.path))):
+            elif not entry.is_symlink():
+                found.files.append(Path(entry.path))
+            elif not found.is_left_out(Path(entry.path)):
                 _take(Path(entry.path), found)
     return found
 

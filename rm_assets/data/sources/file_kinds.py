@@ -58,15 +58,21 @@ _ADVICE = {
 
 def archive_suffix(name: str) -> str:
     """The ending of a compressed file's name; empty for other files."""
-    return next((suffix for suffix in ARCHIVES if name.lower().endswith(suffix)), "")
+    return suffix if (suffix := _suffix(name.lower())) in ARCHIVES else ""
 
 
 def file_kind(name: str) -> Kind | None:
     """The kind of a file by its name; None if it is not read."""
-    inner = name.lower().removesuffix(archive_suffix(name))
-    kind = next((kind for suffix, kind in _KINDS.items() if inner.endswith(suffix)), None)
-    is_read = inner not in _NOT_ROWS and not (kind is Kind.PARQUET and archive_suffix(name))
+    archive = archive_suffix(name)
+    inner = name.lower().removesuffix(archive)
+    kind = _KINDS.get(_suffix(inner))
+    is_read = inner not in _NOT_ROWS and not (kind is Kind.PARQUET and archive)
     return kind if is_read else None
+
+
+def _suffix(name: str) -> str:
+    """The name from its last dot on, or its last character."""
+    return name[name.rfind(".") :]
 
 
 def grows_by_lines(name: str) -> bool:

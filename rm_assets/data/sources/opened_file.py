@@ -76,7 +76,7 @@ def file_status(path: Path) -> Status:
     return remote_status(path) if is_remote(path) else path.stat()
 
 
-def file_stamp(path: Path, status: Status, directories: dict[Path, str] | None = None) -> list[Any]:
+def file_stamp(path: Path, status: Status, directories: dict[str, str] | None = None) -> list[Any]:
     """Plain values that stay equal as long as a file does not change: path, size, times and inode.
 
     `directories` keeps the resolved paths of directories from one file of a listing to the next.
@@ -88,13 +88,13 @@ def file_stamp(path: Path, status: Status, directories: dict[Path, str] | None =
     return [location, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _resolved(path: Path, directories: dict[Path, str]) -> str:
+def _resolved(path: Path, directories: dict[str, str]) -> str:
+    directory, name = os.path.split(path)
     if path.is_symlink():
         return os.path.realpath(path)
-    directory = path.parent
     if directory not in directories:
         directories[directory] = os.path.realpath(directory)
-    return f"{directories[directory]}/{path.name}"
+    return f"{directories[directory]}/{name}"
 
 
 def is_recent(status: Status) -> bool:

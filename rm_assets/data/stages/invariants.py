@@ -3,7 +3,6 @@
 Figures are added up file by file, so that a surplus of rows from one file never hides the loss of another's.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +47,9 @@ def _pairs(manifest: Manifest, parent: Manifest | None) -> dict[str, int]:
 def _difference(manifest: Manifest, whole: list[str], parts: list[str]) -> int:
     """By how much the figures in `whole` differ from those in `parts` that they should be the sum of."""
     signs = dict.fromkeys(whole, 1) | dict.fromkeys(parts, -1)
+    figures = signs.items()
     return _sum_by_source(
-        (source, sign * stats.get(figure, 0)) for source, stats in _files(manifest) for figure, sign in signs.items()
+        (source, sum([sign * stats.get(figure, 0) for figure, sign in figures])) for source, stats in _files(manifest)
     )
 
 
@@ -76,9 +76,9 @@ def _miscounted(manifest: Manifest) -> int:
 
 
 def _sum_by_source(figures: Iterable[tuple[str, int]]) -> int:
-    sums: Counter[str] = Counter()
+    sums: dict[str, int] = {}
     for source, figure in figures:
-        sums[source] += figure
+        sums[source] = sums.get(source, 0) + figure
     return sum(map(abs, sums.values()))
 
 
