@@ -53,8 +53,10 @@ STAGING = ".staging"
 TRAINING = ".training"
 FOLDS = ".folds"
 MANIFEST = "manifest.json"
+LENGTHS = "lengths.json"
 BESIDE = (
     "README.md",
+    LENGTHS,
     "report.json",
     "accuracy_by_slice.png",
     "calibration.png",

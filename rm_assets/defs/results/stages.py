@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.sources.content_version import ASSET, CONTENT
 from rm_assets.data.stages.invariants import INVARIANTS, Invariant
-from rm_assets.data.storage.parquet import open_parquet, read_batches, read_table
+from rm_assets.data.storage.parquet import open_parquet, read_batches
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.reasons import MEANINGS, Reason
@@ -25,18 +24,17 @@ from rm_assets.defs.results.file_checks import (
     rejects_table,
     trace_command,
 )
+from rm_assets.defs.results.lengths import lengths_metadata
 from rm_assets.defs.results.metadata import (
     CELL_CHARACTERS,
     MAX_ROWS,
     figures_table,
     location_metadata,
     pair_preview,
-    percentiles,
     preview,
     table,
 )
 from rm_assets.defs.results.moved_storage import storage_metadata
-from rm_assets.defs.results.plots import length_histogram, markdown_picture
 from rm_assets.defs.runs.summary import BUILT_IN_SAMPLE
 from rm_assets.display_text import as_code, shorten
 from rm_assets.settings import Settings
@@ -75,7 +73,7 @@ def stage_result(
     metadata = storage_metadata(snapshot.directory.parent.parent) if stage is Stage.RAW else {}
     metadata |= {**_figures(stage, snapshot.manifest), **changes, **_tables(stage, snapshot, settings)}
     if stage is Stage.PADDED:
-        metadata |= _lengths(snapshot)
+        metadata |= lengths_metadata(snapshot)
     if settings.shows_previews:
         shown = pair_preview if stage in (Stage.VALIDATED, Stage.FLATTENED) else preview
         metadata["preview"] = shown(_first_rows(snapshot))
@@ -210,31 +208,15 @@ def _reasons_table(totals: Counter[str]) -> dg.TableMetadataValue:
 
 def _rows_by_file(manifest: Manifest) -> list[dict[str, Any]]:
     """One row per annotation file, those with the most rejects first."""
-    files: dict[str, Counter[str]] = {}
+    files: dict[str, dict[str, Any]] = {}
     for shard in manifest.shards:
         rejects = shard.rows_by_source(rejects=True)
         for source, rows in shard.rows_by_source().items():
-            files.setdefault(source, Counter()).update(rows=rows, rejects=rejects[source], shards=1)
-    found = [{"file": source, **{name: counts[name] for name in counts}} for source, counts in files.items()]
-    return sorted(found, key=lambda row: (-row["rejects"], row["file"]))
-
-
-def _lengths(snapshot: Snapshot) -> dict[str, Any]:
-    columns = ["chosen_length", "rejected_length", "prefix_length"]
-    rows = read_table(snapshot.paths(), schemas.PADDED, columns)
-    named = {name: percentiles(rows[name].to_numpy()) for name in columns}
-    longer = np.maximum(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
-    named["longer_side"] = percentiles(longer)
-    png = length_histogram(rows["chosen_length"].to_numpy(), rows["rejected_length"].to_numpy())
-    return {
-        "median_length": float(np.median(longer)) if len(longer) else 0.0,
-        "length_percentiles": table([{"tokens": name, **_rounded(figures)} for name, figures in named.items()]),
-        "lengths": dg.MetadataValue.md(markdown_picture(png, "tokens of the chosen and the rejected sides")),
-    }
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 1) for name, value in figures.items()}
+            row = files.setdefault(source, {"file": source, "rows": 0, "rejects": 0, "shards": 0})
+            row["rows"] += rows
+            row["rejects"] += rejects[source]
+            row["shards"] += 1
+    return sorted(files.values(), key=lambda row: (-row["rejects"], row["file"]))
 
 
 def _first_rows(snapshot: Snapshot) -> pa.Table:
