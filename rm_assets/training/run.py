@@ -39,7 +39,7 @@ from rm_assets.training.loop.tracking import open_tracker
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
-from rm_assets.training.model.architecture import empty_model, is_encoder, max_positions
+from rm_assets.training.model.architecture import empty_model, max_positions
 from rm_assets.training.model.exactness import set_attention
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.reward_model import (
@@ -246,7 +246,7 @@ def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tup
 def _publish(job: TrainingJob, metrics: dict[str, Any], tokenizer: Any) -> None:
     directory = Path(job.output_directory)
     golden, saved = read_golden_scores(directory / MODEL), empty_model(directory / MODEL)
-    card = model_card(job, metrics, tokenizer, golden, is_encoder(saved))
+    card = model_card(job, metrics, tokenizer, golden, saved)
     (directory / MODEL / "README.md").write_text(card, encoding="utf-8")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(directory, job.key, job.data_snapshot, metrics, versions, job.weights_key)

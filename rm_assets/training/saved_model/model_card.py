@@ -5,9 +5,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from rm_assets.display_text import as_code, as_code_cell, printable
 from rm_assets.training.jobs.lineage import lineage_field, lineage_of
 from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.model.architecture import is_encoder
 
 _CARD = """---
 {front_matter}
@@ -54,10 +57,17 @@ from trl import GRPOTrainer
 trainer = GRPOTrainer(model=policy, reward_funcs=directory, train_dataset=prompts)
 ```
 
-{servers}OpenRLHF: `python -m rm_assets.training.serve DIRECTORY` answers its requests at `http://localhost:5000/get_reward`.
+TRL's `RewardTrainer(model=directory, ...)` trains it further, with the head that it has.
 
-`python -m rm_assets.training.score DIRECTORY --url http://localhost:8000` verifies the golden scores of any of these
-servers; with a file of pairs or conversations in place of `--url`, it scores the file.
+{servers}rm_assets serves it in float32, and answers OpenRLHF's requests at `http://localhost:5000/get_reward`. `score`
+verifies that any of these servers gives the golden scores; with `--bfloat16`, it only reports the difference:
+
+```bash
+python -m rm_assets.training.serve DIRECTORY
+python -m rm_assets.training.score DIRECTORY --url http://localhost:5000
+```
+
+With a file of pairs or conversations in place of `--url`, it scores the file.
 
 ## Metrics
 
@@ -71,33 +81,56 @@ interval; a loss is the one that was trained on, with all its terms.
 {settings}
 """
 
-_DECODER_SERVERS = """sentence-transformers, from messages: `CrossEncoder(directory).predict([conversation])`.
+_DECODER_SERVERS = """sentence-transformers, from messages:
+
+```python
+from sentence_transformers import CrossEncoder
+
+[score] = CrossEncoder(directory).predict([conversation])
+```
 
 vLLM. Name the `dtype`: float32 gives the golden scores, bfloat16 is faster; without it, vLLM runs weights in float32 as
-float16. `use_activation=False` gives the score itself and not its sigmoid:
+float16. `use_activation=False` gives the score itself and not its sigmoid.{vllm_note}
 
 ```python
 from vllm import LLM
 from vllm import PoolingParams
 
-llm = LLM(model=directory, runner="pooling", dtype="float32")
+llm = LLM(model=directory, runner="pooling", dtype="float32"{vllm_arguments})
 ids = tokenizer(text, add_special_tokens=False).input_ids
-[output] = llm.classify([{"prompt_token_ids": ids}], pooling_params=PoolingParams(use_activation=False))
+[output] = llm.classify([{{"prompt_token_ids": ids}}], pooling_params=PoolingParams(use_activation=False))
 score = output.outputs.probs[0]
 ```
 
 The same over HTTP; the score is `data[0].probs[0]` of the answer:
 
 ```bash
-vllm serve DIRECTORY --runner pooling --dtype float32
-curl http://localhost:8000/classify -H 'Content-Type: application/json' -d '{"use_activation": false,
-  "messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+vllm serve DIRECTORY --runner pooling --dtype float32{vllm_flags}
+curl http://localhost:8000/classify -H 'Content-Type: application/json' -d '{{"use_activation": false,
+  "messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}'
 ```
 
 Rendered text as `input` in place of `messages` needs `"add_special_tokens": false`, or some tokenizers write the first
 special token twice.
 
+OpenRLHF, in bfloat16 or float16 only. It cuts texts after `--data.max_len` tokens, by default 2048. Its trainers load
+the directory by the same argument:
+
+```bash
+python -m openrlhf.cli.serve_rm --reward.model_name_or_path DIRECTORY
+```
+
+rewardbench 0.1.4, which needs a GPU and transformers 4.51, where Gemma 3 has no classifier yet. Each line of FILE.jsonl
+has a conversation as `messages`, or a pair as `chosen` and `rejected`: lists of messages with the prompt, and without a
+system message. The flags replace its defaults, float16 and 8 bits:
+
+```bash
+rewardbench --model DIRECTORY --dataset FILE.jsonl --load_json --torch_dtype float32 --not_quantized
+```
+
 """
+
+_VLLM_NOTE = " vLLM loads this\nmodel only with `hf_overrides` and `convert`:"
 
 _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
 """Text without line breaks, links or characters with a meaning in Markdown."""
@@ -111,9 +144,12 @@ _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it 
 
 
 def model_card(
-    job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any], is_encoder: bool = False
+    job: TrainingJob, metrics: Mapping[str, Any], tokenizer: Any, golden: Mapping[str, Any], model: Any
 ) -> str:
-    """The card as Markdown with its YAML front matter; `golden` is the content of golden_scores.json."""
+    """The card as Markdown with its YAML front matter.
+
+    `golden` is the content of golden_scores.json, `model` the saved classifier; its weights are not read.
+    """
     base, *snapshots = lineage(job)
     is_half = job.settings.saved_dtype == "bfloat16"
     return _CARD.format(
@@ -127,11 +163,29 @@ def model_card(
         pad_token=as_code(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
-        servers="" if is_encoder else _DECODER_SERVERS,
+        servers="" if is_encoder(model) else _decoder_servers(model),
         dtype=_DTYPE if is_half else "",
         notes=("" if tokenizer.chat_template else _NO_TEMPLATE) + (_DTYPE_NOTE if is_half else ""),
         metrics=_table(("metric", "value"), {name: value for name, value in metrics.items() if name != "head"}),
         settings=_table(("setting", "value"), job.settings.model_dump()),
+    )
+
+
+def _decoder_servers(model: Any) -> str:
+    """How other programs load a decoder; with the arguments that vLLM needs for some.
+
+    vLLM makes a classifier of a causal model: for Qwen3ForSequenceClassification it takes Qwen3ForCausalLM. That of
+    Gemma3TextForSequenceClassification, however, is Gemma3ForCausalLM, which it has to be given by name.
+    """
+    causal = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type))
+    expected = type(model).__name__.replace("ForSequenceClassification", "ForCausalLM")
+    if not causal.endswith("ForCausalLM") or causal == expected:
+        return _DECODER_SERVERS.format(vllm_note="", vllm_arguments="", vllm_flags="")
+    overrides = json.dumps({"architectures": [causal]})
+    return _DECODER_SERVERS.format(
+        vllm_note=_VLLM_NOTE,
+        vllm_arguments=f', convert="classify", hf_overrides={overrides}',
+        vllm_flags=f" --convert classify --hf-overrides '{overrides}'",
     )
 
 

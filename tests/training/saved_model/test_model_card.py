@@ -1,11 +1,16 @@
 """The model card: names that try to be more than text, as Markdown and YAML read it, and where a model comes from."""
 
+import functools
 import json
+import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from markdown_it import MarkdownIt
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_assets.training.jobs.lineage import lineage_of
 from rm_assets.training.saved_model.model_card import model_card
@@ -24,11 +29,20 @@ HOSTILE = [
 ]
 
 
+@functools.cache
+def model_of(model_type="qwen3"):
+    """A classifier of this type, without weights."""
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(model_type, num_hidden_layers=1, num_labels=1, pad_token_id=0)
+        )
+
+
 def card_of(make_job, name, **changes):
     """The card of a job whose every name is this one: its front matter, and the rest as HTML."""
     job = make_job(**changes).model_copy(update={"model": name, "data_snapshot": name, "key": name})
     tokenizer = SimpleNamespace(pad_token=name, chat_template="x")
-    card = model_card(job, {"packing_reason": name, name: 1, "accuracy": 0.5}, tokenizer, GOLDEN)
+    card = model_card(job, {"packing_reason": name, name: 1, "accuracy": 0.5}, tokenizer, GOLDEN, model_of())
     _, front_matter, body = card.split("---\n", 2)
     return yaml.safe_load(front_matter), MarkdownIt("gfm-like", {"linkify": False}).render(body)
 
@@ -54,7 +68,9 @@ def test_the_front_matter_names_the_base_model_of_the_hub(make_job):
 def test_harmless_values_of_the_tables_stand_as_they_are(make_job):
     job = make_job(settings={"learning_rate": 0.0123})
     tokenizer = SimpleNamespace(pad_token="<pad>", chat_template="x")
-    card = model_card(job, {"train_pairs": 12, "packing": "shared", "note": "(as (it) is)"}, tokenizer, GOLDEN)
+    card = model_card(
+        job, {"train_pairs": 12, "packing": "shared", "note": "(as (it) is)"}, tokenizer, GOLDEN, model_of()
+    )
     for line in (
         "| learning_rate | 0.0123 |",
         "| train_pairs | 12 |",
@@ -66,6 +82,42 @@ def test_harmless_values_of_the_tables_stand_as_they_are(make_job):
     assert json.dumps(job.model) not in card  # a directory
 
 
+# --- other programs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [("qwen3", None), ("gpt2", None), ("gemma3_text", "Gemma3ForCausalLM"), ("qwen3_5_text", "Qwen3_5ForCausalLM")],
+)
+def test_vllm_is_given_the_causal_model_that_it_cannot_find_by_the_classifiers_name(make_job, model_type, architecture):
+    tokenizer = SimpleNamespace(pad_token="<pad>", chat_template="x")
+    card = model_card(make_job(), {}, tokenizer, GOLDEN, model_of(model_type))
+    [command] = re.findall("^vllm serve .*$", card, re.MULTILINE)
+    [call] = re.findall(r"LLM(\(model=.*\))$", card, re.MULTILINE)
+    words = shlex.split(command)
+    assert words[:7] == ["vllm", "serve", "DIRECTORY", "--runner", "pooling", "--dtype", "float32"]
+    given = eval(f"dict{call}", {"directory": "DIRECTORY"})
+    assert given["dtype"] == "float32"
+    if architecture is None:
+        assert len(words) == 7
+        assert not given.keys() & {"convert", "hf_overrides"}
+    else:
+        assert words[7:10] == ["--convert", "classify", "--hf-overrides"]
+        assert given["hf_overrides"] == json.loads(words[10]) == {"architectures": [architecture]}
+        assert given["convert"] == "classify"
+
+
+def test_programs_that_are_not_tested_with_encoders_are_not_in_the_card_of_one(make_job):
+    tokenizer = SimpleNamespace(pad_token="<pad>", chat_template="x")
+    decoder, encoder = (model_card(make_job(), {}, tokenizer, GOLDEN, model_of(name)) for name in ("qwen3", "bert"))
+    for program in ("vllm", "openrlhf", "CrossEncoder", "rewardbench"):
+        assert program in decoder
+        assert program not in encoder
+    for program in ("transformers", "trl", "rm_assets.training.serve"):
+        assert program in decoder
+        assert program in encoder
+
+
 # --- where a model comes from --------------------------------------------------------------------------------
 
 
@@ -73,7 +125,7 @@ def write_card(make_job, directory, base, key, **metrics):
     """Train a model in name only: its card in `<key>/model`, as the job writes it."""
     (directory / key / "model").mkdir(parents=True)
     job = make_job(toy=False, model=str(base), lineage=lineage_of(str(base))).model_copy(update={"key": key + "0" * 48})
-    card = model_card(job, metrics, SimpleNamespace(pad_token="<pad>", chat_template="x"), GOLDEN)
+    card = model_card(job, metrics, SimpleNamespace(pad_token="<pad>", chat_template="x"), GOLDEN, model_of())
     (directory / key / "model" / "README.md").write_text(card)
     return directory / key / "model", card
 
