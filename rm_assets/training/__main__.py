@@ -25,8 +25,8 @@ def run_job(job: Job, log: Log, stop: Stop) -> None:
     if isinstance(job, ScoringJob):
         from rm_assets.training.saved_model.pair_scoring import score_pairs
 
-        log("loading the model and scoring")
-        score_pairs(job)
+        log("loading the model")
+        score_pairs(job, log)
     else:
         from rm_assets.training.run import run
 

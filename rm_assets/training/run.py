@@ -100,7 +100,7 @@ def train_and_publish(job: TrainingJob, group: Group, log: TrainingLog, stop: St
     log.message(f"scoring {sum(len(pairs) for name, pairs in splits.items() if name != 'train'):,} held-out pairs")
     metrics: dict[str, Any] = {
         **figures,
-        **_evaluate(job, splits, Packing(figures["packing"]), group),
+        **_evaluate(job, splits, Packing(figures["packing"]), group, log),
         "total_seconds": time.perf_counter() - started,
     }
     if group.is_first:
@@ -123,6 +123,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train the model and save it; returns the figures of the training."""
     directory = Path(job.output_directory)
+    log.message("loading the model")
     model, origin = build_with_origin(job)
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
@@ -209,7 +210,9 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     group.wait()
 
 
-def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group) -> dict[str, Any]:
+def _evaluate(
+    job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group, log: TrainingLog
+) -> dict[str, Any]:
     directory = Path(job.output_directory)
     saved = load_model(directory / MODEL).to(group.device)
     if job.trained:
@@ -218,7 +221,7 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, grou
     use_packing(saved, packing)
     held_out = {name: pairs for name, pairs in splits.items() if name != "train"}
     bfloat16, row_tokens = trains_in_bfloat16(group.device), micro_batch_tokens(job.settings, group.device)
-    evaluation = evaluate(Scorer(saved), held_out, group, packing, row_tokens, bfloat16)
+    evaluation = evaluate(Scorer(saved), held_out, group, packing, row_tokens, bfloat16, log.progress)
     scores = evaluation.scores
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
@@ -227,6 +230,7 @@ def _evaluate(job: TrainingJob, splits: dict[str, Pairs], packing: Packing, grou
         else:  # its weights are rounded
             del saved
             saved = load_model(directory / MODEL).to(group.device)
+        log.message("writing golden scores: of fixed conversations, by which a server is verified")
         write_golden_scores(directory / MODEL, saved)
     intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
     metrics = split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}

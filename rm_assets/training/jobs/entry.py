@@ -16,6 +16,7 @@ from rm_assets.data.storage.files import StorageError
 from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.display_text import one_line, printable
 from rm_assets.settings import SettingsError
+from rm_assets.training.jobs.heartbeat import Heartbeat
 from rm_assets.training.jobs.receiving import run_sent_job
 from rm_assets.training.jobs.result import ERROR, ForeignOutputError
 from rm_assets.training.jobs.training_job import TrainingError
@@ -61,14 +62,15 @@ def execute_job(job: Job, work: Work, stop: Stop | None = None) -> int:
     is_first = children.is_first_worker()
     pipes = _open_pipes() if is_first else None
 
-    def log(text: str) -> None:
+    def show(text: str) -> None:
         if pipes is not None:
             pipes.log.info(printable(text))  # which Dagster prints, too
         elif is_first:
             print(printable(text), flush=True)
 
     try:
-        work(job, log, stop or Stop())
+        with Heartbeat(show) as log:
+            work(job, log, stop or Stop())
     except StoppedError as stopped:
         return 128 + stopped.number
     except ForeignOutputError as error:

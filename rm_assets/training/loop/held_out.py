@@ -5,7 +5,7 @@ computed in both, and the difference is published with the scores.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,16 +95,21 @@ def pair_scores(
     packing: Packing,
     row_tokens: int,
     stop_points: StopPoints | None = None,
+    progress: Callable[[int], object] = lambda num_done: None,
 ) -> NDArray[np.float32]:
     """The scores of the rows, float32 [rows, 2], chosen first; each process computes a part and gets all.
 
+    `progress` is called with the number of pairs that are scored so far, between micro-batches.
     Raises StepAbandonedError at one of the `stop_points`.
     """
     found = torch.zeros(len(pairs), 2, device=group.device)
     plans = plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]
+    num_done = 0
     for batch in one_ahead(lambda plan: collate(pairs, plan, group.device), plans, group.device):
         if stop_points:
             stop_points.before_micro_batch()
+        progress(num_done)
+        num_done += group.size * len(batch.rows)
         both = torch.stack(scores_of(scorer, batch), dim=1)
         found[moved(torch.from_numpy(batch.rows), group.device)] = both
     group.add_up(found)  # zero in all processes but one, so the sum is exact
@@ -131,14 +136,24 @@ def mean_loss_and_accuracy(
 
 
 def evaluate(
-    scorer: Scorer, splits: Mapping[str, Pairs], group: Group, packing: Packing, row_tokens: int, bfloat16: bool = False
+    scorer: Scorer,
+    splits: Mapping[str, Pairs],
+    group: Group,
+    packing: Packing,
+    row_tokens: int,
+    bfloat16: bool = False,
+    progress: Callable[[str], object] = lambda text: None,
 ) -> Evaluation:
     """Scores of every pair of every split. In `bfloat16` the scorer's weights stay rounded."""
 
     def scored(rows: Mapping[str, Rows]) -> dict[str, NDArray[np.float32]]:
-        return {
-            name: pair_scores(scorer, pairs, rows[name], group, packing, row_tokens) for name, pairs in splits.items()
-        }
+        return {name: score_split(name, rows[name]) for name in splits}
+
+    def score_split(name: str, rows: Rows) -> NDArray[np.float32]:
+        def show(num_done: int) -> None:
+            progress(f"{num_done:,} of {len(rows):,} {name} pairs scored")
+
+        return pair_scores(scorer, splits[name], rows, group, packing, row_tokens, progress=show)
 
     every = {name: np.arange(len(pairs)) for name, pairs in splits.items()}
     if not bfloat16 or sum(map(len, splits.values())) <= NUM_SAMPLED:

@@ -45,6 +45,7 @@ class Run:
     num_steps: int
     row_tokens: int  # limit of a micro-batch
     flops: ModelFlops | None = None  # None where MFU cannot be computed exactly, and in all processes but the first
+    progress: Callable[[str], object] = lambda _: None  # shows how far a long step is
 
 
 def train_step(
@@ -66,10 +67,12 @@ def train_step(
     run.optimizer.zero_grad()
     sums = torch.zeros(3, dtype=torch.float64, device=run.group.device)
     losses: list[Tensor] = []
+    num_own = sum(len(plan.pairs) for plan in plans)
     batches = one_ahead(lambda plan: collate(run.pairs, plan, run.group.device), plans, run.group.device)
     for number, batch in enumerate(batches, start=1):
         if stop_points:
             stop_points.before_micro_batch()
+        run.progress(f"step {step}/{run.num_steps}: {sum(map(len, losses))} of {num_own} pairs done")
         sum_gradients_at(run.scorer, last=number == len(plans))
         batch_losses, batch_right = add_gradients(run, batch, len(rows))
         sums[:2] += torch.stack([batch_losses.sum() / len(rows), batch_right])

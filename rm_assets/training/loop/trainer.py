@@ -57,7 +57,7 @@ def train(
     shares and speeds of `Tally`. Raises TrainingError before the update of a step whose loss or gradient is not finite,
     and StoppedError, its checkpoint saved, if `stop` asks for it.
     """
-    run = prepare_run(model, splits["train"], choice, settings, group)
+    run = replace(prepare_run(model, splits["train"], choice, settings, group), progress=log.progress)
     if group.device.type == "cuda":
         reason = reason_not_to_compile(settings, group.device)
         log.message(f"layers are not compiled: {reason}" if reason else "layers are compiled in the first steps")
@@ -66,6 +66,7 @@ def train(
             log.message(f"micro-batches have at most {run.row_tokens} tokens: more do not fit into this GPU")
     if warning := few_steps_warning(run.num_steps):
         log.message(f"warning: {warning}")
+    log.message(f"training: {run.num_steps:,} steps of up to {settings.batch_pairs} pairs")
     stop_points = StopPoints(stop or Stop(), group)
     if reason_not_to_compile(settings, group.device):
         stop_points.before_layers(decoder_layers(base_of(model)))
@@ -174,7 +175,12 @@ def _validate(run: Run, pairs: Pairs, step: int, log: TrainingLog, stop_points: 
     """Log loss and accuracy on at most MAX_VALIDATION_PAIRS held-out pairs, evenly spaced."""
     rows = np.arange(len(pairs), dtype=np.int64)[:: -(-len(pairs) // MAX_VALIDATION_PAIRS) or 1]
     if len(rows):
-        found = pair_scores(run.scorer, pairs, rows, run.group, run.choice.packing, run.row_tokens, stop_points)
+
+        def progress(num_done: int) -> None:
+            log.progress(f"validation after step {step}: {num_done} of {len(rows)} pairs scored")
+
+        arguments = (run.group, run.choice.packing, run.row_tokens, stop_points, progress)
+        found = pair_scores(run.scorer, pairs, rows, *arguments)
         loss, accuracy = mean_loss_and_accuracy(found, pairs, rows, run.settings)
         log.validation(step, loss, accuracy, len(rows))
 

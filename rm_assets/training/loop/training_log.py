@@ -10,6 +10,7 @@ from pathlib import Path
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_LATER_LINES = 30.0
 SECONDS_OF_EARLY_LINES = 60.0
+MAX_SECONDS_BETWEEN_LINES = 60.0
 MAX_FILE_LINES = 1000
 MAX_MESSAGE_CHARACTERS = 400  # the log of Dagster Pipes wants small messages
 
@@ -39,11 +40,18 @@ class TrainingLog:
     started: float = field(default_factory=time.perf_counter)
     last_line: float = -math.inf
     first_line: float = math.inf
+    last_message: float = field(default_factory=time.perf_counter)
 
     def message(self, text: str) -> None:
         """Show a line to the user."""
         if self.metrics_file is not None:
+            self.last_message = time.perf_counter()
             self.log(text[:MAX_MESSAGE_CHARACTERS])
+
+    def progress(self, text: str) -> None:
+        """Show how far unfinished work is, unless a line was shown in the last 30 seconds."""
+        if time.perf_counter() - self.last_message >= SECONDS_BETWEEN_LATER_LINES:
+            self.message(text)
 
     def start_clock(self, seconds_before: float = 0.0) -> None:
         """Start the clock for speeds, at the seconds that earlier runs of this training took."""
@@ -86,10 +94,10 @@ class TrainingLog:
 
 
 def _pause(seconds_of_lines: float, total_seconds: float) -> float:
-    """Seconds from one line to the next: 5 in the first minute, then 30 or a hundredth of the training."""
+    """Seconds from one line to the next: 5 in the first minute, then a hundredth of the training, from 30 to 60."""
     if seconds_of_lines < SECONDS_OF_EARLY_LINES:
         return SECONDS_BETWEEN_LINES
-    return max(SECONDS_BETWEEN_LATER_LINES, total_seconds / 100)
+    return min(max(SECONDS_BETWEEN_LATER_LINES, total_seconds / 100), MAX_SECONDS_BETWEEN_LINES)
 
 
 def progress_line(figures: StepFigures, num_steps: int, speed: float, seconds_left: float) -> str:

@@ -1,7 +1,8 @@
 """The work of a scoring job: both sides of each pair through a saved model."""
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from rm_assets.data.storage.files import write_json
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import open_parquet, write_table
+from rm_assets.training.jobs.heartbeat import spaced
 from rm_assets.training.jobs.result import MANIFEST
 from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob
 from rm_assets.training.jobs.training_job import TrainingError
@@ -27,21 +29,26 @@ _KEY = ["source", "line", "pair_id", "prompt_key", "variant"]
 _ROWS_PER_READ = 1024
 
 
-def score_pairs(job: ScoringJob) -> None:
+def score_pairs(job: ScoringJob, log: Callable[[str], object]) -> None:
     """Score every pair of the job and write the table; raises TrainingError without a usable model."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     check_model(Path(job.model), job.model_sha256)
     saved = load_saved_model(Path(job.model))
     with open_parquet(Path(job.pairs), sha256=job.pairs_sha256) as file:
-        tables = [
-            score_rows(saved, batch.to_pylist(), job.max_length, job.batch_size)
-            for batch in file.iter_batches(_ROWS_PER_READ)
-        ]
+        num_pairs, show, tables = file.metadata.num_rows, spaced(log), [SCORED.empty_table()]
+        log(f"scoring {num_pairs:,} pairs")
+        for batch in file.iter_batches(_ROWS_PER_READ):
+            progress = functools.partial(_show_progress, show, sum(map(len, tables)), num_pairs)
+            tables.append(score_rows(saved, batch.to_pylist(), job.max_length, job.batch_size, progress))
     output = Path(job.output_directory)
-    sha256 = write_table(output / f"{SCORED_FILE}.tmp", pa.concat_tables([*tables, SCORED.empty_table()]))
+    sha256 = write_table(output / f"{SCORED_FILE}.tmp", pa.concat_tables(tables))
     (output / f"{SCORED_FILE}.tmp").replace(output / SCORED_FILE)
     write_json(output / MANIFEST, {"files": {SCORED_FILE: sha256}})
+
+
+def _show_progress(show: Callable[[str], object], num_before: int, num_pairs: int, num_sequences: int) -> None:
+    show(f"{num_before + num_sequences // 2:,} of {num_pairs:,} pairs scored")
 
 
 def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
@@ -54,8 +61,17 @@ def check_model(directory: Path, sha256: Mapping[str, str]) -> None:
             raise TrainingError(f"{str(path)!r} is damaged (its sha256 is {found}, not {expected}): {remedy}")
 
 
-def score_rows(saved: SavedModel, rows: Iterable[Mapping[str, Any]], max_length: int, batch_size: int) -> pa.Table:
-    """Score rows with the schema `scoring_job.PAIRS`; returns a table with the schema SCORED."""
+def score_rows(
+    saved: SavedModel,
+    rows: Iterable[Mapping[str, Any]],
+    max_length: int,
+    batch_size: int,
+    progress: Callable[[int], object] = lambda num_done: None,
+) -> pa.Table:
+    """Score rows with the schema `scoring_job.PAIRS`; returns a table with the schema SCORED.
+
+    `progress` is called with the number of sequences scored so far, two a row.
+    """
     results: list[dict[str, Any]] = []
     sequences: list[list[int]] = []
     for row in rows:
@@ -65,7 +81,7 @@ def score_rows(saved: SavedModel, rows: Iterable[Mapping[str, Any]], max_length:
         except ConversationError as error:
             result["problem"] = str(error)
         results.append(result)
-    scores = iter(sequence_logits(saved, sequences, batch_size))
+    scores = iter(sequence_logits(saved, sequences, batch_size, progress=progress))
     for result in results:
         both = [next(scores), next(scores)] if not result["problem"] else [None, None]
         if not all(score is None or math.isfinite(score) for score in both):

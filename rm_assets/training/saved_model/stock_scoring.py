@@ -5,7 +5,7 @@ its pooling: of a decoder, the last token that is not padding.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,18 +112,21 @@ def sequence_logits(
     batch_size: int,
     padding: Padding = "right",
     min_width: int = 0,
+    progress: Callable[[int], object] = lambda num_done: None,
 ) -> list[float]:
     """The score of each sequence of ids, in their order, whatever they are batched with.
 
     Longest first, so that memory peaks at the start. `min_width` pads every batch to at least as many tokens. With
     padding on the left, positions are passed explicitly: 0 at each sequence's first token. Raises TrainingError for
-    such padding with an encoder, which reads the first token.
+    such padding with an encoder, which reads the first token. `progress` is called with the number of sequences scored
+    so far.
     """
     if padding == "left" and is_encoder(saved.model):
         raise TrainingError(f"{type(saved.model).__name__} is an encoder, whose scores need padding on the right")
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     scores = [0.0] * len(sequences)
     for start in range(0, len(order), batch_size):
+        progress(start)
         numbers = order[start : start + batch_size]
         batch = _batch(saved, [sequences[number] for number in numbers], padding, min_width)
         for number, score in zip(numbers, saved.model(**batch).logits[:, 0].float().tolist(), strict=True):

@@ -12,7 +12,7 @@ from rm_assets.training.model.probe import use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
 from rm_assets.training.model.scoring import Scorer, round_weights
 from rm_assets.training.packing.pair_store import open_store
-from rm_assets.training.packing.planning import Packing
+from rm_assets.training.packing.planning import Packing, plan_rows
 
 PAIRS = pairs_of(edge_cases())
 
@@ -36,6 +36,18 @@ def test_the_rows_that_are_asked_for_come_in_their_order():
     every = pair_scores(Scorer(model), PAIRS, np.arange(len(PAIRS)), ALONE, Packing.SHARED, 100)
     some = pair_scores(Scorer(model), PAIRS, np.array([9, 0, 4]), ALONE, Packing.SHARED, 100)
     assert some == pytest.approx(every[[9, 0, 4]], abs=1e-6)
+
+
+def test_scoring_shows_how_many_pairs_of_a_split_are_scored():
+    model, said = build("llama"), []
+    use_packing(model, Packing.SHARED)
+    splits = {"test": PAIRS, "evaluation/empty": random_pairs(0, 2)}
+    evaluate(Scorer(model), splits, ALONE, Packing.SHARED, 100, progress=said.append)
+    counts = [int(text.removesuffix(f" of {len(PAIRS)} test pairs scored")) for text in said]
+    assert counts[0] == 0
+    assert len(counts) == len(plan_rows(PAIRS, np.arange(len(PAIRS)), Packing.SHARED, 100)[0])
+    assert counts == sorted(set(counts))
+    assert counts[-1] < len(PAIRS)
 
 
 def test_a_look_makes_no_tensors_that_training_could_not_write_afterwards():

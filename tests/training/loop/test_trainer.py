@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_a_step_waits_for_its_device_once(make_job, tmp_path, max_grad_norm):
     with Waits() as waits:
         train_step(run, 1, 1, rows, plans)
     assert waits.names == ["tolist"]
+
+
+def test_a_step_shows_how_many_of_its_pairs_are_done(make_job, tmp_path):
+    job = make_job(settings={"batch_pairs": 12, "micro_batch_tokens": 30})
+    pairs, said = read_splits(job, tmp_path)["train"], []
+    model = build_model(job)
+    run = prepare_run(model, pairs, choose_packing(model, pairs, ALONE.device), job.settings, ALONE)
+    [(_, rows)] = planned_steps(job.settings, pairs)
+    [plans] = plan_rows(pairs, rows, Packing.SHARED, 30)
+    train_step(replace(run, progress=said.append), 1, 1, rows, plans)
+    done = np.cumsum([0, *(len(plan.pairs) for plan in plans[:-1])])
+    assert said == [f"step 1/1: {count} of 12 pairs done" for count in done]
 
 
 def test_a_gradient_above_the_limit_is_scaled_down_to_it(make_job, tmp_path):

@@ -64,10 +64,12 @@ def seconds_of_lines(monkeypatch, total_seconds, num_steps):
     return told
 
 
-def test_lines_are_frequent_in_the_first_minute_and_then_a_hundredth_of_the_work(monkeypatch):
+def test_lines_are_frequent_in_the_first_minute_and_then_one_a_minute_at_least(monkeypatch):
     ten_hours = seconds_of_lines(monkeypatch, 36_000, 36_000)
-    assert ten_hours[:13] == [*range(1, 57, 5), 56 + 360]
-    assert 100 < len(ten_hours) < 120
+    assert ten_hours[:14] == [*range(1, 57, 5), 56 + 60, 56 + 120]
+    assert 600 < len(ten_hours) < 620
+    over_an_hour = seconds_of_lines(monkeypatch, 4_500, 4_500)
+    assert {later - earlier for earlier, later in pairwise(over_an_hour[13:-1])} == {45}
     ten_minutes = seconds_of_lines(monkeypatch, 600, 600)
     assert [later - earlier for earlier, later in pairwise(ten_minutes)][11:-1] == [30] * 18
 
@@ -76,3 +78,16 @@ def test_every_validation_is_a_line(tmp_path):
     said = []
     TrainingLog(tmp_path / "metrics.jsonl", said.append).validation(40, 0.4123, 0.8125, 1020)
     assert said == ["validation after step 40 · loss 0.412 · accuracy 0.812 · 1,020 pairs"]
+
+
+def test_progress_within_a_step_is_a_line_where_none_was_shown_for_half_a_minute(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    log = TrainingLog(Path("/dev/null"), said.append)
+    log.message("begins")
+    for second in range(0, 100, 10):
+        clock[0] = second
+        if second == 50:
+            log.message("a line")
+        log.progress(f"{second} done")
+    assert said == ["begins", "30 done", "a line", "80 done"]
