@@ -14,8 +14,9 @@ from torch import Tensor
 from rm_assets.training.devices import bytes_of_copies, copy_to_host
 from rm_assets.training.loop.checkpoint import Checkpoints, Header, Position
 
-SHARE = 0.5
-"""Share of the free memory that the copies of all processes of a machine may take."""
+SHARE, CPU_SHARE = 0.5, 0.05
+"""Share of the free memory that the copies of all processes of a machine may take. Where a CPU trains, activations need
+that memory, too, and a step takes longer than writing a checkpoint."""
 SECONDS_AFTER_AN_ERROR = 300.0
 """How long to wait for a checkpoint after the loop has failed: other processes that write it may have failed too."""
 
@@ -91,12 +92,13 @@ class Saver:
     def _has_room(self, tensors: Mapping[str, Tensor]) -> bool:
         group = self._checkpoints.group
         needed, left = group.local_size * bytes_of_copies(tensors, group.device), self._free_memory()
-        if needed <= SHARE * left:
+        share = SHARE if group.device.type == "cuda" else CPU_SHARE
+        if needed <= share * left:
             return True
         if group.is_first:
             self._checkpoints.log(
-                f"training waits for every checkpoint: copies of {needed / 2**20:.0f} MiB are more than half "
-                f"of the {left / 2**20:.0f} MiB of free memory"
+                f"training waits for every checkpoint: copies of {needed / 2**20:.0f} MiB are more than "
+                f"{share:.0%} of the {left / 2**20:.0f} MiB of free memory"
             )
         return False
 

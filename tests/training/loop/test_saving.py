@@ -115,7 +115,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_fails(make_job):
     assert not (output / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("left", "is_copied"), [(2 * 4000, True), (2 * 4000 - 1, False), (0, False)])
+@pytest.mark.parametrize(("left", "is_copied"), [(20 * 4000, True), (20 * 4000 - 1, False), (0, False)])
 def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path, left, is_copied):
     said, threads = [], []
 
@@ -138,7 +138,7 @@ def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path, lef
 def test_every_process_of_a_machine_needs_a_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     said = []
-    with Saver(checkpoints(tmp_path, say=said.append), lambda: 8 * 4000 - 1) as saver:
+    with Saver(checkpoints(tmp_path, say=said.append), lambda: 4 * 20 * 4000 - 1) as saver:
         saver.save(Position(step=1), {"weight.a": torch.zeros(1000)})
     assert len(said) == 1
 
