@@ -1,5 +1,6 @@
 """Parsing of settings given as JSON, and validation of their values."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def require_folder_names(names: Mapping[str, Any]) -> None:
+def _folder_names(names: dict[str, Any]) -> dict[str, Any]:
     """Raise ValueError unless each name can be that of a folder, on a system that ignores case, too."""
     known: dict[str, str] = {}
     for name in names:
@@ -98,14 +99,16 @@ def require_folder_names(names: Mapping[str, Any]) -> None:
             )
         if (other := known.setdefault(name.lower(), name)) != name:
             raise ValueError(f"the names {other!r} and {name!r} differ in case alone: rename one of these sets")
+    return names
 
 
-def require_file_columns(value: Mapping[str, Any]) -> None:
+def _file_columns(value: dict[str, Any]) -> dict[str, Any]:
     """Raise ValueError unless this maps fields to columns, and globs of files to such mappings."""
     of_files = {name: columns for name, columns in value.items() if is_glob(name)}
     others = {name: column for name, column in value.items() if name not in of_files}
     for columns in (others, *of_files.values()):
         require_columns(columns)
+    return value
 
 
 def require_columns(columns: Any) -> None:
@@ -142,3 +145,9 @@ def read_labels(labels: Mapping[Any, Any], level: Literal["labels", "glob", "col
         else:
             raise ValueError(f"{name!r}: Input should be 'first', 'second' or 'tie', or a mapping of a column or glob")
     return _unique_dict(found)
+
+
+COLUMNS, LABELS, FOLDERS = (
+    AfterValidator(check) for check in (_file_columns, functools.partial(read_labels, level="labels"), _folder_names)
+)
+"""Columns by field, each used once; labels, normalized for comparison; names of folders."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from rm_assets.json_settings import LIST, MAPPING, OWNERS, UTF8, read_labels, require_file_columns, require_folder_names
+from rm_assets.json_settings import COLUMNS, FOLDERS, LABELS, LIST, MAPPING, OWNERS, UTF8
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
@@ -54,11 +54,11 @@ class AnnotationSettings(_Group):
     """File, directory, glob or URI (s3://bucket/prefix, hf://datasets/owner/name) of .jsonl, .ndjson, .jsonlines,
     .json, .parquet, .csv or .tsv files, optionally with .gz or .zst. Unset: the built-in sample."""
 
-    columns: Annotated[dict[str, str | dict[str, str]], MAPPING] = {}
+    columns: Annotated[dict[str, str | dict[str, str]], MAPPING, COLUMNS] = {}
     """Your column names, as JSON: {"prompt": "query", "chosen": "winner"}; for the files that a glob matches:
     {"shp/*": {"prompt": "history"}}."""
 
-    labels: Annotated[dict[str, str | dict[str, Any]], MAPPING] = {}
+    labels: Annotated[dict[str, str | dict[str, Any]], MAPPING, LABELS] = {}
     """Meaning of your labels, as JSON: {"0": "first", "1": "second", "2": "tie"}; for one column:
     {"winner": {"0": "first"}}; for the files that a glob matches: {"shp/*": {"0": "first"}}."""
 
@@ -81,17 +81,6 @@ class AnnotationSettings(_Group):
     max_expansion: PositiveInt = 200
     """A compressed file or table that expands to more than 64 MiB and more than this many times its size is rejected
     as a whole."""
-
-    @field_validator("columns")
-    @classmethod
-    def _names_each_column_once(cls, value: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
-        require_file_columns(value)
-        return value
-
-    @field_validator("labels")
-    @classmethod
-    def _normalized_for_comparison(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return read_labels(value, "labels")
 
     @property
     def uses_sample_annotations(self) -> bool:
@@ -139,7 +128,7 @@ class EvaluationSettings(_Group):
     """Pairs that also occur with flipped labels. drop: use none of them; majority: use the more frequent direction
     (none on a draw); keep: use all."""
 
-    evaluation_files: Annotated[dict[str, str], MAPPING] = {}
+    evaluation_files: Annotated[dict[str, str], MAPPING, FOLDERS] = {}
     """Named evaluation sets, scored and never trained on, as JSON: name to file, directory or glob. Training prompts
     that overlap them are rejects."""
 
@@ -177,12 +166,6 @@ class EvaluationSettings(_Group):
     suspect_folds: NonNegativeInt = 0
     """Number of models trained to find suspect labels; each judges prompts it was not trained on. 0: off; otherwise at
     least 2."""
-
-    @field_validator("evaluation_files")
-    @classmethod
-    def _names_that_can_be_folders(cls, value: dict[str, str]) -> dict[str, str]:
-        require_folder_names(value)
-        return value
 
     @field_validator("test_fraction")
     @classmethod
