@@ -75,8 +75,18 @@ def _owners(value: list[str]) -> list[str]:
     return value
 
 
-UTF8, OWNERS = AfterValidator(_utf8), AfterValidator(_owners)
-"""Text without lone surrogates; owners of assets as Dagster takes them."""
+def _hub_name(value: str | None) -> str | None:
+    if value is not None:
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        validate_repo_id(value)
+        if "/" not in value:
+            raise ValueError("it must be the name of a repository with its owner, owner/name")
+    return value
+
+
+UTF8, OWNERS, HUB_NAME = AfterValidator(_utf8), AfterValidator(_owners), AfterValidator(_hub_name)
+"""Text without lone surrogates; owners of assets as Dagster takes them; a repository of the Hugging Face Hub."""
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from rm_assets.json_settings import COLUMNS, FOLDERS, LABELS, LIST, MAPPING, OWNERS, UTF8
+from rm_assets.json_settings import COLUMNS, FOLDERS, HUB_NAME, LABELS, LIST, MAPPING, OWNERS, UTF8
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
@@ -349,11 +349,34 @@ class LaunchSettings(_Group):
     """YAML file with the Kubernetes pod spec to start from: volumes, secrets, limits, node selectors."""
 
 
-class Settings(AnnotationSettings, ModelSettings, EvaluationSettings, StorageSettings, RunSettings):
+class PublishingSettings(_Group):
+    """What is pushed to the Hugging Face Hub. The token is `HF_TOKEN`, or that of `hf auth login`."""
+
+    publish_model_to: Annotated[str | None, HUB_NAME] = None
+    """Model repository (owner/name) that gets each promoted model. Unset: none."""
+
+    publish_data_to: Annotated[str | None, HUB_NAME] = None
+    """Dataset repository (owner/name) that gets the validated_preferences of the promoted model, without the evaluation
+    sets. Unset: none."""
+
+    publish_private: bool = True
+    """Repositories must be private, and are created so; false: they are created public, and those that exist are left
+    as they are."""
+
+    publish_license: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.+-]*$")
+    """License that the cards state, as the Hub spells it: apache-2.0, cc-by-4.0, other. Unset: none."""
+
+
+class Settings(AnnotationSettings, ModelSettings, EvaluationSettings, StorageSettings, RunSettings, PublishingSettings):
     """All settings; those of jobs are in `training` and `launch`."""
 
     training: TrainingSettings = TrainingSettings()
     launch: LaunchSettings = LaunchSettings()
+
+    @property
+    def publishes(self) -> bool:
+        """Whether anything is pushed to the Hub."""
+        return bool(self.publish_model_to or self.publish_data_to)
 
     @property
     def shows_previews(self) -> bool:
@@ -369,6 +392,7 @@ GROUPS: Mapping[str, type[BaseModel]] = {
     "Running": RunSettings,
     "Training": TrainingSettings,
     "Launching": LaunchSettings,
+    "Publishing": PublishingSettings,
 }
 """Title of each group of settings, in reading order."""
 

@@ -172,3 +172,17 @@ def test_without_test_pairs_there_must_be_an_evaluation_set() -> None:
     for name in ("test_fraction", "validation_fraction"):
         with pytest.raises(SettingsError, match=name):
             load_settings({name: -0.1, **own}, {})
+
+
+@pytest.mark.parametrize("name", ["publish_model_to", "publish_data_to"])
+@pytest.mark.parametrize("value", ["name", "a/b/c", "https://huggingface.co/a/b", "a/b--c", "a/.b", "a b/c", "a/b.git"])
+def test_a_repository_of_the_hub_needs_a_valid_name(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} \(or RM_{name.upper()}\) is '{value}': "):
+        load_settings({name: value}, {})
+    assert load_settings({name: "an-org/a_model.v2"}, {}).publishes
+
+
+def test_a_license_is_named_as_the_hub_spells_it() -> None:
+    assert load_settings({"publish_license": "cc-by-4.0"}, {}).publish_license == "cc-by-4.0"
+    with pytest.raises(SettingsError, match="publish_license"):
+        load_settings({"publish_license": "Apache 2.0"}, {})

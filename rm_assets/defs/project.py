@@ -81,6 +81,7 @@ class _ProjectResource(dg.ConfigurableResource):
         model = base or toy_model(tokenizer)
         warnings = _spare_ids(tokenizer, model.vocab_size)
         _require_usable(settings.storage)
+        _require_token(settings)
         return Project(settings=settings, tokenizer=tokenizer, model=model, warnings=warnings)
 
 
@@ -109,6 +110,19 @@ def _spare_ids(files: TokenizerFiles, num_embeddings: int) -> tuple[str, ...]:
                 "or resize the model's embeddings (resize_token_embeddings)"
             )
     return (f"{ids}: a pair with one of the ids beyond stops the training job",)
+
+
+def _require_token(settings: Settings) -> None:
+    """Raise SettingsError if something is to be pushed to the Hub, and this machine has no token."""
+    if settings.publishes:
+        from huggingface_hub import get_token
+
+        if not get_token():
+            name = "publish_model_to" if settings.publish_model_to else "publish_data_to"
+            raise SettingsError(
+                f"{name} (or {PREFIX}{name.upper()}) is set, but there is no Hugging Face token: set HF_TOKEN "
+                "to one with write access, or log in by `hf auth login`"
+            )
 
 
 def _require_usable(setting: str) -> None:

@@ -42,6 +42,7 @@ ASSETS = (
     "reward_model",
     "reward_model_report",
     "promoted_reward_model",
+    "published_reward_model",
     "suspect_annotations",
 )
 """The directories of a storage: those of snapshots, and `annotation_files`, the cache of file hashes."""

@@ -162,6 +162,9 @@ SCORES = _schema(
 PROMOTED = _schema([("model", pa.string()), ("file", pa.string()), ("sha256", pa.string())])
 """The promoted model's files, relative to `reward_model/<model>`."""
 
+PUBLISHED = _schema([(name, pa.string()) for name in ("repository", "commit", "file", "sha256")])
+"""The files pushed to each repository of the Hub, and the commit with them."""
+
 SUSPECTS = _schema(
     [*_LINE, ("pair_id", pa.string()), ("prompt_key", pa.string()), ("fold", pa.int64())],
     [(name, pa.float64()) for name in ("chosen_score", "rejected_score", "margin", "suspicion")],

@@ -1,1 +1,1 @@
-"""The assets: five data stages, their rejects, the reward model, its report, the promoted model and suspect labels."""
+"""The assets: five data stages, their rejects, the models, the report and suspect labels."""

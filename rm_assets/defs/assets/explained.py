@@ -16,6 +16,7 @@ from rm_assets.data.storage.snapshots import SnapshotError
 from rm_assets.defs.launchers.kubernetes import PodStaysError
 from rm_assets.defs.launchers.resource import TrainingFailedError
 from rm_assets.defs.results.stages import NothingLeftError
+from rm_assets.defs.snapshots.hub import PublishingError
 from rm_assets.defs.snapshots.promotions import NothingToPromoteError
 from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError
@@ -23,7 +24,7 @@ from rm_assets.training.jobs.result import TrainingResultError
 
 EXPLAINED = (
     *(SettingsError, StorageError, SnapshotError, EngineError, TemplateError, EncodingError, NothingLeftError),
-    *(TrainingFailedError, TrainingResultError, PodStaysError, NothingToPromoteError),
+    *(TrainingFailedError, TrainingResultError, PodStaysError, NothingToPromoteError, PublishingError),
 )
 """The errors whose text is written for users; others keep their traceback at the top."""
 

@@ -1,4 +1,4 @@
-"""The training assets: the reward model, its report, the promoted model, and suspect labels."""
+"""The training assets: the reward model, its report, the promoted and the published model, and suspect labels."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,11 +14,12 @@ from rm_assets.defs.project import ProjectResource, freshness_policy, owners
 from rm_assets.defs.results.models import MODEL_CHECKS, model_result
 from rm_assets.defs.results.moved_storage import moved_storage
 from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
+from rm_assets.defs.results.publications import publication_result
 from rm_assets.defs.results.report_checks import REPORT_CHECKS, report_checks
 from rm_assets.defs.results.reports import draw_plots, report_files, report_result
 from rm_assets.defs.results.suspects import suspects_result
 from rm_assets.defs.runs.pool import POOL
-from rm_assets.defs.snapshots import models, promotions, reports, suspects
+from rm_assets.defs.snapshots import models, promotions, publications, reports, suspects
 
 
 @dg.asset(
@@ -95,6 +96,27 @@ def promoted_reward_model(
     checks = report_checks(reports.write_report(run, newest), run.project.settings)
     moved = moved_storage(context, run.project.storage)
     return promotion_result(promotions.promote_model(run, newest, checks), moved)
+
+
+@dg.asset(
+    deps=[promoted_reward_model],
+    output_required=False,  # while it is off, nothing is materialized
+    group_name="training",
+    kinds={"huggingface"},
+    owners=owners(),
+    code_version=str(publications.VERSION),
+    metadata=schema_metadata(schemas.PUBLISHED, file="A file there.", sha256="SHA-256 of the file."),
+)
+@explained
+def published_reward_model(
+    context: dg.AssetExecutionContext, project: ProjectResource
+) -> Iterator[dg.MaterializeResult]:
+    """The promoted model on the Hugging Face Hub, with its card; needs publish_model_to or publish_data_to."""
+    ready = project.ready()
+    if not ready.settings.publishes:
+        context.log.info("off: neither publish_model_to nor publish_data_to is set")
+        return
+    yield publication_result(publications.publish_model(ready, context.log.info))
 
 
 @dg.asset(

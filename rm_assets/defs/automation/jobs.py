@@ -14,6 +14,7 @@ from rm_assets.defs.assets.data import (
 )
 from rm_assets.defs.assets.training import (
     promoted_reward_model,
+    published_reward_model,
     reward_model,
     reward_model_report,
     suspect_annotations,
@@ -57,8 +58,8 @@ refresh_data = dg.define_asset_job(
 
 train_model = dg.define_asset_job(
     "train_model",
-    selection=[reward_model, reward_model_report, promoted_reward_model],
-    description="Trains on the newest padded_pairs if they or the settings changed, then reports and promotes.",
+    selection=[reward_model, reward_model_report, promoted_reward_model, published_reward_model],
+    description="Trains on the newest padded_pairs if they or the settings changed, reports, promotes, publishes.",
     config=_launchpad("epochs", "learning_rate"),
     tags={**_RETRIES, TRAINS: "true"},
 )

@@ -46,6 +46,7 @@ def summary(instance: DagsterInstance, run_id: str) -> Iterator[str]:
         ("result", _result(shown)),
         *(("warnings", text) for text in warnings),
         ("model", _model(shown)),
+        ("published", _published(shown)),
         ("rejects", _rejects(shown)),
         ("next", _next(shown)),
     ]
@@ -98,6 +99,15 @@ def _model(shown: Mapping[str, Figures]) -> str:
         if promotion["verdict"] != "promoted":
             states[-1] += f": {promotion['reason']}"
     return f"{model['path']} ({'; '.join(states)}); its README.md tells how to use it"
+
+
+def _published(shown: Mapping[str, Figures]) -> str:
+    pushed = shown.get("published_reward_model", {})
+    return ", ".join(
+        f"{pushed[f'{kind}_url']} ({'pushed now' if pushed[f'{kind}_pushed_now'] else 'nothing changed'})"
+        for kind in ("model", "data")
+        if f"{kind}_url" in pushed
+    )
 
 
 def _rejects(shown: Mapping[str, Figures]) -> str:

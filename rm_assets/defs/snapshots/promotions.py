@@ -16,7 +16,7 @@ from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.ownership import MANIFEST, is_snapshot_name
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
-from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError, read_snapshot
+from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError, latest_snapshot, read_snapshot
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
@@ -73,6 +73,13 @@ def promote_model(run: AssetRun, newest: ModelSnapshot, checks: Sequence[dg.Asse
         key = fingerprint(ASSET, VERSION, winner, model.manifest["files"])
         snapshot = publication.publish_tables(key, lambda: ({DATA: _files(model)}, {}), {MODEL: winner}, facts)
     return Promotion(snapshot=snapshot, model=model, verdict=facts)
+
+
+def promoted_model(storage: Path) -> ModelSnapshot:
+    """The promoted model; raises SnapshotError if there is none."""
+    if promoted := latest_snapshot(storage, ASSET):
+        return model_snapshot(storage, _champion(promoted))
+    raise SnapshotError(f"{ASSET} has no snapshot in {str(storage)!r}: materialize {ASSET} first")
 
 
 def _champion(before: Snapshot) -> str:

@@ -18,7 +18,7 @@ from rm_assets.settings import setting_fields
 SOURCE = "annotation_files"
 STAGES = ["raw_preferences", "validated_preferences", "flattened_conversations", "tokenized_pairs", "padded_pairs"]
 ASSETS = [*STAGES, "rejected_annotations", "reward_model", "reward_model_report", "promoted_reward_model"]
-OFF = ["suspect_annotations"]
+OFF = ["published_reward_model", "suspect_annotations"]
 DEFAULTS = {name: field.default for name, field in setting_fields()}
 
 
@@ -76,11 +76,11 @@ def test_every_asset_says_what_it_is(first_run) -> None:
 def test_the_lineage_is_a_line_along_which_every_stage_lies_above_what_reads_it() -> None:
     specs = {spec.key.to_user_string(): spec for spec in definitions().resolve_all_asset_specs()}
     parents = {name: [dep.asset_key.to_user_string() for dep in spec.deps] for name, spec in specs.items()}
-    line = [SOURCE, *STAGES, "reward_model", "reward_model_report", "promoted_reward_model"]
+    line = [SOURCE, *STAGES, "reward_model", "reward_model_report", "promoted_reward_model", "published_reward_model"]
     assert {name: parents[name] for name in line[1:]} == {name: [before] for before, name in itertools.pairwise(line)}
     assert parents["rejected_annotations"] == parents["suspect_annotations"] == ["padded_pairs"]
     graph = definitions().resolve_asset_graph()
-    for selection, below in (("padded_pairs+", 4), ("reward_model*", 3), ("*padded_pairs", 5), ("*", 10)):
+    for selection, below in (("padded_pairs+", 4), ("reward_model*", 4), ("*padded_pairs", 5), ("*", 11)):
         found = dg.AssetSelection.from_coercible([selection]).resolve(graph)
         assert len(found) == below, selection
 

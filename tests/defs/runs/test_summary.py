@@ -80,6 +80,16 @@ def test_a_model_that_is_not_promoted_says_why_and_own_data_lead_to_scoring(line
     assert found[3].startswith("next      score pairs: python -m rm_assets.training.score /m/model pairs.jsonl; ")
 
 
+def test_a_published_model_is_named_with_its_address(lines: Lines) -> None:
+    url, data = (dg.MetadataValue.url(f"https://huggingface.co/{name}") for name in ("me/rm", "datasets/me/data"))
+    pushed = {"model_url": url, "model_pushed_now": True, "data_url": data, "data_pushed_now": False}
+    found = lines(published_reward_model=pushed)
+    expected = "https://huggingface.co/me/rm (pushed now), https://huggingface.co/datasets/me/data (nothing changed)"
+    assert f"published {expected}" in found
+    del pushed["model_url"]
+    assert "published https://huggingface.co/datasets/me/data (nothing changed)" in lines(published_reward_model=pushed)
+
+
 def test_a_run_of_the_data_alone_ends_with_its_pairs(lines: Lines) -> None:
     assert lines(raw_preferences={"lines": 9, "annotations": "my.jsonl"}, padded_pairs=PADDED) == [
         "result    pairs: 1,729 train, 102 validation, 168 test (/p)",
