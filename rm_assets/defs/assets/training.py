@@ -105,7 +105,6 @@ def promoted_reward_model(
     kinds={"huggingface"},
     owners=owners(),
     code_version=str(publications.VERSION),
-    metadata=schema_metadata(schemas.PUBLISHED, file="A file there.", sha256="SHA-256 of the file."),
 )
 @explained
 def published_reward_model(

@@ -39,9 +39,6 @@ MEANINGS = {
     "reason": "The reason, as a fixed code; rejects_by_reason explains it.",
     "detail": "What exactly is wrong, without the row's text.",
     "line_sha256": "SHA-256 of the line.",
-    # the published model
-    "repository": "The repository on the Hugging Face Hub; a dataset's begins with datasets/.",
-    "commit": "The commit that pushed the file.",
 }
 """Column name -> one sentence. An asset may override it (`schema_metadata`)."""
 
