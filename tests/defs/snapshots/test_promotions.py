@@ -21,7 +21,6 @@ from rm_assets.defs.project import Project
 from rm_assets.defs.snapshots.models import ModelSnapshot, model_snapshot
 from rm_assets.defs.snapshots.promotions import Promotion, promote_model
 from rm_assets.settings import Settings
-from rm_assets.training.jobs.result import SCORES
 from rm_assets.training.jobs.scoring_job import SCORED
 
 CHAMPION, NEWEST = "c" * 16, "e" * 16
@@ -57,7 +56,7 @@ class Site:
         directory.mkdir(parents=True, exist_ok=True)
         usual = {"split": "test", "chosen_length": 9, "rejected_length": 9, "margin": 0.0}
         pq.write_table(
-            pa.Table.from_pylist([row | usual | scores for row in rows], SCORES), directory / "scores.parquet"
+            pa.Table.from_pylist([row | usual | scores for row in rows], schemas.SCORES), directory / "scores.parquet"
         )
         files = {"scores.parquet": hashlib.sha256((directory / "scores.parquet").read_bytes()).hexdigest()}
         manifest = {"key": name * 4, "data_snapshot": data_snapshot, "files": files, "metrics": {}, "versions": {}}
