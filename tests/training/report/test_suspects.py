@@ -23,6 +23,7 @@ def test_contradicted_pairs_come_most_suspect_first_and_others_not_at_all():
     found = rank_suspects(scored((1, 0, 1.0, 0.0), (2, 0, 0.0, 3.0), (3, 0, 0.0, 1.0), (4, 0, 2.0, 2.0)))
     assert found["line"].tolist() == [2, 3]
     assert found["margin"].tolist() == [-3, -1]
+    assert found.index.tolist() == [0, 1]
 
 
 def test_folds_of_different_spread_are_brought_to_one_scale():
@@ -32,6 +33,11 @@ def test_folds_of_different_spread_are_brought_to_one_scale():
     )
     assert found["line"].tolist() == [3, 1]
     assert found["suspicion"].tolist() == [pytest.approx(30 / (1400 / 3) ** 0.5), 1]
+
+
+def test_equal_margins_have_no_spread_to_be_measured_in():
+    found = rank_suspects(scored((1, 0, 0.0, 2.0), (2, 0, 1.0, 3.0)))
+    assert found["suspicion"].tolist() == [2, 2]
 
 
 def test_equal_scores_everywhere_give_no_suspect():
