@@ -246,6 +246,7 @@ def test_judgebench_has_a_row_for_each_of_its_categories():
         "livecodebench": 1, "knowledge": 0.5, "reasoning": 1, "math": 0, "code": 1,
     }  # fmt: skip
     assert rows.loc["knowledge", "num_pairs"] == 2
+    assert list(rows.index) == ["all", *sorted(names), "code", "knowledge", "math", "reasoning"]
     mixed = sliced(scores, subset=[*names[:4], "other"])
     assert "knowledge" not in rows_of(build_report(scores, mixed), "evaluation/judge").index
 

@@ -38,6 +38,8 @@ def test_folds_of_different_spread_are_brought_to_one_scale():
 def test_equal_margins_have_no_spread_to_be_measured_in():
     found = rank_suspects(scored((1, 0, 0.0, 2.0), (2, 0, 1.0, 3.0)))
     assert found["suspicion"].tolist() == [2, 2]
+    close = rank_suspects(scored((1, 0, 0.0, 1.0), (2, 0, 1.0, 1.0)))  # margins -1 and 0 have a spread of a half
+    assert close["suspicion"].tolist() == [2]
 
 
 def test_equal_scores_everywhere_give_no_suspect():
