@@ -87,6 +87,30 @@ def test_a_pack_has_no_more_text_than_a_shard_may_have() -> None:
     assert len(list(cut_packs(names_of_files, [3000] * 64, max_bytes=2000))) == 64
 
 
+def lengths(number: int, size: int, max_bytes: int = MAX_BYTES) -> list[int]:
+    """The numbers of files in the packs of one run of equal files."""
+    packs_of_run = cut_packs(names(range(number)), [size] * number, max_bytes)
+    return [pack.stop - pack.start for pack in packs_of_run]
+
+
+def test_a_pack_may_reach_each_of_its_limits() -> None:
+    assert lengths(MIN_FILES, 700) == [MIN_FILES]
+    assert lengths(MAX_FILES, 700) == [MAX_FILES]
+    assert len(lengths(MAX_FILES + 1, 700)) > 1
+    assert lengths(64, 100, max_bytes=6400) == [64]
+    assert len(lengths(64, 100, max_bytes=6399)) > 1
+    assert lengths(MAX_BYTES // SMALL_BYTES, SMALL_BYTES, max_bytes=10 * MAX_BYTES) == [32]
+    assert len(lengths(MAX_BYTES // SMALL_BYTES + 1, SMALL_BYTES, max_bytes=10 * MAX_BYTES)) > 1
+
+
+def test_a_pack_that_is_too_large_is_cut_so_that_neither_part_is_too_small() -> None:
+    for start in range(0, 1600, 16):
+        sources = names(range(start, start + 16))
+        assert list(cut_packs(sources, [100] * 16, max_bytes=1500)) == [slice(0, 8), slice(8, 16)]
+        several = [pack.stop - pack.start for pack in cut_packs(names(range(start, start + 24)), [100] * 24, 1600)]
+        assert len(several) > 1 and min(several) >= MIN_FILES
+
+
 def test_no_pack_spans_the_evaluation_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rejects are sorted by source, theirs too."""
     monkeypatch.setattr(packs, "_FILES_PER_CUT", 10**9)
