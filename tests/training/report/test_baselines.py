@@ -101,3 +101,5 @@ def test_a_baseline_is_near_where_it_reaches_the_interval(reaches, near):
     found = near_baselines(pd.DataFrame([row, few, by_length]), ["longer_wins"])
     assert found["baseline"].tolist() == near
     assert (found["slice"] == "all").all()
+    columns = ["slice", "value", "num_pairs", "accuracy", "accuracy_low", "baseline", "reaches"]
+    assert list(found.columns) == columns
