@@ -196,6 +196,9 @@ def test_rows_that_do_not_suffice_grow_by_a_sixteenth():
     pairs = alike(200, 1, 1, prefix=[9, 9])  # 4 tokens each: 80 rows of 10 have room for all tokens, not for all pairs
     assert num_rows(pairs, Packing.SHARED, 10) == [100]  # after 85, 90 and 95
     assert num_rows(pairs, Packing.SHARED, 10, 2) == [51, 51]  # after 84, 88, 92 and 96
+    few = alike(10, 1, 1, prefix=[9, 9])
+    assert num_rows(few, Packing.SHARED, 10) == [5]  # after 4: by one at least
+    assert num_rows(few, Packing.SHARED, 10, 2) == [3, 3]
 
 
 def test_a_pair_whose_sides_are_one_sequence_computes_it_once():
