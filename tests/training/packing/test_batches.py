@@ -88,6 +88,7 @@ def test_padded_rows_hold_pairs_of_like_length():
     [plans] = micro(Packing.PADDED)
     # longest sides 4, 2, 3, 3, 3: a side of 2 would waste more than a quarter of a row of 4
     assert [plan.pairs.tolist() for plan in plans] == [[0, 2, 3, 4], [1]]
+    assert [branches.prefix for plan in plans for branches in plan.branches] == [0, 0]  # nothing is shared
     batch = collate(PAIRS, plans[0], CPU)
     assert batch.ids.tolist() == [[7, 8, 9, 0], [7, 8, 5, 6], [4, 4, 1, 0], [4, 4, 2, 0], [4, 4, 3, 0]]
     assert batch.last.tolist() == [2, 7, 10, 14, 18]
