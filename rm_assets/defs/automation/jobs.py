@@ -4,14 +4,6 @@ from typing import Any
 
 import dagster as dg
 
-from rm_assets.defs.assets.data import (
-    flattened_conversations,
-    padded_pairs,
-    raw_preferences,
-    rejected_annotations,
-    tokenized_pairs,
-    validated_preferences,
-)
 from rm_assets.defs.assets.training import (
     promoted_reward_model,
     published_reward_model,
@@ -43,14 +35,7 @@ TRAINS = "rm_assets/trains"
 
 refresh_data = dg.define_asset_job(
     "refresh_data",
-    selection=[
-        raw_preferences,
-        validated_preferences,
-        flattened_conversations,
-        tokenized_pairs,
-        padded_pairs,
-        rejected_annotations,
-    ],
+    selection=dg.AssetSelection.groups("annotations", "preparation"),
     description="Reads new and changed annotation files and prepares their pairs. Trains nothing.",
     config=_launchpad("annotations", "max_length"),
     tags=_RETRIES,

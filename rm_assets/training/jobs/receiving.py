@@ -4,28 +4,18 @@ Each finished checkpoint is uploaded at once, and the result at the end, its man
 """
 
 import contextlib
-import functools
-import itertools
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from rm_assets.addresses import mask_credentials, require_no_credentials
-from rm_assets.data.storage.files import (
-    StorageError,
-    download,
-    remove_tree,
-    resolve_path,
-    subdirectories,
-    upload,
-)
+from rm_assets.data.storage.files import StorageError, download, remove_tree, resolve_path, subdirectories, upload
 from rm_assets.display_text import one_line
 from rm_assets.training.jobs.result import CHECKPOINTS, SCRATCH
-from rm_assets.training.jobs.transport import CHECKPOINT, copy_from_storage, read_job
+from rm_assets.training.jobs.transport import CHECKPOINT, copier, copy_from_storage, read_job
 from rm_assets.training.processes.children import start_child
 from rm_assets.training.processes.signals import STOP_SIGNALS, exit_stopped
 
@@ -52,28 +42,10 @@ def run_sent_job(uri: str) -> int:
         working = directory / "output"
         working.mkdir()
         copy_from_storage(output / CHECKPOINTS, working / CHECKPOINTS)
-        local = job.with_paths(_receiver(directory / "inputs"), str(working))
+        receive = copier(directory / "inputs", lambda name: "://" in name, copy_from_storage, download)
+        local = job.with_paths(receive, str(working))
         (directory / "job.json").write_text(local.model_dump_json())
         return _run_and_upload([sys.executable, "-m", MODULE, str(directory / "job.json")], working, output)
-
-
-def _receiver(home: Path) -> Callable[[str], str]:
-    """A function that copies a file or directory at a URI to this machine, and returns its path here."""
-    numbers = itertools.count()
-
-    @functools.cache
-    def receive(name: str) -> str:
-        if "://" not in name:
-            return name
-        origin, target = resolve_path(name), home / str(next(numbers))
-        target.mkdir(parents=True)
-        if origin.is_dir():
-            copy_from_storage(origin, target)
-            return str(target)
-        download(origin, target / origin.name)
-        return str(target / origin.name)
-
-    return receive
 
 
 def _run_and_upload(command: list[str], working: Path, output: Path) -> int:

@@ -66,7 +66,8 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
         _remove_attempt(attempt)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
-    sent = job.with_paths(_sender(storage, home / "inputs"), str(output))
+    send = copier(home / "inputs", lambda name: _is_to_send(name, storage), upload, copy_file)
+    sent = job.with_paths(send, str(output))
     write_json(home / "job.json", sent.model_dump(mode="json"))
     try:
         yield SentJob(name=name, place=home / "job.json", output=output)
@@ -87,25 +88,35 @@ def _remove_attempt(home: Path) -> None:
     remove_directories([home])
 
 
-def _sender(storage: Path, home: Path) -> Callable[[str], str]:
-    """A function that copies a file or directory to the storage, unless it is there, and returns its path there."""
+def _is_to_send(name: str, storage: Path) -> bool:
+    """Whether the other machine cannot read this path; neither a URI nor a name on the Hub is sent."""
+    return "://" not in name and Path(name).exists() and not _shared_path(Path(name), storage)
+
+
+def copier(
+    home: Path,
+    is_to_copy: Callable[[str], bool],
+    copy_directory: Callable[[Path, Path], None],
+    copy_one: Callable[[Path, Path], None],
+) -> Callable[[str], str]:
+    """A function that copies a file or directory into `home`, if it is to be copied, and returns its path from then on.
+
+    Each is copied once, into a directory of its own.
+    """
     numbers = itertools.count()
 
     @functools.cache
-    def send(name: str) -> str:
-        origin = Path(name)
-        if "://" in name or not origin.exists():  # a URI, or a name on the Hub
+    def copy(name: str) -> str:
+        if not is_to_copy(name):
             return name
-        if _shared_path(origin, storage):
-            return name
-        target = home / str(next(numbers))
+        origin, target = resolve_path(name), home / str(next(numbers))
         if origin.is_dir():
-            upload(origin, target)
+            copy_directory(origin, target)
             return str(target)
-        copy_file(origin, target / origin.name)
+        copy_one(origin, target / origin.name)
         return str(target / origin.name)
 
-    return send
+    return copy
 
 
 def _shared_path(path: Path, storage: Path) -> Path | None:

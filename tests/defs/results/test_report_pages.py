@@ -92,7 +92,7 @@ def test_every_picture_and_table_lies_in_the_snapshot(first_run) -> None:
     names = {"accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"}
     assert {path.stem for path in directory.glob("*.png")} == names
     for path in directory.glob("*.png"):
-        assert Image.open(io.BytesIO(path.read_bytes())).width == 700
+        assert Image.open(io.BytesIO(path.read_bytes())).width == 900
     pairs = pq.read_table(directory / "pairs").to_pylist()
     assert sum(pair["correct"] for pair in pairs if pair["split"] == "test") / report["num_pairs"] == pytest.approx(
         report["accuracy"], abs=1e-4
