@@ -39,7 +39,7 @@ def shorten(text: str, limit: int = MAX_CHARACTERS) -> str:
 
 
 def as_code(text: str, limit: int = MAX_CHARACTERS) -> str:
-    """A name in Markdown: between backquotes, more of them than stand in it together, so that nothing in it counts."""
+    """A name as code in Markdown, fenced by more backquotes than any run inside it, so that nothing in it is markup."""
     shown = shorten(text, limit) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " if shown.strip(" `") != shown and shown.strip() else ""

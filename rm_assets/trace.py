@@ -90,7 +90,7 @@ def trace(storage: Path, name: str, number: str = "") -> Iterator[str]:
 
 
 def _source(stages: dict[Stage, Snapshot], name: str) -> str:
-    """The one source that a name is, or is the end of, or ends with."""
+    """The only source that equals a name, else ends with it, else is its end."""
     known = {source for snapshot in stages.values() for shard in snapshot.manifest.shards for source in shard.by_source}
     ends = Path(name).as_posix().removeprefix("./")
     found = {name} & known or {source for source in known if f"/{source}".endswith(f"/{ends}")}

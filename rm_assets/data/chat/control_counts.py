@@ -1,8 +1,8 @@
 """How many control tokens of a rendered conversation the template itself writes, in time linear in the text.
 
-Contents hold no control token, but may be part of one: if a template writes "m_end|>" after a content, "so <|i"
-completes a token. And "im" occurs in "<|im_start|>", though that token is the template's own. The ends of most contents
-show that they cannot overlap a token; only the others are searched for.
+Contents hold no control token, but may be part of one: before a template's "m_end|>", the content "so <|i" makes one.
+On the other hand "im" occurs in "<|im_start|>", though that token is the template's own. Most contents cannot overlap a
+token, as their first and last characters show; only the others are searched for.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Over-long pairs without their oldest turns: both sides lose the same ones, and a reply is never cut."""
+"""Shortens over-long pairs: both sides lose the same oldest turns, and a reply is never cut."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -69,9 +69,9 @@ def _expected_drop(sides: dict[str, list[MessageDict]], starts: Sequence[int], m
 
 
 def _first_that_holds(last: int, guess: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest number from 1 to `last` for which `holds` is true, as it is for all larger ones; None if for none.
+    """The smallest number from 1 to `last` for which `holds` is true, or None; it must be true for all larger ones.
 
-    It is searched for from a guess, in steps that double, then by bisection.
+    The search starts at a guess, in steps that double, and ends by bisection.
     """
     low, high, number, step = 1, last + 1, guess, 1
     while low < high:

@@ -1,10 +1,10 @@
 """Comparisons: two responses to one prompt and a verdict, in the field's spellings. No verdict is guessed.
 
-Which response `"winner": "model_a"`, `"label": "A>B"` or `"preference": 2` beside `output_1` and `output_2` means is
-plain. What `"label": 0` means is not: the first response, or that the second one lost? Such labels need the setting
-`labels`, for example `{"label": {"0": "first", "1": "second"}}`. A number that names a response keeps that meaning,
-unless the labels of its own column or file give it another; whether numbers name responses at all is decided over all
-rows of the shape (`rm_assets.data.formats.labels.consistency`).
+`"winner": "model_a"`, `"label": "A>B"`, and `"preference": 2` beside `output_1` and `output_2` are clear. `"label": 0`
+is not: it may name the first response, or say that the first one is not better. Such labels need the setting `labels`,
+for example `{"label": {"0": "first", "1": "second"}}`. A number that names a response keeps that meaning unless the
+labels of its own column or file give it another. Whether numbers name responses at all is decided over all rows of the
+shape (`rm_assets.data.formats.labels.consistency`).
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The short way for most lines: `chosen` and `rejected`, perhaps `prompt`, all texts or all messages, and nothing else.
+"""The fast path for most lines: `chosen`, `rejected` and perhaps `prompt`, all texts or all messages, nothing else.
 
 Such a line is parsed straight into its type, and its roles and texts show that it is sound. Every other line is left to
 `rm_assets.data.formats.parsing`, which reads every format and reports what is wrong.

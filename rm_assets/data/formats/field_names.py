@@ -110,8 +110,8 @@ def use_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
     """The row with the user's columns under the names of this project; other spellings of those fields are not read.
 
     With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` is `{"prompt": "2+2?"}`. A row without the column
-    stays unchanged: files with and without it may be mixed. A side of it never meets the other side of
-    such a row: `{"winner": "4.", "rejected": "5."}` is a reject where `rejected` has a column, too.
+    stays unchanged: files with and without it may be mixed. But one row must not mix them: where both sides have own
+    columns, `{"winner": "4.", "rejected": "5."}` with the column of one side alone is a reject.
     """
     for sides in (("chosen", "rejected"), ("response_a", "response_b")):
         there = [name for name in sides if columns.get(name) in row]

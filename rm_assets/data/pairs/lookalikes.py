@@ -19,8 +19,8 @@ _INVISIBLE_BEYOND = re.compile(
     "[\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )  # apart: it is slower
 
-# Letters above those that they look like: the pairs with a Latin letter in confusables.txt of UTS #39, of alphabets in
-# use and of phonetic and small capital letters. Letters that compatibility forms (NFKC) replace are not needed here,
+# Letters, and the Latin letters that they look like by confusables.txt of UTS #39: those of alphabets in use, phonetic
+# letters and small capitals. Letters that compatibility forms (NFKC) replace are not needed here,
 # and Latin letters of some language, such as the dotless i, are not look-alikes.
 _PAIRS = (
     ("ЅІЈАВЕКМНОРСТУХЬагеорсухѕіјѡѴѵҮүһҽӀӏԁԌԛԜԝꙇ", "SIJABEKMHOPCTYXbareopcyxsijwVvYyheIldGqWwi"),

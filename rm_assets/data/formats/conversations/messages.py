@@ -318,9 +318,9 @@ def _unreadable_transcript() -> PreferenceError:
 def split_at_difference(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
     """Two conversations cut where they part: the shared beginning and the two rests.
 
-    For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3]. What they share is given as the chosen
-    side writes it: tool calls may have their members in another order on the rejected one, and other messages than the
-    assistant's other white space around them.
+    For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3]. Messages are shared even if their tool
+    calls have the members in another order or, unless they are the assistant's, other white space around them; the
+    shared beginning is then the chosen side's.
     """
     num_shared = 0
     for one, other in zip(chosen, rejected, strict=False):

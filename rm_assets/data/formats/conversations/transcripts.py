@@ -129,9 +129,9 @@ def _nemo_content(text: str) -> str:
 
 
 def open_nemo_prompt(prompt: str) -> str:
-    """A prompt of NeMo's chat up to where the reply begins; empty if it is none, as a text may quote such marks.
+    """A prompt of NeMo's chat up to where the reply begins; empty for any other text, which may quote such marks.
 
-    User and assistant take turns in it, and the user comes last, or an empty turn of the assistant.
+    In such a prompt user and assistant alternate, and the last turn is the user's, or an empty one of the assistant.
     """
     if "<extra_id_" not in prompt:
         return ""

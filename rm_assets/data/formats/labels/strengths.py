@@ -1,8 +1,8 @@
 """The strength of a preference: HelpSteer's from -3 to 3, one on a scale of the setting `labels`, or a label's size.
 
-`"preference_strength": -2` alone prefers the first response by two. A Likert scale from 1 to 7 under the same name
-means something else by each of its values, and a strength beside a label may have no sign: which it is shows in the
-other rows of the shape (see `rm_assets.data.formats.labels.consistency`).
+`"preference_strength": -2` alone prefers the first response by two. But the field may also hold a Likert scale from 1
+to 7, and beside a label its values may have no sign. The other rows of the shape show which of these it is (see
+`rm_assets.data.formats.labels.consistency`).
 """
 
 import json
