@@ -4,14 +4,13 @@ The text of a page is written by hand. Only what stands between its two marker c
 """
 
 import re
-import types
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from rm_assets.data.tables.reasons import MALFORMED, MEANINGS
-from rm_assets.settings import GROUPS
+from rm_assets.settings import GROUPS, without_none
 from rm_assets.settings_loading import PREFIX
 
 _PACKAGE = Path(__file__).parent
@@ -68,8 +67,7 @@ def _default(value: Any) -> str:
 
 def _values(annotation: Any, bounds: list[Any]) -> str:
     """What a setting takes: its choices, or its kind and bounds, such as `integer ≥ 1`."""
-    if get_origin(annotation) is types.UnionType:
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    annotation = without_none(annotation)
     if get_origin(annotation) is Literal:
         return " · ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is list:

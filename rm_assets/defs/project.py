@@ -5,7 +5,6 @@ import enum
 import functools
 import json
 import os
-import types
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -31,7 +30,7 @@ from rm_assets.data.storage.ownership import require_own_storage
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.display_text import as_code_cell, shorten
-from rm_assets.settings import GROUPS, Settings, SettingsError
+from rm_assets.settings import GROUPS, Settings, SettingsError, without_none
 from rm_assets.settings_loading import PREFIX, load_settings
 
 
@@ -146,11 +145,6 @@ def _require_writable(storage: Path) -> None:
         )
 
 
-def _is_optional(annotation: Any) -> bool:
-    """Whether a type admits None."""
-    return isinstance(annotation, types.UnionType) and type(None) in get_args(annotation)
-
-
 def _plain(value: Any) -> Any:
     """A value of Dagster config as the settings take it."""
     if isinstance(value, list):
@@ -160,8 +154,7 @@ def _plain(value: Any) -> Any:
 
 def _config_type(name: str, annotation: Any) -> Any:
     """A setting's type in Dagster config: choices are enums, which the launchpad lists, and dates are strings."""
-    if _is_optional(annotation):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    annotation = without_none(annotation)
     if get_origin(annotation) is dict and annotation != dict[str, str]:
         return dict[str, Any]  # whose values may be mappings
     if get_origin(annotation) is list:
