@@ -156,8 +156,8 @@ _TOTALS = {
 
 
 _FOLLOWED = (
-    *("lines", "held_back_lines", "tokens"),
-    *("train_pairs", "validation_pairs", "test_pairs", "evaluation_pairs"),
+    *("lines", "held_back_lines"),
+    *("train_pairs", "validation_pairs", "test_pairs", "evaluation_pairs", "tokens"),
 )
 
 
