@@ -5,8 +5,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from rm_assets.display_text import as_code, as_code_cell, printable
 from rm_assets.training.jobs.lineage import lineage_field, lineage_of
 from rm_assets.training.jobs.training_job import TrainingJob
@@ -130,7 +128,13 @@ rewardbench --model DIRECTORY --dataset FILE.jsonl --load_json --torch_dtype flo
 
 """
 
-_VLLM_NOTE = " vLLM loads this\nmodel only with `hf_overrides` and `convert`:"
+_VLLM_NOTE = " vLLM loads\nmodels of this type only with `convert` and `hf_overrides`:"
+_VLLM_CAUSAL_MODELS = {"gemma3_text": "Gemma3ForCausalLM"}
+"""Causal models that vLLM does not find by itself.
+
+It makes a classifier of a causal model whose name begins as the classifier's, as Qwen3ForSequenceClassification and
+Qwen3ForCausalLM do; Gemma3TextForSequenceClassification has none, and becomes Gemma3TextModel, with other weights.
+"""
 
 _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
 """Text without line breaks, links or characters with a meaning in Markdown."""
@@ -172,14 +176,9 @@ def model_card(
 
 
 def _decoder_servers(model: Any) -> str:
-    """How other programs load a decoder; with the arguments that vLLM needs for some.
-
-    vLLM makes a classifier of a causal model: for Qwen3ForSequenceClassification it takes Qwen3ForCausalLM. That of
-    Gemma3TextForSequenceClassification, however, is Gemma3ForCausalLM, which it has to be given by name.
-    """
-    causal = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type))
-    expected = type(model).__name__.replace("ForSequenceClassification", "ForCausalLM")
-    if not causal.endswith("ForCausalLM") or causal == expected:
+    """How other programs load a decoder; with the arguments that vLLM needs for some."""
+    causal = _VLLM_CAUSAL_MODELS.get(model.config.model_type)
+    if causal is None:
         return _DECODER_SERVERS.format(vllm_note="", vllm_arguments="", vllm_flags="")
     overrides = json.dumps({"architectures": [causal]})
     return _DECODER_SERVERS.format(

@@ -87,7 +87,7 @@ def test_harmless_values_of_the_tables_stand_as_they_are(make_job):
 
 @pytest.mark.parametrize(
     ("model_type", "architecture"),
-    [("qwen3", None), ("gpt2", None), ("gemma3_text", "Gemma3ForCausalLM"), ("qwen3_5_text", "Qwen3_5ForCausalLM")],
+    [("qwen3", None), ("llama", None), ("gemma2", None), ("gemma3_text", "Gemma3ForCausalLM")],
 )
 def test_vllm_is_given_the_causal_model_that_it_cannot_find_by_the_classifiers_name(make_job, model_type, architecture):
     tokenizer = SimpleNamespace(pad_token="<pad>", chat_template="x")
