@@ -3,18 +3,16 @@
 Prints, as JSON, the score of each conversation alone, those of all in one batch, and whether the texts are the same.
 """
 
-import json
 import re
 import sys
-from pathlib import Path
 
 import torch
+from golden import card_code, print_result, read_golden_scores
 
 directory = sys.argv[1]
-card = (Path(directory) / "README.md").read_text()
-[code] = re.findall(r"transformers:\n\n```python\n(.*?)```", card, re.DOTALL)
+code = card_code(directory, "AutoModelForSequenceClassification")
 first, second = re.split(r"^conversation = .*\n", code, flags=re.MULTILINE)
-golden = json.loads((Path(directory) / "golden_scores.json").read_text())["conversations"]
+golden = read_golden_scores(directory)
 names = {"directory": directory}
 found = {"alone": [], "same_texts": True}
 with torch.no_grad():
@@ -27,4 +25,4 @@ with torch.no_grad():
     tokenizer, texts = names["tokenizer"], [item["text"] for item in golden]
     batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
     found["together"] = names["model"](**batch).logits[:, 0].tolist()
-print("result:", json.dumps(found))
+print_result(found)

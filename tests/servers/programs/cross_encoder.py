@@ -1,11 +1,11 @@
-"""Scores the golden conversations with sentence-transformers: `cross_encoder.py MODEL_DIRECTORY`."""
+"""Scores the golden conversations by the card's code for sentence-transformers: `cross_encoder.py MODEL_DIRECTORY`."""
 
-import json
 import sys
-from pathlib import Path
 
-from sentence_transformers import CrossEncoder
+from golden import card_code, print_result, read_golden_scores
 
-golden = json.loads((Path(sys.argv[1]) / "golden_scores.json").read_text())["conversations"]
-model = CrossEncoder(sys.argv[1])
-print("result:", json.dumps([float(score) for score in model.predict([item["messages"] for item in golden])]))
+names, scores = {"directory": sys.argv[1]}, []
+for item in read_golden_scores(sys.argv[1]):
+    exec(card_code(sys.argv[1], "CrossEncoder"), names | {"conversation": item["messages"]}, names)
+    scores.append(float(names["score"]))
+print_result(scores)

@@ -1,11 +1,10 @@
 """Scores the golden texts with a pipeline of transformers: `pipeline.py MODEL_DIRECTORY`."""
 
-import json
 import sys
-from pathlib import Path
 
+from golden import print_result, read_golden_scores
 from transformers import pipeline
 
-golden = json.loads((Path(sys.argv[1]) / "golden_scores.json").read_text())["conversations"]
 classify = pipeline("text-classification", model=sys.argv[1])
-print("result:", json.dumps([classify(item["text"], add_special_tokens=False)[0]["score"] for item in golden]))
+golden = read_golden_scores(sys.argv[1])
+print_result([classify(item["text"], add_special_tokens=False)[0]["score"] for item in golden])
