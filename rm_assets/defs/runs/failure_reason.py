@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dagster import AssetCheckSeverity, DagsterEventType, DagsterInstance
 
-from rm_assets.defs.runs.summary import failed_checks, failed_warnings, is_command_of_a_user
+from rm_assets.defs.runs.summary import failed_checks, failed_warnings, is_command_of_a_user, results_of_failed_run
 from rm_assets.display_text import one_line
 
 _OWN_ERRORS = "rm_assets."
@@ -14,12 +14,13 @@ _OWN_ERRORS = "rm_assets."
 
 
 def print_reasons_at_exit(instance: DagsterInstance, run_id: str) -> None:
-    """On the command line, have the warnings and the reasons of a failed run printed when the process ends."""
+    """On the command line, have what a failed run made, its warnings and its reasons printed when the process ends."""
     if not is_command_of_a_user():
         return
     if lines := [f"error: {line}" for line in failure_reasons(instance, run_id)]:
         warnings = [f"warning: {line}" for line in failed_warnings(instance, run_id)]
-        atexit.register(print, *warnings, *lines, sep="\n", file=sys.stderr, flush=True)
+        results = results_of_failed_run(instance, run_id)
+        atexit.register(print, *results, *warnings, *lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def print_error_at_exit(error: BaseException) -> None:

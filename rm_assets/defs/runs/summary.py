@@ -5,7 +5,7 @@ The lines are read from what the run's steps recorded in Dagster: the metadata a
 
 import atexit
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -50,7 +50,19 @@ def summary(instance: DagsterInstance, run_id: str) -> Iterator[str]:
         ("rejects", _rejects(shown)),
         ("next", _next(shown)),
     ]
-    yield from (f"{label:<9} {printable(text)}" for label, text in labelled if text)
+    yield from _lines(labelled)
+
+
+def results_of_failed_run(instance: DagsterInstance, run_id: str) -> Iterator[str]:
+    """What a run trained and evaluated before it failed, such as a model that is not promoted."""
+    shown = _figures(instance, run_id)
+    if "reward_model" in shown:
+        result = _result(shown) if "reward_model_report" in shown else ""
+        yield from _lines([("result", result), ("model", _model(shown))])
+
+
+def _lines(labelled: Iterable[tuple[str, str]]) -> Iterator[str]:
+    return (f"{label:<9} {printable(text)}" for label, text in labelled if text)
 
 
 def failed_warnings(instance: DagsterInstance, run_id: str) -> Iterator[str]:
