@@ -129,6 +129,7 @@ def let_memory_grow(environment: MutableMapping[str, str]) -> None:
 def run_workers(job_path: Path, num_processes: int) -> int:
     """Run `python -m rm_assets.training` in `num_processes` workers under torchrun; returns the exit code.
 
+    It is 137 if torchrun or a worker was killed by SIGKILL, as by the kernel when memory runs out.
     SIGTERM and SIGINT are passed on, and give 143 and 130 once the workers are gone; a second one ends torchrun at
     once, and the workers with it.
     """
@@ -151,7 +152,8 @@ def run_workers(job_path: Path, num_processes: int) -> int:
     if received:  # a signal that another thread received before torchrun was there
         process.send_signal(WORKERS_STOP_SIGNAL)
     code = _wait(process, received)
-    return 128 + received[0] if received else code
+    number = received[0] if received else -code
+    return 128 + number if number > 0 else code
 
 
 def torchrun_command(job_path: Path, num_processes: int) -> list[str]:

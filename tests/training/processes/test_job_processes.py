@@ -255,6 +255,19 @@ def test_a_second_signal_ends_a_job_of_two_processes_that_does_not_answer(write_
     wait_until(lambda: not processes_with(str(path)), 3)
 
 
+@pytest.mark.parametrize(
+    "which", ["torchrun", pytest.param("the first worker", marks=pytest.mark.soak), "the last worker"]
+)
+def test_a_kill_of_a_process_below_is_told_by_the_exit_code(write_job, which):
+    """The launcher then says that memory may be why, and what to do."""
+    path, job = write_job("starved", settings=FOR_EVER | {"num_processes": 2})
+    process = start(path, job)
+    _, torchrun, first, last = sorted(processes_with(str(path)))
+    os.kill({"torchrun": torchrun, "the first worker": first, "the last worker": last}[which], signal.SIGKILL)
+    assert process.wait(timeout=30) == 128 + signal.SIGKILL
+    wait_until(lambda: not processes_with(str(path)), 3)
+
+
 def test_no_process_outlives_the_launcher(write_job):
     path, job = write_job("orphaned", settings=FOR_EVER | {"num_processes": 2})
     read_end, write_end = os.pipe()
