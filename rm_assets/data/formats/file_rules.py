@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from rm_assets.data.formats.preferences import ParsingRules
+from rm_assets.data.sources.evaluation_sets import evaluation_name
 from rm_assets.json_settings import is_glob
 from rm_assets.settings import Settings
 
@@ -27,6 +28,7 @@ def rules_of_file(settings: Settings, source: str) -> ParsingRules:
         annotators=settings.annotators,
         max_pairs_per_prompt=settings.max_pairs_per_prompt,
         two_line_files=settings.two_line_files,
+        is_evaluation=bool(evaluation_name(source)) or msgspec.UNSET,
     )
 
 

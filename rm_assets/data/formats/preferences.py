@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.json_settings import Column, Label
@@ -101,12 +101,14 @@ class ParsedLine(Struct, frozen=True, kw_only=True):
     """The preferences of one row.
 
     Of a ranking also how many pairs are tied or over the limit, and how many responses were empty or unranked.
+    `equal_cells` are the places of a chosen and a rejected reply of an evaluation set that are equal, and tie.
     """
 
     preferences: list[Preference]
     num_tied: int = 0
     num_not_taken: int = 0
     num_left_out: int = 0
+    equal_cells: tuple[tuple[int, int], ...] = ()
     evidence: tuple[Evidence, ...] = ()
 
 
@@ -114,6 +116,7 @@ class ParsingRules(Struct, frozen=True, kw_only=True):
     """The settings that decide how a row of one file is read.
 
     `labels` hold for every label, or, if they are own ones, for those of this file; `column_labels` for one column.
+    `is_evaluation` is true for files of an evaluation set.
     """
 
     columns: dict[Column, str] = {}
@@ -123,6 +126,7 @@ class ParsingRules(Struct, frozen=True, kw_only=True):
     column_labels: dict[str, dict[str, Label]] = {}
     max_pairs_per_prompt: int = 10
     two_line_files: bool = False
+    is_evaluation: bool | UnsetType = UNSET  # for annotations unset, so that the keys of their shards stay
 
     def column_of(self, name: str) -> str:
         """The user's own column for a field, or the field's own name."""

@@ -1,7 +1,7 @@
 """Rankings: one prompt and many responses, of which every pair of different rank is a preference."""
 
+import itertools
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -99,13 +99,24 @@ def from_scored_lists(record: ScoredListsRecord, format_name: Format, rules: Par
 
 
 def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
-    """The pairs of every chosen with every rejected reply."""
+    """The pairs of every chosen with every rejected reply.
+
+    A chosen reply that equals a rejected one is a contradiction. In an evaluation set with as many replies on both
+    sides, RM-Bench's form, it is a tie, which the rule of that benchmark counts.
+    """
     sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
     require_few(sum(map(len, sides)))
     if any(all(map(_is_empty, replies)) for replies in sides):
         raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has no reply that is not empty")
     responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
-    return _ranked_pairs(record, format_name, record.prompt, responses, rules, margin=score_margin(record))
+    margin, equal_cells = score_margin(record), tuple[tuple[int, int], ...]()
+    if rules.is_evaluation and len(sides[0]) == len(sides[1]) > 1 and not any(map(_is_empty, itertools.chain(*sides))):
+        places = itertools.product(range(len(sides[0])), repeat=2)
+        equal_cells = tuple((one, other) for one, other in places if sides[0][one] == sides[1][other])
+    parsed = _ranked_pairs(
+        record, format_name, record.prompt, responses, rules, margin=margin, equals_tie=bool(equal_cells)
+    )
+    return msgspec.structs.replace(parsed, equal_cells=equal_cells)
 
 
 def require_few(num_responses: int) -> None:
@@ -187,7 +198,7 @@ def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) ->
 
 
 def _require_agreement(scores: list[float], ranks: list[float]) -> None:
-    for (score, rank), (other_score, other_rank) in combinations(zip(scores, ranks, strict=True), 2):
+    for (score, rank), (other_score, other_rank) in itertools.combinations(zip(scores, ranks, strict=True), 2):
         if (score - other_score) * (rank - other_rank) < 0:
             raise PreferenceError(Reason.SCORES_DISAGREE, "scores and ranks put two responses in opposite order")
 
@@ -200,18 +211,21 @@ def _ranked_pairs(
     rules: ParsingRules,
     *,
     margin: float = 0.0,
+    equals_tie: bool = False,
 ) -> ParsedLine:
     """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted.
 
-    `margin` is for pairs whose standings are not scores.
+    `margin` is for pairs whose standings are not scores. A reply that occurs twice with different standings is an error
+    unless `equals_tie`: then these two tie.
     """
     ranked = _ranked(responses)
     texts = [_text(response.reply) for response in ranked]
-    _require_distinct(ranked, texts)
+    if not equals_tie:
+        _require_distinct(ranked, texts)
     pairs = [
         (one, other) if ranked[one].standing > ranked[other].standing else (other, one)
-        for one, other in combinations(range(len(ranked)), 2)
-        if ranked[one].standing != ranked[other].standing
+        for one, other in itertools.combinations(range(len(ranked)), 2)
+        if ranked[one].standing != ranked[other].standing and texts[one] != texts[other]
     ]
     if not pairs:
         raise PreferenceError(Reason.TIE, "no two responses of different rank")

@@ -44,6 +44,8 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
 VERSION = 8
+EQUAL_CELLS = "equal_cells"
+"""Of an evaluation file, the figure that names the cells of a line's grid that have no pair, see `ParsedLine`."""
 _NUM_LOGGED = 10
 _RANKING_COUNTS = ("num_tied", "num_not_taken", "num_left_out")
 _COUNTS = ("num_in", "num_stated", *_RANKING_COUNTS, "num_second_lines", "num_held_back")
@@ -85,10 +87,12 @@ class _File:
         self.counts: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
         self.signs: EvidenceCounts = {}
         self.malformed: dict[str, list[int]] = {}
+        self.equal_cells: dict[str, list[tuple[int, int]]] = {}  # by line
 
     def stats(self) -> Stats:
         """All of it, for the manifest."""
-        return {**self.counts, "malformed": self.malformed, "signs": msgspec.to_builtins(self.signs)}
+        found = {**self.counts, "malformed": self.malformed, "signs": msgspec.to_builtins(self.signs)}
+        return found | ({EQUAL_CELLS: self.equal_cells} if self.equal_cells else {})
 
 
 def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
@@ -129,6 +133,8 @@ def _add_statements(file: _File, statements: Iterable[Statement], rows: PairRows
             for preference in stated.preferences:
                 rows.add(lines[0][0], preference)
             counts["num_stated"] += len(stated.preferences)
+            if stated.equal_cells:
+                file.equal_cells[str(line)] = list(stated.equal_cells)
             more = {name: number for name in _RANKING_COUNTS if (number := getattr(stated, name))}
             if more or len(lines) > 1:
                 counts.update(more, num_second_lines=len(lines) - 1)

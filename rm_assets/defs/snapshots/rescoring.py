@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.sources.evaluation_sets import evaluation_name
+from rm_assets.data.stages.validation import EQUAL_CELLS
 from rm_assets.data.storage.parquet import open_parquet, read_table, write_table
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, read_snapshot
 from rm_assets.data.tables import schemas
@@ -59,7 +60,7 @@ def pair_facts(validated: Snapshot, preferences: pa.Table) -> Any:
     from rm_assets.training.report.benchmark_rules import PLACES, with_places
     from rm_assets.training.report.slices import KEY, slice_facts
 
-    ranked: pd.DataFrame = with_places(_evaluation_pairs(validated))
+    ranked: pd.DataFrame = with_places(_evaluation_pairs(validated), _equal_cells(validated))
     return slice_facts(preferences).drop_duplicates(KEY).merge(ranked[[*KEY, *PLACES]], how="left", on=KEY)
 
 
@@ -77,6 +78,16 @@ def _evaluation_pairs(validated: Snapshot) -> Any:
     shards = [shard for shard in validated.manifest.shards if evaluation_name(shard.source)]
     paths = [path for shard in shards if (path := validated.data_path(shard))]
     return read_table(paths, schemas.VALIDATED, _RANKING).to_pandas()
+
+
+def _equal_cells(validated: Snapshot) -> dict[tuple[str, int], set[tuple[int, int]]]:
+    """The cells of each line of evaluation sets that have no pair, as validation counted them."""
+    return {
+        (source, int(line)): {(one, other) for one, other in cells}
+        for shard in validated.manifest.shards
+        for source, stats in shard.by_source.items()
+        for line, cells in stats.get(EQUAL_CELLS, {}).items()
+    }
 
 
 def rescore_pairs(run: AssetRun, model: ModelSnapshot, pairs: Sequence[Mapping[str, Any]]) -> Any:

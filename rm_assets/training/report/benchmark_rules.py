@@ -9,12 +9,14 @@ Two rules, each on the lines whose grid is whole (every chosen with every reject
   the domains, `style: mean of chat` the mean of a domain's three figures, and `style: mean`, the benchmark's headline,
   the mean over the domains of these. For lines with as many chosen as rejected replies, two or more.
 
-Every cell of a grid counts, also where replies of a line are equal.
+Every cell of a grid counts, also where replies of a line are equal: a chosen reply that equals a rejected one is a tie.
 Plain pairs (RewardBench, Lambert et al. 2024) need no rule: the accuracy by subset is theirs.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -28,20 +30,28 @@ STYLE_MEAN = "style: mean"
 DOMAINS = ("chat", "math", "code", "safety")
 """RM-Bench's: a subset belongs to the one with which it begins, such as `safety-refuse`; any other is a domain."""
 
-PLACES = ["chosen_place", "rejected_place", "num_stated"]
-"""Positions of the replies among those of their line and side, from 0, and how many pairs the line contains."""
+PLACES = ["chosen_place", "rejected_place", "num_stated", "num_equal"]
+"""Positions of the replies among those of their line and side, from 0, how many pairs the line contains, and how many
+cells of its grid have no pair, as their two replies are equal."""
 
+Line = tuple[str, int]
+"""A source, and the number of one of its lines."""
+Cell = tuple[int, int]
+"""The places of a chosen and a rejected reply."""
 _LINE = ["source", "line"]
 
 
-def with_places(pairs: pd.DataFrame) -> pd.DataFrame:
+def with_places(
+    pairs: pd.DataFrame, equal_cells: Mapping[Line, Collection[Cell]] = MappingProxyType({})
+) -> pd.DataFrame:
     """Add PLACES to all pairs of their lines, in order of appearance, by `chosen_key` and `rejected_key`.
 
     Replies of a side may be equal. Then the places follow from the order of the pairs, which a line with lists of
-    chosen and rejected replies gives chosen reply by chosen reply.
+    chosen and rejected replies gives chosen reply by chosen reply. `equal_cells` are the cells of a line that have no
+    pair, as their two replies are equal.
     """
     size = pairs.groupby(_LINE)["chosen_key"].transform("size")
-    placed = pairs.assign(num_stated=size)
+    placed = pairs.assign(num_stated=size, num_equal=0)
     for side in ("chosen", "rejected"):
         key = [*_LINE, f"{side}_key"]
         first = pairs[key].drop_duplicates()
@@ -49,13 +59,15 @@ def with_places(pairs: pd.DataFrame) -> pd.DataFrame:
         placed[f"{side}_place"] = pairs[key].merge(numbered, how="left", on=key)["place"].to_numpy()
     distinct = placed.groupby(_LINE)[["chosen_place", "rejected_place"]].transform("nunique")
     repeated = placed[(distinct["chosen_place"] * distinct["rejected_place"] < size) & (size > 1)]
-    columns = [placed.columns.get_loc(f"{side}_place") for side in ("chosen", "rejected")]
-    rows = pd.Series(np.arange(len(placed)), placed.index)
     for _, line in repeated.groupby(_LINE, sort=False):
-        width = _width(line["chosen_place"].to_numpy(), line["rejected_place"].to_numpy())
-        if width:
-            cells = np.column_stack(np.divmod(np.arange(len(line)), width))
-            placed.iloc[rows[line.index].to_numpy(), columns] = cells
+        if width := _width(line["chosen_place"].to_numpy(), line["rejected_place"].to_numpy()):
+            placed.loc[line.index, PLACES[:2]] = np.column_stack(np.divmod(np.arange(len(line)), width))
+    lines = placed.groupby(_LINE, sort=False).indices if equal_cells else {}
+    for name, absent in equal_cells.items():
+        rows = placed.index[lines.get(name, [])]
+        grid = itertools.product(range(math.isqrt(len(rows) + len(absent))), repeat=2)
+        if len(cells := [cell for cell in grid if cell not in absent]) == len(rows):
+            placed.loc[rows, [*PLACES[:2], "num_equal"]] = [(*cell, len(absent)) for cell in cells]
     return placed
 
 
@@ -86,8 +98,10 @@ def benchmark_rows(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         return
     grids = cells.groupby(_LINE)[["chosen_place", "rejected_place"]].transform("nunique")
     num_pairs = cells.groupby(_LINE)["prompt_key"].transform("size")
+    side = np.sqrt(num_pairs + cells["num_equal"]).astype("int64")
+    grids = grids.where(cells["num_equal"] == 0, side, axis=0)  # of a reply that only equals others there is no pair
     complete = (num_pairs == cells["num_stated"]) & (num_pairs > 1)
-    is_grid = grids["chosen_place"] * grids["rejected_place"] == num_pairs
+    is_grid = grids["chosen_place"] * grids["rejected_place"] == num_pairs + cells["num_equal"]
     whole = cells.assign(num_chosen=grids["chosen_place"], num_rejected=grids["rejected_place"])[complete & is_grid]
     rankings = whole[whole["num_chosen"] == 1]
     if len(rankings):
@@ -108,6 +122,7 @@ def _best_of_lines(rankings: pd.DataFrame) -> pd.DataFrame:
 
 def _style_rows(squares: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """RM-Bench's figures: each style over all domains, then each domain if there are several, then all."""
+    squares = pd.concat([squares, *_equal_cells(squares)], ignore_index=True)
     judged = pd.DataFrame(
         {
             "correct": (squares["chosen_score"] > squares["rejected_score"]).astype("float64"),
@@ -125,6 +140,15 @@ def _style_rows(squares: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         for domain, cells in domains:
             yield f"{STYLE_MEAN} of {domain or '(none)'}", cells
     yield STYLE_MEAN, judged
+
+
+def _equal_cells(squares: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The cells of two equal replies, which no pair stands for: they tie whatever the model."""
+    for _, line in squares[squares["num_equal"] > 0].groupby(_LINE, sort=False):
+        places = itertools.product(range(line["num_chosen"].iloc[0]), repeat=2)
+        absent = sorted({*places} - {*zip(line["chosen_place"], line["rejected_place"], strict=True)})
+        rows = line.iloc[[0] * len(absent)].assign(chosen_score=0.0, rejected_score=0.0)
+        yield rows.assign(**dict(zip(("chosen_place", "rejected_place"), zip(*absent, strict=True), strict=True)))
 
 
 def _domain(subset: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parsed_rows import parse_row
+from parsed_rows import parse_row, reason_for
 from support import pair_id
 
 from rm_assets.data.formats.parsing import parse_line
@@ -190,3 +190,37 @@ def test_scores_and_ranks_may_both_be_given() -> None:
     row = {"prompt": "q", "responses": ["a", "b"], "scores": [2, 1], "ranks": [1, 2]}
     [read] = parse_row(json.dumps(row))
     assert (read.format, read.margin) == (Format.SCORED_LISTS, 1.0)
+
+
+EQUAL = {"prompt": "q", "chosen": ["a", "b", "c"], "rejected": ["x", "a", "y"]}
+
+
+def test_a_chosen_reply_that_is_also_rejected_ties_in_an_evaluation_set_alone() -> None:
+    stated = parse_line(json.dumps(EQUAL), ParsingRules(is_evaluation=True))
+    found = {(p.chosen[0].content, p.rejected[0].content) for p in stated.preferences}
+    assert found == {(good, bad) for good in "abc" for bad in "xay"} - {("a", "a")}
+    assert stated.equal_cells == ((0, 1),)
+    with pytest.raises(PreferenceError, match="stands twice") as error:
+        parse_row(json.dumps(EQUAL))
+    assert error.value.reason == Reason.IDENTICAL_REPLIES
+
+
+@pytest.mark.parametrize(
+    ("sides", "reason"),
+    [
+        ({"chosen": ["a"], "rejected": ["a"]}, Reason.IDENTICAL_REPLIES),
+        ({"chosen": ["a"], "rejected": ["x", "a", "y"]}, Reason.IDENTICAL_REPLIES),
+        ({"chosen": ["a", "b"], "rejected": ["x", "a", "y"]}, Reason.IDENTICAL_REPLIES),
+        ({"chosen": ["a", "b", ""], "rejected": ["x", "a", "y"]}, Reason.IDENTICAL_REPLIES),
+        ({"chosen": ["a", "a"], "rejected": ["a", "a"]}, Reason.TIE),
+    ],
+)
+def test_what_no_rule_of_a_benchmark_counts_is_a_reject_in_an_evaluation_set_too(
+    sides: dict[str, list[str]], reason: Reason
+) -> None:
+    assert reason_for({"prompt": "q", **sides}, is_evaluation=True) == reason
+
+
+def test_a_line_without_equal_replies_is_read_alike_in_an_evaluation_set() -> None:
+    row = json.dumps(EQUAL | {"rejected": ["x", "z", "y"]})
+    assert parse_line(row, ParsingRules(is_evaluation=True)) == parse_line(row, ParsingRules())

@@ -14,6 +14,8 @@ STYLES = [
     (["good", "good", "better"], ["bad", "bad", "bad"], "chat"),
     (["good", "good ", "better"], ["bad", "worse", "bad  "], "safety-refuse"),
     (["fine", "fine", "fine"], ["bad", "awful", "worse"], "code"),
+    (["good", "fine", "better"], ["fine", "bad", "good"], "chat"),
+    (["good", "good", "fine"], ["fine", "good", "bad"], "chat"),
     (["fine", "word " * 90, "better"], ["bad", "awful", "worse"], "math"),
 ]
 
@@ -49,7 +51,7 @@ def test_every_reply_of_a_line_has_its_place_also_beside_equal_ones(tmp_path: Pa
         for line, (chosen, rejected, domain) in enumerate(STYLES, start=1)
         for i, good in enumerate(chosen)
         for j, bad in enumerate(rejected)
-        if len(good) < 200
+        if len(good) < 200 and good != bad
     ]
     assert sorted(found) == sorted(expected)
     assert num_incomplete_lines(validated, scored) == 1

@@ -111,7 +111,7 @@ def official(lines):
 
 
 def reported(lines):
-    """The rows of the report on these lines as an evaluation set, whose scores have a row for every cell."""
+    """The rows of the report on these lines as an evaluation set, whose scores have a row for every cell but ties."""
     rows = [
         {
             "source": "evaluation:bench/a.jsonl",
@@ -127,9 +127,20 @@ def reported(lines):
         for line in lines
         for good, good_score in line["chosen"]
         for bad, bad_score in line["rejected"]
+        if good != bad
     ]
     pairs = pd.DataFrame(rows)
-    facts = with_places(pairs).assign(format="reply_lists", num_turns=1, script="Latin", agreement="")
+    equal = {
+        ("evaluation:bench/a.jsonl", line["line"]): [
+            (i, j)
+            for i, (good, _) in enumerate(line["chosen"])
+            for j, (bad, _) in enumerate(line["rejected"])
+            if good == bad
+        ]
+        for line in lines
+    }
+    equal = {name: cells for name, cells in equal.items() if cells}
+    facts = with_places(pairs, equal).assign(format="reply_lists", num_turns=1, script="Latin", agreement="")
     facts = facts.drop(columns=["prompt_key", "chosen_score", "rejected_score"])
     scores = pairs.drop(columns=["subset", "chosen_key", "rejected_key"])
     scores = scores.assign(split="evaluation/bench", chosen_length=2, rejected_length=2, margin=0.0)
@@ -138,20 +149,24 @@ def reported(lines):
 
 
 def a_line(number, domain, draw):
-    """Three replies a side, of which any may be equal, or equal but for white space, with few different scores."""
-    sides = []
-    for side in "cr":
-        texts = [f"{side}{draw.randrange(4)}" + draw.choice(["", "", " "]) for _ in range(3)]
-        scores = {text: float(draw.randrange(3)) for text in sorted(texts)}
-        sides.append([(text, scores[text]) for text in texts])
-    return line_of(number, domain, *sides)
+    """Three replies a side, of which any may be equal, or equal but for white space, with few different scores.
+
+    In every other line a reply may be on both sides, but not alone on one of them, and none differs in white space.
+    """
+    names = "cr" if draw.randrange(2) else "cc"
+    sides = [[""], [""]]
+    while (names == "cc" and min(len({*side}) for side in sides) == 1) or sides == [[""], [""]]:
+        ends = ["", "", " "] if names == "cr" else [""]
+        sides = [[f"{name}{draw.randrange(4)}" + draw.choice(ends) for _ in range(3)] for name in names]
+    scores = {text: float(draw.randrange(3)) for text in sorted({*sides[0], *sides[1]})}
+    return line_of(number, domain, *[[(text, scores[text]) for text in side] for side in sides])
 
 
 @pytest.mark.parametrize(
     "domains", [[""], ["chat"], ["chat", "code", "math", "safety-refuse", "safety-response"], ["law", "", "code"]]
 )
 def test_every_cell_of_every_line_counts_as_in_the_script_of_rm_bench(domains):
-    for seed in range(5):
+    for seed in range(8):
         draw = random.Random(seed)
         named = [*domains, *draw.choices(domains, k=20)]
         lines = [a_line(number, domain, draw) for number, domain in enumerate(named)]
@@ -163,6 +178,47 @@ def test_every_cell_of_every_line_counts_as_in_the_script_of_rm_bench(domains):
         assert table.loc["style: mean", ["num_pairs", "num_prompts"]].tolist() == [9 * len(lines), len(lines)]
         low, high = table.loc["style: mean", ["accuracy_low", "accuracy_high"]]
         assert 0 <= low < expected["style: mean"] < high <= 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (["a", "b", "c"], ["a", "x", "y"]),  # the diagonal lacks a cell
+        (["a", "b", "c"], ["x", "a", "y"]),
+        (["a", "b", "c"], ["x", "y", "a"]),
+        (["a", "b", "c"], ["x", "b", "y"]),
+        (["a", "b", "c"], ["c", "x", "c"]),
+        (["a", "b", "c"], ["b", "c", "a"]),  # every row lacks one
+        (["a", "a", "b"], ["x", "a", "a"]),
+        (["a", "b"], ["b", "a"]),
+        (["a", "a", "b"], ["b", "a", "x"]),
+        (["a", "b", "c"], ["a", "a", "a"]),  # the first row is gone
+        (["b", "b", "b"], ["a", "b", "c"]),  # and here a column
+        (["a", "b", "c", "d"], ["x", "c", "y", "c"]),
+    ],
+)
+def test_a_chosen_reply_that_is_also_a_rejected_one_ties(chosen, rejected):
+    keys = [
+        {
+            "source": "bench",
+            "line": 1,
+            "chosen_key": good,
+            "rejected_key": bad,
+            "place": (i, j),
+        }
+        for i, good in enumerate(chosen)
+        for j, bad in enumerate(rejected)
+        if good != bad
+    ]
+    equal = [(i, j) for i, j in itertools.product(range(len(chosen)), repeat=2) if chosen[i] == rejected[j]]
+    placed = with_places(pd.DataFrame(keys).assign(source="bench"), {("bench", 1): equal})
+    assert [*zip(placed["chosen_place"], placed["rejected_place"], strict=True)] == placed["place"].tolist()
+    assert placed["num_equal"].tolist() == [len(chosen) ** 2 - len(keys)] * len(keys)
+    scored = placed.assign(prompt_key="prompt", chosen_score=1.0, rejected_score=0.0)
+    found = {name: row["correct"].tolist() for name, row in benchmark_rows(scored)}
+    assert len(found["style: mean"]) == len(chosen) ** 2
+    assert sum(found["style: mean"]) == len(keys)
+    assert sum(found["style: normal"]) == sum(good != bad for good, bad in zip(chosen, rejected, strict=True))
 
 
 def test_equal_styles_count_in_every_cell_that_they_fill():
