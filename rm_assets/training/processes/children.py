@@ -152,8 +152,8 @@ def run_workers(job_path: Path, num_processes: int) -> int:
     if received:  # a signal that another thread received before torchrun was there
         process.send_signal(WORKERS_STOP_SIGNAL)
     code = _wait(process, received)
-    number = received[0] if received else -code
-    return 128 + number if number > 0 else code
+    ended_by = received[0] if received else -code
+    return 128 + ended_by if ended_by > 0 else code
 
 
 def torchrun_command(job_path: Path, num_processes: int) -> list[str]:
