@@ -443,7 +443,7 @@ def test_no_subset_of_an_evaluation_set_takes_the_row_of_the_set_or_of_its_rules
     scores = scored([1] * 8, [0] * 7 + [2]).assign(split=["test", *["evaluation/bench"] * 7])
     scores.loc[6:, "line"] = 90
     facts = sliced(scores, subset=["", *OWN_NAMES[:5], "", ""])
-    facts = facts.assign(chosen_place=0, rejected_place=[0] * 7 + [1], num_stated=[1] * 6 + [2, 2])
+    facts = facts.assign(chosen_place=0, rejected_place=[0] * 7 + [1], num_stated=[1] * 6 + [2, 2], num_equal=0)
     rows = rows_of(build_report(scores, facts), "evaluation/bench")
     assert rows.index.is_unique
     assert rows.loc["all", ["num_pairs", "accuracy"]].tolist() == [7, pytest.approx(6 / 7)]
