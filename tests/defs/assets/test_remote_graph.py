@@ -14,7 +14,7 @@ from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import TrainingResultError, read_result
 
 
-def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(
+def test_the_whole_graph_runs_on_s3_and_only_what_changed_is_computed_again(
     tmp_path: Path, run_graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -32,6 +32,18 @@ def test_the_whole_graph_runs_on_s3_and_a_second_run_writes_no_data(
         assert run_graph(**settings).success
         changed = {name for name, stamp in written(storage).items() if before.get(name) != stamp}
         assert {name.rsplit("/", 1)[-1] for name in changed} <= {"stamps.json", "latest.json"}
+
+        own = {"own": str(write_lines(tmp_path / "own.jsonl", polite_rows(209)[200:]))}
+        result = run_graph("*reward_model", **settings, evaluation_files=own)
+        assert result.success
+        [event] = result.asset_materializations_for_node("reward_model")
+        shown = {name: value.value for name, value in event.metadata.items()}
+        assert (shown["trained_now"], shown["evaluation/own_pairs"]) == (False, 9)
+        scored = required_model(storage)
+        assert scored.directory.name != model.directory.name
+        assert scored.manifest["weights_key"] == model.manifest["weights_key"]
+        hashes = [found.manifest["files"]["model/model.safetensors"] for found in (scored, model)]
+        assert hashes[0] == hashes[1]
 
         weights = model.directory / "model" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
