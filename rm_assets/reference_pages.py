@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from rm_assets.data.tables.reasons import MALFORMED, MEANINGS
-from rm_assets.settings import GROUPS, without_none
-from rm_assets.settings_loading import PREFIX
+from rm_assets.settings import GROUPS
+from rm_assets.settings_loading import PREFIX, without_none
 
 _PACKAGE = Path(__file__).parent
 _GENERATED = re.compile(r"(?<=<!-- generated -->\n).*(?=<!-- end of generated -->)", re.DOTALL)

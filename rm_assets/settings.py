@@ -7,8 +7,7 @@ over all groups, so `RM_EPOCHS` needs no prefix. `rm_assets.settings_loading` fi
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
@@ -396,12 +395,6 @@ GROUPS: Mapping[str, type[BaseModel]] = {
     "Publishing": PublishingSettings,
 }
 """Title of each group of settings, in reading order."""
-
-
-def without_none(annotation: Any) -> Any:
-    """The type of a setting's values, without None where that means unset."""
-    is_union = isinstance(annotation, UnionType)
-    return next(part for part in get_args(annotation) if part is not NoneType) if is_union else annotation
 
 
 def setting_fields() -> Iterator[tuple[str, FieldInfo]]:

@@ -8,7 +8,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -45,6 +46,12 @@ def load_settings(overrides: Mapping[str, Any], environment: Mapping[str, str]) 
         raise SettingsError("; ".join(_describe_problems(error, given | training | launch))) from None
     _refuse_jobs_out_of_reach(settings)
     return settings
+
+
+def without_none(annotation: Any) -> Any:
+    """The type of a setting's values, without None where that means unset."""
+    is_union = isinstance(annotation, UnionType)
+    return next(part for part in get_args(annotation) if part is not NoneType) if is_union else annotation
 
 
 def _with_parsed_json(value: Any) -> Any:

@@ -30,8 +30,8 @@ from rm_assets.data.storage.ownership import require_own_storage
 from rm_assets.data.storage.snapshots import Snapshot, parent_snapshot, required_snapshot
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.display_text import as_code_cell, shorten
-from rm_assets.settings import GROUPS, Settings, SettingsError, without_none
-from rm_assets.settings_loading import PREFIX, load_settings
+from rm_assets.settings import GROUPS, Settings, SettingsError
+from rm_assets.settings_loading import PREFIX, load_settings, without_none
 
 
 @dataclass(frozen=True, kw_only=True)

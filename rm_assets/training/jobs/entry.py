@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the 
 file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training. No torch here.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -23,11 +24,6 @@ from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.jobs.transport import Job, read_job
 from rm_assets.training.processes import children
 from rm_assets.training.processes.signals import Stop, StoppedError, listen_for_signals
-
-try:
-    import dagster_pipes
-except ImportError:  # the job runs where no Dagster is installed
-    dagster_pipes = None  # type: ignore[assignment]
 
 Log = Callable[[str], object]
 """Shows a line to the user: in Dagster, and on stdout where no Dagster listens."""
@@ -88,9 +84,12 @@ def execute_job(job: Job, work: Work, stop: Stop | None = None) -> int:
 
 
 def _open_pipes() -> Any:
-    if dagster_pipes is None or "DAGSTER_PIPES_CONTEXT" not in os.environ:
-        return None
-    return dagster_pipes.open_dagster_pipes()
+    if "DAGSTER_PIPES_CONTEXT" in os.environ:
+        with contextlib.suppress(ImportError):  # the job runs where no Dagster is installed
+            import dagster_pipes
+
+            return dagster_pipes.open_dagster_pipes()
+    return None
 
 
 def _fail(job: Job, reason: str) -> int:
