@@ -6,6 +6,7 @@ The background is white, in the light UI and in the dark one.
 
 import base64
 import io
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ WIDTH_PIXELS = 900
 PIXELS_PER_INCH = 110
 NUM_COLORS = 64
 BLUE, ORANGE, GREY, INK = "#2166ac", "#d6730f", "#9a9a9a", "#333333"
+
+# A font for other scripts may lack the normal weight: matplotlib takes another one, and warns on the console.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes:
