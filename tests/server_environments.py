@@ -24,7 +24,7 @@ from rm_assets.training.saved_model.golden_scores import read_golden_scores
 PROGRAMS = Path(__file__).parent / "servers" / "programs"
 TORCH = "torch==2.13.0"
 START_SECONDS = 600
-STOP_SECONDS = 60
+STOP_SECONDS = 120
 _BUILD = {"FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE", "FLASH_ATTENTION_FORCE_BUILD": "TRUE"}
 """flash-attn is built here without its CUDA kernels, and not downloaded with them."""
 

