@@ -87,7 +87,7 @@ def _script(character: str) -> str:
     """A letter's script by its Unicode name; empty for other characters."""
     if not character.isalpha():
         return ""
-    first = unicodedata.name(character, "UNNAMED").split(maxsplit=1)[0]
+    first = unicodedata.name(character, "UNNAMED").partition(" ")[0]
     return _SCRIPTS.get(first, first.split("-")[0].capitalize())
 
 
