@@ -138,6 +138,13 @@ def test_the_limit_of_the_correlation_with_length_is_inclusive(
     assert f"{correlation:+.3f}" in str(check.description)
 
 
+@pytest.mark.parametrize(("correlation", "ends"), [(0.5, "the limit is 0.5"), (0.51, "see accuracy_is_above_chance")])
+def test_of_a_model_at_chance_only_a_correlation_beyond_the_limit_is_too_high(correlation: float, ends: str) -> None:
+    found = checks(accuracy_low=0.5, difference_length_spearman=correlation)["scores_do_not_follow_length"]
+    assert found.passed == (correlation == 0.5)
+    assert str(found.description).endswith(ends)
+
+
 def test_without_a_correlation_none_is_too_high() -> None:
     found = checks(without=("difference_length_spearman",), limits={"max_length_correlation": 0.0})
     assert found["scores_do_not_follow_length"].passed
