@@ -203,7 +203,7 @@ class _Scan:
         """Hash a file, continuing where an earlier scan stopped; returns whether it is finished."""
         try:
             with open_annotation_file(file.path) as now:
-                stamp = file_stamp(file.path, now.status)
+                stamp = file_stamp(file.path, now.status, self._directories)
                 seen = self.found.seen[file.source]
                 if seen.stamp != stamp:
                     seen = self.found.seen[file.source] = _Seen(stamp, time.time(), now.num_bytes)
@@ -222,6 +222,9 @@ class _Scan:
     def _hash_blocks(self, now: OpenedFile, seen: _Seen, deadline: float) -> bool:
         """Hash the remaining blocks, a few at a time; returns whether all are hashed."""
         starts = range(len(seen.blocks) * _BLOCK_BYTES, now.num_bytes, _BLOCK_BYTES)
+        if len(starts) <= 1:  # as nearly always: threads would take longer to start
+            seen.blocks += [_block_hash(now, start) for start in starts]
+            return True
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             for number in range(0, len(starts), _NUM_THREADS):
                 if number and time.monotonic() > deadline:

@@ -89,9 +89,9 @@ def file_stamp(path: Path, status: Status, directories: dict[str, str] | None = 
 
 
 def _resolved(path: Path, directories: dict[str, str]) -> str:
-    directory, name = os.path.split(path)
     if path.is_symlink():
         return os.path.realpath(path)
+    directory, name = os.path.split(path)
     if directory not in directories:
         directories[directory] = os.path.realpath(directory)
     return f"{directories[directory]}/{name}"
