@@ -196,9 +196,12 @@ def create_file(path: Path) -> Iterator[NewFile]:
             os.fsync(stream.fileno())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically: readers see the old bytes or the new ones, even after a power cut."""
-    write_file(path, json_bytes(value))
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Replace a JSON file atomically: readers see the old bytes or the new ones, even after a power cut.
+
+    Without `sync`, a power cut may also leave an empty file or none.
+    """
+    write_file(path, json_bytes(value), sync=sync)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -206,8 +209,8 @@ def json_bytes(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a small file atomically. Hard links to the old one, as in a backup, keep its bytes."""
+def write_file(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Replace a small file atomically; `sync` as for `write_json`. Hard links to the old one keep its bytes."""
     make_directory(path.parent)
     with wrap_write_errors(path):
         if is_remote(path):
@@ -216,8 +219,10 @@ def write_file(path: Path, content: bytes) -> None:
         with _temporary_name(path) as temporary, temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
-        fsync_directory(path.parent)
+            if sync:
+                os.fsync(stream.fileno())
+        if sync:
+            fsync_directory(path.parent)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from rm_assets.data.storage.files import (
     create_file,
     file_sizes,
     find_temporary_files,
-    fsync_directory,
     is_abandoned,
     is_remote,
     list_files,
@@ -133,6 +132,9 @@ def write_shard(
 
     `fill` writes the tables and returns figures; `measure` reads the files back for more of them. If either raises,
     nothing is left behind.
+
+    Only the content of the files is synced, as thousands of shards would cost as many more syncs: a shard whose record
+    or directory entries are lost in a power cut does not count as finished. Publishing syncs the directories, once.
     """
     staging = asset_directory / STAGING
     directory = staging / f"{name}.{uuid.uuid4().hex}"
@@ -144,8 +146,7 @@ def write_shard(
         sources = _joined(stats.pop(SOURCES, {}), measured.pop(SOURCES, {}))
         shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured, sources=sources)
         make_directory(directory)
-        fsync_directory(directory, recursive=True)
-        write_json(staging / f"{key}.json", StagedShard(directory=directory.name, shard=shard))
+        write_json(staging / f"{key}.json", StagedShard(directory=directory.name, shard=shard), sync=False)
     except BaseException:
         writer.abandon()
         with contextlib.suppress(Exception):  # make room, in case the disk is full
@@ -231,11 +232,13 @@ def remove_staged_shard(staging: Path, key: str, directory: Path, shard: Shard) 
 
 def _remove_staged_files(directory: Path, paths: list[str]) -> None:
     remove_listed_files(directory, paths)
-    remove_directories([directory])
+    below = [] if is_remote(directory) else [path for path in directory.rglob("*") if path.is_dir()]
+    remove_directories([*sorted(below, reverse=True), directory])
 
 
 def clear_staging(staging: Path) -> None:
     """Remove finished shards that no running writer needs, leftovers of killed ones, and staging itself if empty."""
+    remove_unfinished_shards(staging)
     for key, staged in _staged_shards(staging).items():
         if is_abandoned(staging / staged.directory):
             remove_staged_shard(staging, key, staging / staged.directory, staged.shard)
