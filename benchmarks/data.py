@@ -3,6 +3,7 @@
     python benchmarks/data.py                                        # the built-in sample, a minute or two
     python benchmarks/data.py --annotations pairs.jsonl --tokenizer path/to/qwen3 --repeat-to 500000
     python benchmarks/data.py --scaling                              # 1, 4 and 16 times the pairs: speed and memory
+    python benchmarks/data.py --before path/to/other/checkout        # its stages, too, in turn with these
 
 Every measurement is a process of its own, in turn: ours, TRL with one process and with two (`load_dataset` of the JSON
 lines, then `RewardTrainer._prepare_dataset`), ours again, and so on; medians count. The floor reads JSON lines of
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--trl-pairs", type=int, default=20_000, help="pairs that TRL prepares")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of ours and of the floor")
+    parser.add_argument("--before", help="another checkout of this project, whose stages are measured as well")
     parser.add_argument("--scaling", action="store_true", help="ours alone, on 1, 4 and 16 times --trl-pairs")
     arguments = parser.parse_args()
     settings = Settings(annotations=arguments.annotations, tokenizer=arguments.tokenizer)
@@ -73,8 +75,8 @@ class Bench:
             write_copies(pairs, num_pairs, path)
         return path
 
-    def measure(self, side: str, file: Path, **options: Any) -> Result:
-        """One measurement of one side, in a process of its own."""
+    def measure(self, side: str, file: Path, checkout: str | None = None, **options: Any) -> Result:
+        """One measurement of one side, in a process of its own; of `checkout`, if not of this one."""
         task = {"side": side, "file": str(file), "tokenizer": self.tokenizer, "workers": self.workers, **options}
         script = Path(__file__).with_name("measured.py")
         environment = {
@@ -82,13 +84,17 @@ class Bench:
             "HF_DATASETS_CACHE": tempfile.mkdtemp(dir=self.directory),
             "TQDM_DISABLE": "1",
             "PYTHONWARNINGS": "ignore",
+            "PYTHONPATH": checkout or str(Path(__file__).parents[1]),
         }
         done = subprocess.run(
             [sys.executable, str(script), json.dumps(task)], stdout=subprocess.PIPE, env=environment, check=True
         )
         result: Result = json.loads(done.stdout.splitlines()[-1])
         result |= {"file_bytes": file.stat().st_size}
-        print(f"{side}: {result['num_pairs']:,} pairs in {result['seconds']:.2f} s", file=sys.stderr)
+        used = result["processor_seconds"] / result["num_pairs"] * 1e6
+        print(
+            f"{side}: {result['num_pairs']:,} pairs in {result['seconds']:.2f} s, {used:.1f} µs each", file=sys.stderr
+        )
         return result
 
 
@@ -100,6 +106,8 @@ def comparison(bench: Bench, pairs: list[dict[str, Any]], arguments: argparse.Na
     short, long = bench.file(pairs, arguments.trl_pairs), bench.file(pairs, arguments.repeat_to)
     rendered = bench.directory / "rendered.jsonl"
     results: dict[str, list[Result]] = {name: [] for name in ("ours, short", "trl 1", "trl 2", "ours", "floor")}
+    if arguments.before:
+        results["before"] = []
     for turn in range(arguments.rounds):
         storage = bench.directory / f"storage-{turn}"
         trl_ids = bench.directory / "trl.parquet"
@@ -112,6 +120,10 @@ def comparison(bench: Bench, pairs: list[dict[str, Any]], arguments: argparse.Na
         if not rendered.exists():
             _write_rendered(long_storage, rendered)
         results["floor"].append(bench.measure("floor", rendered))
+        if arguments.before:
+            before = bench.directory / f"storage-before-{turn}"
+            results["before"].append(bench.measure("ours", long, checkout=arguments.before, storage=str(before)))
+            shutil.rmtree(before)
         shutil.rmtree(storage)
         shutil.rmtree(long_storage)
     best_trl = max(_speed(results["trl 1"]), _speed(results["trl 2"]))
@@ -121,11 +133,9 @@ def comparison(bench: Bench, pairs: list[dict[str, Any]], arguments: argparse.Na
         ("ours, on TRL's pairs", results["ours, short"]),
         ("ours", results["ours"]),
         ("the bare floor", results["floor"]),
+        *([("ours, before", results["before"])] if arguments.before else []),
     ]
-    lines = [
-        "| | pairs | seconds | pairs/s | MB/s of JSON lines | peak memory | times TRL's best |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [_HEADINGS + " times TRL's best |", _RULE]
     lines += [_row(name, of, best_trl) for name, of in rows]
     lines += ["", f"Ours runs at {_speed(results['ours']) / _speed(results['floor']):.2f} of the floor. {equality}", ""]
     return "\n".join(lines) + "\n" + _stages(results["ours"]) + "\n" + _apart(results)
@@ -141,12 +151,13 @@ def scaling(bench: Bench, pairs: list[dict[str, Any]], num_pairs: int, rounds: i
             results[file].append(bench.measure("ours", file, storage=str(storage)))
             shutil.rmtree(storage)
     first = _speed(results[files[0]])
-    lines = [
-        "| | pairs | seconds | pairs/s | MB/s of JSON lines | peak memory | times the first's speed |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [_HEADINGS + " times the first's speed |", _RULE]
     lines += [_row(f"{times}x", results[file], first) for times, file in zip((1, 4, 16), files, strict=True)]
     return "\n".join(lines)
+
+
+_HEADINGS = "| | pairs | seconds | processor µs per pair | pairs/s | MB/s of JSON lines | peak memory |"
+_RULE = "|---" * 8 + "|"
 
 
 def _row(name: str, results: list[Result], reference_speed: float) -> str:
@@ -156,6 +167,7 @@ def _row(name: str, results: list[Result], reference_speed: float) -> str:
         name,
         f"{num_pairs:,}",
         f"{seconds:.2f}",
+        f"{_median(results, 'processor_seconds') / num_pairs * 1e6:.1f}",
         f"{num_pairs / seconds:,.0f}",
         f"{results[0]['file_bytes'] / 1e6 / seconds:.1f}",
         f"{peak / 2**20:,.0f} MiB" if peak else "unknown",

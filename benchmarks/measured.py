@@ -69,10 +69,31 @@ def _memory_bytes(process: int) -> int:
     return own + sum(map(_memory_bytes, children))
 
 
-def _result(started: float, ready: float, done: float, num_pairs: int, memory: Memory, **more: Any) -> dict[str, Any]:
+def _processor_seconds(process: int | str = "self") -> float | None:
+    """The processor time of a process, its descendants, and children that have ended; None without Linux's /proc."""
+    try:
+        figures = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        children = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+    except OSError:
+        return None
+    own = sum(map(int, figures[11:15])) / os.sysconf("SC_CLK_TCK")  # user and system; then those of ended children
+    return own + sum(_processor_seconds(child) or 0.0 for child in children)
+
+
+class Moment:
+    """A moment by the clock, and by the processor time of this process and its descendants."""
+
+    def __init__(self) -> None:
+        self.seconds, self.processor_seconds = time.perf_counter(), _processor_seconds()
+
+
+def _result(started: float, ready: Moment, done: Moment, num_pairs: int, memory: Memory, **more: Any) -> dict[str, Any]:
+    used = (done.processor_seconds or 0.0) - (ready.processor_seconds or 0.0)
     return {
-        "setup_seconds": ready - started,
-        "seconds": done - ready,
+        "setup_seconds": ready.seconds - started,
+        "seconds": done.seconds - ready.seconds,
+        "processor_seconds": used,
         "num_pairs": num_pairs,
         "peak_bytes": memory.peak,
         **more,
@@ -111,13 +132,13 @@ def ours(task: Task) -> dict[str, Any]:
         return snapshot
 
     with Memory() as memory:
-        ready = time.perf_counter()
+        ready = Moment()
         raw = timed(publish_raw)
         validated = timed(publish_validated, raw)
         flattened = timed(publish_flattened, tokenizer, validated)
         tokenized = timed(publish_tokenized, tokenizer, validated, flattened)
         padded = timed(publish_padded, validated, tokenized)
-        done = time.perf_counter()
+        done = Moment()
     num_rejects = {
         snapshot.manifest.asset: snapshot.manifest.num_rows(rejects=True)
         for snapshot in (raw, validated, flattened, tokenized, padded)
@@ -177,11 +198,11 @@ def trl(task: Task) -> dict[str, Any]:
         options = {"dataset_num_proc": task["num_proc"], "max_length": settings.max_length}
         config = RewardConfig(output_dir=directory, report_to="none", use_cpu=True, bf16=False, **options)
         with Memory() as memory:
-            ready = time.perf_counter()
+            ready = Moment()
             dataset = load_dataset("json", data_files=task["file"], split="train")
             num_pairs = len(dataset)
             prepared = trainer._prepare_dataset(dataset, tokenizer, config, "train")
-            done = time.perf_counter()
+            done = Moment()
     if "ids" in task:
         prepared.select_columns(["chosen_ids", "rejected_ids"]).to_parquet(task["ids"])
     return _result(started, ready, done, num_pairs, memory)
@@ -202,10 +223,10 @@ def floor(task: Task) -> dict[str, Any]:
     ):
         list(pool.map(time.sleep, [1.0] * workers))  # all of them are up, with their tokenizer
         with Memory() as memory:
-            ready = time.perf_counter()
+            ready = Moment()
             jobs = [(task, start, end, f"{directory}/{start}.parquet") for start, end in ranges]
             num_pairs = sum(pool.map(_floor_range, jobs))
-            done = time.perf_counter()
+            done = Moment()
     return _result(started, ready, done, num_pairs, memory)
 
 
