@@ -75,6 +75,20 @@ def test_ten_thousand_files_make_about_a_hundred_packs() -> None:
     assert sum(len(shard) == 1 for shard in shards) <= 50
 
 
+def test_about_one_name_in_a_hundred_and_twenty_eight_begins_a_run() -> None:
+    sources = names(range(10_000))
+    runs = list(name_runs(sources))
+    # 78 of a binomial number, whose standard deviation is 8.8; the sizes of the files do not count
+    assert abs(len(runs) - 78) < 4 * 8.8
+    assert [place for run in runs for place in range(run.start, run.stop)] == list(range(10_000))
+    # the name of the first file cuts off nothing, whatever it is
+    assert all(list(name_runs([source])) == [slice(0, 1)] for source in sources[:1000])
+
+
+def test_large_files_are_not_packed_however_many_there_are() -> None:
+    assert packed(dict.fromkeys(names(range(20)), None)) == [(name,) for name in names(range(20))]
+
+
 def test_a_few_files_are_not_packed() -> None:
     assert packed(dict.fromkeys(names(range(MIN_FILES - 1)), 700)) == [(name,) for name in names(range(MIN_FILES - 1))]
 
