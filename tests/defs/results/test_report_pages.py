@@ -16,6 +16,7 @@ from PIL import Image
 from support import QUICK, write_lines
 
 from rm_assets import trace
+from rm_assets.defs.results.plots import WIDTH_PIXELS
 from rm_assets.defs.results.report_checks import REPORT_CHECKS
 
 
@@ -69,7 +70,8 @@ def require_equal_by_hand(result: Any) -> None:
         assert found == pytest.approx(interval_by_hand(rows), abs=1.5 / len(rows) ** 0.5 / 10 + 1 / len(rows))
     losses = [math.log1p(math.exp(row["rejected_score"] - row["chosen_score"])) for row in rows]
     assert report["log_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    assert report["mean_chosen_score"] == pytest.approx(np.mean([row["chosen_score"] for row in rows]), rel=1e-3)
+    figures = json.loads((Path(report["path"]) / "report.json").read_text())["metrics"]
+    assert figures["mean_chosen_score"] == pytest.approx(np.mean([row["chosen_score"] for row in rows]), rel=1e-3)
 
 
 def test_accuracy_and_interval_are_those_of_the_scores_of_the_pairs(first_run) -> None:
@@ -92,7 +94,7 @@ def test_every_picture_and_table_lies_in_the_snapshot(first_run) -> None:
     names = {"accuracy_by_slice", "calibration", "scores", "length_bias", "learning_curve", "history"}
     assert {path.stem for path in directory.glob("*.png")} == names
     for path in directory.glob("*.png"):
-        assert Image.open(io.BytesIO(path.read_bytes())).width == 900
+        assert Image.open(io.BytesIO(path.read_bytes())).width == WIDTH_PIXELS
     pairs = pq.read_table(directory / "pairs").to_pylist()
     assert sum(pair["correct"] for pair in pairs if pair["split"] == "test") / report["num_pairs"] == pytest.approx(
         report["accuracy"], abs=1e-4
