@@ -33,6 +33,8 @@ _LANGUAGE_MODEL = re.compile(
 """Outputs of language models, causal and masked, which a reward model has no use for."""
 _HEADLIKE = re.compile(r"\w*(head|score|reward|value|regress|gating|classif)")
 NEW = "new"
+_Heads = dict[tuple[str, bool], dict[str, Described]]
+"""Weight and bias of each head, by its prefix and whether it is in `value_head.safetensors`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def find_head(directory: Path, configuration: dict[str, Any], width: int) -> Che
     """The head of a decoder in a directory of checked files, or None if training has to begin with a new one.
 
     It reads hidden states of this width. Raises SettingsError for a head that would be lost: of an unknown kind or
-    width, pickled, one of two, or with a bias.
+    width, pickled, one of two that differ, or with a bias.
     """
     if pickled := next(directory.glob(f"{VALUE_HEAD}.bin"), None):
         raise SettingsError(
@@ -70,18 +72,31 @@ def find_head(directory: Path, configuration: dict[str, Any], width: int) -> Che
     found = list(weight_tensors(directory, configuration).items())
     if (path := directory / f"{VALUE_HEAD}{WEIGHTS}").is_file():
         found += file_tensors(path).items()
-    heads: dict[tuple[str, bool], dict[str, Described]] = {}
+    heads: _Heads = {}
     for name, tensor in found:
         is_apart = tensor.file == path
         if known := _KNOWN.fullmatch(name):
             heads.setdefault((known[1], is_apart), {})[known[2]] = tensor
         elif is_apart or (_HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name)):
             raise _would_be_lost(tensor.file, name, f"is one linear layer {HEAD!r}")
+    heads = _without_copy(heads, width)
     if len(heads) > 1:
         raise SettingsError(
             f"{str(directory)!r} has several heads, {sorted(prefix for prefix, _ in heads)}: remove all but one"
         )
     return next((_checked(prefix, parts, width) for (prefix, _), parts in heads.items()), None)
+
+
+def _without_copy(heads: _Heads, width: int) -> _Heads:
+    """The heads but for the one in `value_head.safetensors` if it repeats that in the weights.
+
+    Every saved model has such a copy, for LLaMA-Factory.
+    """
+    keys = sorted(heads, key=lambda key: key[1])
+    if [is_apart for _, is_apart in keys] != [False, True]:
+        return heads
+    own, apart = (_checked(key[0], heads[key], width).weight() for key in keys)
+    return {keys[0]: heads[keys[0]]} if torch.equal(own, apart) else heads
 
 
 def unused_weights(unexpected: Iterable[str]) -> tuple[str, ...]:

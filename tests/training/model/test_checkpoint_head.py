@@ -12,7 +12,8 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, LlamaForSequ
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.checkpoint_head import NEW, find_head
-from rm_assets.training.model.reward_model import build_with_origin, check_base_model
+from rm_assets.training.model.reward_model import build_with_origin, check_base_model, load_tokenizer
+from rm_assets.training.saved_model.model_directory import save_model
 
 CONFIG = LlamaConfig(
     vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0
@@ -69,6 +70,28 @@ def test_a_stock_head_is_kept(make_job, tmp_path):
     model, origin = built(make_job, tmp_path / "model")
     assert origin == ("the checkpoint's (score.weight)", ())
     assert torch.equal(model(IDS).logits, trained(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_saved_by_this_package_continues_with_its_head(make_job, tmp_path, dtype):
+    trained = LlamaForSequenceClassification(LlamaConfig(**CONFIG.to_diff_dict(), num_labels=1)).eval()
+    trained.score.weight.data.normal_()
+    job = make_job()
+    save_model(trained, load_tokenizer(job), tmp_path / "saved", dtype)
+    assert (tmp_path / "saved" / "value_head.safetensors").is_file()
+    model, origin = built(make_job, tmp_path / "saved")
+    assert origin.head == "the checkpoint's (score.weight)"
+    assert torch.equal(model.score.weight, trained.score.weight)
+    change_head(tmp_path / "saved" / "value_head.safetensors")
+    assert "has several heads, ['score', 'v_head.summary']: remove all but one" in error_of(
+        make_job, tmp_path / "saved"
+    )
+
+
+def change_head(path):
+    weights = load_file(path)
+    weights["v_head.summary.weight"] += 1e-3
+    save_file(weights, path)
 
 
 @pytest.mark.parametrize("name", ["value_head.weight", "v_head.summary.weight", "v_head.weight", "reward_head.weight"])
@@ -128,7 +151,7 @@ def test_a_file_of_the_head_holds_the_one_head_and_nothing_else(make_job, tmp_pa
     save_file(
         {name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "model" / "value_head.safetensors"
     )
-    add(tmp_path / "model", **{"v_head.summary.weight": torch.ones(1, 16)})
+    add(tmp_path / "model", **{"v_head.summary.weight": torch.full((1, 16), 2.0)})
     assert re.search(problem, error_of(make_job, tmp_path / "model"))
 
 
