@@ -243,8 +243,8 @@ def test_a_model_continues_from_its_own_directory_with_its_head_and_names_where_
     before = newest(resumed.site)
     site = make_site("continued", short_rows(20), **{**FEW_STEPS, "model": before / "model"})
     finish(site)
-    assert metrics_of(site)["head"] == "the checkpoint's"
-    assert "a pretrained model, head: the checkpoint's, 134,515,584 parameters" in site.log.read_text()
+    assert metrics_of(site)["head"] == "the checkpoint's (score.weight)"
+    assert "a pretrained model, head: the checkpoint's (score.weight), 134,515,584" in site.log.read_text()
     card = (newest(site) / "model" / "README.md").read_text()
     assert before.name in card
     assert str(resumed.site.settings["model"]) in card or Path(str(resumed.site.settings["model"])).name in card
