@@ -4,7 +4,7 @@
     python benchmarks/arrival.py --files 1000
 
 Ticks are the sensor's function, called as the daemon calls it, in one process. Refreshes are `dagster job execute` of
-refresh_data, a process each, start included.
+refresh_data, a process each, start included; the job of one empty op is what Dagster itself takes of that.
 """
 
 import argparse
@@ -28,6 +28,17 @@ from rm_assets.defs.project import ProjectResource
 WORDS = ["river", "stone", "cloud", "garden", "window", "paper", "music", "number", "winter"]
 PAIRS_PER_FILE, FILES_PER_DIRECTORY = 2, 100
 LONG_AGO = 1_600_000_000
+EMPTY_JOB = """
+import dagster as dg
+
+@dg.op
+def nothing(): ...
+
+@dg.job
+def refresh_data(): nothing()
+
+definitions = dg.Definitions(jobs=[refresh_data])
+"""
 
 
 def main() -> None:
@@ -74,6 +85,9 @@ def measured(directory: Path, num_files: int) -> Iterator[tuple[str, Seconds]]:
         yield "tick: one new file", tick("RunRequest")
         yield "refresh: one new file", refresh(annotations, storage)
         yield "tick: nothing new", tick("nothing new")
+        empty = directory / "empty.py"
+        empty.write_text(EMPTY_JOB)
+        yield "a job of one empty op", refresh(annotations, storage, "-f", str(empty))
 
 
 def write_file(path: Path, number: int) -> None:
@@ -111,13 +125,13 @@ def ticking(instance: dg.DagsterInstance, project: Any) -> Callable[[str], Secon
     return tick
 
 
-def refresh(annotations: Path, storage: Path) -> Seconds:
-    """One run of the job in a process of its own; raises CalledProcessError where it fails."""
+def refresh(annotations: Path, storage: Path, *code: str) -> Seconds:
+    """One run of the job, or that of other `code`, in its own process; raises CalledProcessError where it fails."""
     command = [sys.executable, "-c", "from dagster._cli import main; main()", "job", "execute"]
     given = {"RM_ANNOTATIONS": str(annotations), "RM_STORAGE": str(storage), "DAGSTER_HOME": str(storage.parent)}
     start = seconds_now()
     subprocess.run(
-        [*command, "-m", "rm_assets.definitions", "-j", "refresh_data"],
+        [*command, *(code or ("-m", "rm_assets.definitions")), "-j", "refresh_data"],
         env={**os.environ, **given},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
