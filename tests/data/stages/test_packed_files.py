@@ -139,33 +139,52 @@ CONTENTS: list[Callable[[int], list[object]]] = [
     lambda number: [{"wrong": number}, plain_row(number)],  # held back
     lambda number: [b"\xff", plain_row(number)],
 ]
-change = st.tuples(st.integers(0, 13), st.sampled_from(["write", "remove", "rename"]), st.sampled_from(CONTENTS))
+Change = tuple[int, str, Callable[[int], list[object]]]
+
+
+def changes(num_files: int) -> st.SearchStrategy[Change]:
+    kinds = st.sampled_from(["write", "remove", "rename"])
+    return st.tuples(st.integers(0, num_files - 1), kinds, st.sampled_from(CONTENTS))
 
 
 @hypothesis_settings(max_examples=4, deadline=None)
-@given(st.lists(st.lists(change, min_size=1, max_size=6), min_size=2, max_size=3))
+@given(st.lists(st.lists(changes(14), min_size=1, max_size=6), min_size=2, max_size=3))
 def test_any_order_of_changes_ends_where_a_fresh_storage_does(
-    tmp_path_factory: pytest.TempPathFactory, turns: list[list[tuple[int, str, Callable[[int], list[object]]]]]
+    tmp_path_factory: pytest.TempPathFactory, turns: list[list[Change]]
 ) -> None:
-    home = tmp_path_factory.mktemp("changes")
-    settings = Settings(annotations=str(home / "in"), storage=str(home / "storage"), num_workers=1)
     with pytest.MonkeyPatch.context() as patch:
         small_packs(patch)
-        for number in range(0, 14, 2):
-            write_lines(home / "in" / name(number), [plain_row(100 * number)])
-        write_lines(home / "in" / "always.jsonl", [plain_row(5)])
-        for changes in turns:
-            for number, kind, content in changes:
-                path = home / "in" / name(number)
-                if kind == "write":
-                    write_lines(path, content(100 * number))
-                elif kind == "remove":
-                    path.unlink(missing_ok=True)
-                elif path.exists():
-                    path.rename(path.with_name(name((number + 5) % 14)))
-            age(home / "in")
-            stages = run_stages(settings)
-        fresh = run_stages(settings.model_copy(update={"storage": str(home / "fresh")}))
+        check_changes(tmp_path_factory.mktemp("changes"), 14, turns)
+
+
+@pytest.mark.soak
+@hypothesis_settings(max_examples=3, deadline=None)
+@given(st.lists(st.lists(changes(1000), min_size=5, max_size=40), min_size=2, max_size=3))
+def test_any_order_of_changes_to_a_thousand_files_ends_where_a_fresh_storage_does(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[list[Change]]
+) -> None:
+    """With packs as they are; half of the files are there at first."""
+    check_changes(tmp_path_factory.mktemp("changes"), 1000, turns)
+
+
+def check_changes(home: Path, num_files: int, turns: list[list[Change]]) -> None:
+    settings = Settings(annotations=str(home / "in"), storage=str(home / "storage"), num_workers=1)
+    for number in range(0, num_files, 2):
+        write_lines(home / "in" / name(number), [plain_row(100 * number)])
+    write_lines(home / "in" / "always.jsonl", [plain_row(5)])
+    run_stages(settings)
+    for turn in turns:
+        for number, kind, content in turn:
+            path = home / "in" / name(number)
+            if kind == "write":
+                write_lines(path, content(100 * number))
+            elif kind == "remove":
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                path.rename(path.with_name(name((number + 5) % num_files)))
+        age(home / "in")
+        stages = run_stages(settings)
+    fresh = run_stages(settings.model_copy(update={"storage": str(home / "fresh")}))
     assert {stage: s.name for stage, s in stages.items()} == {stage: s.name for stage, s in fresh.items()}
     assert {stage: s.manifest.shards for stage, s in stages.items()} == {s: f.manifest.shards for s, f in fresh.items()}
     assert set(violations(stages).values()) == {0}
