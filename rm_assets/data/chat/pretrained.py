@@ -101,7 +101,7 @@ class _TorchWhenUsed(types.ModuleType):
         self._user = user
 
     def __getattr__(self, name: str) -> Any:
-        torch = importlib.import_module("torch")
+        torch = importlib.import_module("torch")  # the import that transformers would have done; none of ours
         vars(self._user)["torch"] = torch
         return getattr(torch, name)
 
