@@ -1,20 +1,16 @@
 """One side of many pairs, message by message: the prompts, or the chosen or the rejected replies of a batch."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from rm_assets.data.formats.preferences import Message
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.message_columns import ROLES
-from rm_assets.data.tables.ragged import Texts, offsets_of
+from rm_assets.data.tables.ragged import Texts
 
-_CODES = {role: code for code, role in enumerate(ROLES)}
 _LISTS = schemas.VALIDATED.field("prompt").type
 
 
@@ -64,17 +60,19 @@ class Conversations:
         """The contents; to be read after the last conversation was added."""
         return Texts.of(self.contents)
 
-    @property
-    def role_codes(self) -> NDArray[np.uint8]:
-        """The role of each message, as its place in `ROLES`."""
-        return np.array([_CODES[role] for role in self.roles], np.uint8)
+    def num_with_role(self, role: str) -> list[int]:
+        """How many messages of each conversation have this role."""
+        return [self.roles[first:last].count(role) for first, last in itertools.pairwise(self.ends)]
 
     def array(self) -> pa.ListArray:
         """The conversations as a column of lists of messages."""
         num_messages = len(self.roles)
         is_valid = np.array([c is not None for c in self.contents], np.bool_) if self._has_nulls else None
-        extras = [self._extra_column(name, num_messages) for name in schemas.MESSAGE.names[2:]]
-        return _lists(self.ends, [pa.array(self.roles, pa.string()), self.texts.array(is_valid), *extras])
+        columns = {"role": pa.array(self.roles, pa.string()), "content": self.texts.array(is_valid)}
+        for name in schemas.MESSAGE.names[2:]:
+            columns[name] = self._extra_column(name, num_messages)
+        values = pa.StructArray.from_arrays(list(columns.values()), fields=list(schemas.MESSAGE))
+        return pa.ListArray.from_arrays(pa.array(self.ends, pa.int32()), values, type=_LISTS)
 
     def _extra_column(self, name: str, num_messages: int) -> pa.Array:
         if not self._extras:
@@ -83,57 +81,6 @@ class Conversations:
         for place, message in self._extras.items():
             values[place] = getattr(message, name)
         return pa.array(values, pa.string())
-
-
-class PlainConversations:
-    """The same, from an Arrow column of lists of messages with a role and a content, without nulls; not a slice."""
-
-    def __init__(self, lists: pa.ListArray) -> None:
-        self.ends = lists.offsets.to_numpy()
-        self._roles, self._contents = lists.values.flatten()
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def numbers_with_extras(self) -> list[int]:
-        """None."""
-        return []
-
-    def messages(self, number: int) -> list[Message]:
-        """The messages of a conversation."""
-        columns = (
-            part[self.ends[number] : self.ends[number + 1]].to_pylist() for part in (self._roles, self._contents)
-        )
-        return [Message(role=role, content=content) for role, content in zip(*columns, strict=True)]
-
-    @functools.cached_property
-    def texts(self) -> Texts:
-        """The contents."""
-        return Texts.of_column(self._contents)
-
-    @functools.cached_property
-    def role_codes(self) -> NDArray[np.uint8]:
-        """The role of each message, as its place in `ROLES`."""
-        return np.asarray(pc.index_in(self._roles, pa.array(ROLES)).to_numpy().astype(np.uint8))
-
-    def array(self) -> pa.ListArray:
-        """The conversations as a column of lists of messages."""
-        nothing = pa.nulls(len(self._roles), pa.string())
-        return _lists(self.ends, [self._roles, self._contents, *[nothing] * len(schemas.MESSAGE.names[2:])])
-
-
-Side = Conversations | PlainConversations
-
-
-def num_with_role(side: Side, role: str) -> NDArray[np.int32]:
-    """How many messages of each conversation have this role, int32 [conversations]."""
-    counts = np.diff(offsets_of(side.role_codes == _CODES[role])[np.asarray(side.ends)])
-    return np.asarray(counts, np.int32)
-
-
-def _lists(ends: Any, columns: list[pa.Array]) -> pa.ListArray:
-    values = pa.StructArray.from_arrays(columns, fields=list(schemas.MESSAGE))
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values, type=_LISTS)
 
 
 def _has_extras(message: Message) -> bool:

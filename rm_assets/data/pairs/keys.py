@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from rm_assets.data.formats.conversations.tool_texts import sorted_json
 from rm_assets.data.formats.preferences import Message
-from rm_assets.data.pairs.conversations import Side
+from rm_assets.data.pairs.conversations import Conversations
 from rm_assets.data.pairs.normal_form import normal_form, normal_texts
-from rm_assets.data.tables.message_columns import ROLES
 from rm_assets.data.tables.ragged import Texts
 
-_ROLES = {role: code for code, role in enumerate(ROLES)}
+_ROLES = {"system": 0, "user": 1, "assistant": 2, "tool": 3}
 _SYSTEM = _ROLES["system"]
 _MORE = 16  # added to the role of a message that has more than a content
 _LAST = 128  # added to the last one of a conversation
@@ -45,7 +44,7 @@ class PairKeys(NamedTuple):
     rejected: Sequence[str]
 
 
-def pair_keys(prompts: Side, chosen: Side, rejected: Side, tools: Sequence[str]) -> PairKeys:
+def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversations, tools: Sequence[str]) -> PairKeys:
     """The keys of pairs; all are sound, see `rm_assets.data.formats.soundness.require_sound`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
@@ -97,7 +96,7 @@ def _joined(*columns: pa.LargeBinaryArray) -> Iterator[memoryview]:
 _HEAD = np.dtype([("role", "u1"), ("length", "<u4")])  # packed: five bytes
 
 
-def _heads(roles: Sequence[int] | NDArray[np.uint8], texts: Texts) -> NDArray[Any]:
+def _heads(roles: Sequence[int], texts: Texts) -> NDArray[Any]:
     """The heads of messages, one before each text: role and length."""
     heads = np.empty(len(roles), _HEAD)
     heads["role"] = roles
@@ -109,10 +108,10 @@ Entries = Callable[[Message], Iterator[tuple[int, str]]]
 """The hashed texts of a message, each with a code for what it is."""
 
 
-def _parts(side: Side, texts: Texts, entries: Entries) -> Columns:
+def _parts(side: Conversations, texts: Texts, entries: Entries) -> Columns:
     """Each conversation as bytes, in two columns: its heads, of which the last one is marked, and its texts."""
     ends = np.array(side.ends, np.int64)
-    heads = _heads(side.role_codes, texts)
+    heads = _heads([_ROLES[role] for role in side.roles], texts)
     heads["role"][ends[1:] - 1] |= _LAST
     columns = _binary(heads.tobytes(), ends * _HEAD.itemsize), _binary(texts.content, texts.offsets[ends])
     if odd := side.numbers_with_extras():
@@ -157,9 +156,9 @@ def _normal(message: Message) -> Iterator[tuple[int, str]]:
     yield from extras
 
 
-def _openings(prompts: Side, texts: Texts) -> list[bytes]:
+def _openings(prompts: Conversations, texts: Texts) -> list[bytes]:
     """The system message, or nothing, and the user's turn that follows, each after its length in 8 bytes."""
-    content, firsts = texts.content, np.asarray(prompts.ends[:-1], np.int64)
+    content, roles = texts.content, prompts.roles
     places = texts.offsets.tolist()
     lengths = np.diff(texts.offsets).astype("<u8").tobytes()
     nothing = bytes(8)
@@ -168,6 +167,6 @@ def _openings(prompts: Side, texts: Texts) -> list[bytes]:
         return lengths[8 * number : 8 * number + 8] + content[places[number] : places[number + 1]]
 
     return [
-        measured(first) + measured(first + 1) if is_system else nothing + measured(first)
-        for first, is_system in zip(firsts.tolist(), (prompts.role_codes[firsts] == _SYSTEM).tolist(), strict=True)
+        measured(first) + measured(first + 1) if roles[first] == "system" else nothing + measured(first)
+        for first in prompts.ends[:-1]
     ]

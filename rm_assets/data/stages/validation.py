@@ -23,10 +23,10 @@ from rm_assets.data.compute.engine import Task, compute_shards
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
 from rm_assets.data.formats.labels.consistency import EvidenceCounts, Refusal, count_evidence
-from rm_assets.data.formats.preferences import Evidence, Format, ParsedLine, ParsingRules, PreferenceError
+from rm_assets.data.formats.preferences import Evidence, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import num_broken_prompts, pairs_of_lines
-from rm_assets.data.pairs.rows import PairRows, table_with_messages
+from rm_assets.data.pairs.rows import PairRows
 from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
 from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
 from rm_assets.data.stages.statements import Statement, lines_by_source, statements_by_source
@@ -100,20 +100,13 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
     files = {source: _File(each) for source, each in task.by_source.items()}
     formats, reasons = Counter[str](), Counter[Reason]()
     rules = {source: each.rules for source, each in task.by_source.items()}
-    may_skip_parsing = not task.files and _may_skip_parsing(task)
-    for batch in statements_by_source(task.path, task.rejected, rules, may_skip_parsing=may_skip_parsing):
+    for batch in statements_by_source(task.path, task.rejected, rules):
         rows, sources, rejects = PairRows(), list[str](), list[dict[str, Any]]()
-        for source, statements, num_lines in batch.files:
+        for source, statements, num_lines in batch:
             files[source].counts.update(num_in=num_lines, num_held_back=num_lines * bool(files[source].task.held_back))
             rejects += _add_statements(files[source], statements, rows)
             sources += [source] * (len(rows) - len(sources))
-        table = rows.table(sources if task.files else task.source)
-        if batch.parsed:
-            table = table_with_messages(table, task.source, *batch.parsed)
-            num_parsed = len(batch.parsed.lines)
-            files[task.source].counts.update(num_in=num_parsed, num_stated=num_parsed)
-            formats.update({str(Format.MESSAGES): num_parsed})
-        writer.write(DATA, table)
+        writer.write(DATA, rows.table(sources if task.files else task.source))
         writer.write(REJECTS, reject_table(rejects))
         formats.update(rows.formats)
         reasons.update(reject["reason"] for reject in rejects)
@@ -128,7 +121,7 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
 def _add_statements(file: _File, statements: Iterable[Statement], rows: PairRows) -> list[dict[str, Any]]:
     """Add the preferences that lines of a file state to the rows; returns its rejects."""
     task, counts, rejects = file.task, file.counts, list[dict[str, Any]]()
-    may_skip_parsing = _may_skip_parsing(task)
+    may_skip_parsing = not (task.held_back or task.rules.columns or task.rules.two_line_files)
     for lines, stated_by_lines in statements:
         line, text = lines[0]
         if may_skip_parsing and isinstance(text, bytes) and (pair := simple_pair(text)):
@@ -151,11 +144,6 @@ def _add_statements(file: _File, statements: Iterable[Statement], rows: PairRows
     if task.rules.two_line_files:
         counts["num_broken_prompts"] = _num_broken_prompts(task, rejects)
     return rejects
-
-
-def _may_skip_parsing(task: ValidationTask) -> bool:
-    """Whether a line whose fields and roles are the usual ones is sound, whatever else is known of its file."""
-    return not (task.held_back or task.rules.columns or task.rules.two_line_files)
 
 
 def _usable(

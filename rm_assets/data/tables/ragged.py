@@ -106,13 +106,6 @@ class Texts(NamedTuple):
         ends = np.frombuffer(offsets, np.int64, len(texts) + 1)
         return cls(content.slice(0, ends[-1]).to_pybytes() if content else b"", ends)
 
-    @classmethod
-    def of_column(cls, column: pa.StringArray) -> "Texts":
-        """The texts of an Arrow column without nulls that is not a slice."""
-        _, offsets, content = column.buffers()
-        ends = np.frombuffer(offsets, np.int32, len(column) + 1).astype(np.int64)
-        return cls(content.slice(0, ends[-1]).to_pybytes() if content else b"", ends)
-
     def array(self, is_valid: NDArray[np.bool_] | None = None) -> pa.StringArray:
         """As an Arrow column, without copying; null where `is_valid` is false. Raises ValueError above 2 GiB."""
         if len(self.content) > np.iinfo(np.int32).max:
