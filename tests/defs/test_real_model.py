@@ -77,13 +77,13 @@ def _site(directory: Path, rows: list[Any], **settings: object) -> Site:
 
 
 def sample_rows() -> Iterator[dict[str, str]]:
-    """The sound rows of a file of the sample."""
+    """The sound pairs of a file of the sample, without their margins, which TRL would use."""
     for line in SAMPLE.read_bytes().split(b"\n"):
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            texts = [row.get(name) for name in ("prompt", "chosen", "rejected")] if isinstance(row, dict) else []
-            if texts and all(isinstance(text, str) and text for text in texts):
-                yield row
+            texts = {name: row.get(name) for name in ("prompt", "chosen", "rejected")} if isinstance(row, dict) else {}
+            if texts and all(isinstance(text, str) and text for text in texts.values()):
+                yield texts
 
 
 def short_rows(count: int) -> list[dict[str, Any]]:
