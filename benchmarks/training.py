@@ -162,7 +162,7 @@ class Case:
             name: [self.pairs.sequences[number].tolist() for number in side[rows].tolist()]
             for name, side in sides.items()
         }
-        if self.pairs.margin.any():
+        if self.job.settings.loss == "margin" and self.pairs.margin.any():
             columns["margin"] = self.pairs.margin[rows].tolist()
         return datasets.Dataset.from_dict(columns)
 
