@@ -1,5 +1,6 @@
 """Other versions and other libraries read what the product writes: `pytest -m servers`, with a network for pip."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def test_sentence_transformers_takes_messages_and_gives_the_golden_scores(
         ("duckdb", "duckdb==1.4.4"),
         ("duckdb", "duckdb==1.0.0"),
         ("pyarrow", "pyarrow==15.0.2 'numpy<2'"),
+        pytest.param(
+            "spark",
+            "pyspark==3.5.7",
+            marks=pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java (apt: default-jre-headless)"),
+        ),
     ],
 )
 def test_older_libraries_read_the_rows_of_every_stage(
