@@ -29,6 +29,7 @@ from real_runs import SECONDS_TO_LEAVE, Site, wait_until
 from support import write_lines
 
 from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.jobs.transport import read_job
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.trainer import planned_steps
 from rm_assets.training.packing.checks import read_splits
@@ -194,7 +195,8 @@ def resumed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tr
         site.kill_everything()
         assert command.wait() == -signal.SIGKILL, site.log.read_text()[-3000:]
         [path] = site.training.glob("*.json")
-        job = TrainingJob.read(path)
+        job = read_job(str(path))
+        assert isinstance(job, TrainingJob)
         site.log.unlink()
         finish(site, "reward_model")
         yield Trained(site, job, site.log.read_text())
