@@ -237,6 +237,42 @@ def test_equal_rejected_replies_share_the_credit_of_the_best():
     assert table.loc["best of prompt", ["num_pairs", "accuracy"]].tolist() == [1, pytest.approx(1 / 3)]
 
 
+@pytest.mark.parametrize("rejected", ["xx", "xxx", "xyyy"])
+def test_one_chosen_reply_is_a_ranking_however_its_rejected_replies_repeat(rejected):
+    table = reported([line_of(1, "", [("a", 1.0)], [(name, {"x": 0.0, "y": 1.0}[name]) for name in rejected])])
+    benchmark = table.drop("all")["accuracy"].to_dict()
+    assert benchmark == {"best of prompt": pytest.approx(1 / (1 + rejected.count("y")))}
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("abb", "x"), ("ab", "xyz"), ("aab", "xy")])
+def test_a_line_with_several_chosen_replies_and_more_or_fewer_rejected_ones_has_no_rule(chosen, rejected):
+    table = reported([line_of(1, "", [(name, 1.0) for name in chosen], [(name, 0.0) for name in rejected])])
+    assert table.index.tolist() == ["all"]
+
+
+def test_repeated_pairs_in_another_order_than_chosen_by_chosen_keep_the_places_of_their_texts():
+    pairs = pd.DataFrame({"source": "bench", "line": 1, "chosen_key": [*"abab"], "rejected_key": "x"})
+    placed = with_places(pairs)
+    assert placed["chosen_place"].tolist() == [0, 1, 0, 1]
+    assert placed["rejected_place"].tolist() == [0, 0, 0, 0]
+
+
+def test_two_domains_weigh_the_same_however_many_lines_they_have():
+    # Math: 1 and 1 against 2 and 0 win in the cells (0, 1) and (1, 1); chat: 3 and 1 win in (0, 0) as well.
+    math = [line_of(number, "math", [("c", 1.0), ("d", 1.0)], [("x", 2.0), ("y", 0.0)]) for number in (1, 2)]
+    chat = line_of(3, "chat", [("a", 3.0), ("b", 1.0)], [("x", 2.0), ("y", 0.0)])
+    table = reported([*math, chat])
+    assert [value for value in table.index if value.startswith("style: mean")] == [
+        "style: mean of chat", "style: mean of math", "style: mean"
+    ]  # fmt: skip
+    assert table.loc["style: easy", "accuracy"] == 0
+    assert table.loc["style: normal", "accuracy"] == pytest.approx((1 / 2 + 1) / 2)
+    assert table.loc["style: hard", "accuracy"] == 1
+    assert table.loc["style: mean of math", "accuracy"] == pytest.approx((0 + 1 / 2 + 1) / 3)
+    assert table.loc["style: mean of chat", "accuracy"] == pytest.approx((0 + 1 + 1) / 3)
+    assert table.loc["style: mean", "accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
 def test_the_interval_of_a_mean_over_domains_counts_each_domain_alike():
     correct, prompts = pd.Series([1.0] * 90 + [0.0] * 10), pd.Series(np.arange(100))
     weights = pd.Series([1 / 90] * 90 + [1 / 10] * 10)
