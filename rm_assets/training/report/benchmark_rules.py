@@ -58,7 +58,7 @@ def with_places(
         numbered = first.assign(place=first.groupby(_LINE, sort=False).cumcount())
         placed[f"{side}_place"] = pairs[key].merge(numbered, how="left", on=key)["place"].to_numpy()
     distinct = placed.groupby(_LINE)[["chosen_place", "rejected_place"]].transform("nunique")
-    repeated = placed[(distinct["chosen_place"] * distinct["rejected_place"] < size) & (size > 1)]
+    repeated = placed[distinct["chosen_place"] * distinct["rejected_place"] < size]
     for _, line in repeated.groupby(_LINE, sort=False):
         if width := _width(line["chosen_place"].to_numpy(), line["rejected_place"].to_numpy()):
             placed.loc[line.index, PLACES[:2]] = np.column_stack(np.divmod(np.arange(len(line)), width))
@@ -94,7 +94,7 @@ def benchmark_rows(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     per pair, and one more wherever its line repeats it. The figure is the mean of `correct`, weighted. Nothing is
     yielded without PLACES, or if no line has several replies.
     """
-    if not set(PLACES) <= set(cells):
+    if not set(PLACES).issubset(cells):
         return
     grids = cells.groupby(_LINE)[["chosen_place", "rejected_place"]].transform("nunique")
     num_pairs = cells.groupby(_LINE)["prompt_key"].transform("size")
@@ -106,7 +106,7 @@ def benchmark_rows(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     rankings = whole[whole["num_chosen"] == 1]
     if len(rankings):
         yield BEST, _best_of_lines(rankings)
-    squares = whole[(whole["num_chosen"] == whole["num_rejected"]) & (whole["num_chosen"] > 1)]
+    squares = whole[whole["num_chosen"] == whole["num_rejected"]]
     if len(squares):
         yield from _style_rows(squares)
 
@@ -135,7 +135,7 @@ def _style_rows(squares: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     judged["weight"] = 1 / judged.groupby(["domain", "style"])["correct"].transform("size")
     for name, sign in STYLES.items():
         yield name, judged[judged["style"] == sign]
-    domains = judged.groupby("domain", sort=True)
+    domains = judged.groupby("domain")
     if len(domains) > 1:
         for domain, cells in domains:
             yield f"{STYLE_MEAN} of {domain or '(none)'}", cells

@@ -106,7 +106,7 @@ def _joined(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(pairs: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
     """The pairs with their PLACES if they are known, each as often as its line contains it."""
-    if not set(PLACES) <= set(facts):
+    if not set(PLACES).issubset(facts):
         return pairs
     return pairs.merge(facts[[*KEY, *PLACES]].drop_duplicates(), how="left", on=KEY)
 
