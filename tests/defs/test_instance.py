@@ -98,7 +98,7 @@ def test_nobody_is_told_and_what_cannot_be_judged_ends_by_itself(root: Site) -> 
 def test_the_file_for_a_team_differs_in_storage_and_turns_alone() -> None:
     own, team = (yaml.safe_load(text) for text in ((ROOT / "dagster.yaml").read_text(), for_a_team()))
     assert set(team) - set(own) == {"concurrency"}
-    assert set(own) - set(team) == {"local_artifact_storage", "compute_logs", "nux"}  # of a home that all share
+    assert set(own) - set(team) == {"local_artifact_storage", "compute_logs"}  # of a home that all share
     assert team["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
     for name in ("run_monitoring", "run_retries", "code_servers", "python_logs", "telemetry"):
         assert team[name] == own[name]

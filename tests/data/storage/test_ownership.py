@@ -315,11 +315,11 @@ def cut_short(after: int) -> Iterator[None]:
     """The writer stops before the JSON file of this number."""
     left = [after]
 
-    def write(path: Path, value: object) -> None:
+    def write(path: Path, value: object, **options: bool) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise CutShort
-        write_json(path, value)
+        write_json(path, value, **options)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutShort):
         patch.setattr(publication_module, "write_json", write)

@@ -72,7 +72,7 @@ class Site:
         run: Any = SimpleNamespace(project=project, log=log, launch=self.launch)
         return promote_model(run, model, [])
 
-    def launch(self, job_path: Path, module: str) -> None:
+    def launch(self, job_path: Path) -> None:
         """Do what a scoring job does, with the scores of `answers`."""
         self.num_jobs += 1
         job = json.loads(job_path.read_text())
