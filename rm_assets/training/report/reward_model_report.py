@@ -58,7 +58,8 @@ def build_report(
     sets = sorted(name for name in set(scores["split"]) if name.startswith(EVALUATION) and name != split)
     own = [] if sets and not (scores["split"] == split).any() else [split]
     judged = {name: _judged(_joined(_rows_of(scores, name), facts), baselines) for name in (*own, *sets)}
-    pairs = judged[split] if own else pd.concat(judged.values(), ignore_index=True)
+    all_pairs = pd.concat(judged.values(), ignore_index=True)
+    pairs = judged[split] if own else all_pairs
     calibration = calibration_bins(pairs["difference"].to_numpy())
     metrics = _metrics(pairs, fit_temperature(_differences(scores[scores["split"] == "validation"]).to_numpy()))
     tables = [slice_table(pairs), *(evaluation_table(name, judged[name], _cells(judged[name], facts)) for name in sets)]
@@ -66,7 +67,7 @@ def build_report(
         metrics=metrics,
         table=pd.concat(tables, ignore_index=True),
         calibration=calibration,
-        pairs=pd.concat(judged.values(), ignore_index=True),
+        pairs=all_pairs,
     )
 
 
@@ -76,7 +77,7 @@ def is_above_chance(metrics: Mapping[str, float | int]) -> bool:
 
 
 def _rows_of(scores: pd.DataFrame, split: str) -> pd.DataFrame:
-    rows = scores[scores["split"] == split].sort_values(KEY, kind="stable", ignore_index=True)
+    rows = scores[scores["split"] == split].sort_values(KEY, kind="stable")
     if rows.empty:
         setting = f"a larger {split}_fraction or " if split in ("validation", "test") else ""
         raise ValueError(f"split {split!r} holds no pairs: it needs {setting}annotations of more prompts")
@@ -88,7 +89,7 @@ def _rows_of(scores: pd.DataFrame, split: str) -> pd.DataFrame:
         raise ValueError(f"{twice.sum()} pairs are scored twice, first {_place(rows[twice])}")
     # Evaluation sets keep pairs that a line contains twice (a ranking with equal replies). They count once, but for
     # the rules of benchmarks, see `_cells`.
-    return rows.drop_duplicates(KEY, ignore_index=True)
+    return rows.drop_duplicates(KEY)
 
 
 def _joined(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:

@@ -235,6 +235,8 @@ def test_evaluation_sets_have_rows_of_their_own_by_subset():
     rows = rows_of(report, "evaluation/bench")
     assert rows["accuracy"].tolist() == [2.5 / 4, 0.5, 0.75]
     assert report.pairs["split"].value_counts().to_dict() == {"evaluation/bench": 4, "test": 1}
+    assert report.pairs.index.tolist() == [*range(5)]
+    assert report.table.index.tolist() == [*range(len(report.table))]
 
 
 def test_judgebench_has_a_row_for_each_of_its_categories():
