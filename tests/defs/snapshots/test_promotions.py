@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,12 +16,13 @@ from support import polite_rows, run_stages, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer, toy_model
 from rm_assets.data.storage.parquet import read_table
-from rm_assets.data.storage.snapshots import Snapshot
+from rm_assets.data.storage.snapshots import Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.project import Project
+from rm_assets.defs.snapshots import promotions
 from rm_assets.defs.snapshots.models import ModelSnapshot, model_snapshot
-from rm_assets.defs.snapshots.promotions import Promotion, promote_model
+from rm_assets.defs.snapshots.promotions import ASSET, Promotion, promote_model, promoted_model
 from rm_assets.settings import Settings
 from rm_assets.training.jobs.scoring_job import SCORED
 
@@ -63,14 +66,14 @@ class Site:
         (directory / "manifest.json").write_text(json.dumps(manifest))
         return model_snapshot(self.storage, name)
 
-    def promote(self, model: ModelSnapshot, **settings: Any) -> Promotion:
+    def promote(self, model: ModelSnapshot, checks: Sequence[dg.AssetCheckResult] = (), **settings: Any) -> Promotion:
         tokenizer = find_tokenizer(self.settings)
         project = Project(
             settings=self.settings.model_copy(update=settings), tokenizer=tokenizer, model=toy_model(tokenizer)
         )
         log = SimpleNamespace(info=lambda _: None, warning=lambda _: None)
         run: Any = SimpleNamespace(project=project, log=log, launch=self.launch)
-        return promote_model(run, model, [])
+        return promote_model(run, model, checks)
 
     def launch(self, job_path: Path) -> None:
         """Do what a scoring job does, with the scores of `answers`."""
@@ -150,3 +153,43 @@ def test_without_a_pair_to_compare_them_on_the_champion_stays(site: Site, champi
     assert found.verdict["reason"].endswith(f"the champion can score none of the {number} test pairs (too_long)")
     assert found.verdict["unscored_by_champion"] == number
     assert found.model.directory.name == CHAMPION
+
+
+def test_only_required_checks_that_failed_forbid_a_promotion(site: Site, champion: ModelSnapshot) -> None:
+    newest = site.model(NEWEST, site.today.name)
+    checks = [
+        dg.AssetCheckResult(passed=False, check_name="is_above_chance", description="0.5"),
+        dg.AssetCheckResult(passed=True, check_name="needs_the_prompt", description="0.9"),
+        dg.AssetCheckResult(passed=False, check_name="is_calibrated", description="0.2"),
+    ]
+    found = site.promote(newest, checks, promotion_requires=["is_above_chance", "needs_the_prompt"])
+    assert found.verdict["reason"] == "the newest model fails what promotion_requires: is_above_chance: 0.5"
+    assert found.verdict["failed_checks"] == ["is_above_chance", "is_calibrated"]
+    assert (found.verdict["promoted"], found.model.directory.name, site.num_jobs) == (False, CHAMPION, 0)
+
+
+def test_the_verdict_on_a_model_promoted_by_hand_the_promoted_one_and_the_first(
+    site: Site, champion: ModelSnapshot
+) -> None:
+    newest = site.model(NEWEST, site.today.name)
+    for by_hand in (CHAMPION, NEWEST):
+        found = site.promote(newest, promoted_model=by_hand)
+        assert found.model.directory.name == by_hand
+        assert found.verdict["promoted"] == (by_hand == NEWEST)
+        assert found.verdict["reason"].endswith("by hand")
+    again = site.promote(newest)
+    assert (again.verdict["promoted"], again.verdict["champion"]) == (True, NEWEST)
+    assert again.verdict["reason"] == "the newest model is the promoted one"
+    shutil.rmtree(site.storage / ASSET)
+    first = site.promote(newest)
+    assert (first.verdict["promoted"], first.verdict["champion"], first.model.directory.name) == (True, "", NEWEST)
+    assert first.verdict["reason"] == "the first model: there is none to compare it with"
+
+
+def test_a_promotion_that_names_no_model_is_an_error_that_names_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = SimpleNamespace(directory=tmp_path / "before", manifest=SimpleNamespace(inputs={}))
+    monkeypatch.setattr(promotions, "latest_snapshot", lambda *_: before)
+    with pytest.raises(SnapshotError, match=r"before/manifest\.json' names no reward_model but None: restore it"):
+        promoted_model(tmp_path)
