@@ -47,6 +47,7 @@ MAX_BYTES = 8 * 2**30
 MAX_SECONDS_OF_SILENCE = 75  # a minute, and what a busy machine takes to start the next process
 SECONDS_OF_A_RUN = 4 * 3600
 SECONDS_OF_A_BUSY_MACHINE = 180  # to save and exit
+SECONDS_INTO_A_STEP = 5
 NUM_COMPARED_STEPS = 8
 # Some nine steps of four pairs; TRL's arm of the benchmark has this learning rate, and no centering.
 FEW_STEPS = {"batch_pairs": 4, "learning_rate": 1e-4, "center_rewards": 0.0, "test_fraction": 0.4}
@@ -283,7 +284,10 @@ def stop_in_second_step(site: Site, selection: str, stop: Callable[[int], object
     """
     site.log.unlink(missing_ok=True)
     command = site.materialize(selection)
-    assert wait_until(lambda: "step 2/" in site.log.read_text() or command.poll() is not None, SECONDS_OF_A_RUN, 0.2)
+    # a step takes half a minute: some seconds after the first, which always gets a line, the second is under way
+    begun = re.compile(r"step 1/\d+ · loss|resumes after step 1/")
+    assert wait_until(lambda: begun.search(site.log.read_text()) or command.poll() is not None, SECONDS_OF_A_RUN, 0.2)
+    time.sleep(SECONDS_INTO_A_STEP)
     stopped, used = time.monotonic(), [processor_seconds(site)]
     stop(command.pid)
 
