@@ -76,6 +76,14 @@ def finish(job: TrainingJob) -> str:
     return trained(job)
 
 
+def run(job: TrainingJob) -> Path:
+    """Train here, without a second process; returns the job's output directory."""
+    output = Path(job.output_directory)
+    clear_output(output)
+    train_and_publish(job, ALONE, TrainingLog(output / METRICS, log=lambda text: None))
+    return output
+
+
 def trained(job: TrainingJob) -> str:
     """The hash of a finished job's weights."""
     output = Path(job.output_directory)

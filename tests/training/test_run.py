@@ -5,23 +5,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from toy_pairs import learnable_pairs
+from training_jobs import run
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.data.tables import schemas
 from rm_assets.training.__main__ import run_job
 from rm_assets.training.jobs.entry import execute_job
-from rm_assets.training.jobs.result import TrainingResultError, clear_output, read_result
+from rm_assets.training.jobs.result import TrainingResultError, read_result
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.group import ALONE
-from rm_assets.training.loop.training_log import TrainingLog
-from rm_assets.training.run import train_and_publish
-
-
-def run(job):
-    output = Path(job.output_directory)
-    clear_output(output)
-    train_and_publish(job, ALONE, TrainingLog(output / "metrics.jsonl", log=lambda text: None))
-    return output
 
 
 def texts_and_scores(output, splits):

@@ -128,7 +128,8 @@ def max_positions(model: Any) -> int | None:
 
     RoBERTa and its kin count positions from one after that of padding: of 514 positions, 512 are left for tokens.
     """
-    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    positions: int | None = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # MPT
     if positions is None:
         return None
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

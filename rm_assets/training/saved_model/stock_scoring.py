@@ -123,6 +123,9 @@ def sequence_logits(
     """
     if padding == "left" and is_encoder(saved.model):
         raise TrainingError(f"{type(saved.model).__name__} is an encoder, whose scores need padding on the right")
+    saved.model.config.get_text_config().use_cache = (
+        False  # nothing is generated, and a cache takes memory for each token
+    )
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     scores = [0.0] * len(sequences)
     for start in range(0, len(order), batch_size):
