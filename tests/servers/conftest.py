@@ -44,19 +44,17 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
     """A function that trains a reward model on a tiny base model of this architecture, once."""
-    known: dict[str, Trained] = {}
 
-    def train(name: str) -> Trained:
-        if name not in known:
-            known[name] = _trained(name, tmp_path_factory.mktemp(name))
-        return known[name]
+    @functools.cache
+    def train(name: str, saved_dtype: str = "float32") -> Trained:
+        return _trained(name, saved_dtype, tmp_path_factory.mktemp(name))
 
     return train
 
 
-def _trained(name: str, directory: Path) -> Trained:
+def _trained(name: str, saved_dtype: str, directory: Path) -> Trained:
     base = directory / "base"
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE_TOKENIZER)
     if name == "llama":  # the template writes BOS, and so does the tokenizer unless it is told not to
@@ -87,7 +85,9 @@ def _trained(name: str, directory: Path) -> Trained:
         vocab_size=len(tokenizer),
         tokenizer=str(base),
         chat_template=None,
-        settings=TrainingSettings(batch_pairs=16, learning_rate=1e-3),
+        settings=TrainingSettings.model_validate(
+            {"batch_pairs": 16, "learning_rate": 1e-3, "saved_dtype": saved_dtype}
+        ),
     )
     clear_output(Path(job.output_directory))
     train_and_publish(job, ALONE, TrainingLog())

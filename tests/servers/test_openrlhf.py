@@ -25,7 +25,7 @@ NAMES = ["qwen3", "llama", "gemma3_text"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_reward_model_gives_the_golden_scores_and_differs_in_bfloat16_as_the_card_says(
-    name: str, trained: Callable[[str], Trained], environment: Callable[..., Path]
+    name: str, trained: Callable[..., Trained], environment: Callable[..., Path]
 ) -> None:
     directory = trained(name).directory
     found = run_program(environment(*INSTALLS), "openrlhf_scores", directory)
@@ -35,7 +35,7 @@ def test_its_reward_model_gives_the_golden_scores_and_differs_in_bfloat16_as_the
 
 
 def test_its_server_as_the_card_starts_it_gives_the_scores_in_bfloat16(
-    trained: Callable[[str], Trained], environment: Callable[..., Path], tmp_path: Path
+    trained: Callable[..., Trained], environment: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory, python = trained("llama").directory, environment(*INSTALLS)
     _, _, *module = card_command(directory, "python -m openrlhf")
@@ -46,7 +46,7 @@ def test_its_server_as_the_card_starts_it_gives_the_scores_in_bfloat16(
 
 
 def test_our_server_as_the_card_starts_it_answers_its_requests_and_is_verified(
-    trained: Callable[[str], Trained], tmp_path: Path
+    trained: Callable[..., Trained], tmp_path: Path
 ) -> None:
     directory = trained("llama").directory
     _, *serve = card_command(directory, "python -m rm_assets.training.serve")

@@ -20,7 +20,7 @@ READS = [("4.51", "qwen3"), ("4.51", "llama"), ("4.57", "qwen3"), ("4.57", "llam
 
 @pytest.mark.parametrize(("version", "name"), READS)
 def test_the_code_of_the_card_gives_the_golden_scores_in_transformers_4(
-    version: str, name: str, trained: Callable[[str], Trained], environment: Callable[..., Path]
+    version: str, name: str, trained: Callable[..., Trained], environment: Callable[..., Path]
 ) -> None:
     directory = trained(name).directory
     found = run_program(environment(TRANSFORMERS[version]), "card", directory)
@@ -31,18 +31,19 @@ def test_the_code_of_the_card_gives_the_golden_scores_in_transformers_4(
 
 @pytest.mark.parametrize("version", TRANSFORMERS)
 def test_a_pipeline_gives_scores_and_not_their_sigmoid(
-    version: str, trained: Callable[[str], Trained], environment: Callable[..., Path]
+    version: str, trained: Callable[..., Trained], environment: Callable[..., Path]
 ) -> None:
     directory = trained("qwen3").directory
     found = run_program(environment(TRANSFORMERS[version]), "pipeline", directory)
     assert found == pytest.approx(golden_scores(directory), abs=1e-5)
 
 
+@pytest.mark.parametrize("saved_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3_text"])
 def test_sentence_transformers_takes_messages_and_gives_the_golden_scores(
-    name: str, trained: Callable[[str], Trained], environment: Callable[..., Path]
+    name: str, saved_dtype: str, trained: Callable[..., Trained], environment: Callable[..., Path]
 ) -> None:
-    directory = trained(name).directory
+    directory = trained(name, saved_dtype).directory
     found = run_program(environment(f"{TORCH} sentence-transformers==6.2.0"), "cross_encoder", directory)
     assert found == pytest.approx(golden_scores(directory), abs=1e-5)
 
@@ -61,7 +62,7 @@ def test_sentence_transformers_takes_messages_and_gives_the_golden_scores(
     ],
 )
 def test_older_libraries_read_the_rows_of_every_stage(
-    library: str, packages: str, trained: Callable[[str], Trained], environment: Callable[..., Path]
+    library: str, packages: str, trained: Callable[..., Trained], environment: Callable[..., Path]
 ) -> None:
     paths = [path for snapshot in trained("qwen3").stages.values() for path in snapshot.directory.rglob("*.parquet")]
     assert len(paths) >= 7

@@ -19,7 +19,7 @@ PACKAGES = f"{TORCH} rewardbench==0.1.4 transformers==4.51.0 trl==0.19.1 dataset
 
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
 def test_conversations_get_the_golden_scores(
-    name: str, trained: Callable[[str], Trained], environment: Callable[..., Path], tmp_path: Path
+    name: str, trained: Callable[..., Trained], environment: Callable[..., Path], tmp_path: Path
 ) -> None:
     golden = read_golden_scores(trained(name).directory)["conversations"]
     found = rows(name, [{"messages": item["messages"]} for item in golden], trained, environment, tmp_path)
@@ -29,7 +29,7 @@ def test_conversations_get_the_golden_scores(
 
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
 def test_pairs_of_message_lists_get_the_golden_scores(
-    name: str, trained: Callable[[str], Trained], environment: Callable[..., Path], tmp_path: Path
+    name: str, trained: Callable[..., Trained], environment: Callable[..., Path], tmp_path: Path
 ) -> None:
     golden = read_golden_scores(trained(name).directory)["conversations"]
     golden = [item for item in golden if item["messages"][0]["role"] != "system"]
@@ -43,7 +43,7 @@ def test_pairs_of_message_lists_get_the_golden_scores(
 def rows(
     name: str,
     lines: list[dict[str, Any]],
-    trained: Callable[[str], Trained],
+    trained: Callable[..., Trained],
     environment: Callable[..., Path],
     tmp_path: Path,
 ) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ NAMES = ["qwen3", "llama", "gemma3_text"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_grpo_trains_a_policy_with_the_golden_scores_as_its_reward(
-    name: str, trained: Callable[[str], Trained], tmp_path: Path
+    name: str, trained: Callable[..., Trained], tmp_path: Path
 ) -> None:
     from datasets import Dataset
     from trl import GRPOConfig
@@ -45,7 +45,7 @@ def test_grpo_trains_a_policy_with_the_golden_scores_as_its_reward(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reward_trainer_evaluates_to_the_golden_scores_and_trains_on_from_them(
-    name: str, trained: Callable[[str], Trained], tmp_path: Path
+    name: str, trained: Callable[..., Trained], tmp_path: Path
 ) -> None:
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer

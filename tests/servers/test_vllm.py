@@ -40,7 +40,7 @@ def vllm(environment: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_code_of_the_card_gives_the_golden_scores(name: str, trained: Callable[[str], Trained], vllm: Path) -> None:
+def test_the_code_of_the_card_gives_the_golden_scores(name: str, trained: Callable[..., Trained], vllm: Path) -> None:
     directory = trained(name).directory
     found = run_program(vllm, "vllm_scores", directory)
     assert found == pytest.approx(golden_scores(directory), abs=1e-5)
@@ -48,7 +48,7 @@ def test_the_code_of_the_card_gives_the_golden_scores(name: str, trained: Callab
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_of_the_card_start_ask_and_verify_a_server(
-    name: str, trained: Callable[[str], Trained], vllm: Path, tmp_path: Path
+    name: str, trained: Callable[..., Trained], vllm: Path, tmp_path: Path
 ) -> None:
     directory = trained(name).directory
     golden = read_golden_scores(directory)["conversations"][0]

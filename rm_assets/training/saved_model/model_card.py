@@ -1,5 +1,6 @@
 """The model card: README.md of the saved model, generated from its job and metrics."""
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -84,7 +85,7 @@ _DECODER_SERVERS = """sentence-transformers, from messages:
 ```python
 from sentence_transformers import CrossEncoder
 
-[score] = CrossEncoder(directory).predict([conversation])
+[score] = CrossEncoder(directory{model_arguments}).predict([conversation])
 ```
 
 vLLM. Name the `dtype`: float32 gives the golden scores, bfloat16 is faster; without it, vLLM runs weights in float32 as
@@ -140,6 +141,7 @@ _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_
 """Text without line breaks, links or characters with a meaning in Markdown."""
 
 _DTYPE = ', dtype="float32"'
+_MODEL_ARGUMENTS = ', model_kwargs={"dtype": "float32"}'
 _DTYPE_NOTE = (
     "\nThe body's weights are saved in bfloat16, the head's in float32: load them with `dtype` as below "
     "(`torch_dtype` before transformers 4.56), or scores are bfloat16's."
@@ -167,7 +169,7 @@ def model_card(
         pad_token=as_code(str(tokenizer.pad_token)),
         num_golden=len(golden["conversations"]),
         bfloat16_difference=golden["largest_bfloat16_difference"],
-        servers="" if is_encoder(model) else _decoder_servers(model),
+        servers="" if is_encoder(model) else _decoder_servers(model, _MODEL_ARGUMENTS if is_half else ""),
         dtype=_DTYPE if is_half else "",
         notes=("" if tokenizer.chat_template else _NO_TEMPLATE) + (_DTYPE_NOTE if is_half else ""),
         metrics=_table(("metric", "value"), {name: value for name, value in metrics.items() if name != "head"}),
@@ -175,13 +177,14 @@ def model_card(
     )
 
 
-def _decoder_servers(model: Any) -> str:
+def _decoder_servers(model: Any, model_arguments: str) -> str:
     """How other programs load a decoder; with the arguments that vLLM needs for some."""
+    write = functools.partial(_DECODER_SERVERS.format, model_arguments=model_arguments)
     causal = _VLLM_CAUSAL_MODELS.get(model.config.model_type)
     if causal is None:
-        return _DECODER_SERVERS.format(vllm_note="", vllm_arguments="", vllm_flags="")
+        return write(vllm_note="", vllm_arguments="", vllm_flags="")
     overrides = json.dumps({"architectures": [causal]})
-    return _DECODER_SERVERS.format(
+    return write(
         vllm_note=_VLLM_NOTE,
         vllm_arguments=f', convert="classify", hf_overrides={overrides}',
         vllm_flags=f" --convert classify --hf-overrides '{overrides}'",
