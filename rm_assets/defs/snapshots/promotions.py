@@ -148,7 +148,7 @@ def _comparison(run: AssetRun, newest: ModelSnapshot, champion: str) -> dict[str
     kept = again[again["problem"] == ""].drop(columns=["prompt_key", "variant", "problem"])
     counts["unscored_by_champion"] = len(again) - len(kept)
     if kept.empty:
-        why = f"the champion can score none of the {len(again)} test pairs ({again['problem'].max()})"
+        why = f"the champion can score none of the {len(again)} test pairs (the first: {again['problem'].iloc[0]})"
         return counts | {"promoted": False, "reason": f"the new model cannot be compared: {why}"}
     compared = compare_models(kept, today)
     return counts | verdict(compared, settings.promotion_level)._asdict() | compared.figures()

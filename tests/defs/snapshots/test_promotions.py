@@ -147,10 +147,12 @@ def test_without_a_pair_to_compare_them_on_the_champion_stays(site: Site, champi
     found = site.promote(site.model(NEWEST, site.today.name), promotion_level=0.01)
     assert found.verdict["reason"] == "the new model cannot be compared: no test pairs"
     assert site.num_jobs == 0
-    site.answers = lambda _: UNSCORED
+    problems = {0: "no_template", 1: "bad_template"}  # of the first two pairs; the others are too long
+    site.answers = lambda number: UNSCORED | {"problem": problems.get(number, "too_long")}
     found = site.promote(site.model(NEWEST, site.today.name, test, **RIGHT), promotion_level=0.02)
     number = len(test) - len(known)
-    assert found.verdict["reason"].endswith(f"the champion can score none of the {number} test pairs (too_long)")
+    unscored = f"the champion can score none of the {number} test pairs (the first: no_template)"
+    assert found.verdict["reason"].endswith(unscored)
     assert found.verdict["unscored_by_champion"] == number
     assert found.model.directory.name == CHAMPION
 
@@ -172,7 +174,8 @@ def test_the_verdict_on_a_model_promoted_by_hand_the_promoted_one_and_the_first(
     site: Site, champion: ModelSnapshot
 ) -> None:
     newest = site.model(NEWEST, site.today.name)
-    for by_hand in (CHAMPION, NEWEST):
+    older = site.model("a" * 16, site.before.name).directory.name  # neither the newest nor the promoted one
+    for by_hand in (older, CHAMPION, NEWEST):
         found = site.promote(newest, promoted_model=by_hand)
         assert found.model.directory.name == by_hand
         assert found.verdict["promoted"] == (by_hand == NEWEST)
