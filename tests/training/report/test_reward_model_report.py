@@ -294,7 +294,7 @@ def test_the_correlation_within_the_pairs_by_hand():
 
 
 def test_the_share_of_ties():
-    assert metrics_of([1, 2, 2, 0], [1, 2, 0, 2])["tied_share"] == 0.5
+    assert metrics_of([1, 2, 2, 0], [1, 0, 0, 2])["tied_share"] == 1 / 4
 
 
 def test_a_report_on_one_evaluation_set_has_the_others_as_rows():
