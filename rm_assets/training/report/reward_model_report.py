@@ -169,13 +169,10 @@ def _score_length_correlation(pairs: pd.DataFrame) -> dict[str, float]:
     differences of scores and of lengths within the pairs, where prompts cancel out. NaN where they are undefined: all
     scores or all lengths equal.
     """
-    score, length = (
-        pd.concat([pairs[f"chosen_{name}"], pairs[f"rejected_{name}"]], ignore_index=True)
-        for name in ("score", "length")
-    )
+    score, length = (pd.concat([pairs[f"chosen_{name}"], pairs[f"rejected_{name}"]]) for name in ("score", "length"))
     # Each pair counts from both sides: the order of the replies means nothing, and so both means are zero.
     apart, longer = (
-        pd.concat([sign * (pairs[f"chosen_{name}"] - pairs[f"rejected_{name}"]) for sign in (1, -1)], ignore_index=True)
+        pd.concat([sign * (pairs[f"chosen_{name}"] - pairs[f"rejected_{name}"]) for sign in (1, -1)])
         for name in ("score", "length")
     )
     # Spearman's is Pearson's on the ranks, equal values sharing their mean rank.
