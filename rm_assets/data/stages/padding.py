@@ -245,8 +245,8 @@ def _num_prompts_in_two_splits(publisher: Publication, shards: list[Shard]) -> i
         paths = [path for shard in shards if (path := publisher.path(shard, split))]
         keys = read_table(paths, schemas.PADDED, ["prompt_key"])["prompt_key"]
         tables.append((keys, key_digests(keys)))
-    total = 0
+    found = set[str]()
     for (keys, digests), (other_keys, other_digests) in itertools.combinations(tables, 2):
         shared = shared_digests(digests, other_digests)
-        total += len(keys_with(keys, digests, shared) & keys_with(other_keys, other_digests, shared))
-    return total
+        found |= keys_with(keys, digests, shared) & keys_with(other_keys, other_digests, shared)
+    return len(found)
