@@ -1,7 +1,7 @@
-"""Torchrun as a child that ends with its parent: `python -m rm_assets.training.torchrun` takes torchrun's arguments.
+"""Runs torchrun as a child that ends when its parent does; `python -m rm_assets.training.torchrun` takes its arguments.
 
-It ends with 137 if a worker was killed by SIGKILL, as the kernel does when memory runs out; torchrun itself ends with
-1 whatever became of its workers.
+It exits with 137 if a worker was killed by SIGKILL, as the kernel does when memory runs out; torchrun itself would exit
+with 1, however its workers ended.
 """
 
 import os
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     try:
         main()
     except ChildFailedError as error:
-        # the others failed of it, or were stopped by torchrun, whose own signals are no failures
+        # others failed as a consequence, or were stopped by torchrun, whose signals are not listed as failures
         if all(failure.exitcode != -signal.SIGKILL for failure in error.failures.values()):
             raise
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""One pair of conversations as text, by the model's chat template, or the reason why it is refused."""
+"""One pair of conversations as text, by the model's chat template, or the reason why it is rejected."""
 
 import os.path
 import re
@@ -16,19 +16,19 @@ SIDES = ("chosen", "rejected")
 _MAX_LISTED = 8
 """Lost parts that a reject names."""
 _MAX_EARLIER = 64
-"""Contents of a conversation that may occur before the one that they follow."""
+"""Contents of a conversation that may be found before the content that precedes them."""
 _MARK = re.compile(r"(?=(zq(?:\d+(?:c\d+)?|tool)qz))")
-"""Any mark, also where two of them share a letter."""
+"""Any mark, also one that overlaps another."""
 _MAX_SHAPE = 500
-"""Messages of a shape that is remembered for long."""
+"""Messages of a conversation whose shape is cached for long."""
 _MAX_SHAPES = 10_000
 
 
 class Flattened(NamedTuple):
     """One pair as text: `prompt + chosen` and `prompt + rejected` are the two rendered conversations.
 
-    `control_tokens` is their number in each of the two, of those that the template itself writes. `is_rewritten` says
-    that some content is not there verbatim: it was stripped, or lost its earlier reasoning.
+    `control_tokens` counts, for each of the two, the control tokens that the template itself writes. `is_rewritten`:
+    some content does not appear verbatim, because it was stripped or lost its earlier reasoning.
     """
 
     prompt: str
@@ -46,9 +46,9 @@ def pair_messages(row: dict[str, Any]) -> dict[str, list[MessageDict]]:
 def flatten_pair(
     chat: ChatTokenizer, sides: dict[str, list[MessageDict]], tools: str, *, counts_tokens: bool = True
 ) -> Flattened:
-    """Render a pair; raises PreferenceError where the template raises, leaves a part out or makes both sides equal.
+    """Render a pair; raises PreferenceError if the template raises, leaves a part out or makes both sides equal.
 
-    Without `counts_tokens` no control token is counted; contents may then hold some themselves.
+    Without `counts_tokens`, control tokens are not counted, and contents may contain some.
     """
     wholes = {side: sides["prompt"] + sides[side] for side in SIDES}
     for side, whole in wholes.items():
@@ -79,17 +79,17 @@ def loses_reasoning(text: str, reply: str) -> bool:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """The names of parts; of very many, the first ones and how many more."""
+    """The names of the parts; if there are very many, the first ones and how many more."""
     if len(parts) <= _MAX_LISTED:
         return " and ".join(parts)
     return f"{' and '.join(parts[:_MAX_LISTED])} and {len(parts) - _MAX_LISTED} more"
 
 
 def all_occur(text: str, contents: Iterable[str]) -> bool:
-    """Whether all contents occur verbatim in a rendering; each is searched for after the one before it, then before it.
+    """Whether all contents occur verbatim in a rendering.
 
-    Templates write contents in order, except perhaps for a system message. If very many are out of order, they count
-    as rewritten.
+    Each is searched for first after the previous one, then before it: templates write contents in order, except perhaps
+    for a system message. If very many are out of order, they count as rewritten.
     """
     place = num_earlier = 0
     for content in contents:
@@ -147,7 +147,7 @@ def lost_parts(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str)
     shape = (bool(tools), *map(_shape_of, messages))
     if shape not in chat.lost_by_shape:
         if len(messages) > _MAX_SHAPE or len(chat.lost_by_shape) >= _MAX_SHAPES:
-            chat.lost_by_shape.clear()  # both sides of a pair mostly have one shape: a long one is kept until the next
+            chat.lost_by_shape.clear()  # a long one is kept until the next: both sides of a pair mostly have one shape
         chat.lost_by_shape[shape] = _lost_of_shape(chat, messages, tools)
     return chat.lost_by_shape[shape]
 
@@ -174,7 +174,7 @@ def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: 
     try:
         rendered = render(chat, marked, tools)
     except TemplateError:
-        return ()  # a template that inspects contents tells nothing here; the real ones are rendered next
+        return ()  # a template that inspects contents may reject the marks; the real contents are rendered next
     found = {match[1] for match in _MARK.finditer(rendered)}
     return (*(part for part, mark in marks.items() if mark not in found), *_lost_reasoning(chat, marked, tools))
 
@@ -182,7 +182,7 @@ def _lost_of_shape(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: 
 def _lost_reasoning(chat: ChatTokenizer, messages: Sequence[MessageDict], tools: str) -> tuple[str, ...]:
     """The last reasoning after the user's last message, if the template leaves it out.
 
-    It is rendered as the last message of all, since some templates cut it where an answer follows its tool calls.
+    It is rendered as the last message of all, because some templates drop it if an answer follows its tool calls.
     """
     numbers = [number for number, message in enumerate(messages) if message["role"] == "user"]
     start = numbers[-1] + 1 if numbers else 0
@@ -198,7 +198,7 @@ def _lost_reasoning(chat: ChatTokenizer, messages: Sequence[MessageDict], tools:
 
 
 def _marked_call(call: Any, mark: str) -> Any:
-    """A tool call of the same form, OpenAI's or the bare one, to a function of this name."""
+    """The tool call in the same form, OpenAI's or the bare one, but to a function named by the mark."""
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):

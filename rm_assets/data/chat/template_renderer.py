@@ -2,8 +2,8 @@
 
 For a shape of conversation (its roles, with or without a generation prompt) the template is run once on symbols
 (`template_tracing`). That gives pieces: the literals and contents that it writes, and guards on the contents under
-which it writes them. Conversations of that shape whose contents pass the guards are joined from the pieces. All others
-go to transformers, as do shapes that cannot be traced and messages with more than a role and a content.
+which it writes them. Conversations of that shape whose contents pass the guards are put together from the pieces. All
+others go to transformers, as do shapes that cannot be traced and messages with more than a role and a content.
 """
 
 import functools
@@ -35,14 +35,14 @@ from rm_assets.settings import SettingsError
 Roles = tuple[str, ...]
 
 _LEARN_AFTER = 4
-"""Conversations of a shape before its pieces are learnt: rendering a rare shape takes less time than learning it."""
+"""Conversations of a shape that are seen before its pieces are learnt: rendering a few is faster than learning."""
 _MAX_ATTEMPTS = 8
 """Attempts to learn pieces for one shape; contents that pass the guards of none go to transformers."""
 
 _MAX_SHAPES = 10_000
-"""Shapes that are remembered; with one more, all are forgotten and learnt again."""
+"""Shapes in the cache; when it is full, it is cleared."""
 _MAX_MESSAGES = 500
-"""Messages of a shape that is remembered: longer ones are large, and rarely occur twice."""
+"""Messages of a cached shape at most: longer ones are large, and rarely occur twice."""
 
 
 # --- expressions, for many conversations at once ---------------------------------------------------------------
@@ -155,7 +155,7 @@ def _last_content(expression: Part) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """What a template writes for a shape, in parts, where the contents pass the guards."""
+    """What a template writes for a shape, in parts, if the contents pass the guards."""
 
     guards: tuple[Guard, ...]
     parts: tuple[Part, ...]
@@ -167,7 +167,7 @@ class Pieces:
         return Counter(part.index for part in self.parts if isinstance(part, Content))
 
     def after(self, opening: "Pieces") -> tuple[Part, ...] | None:
-        """What these pieces write after all that `opening` writes; None where they do not begin with that.
+        """What these pieces write after all that `opening` writes; None if they do not begin with that.
 
         After ("<", content 0, ">") the parts ("<", content 0, "><", content 1) write ("<", content 1).
         """
@@ -204,13 +204,13 @@ class TemplateRenderer:
         self._variables: dict[str, Any] = {"tools": None, "documents": None, **chat.reference.special_tokens_map}
         try:
             compile_template = chat_template_utils()._compile_jinja_template
-            assert chat.bounded  # compiled within bounds before it is compiled without them
+            assert chat.bounded  # a template that cannot be compiled within bounds is not compiled without them
             self._on_symbols = on_symbols(compile_template(chat.template), chat.template)
-        except Exception as error:  # transformers keeps this function to itself and may move it
+        except Exception as error:  # the function is private to transformers, which may move it
             self.turn_off(f"the template cannot be run on symbols: {type(error).__name__}")
 
     def turn_off(self, reason: str) -> None:
-        """Let transformers render from now on, in this process."""
+        """Let transformers render everything from now on, in this process."""
         self.reason = reason
 
     def pieces_for(
@@ -240,12 +240,12 @@ class TemplateRenderer:
         return found
 
     def _learn(self, shape: _Shape, roles: Roles, contents: tuple[str, ...], prompt: bool) -> bool:
-        """Add the pieces that these contents are rendered by; False where there are none, or enough are known."""
+        """Add the pieces that render these contents; False if there are none, or after _MAX_ATTEMPTS."""
         if shape.num_attempts == _MAX_ATTEMPTS:
             return False
         shape.num_attempts += 1
         try:
-            # first, as this sets bounds: tracing then takes the same path through the template
+            # first: this renders within bounds; tracing has none, and takes the same path through the template
             expected = reference_text(self.chat, plain_messages(roles, contents), "", add_generation_prompt=prompt)
             written, guards = trace(self._on_symbols, roles, contents, add_generation_prompt=prompt, **self._variables)
         except SettingsError:
@@ -262,7 +262,7 @@ class TemplateRenderer:
         return True
 
     def verify(self, messages: Sequence[MessageDict], text: str) -> None:
-        """Turn the fast path off if transformers renders a conversation that it rendered differently."""
+        """Turn the fast path off unless transformers renders this conversation as `text`, too."""
         try:
             is_exact = reference_text(self.chat, messages, "") == text
         except TemplateError:
@@ -284,5 +284,5 @@ def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
 
 
 def plain_messages(roles: Sequence[str], contents: Sequence[str]) -> list[MessageDict]:
-    """Messages with a role and a content alone."""
+    """Messages with only a role and a content."""
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]

@@ -1,7 +1,7 @@
 """One name for each field: how files spell them, and the user's own columns.
 
 `{"instruction": "Add.", "input": "2+2", "chosen": ...}` becomes `{"prompt": "Add.\n\n2+2", "chosen": ...}`. Where two
-spellings of one field are given with different values, the row is a reject: the setting `columns` says which is meant.
+spellings of one field have different values, the row is a reject, and the setting `columns` chooses one.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ LABELS = (
 )
 
 TIE_FLAGS = ("is_tie", "tie")
-"""True in a row with `chosen` and `rejected` of which neither is better."""
+"""Fields that are true if neither `chosen` nor `rejected` is better."""
 
 _PLACES = ("", "_path", "_paths", "_url", "_urls", "_file", "_files")
 MEDIA = {
@@ -67,7 +67,7 @@ MEDIA = {
     **dict.fromkeys(("img", "imgs", "img_path", "img_url", "pixel_values"), "<image>"),
     **{f"image{mark}{number}": "<image>" for mark in ("", "_") for number in range(10)},
 }
-"""The fields that hold media, of a row or of a message, and the placeholder that says where in a text they belong."""
+"""The fields of a row or message that hold media, each with the placeholder that marks its position in a text."""
 
 _STEMS = ("response", "output", "answer", "completion", "conversation")
 _RESPONSE_NAMES = [f"{stem}{mark}{{}}" for stem in _STEMS for mark in ("_", "", " ")] + ["model_{}_response"]
@@ -100,7 +100,7 @@ NUMBERS = frozenset(
     {"margin", "scores", "ratings", "ranks", "score", "rating", "rank"}
     | {*SPELLINGS["score_chosen"], *SPELLINGS["score_rejected"], *SPELLINGS["preference_strength"]}
 )
-"""Fields of numbers, or of lists of them, which tables also write as text."""
+"""Fields that hold numbers or lists of numbers, which tables may write as text."""
 
 
 # --- own columns ---------------------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ NUMBERS = frozenset(
 def use_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
     """The row with the user's columns under the names of this project; other spellings of those fields are not read.
 
-    With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` is `{"prompt": "2+2?"}`. A row without the column
-    stays unchanged: files with and without it may be mixed. But one row must not mix them: where both sides have own
-    columns, `{"winner": "4.", "rejected": "5."}` with the column of one side alone is a reject.
+    With `{"prompt": "query"}`, `{"query": "2+2?", "context": "c"}` becomes `{"prompt": "2+2?"}`. A row without the
+    column stays unchanged: files with and without it may be mixed. But one row must not mix them: if the setting names
+    columns for both sides, a row with only one of these, `{"winner": "4.", "rejected": "5."}`, is a reject.
     """
     for sides in (("chosen", "rejected"), ("response_a", "response_b")):
         there = [name for name in sides if columns.get(name) in row]
@@ -180,7 +180,7 @@ def is_blank(value: Any) -> bool:
 
 
 def is_whole(side: Any) -> bool:
-    """Whether a side is a conversation from its start: one that does not begin with a reply."""
+    """Whether a side is a conversation from its start, and so does not begin with a reply."""
     if isinstance(side, str):
         return side.startswith("\n\nHuman:")
     first = side[0] if isinstance(side, list) and side else None
@@ -188,7 +188,7 @@ def is_whole(side: Any) -> bool:
 
 
 def only_value(given: Mapping[str, Any], name: str) -> Any:
-    """The one value of several spellings; raises PreferenceError where they differ by more than outer white space."""
+    """The one value of several spellings; raises PreferenceError if they differ by more than outer white space."""
     values = [value.strip() if isinstance(value, str) else value for value in given.values()]
     if any(value != values[0] for value in values):
         spelled = " and ".join(f"`{spelling}`" for spelling in given)
@@ -197,7 +197,7 @@ def only_value(given: Mapping[str, Any], name: str) -> Any:
 
 
 def response_fields(row: Row) -> tuple[str, str] | None:
-    """The two response fields that a row has, or None; raises PreferenceError where it has two such pairs."""
+    """The two response fields that a row has, or None; raises PreferenceError if it has two such pairs."""
     found = [(name, _SECOND[name]) for name in row if name in _SECOND and _SECOND[name] in row]
     if len(found) > 1:
         raise PreferenceError(

@@ -67,7 +67,7 @@ def are_in_order(prompt: tuple[str, ...], reply: tuple[str, ...]) -> bool:
     if not (reply and reply[0] == reply[-1] == "assistant"):
         return False
     roles = prompt + reply
-    # called for most lines, and so without a further call
+    # called for most lines, so it saves a call of _first_out_of_order
     return not (_search(roles) if len(roles) <= _CACHED_MESSAGES else _first_out_of_order(roles))
 
 

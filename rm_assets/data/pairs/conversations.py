@@ -15,14 +15,14 @@ _LISTS = schemas.VALIDATED.field("prompt").type
 
 
 class Conversations:
-    """Conversation i has the messages from `ends[i]` to `ends[i + 1]`; most have a role and a content alone."""
+    """Conversation i has the messages `ends[i]` to `ends[i + 1]`; most messages have only a role and a content."""
 
     def __init__(self) -> None:
         self.roles: list[str] = []
         self.contents: list[str | None] = []
         self.ends = [0]
-        self._extras: dict[int, Message] = {}  # the messages that have more, by number
-        self._odd: list[int] = []  # the conversations with such messages
+        self._extras: dict[int, Message] = {}  # messages with more fields, by their number
+        self._with_extras: list[int] = []  # the conversations that have such messages
         self._has_nulls = False
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class Conversations:
         extras = {number: m for number, m in enumerate(messages, len(self.roles)) if _has_extras(m)}
         if extras:
             self._extras |= extras
-            self._odd.append(len(self))
+            self._with_extras.append(len(self))
         self.roles += [message.role for message in messages]
         contents = [message.content for message in messages]
         self._has_nulls |= None in contents
@@ -40,14 +40,14 @@ class Conversations:
         self.ends.append(len(self.roles))
 
     def add_plain(self, roles: Iterable[str], contents: Iterable[str]) -> None:
-        """Add a conversation of messages with a role and a content alone."""
+        """Add a conversation of messages with only a role and a content."""
         self.roles += roles
         self.contents += contents
         self.ends.append(len(self.roles))
 
     def numbers_with_extras(self) -> list[int]:
         """The conversations with a message that has more than a role and a content."""
-        return self._odd
+        return self._with_extras
 
     def messages(self, number: int) -> list[Message]:
         places = range(self.ends[number], self.ends[number + 1])
@@ -57,7 +57,7 @@ class Conversations:
 
     @functools.cached_property
     def texts(self) -> Texts:
-        """The contents; to be read after the last conversation was added."""
+        """The contents. Read it only after the last conversation is added: it is cached."""
         return Texts.of(self.contents)
 
     def num_with_role(self, role: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What flattening, tokenization, padding and validation have in common: one task a shard, computed and published."""
+"""What flattening, tokenization, padding and validation have in common: one task per shard, computed and published."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +34,9 @@ def run_stage(
 ) -> Snapshot:
     """Compute the planned shards whose keys are not found, and publish all of them as the stage's next snapshot.
 
-    `compute` writes a shard, `measure` reads it back for the invariants. `facts` are figures of the whole snapshot,
-    only asked for where it differs from the last one. `tokenizer` is the tokenizer's identity, where the stage adds it.
+    `compute` writes a shard, `measure` reads it back for the invariants. `facts` computes figures of the whole
+    snapshot, and is called only if that differs from the last one. `tokenizer` is the tokenizer's identity, in the
+    stage that adds it to the snapshot's.
     """
     with open_publication(
         resolve_path(settings.storage), stage, settings.keep_snapshots, log, settings.verify
@@ -47,6 +48,6 @@ def run_stage(
 
 
 def log_slow_paths(snapshot: Snapshot, what: str, statistic: str, log: Log) -> None:
-    """Log each reason, from a figure of the shards, for which a fast path was not taken."""
+    """Log why a fast path was not taken: each reason once, from the figure `statistic` of the shards."""
     for reason in sorted({shard.stats[statistic] for shard in snapshot.manifest.shards} - {""}):
         log(f"{snapshot.manifest.asset}: {what}: {reason}")

@@ -145,7 +145,7 @@ class NewFile(io.RawIOBase):
         self._path = path
         self._stream = stream
         self._digest = hashlib.sha256()
-        self._end_digest: Any = None
+        self._footer_digest: Any = None
         self.num_bytes = 0
 
     def writable(self) -> bool:
@@ -155,8 +155,8 @@ class NewFile(io.RawIOBase):
         with wrap_write_errors(self._path):
             self._stream.write(data)
         self._digest.update(data)
-        if self._end_digest is not None:
-            self._end_digest.update(data)
+        if self._footer_digest is not None:
+            self._footer_digest.update(data)
         self.num_bytes += len(memoryview(data).cast("B"))
         return len(data)
 
@@ -168,14 +168,14 @@ class NewFile(io.RawIOBase):
         """The hash of all bytes so far, as 64 hexadecimal digits."""
         return self._digest.hexdigest()
 
-    def begin_end(self) -> None:
-        """Start hashing the end of the file: what is written from now on."""
-        self._end_digest = hashlib.sha256()
+    def begin_footer(self) -> None:
+        """Start a second hash, of the footer: what is written from now on."""
+        self._footer_digest = hashlib.sha256()
 
     @property
-    def end_sha256(self) -> str:
-        """The hash of the bytes since `begin_end`."""
-        return str(self._end_digest.hexdigest())
+    def footer_sha256(self) -> str:
+        """The hash of the bytes since `begin_footer`."""
+        return str(self._footer_digest.hexdigest())
 
 
 @contextlib.contextmanager

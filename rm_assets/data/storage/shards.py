@@ -65,9 +65,9 @@ class ShardWriter:
         return self._directory / _file_name(folder, self._name)
 
     def finish(self) -> tuple[ShardFile, ...]:
-        """Close the files, which are durable from then on."""
+        """Close the files, whose content is on the disk from then on, and describe them."""
         for stream, writer in self._open.values():
-            stream.begin_end()
+            stream.begin_footer()
             writer.close()
         self._files.close()
         return tuple(
@@ -76,7 +76,7 @@ class ShardWriter:
                 sha256=stream.sha256,
                 num_rows=self._num_rows[folder],
                 num_bytes=stream.num_bytes,
-                footer_sha256=stream.end_sha256,
+                footer_sha256=stream.footer_sha256,
             )
             for folder, (stream, _) in self._open.items()
         )
@@ -104,7 +104,7 @@ def _file_name(folder: str, name: str) -> str:
 Stats = dict[str, Any]
 
 SOURCES = "sources"
-"""In the figures of a shard that several annotation files share: those of each file, by its source."""
+"""Key of the figures of each file, by its source, in those of a shard that several annotation files share."""
 
 StageFunction = Callable[[Any, ShardWriter], Stats]
 """Writes a shard's files from a task's arguments, and returns figures about them."""
@@ -156,7 +156,7 @@ def write_shard(
 
 
 def stats_of_files(by_source: Mapping[str, Stats]) -> Stats:
-    """The figures of a shard from those of its files: one file's as they are; of several also the sums of numbers."""
+    """The figures of a shard from those of its files: those of one file, or sums and those of each."""
     if len(by_source) == 1:
         return dict(*by_source.values())
     totals: Counter[str] = Counter()
@@ -166,7 +166,7 @@ def stats_of_files(by_source: Mapping[str, Stats]) -> Stats:
 
 
 def counts_of_files(sources: Iterable[str], **figures: Counter[str]) -> Stats:
-    """The same from counts by source, such as `num_in=Counter({"a.jsonl": 2})`. Other sources do not count."""
+    """`stats_of_files` from counts by source, such as `num_in=Counter({"a.jsonl": 2})`, of these sources only."""
     return stats_of_files({source: {name: counts[source] for name, counts in figures.items()} for source in sources})
 
 

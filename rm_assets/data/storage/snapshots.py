@@ -50,8 +50,8 @@ class ShardFile(msgspec.Struct, frozen=True, kw_only=True):
 class Shard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The unit of reuse, found by its key: files (none for a folder without rows) and figures about them.
 
-    A shard that several annotation files share has no `source`, but in `sources` the figures of each file, by its
-    source and without zeros; `stats` are then those of all of them.
+    If several annotation files share a shard, `source` is empty, `sources` has the figures of each file (by its source,
+    without zeros), and `stats` those of all files together.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return sum(file.num_rows for file in self.files if (file.folder == REJECTS) == rejects)
 
     def rows_by_source(self, *, rejects: bool = False) -> dict[str, int]:
-        """The same for each annotation file; of several, as counted when the shard was written."""
+        """Rows of each annotation file; if several share the shard, as counted when it was written."""
         if not self.sources:
             return {self.source: self.num_rows(rejects=rejects)}
         figure = "num_rejects" if rejects else "num_out"

@@ -38,7 +38,7 @@ class TrainingFailedError(RuntimeError):
 class TrainingLauncher(dg.ConfigurableResource):
     """Runs training and scoring jobs, on the platform that the setting `launcher` names."""
 
-    # None, not the default itself: the launchpad begins with every field that has a default
+    # None in place of the default: the launchpad would fill in every field that has one
     grace_seconds: float | None = Field(
         default=None,
         description="Seconds a cancelled job on this machine has after SIGINT to save and exit before it is killed. "

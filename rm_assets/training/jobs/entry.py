@@ -1,7 +1,7 @@
 """What every job does around its work: read its file, listen for signals, log to Dagster, and end with an exit code.
 
-Exit codes: 0 done, 1 failed (the reason is on stderr and in `error.txt` of the output directory), 2 no readable job
-file, 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training. No torch here.
+Exit codes: 0 done; 1 failed (the reason is on stderr and in `error.txt` of the output directory); 2 the job file is not
+readable; 143 and 130 stopped by SIGTERM and SIGINT, after a checkpoint if it was training. No torch here.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def run_job_file(arguments: list[str], work: Work) -> int:
         return run_sent_job(arguments[0])
     try:
         job = read_job(arguments[0])
-    except (StorageError, OSError, ValueError) as error:  # also of bytes that are not UTF-8
+    except (StorageError, OSError, ValueError) as error:  # ValueError: also for bytes that are not UTF-8
         print(f"error: cannot read the job {arguments[0]!r}: {one_line(error)}", file=sys.stderr)
         return 2
     if job.num_processes > 1 and not children.is_worker():

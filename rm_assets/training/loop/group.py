@@ -62,14 +62,14 @@ def peak_memory(group: Group) -> int:
 ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
 
 TIMEOUT = timedelta(hours=2)
-"""Timeout of collectives. It is long because the others wait while the first process writes the pair store, tests
+"""Timeout of collectives: long, because the other processes wait while the first one writes the pair store, tests
 packings and saves the model."""
 
 
 def join_group() -> Group:
     """The group that torchrun's environment describes, or a group of one.
 
-    Raises TrainingError if there are GPUs, but fewer than processes.
+    Raises TrainingError if this machine has GPUs, but not one for each process.
     """
     rank, size, local_rank = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if not torch.cuda.is_available():
@@ -90,10 +90,10 @@ def join_group() -> Group:
     return Group(rank, size, device)
 
 
-def _connect(device: torch.device, **place: Any) -> None:
+def _connect(device: torch.device, **rendezvous: Any) -> None:
     backend = "nccl" if device.type == "cuda" and torch.distributed.is_nccl_available() else "gloo"
     bound = device if backend == "nccl" else None
-    torch.distributed.init_process_group(backend, timeout=TIMEOUT, device_id=bound, **place)
+    torch.distributed.init_process_group(backend, timeout=TIMEOUT, device_id=bound, **rendezvous)
 
 
 def leave_group() -> None:

@@ -1,4 +1,4 @@
-"""Sharding (FSDP2): each process holds a part of every weight, of its gradient and of its moments.
+"""Sharding (FSDP2): each process holds a part of every weight, of its gradient and of AdamW's moments.
 
 On a GPU a single process trains this way, too, so that one GPU and many compute alike. A single process on a CPU shards
 nothing, and every function here leaves tensors as they are.
@@ -22,7 +22,7 @@ def is_sharded(group: Group) -> bool:
 
 
 def shard(scorer: nn.Module, layers: list[nn.Module], head: list[nn.Module], group: Group) -> None:
-    """Shard the weights of `scorer` in place; the layers and those of the head are modules of it.
+    """Shard the weights of `scorer` in place; `layers` and `head` are modules inside it.
 
     Layers move to the group's device one by one, so the whole model never has to fit there.
 
@@ -42,13 +42,13 @@ def shard(scorer: nn.Module, layers: list[nn.Module], head: list[nn.Module], gro
 
 
 def sum_gradients_at(scorer: nn.Module, last: bool) -> None:
-    """Sum gradients over the processes in the next backward pass only if it is the last one of its step."""
+    """Let the next backward pass sum gradients over the processes only if it is the `last` of its step."""
     if isinstance(scorer, FSDPModule):
         scorer.set_requires_gradient_sync(last)
 
 
 def gather_nothing(scorer: nn.Module) -> None:
-    """Free gathered weights: after a forward pass without a backward pass some are still gathered."""
+    """Free gathered weights: some are still gathered after a forward pass that no backward pass followed."""
     for module in scorer.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -29,7 +29,7 @@ from rm_assets.training.packing.pairs import KEYS, KEYS_SCHEMA, SIDES, Pairs, Se
 
 MANIFEST = "manifest.json"
 VERSION = 2
-"""Of the files' format: part of a store's name: a store of another version is written again."""
+"""Version of the files' format. It is part of a store's name, so a store of another version is written again."""
 _COLUMNS = [*KEYS, *(f"{side}_{what}" for side in SIDES for what in ("input_ids", "length")), "margin"]
 _KEYS_FILE = "keys.arrow"
 _ROWS_PER_READ = 256  # bounds the padded ids held at once: 64 MiB where sequences have 32 thousand tokens
@@ -43,7 +43,7 @@ _ARRAYS: dict[str, Any] = {
     "prefix": np.int32,
     "margin": np.float32,
 }
-"""Files of a split, each the plain bytes of an array."""
+"""Files of a split, each with the raw bytes of one array."""
 
 
 def open_store(
@@ -58,7 +58,7 @@ def open_store(
     """
     known = sha256 or {}
     path = directory / _store_name(snapshot, splits, known)
-    if not _is_sound(path):
+    if not _is_intact(path):
         try:
             _write_store(path, splits, known)
         except SnapshotError as error:
@@ -75,7 +75,7 @@ def _store_name(snapshot: str, splits: Mapping[str, Sequence[str]], sha256: Mapp
     return f"pairs-{digest[:32]}"
 
 
-def _is_sound(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
         return all(file_sha256(path / name) == digest for name, digest in files.items())
@@ -85,18 +85,20 @@ def _is_sound(path: Path) -> bool:
 
 def _write_store(path: Path, splits: Mapping[str, Sequence[str]], sha256: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         for name, paths in splits.items():
-            (beside / name).mkdir(parents=True)
-            _write_split(beside / name, paths, sha256)
-        files = {file.relative_to(beside).as_posix(): file_sha256(file) for file in beside.rglob("*") if file.is_file()}
-        (beside / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
+            (temporary / name).mkdir(parents=True)
+            _write_split(temporary / name, paths, sha256)
+        files = {
+            file.relative_to(temporary).as_posix(): file_sha256(file) for file in temporary.rglob("*") if file.is_file()
+        }
+        (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
         if path.exists():
             shutil.rmtree(path)
-        beside.rename(path)
+        temporary.rename(path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _open_split(path: Path) -> Pairs:
@@ -162,7 +164,7 @@ class _Decoder:
     num_ids: int = 0
 
     def decode(self, batch: pa.RecordBatch, path: str) -> dict[str, Any]:
-        """The values that a batch adds to each array but the margins; a prefix comes when its ranking is complete."""
+        """The values that a batch adds to each array except `margin`; a ranking's prefix when it is complete."""
         found: dict[str, list[Any]] = {name: [] for name in _ARRAYS if name != "margin"}
         sides = [_unpadded(batch, side, path) for side in SIDES]
         keys = zip(*(batch.column(name).to_pylist() for name in ("source", "line", "prompt_key")), strict=True)

@@ -15,7 +15,7 @@ _NUM_HALVINGS = 60
 
 
 def wins(difference: Any) -> Any:
-    """For [2.5, 0, -1] this is [1, 0.5, 0]: a tie is half a right answer."""
+    """For [2.5, 0, -1] this is [1, 0.5, 0]: a tie counts one half."""
     return (np.sign(difference) + 1) / 2
 
 
@@ -45,7 +45,7 @@ def calibration_bins(difference: np.ndarray) -> pd.DataFrame:
 
 
 def expected_calibration_error(bins: pd.DataFrame) -> float:
-    """The mean distance of confidence and frequency over the pairs of all bins (Guo et al. 2017, equation 3)."""
+    """The mean distance between confidence and frequency, over all pairs (Guo et al. 2017, equation 3)."""
     gap = (bins["frequency"] - bins["confidence"]).abs()
     return float((gap * bins["num_pairs"]).sum() / bins["num_pairs"].sum())
 
@@ -53,8 +53,8 @@ def expected_calibration_error(bins: pd.DataFrame) -> float:
 def fit_temperature(difference: np.ndarray) -> float | None:
     """The T > 0 at which sigmoid(d / T) has the least log loss on these pairs (Guo et al. 2017, section 4.2).
 
-    Above 1 the model was overconfident. None where no temperature is best: no pair ranked wrong (the smaller
-    the better), or chosen sides not ahead on average (a coin would be better).
+    Above 1 the model was overconfident. None if there is no best one: if no pair is ranked wrong, the loss falls
+    with T towards 0; if d is not positive on average, it falls as T grows, towards that of a coin.
     """
     if (difference >= 0).all() or difference.mean() <= 0:
         return None
@@ -69,5 +69,5 @@ def fit_temperature(difference: np.ndarray) -> float | None:
 
 
 def _slope(difference: np.ndarray, inverse: float) -> float:
-    """The derivative of the mean log loss of `inverse * d` by `inverse`: mean(-d sigmoid(-inverse d))."""
+    """The derivative of the mean log loss of `inverse * d` with respect to `inverse`: mean(-d sigmoid(-inverse d))."""
     return float(np.mean(-difference * np.exp(-np.logaddexp(0.0, inverse * difference))))

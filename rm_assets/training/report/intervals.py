@@ -47,7 +47,7 @@ def wilson_interval(share: Any, count: Any) -> tuple[Any, Any]:
     """The 95 % interval of a share of `count` independent trials (Wilson 1927); elementwise on arrays."""
     weight = _NORMAL_QUANTILE**2 / count
     centre = (share + weight / 2) / (1 + weight)
-    reach = np.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
+    half_width = np.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
     # At 0 and 1 the interval ends at the share; rounding must not move that end.
-    low, high = np.minimum(centre - reach, share), np.maximum(centre + reach, share)
+    low, high = np.minimum(centre - half_width, share), np.maximum(centre + half_width, share)
     return np.maximum(low, 0.0), np.minimum(high, 1.0)

@@ -1,6 +1,6 @@
-"""Turn markers of other chat templates, whose texts are rejects: they would be trained on as words.
+"""Turn markers of other chat templates; texts that have them are rejects, as the markers would be trained on as words.
 
-They count at the start of a text alone: a text that quotes them later on is a text.
+With few exceptions they count only at the start of a text: one that is quoted further on is ordinary text.
 """
 
 import re
@@ -47,14 +47,15 @@ _LAST_ANSWER = re.compile(r"[\s>](Assistant|ASSISTANT|assistant|AI|Bot|### Respo
 _SPEAKER_AMONG_LINES = re.compile(r"\n(Human:|HUMAN:|User:|USER:|### Instruction:)")
 _FIRST_SPEAKER = re.compile(r"\s*+(system|user)\n")
 _ANSWER_CHARACTERS = 40
-"""How much of a prompt's end is searched for such a marker."""
+"""Characters at the end of a prompt that are searched for `Assistant:` or the like."""
 
 
 def marker_of_prompt(prompt: str) -> str:
     """The turn marker of another template that a prompt begins with, or empty.
 
-    `User:` is one if the prompt ends with `Assistant:` or the like, `USER:` also if `ASSISTANT:` follows anywhere; so
-    is one that begins a later line, if `Assistant:` ends the prompt. A line `user` is one if a line `assistant` does.
+    `User:` counts only if the prompt ends with `Assistant:` or the like; `USER:` also if `ASSISTANT:` follows anywhere.
+    If the prompt ends with `Assistant:`, a speaker that begins a later line counts, too. A first line `user` counts if
+    the last line is `assistant`.
     """
     answer = _LAST_ANSWER.search(prompt[-_ANSWER_CHARACTERS:])
     if found := _SIGN.match(prompt) or _PHRASE.match(prompt):
@@ -72,7 +73,7 @@ def marker_of_prompt(prompt: str) -> str:
 
 
 def require_no_marker(prompt: str | None, chosen: Any, rejected: Any) -> None:
-    """Raise PreferenceError where the prompt, or both replies, have turn markers of another template."""
+    """Raise PreferenceError if the prompt, or both replies, have turn markers of another template."""
     if prompt is not None and (marker := marker_of_prompt(prompt)):
         raise _foreign_marker("`prompt` has", marker)
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -93,7 +94,7 @@ def _foreign_marker(where: str, marker: str) -> PreferenceError:
 may_be_marked = re.compile(
     r"\s*+(?:[<\[{#]|Human|Assistant|human|HUMAN|USER|User|user|system\n|GPT4|Below is an|A chat|\w{1,64}+\()"
 ).match
-"""Whether a text may begin with a marker, also with one of a transcript, or with a list; a cheap test."""
+"""A cheap test whether a text may begin with a marker (also one of a transcript) or a list."""
 
 
 def has_no_marker(prompt: str) -> bool:

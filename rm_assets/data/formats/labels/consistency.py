@@ -1,9 +1,10 @@
 """Checks verdicts across rows: what rows with the same columns, in any file, imply for each other.
 
-Rows are of one shape where their verdict and their two responses have the same columns. If `"label": 1` beside
-`response_1` and `response_2` names the first response, no other row of the shape has the label 0: where one has, 1 may
-mean the second. A strength is HelpSteer's if all of its shape lie within -3 and 3, and one is negative; else it is some
-other scale. A strength beside a label is its size, unless one of the shape is negative: then signs must agree.
+Rows have one shape if their verdict and their two responses are in the same columns. If `"label": 1` beside
+`response_1` and `response_2` names the first response, no row of that shape can have the label 0; if one does, 1 may
+mean the second response. Strengths are on HelpSteer's scale if all of a shape lie between -3 and 3 and at least one is
+negative; otherwise their scale is unknown. A strength beside a label is taken as a magnitude, unless one of its shape
+is negative: then its sign must agree with the label.
 
 Each shard counts its evidence by shape and kind; all shards together decide, so no verdict depends on how rows are
 distributed over files and shards.
@@ -38,7 +39,7 @@ EvidenceCounts = dict[str, dict[EvidenceKind, Seen]]
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
-    """Why rows of one shape are rejects where they give certain evidence."""
+    """Rows of this shape whose evidence is of these kinds are rejects, for this reason."""
 
     shape: str
     kinds: tuple[EvidenceKind, ...]
@@ -58,7 +59,7 @@ def count_evidence(counts: EvidenceCounts, evidence: Evidence, line: int, *, is_
 
 
 def evidence_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, EvidenceCounts]:
-    """The evidence of each file, from those of its shards as their figures have them."""
+    """The evidence of each file, added up from the figures of its shards."""
     found: dict[str, EvidenceCounts] = {}
     for source, figures in shards:
         counts = found.setdefault(source, {})
@@ -73,7 +74,7 @@ def evidence_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[
 
 
 def refusals(by_source: Mapping[str, EvidenceCounts]) -> list[Refusal]:
-    """Which strengths of which shapes are rejects, by the evidence of all files."""
+    """Which strengths are rejects, shape by shape, judged by the evidence of all files."""
     found = []
     refused: tuple[EvidenceKind, ...]
     for shape, kinds in _kinds(by_source).items():
@@ -96,7 +97,7 @@ def refusals(by_source: Mapping[str, EvidenceCounts]) -> list[Refusal]:
 
 
 def unclear_labels(by_source: Mapping[str, EvidenceCounts]) -> dict[str, list[str]]:
-    """The files whose numbers as labels may mean either response, and why, shape by shape."""
+    """The files with numeric labels that may mean either response, and why, shape by shape."""
     found: dict[str, list[str]] = {}
     kinds = _kinds(by_source)
     for source, counts in by_source.items():
@@ -106,15 +107,15 @@ def unclear_labels(by_source: Mapping[str, EvidenceCounts]) -> dict[str, list[st
     return found
 
 
-def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: str, there: set[EvidenceKind]) -> str:
-    """Why the numbers of a shape in one file are unclear; empty if clear. `there` are the kinds in all files."""
+def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: str, all_kinds: set[EvidenceKind]) -> str:
+    """Why the numbers of a shape in one file are unclear; empty if clear. `all_kinds` are those of all files."""
     own = by_source[source][shape]
-    against = [kind for kind in _AGAINST_NAMES if kind in there]
+    against = [kind for kind in _AGAINST_NAMES if kind in all_kinds]
     if EvidenceKind.UNCLEAR in own:
         kind, other = EvidenceKind.UNCLEAR, None
     elif EvidenceKind.NAMED in own and against:
         kind, other = EvidenceKind.NAMED, against[0]
-    elif EvidenceKind.OTHER in own and EvidenceKind.NAMED in there:
+    elif EvidenceKind.OTHER in own and EvidenceKind.NAMED in all_kinds:
         kind, other = EvidenceKind.OTHER, EvidenceKind.NAMED
     else:
         return ""
