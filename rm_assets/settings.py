@@ -280,6 +280,10 @@ class TrainingSettings(_Group):
     lora_alpha: PositiveInt = 32
     """LoRA adapters are scaled by lora_alpha / lora_rank."""
 
+    load_in_4bit: bool = False
+    """Keep the frozen base in 4 bits (NF4) under LoRA adapters while training (QLoRA): a quarter of bfloat16's memory.
+    The adapters are merged into the checkpoint's own weights, and all scores of the report are those of the result."""
+
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, a third more compute."""
 
@@ -310,6 +314,13 @@ class TrainingSettings(_Group):
     tracking: Literal["none", "tensorboard", "wandb"] = "none"
     """Where training curves are also written while training runs. none: nowhere else; tensorboard: event files beside
     the model; wandb: Weights & Biases."""
+
+    @field_validator("load_in_4bit")
+    @classmethod
+    def _under_adapters(cls, value: bool, info: Any) -> bool:
+        if value and not info.data.get("lora_rank"):
+            raise ValueError("weights in 4 bits are frozen, and LoRA adapters trained over them: set lora_rank")
+        return value
 
     def decisive(self) -> dict[str, Any]:
         """The settings that change the trained model by more than rounding, which a model's key hashes."""

@@ -162,6 +162,17 @@ def test_settings_that_change_rounding_alone_are_not_part_of_a_models_key() -> N
     assert TrainingSettings(lora_rank=8).decisive() != TrainingSettings().decisive()
 
 
+def test_a_base_in_4_bits_needs_adapters() -> None:
+    assert load_settings({"load_in_4bit": True, "lora_rank": 8}, {}).training.load_in_4bit
+    assert load_settings({"lora_rank": 8}, {"RM_LOAD_IN_4BIT": "true"}).training.load_in_4bit
+    four_bits = TrainingSettings(lora_rank=8, load_in_4bit=True)
+    assert four_bits.decisive() != TrainingSettings(lora_rank=8).decisive()
+    said = r"load_in_4bit \(or RM_LOAD_IN_4BIT\) is True: .* LoRA adapters trained over them: set lora_rank"
+    for given in ({"load_in_4bit": True}, {"load_in_4bit": True, "lora_rank": 0}):
+        with pytest.raises(SettingsError, match=said):
+            load_settings(given, {})
+
+
 def test_without_test_pairs_there_must_be_an_evaluation_set() -> None:
     own = {"evaluation_files": {"own": "own.jsonl"}}
     assert load_settings({"test_fraction": 0, "validation_fraction": 0, **own}, {}).test_fraction == 0

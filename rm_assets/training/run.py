@@ -42,6 +42,7 @@ from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.model.architecture import empty_model, max_positions
 from rm_assets.training.model.exactness import set_attention
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
+from rm_assets.training.model.quantization import quantize_base
 from rm_assets.training.model.reward_model import (
     Origin,
     build_model,
@@ -128,6 +129,8 @@ def _train(
     check_pairs(splits, num_embeddings(model), job.pad_token_id, max_positions(model))
     check_margins(splits, job.settings)
     require_same_tokenizer(tokenizer, model.config)
+    if job.settings.load_in_4bit:
+        log.message(quantize_base(model, group.device))
     model = with_adapter(model, job.settings)
     log.message("trying packings: a shared prompt is computed once where scores and gradients stay exact")
     choice = _choose_packing(model, splits["train"], group)
@@ -195,10 +198,11 @@ def _warnings(origin: Origin) -> list[str]:
 def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     """Write the trained model as a stock one, and its adapter.
 
-    Sharded weights are gathered into a new model, in which those that were not trained are float32.
+    Sharded weights are gathered into a new model, in which those that were not trained are float32, as in the base.
+    So are adapters of a quantized one: its weights are rounded too coarsely to be published.
     """
     directory = Path(job.output_directory)
-    if is_sharded(group):
+    if is_sharded(group) or job.settings.load_in_4bit:
         weights = whole_trained_weights(model, group)
         if group.is_first:
             model = with_adapter(build_model(job), job.settings)

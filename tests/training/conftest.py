@@ -15,7 +15,9 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rm_assets.data.tables.schemas import PADDED
 from rm_assets.settings import TrainingSettings
+from rm_assets.training import devices
 from rm_assets.training.jobs.training_job import TrainingJob
+from rm_assets.training.loop.group import join_group, leave_group
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} <end>{% endfor %}"
 
@@ -24,6 +26,20 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }} <end>{% endfor
 def one_thread():
     """Tensors this small only wait for a second thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cpu_as_gpu(monkeypatch):
+    """What a GPU computes, on a CPU."""
+    monkeypatch.setattr(devices, "BFLOAT16", {"cpu"})
+
+
+@pytest.fixture
+def gpu(cpu_as_gpu):
+    """The group of a process alone with its GPU."""
+    group = join_group()
+    yield group
+    leave_group()
 
 
 @pytest.fixture(scope="session")

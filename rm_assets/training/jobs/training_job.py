@@ -21,7 +21,8 @@ def memory_advice(settings: TrainingSettings) -> str:
     if not settings.gradient_checkpointing:
         ways.append("set gradient_checkpointing")
     ways.append(f"train on more GPUs (num_processes is {settings.num_processes})")
-    other = "" if settings.lora_rank else "; or set lora_rank, which starts another training"
+    unset = [name for name in ("lora_rank", "load_in_4bit") if not getattr(settings, name)]
+    other = f"; or set {unset[0]}, which starts another training" if unset else ""
     return f"{', or '.join(ways)}, and materialize again, which resumes from the latest checkpoint{other}"
 
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from rm_assets.training.devices import trains_in_bfloat16
 from rm_assets.training.loop.group import Group
+from rm_assets.training.model.quantization import is_quantized
 
 
 def is_sharded(group: Group) -> bool:
@@ -24,7 +25,8 @@ def is_sharded(group: Group) -> bool:
 def shard(scorer: nn.Module, layers: list[nn.Module], head: list[nn.Module], group: Group) -> None:
     """Shard the weights of `scorer` in place; `layers` and `head` are modules inside it.
 
-    Layers move to the group's device one by one, so the whole model never has to fit there.
+    Layers move to the group's device one by one, so the whole model never has to fit there. If weights are quantized,
+    each process keeps all frozen ones.
 
     On GPUs layers compute in bfloat16 and gradients are summed in float32; the head stays float32. The shards that a
     process keeps, the master weights, are float32 everywhere.
@@ -34,11 +36,23 @@ def shard(scorer: nn.Module, layers: list[nn.Module], head: list[nn.Module], gro
     mesh = init_device_mesh(group.device.type, (group.size,))
     bfloat16 = torch.bfloat16 if trains_in_bfloat16(group.device) else None
     policy = MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=torch.float32)
+    kept = _kept_whole(scorer, group.device)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=kept)
     for module in head:
-        fully_shard(module, mesh=mesh)
-    fully_shard(scorer, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, ignored_params=kept)
+    fully_shard(scorer, mesh=mesh, mp_policy=policy, ignored_params=kept)
+
+
+def _kept_whole(scorer: nn.Module, device: torch.device) -> set[nn.Parameter] | None:
+    """The frozen weights if some are quantized, all on the device: codes cannot be sharded without their scales."""
+    if not any(map(is_quantized, scorer.parameters())):
+        return None
+    frozen = {weight for weight in scorer.parameters() if not weight.requires_grad}
+    for weight in frozen:
+        if not is_quantized(weight):
+            weight.data = weight.data.to(device)
+    return frozen
 
 
 def sum_gradients_at(scorer: nn.Module, last: bool) -> None:

@@ -18,8 +18,8 @@ def with_adapter(model: Any, settings: TrainingSettings) -> Any:
     """The model with adapters on its linear layers, in place, as peft's wrapper of it; the head is trained whole.
 
     The base keeps its precision here; a GPU trains with it in bfloat16 (`layers.round_frozen_weights`), under adapters
-    in float32. Without `lora_rank`, the model itself. Depends on model and settings only. Raises TrainingError without
-    peft.
+    in float32. It may be quantized (`quantization.py`): the adapters are those of the same model in full precision.
+    Without `lora_rank`, the model itself. Depends on model and settings only. Raises TrainingError without peft.
     """
     if not settings.lora_rank:
         return model
@@ -34,12 +34,12 @@ def with_adapter(model: Any, settings: TrainingSettings) -> Any:
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
-        modules_to_save=_whole_modules(model),
+        modules_to_save=whole_modules(model),
     )
     return peft.get_peft_model(model, configuration).eval()
 
 
-def _whole_modules(model: Any) -> list[str] | None:
+def whole_modules(model: Any) -> list[str] | None:
     """An encoder's modules that are trained whole besides `classifier`: the rest of its head, and BERT's pooler.
 
     They may have random weights, which small matrices could not replace.

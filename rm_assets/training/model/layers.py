@@ -16,6 +16,7 @@ from torch import nn
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.devices import trains_in_bfloat16
+from rm_assets.training.model.quantization import is_quantized
 
 MAX_GRAPHS = 64
 """Limit of compiled variants of a layer: one for each kind of layer, with and without shared prompts, gradients and
@@ -35,7 +36,7 @@ def shallow_copy(model: Any, device: torch.device) -> Any:
     """A copy of a stock classifier on `device` with only its first layers: at least two, and one of every kind.
 
     Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window. Frozen
-    weights that are on that device already are shared with the copy.
+    weights that are on that device already are shared with the copy, as are all quantized ones.
     """
     layers, memo = decoder_layers(model), dict[int, Any]()
     config = model.config.get_text_config()
@@ -43,7 +44,9 @@ def shallow_copy(model: Any, device: torch.device) -> Any:
     kept = max([2, *(kinds.index(kind) + 1 for kind in kinds)])
     left_out = {id(weight) for layer in layers[kept:] for weight in layer.parameters()}
     for weight in model.parameters():
-        if not weight.requires_grad and id(weight) not in left_out:
+        if is_quantized(weight):
+            memo |= {id(shared): shared for shared in (weight, weight.quant_state)}
+        elif not weight.requires_grad and id(weight) not in left_out:
             memo[id(weight)] = nn.Parameter(weight.detach().to(device), requires_grad=False)
     memo[id(layers)] = copy.deepcopy(layers[:kept], memo)
     return copy.deepcopy(model, memo).to(device)
@@ -53,12 +56,12 @@ def shallow_copy(model: Any, device: torch.device) -> Any:
 def round_frozen_weights(model: Any, device: torch.device) -> None:
     """Convert the frozen weights of the body to bfloat16 where layers compute in it, so the results stay the same.
 
-    On a CPU they compute in float32, and the weights stay float32, too. Buffers stay as they are: the frequencies of
-    rotary positions are a buffer and need float32.
+    On a CPU they compute in float32, and the weights stay float32, too. Quantized weights stay as they are. So do
+    buffers: the frequencies of rotary positions are a buffer and need float32.
     """
     if trains_in_bfloat16(device):
         for weight in getattr(model, model.base_model_prefix).parameters():
-            if not weight.requires_grad:
+            if not weight.requires_grad and not is_quantized(weight):
                 weight.data = weight.data.to(torch.bfloat16)
 
 

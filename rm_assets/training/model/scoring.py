@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rm_assets.training.model.adapter import base_of
 from rm_assets.training.model.architecture import head_modules, is_encoder
+from rm_assets.training.model.quantization import is_quantized
 from rm_assets.training.packing.attention import UnsupportedModelError
 from rm_assets.training.packing.batches import MicroBatch
 
@@ -44,7 +45,8 @@ def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
     """
     head = _head_weights(scorer)
     weights = {
-        name: weight if id(weight) in head else weight.to(torch.bfloat16) for name, weight in scorer.named_parameters()
+        name: weight if id(weight) in head or is_quantized(weight) else weight.to(torch.bfloat16)
+        for name, weight in scorer.named_parameters()
     }
     found: Tensor = torch.func.functional_call(scorer, weights, (batch,))
     return found

@@ -23,7 +23,7 @@ nothing; only differences between replies to one prompt do.
 
 | | |
 |---|---|
-| base model | {base} |{continued}
+| base model | {base} |{continued}{quantized}
 | head at the start | {head} |
 | data snapshot | {data_snapshot} |
 | job key | {key} |
@@ -146,6 +146,10 @@ _DTYPE_NOTE = (
     "\nThe body's weights are saved in bfloat16, the head's in float32: load them with `dtype` as below "
     "(`torch_dtype` before transformers 4.56), or scores are bfloat16's."
 )
+_QUANTIZED = (
+    "\n| base while training | in 4 bits (NF4); the adapters were merged into its own weights, and all scores are of the "
+    "result |"
+)
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
 
@@ -163,6 +167,7 @@ def model_card(
         title=f"Reward model on {_shown(base, as_code)}",
         base=as_code_cell(base) + (" (a toy: random weights before training)" if job.toy else ""),
         continued=f"\n| continued from | {', then '.join(map(as_code_cell, snapshots))} |" if snapshots else "",
+        quantized=_QUANTIZED if job.settings.load_in_4bit else "",
         head=_shown(str(metrics.get("head", "new"))),
         data_snapshot=as_code_cell(job.data_snapshot),
         key=as_code_cell(job.key),

@@ -85,3 +85,5 @@ def test_the_advice_leaves_out_what_is_set_already():
     advice = memory_advice(TrainingSettings(gradient_checkpointing=True, lora_rank=8))
     assert "gradient_checkpointing" not in advice
     assert "lora_rank" not in advice
+    assert "load_in_4bit, which starts another training" in advice
+    assert "another training" not in memory_advice(TrainingSettings(lora_rank=8, load_in_4bit=True))

@@ -16,10 +16,9 @@ from toy_pairs import learnable_pairs
 from transformers import AutoConfig
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training import devices
 from rm_assets.training.jobs.result import METRICS, MODEL, SCORES_FILE, clear_output
 from rm_assets.training.loop.checkpoint import restore_state, training_state
-from rm_assets.training.loop.group import ALONE, join_group, leave_group
+from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.held_out import pair_scores
 from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
 from rm_assets.training.loop.step import train_step
@@ -37,11 +36,6 @@ from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.layout import Kernel, Layout, Segment
 from rm_assets.training.packing.planning import Branches, MicroPlan, Packing, plan_rows
 from rm_assets.training.run import train_and_publish
-
-
-@pytest.fixture
-def cpu_as_gpu(monkeypatch):
-    monkeypatch.setattr(devices, "BFLOAT16", {"cpu"})
 
 
 def single_plans(pairs):
@@ -159,14 +153,6 @@ def test_the_probe_finds_a_kernel_that_is_wrong_by_a_token(cpu_as_gpu, monkeypat
 
 
 # --- training ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu(cpu_as_gpu):
-    """The group of a process alone with its GPU."""
-    group = join_group()
-    yield group
-    leave_group()
 
 
 def test_processes_wait_for_the_first_and_plan_nothing_for_a_new_shape(gpu):
