@@ -147,8 +147,8 @@ _DTYPE_NOTE = (
     "(`torch_dtype` before transformers 4.56), or scores are bfloat16's."
 )
 _QUANTIZED = (
-    "\n| base while training | in 4 bits (NF4); the adapters were merged into its own weights, and all scores are of the "
-    "result |"
+    "\n| base while training | in 4 bits (NF4); the adapters were merged into its own weights, "
+    "and all scores are those of the result |"
 )
 _NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
 
