@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import date, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -72,6 +73,7 @@ class _ProjectResource(dg.ConfigurableResource):
         The model comes first: a file that is wrong for both is named as the model's.
         """
         settings = self.settings()
+        _require_packages(settings)
         base = find_base_model(settings)
         if base is not None:
             with named_model(str(settings.model)):
@@ -82,6 +84,22 @@ class _ProjectResource(dg.ConfigurableResource):
         _require_usable(settings.storage)
         _require_token(settings)
         return Project(settings=settings, tokenizer=tokenizer, model=model, warnings=warnings)
+
+
+def _require_packages(settings: Settings) -> None:
+    """Raise SettingsError if a training job on this machine would lack a package that is installed by an extra."""
+    training = settings.training
+    if settings.launch.launcher != "local" or training.num_nodes > 1:
+        return
+    needed = {"lora_rank": ("peft", "lora"), "load_in_4bit": ("bitsandbytes", "4bit")}
+    if training.tracking != "none":
+        needed["tracking"] = (training.tracking, training.tracking)
+    for name, (package, extra) in needed.items():
+        if (value := getattr(training, name)) and find_spec(package) is None:
+            raise SettingsError(
+                f"{name} (or {PREFIX}{name.upper()}) is {value!r}, which needs {package}: pip install "
+                f"'rm_assets[{extra}]'"
+            )
 
 
 @functools.lru_cache(maxsize=8)

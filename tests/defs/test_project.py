@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import dagster as dg
 import numpy as np
@@ -406,3 +406,27 @@ def test_a_changed_weight_or_template_is_another_identity(tmp_path: Path) -> Non
     after = ProjectResource(model=str(model)).ready()
     assert before.model.identity != after.model.identity
     assert before.tokenizer.identity != after.tokenizer.identity
+
+
+@pytest.mark.parametrize(
+    ("settings", "package", "extra"),
+    [
+        ({"lora_rank": 8}, "peft", "lora"),
+        ({"lora_rank": 8, "load_in_4bit": True}, "bitsandbytes", "4bit"),
+        ({"tracking": "tensorboard"}, "tensorboard", "tensorboard"),
+        ({"tracking": "wandb"}, "wandb", "wandb"),
+    ],
+)
+def test_a_package_that_training_would_lack_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], package: str, extra: str
+) -> None:
+    name = list(settings)[-1]
+    said = rf"{name} \(or RM_{name.upper()}\) is .*, which needs {package}: pip install 'rm_assets\[{extra}\]'"
+    monkeypatch.setattr("rm_assets.defs.project.find_spec", lambda name: None if name == package else name)
+    storage = str(tmp_path / "storage")
+    with pytest.raises(SettingsError, match=said):
+        ProjectResource(storage=storage, **settings).ready()
+    assert not (tmp_path / "storage").exists()
+    ProjectResource(storage=storage).ready()
+    there = {"launcher": "ray", "shared_storage": True}  # the job runs on another machine
+    ProjectResource(storage=storage, **settings, **there).ready()
