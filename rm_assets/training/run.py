@@ -41,6 +41,7 @@ from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import merged, save_adapter, with_adapter
 from rm_assets.training.model.architecture import empty_model, max_positions
 from rm_assets.training.model.exactness import set_attention
+from rm_assets.training.model.offloading import move_to
 from rm_assets.training.model.probe import Choice, choose_packing, use_packing
 from rm_assets.training.model.quantization import quantize_base
 from rm_assets.training.model.reward_model import (
@@ -218,7 +219,9 @@ def _evaluate(
     job: TrainingJob, splits: dict[str, Pairs], packing: Packing, group: Group, log: TrainingLog
 ) -> dict[str, Any]:
     directory = Path(job.output_directory)
-    saved = load_model(directory / MODEL).to(group.device)
+    saved = load_model(directory / MODEL)
+    if where := move_to(saved, group.device):
+        log.message(where)
     if job.trained:
         check_pairs(splits, num_embeddings(saved), job.pad_token_id, max_positions(saved))
     stock = saved.config._attn_implementation
@@ -233,7 +236,8 @@ def _evaluate(
             set_attention(saved, stock)
         else:  # its weights are rounded
             del saved
-            saved = load_model(directory / MODEL).to(group.device)
+            saved = load_model(directory / MODEL)
+            move_to(saved, group.device)
         log.message("writing golden scores: of fixed conversations, by which a server is verified")
         write_golden_scores(directory / MODEL, saved)
     intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]

@@ -19,6 +19,7 @@ from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_
 from rm_assets.training.devices import prepare
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.architecture import check_size, empty_model, is_encoder, max_positions
+from rm_assets.training.model.offloading import move_to
 from rm_assets.training.model.reward_model import require_whole_weights
 
 Padding = Literal["right", "left"]
@@ -44,7 +45,8 @@ class SavedModel:
 def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> SavedModel:
     """The model and tokenizer of a directory, on CUDA if available; raises TrainingError if it cannot be loaded.
 
-    No code of the directory is run, and no pickle opened.
+    Layers for which a GPU has not enough memory stay in that of the host. No code of the directory is run, and no
+    pickle opened.
     """
     prepare()
     try:
@@ -63,7 +65,8 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
         raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error
     if model.config.num_labels != 1:
         raise TrainingError(f"the model in {str(directory)!r} has {model.config.num_labels} labels, a reward model one")
-    return SavedModel(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer)
+    move_to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return SavedModel(model.eval(), tokenizer)
 
 
 def conversation_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
