@@ -50,7 +50,7 @@ def cut_packs(sources: Sequence[str], sizes: Sequence[int | None], max_bytes: in
 
 def _within_limits(sources: Sequence[str], sizes: Sequence[int], limit: int, places: range) -> Iterator[range]:
     num_bytes = sum(sizes[places.start : places.stop])
-    if len(places) <= 1 or (len(places) <= MAX_FILES and num_bytes <= limit):
+    if len(places) < MIN_FILES or (len(places) <= MAX_FILES and num_bytes <= limit):
         yield places
         return
     # neither part has fewer than MIN_FILES, unless the whole has less than two times as many

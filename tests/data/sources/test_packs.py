@@ -113,6 +113,8 @@ def test_a_pack_may_reach_each_of_its_limits() -> None:
     assert len(lengths(MAX_FILES + 1, 700)) > 1
     assert lengths(64, 100, max_bytes=6400) == [64]
     assert len(lengths(64, 100, max_bytes=6399)) > 1
+    assert lengths(MIN_FILES, 100, max_bytes=800) == [MIN_FILES]
+    assert lengths(MIN_FILES, 100, max_bytes=799) == [1] * MIN_FILES
     assert lengths(MAX_BYTES // SMALL_BYTES, SMALL_BYTES, max_bytes=10 * MAX_BYTES) == [32]
     assert len(lengths(MAX_BYTES // SMALL_BYTES + 1, SMALL_BYTES, max_bytes=10 * MAX_BYTES)) > 1
 
