@@ -67,7 +67,7 @@ class AnnotationSettings(_Group):
     pair per annotator."""
 
     max_pairs_per_prompt: PositiveInt = 10
-    """Pairs taken from one ranking, chosen by hash; the rest are counted."""
+    """Maximum number of pairs taken from one ranking, chosen by hash; the rest are only counted."""
 
     two_line_files: bool = False
     """Read all files in NeMo-Aligner's format: one text per line, chosen and rejected alternating."""
@@ -76,7 +76,7 @@ class AnnotationSettings(_Group):
     """A file with a larger share of malformed lines (blank lines do not count) is held back as a whole."""
 
     max_line_bytes: PositiveInt = 16 * 2**20
-    """Longer lines, in bytes, are rejects."""
+    """Maximum length of a line, in bytes; longer lines are rejects."""
 
     max_expansion: PositiveInt = 200
     """A compressed file or table that expands to more than 64 MiB and more than this many times its size is rejected
@@ -143,14 +143,14 @@ class EvaluationSettings(_Group):
     """Key of the hash that assigns prompts to splits."""
 
     fail_below_accuracy: float | None = Field(None, ge=0, le=1)
-    """The run fails if accuracy on the test pairs is below this. Unset: it only warns if it is not above chance."""
+    """The run fails if accuracy on the test pairs is below this. Unset: an accuracy not above chance is a warning."""
 
     max_length_correlation: Fraction = 0.5
     """Warn if the Spearman correlation between score differences and length differences within pairs exceeds this."""
 
     max_rescored_pairs: PositiveInt = 2000
-    """Pairs of each held-out set, chosen by hash, that are scored again: for the report's prompt baselines, and by the
-    promoted model for comparison."""
+    """Maximum number of pairs of each held-out set, chosen by hash, that are scored again: for the report's prompt
+    baselines, and by the promoted model for comparison."""
 
     promotion_level: float = Field(0.05, gt=0, le=1)
     """A new model is not promoted if it is less accurate than the promoted one on the same pairs and the exact
@@ -173,14 +173,14 @@ class EvaluationSettings(_Group):
         if value + info.data.get("validation_fraction", 0.0) >= 1:
             raise ValueError("validation_fraction and test_fraction together must stay below 1")
         if value == 0 and not info.data.get("evaluation_files"):
-            raise ValueError("without test pairs nothing judges the model: set evaluation_files, or make it larger")
+            raise ValueError("without test pairs the model cannot be judged: set evaluation_files, or make it larger")
         return value
 
     @field_validator("suspect_folds")
     @classmethod
     def _none_or_several(cls, value: int) -> int:
         if value == 1:
-            raise ValueError("one fold would leave nothing to train on: 0 is off, else at least 2")
+            raise ValueError("one fold would leave nothing to train on: set at least 2, or 0 for none")
         return value
 
 
@@ -198,7 +198,7 @@ class StorageSettings(_Group):
     full: all by content, and damaged shards are computed again."""
 
     shard_bytes: PositiveInt = 32 * 2**20
-    """Maximum text of a shard, in bytes of the decompressed file."""
+    """Maximum size of a shard's text, in bytes after decompression."""
 
     @field_validator("storage")
     @classmethod
@@ -243,9 +243,9 @@ class TrainingSettings(_Group):
     """Passes over the training pairs."""
 
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW, after linear warm-up and before cosine decay to zero. Unset: by model size, from
-    1e-4 at 10 million weights or fewer over 1e-5 at 500 million to 2e-6 from 8 billion; with LoRA ten times that, and
-    at least 1e-4."""
+    """Peak learning rate of AdamW, after linear warm-up and before cosine decay to zero. Unset: by model size, falling
+    from 1e-4 at 10 million weights or fewer through 1e-5 at 500 million to 2e-6 at 8 billion or more; with LoRA ten
+    times that, and at least 1e-4."""
 
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the optimizer steps spent on linear warm-up, rounded up: at least one step, unless it is 0."""
@@ -265,8 +265,8 @@ class TrainingSettings(_Group):
 
     loss: Literal["plain", "margin", "scaled"] = "plain"
     """How a pair's margin enters the loss. plain: it is ignored; margin: it is subtracted from the difference of the
-    scores; scaled: the loss is multiplied by it (by 1 where the annotation has none). A margin is taken as it is in
-    padded_pairs: the annotation's, else the difference of its scores, which may be too large for a margin."""
+    scores; scaled: the loss is multiplied by it (by 1 where the annotation has none). The margin is that of
+    padded_pairs: the annotation's own or, without one, the difference of its scores, which may be too large."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Assumed share of wrong labels: mixes in the flipped pair's loss with this weight."""
@@ -371,8 +371,8 @@ class PublishingSettings(_Group):
     sets. Unset: none."""
 
     publish_private: bool = True
-    """Repositories must be private, and are created so; false: they are created public, and those that exist are left
-    as they are."""
+    """Repositories must be private, and new ones are created private. false: new ones are created public, existing ones
+    stay as they are."""
 
     publish_license: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.+-]*$")
     """License that the cards state, as the Hub spells it: apache-2.0, cc-by-4.0, other. Unset: none."""

@@ -178,7 +178,7 @@ def test_without_test_pairs_there_must_be_an_evaluation_set() -> None:
     assert load_settings({"test_fraction": 0, "validation_fraction": 0, **own}, {}).test_fraction == 0
     assert load_settings({"validation_fraction": 0}, {}).validation_fraction == 0
     assert load_settings({}, {"RM_TEST_FRACTION": "0", "RM_EVALUATION_FILES": '{"own": "a.jsonl"}'}).test_fraction == 0
-    with pytest.raises(SettingsError, match=r"test_fraction .* nothing judges the model: set evaluation_files"):
+    with pytest.raises(SettingsError, match=r"test_fraction .* the model cannot be judged: set evaluation_files"):
         load_settings({"test_fraction": 0}, {})
     for name in ("test_fraction", "validation_fraction"):
         with pytest.raises(SettingsError, match=name):

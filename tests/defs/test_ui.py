@@ -289,7 +289,9 @@ def test_runs_tell_what_arrived_and_whether_they_trained(opened: Opened) -> None
 
 def test_the_page_of_a_failed_run_begins_with_its_reason(opened: Opened, dagster: RunningDagster) -> None:
     [run] = dagster.instance.get_runs(dg.RunsFilter(job_name="suspect_labels"))
-    opened(f"/runs/{run.run_id}", "failed-run", "one fold would leave nothing to train on: 0 is off, else at least 2")
+    opened(
+        f"/runs/{run.run_id}", "failed-run", "one fold would leave nothing to train on: set at least 2, or 0 for none"
+    )
 
 
 def test_the_launchpad_lists_settings_with_their_groups_and_choices(opened: Opened) -> None:
