@@ -56,7 +56,7 @@ class Reason(StrEnum):
 MEANINGS = {
     Reason.NOT_UTF8: "The line is not valid UTF-8.",
     Reason.LINE_TOO_LONG: "The line has more than max_line_bytes bytes.",
-    Reason.UNREADABLE_FILE: "Not a regular file, or it cannot be read; rejected as a whole (line 0).",
+    Reason.UNREADABLE_FILE: "The file is not a regular file, or cannot be read; it is rejected as a whole (line 0).",
     Reason.CHANGING_FILE: "The file changed during every attempt to read it; none of its lines is used in this run "
     "(line 0).",
     Reason.DAMAGED_ARCHIVE: "The compressed file is truncated, malformed, fails its checksum or needs more than "
@@ -72,7 +72,7 @@ MEANINGS = {
     Reason.UNKNOWN_FORMAT: "The object's fields match no known format.",
     Reason.MISSING_FIELD: "A field required by the format is missing.",
     Reason.WRONG_TYPE: "A field has the wrong type for the format.",
-    Reason.REPEATED_FIELD: "An object contains a field that is read more than once.",
+    Reason.REPEATED_FIELD: "A field that is read occurs more than once in one object.",
     Reason.AMBIGUOUS_FIELD: "Two fields for the same thing differ; the setting columns chooses one.",
     Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison could mean either response; the setting labels "
     "defines it.",
@@ -85,14 +85,14 @@ MEANINGS = {
     Reason.EMPTY_REPLY: "A reply is empty.",
     Reason.IDENTICAL_REPLIES: "Both replies are equal.",
     Reason.UNSHARED_PROMPT: "The two sides have different prompts.",
-    Reason.TURN_MARKERS: "A prompt contains a conversation in a chat template's turn markers, which are not parsed.",
+    Reason.TURN_MARKERS: "The prompt, or both replies, have turn markers of a chat template, which are not parsed.",
     Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the previous one, or a reply is not the assistant's.",
     Reason.MARGIN_NOT_FINITE: "The margin is not a finite float32.",
     Reason.NOT_TEXT: "The row or a message contains more than text: an image, a video, audio or a placeholder for one.",
     Reason.TIE: "The annotation prefers neither reply: a tie, equal scores, or nothing to compare with.",
     Reason.UNLABELLED: "The row has no label: nobody has judged it yet, or the task was skipped.",
     Reason.SCORES_DISAGREE: "The scores or the margin contradict the label or the ranks.",
-    Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67108864 characters.",
+    Reason.TOO_MANY_RESPONSES: "A ranking has more than 256 responses, or its pairs more than 67,108,864 characters.",
     Reason.CONTROL_TOKEN: "A text contains a control token of the tokenizer, which could forge the end of a turn.",
     Reason.TEMPLATE_ERROR: "The chat template rejects the conversation.",
     Reason.MESSAGE_LOST: "The chat template drops a whole message, tool list, tool call or the last reasoning.",
@@ -100,7 +100,7 @@ MEANINGS = {
     Reason.IDENTICAL_AFTER_TOKENIZATION: "Both sides have the same token ids.",
     Reason.TOKENIZER_ERROR: "The tokenizer fails on the conversation, as some do on megabytes of spaces.",
     Reason.TOO_LONG: "A side has more than max_length tokens; replies are never truncated.",
-    Reason.DUPLICATE: "An equal pair occurs earlier; Unicode form and white space are ignored.",
+    Reason.DUPLICATE: "An equal pair occurs earlier; differences in Unicode form and white space are ignored.",
     Reason.CONFLICT: "The same replies also occur with flipped labels, and the setting conflicts excludes this pair.",
     Reason.OVERLAPS_EVALUATION: "The prompt shares a run of 13 words with a prompt of an evaluation file.",
 }
