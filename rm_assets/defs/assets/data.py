@@ -54,7 +54,7 @@ _SOURCE = dg.AssetSpec(
     group_name="annotations",
     kinds={"jsonl"},
     owners=owners(),
-    description="The annotation files, as raw_preferences read them last. Their version is a hash of the path, size "
+    description="The annotation files, as raw_preferences last read them. Their version is a hash of the path, size "
     "and content of each; *Observe* looks at them without a refresh.",
 )
 

@@ -29,16 +29,16 @@ NUM_NAMED = 3
 _SPECS = {
     Stage.RAW: {
         READ: "No file is damaged, unreadable or still being written.",
-        GONE: "No file is gone, and none has fewer rows, since the snapshot before.",
+        GONE: "No file is gone, or has fewer rows, since the previous snapshot.",
         IGNORED: "Every file that may hold annotations is of a kind that is read.",
     },
-    Stage.VALIDATED: {HELD_BACK: "No file has so many malformed lines that it is held back whole."},
+    Stage.VALIDATED: {HELD_BACK: "No file is held back: for malformed lines, an ambiguous label or missing lines."},
 }
 _REJECT_COLUMNS = {"file": "string", "reason": "string", "rejects": "int", "first_line": "int", "example": "string"}
 
 
 def file_check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
-    """The checks of a stage about whole files: warnings, as one bad file stops no other."""
+    """The checks of a stage about whole files: warnings, because one bad file must not stop the others."""
     specs = _SPECS.get(stage, {})
     return [dg.AssetCheckSpec(name, asset=stage.value, description=text) for name, text in specs.items()]
 
@@ -83,7 +83,7 @@ def unread_files(raw: Snapshot) -> list[dict[str, Any]]:
 def rejects_by_file(*snapshots: Snapshot) -> list[dict[str, Any]]:
     """A row for each file and reason, with the count, the first line and its detail; the files in order.
 
-    The reasons of a file are ordered by count; sound lines that were held back with it come last, as one row.
+    The reasons of a file are ordered by count; valid lines that were held back with it come last, as one row.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     folders = [DATA if snapshot.manifest.asset == rejects.ASSET else REJECTS for snapshot in snapshots]
@@ -97,7 +97,7 @@ def rejects_by_file(*snapshots: Snapshot) -> list[dict[str, Any]]:
                 found.setdefault((row["source"], row["reason"]), shown)["rejects"] += row["count_all"]
     for row in found.values():
         if is_collateral(row):
-            row["example"] = "sound lines, held back with their file"
+            row["example"] = "valid lines, held back with their file"
     return sorted(found.values(), key=lambda row: (row["file"], is_collateral(row), -row["rejects"], row["reason"]))
 
 
@@ -111,7 +111,7 @@ def _causes_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def is_collateral(row: dict[str, Any]) -> bool:
-    """Whether a row counts sound lines that are rejects only because their file is held back."""
+    """Whether a row counts valid lines that are rejects only because their file is held back."""
     return bool(row["reason"] == Reason.HELD_BACK_FILE)
 
 

@@ -32,7 +32,7 @@ REPORT_CHECKS = [
     dg.AssetCheckSpec(
         "scores_do_not_follow_length",
         asset=ASSET,
-        description="Differences of scores and of lengths within pairs correlate (Spearman) by at most "
+        description="Within pairs, differences of scores and of lengths have a Spearman correlation of at most "
         "max_length_correlation.",
     ),
 ]

@@ -55,8 +55,8 @@ class NothingLeftError(RuntimeError):
 def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
     """The stage's invariants, which are blocking, and the warnings about ignored and held-back files and long pairs."""
     specs = [
-        dg.AssetCheckSpec(law.name, asset=stage.value, description=law.description, blocking=True)
-        for law in INVARIANTS[stage]
+        dg.AssetCheckSpec(invariant.name, asset=stage.value, description=invariant.description, blocking=True)
+        for invariant in INVARIANTS[stage]
     ]
     if stage is Stage.TOKENIZED:
         description = f"At most {MAX_TOO_LONG:.0%} of the pairs are rejected because they are longer than max_length."
@@ -229,12 +229,12 @@ def check_results(
     stage: Stage, snapshot: Snapshot, parent: Snapshot | None, settings: Settings, before: Snapshot | None = None
 ) -> Iterator[dg.AssetCheckResult]:
     """The results of a stage's checks, in the order of `check_specs`; `before` as for `file_checks`."""
-    for law in INVARIANTS[stage]:
-        violations = law.violations(snapshot.manifest, parent.manifest if parent else None)
+    for invariant in INVARIANTS[stage]:
+        violations = invariant.violations(snapshot.manifest, parent.manifest if parent else None)
         yield dg.AssetCheckResult(
-            check_name=law.name,
+            check_name=invariant.name,
             passed=not any(violations.values()),
-            description=_counted(law, violations),
+            description=_counted(invariant, violations),
             metadata={name.replace(" ", "_"): count for name, count in violations.items()},
         )
     if stage is Stage.TOKENIZED:
@@ -242,10 +242,10 @@ def check_results(
     yield from file_checks(stage, snapshot, parent, settings, before)
 
 
-def _counted(law: Invariant, violations: dict[str, int]) -> str:
+def _counted(invariant: Invariant, violations: dict[str, int]) -> str:
     """The counted violations, such as `0 lines not read, 2 pairs unaccounted; broken: Every line gave …`."""
     counted = ", ".join(f"{count:,} {name}" for name, count in violations.items())
-    return f"{counted}; broken: {law.description}" if any(violations.values()) else counted
+    return f"{counted}; broken: {invariant.description}" if any(violations.values()) else counted
 
 
 def _too_long_result(manifest: Manifest, max_length: int) -> dg.AssetCheckResult:

@@ -130,7 +130,7 @@ def test_the_causes_come_before_the_sound_lines_held_back_with_them(settings: Se
         ("vendor.jsonl", None),
         ("… 25 more rows, in the Parquet file", None),
     ]
-    assert "110 sound lines, held back with their file" in str(metadata["rejects"])
+    assert "110 valid lines, held back with their file" in str(metadata["rejects"])
     assert delivery_problems(stages[Stage.RAW], stages[Stage.VALIDATED]) == (
         "held back: 'vendor.jsonl' (30 of 140 lines malformed: not_json 30 (first: line 111))"
     )

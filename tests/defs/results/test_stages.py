@@ -112,7 +112,7 @@ def test_the_page_names_the_causes_of_a_held_back_file_and_globs_that_name_none(
     assert shown[1]["what_to_do"] == (
         "mend these lines, or raise max_malformed_fraction; python -m rm_assets.trace b.jsonl 2"
     )
-    assert shown[2]["example"] == "sound lines, held back with their file"
+    assert shown[2]["example"] == "valid lines, held back with their file"
     assert "labels 'd/*'" in str((result.metadata or {})["globs_without_files"])
 
 
