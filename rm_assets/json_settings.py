@@ -108,7 +108,7 @@ def _folder_names(names: dict[str, Any]) -> dict[str, Any]:
                 "digit and the last not '.'"
             )
         if (other := known.setdefault(name.lower(), name)) != name:
-            raise ValueError(f"the names {other!r} and {name!r} differ in case alone: rename one of these sets")
+            raise ValueError(f"the names {other!r} and {name!r} differ only in case: rename one of these sets")
     return names
 
 

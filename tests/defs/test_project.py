@@ -241,7 +241,7 @@ def test_a_model_brings_its_own_tokenizer_unless_another_is_named(tmp_path: Path
     ("name", "options", "complaint"),
     [
         ("no_weights", {"vocab_size": 7, "weights": False}, "has neither 'model.safetensors' nor"),
-        ("no_vocabulary", {"vocab_size": None}, "states no vocab_size"),
+        ("no_vocabulary", {"vocab_size": None}, "has no vocab_size"),
         (
             "small",
             {"vocab_size": 1},

@@ -137,7 +137,7 @@ def find_base_model(settings: Settings) -> ModelFiles | None:
         text_part = configuration.get("text_config")
         vocab_size = configuration.get("vocab_size") or (isinstance(text_part, dict) and text_part.get("vocab_size"))
         if type(vocab_size) is not int or vocab_size < 1:
-            raise SettingsError(f"its {CONFIGURATION} states no vocab_size")
+            raise SettingsError(f"its {CONFIGURATION} has no vocab_size")
         on_hub = [] if is_local else _hub_files(settings.model, directory.name)
         if on_hub and not any(name.endswith(WEIGHTS) and "/" not in name for name in on_hub):
             raise SettingsError(no_weights(on_hub, settings.model))
@@ -180,7 +180,7 @@ def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) 
     path = Path(name).expanduser()
     if not (is_local := _holds(path.is_dir)):
         if name.startswith((".", "/", "~")) or name.count("/") != 1 or _holds(path.exists):
-            raise SettingsError(f"{setting} is {name!r}: no such directory, and no name on the Hub (owner/name)")
+            raise SettingsError(f"{setting} is {name!r}: no such directory, and not a name on the Hub (owner/name)")
         path = _hub_snapshot(name, setting, patterns)
     if is_model and not (path / CONFIGURATION).is_file():
         with _named(setting, name):

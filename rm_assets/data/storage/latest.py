@@ -100,7 +100,7 @@ def replace_file(path: Path, content: bytes, may_replace: Callable[[bytes | None
             return False
         if _write_if(path, content, version):
             return True
-    raise StorageError(f"{str(path)!r} changes all the time: stop the other runs that write to this storage, run again")
+    raise StorageError(f"{str(path)!r} keeps changing: stop the other runs that write to this storage, then run again")
 
 
 def _etag(path: Path) -> str | None:

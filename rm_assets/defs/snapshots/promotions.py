@@ -86,8 +86,8 @@ def _champion(before: Snapshot) -> str:
     name = before.manifest.inputs.get(MODEL)
     if not is_snapshot_name(name):
         raise SnapshotError(
-            f"{str(before.directory / MANIFEST)!r} names no {MODEL} but {name!r}: restore it, or remove that "
-            "directory, after which the newest model is promoted"
+            f"{str(before.directory / MANIFEST)!r} names {name!r}, which is not a snapshot of {MODEL}: restore "
+            "it, or remove that directory, after which the newest model is promoted"
         )
     return str(name)
 

@@ -119,7 +119,8 @@ def check_size(directory: Path, model: Any) -> None:
     present = sum(path.stat().st_size for path in directory.glob(f"*{WEIGHTS}"))
     if needed > 10 * present + _SPARE_BYTES:
         raise SettingsError(
-            f"its config.json describes {needed:,} bytes of weights, its safetensors hold {present:,}: get them again"
+            f"its config.json describes {needed:,} bytes of weights, its safetensors hold {present:,}: download "
+            "them again"
         )
 
 

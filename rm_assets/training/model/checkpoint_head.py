@@ -66,8 +66,8 @@ def find_head(directory: Path, configuration: dict[str, Any], width: int) -> Che
     """
     if pickled := next(directory.glob(f"{VALUE_HEAD}.bin"), None):
         raise SettingsError(
-            f"{pickled.name!r} in {str(directory)!r}: a pickled head, and pickles are never opened; save it as "
-            f"{VALUE_HEAD}{WEIGHTS} where you trust it"
+            f"{pickled.name!r} in {str(directory)!r}: a pickled head, and pickles are never opened; if you "
+            f"trust it, load it yourself and save it as {VALUE_HEAD}{WEIGHTS}"
         )
     found = list(weight_tensors(directory, configuration).items())
     if (path := directory / f"{VALUE_HEAD}{WEIGHTS}").is_file():
@@ -143,8 +143,8 @@ def _checked(prefix: str, parts: dict[str, Described], width: int) -> Checkpoint
     value = 0.0 if bias is None else float(_read(bias.file, f"{prefix}.bias").sum())
     if value:
         raise SettingsError(
-            f"{place} has a bias, {value:.6g}, for which transformers' classifiers have no place: set it to 0 there if "
-            "all scores may be lower by that, which changes no difference between two"
+            f"{place} has a bias, {value:.6g}, for which transformers' classifiers have no place: set it to 0 there, "
+            "which shifts all scores by as much and changes no difference between two"
         )
     return CheckpointHead(weight.file, f"{prefix}.weight")
 

@@ -130,7 +130,7 @@ class Probe:
 def set_attention(classifier: Any, name: str) -> None:
     classifier.set_attn_implementation(name)
     if classifier.config._attn_implementation != name:
-        raise UnsupportedModelError(f"{type(classifier).__name__} takes no attention from outside")
+        raise UnsupportedModelError(f"{type(classifier).__name__} does not accept another attention function")
 
 
 def _ratio(difference: float, allowed: float) -> float:

@@ -85,8 +85,8 @@ def _check_ends(pairs: Pairs, numbers: Rows, pad_token_id: int, where: str) -> N
     wrong = np.flatnonzero(pairs.sequences.ids[pairs.sequences.offsets[numbers + 1] - 1] == pad_token_id)
     if wrong.size:
         raise TrainingError(
-            f"{where.format(_place(pairs, int(wrong[0])))} ends in the pad token {pad_token_id!r}, where "
-            "stock transformers would read no score: choose another pad token"
+            f"{where.format(_place(pairs, int(wrong[0])))} ends in the pad token {pad_token_id!r}, so "
+            "stock transformers would read the score of an earlier token: choose another pad token"
         )
 
 

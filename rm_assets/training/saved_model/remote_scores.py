@@ -73,7 +73,7 @@ def _vllm_scores(url: str, conversations: list[dict[str, Any]]) -> list[float] |
             return None
         if [len(each.probs) for each in answer.data] != [1]:
             raise GoldenScoresError(
-                f"{_shown(url)} gave other than one score for a conversation: is it a reward model?"
+                f"{_shown(url)} did not give exactly one score for a conversation: is it a reward model?"
             )
         scores.append(answer.data[0].probs[0])
     return scores

@@ -64,7 +64,8 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
         reason = " ".join(str(error).split())[:500]
         raise TrainingError(f"no reward model can be loaded from {str(directory)!r}: {reason}") from error
     if model.config.num_labels != 1:
-        raise TrainingError(f"the model in {str(directory)!r} has {model.config.num_labels} labels, a reward model one")
+        labels = model.config.num_labels
+        raise TrainingError(f"the model in {str(directory)!r} has {labels} labels, not 1: give a reward model")
     move_to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     return SavedModel(model.eval(), tokenizer)
 

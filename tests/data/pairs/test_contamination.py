@@ -211,7 +211,7 @@ def test_a_set_whose_name_cannot_be_a_folder_is_refused(name: str) -> None:
 
 
 def test_sets_whose_names_one_folder_could_have_are_refused() -> None:
-    with pytest.raises(SettingsError, match="'Held' and 'held' differ in case alone: rename one"):
+    with pytest.raises(SettingsError, match="'Held' and 'held' differ only in case: rename one"):
         load_settings({"evaluation_files": {"Held": "a.jsonl", "held": "b.jsonl"}}, {})
     with pytest.raises(SettingsError, match="'held' is given twice, with different values: keep one"):
         load_settings({}, {"RM_EVALUATION_FILES": '{"held": "a.jsonl", "held": "b.jsonl"}'})

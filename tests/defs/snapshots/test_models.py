@@ -408,7 +408,7 @@ def test_a_promoted_snapshot_that_names_no_champion_is_an_error_and_no_new_promo
     with open_publication(tmp_path, "promoted_reward_model", 3, print) as publication:
         before = publication.publish([], inputs, {})
     with pytest.raises(
-        SnapshotError, match=r"manifest\.json' names no reward_model but .*: restore it, or remove that"
+        SnapshotError, match=r"manifest\.json' names .*, which is not a snapshot of reward_model: restore it"
     ):
         _champion(before)
 

@@ -194,5 +194,5 @@ def test_a_promotion_that_names_no_model_is_an_error_that_names_its_manifest(
 ) -> None:
     before = SimpleNamespace(directory=tmp_path / "before", manifest=SimpleNamespace(inputs={}))
     monkeypatch.setattr(promotions, "latest_snapshot", lambda *_: before)
-    with pytest.raises(SnapshotError, match=r"before/manifest\.json' names no reward_model but None: restore it"):
+    with pytest.raises(SnapshotError, match=r"/manifest\.json' names None, which is not a snapshot"):
         promoted_model(tmp_path)

@@ -173,7 +173,7 @@ def test_a_bias_would_be_lost_so_it_is_an_error_that_says_what_it_does(make_job,
     add(tmp_path / "model", **{f"{prefix}.weight": torch.randn(1, 16), name: torch.tensor([value])})
     told = error_of(make_job, tmp_path / "model")
     assert f"the head {prefix!r} in 'model.safetensors' has a bias, {value:.6g}, for which" in told
-    assert "set it to 0 there if all scores may be lower by that" in told
+    assert "set it to 0 there, which shifts all scores by as much" in told
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_head_that_cannot_be_kept_is_an_error(make_job, tmp_path, language, te
 def test_a_pickled_head_is_not_opened(make_job, tmp_path, language):
     (tmp_path / "model" / "value_head.bin").write_bytes(b"\x80\x02}q\x00.")
     assert "'value_head.bin' in" in (told := error_of(make_job, tmp_path / "model"))
-    assert "a pickled head, and pickles are never opened; save it as value_head.safetensors" in told
+    assert "a pickled head, and pickles are never opened; if you trust it, load it yourself and save it" in told
 
 
 def test_a_head_that_is_not_finite_is_an_error(make_job, tmp_path, language):

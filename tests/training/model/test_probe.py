@@ -11,7 +11,7 @@ from rm_assets.training.packing.attention import ATTENTION
 from rm_assets.training.packing.planning import Packing
 
 REASONS = {
-    "bloom": "BloomForSequenceClassification takes no attention from outside",
+    "bloom": "BloomForSequenceClassification does not accept another attention function",
     "jamba": "rewards differ from those of each sequence alone by",
     "qwen3_next": "rewards differ from those of each sequence alone by",
     "stablelm": "StableLmAttention gets no layout of the row",
