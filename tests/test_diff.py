@@ -8,7 +8,7 @@ import pytest
 from support import plain_row, run_stages, write_lines
 
 from rm_assets import diff
-from rm_assets.data.storage.files import write_json
+from rm_assets.data.storage.writing import write_json
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings_loading import load_settings

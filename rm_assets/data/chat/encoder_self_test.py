@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.storage.files import StorageError, read_file, write_json
+from rm_assets.data.storage.files import StorageError, read_file
+from rm_assets.data.storage.writing import write_json
 
 VERSION = 1
 _NUM_FUZZED = 6_000

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rm_assets.addresses import mask_credentials
-from rm_assets.data.storage.files import StorageError, remove_files, write_json
+from rm_assets.data.storage.files import StorageError, remove_files
+from rm_assets.data.storage.writing import write_json
 
 MAX_RETRIES = 3
 """How often a task is retried when its worker or node is lost; an exception that it raises is not retried."""

@@ -30,10 +30,11 @@ from rm_assets.data.sources.opened_file import (
     open_annotation_file,
 )
 from rm_assets.data.sources.remote import RemoteStatus
-from rm_assets.data.storage.files import read_file, write_json
+from rm_assets.data.storage.files import read_file
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.locks import hold_lock, local_working_directory
 from rm_assets.data.storage.ownership import claim_storage, remove_own_temporary_files
+from rm_assets.data.storage.writing import write_json
 
 ASSET = "annotation_files"
 CONTENT = "content_version"

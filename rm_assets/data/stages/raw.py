@@ -47,10 +47,11 @@ from rm_assets.data.stages.raw_parts import (
     rejected_part,
 )
 from rm_assets.data.stages.run_stage import Log
-from rm_assets.data.storage.files import is_remote, read_file, resolve_path, write_json
+from rm_assets.data.storage.files import is_remote, read_file, resolve_path
 from rm_assets.data.storage.publication import Publication, open_publication
 from rm_assets.data.storage.shards import write_shard
 from rm_assets.data.storage.snapshots import Shard, Snapshot
+from rm_assets.data.storage.writing import write_json
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings

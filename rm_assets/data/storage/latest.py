@@ -21,13 +21,12 @@ from rm_assets.data.storage.files import (
     StorageError,
     fsspec_path,
     is_remote,
-    json_bytes,
     read_file,
     wrap_remote_errors,
     wrap_write_errors,
-    write_file,
 )
 from rm_assets.data.storage.ownership import is_snapshot_name
+from rm_assets.data.storage.writing import json_bytes, write_file
 
 LATEST = "latest.json"
 _ATTEMPTS = 10

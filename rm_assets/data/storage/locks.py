@@ -15,7 +15,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rm_assets.data.storage.files import StorageError, is_remote, make_directory, read_file
+from rm_assets.data.storage.files import StorageError, is_remote, read_file
+from rm_assets.data.storage.writing import make_directory
 
 _HOLDER = re.compile(rb".+, process [0-9]+ on [^ \n]+")
 _HOLDER_BYTES = 4096

@@ -27,9 +27,9 @@ from rm_assets.data.storage.files import (
     read_file,
     remove_directories,
     remove_files,
-    write_json,
 )
 from rm_assets.data.storage.locks import try_exclusive_lock
+from rm_assets.data.storage.writing import write_json
 
 ASSETS = (
     "annotation_files",

@@ -28,10 +28,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rm_assets.data.storage.files import create_file, is_remote, read_file
+from rm_assets.data.storage.files import is_remote, read_file
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.ownership import MANIFEST
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, ShardFile, SnapshotError
+from rm_assets.data.storage.writing import create_file
 
 ROW_GROUP_BYTES = 8 * 2**20
 """Target size of a row group, in bytes of its rows' text; every stage writes one row group for each that it reads."""

@@ -17,16 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from rm_assets.data.storage.dataset_card import CARD, dataset_card
-from rm_assets.data.storage.files import (
-    file_sizes,
-    fsync_directory,
-    is_remote,
-    link_files,
-    make_directory,
-    upload,
-    write_file,
-    write_json,
-)
+from rm_assets.data.storage.files import file_sizes, is_remote
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.latest import LatestPointer, OvertakenError
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
@@ -60,6 +51,7 @@ from rm_assets.data.storage.snapshots import (
     read_snapshot,
     with_own_hash,
 )
+from rm_assets.data.storage.writing import fsync_directory, link_files, make_directory, upload, write_file, write_json
 
 _ATTEMPTS = 3
 _pins_of_results: "weakref.WeakValueDictionary[tuple[Path, int], Pin]" = weakref.WeakValueDictionary()

@@ -17,23 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rm_assets.data.storage.files import (
-    NewFile,
-    create_file,
     file_sizes,
     find_temporary_files,
     is_abandoned,
     is_remote,
     list_files,
-    make_directory,
     read_file,
     remove_directories,
     remove_files,
     subdirectories,
-    write_json,
 )
 from rm_assets.data.storage.ownership import STAGING, remove_listed_files
 from rm_assets.data.storage.parquet import parquet_writer
 from rm_assets.data.storage.snapshots import Shard, ShardFile
+from rm_assets.data.storage.writing import NewFile, create_file, make_directory, write_json
 
 _STAGED = re.compile(r"(?P<shard>.+)\.[0-9a-f]{32}")
 _TOKEN = re.compile(r"[0-9a-f]{32}\.token")

@@ -9,10 +9,11 @@ import dagster as dg
 import msgspec
 import numpy as np
 
-from rm_assets.data.storage.files import StorageError, json_bytes, read_file, write_file
+from rm_assets.data.storage.files import StorageError, read_file
 from rm_assets.data.storage.ownership import LENGTHS
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.snapshots import Snapshot
+from rm_assets.data.storage.writing import json_bytes, write_file
 from rm_assets.data.tables import schemas
 from rm_assets.defs.results.metadata import percentiles, table
 from rm_assets.defs.results.plots import length_histogram, markdown_picture

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rm_assets.addresses import mask_credentials
-from rm_assets.data.storage.files import download, is_remote
+from rm_assets.data.storage.files import is_remote
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.snapshots import SnapshotError
+from rm_assets.data.storage.writing import download
 from rm_assets.display_text import one_line, shorten
 
 CARD = "README.md"

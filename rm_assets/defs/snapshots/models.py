@@ -22,7 +22,7 @@ import msgspec
 from rm_assets.data.chat.tokenizer import carried_template
 from rm_assets.data.pairs.splits import SPLITS
 from rm_assets.data.stages.padding import pad_token_id_of
-from rm_assets.data.storage.files import download, file_sizes, is_abandoned, is_remote, read_file, write_json
+from rm_assets.data.storage.files import file_sizes, is_abandoned, is_remote, read_file
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.latest import LatestPointer
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
@@ -31,6 +31,7 @@ from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import publish_directory
 from rm_assets.data.storage.retention import remove_old_snapshots, snapshots_by_age
 from rm_assets.data.storage.snapshots import REJECTS, Snapshot, SnapshotError, read_latest, read_snapshot
+from rm_assets.data.storage.writing import download, write_json
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError

@@ -9,11 +9,12 @@ from typing import Any, TypedDict
 import msgspec
 import pyarrow as pa
 
-from rm_assets.data.storage.files import read_file, write_file, write_json
+from rm_assets.data.storage.files import read_file
 from rm_assets.data.storage.fingerprint import fingerprint
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.snapshots import DATA, Snapshot, SnapshotError
+from rm_assets.data.storage.writing import write_file, write_json
 from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun

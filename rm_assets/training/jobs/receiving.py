@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from rm_assets.addresses import mask_credentials, require_no_credentials
-from rm_assets.data.storage.files import StorageError, download, remove_tree, resolve_path, subdirectories, upload
+from rm_assets.data.storage.files import StorageError, remove_tree, resolve_path, subdirectories
+from rm_assets.data.storage.writing import download, upload
 from rm_assets.display_text import one_line
 from rm_assets.training.jobs.result import CHECKPOINTS, SCRATCH
 from rm_assets.training.jobs.transport import CHECKPOINT, copier, copy_from_storage, read_job

@@ -12,19 +12,12 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.storage.files import (
-    copy_file,
-    file_sizes,
-    fsync_directory,
-    read_file,
-    remove_directories,
-    subdirectories,
-    write_file,
-)
+from rm_assets.data.storage.files import file_sizes, read_file, remove_directories, subdirectories
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.ownership import is_safe_relative_path, remove_listed_files
 from rm_assets.data.storage.parquet import open_parquet
 from rm_assets.data.storage.snapshots import SnapshotError
+from rm_assets.data.storage.writing import copy_file, fsync_directory, write_file
 from rm_assets.training.jobs.training_job import EVALUATION, TrainingError
 
 MANIFEST = "manifest.json"

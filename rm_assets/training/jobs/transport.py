@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rm_assets.data.storage.files import (
-    copy_file,
-    download,
     file_sizes,
     is_remote,
     read_file,
@@ -25,9 +23,8 @@ from rm_assets.data.storage.files import (
     remove_tree,
     resolve_path,
     subdirectories,
-    upload,
-    write_json,
 )
+from rm_assets.data.storage.writing import copy_file, download, upload, write_json
 from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST
 from rm_assets.training.jobs.scoring_job import ScoringJob
 from rm_assets.training.jobs.training_job import TrainingJob

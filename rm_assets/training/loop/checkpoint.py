@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rm_assets.data.storage.files import fsync_directory
 from rm_assets.data.storage.fingerprint import file_sha256
+from rm_assets.data.storage.writing import fsync_directory
 from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST, METRICS, remove_checkpoint, synced_sha256
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.sharding import gather_nothing, local

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import transformers
 
-from rm_assets.data.storage.files import write_json
 from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.parquet import open_parquet, write_table
+from rm_assets.data.storage.writing import write_json
 from rm_assets.training.jobs.heartbeat import spaced
 from rm_assets.training.jobs.result import MANIFEST
 from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob

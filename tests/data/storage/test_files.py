@@ -12,21 +12,18 @@ from support import silent
 
 from rm_assets.data.storage.files import (
     StorageError,
-    create_file,
     describe_error,
     file_sizes,
     is_remote,
-    link_files,
     remove_tree,
     resolve_path,
     subdirectories,
-    upload,
-    write_json,
 )
 from rm_assets.data.storage.parquet import parquet_writer, read_table
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, SnapshotError, latest_snapshot
+from rm_assets.data.storage.writing import create_file, link_files, upload, write_json
 from rm_assets.settings_loading import load_settings
 
 SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])

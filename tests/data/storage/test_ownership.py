@@ -19,12 +19,13 @@ from rm_assets.data.sources.content_version import content_listing
 from rm_assets.data.sources.discovery import find_annotations
 from rm_assets.data.stages.raw import files_to_read, publish_raw
 from rm_assets.data.storage import publication as publication_module
-from rm_assets.data.storage.files import StorageError, file_sizes, remove_files, resolve_path, write_json
+from rm_assets.data.storage.files import StorageError, file_sizes, remove_files, resolve_path
 from rm_assets.data.storage.latest import LATEST, latest_name
 from rm_assets.data.storage.ownership import ASSETS, BESIDE, MANIFEST, MARKER, claim_storage, published_files
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Snapshot, latest_snapshot
+from rm_assets.data.storage.writing import write_json
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.automation.arrival import published_version

@@ -19,7 +19,7 @@ import pytest
 from support import plain_row, silent, write_lines
 from worker_functions import run_stages_again_and_again
 
-from rm_assets.data.storage.files import StorageError, write_json
+from rm_assets.data.storage.files import StorageError
 from rm_assets.data.storage.fingerprint import file_sha256, fingerprint
 from rm_assets.data.storage.latest import LATEST
 from rm_assets.data.storage.locks import hold_lock
@@ -39,6 +39,7 @@ from rm_assets.data.storage.snapshots import (
     read_snapshot,
     required_snapshot,
 )
+from rm_assets.data.storage.writing import write_json
 
 
 def staged(publication: Publication, name: str, value: int, num_rejects: int = 0) -> Shard:

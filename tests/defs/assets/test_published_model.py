@@ -10,7 +10,8 @@ import pytest
 from hub_repositories import TOKEN, Repositories, hub_repositories
 from s3 import s3_server
 
-from rm_assets.data.storage.files import resolve_path, upload
+from rm_assets.data.storage.files import resolve_path
+from rm_assets.data.storage.writing import upload
 from rm_assets.training.jobs.lineage import lineage_of
 
 ASSET = "published_reward_model"

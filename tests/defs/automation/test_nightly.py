@@ -14,7 +14,7 @@ import pytest
 from dagster import DagsterRunStatus as Status
 from support import QUICK, polite_rows, run_stages, write_lines
 
-from rm_assets.data.storage.files import write_json
+from rm_assets.data.storage.writing import write_json
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.automation.nightly import nightly_training

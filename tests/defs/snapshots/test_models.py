@@ -19,10 +19,11 @@ from support import age, plain_row, polite_rows, run_stages, write_lines
 
 from rm_assets.data.chat.model_files import find_tokenizer, toy_model
 from rm_assets.data.storage import publication
-from rm_assets.data.storage.files import file_sizes, upload, write_json
+from rm_assets.data.storage.files import file_sizes
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.retention import remove_old_snapshots, unfinished_trainings
 from rm_assets.data.storage.snapshots import Snapshot, SnapshotError, latest_snapshot
+from rm_assets.data.storage.writing import upload, write_json
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.definitions import definitions
 from rm_assets.defs.launchers.resource import AssetRun, TrainingFailedError, TrainingLauncher
