@@ -5,6 +5,7 @@ Dagster has no public hook around a run, so the executor is the place. What `exe
 """
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +35,7 @@ class WatchedExecutor(dg.Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_present_objects_kept())
             stack.callback(print_reasons_at_exit, instance, run_id)
             if is_watched(instance):
                 _record_run(instance, run_id, plan_context.log)
@@ -42,6 +44,19 @@ class WatchedExecutor(dg.Executor):
                 stack.enter_context(_without_debug_lines())
             yield from self._executor.execute(plan_context, execution_plan)
             print_summary_at_exit(instance, run_id)
+
+
+@contextlib.contextmanager
+def _present_objects_kept() -> Iterator[None]:
+    """Within the block, the garbage collector leaves out all objects made before, most of them those of imports.
+
+    Otherwise each of a refresh's full collections takes more than a tenth of a second to find no garbage among them.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
