@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,25 +90,32 @@ class Publication:
         self._log = log
         self._verifies = verify == "full"
         self._is_sound_by_copy: dict[tuple[Path, str], bool] = {}
+        self._indexing = threading.Lock()
         self._latest = LatestPointer(self.directory)  # first: what is published from now on overtakes this run
         self.previous = latest_snapshot(storage, asset, pin=False)  # only this writer removes snapshots
         self._read_published()
         remove_unfinished_shards(self._staging)
 
     def _read_published(self) -> None:
-        """Index the published shards by key. If `latest.json` is missing, the newest snapshot counts as previous."""
+        """Index the newest snapshot's shards by key. If `latest.json` is missing, the newest one counts as previous."""
         self._published: dict[str, tuple[Path, Shard]] = {}
         self._homes: dict[str, Path] = {}  # the directory that holds each found shard's files, by key
         self._sizes: dict[Path, dict[str, int]] = {}  # file sizes of the published snapshots
-        read = {self.previous.directory: self.previous} if self.previous else {}
-        for directory in snapshots_by_age(self.directory, self.previous.directory if self.previous else None):
+        newest = self.previous.directory if self.previous else None
+        self._not_indexed = deque(snapshots_by_age(self.directory, newest))  # older ones, read if a key is not found
+        while self._not_indexed and not self._published:
+            self._index_next_snapshot()
+
+    def _index_next_snapshot(self) -> None:
+        directory, snapshot = self._not_indexed.popleft(), self.previous
+        if snapshot is None or snapshot.directory != directory:
             try:
-                snapshot = read.get(directory) or read_snapshot(directory, pin=False)
+                snapshot = read_snapshot(directory, pin=False)
             except (FileNotFoundError, PermissionError, SnapshotError):
-                continue  # its shards are found elsewhere or recomputed
-            self.previous = self.previous or snapshot
-            for shard in snapshot.manifest.shards:
-                self._published.setdefault(shard.key, (directory, shard))
+                return  # its shards are found elsewhere or recomputed
+        self.previous = self.previous or snapshot
+        for shard in snapshot.manifest.shards:
+            self._published.setdefault(shard.key, (directory, shard))
 
     # --- finding shards --------------------------------------------------------------------------------------
 
@@ -120,6 +128,9 @@ class Publication:
         return None
 
     def _copies(self, key: str) -> Iterator[tuple[Path, Shard]]:
+        with self._indexing:  # raw_preferences finds shards in several threads
+            while key not in self._published and self._not_indexed:
+                self._index_next_snapshot()
         if key in self._published:
             yield self._published[key]
         if staged := read_staged_shard(self._staging, key):

@@ -171,6 +171,23 @@ def test_changed_facts_alone_are_published(tmp_path: Path) -> None:
     assert latest_snapshot(tmp_path, "asset").manifest.facts == {"fact": 2}
 
 
+def test_a_manifest_is_read_back_whatever_numbers_and_texts_it_has(tmp_path: Path) -> None:
+    """Libraries write some floats differently, and the hash is over the text."""
+    facts = {"floats": [1e22, 1e16, -1e-7, 0.1, 2.0], "large": 2**63, "\x7fß\u2028": '\x00 / \\ " é \U0001f600'}
+    with open_publication(tmp_path, "asset", 3, silent) as publication:
+        publication.publish([], {}, facts)
+    assert latest_snapshot(tmp_path, "asset").manifest.facts == facts
+
+
+def test_several_threads_find_the_shards_of_older_snapshots(tmp_path: Path) -> None:
+    for value in range(3):
+        published(tmp_path, value, value + 10)
+    shards = [(f"shard-{index}", value + 10 * index) for value in range(3) for index in range(2)]
+    with open_publication(tmp_path, "asset", 3, silent) as publication, ThreadPoolExecutor(6) as threads:
+        found = threads.map(lambda shard: publication.find(fingerprint(*shard, 0)), shards)
+        assert [shard and shard.name for shard in found] == [name for name, _ in shards]
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_shard_whose_file_is_gone_or_cut_is_computed_again(tmp_path: Path, damage) -> None:
     first = published(tmp_path, 1, 2)
