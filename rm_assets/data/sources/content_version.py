@@ -9,6 +9,7 @@ Large files are hashed in blocks; a scan that runs out of time leaves the remain
 import contextlib
 import functools
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,8 @@ Content = list[Any]
 class Listing:
     """The result of one scan; `version` is None while some files are changing or not hashed yet.
 
-    `stamps` are those of all files, by source; `contents` are their sizes in bytes and their hashes.
+    `stamps` are those of all files, by source; `contents` are their sizes in bytes and their hashes, and `blocks` the
+    hashes of their blocks.
     """
 
     version: str | None
@@ -67,6 +69,12 @@ class Listing:
     unread: tuple[str, ...]
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
     contents: Mapping[str, Content] = field(default_factory=dict, repr=False, compare=False)
+    blocks: Mapping[str, list[str]] = field(default_factory=dict, repr=False, compare=False)
+
+    def num_equal_bytes(self, source: str, blocks: Sequence[str]) -> int:
+        """How many bytes at the start of a local file are those of an earlier listing that had these blocks."""
+        pairs = zip(blocks, self.blocks[source], strict=False)
+        return _BLOCK_BYTES * sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class _Seen(msgspec.Struct):
@@ -119,6 +127,7 @@ def content_listing(
         unread=tuple(unread),
         stamps={source: seen.stamp for source, seen in scan.found.seen.items()},
         contents={source: seen.content() for source, seen in scan.found.seen.items()},
+        blocks={source: seen.blocks for source, seen in scan.found.seen.items()},
     )
     if (kept := scan.to_keep(is_waiting=version is None)) != before:
         claim_storage(storage)

@@ -11,10 +11,10 @@ import itertools
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
@@ -93,7 +93,7 @@ def publish_raw(settings: Settings, log: Log) -> Snapshot:
                 publisher=publisher,
                 threads=threads,
                 progress=progress,
-                present=listing.stamps,
+                listing=listing,
                 stamps=stamps,
             )
             runs = [annotations.files[run] for run in name_runs([file.source for file in annotations.files])]
@@ -115,11 +115,15 @@ def _total_bytes(files: list[AnnotationFile], listing: Listing) -> int | None:
 
 
 class _Known(TypedDict):
-    """A file as it was last read: its stamp, the keys of its parts, and the size of a small file's block."""
+    """A file as it was last read: its stamp, the keys of its parts, and the size of a small file's block.
+
+    `blocks` are the hashes in the listing of a large file's blocks, if it was read as it was listed.
+    """
 
     stamp: list[Any]
     keys: list[str]
     num_bytes: int | None
+    blocks: NotRequired[list[str]]
 
 
 def _read_stamps(publisher: Publication) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def _read_stamps(publisher: Publication) -> dict[str, Any]:
 class _Reading:
     """The context of reading files: this thread cuts them into blocks, `threads` hash and write the blocks.
 
-    `present` are the files' stamps when they were listed, `stamps` those of their last readings.
+    `listing` has the files as they were listed, `stamps` as they were last read.
     """
 
     settings: Settings
@@ -142,7 +146,7 @@ class _Reading:
     publisher: Publication
     threads: ThreadPoolExecutor
     progress: Progress
-    present: Mapping[str, list[Any]]
+    listing: Listing
     stamps: dict[str, Any]
 
 
@@ -153,7 +157,7 @@ Found = Part | list[Shard]
 def _known_reading(file: AnnotationFile, reading: _Reading) -> Found | None:
     """What the last reading of a file gave, if its stamp is still the same; else None."""
     known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
-    if not known or known["stamp"] != _own_stamp(reading.present[file.source], reading):
+    if not known or known["stamp"] != _own_stamp(reading.listing.stamps[file.source], reading):
         return None
     if (num_bytes := known["num_bytes"]) is not None:
         reading.progress.skip(num_bytes)
@@ -245,15 +249,18 @@ def _read(file: AnnotationFile, reading: _Reading) -> Found:
     known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
     reading.stamps[file.source] = None
     try:
-        found, settled = _steady_reading(file, reading, known["keys"] if known else [])
+        found, settled = _steady_reading(file, reading, known)
     except RejectedFileError as error:
         return rejected_part(file, error, reading.settings_hash)
-    reading.stamps[file.source] = {
-        # a stamp of no values equals no stamp
-        "stamp": _own_stamp(file_stamp(file.path, settled), reading) if settled else [],
-        "keys": _keys(found),
-        "num_bytes": found.num_bytes if isinstance(found, Part) else None,
-    }
+    stamp = file_stamp(file.path, settled) if settled else None
+    noted = _Known(
+        stamp=_own_stamp(stamp, reading) if stamp else [],  # a stamp of no values equals no stamp
+        keys=_keys(found),
+        num_bytes=found.num_bytes if isinstance(found, Part) else None,
+    )
+    if not isinstance(found, Part) and stamp == reading.listing.stamps[file.source]:
+        noted["blocks"] = reading.listing.blocks[file.source]
+    reading.stamps[file.source] = noted
     return found
 
 
@@ -261,11 +268,10 @@ def _keys(found: Found) -> list[str]:
     return [found.key] if isinstance(found, Part) else [shard.key for shard in found]
 
 
-def _steady_reading(file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> tuple[Found, Status | None]:
+def _steady_reading(file: AnnotationFile, reading: _Reading, known: _Known | None) -> tuple[Found, Status | None]:
     """What a file gives, and its status, or None if an equal status would not prove that nothing changed.
 
-    `known_keys` are the shard keys of its last reading. Raises RejectedFileError if the file cannot be read or keeps
-    changing.
+    `known` is its last reading. Raises RejectedFileError if the file cannot be read or keeps changing.
     """
     grown: OpenedFile | None = None
     seen: list[str] = []
@@ -277,7 +283,7 @@ def _steady_reading(file: AnnotationFile, reading: _Reading, known_keys: list[st
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
             is_old = not is_recent(now.status)
-            found = _one_reading(now, file, reading, known_keys, whole_lines=follows)
+            found = _one_reading(now, file, reading, known, whole_lines=follows)
             change = now.change()
         keys = _keys(found)
         if change is Change.NONE:
@@ -289,10 +295,10 @@ def _steady_reading(file: AnnotationFile, reading: _Reading, known_keys: list[st
 
 
 def _one_reading(
-    now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str], *, whole_lines: bool
+    now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known | None, *, whole_lines: bool
 ) -> Found:
     settings = reading.settings
-    kept = _unchanged_shards(now, file, reading, known_keys)
+    kept = _unchanged_shards(now, file, reading, known) if known else []
     num_lines, num_bytes = (sum(shard.stats[name] for shard in kept) for name in ("num_lines", "num_bytes"))
     reading.progress.add(num_lines, num_bytes)
     try:
@@ -325,19 +331,23 @@ def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | No
     return blocks_of_rows(rows, block_bytes=settings.shard_bytes)
 
 
-def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known_keys: list[str]) -> list[Shard]:
-    """The shards of a file's last reading up to its first changed byte; their bytes are hashed, but not cut again.
+def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known) -> list[Shard]:
+    """The shards of a file's last reading up to its first changed byte; their bytes are not cut again.
 
-    Where a block ends depends on the line after it, so the last equal shard is left out.
+    They are hashed where the listing's hashes do not show that they are unchanged. Where a block ends depends on the
+    line after it, so the last equal shard is left out.
     """
-    if len(known_keys) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
+    if len(known["keys"]) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
         return []
-    shards = [shard for shard in itertools.takewhile(bool, map(reading.publisher.find, known_keys)) if shard]
+    shards = [shard for shard in itertools.takewhile(bool, map(reading.publisher.find, known["keys"])) if shard]
     starts = _before_each(shards, "num_bytes")
     first_lines = [1 + num_lines for num_lines in _before_each(shards, "num_lines")]
+    num_equal_bytes = _num_equal_bytes(now, file, reading, known)
 
     def is_unchanged(index: int, shard: Shard, start: int, first_line: int) -> bool:
         num_bytes = shard.stats["num_bytes"]
+        if index and start + num_bytes <= num_equal_bytes:  # the first one's key says how all are read: byte order mark
+            return True
         try:
             sha256 = plain_block_sha256(now.parts(start, start + num_bytes), num_bytes)
         except OSError:  # reading it will raise the error again
@@ -347,6 +357,14 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
     unchanged = reading.threads.map(is_unchanged, range(len(shards)), shards, starts, first_lines)
     equal = [shard for shard, _ in itertools.takewhile(lambda pair: pair[1], zip(shards, unchanged, strict=True))]
     return equal[:-1]
+
+
+def _num_equal_bytes(now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known) -> int:
+    """How many bytes at the start of a file are those last read, by the listing's hashes; 0 if these do not tell."""
+    is_as_listed = file_stamp(file.path, now.status) == reading.listing.stamps[file.source]
+    if not is_as_listed or is_recent(now.status) or known["stamp"][-2:] != _own_stamp([], reading):
+        return 0
+    return reading.listing.num_equal_bytes(file.source, known.get("blocks", []))
 
 
 def _before_each(shards: list[Shard], figure: str) -> list[int]:

@@ -1,5 +1,6 @@
 """A file that is read again after a change: what stands before the change is hashed, and not cut into shards anew."""
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from support import age, rows, silent
 
-from rm_assets.data.sources.blocks import Block, blocks_of_lines
+from rm_assets.data.sources import content_version
+from rm_assets.data.sources.blocks import Block, blocks_of_lines, plain_block_sha256
 from rm_assets.data.stages import raw as raw_module
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.storage.snapshots import Snapshot
@@ -52,6 +54,57 @@ def first_lines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(raw_module, "blocks_of_lines", noted)
     return found
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listing hashes files in blocks of 20 bytes."""
+    monkeypatch.setattr(content_version, "_BLOCK_BYTES", 20)
+
+
+@pytest.fixture
+def hashed_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all shards that were compared by their bytes."""
+    found: list[int] = []
+
+    def noted(parts: Iterator[bytes], num_bytes: int) -> str:
+        found.append(num_bytes)
+        return plain_block_sha256(parts, num_bytes)
+
+    monkeypatch.setattr(raw_module, "plain_block_sha256", noted)
+    return found
+
+
+def test_what_the_listing_found_unchanged_is_not_hashed_again(settings: Settings, hashed_bytes: list[int]) -> None:
+    settings = settings.model_copy(update={"shard_bytes": 10})
+    content = b"one\ntwo\n" * 11  # 88 bytes in shards of 8 and blocks of 20
+    read(settings, content)
+    read(settings, content + b"three\n")
+    assert hashed_bytes == [8, 8]  # the first shard always; the last one is in a block that was not full
+    hashed_bytes.clear()
+    raw = read(settings, content[:48] + b"ONE\n" + content[52:] + b"three\n")
+    assert sum(hashed_bytes) == 8 + 94 - 40
+    assert (raw.manifest.num_rows(), raw.num_new_shards) == (23, 1)
+
+
+@pytest.mark.parametrize(("change", "num_new_shards"), [("recent", 1), ("no blocks", 1), ("other settings", 11)])
+def test_all_is_hashed_again_where_the_listing_does_not_tell(
+    settings: Settings, hashed_bytes: list[int], change: str, num_new_shards: int
+) -> None:
+    settings = settings.model_copy(update={"shard_bytes": 10})
+    content = b"one\ntwo\n" * 10
+    first = read(settings, content)
+    stamps = first.directory.parent / "stamps.json"
+    if change == "no blocks":  # as written by an older version
+        noted = json.loads(stamps.read_text())
+        del noted["a.jsonl"]["blocks"]
+        stamps.write_text(json.dumps(noted))
+    if change == "other settings":
+        settings = settings.model_copy(update={"max_line_bytes": settings.max_line_bytes + 1})
+    raw = read(settings, content + b"three\n", is_old=change != "recent")
+    assert hashed_bytes[0] == 8
+    assert sum(hashed_bytes) == 80 or change == "other settings"  # where the first one differs already
+    assert (raw.manifest.num_rows(), raw.num_new_shards) == (21, num_new_shards)
 
 
 @pytest.mark.parametrize("is_old", [True, False])
