@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from rm_assets.training import run as job_run
 from rm_assets.training.loop.group import ALONE
 from rm_assets.training.loop.training_log import TrainingLog
+from rm_assets.training.model import offloading
 from rm_assets.training.model.adapter import base_of, with_adapter
 from rm_assets.training.model.layers import decoder_layers, shallow_copy
 from rm_assets.training.model.reward_model import build_model
@@ -80,6 +81,19 @@ def test_no_phase_takes_much_more_memory_than_training_itself(make_job, larger_t
     assert weights < peaks["train"] < of_weights * weights
     for phase, peak in peaks.items():
         assert peak < 1.2 * peaks["train"], (phase, {name: size / weights for name, size in peaks.items()})
+
+
+def test_over_a_base_in_4_bits_no_phase_takes_much_more_of_a_gpu(make_job, larger_toy, peaks, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(offloading, "_free_memory", lambda device: 1000.0)  # layers of what is saved stay on the host
+    job = make_job(model=larger_toy, settings={"lora_rank": 1, "load_in_4bit": True, "micro_batch_tokens": 400})
+    weights = 4 * sum(weight.numel() for weight in build_model(job).parameters())
+    train_and_publish(job, ALONE, TrainingLog())
+    # codes, and of the adapters: weights, gradients, two moments, and the copies that are being written
+    assert weights / 8 < peaks["train"] < weights / 3
+    assert peaks["choose_packing"] < 1.2 * peaks["train"]
+    for phase in ("evaluate", "write_golden_scores"):
+        assert weights < peaks[phase] < weights + 0.2 * peaks["train"], {n: size / weights for n, size in peaks.items()}
 
 
 def test_a_copy_for_the_probe_shares_frozen_weights_and_no_others(make_job, larger_toy):
