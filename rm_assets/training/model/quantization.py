@@ -15,7 +15,7 @@ from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.adapter import whole_modules
 
 BLOCK = 64
-"""Weights that share a scale. On a CPU, bitsandbytes 0.49 and 0.50 misread blocks that go across rows of a matrix."""
+"""Weights that share a scale. On a CPU, bitsandbytes 0.50 misreads blocks that go across rows of a matrix."""
 
 
 def quantize_base(model: Any, device: torch.device) -> str:
