@@ -327,9 +327,11 @@ def _validated_rows(task: TokenizationTask, pair_ids: pa.ChunkedArray) -> dict[s
 
 def _is_exact(chat: ChatTokenizer, validated: dict[str, Any], row: dict[str, Any]) -> bool:
     sides = pair_messages(validated)
-    prompt = without_oldest_turns(sides["prompt"], row["num_dropped_turns"]) or sides["prompt"]
+    prompt = without_oldest_turns(sides["prompt"], row["num_dropped_turns"])
     tools = validated["tools"] or ""
-    return all(reference_ids(chat, prompt + sides[side], tools) == row[f"{side}_ids"] for side in SIDES)
+    return prompt is not None and all(
+        reference_ids(chat, prompt + sides[side], tools) == row[f"{side}_ids"] for side in SIDES
+    )
 
 
 # --- the stage -----------------------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ def test_ids_that_differ_from_the_templates_are_counted_among_the_smallest_pair_
         for changed, number in ((ordered[:3], 3), (ordered[NUM_SAMPLED - 1 :], 1), (ordered[NUM_SAMPLED:], 0)):
             damaged = [row | {side: [*row[side][:-1], 0]} if row["pair_id"] in changed else row for row in rows]
             assert tokenized_figures(stages, tmp_path, damaged)["num_inexact"] == number
+    without_a_prompt = [row | {"num_dropped_turns": 1} if row["pair_id"] == ordered[0] else row for row in rows]
+    assert tokenized_figures(stages, tmp_path, without_a_prompt)["num_inexact"] == 1
 
 
 def test_equal_sides_of_ids_are_counted_and_longer_ones_on_either_side(
