@@ -29,7 +29,7 @@ def test_a_digest_is_the_number_of_the_first_sixteen_digits(monkeypatch: pytest.
 
 def test_small_pieces_are_joined_until_they_have_enough_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "_JOINED_ROWS", 3)
-    pieces = column(*(KEYS[:length] for length in (1, 2, 1, 1, 2, 5, 2)))
+    pieces = column(*(KEYS[:length] for length in (2, 1, 1, 1, 2, 5, 2)))
     assert [len(piece) for piece in digests._joined(pieces.chunks)] == [3, 4, 5, 2]
 
 
