@@ -33,7 +33,8 @@ from rm_assets.data.formats.labels.consistency import EvidenceCounts, count_evid
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import Evidence, Message, ParsingRules, PreferenceError
 from rm_assets.data.formats.unread_fields import require_only_read_fields
-from rm_assets.data.sources.blocks import blocks_of_lines, read_block
+from rm_assets.data.sources.blocks import blocks_of_lines
+from rm_assets.data.sources.lines import read_block
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import one_line
 from rm_assets.settings import SettingsError

@@ -1,4 +1,4 @@
-"""A stream of bytes cut into blocks of whole lines, and a block read line by line.
+"""A stream of bytes cut into blocks of whole lines.
 
 A line ends only at a line feed: U+2028 or a lone carriage return inside a string is data. One carriage return before
 the line feed belongs to the line end. Blocks are cut greedily: where a block begins depends only on the bytes before
@@ -11,12 +11,10 @@ import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from rm_assets.data.tables.reasons import Reason
 
@@ -26,8 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # of UTF-16 and UTF-32
 _FIRST_BYTES = 2**16
 _SKIP_BYTES = 2**20
-_LINE_FEED = 10
-_WHITE_SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
+LINE_FEED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +94,17 @@ def _num_lines(content: bytes) -> int:
 
 def _num_line_feeds(view: memoryview) -> int:
     """Five times as fast as `bytes.count`, and releases the GIL."""
-    return int(np.count_nonzero(np.frombuffer(view, np.uint8) == _LINE_FEED))
+    return int(np.count_nonzero(np.frombuffer(view, np.uint8) == LINE_FEED))
 
 
 def num_piece_bytes(piece: Piece) -> int:
     """Bytes of a piece, line ends included."""
     return len(piece) if isinstance(piece, bytes) else piece.num_bytes + piece.end_bytes
+
+
+def without_end(line: bytes) -> bytes:
+    """A line without its line feed and one carriage return before it."""
+    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 # --- cutting -------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def _end_of_lines(buffer: bytearray, begin: int, end: int, num_lines: int) -> in
     while end - begin >= num_lines:
         stop = min(begin + _SKIP_BYTES, end)
         if (count := _num_line_feeds(memoryview(buffer)[begin:stop])) >= num_lines:
-            line_feeds = np.frombuffer(buffer, np.uint8, stop - begin, begin) == _LINE_FEED
+            line_feeds = np.frombuffer(buffer, np.uint8, stop - begin, begin) == LINE_FEED
             return begin + int(np.flatnonzero(line_feeds)[num_lines - 1]) + 1
         begin, num_lines = stop, num_lines - count
     return 0
@@ -253,7 +255,7 @@ def _cut_in_twos(
 
     def is_text(line: Piece) -> bool:
         # a blank line that is too long is a reject, and so one of the two
-        return isinstance(line, SkippedLine) or bool(line.strip()) or len(_without_end(line)) > max_line_bytes
+        return isinstance(line, SkippedLine) or bool(line.strip()) or len(without_end(line)) > max_line_bytes
 
     return _group(lines(), block_bytes, bom_bytes, is_text)
 
@@ -283,126 +285,3 @@ def _joined(lines: list[Piece]) -> tuple[Piece, ...]:
         run = list(group)
         pieces += [b"".join(run)] if isinstance(run[0], bytes) else run  # type: ignore[arg-type]
     return tuple(pieces)
-
-
-# --- reading -------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Lines:
-    """Some lines of a block: numbers and texts of the valid ones, rejects, and counts that account for every byte."""
-
-    numbers: NDArray[np.int64]
-    texts: pa.Array
-    rejects: list[tuple[int, Reason, str, str]] = field(default_factory=list)  # line, reason, detail, sha256
-    num_lines: int = 0
-    num_blank: int = 0
-    end_bytes: int = 0
-    blank_bytes: int = 0
-    reject_bytes: int = 0
-
-
-def read_block(block: Block, *, max_line_bytes: int, part_bytes: int) -> Iterator[Lines]:
-    """A block's lines in parts of about `part_bytes`."""
-    number = block.first_line
-    for piece in block.pieces:
-        for part in [piece] if isinstance(piece, SkippedLine) else _parts(piece, part_bytes):
-            lines = _read(part, number, max_line_bytes, is_utf8=block.is_utf8)
-            yield lines
-            number += lines.num_lines
-
-
-def _read(part: Piece, number: int, max_line_bytes: int, *, is_utf8: bool) -> Lines:
-    if isinstance(part, SkippedLine):
-        return _skipped(part, number)
-    lines = _valid_lines(part, number, max_line_bytes) if is_utf8 else None
-    return lines or _lines_one_by_one(part, number, max_line_bytes, is_utf8=is_utf8)
-
-
-def _parts(content: bytes, part_bytes: int) -> Iterator[bytes]:
-    start = 0
-    while start < len(content):
-        end = len(content)
-        if end - start > part_bytes:
-            end = content.rfind(b"\n", start, start + part_bytes) + 1 or content.find(b"\n", start) + 1 or end
-        yield content[start:end] if end - start < len(content) else content
-        start = end
-
-
-def _skipped(line: SkippedLine, number: int) -> Lines:
-    reject = (number, line.reason, line.detail or f"{line.num_bytes} bytes", line.sha256)
-    return Lines(
-        numbers=np.empty(0, np.int64),
-        texts=pa.array([], pa.string()),
-        rejects=[reject],
-        num_lines=1,
-        end_bytes=line.end_bytes,
-        reject_bytes=line.num_bytes,
-    )
-
-
-def _valid_lines(content: bytes, first: int, max_line_bytes: int) -> Lines | None:
-    """The lines if each is a valid text, the usual case; None if one is blank, too long or not UTF-8.
-
-    Makes no Python object per line: the bytes between the line feeds become the buffer of the Arrow array.
-    """
-    num_bytes = len(content)
-    if b"\r" in content:  # searching for one byte is many times as fast as for two
-        content = content.replace(b"\r\n", b"\n")
-    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _LINE_FEED)
-    values = content.replace(b"\n", b"")
-    offsets = np.empty(len(ends) + (not content.endswith(b"\n")) + 1, np.int32)
-    offsets[0], offsets[-1] = 0, len(values)
-    offsets[1 : len(ends) + 1] = ends - np.arange(len(ends))
-    lengths = np.diff(offsets)
-    if not lengths.all() or lengths.max() > max_line_bytes or _begins_blank(values, offsets[:-1]):
-        return None
-    try:
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
-        texts = pa.BinaryArray.from_buffers(pa.binary(), len(lengths), buffers).cast(pa.string())
-    except pa.ArrowInvalid:
-        return None
-    numbers = np.arange(first, first + len(lengths), dtype=np.int64)
-    return Lines(numbers=numbers, texts=texts, num_lines=len(lengths), end_bytes=num_bytes - len(values))
-
-
-def _begins_blank(values: bytes, starts: NDArray[np.int32]) -> bool:
-    """Whether some line begins with white space, and so may be blank; rows of valid files do not."""
-    return bool(_WHITE_SPACE[np.frombuffer(values, np.uint8)[starts]].any())
-
-
-def _lines_one_by_one(content: bytes, first: int, max_line_bytes: int, *, is_utf8: bool) -> Lines:
-    numbers, texts = [], []
-    lines = Lines(numbers=np.empty(0, np.int64), texts=None)
-    for number, whole in enumerate(io.BytesIO(content), start=first):
-        line = _without_end(whole) if whole.endswith(b"\n") else whole
-        lines.num_lines += 1
-        lines.end_bytes += len(whole) - len(line)
-        if len(line) <= max_line_bytes and not line.strip():
-            lines.num_blank += 1
-            lines.blank_bytes += len(line)
-        elif problem := _problem(line, max_line_bytes, is_utf8=is_utf8):
-            lines.rejects.append((number, *problem, hashlib.sha256(line).hexdigest()))
-            lines.reject_bytes += len(line)
-        else:
-            numbers.append(number)
-            texts.append(line)
-    lines.numbers = np.array(numbers, dtype=np.int64)
-    lines.texts = pa.array(texts, pa.binary()).cast(pa.string())
-    return lines
-
-
-def _without_end(line: bytes) -> bytes:
-    return line.removesuffix(b"\n").removesuffix(b"\r")
-
-
-def _problem(line: bytes, max_line_bytes: int, *, is_utf8: bool) -> tuple[Reason, str] | None:
-    if len(line) > max_line_bytes:
-        return Reason.LINE_TOO_LONG, f"{len(line)} bytes"
-    if not is_utf8:
-        return Reason.NOT_UTF8, "the file is UTF-16 or UTF-32"
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Reason.NOT_UTF8, f"byte {error.start + 1} of the line"
-    return None

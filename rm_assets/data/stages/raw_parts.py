@@ -11,8 +11,9 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rm_assets.data.sources.blocks import Block, Lines, read_block
+from rm_assets.data.sources.blocks import Block
 from rm_assets.data.sources.discovery import AnnotationFile
+from rm_assets.data.sources.lines import Lines, read_block
 from rm_assets.data.sources.opened_file import RejectedFileError
 from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
 from rm_assets.data.storage.fingerprint import fingerprint

@@ -10,7 +10,8 @@ from parsed_rows import parse_row
 from support import plain_row, rows, silent, violations, write_lines
 
 from rm_assets.data.formats.preferences import PreferenceError
-from rm_assets.data.sources.blocks import blocks_of_lines, read_block
+from rm_assets.data.sources.blocks import blocks_of_lines
+from rm_assets.data.sources.lines import read_block
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.storage.snapshots import REJECTS

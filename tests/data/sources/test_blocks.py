@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_assets.data.sources import blocks as lines_module
-from rm_assets.data.sources.blocks import Block, SkippedLine, blocks_of_lines, read_block
+from rm_assets.data.sources.blocks import Block, SkippedLine, blocks_of_lines
+from rm_assets.data.sources.lines import read_block
 from rm_assets.data.tables.reasons import Reason
 
 
