@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from rm_assets.data.compute.workers import pause_gc
 from rm_assets.data.sources.discovery import AnnotationFile
 from rm_assets.data.sources.opened_file import (
     Change,
@@ -98,6 +99,7 @@ class _Cache(msgspec.Struct):
     waiting_since: float | None = None
 
 
+@pause_gc()
 def content_listing(
     files: Sequence[AnnotationFile],
     storage: Path,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from rm_assets.data.compute.workers import pause_gc
 from rm_assets.data.sources.file_kinds import SUFFIXES, file_kind, what_is_not_read
 from rm_assets.data.sources.opened_file import RejectedFileError, Status, file_status, open_annotation_file
 from rm_assets.data.sources.remote import RemoteStatus, remote_files, remote_kind, remote_matches, require_reachable
@@ -100,6 +101,7 @@ def _is_storage(directory: Path) -> bool:
         return False
 
 
+@pause_gc()
 def find_annotations(setting: str, storage: Path | None = None) -> Annotations:
     """The annotation files of a path, a directory (searched recursively) or a glob, except those in a storage.
 
