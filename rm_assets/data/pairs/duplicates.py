@@ -66,12 +66,12 @@ def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> C
     64-bit digests of the keys are compared, which takes little memory; equal keys have equal digests.
     """
     digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum ignores the order
-    order = np.argsort(digests, kind="stable")
-    ordered = digests[order]
-    repeated = ordered[1:] == ordered[:-1]
-    is_suspect = np.zeros(len(digests), np.bool_)
-    is_suspect[order[1:][repeated]] = is_suspect[order[:-1][repeated]] = True
-    return np.flatnonzero(is_suspect)
+    ordered = np.sort(digests)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return np.empty(0, np.int64)
+    places = np.minimum(np.searchsorted(repeated, digests), len(repeated) - 1)
+    return np.flatnonzero(repeated[places] == digests)
 
 
 def _codes(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> tuple[Codes, Codes]:

@@ -10,7 +10,12 @@ import pytest
 from rm_assets.data.pairs import digests
 from rm_assets.data.pairs.digests import key_digests, keys_with, shared_digests
 
-KEYS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(40)] + ["0" * 64, "9" * 64, "a" * 64, "f" * 64]
+KEYS = [hashlib.sha256(bytes([number])).hexdigest()[:32] for number in range(40)] + [
+    "0" * 32,
+    "9" * 32,
+    "a" * 32,
+    "f" * 32,
+]
 
 
 def column(*pieces: Sequence[str]) -> pa.ChunkedArray:
@@ -50,8 +55,8 @@ def test_digests_that_are_in_both_columns(one: list[int], other: list[int], shar
 
 
 def test_keys_with_one_of_some_digests() -> None:
-    keys = column(KEYS[:5], ["a" * 63 + "b", "a" * 64])
+    keys = column(KEYS[:5], ["a" * 31 + "b", "a" * 32])
     found = key_digests(keys)
-    assert keys_with(keys, found, found[5:6]) == {"a" * 63 + "b", "a" * 64}
+    assert keys_with(keys, found, found[5:6]) == {"a" * 31 + "b", "a" * 32}
     assert keys_with(keys, found, found[[0, 3]]) == {KEYS[0], KEYS[3]}
     assert keys_with(keys, found, found[:0]) == set()
