@@ -4,7 +4,8 @@
     python benchmarks/arrival.py --files 1000
 
 Ticks are the sensor's function, called as the daemon calls it, in one process. Refreshes are `dagster job execute` of
-refresh_data, a process each, start included; the job of one empty op is what Dagster itself takes of that.
+refresh_data, a process each, start included; the job of one empty op is what Dagster itself takes of that, in one
+process as well: by default it would start another one for the op.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import dagster as dg
 @dg.op
 def nothing(): ...
 
-@dg.job
+@dg.job(executor_def=dg.in_process_executor)
 def refresh_data(): nothing()
 
 definitions = dg.Definitions(jobs=[refresh_data])
