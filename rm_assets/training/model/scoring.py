@@ -45,8 +45,11 @@ def bfloat16_scores(scorer: Scorer, batch: MicroBatch) -> Tensor:
     """
     head = _head_weights(scorer)
     weights = {
-        name: weight if id(weight) in head or is_quantized(weight) else weight.to(torch.bfloat16)
+        # peft expects the frozen experts under its adapters to be parameters
+        name: rounded if weight.requires_grad else nn.Parameter(rounded, requires_grad=False)
         for name, weight in scorer.named_parameters()
+        if not (id(weight) in head or is_quantized(weight))
+        for rounded in [weight.to(torch.bfloat16)]
     }
     found: Tensor = torch.func.functional_call(scorer, weights, (batch,))
     return found
