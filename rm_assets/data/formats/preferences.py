@@ -24,7 +24,7 @@ class PreferenceError(ValueError):
 class EvidenceKind(StrEnum):
     """What a verdict implies for other rows of its shape; see `rm_assets.data.formats.labels.consistency`."""
 
-    # of numbers as labels
+    # of numeric labels
     NAMED = "named"
     """read as the name of a response"""
     OTHER = "other"
@@ -100,8 +100,9 @@ class Preference(Struct, frozen=True, kw_only=True):
 class ParsedLine(Struct, frozen=True, kw_only=True):
     """The preferences of one row.
 
-    Of a ranking also how many pairs are tied or over the limit, and how many responses were empty or unranked.
-    `equal_cells` are the places of a chosen and a rejected reply of an evaluation set that are equal, and tie.
+    For a ranking also how many pairs are tied (`num_tied`) or over the limit (`num_not_taken`), and how many responses
+    are empty or unranked (`num_left_out`). `equal_cells` are the indices of a chosen and a rejected reply, in a line of
+    an evaluation set, that are equal, which counts as a tie.
     """
 
     preferences: list[Preference]
@@ -115,7 +116,7 @@ class ParsedLine(Struct, frozen=True, kw_only=True):
 class ParsingRules(Struct, frozen=True, kw_only=True):
     """The settings that decide how a row of one file is read.
 
-    `labels` hold for every label, or, if they are own ones, for those of this file; `column_labels` for one column.
+    `labels` apply to all labels or, with `labels_are_own`, to those of this file; `column_labels` to those of a column.
     `is_evaluation` is true for files of an evaluation set.
     """
 
@@ -126,7 +127,7 @@ class ParsingRules(Struct, frozen=True, kw_only=True):
     column_labels: dict[str, dict[str, Label]] = {}
     max_pairs_per_prompt: int = 10
     two_line_files: bool = False
-    is_evaluation: bool | UnsetType = UNSET  # for annotations unset, so that the keys of their shards stay
+    is_evaluation: bool | UnsetType = UNSET  # unset for annotations, so the keys of their shards stay as they were
 
     def column_of(self, name: str) -> str:
         """The user's own column for a field, or the field's own name."""

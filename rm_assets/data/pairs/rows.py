@@ -1,4 +1,4 @@
-"""Sound preferences as rows of validated_preferences, column by column."""
+"""Valid preferences as rows of validated_preferences, column by column."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class PairRows:
         self._sides = Conversations(), Conversations(), Conversations()
         self._lines: list[int] = []
         self._formats: list[Format] = []
-        self._others: dict[int, Preference] = {}  # those that may have a margin, tools, a subset or annotators, by row
+        self._others: dict[int, Preference] = {}  # by row: those that may have a margin, tools, a subset or annotators
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -40,7 +40,7 @@ class PairRows:
         self._formats.append(preference.format)
 
     def add_plain(self, line: int, pair: SimplePair) -> None:
-        """Add the preference of a line that states it by messages alone."""
+        """Add the preference of a line that has nothing but the messages of its sides."""
         prompts, chosen, rejected = self._sides
         prompts.add_plain(*pair.prompt)
         chosen.add_plain(*pair.chosen)
@@ -49,7 +49,7 @@ class PairRows:
         self._formats.append(pair.format)
 
     def table(self, source: str | Sequence[str]) -> pa.Table:
-        """The rows, with the schema `schemas.VALIDATED`; `source` is that of all rows, or of each."""
+        """The rows, with the schema `schemas.VALIDATED`; `source` is one for all rows, or one for each."""
         prompts, chosen, rejected = self._sides
         tools = self._values("tools", "")
         keys = pair_keys(*self._sides, tools)

@@ -26,7 +26,7 @@ _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
 
 
 def require_signature_of_name(file: OpenedFile) -> None:
-    """Raise RejectedFileError where the content of a file, of any kind but Parquet, does not match its name."""
+    """Raise RejectedFileError if the content of a file of any kind but Parquet does not match its name."""
     with file.random_access() as stream:
         head = stream.peek(NUM_BYTES)[:NUM_BYTES]
     archive = archive_suffix(file.path.name)

@@ -1,10 +1,10 @@
-"""validated_preferences: each line parsed once, its format recognized, and its preferences sound or rejects.
+"""validated_preferences: each line parsed once, its format recognized, and its preferences valid or rejects.
 
 A file is held back whole if more of its lines are malformed than `max_malformed_fraction`, if its labels may mean
 either response, or if it is a two-line file that lost a line among several pairs of one prompt, as these may then be
-swapped. Its sound lines become rejects too, so that no broken delivery is half used. This verdict (`verdicts`) needs
-the counts of all files: each shard is validated without it first, and again if the verdict, part of its key, concerns
-it.
+swapped. Its valid lines become rejects too, so that no broken delivery is half used. This verdict (`verdicts`) needs
+the counts of all files: each shard is first validated without it, and again if the verdict concerns it, which is then
+part of its key.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from rm_assets.settings import Settings
 
 VERSION = 8
 EQUAL_CELLS = "equal_cells"
-"""Of an evaluation file, the figure that names the cells of a line's grid that have no pair, see `ParsedLine`."""
+"""The figure of an evaluation file that lists, line by line, the cells that have no pair; see `ParsedLine`."""
 _NUM_LOGGED = 10
 _RANKING_COUNTS = ("num_tied", "num_not_taken", "num_left_out")
 _COUNTS = ("num_in", "num_stated", *_RANKING_COUNTS, "num_second_lines", "num_held_back")
@@ -60,7 +60,7 @@ class ValidationTask:
 
     `before` are the lines and the rejects of the preceding shard, in two-line files. `refused` are kinds of labels that
     the rows of all files together rule out. `key_without_verdict` is the shard's key before there is a verdict.
-    Of a shard that several files share, `files` has a task for each, with its own rules and verdict.
+    If several files share the shard, `files` has a task for each, with its own rules and verdict.
     """
 
     path: Path | None
@@ -149,7 +149,7 @@ def _add_statements(file: _File, statements: Iterable[Statement], rows: PairRows
 def _usable(
     stated_by_lines: Callable[[], ParsedLine], line: int, task: ValidationTask, signs: EvidenceCounts
 ) -> ParsedLine:
-    """The preferences of a line if they are sound and no verdict forbids them; its evidence is counted either way."""
+    """The preferences of a line if they are valid and no verdict excludes them; its evidence is counted either way."""
     shown, is_sound = tuple[Evidence, ...](), False
     try:
         stated = stated_by_lines()
@@ -174,7 +174,7 @@ def _usable(
 def _add_malformed(
     malformed: dict[str, list[int]], rejects: list[dict[str, Any]], refused: tuple[Refusal, ...]
 ) -> None:
-    """Count malformed lines by reason, with the first of each, except those that only the other rows make malformed."""
+    """Count malformed lines by reason, with the first of each, except those that are rejects because of other rows."""
     details = {refusal.detail for refusal in refused}
     for reject in rejects:
         if reject["reason"] in MALFORMED and reject["detail"] not in details:
@@ -218,7 +218,7 @@ _EXAMINED = pa.schema(
 def measure_validated(task: ValidationTask, paths: dict[str, Path]) -> Stats:
     """Figures of the written shard: how many lines gave its pairs, and how many pairs have two equal replies.
 
-    Also how many of its lines have other tools or tool calls than their pairs, or their members in another order.
+    Also how many lines have pairs whose tools or tool calls differ from the line's, if only in their members' order.
     """
     sources, num_out, num_identical = task.by_source, Counter[str](), 0
     lines, tools = set[Line](), dict[Line, set[str]]()
@@ -346,7 +346,7 @@ def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | 
 
 
 def _counted_shards(publisher: Publication, tasks: list[Task], settings: Settings, log: Log) -> list[Shard]:
-    """A shard for each task, for its counts: under no verdict or any, as these count alike; computed where missing."""
+    """A shard for each task, for its counts, which are the same under any verdict; computed if there is none."""
     before = (
         {shard.stats.get("look"): shard.key for shard in previous.manifest.shards}
         if (previous := publisher.previous)

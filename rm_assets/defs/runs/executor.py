@@ -1,7 +1,7 @@
 """The executor of all jobs: it runs the steps in the process of the run, and watches the run.
 
-Dagster has no public hook around a run, so the executor is the place. What `execute` is given is private to Dagster
-(`PlanOrchestrationContext`): this is the only module that depends on it, last tried with Dagster 1.13.27.
+Dagster has no public hook around a run, so the executor has to do this. The argument of `execute` is private to Dagster
+(`PlanOrchestrationContext`): only this module depends on it, last tested with Dagster 1.13.27.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def _present_objects_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_debug_lines() -> Iterator[None]:
-    """Within the block, no logger takes DEBUG lines, as which the console prints each of Dagster's events.
+    """Within the block, no logger takes DEBUG lines: the console prints each of Dagster's events as one.
 
     The events are stored all the same. `python_logs` in dagster.yaml and `loggers` in run config set another level.
     """

@@ -1,4 +1,4 @@
-"""A line at least every minute: work that takes longer than that without a line has its last one repeated.
+"""Logs a line at least every minute: during work that logs none for that long, the last line is repeated.
 
 On a CPU, a micro-batch of a large model, the equality probe or loading a model may take minutes.
 """
@@ -14,9 +14,9 @@ _MAX_REPEATED_CHARACTERS = 200
 
 
 class Heartbeat:
-    """Logs lines from any thread. While it is entered, a thread repeats the last one, with its age, if none follows.
+    """Logs lines from any thread. In its `with` block, a thread repeats the last one, with its age, if none follows.
 
-    A repeated line shows that the process lives, not that its work advances.
+    A repeated line shows that the process is alive, not that its work makes progress.
     """
 
     def __init__(self, log: Callable[[str], object], seconds: float = SECONDS_OF_SILENCE) -> None:

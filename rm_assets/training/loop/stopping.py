@@ -1,7 +1,7 @@
-"""Where a training that was asked to stop leaves: within a step or a validation, however long these take.
+"""The points where a training leaves when it is asked to stop: also within a step or a validation that takes long.
 
-The weights are those of the last finished step until the optimizer's update, so that step is saved, and the gradients
-of the unfinished one are discarded. All processes must leave at the same point, since they compute a step together.
+Until the optimizer's update, the weights are those of the last finished step: that step is saved, and the gradients of
+the unfinished one are discarded. All processes must leave at the same point, because they compute a step together.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ MAX_QUEUED = 2
 
 
 class StepAbandonedError(Exception):
-    """Every process has left an unfinished step or validation, as one of them was asked to stop."""
+    """Every process has left an unfinished step or validation, because one of them was asked to stop."""
 
 
 class StopPoints:
@@ -27,7 +27,7 @@ class StopPoints:
     def __init__(self, stop: Stop, group: Group) -> None:
         self.stop = stop
         self._group = group
-        self._agreeing = group.aside()  # on CPUs: the answer must not wait for what a GPU has queued
+        self._cpu_group = group.aside()  # on CPUs: the answer must not wait for what a GPU has queued
         self._queued: list[torch.cuda.Event] = []
 
     def before_micro_batch(self) -> None:
@@ -37,7 +37,7 @@ class StopPoints:
             self._leave_if(bool(self.stop.number))
             return
         asked = torch.tensor(float(bool(self.stop.number)))
-        self._agreeing.add_up(asked)
+        self._cpu_group.add_up(asked)
         self._leave_if(bool(asked))
 
     def before_layers(self, layers: Iterable[nn.Module]) -> None:
