@@ -324,7 +324,8 @@ class TrainingSettings(_Group):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that change the trained model by more than rounding, which a model's key hashes."""
-        return self.model_dump(exclude={*ROUNDING, "checkpoint_every_steps", "checkpoint_minutes", "tracking"})
+        unset = {name for name in ADDED_LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude={*ROUNDING, *unset, "checkpoint_every_steps", "checkpoint_minutes", "tracking"})
 
     def rounding(self) -> dict[str, Any]:
         """The settings that change how a step is computed, and its result by rounding alone."""
@@ -334,6 +335,11 @@ class TrainingSettings(_Group):
 ROUNDING = ("micro_batch_tokens", "gradient_checkpointing", "compile", "num_processes", "num_nodes")
 """Training settings that are not part of a model's key: a finished model is not trained again because of them, and an
 interrupted training goes on under others."""
+
+
+ADDED_LATER = ("load_in_4bit",)
+"""Training settings that earlier models' keys lack. At their defaults they are left out, so that an upgrade trains
+nothing again."""
 
 
 class LaunchSettings(_Group):

@@ -162,6 +162,28 @@ def test_settings_that_change_rounding_alone_are_not_part_of_a_models_key() -> N
     assert TrainingSettings(lora_rank=8).decisive() != TrainingSettings().decisive()
 
 
+def test_models_that_were_trained_before_a_setting_was_added_keep_their_keys() -> None:
+    first = {
+        "batch_pairs",
+        "center_rewards",
+        "epochs",
+        "label_smoothing",
+        "learning_rate",
+        "lora_alpha",
+        "lora_rank",
+        "loss",
+        "max_grad_norm",
+        "saved_dtype",
+        "seed",
+        "warmup_fraction",
+        "weight_decay",
+    }
+    assert set(TrainingSettings().decisive()) == first, (
+        "name a new setting in ADDED_LATER, or all models are trained again"
+    )
+    assert set(TrainingSettings(lora_rank=8, load_in_4bit=True).decisive()) == first | {"load_in_4bit"}
+
+
 def test_a_base_in_4_bits_needs_adapters() -> None:
     assert load_settings({"load_in_4bit": True, "lora_rank": 8}, {}).training.load_in_4bit
     assert load_settings({"lora_rank": 8}, {"RM_LOAD_IN_4BIT": "true"}).training.load_in_4bit
