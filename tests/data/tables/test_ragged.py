@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.tables.ragged import IdLists, equal_rows, join_rows, lists_of, prefix_lengths, rows_with
+from rm_assets.data.tables.ragged import IdLists, Texts, equal_rows, join_rows, lists_of, prefix_lengths, rows_with
 
 Rows = list[tuple[list[int], list[int]]]
 ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=1, max_size=6)] * 2), max_size=8)
@@ -51,3 +51,23 @@ def test_a_column_in_several_pieces_reads_as_one() -> None:
     pieces = [pa.array([[1, 2], []], pa.list_(pa.int32())), pa.array([[3]], pa.list_(pa.int32()))]
     lists = lists_of(pa.chunked_array(pieces))
     assert (lists.ids.tolist(), lists.offsets.tolist()) == ([1, 2, 3], [0, 2, 2, 3])
+
+
+def test_a_part_of_a_column_and_one_without_pieces_are_read() -> None:
+    column = pa.chunked_array([pa.array([[1, 2], [3], [4, 5, 6], []], pa.list_(pa.int32()))])
+    lists = lists_of(column.slice(1, 2))
+    assert (lists.ids.tolist(), lists.offsets.tolist()) == ([3, 4, 5, 6], [0, 1, 4])
+    assert [lists.row(number).tolist() for number in (0, 1)] == [[3], [4, 5, 6]]
+    assert len(lists_of(pa.chunked_array([], pa.list_(pa.int32()))).ids) == 0
+
+
+def test_texts_keep_their_bytes_and_come_back_as_a_column() -> None:
+    texts = Texts.of(["Bastø", None, "", "a"])
+    assert (texts.content, texts.offsets.tolist()) == ("Bastøa".encode(), [0, 6, 6, 6, 7])
+    assert texts.array().to_pylist() == ["Bastø", "", "", "a"]
+    valid = np.array([True, False, True, False])
+    assert texts.array(valid).to_pylist() == ["Bastø", None, "", None]
+    lone = Texts.of(["\ud800", None, "a"])  # a surrogate without its pair
+    assert (lone.content, lone.offsets.tolist()) == (b"\xed\xa0\x80a", [0, 3, 3, 4])
+    nothing = Texts.of([None])
+    assert (nothing.content, nothing.offsets.tolist(), Texts.of([]).array().to_pylist()) == (b"", [0, 0], [])
