@@ -41,7 +41,7 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     (a, b), (a, b), (c, d), (d, c), (d, c), (e, f) "drop" gives {1: duplicate, 2: conflict, 3: conflict, 4: conflict},
     "majority" {1: duplicate, 2: conflict, 4: duplicate} and "keep" {1: duplicate, 4: duplicate}.
     """
-    suspects = _suspects(chosen_keys, rejected_keys)
+    suspects = suspect_rows(pair_digests(chosen_keys, rejected_keys))
     if not len(suspects):  # taking no rows would copy all of them
         return DroppedRows.none()
     chosen, rejected = _codes(chosen_keys.take(suspects), rejected_keys.take(suspects))
@@ -60,12 +60,16 @@ def dropped_rows(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray, c
     return DroppedRows(suspects[is_dropped], losing[is_dropped])
 
 
-def _suspects(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> Codes:
-    """The rows whose two keys, in either order, may occur in another row as well: usually a small part.
+def pair_digests(chosen_keys: pa.ChunkedArray, rejected_keys: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """A digest of the two keys of each row, whatever their order: uint64 [rows]."""
+    return key_digests(chosen_keys) + key_digests(rejected_keys)
 
-    64-bit digests of the keys are compared, which takes little memory; equal keys have equal digests.
+
+def suspect_rows(digests: NDArray[np.uint64]) -> Codes:
+    """The rows whose digest is that of another row as well, in rising order: usually a small part.
+
+    Only among them can be equal pairs, so `dropped_rows` of them alone finds all that are dropped.
     """
-    digests = key_digests(chosen_keys) + key_digests(rejected_keys)  # a sum ignores the order
     ordered = np.sort(digests)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if not len(repeated):

@@ -6,6 +6,7 @@ source and line is kept. If the same two replies occur with both labels, the tru
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from rm_assets.data.compute.engine import Task
 from rm_assets.data.pairs.contamination import Grams, evaluation_grams, overlapping_rows
 from rm_assets.data.pairs.digests import key_digests, keys_with, shared_digests
-from rm_assets.data.pairs.duplicates import DroppedRows, dropped_rows
+from rm_assets.data.pairs.duplicates import DroppedRows, dropped_rows, pair_digests, suspect_rows
 from rm_assets.data.pairs.splits import SPLITS, splits_of
 from rm_assets.data.sources.evaluation_sets import evaluation_folder
 from rm_assets.data.stages.identities import settings_key
@@ -35,6 +36,8 @@ from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
 VERSION = 4
+_FILES_TOGETHER = 16
+"""Files whose keys are read before they are digested: one at a time would take longer if they are small."""
 
 Lengths = NDArray[np.int64]
 
@@ -225,12 +228,29 @@ def pad_token_id_of(snapshot: Snapshot) -> int:
 
 
 def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedRows]:
-    """The rows to drop, by the name of their shard; evaluation sets take no part and lose none."""
+    """The rows to drop, by the name of their shard; evaluation sets take no part and lose none.
+
+    Of all rows only digests are held in memory, 8 bytes each, and keys of those that may equal another row.
+    """
     shards = [shard for shard in tokenized.manifest.shards if not evaluation_folder(shard.source)]
-    paths = [path for shard in shards if (path := tokenized.data_path(shard))]
-    keys = read_table(paths, schemas.TOKENIZED, ["chosen_key", "rejected_key"])
-    dropped = dropped_rows(keys["chosen_key"], keys["rejected_key"], conflicts)
+
+    def keys(shard: Shard) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        path = tokenized.data_path(shard)
+        chosen, rejected = read_table([path] if path else [], schemas.TOKENIZED, ["chosen_key", "rejected_key"]).columns
+        return chosen, rejected
+
+    digests = [pair_digests(*keys(shard)) for shard in shards]
+    suspects = suspect_rows(np.concatenate([np.empty(0, np.uint64), *digests]))
     ends = list(itertools.accumulate((shard.num_rows() for shard in shards), initial=0))
+    chosen, rejected = list[pa.Array](), list[pa.Array]()
+    for shard, (start, end) in zip(shards, itertools.pairwise(ends), strict=True):
+        rows = suspects[slice(*np.searchsorted(suspects, [start, end]))] - start
+        if len(rows):
+            of_shard = [column.take(pa.array(rows)) for column in keys(shard)]
+            chosen += of_shard[0].chunks
+            rejected += of_shard[1].chunks
+    among = dropped_rows(pa.chunked_array(chosen, pa.string()), pa.chunked_array(rejected, pa.string()), conflicts)
+    dropped = DroppedRows(suspects[among.rows], among.is_conflict)
     between = itertools.starmap(dropped.between, itertools.pairwise(ends))
     return {shard.name: rows for shard, rows in zip(shards, between, strict=True)}
 
@@ -238,15 +258,20 @@ def _dropped_by_shard(tokenized: Snapshot, conflicts: str) -> dict[str, DroppedR
 def _num_prompts_in_two_splits(publisher: Publication, shards: list[Shard]) -> int:
     """How many prompts are in more than one split of the written files; the invariant says none.
 
-    Whole keys are only compared where their 64-bit digests are equal.
+    Whole keys are only read where 64-bit digests of two splits are equal.
     """
-    tables = []
-    for split in SPLITS:
+
+    def keys(split: str) -> Iterator[pa.ChunkedArray]:
         paths = [path for shard in shards if (path := publisher.path(shard, split))]
-        keys = read_table(paths, schemas.PADDED, ["prompt_key"])["prompt_key"]
-        tables.append((keys, key_digests(keys)))
+        for first in range(0, len(paths), _FILES_TOGETHER):
+            yield read_table(paths[first : first + _FILES_TOGETHER], schemas.PADDED, ["prompt_key"])["prompt_key"]
+
+    def keys_among(split: str, shared: NDArray[np.uint64]) -> set[str]:
+        return {key for column in keys(split) for key in keys_with(column, key_digests(column), shared)}
+
+    digests = {split: np.concatenate([np.empty(0, np.uint64), *map(key_digests, keys(split))]) for split in SPLITS}
     found = set[str]()
-    for (keys, digests), (other_keys, other_digests) in itertools.combinations(tables, 2):
-        shared = shared_digests(digests, other_digests)
-        found |= keys_with(keys, digests, shared) & keys_with(other_keys, other_digests, shared)
+    for one, other in itertools.combinations(SPLITS, 2):
+        if len(shared := shared_digests(digests[one], digests[other])):
+            found |= keys_among(one, shared) & keys_among(other, shared)
     return len(found)
