@@ -1,5 +1,6 @@
 """What is measured on written shards finds the faults of shards that were written by hand."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from rm_assets.data.stages.padding import PaddingTask, measure_padded
 from rm_assets.data.stages.raw_parts import measure_raw
 from rm_assets.data.stages.tokenization import TokenizationTask, measure_tokenized
 from rm_assets.data.stages.validation import ValidationTask, measure_validated
+from rm_assets.data.stages.written_tools import num_lines_with_other_tools
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.shards import SOURCES
 from rm_assets.data.storage.snapshots import DATA, REJECTS, Snapshot
@@ -92,6 +94,53 @@ def test_lines_with_pairs_and_pairs_of_equal_conversations_are_counted(tmp_path:
         "a": {"num_out": 4, "num_lines_with_pairs": 3, "num_rejects": 0},
         "b": {"num_out": 4, "num_lines_with_pairs": 3, "num_rejects": 0},
     }
+
+
+TOOL, CALL = '{"name":"ferry"}', {"type": "function", "function": {"name": "ferry", "arguments": "{}"}}
+
+
+def num_other_tools(directory: Path, tools: dict[tuple[str, int], set[str]], *, two_line_files: bool) -> int:
+    """Of a shard with two files: `a` has TOOL in its line 2, `b` in its line 1."""
+    texts = [("a", 1, "{}"), ("a", 2, TOOL), ("a", 3, "{}"), ("b", 1, f"[{TOOL}]"), ("b", 2, "{}")]
+    rows = [{"source": source, "line": line, "text": text} for source, line, text in texts]
+    raw = written(directory / "raw", schemas.RAW, rows, rows_per_group=1 if two_line_files else 5)
+    return num_lines_with_other_tools(raw, tools, two_line_files=two_line_files)
+
+
+@pytest.mark.parametrize(
+    ("line", "in_one_line", "in_two_lines"),
+    [(("a", 1), 1, 0), (("a", 2), 0, 0), (("a", 3), 1, 1), (("b", 1), 0, 0), (("b", 2), 1, 1)],
+)
+def test_tools_are_looked_for_in_their_line_or_in_two_lines_of_one_file(
+    tmp_path: Path, line: tuple[str, int], in_one_line: int, in_two_lines: int
+) -> None:
+    tools = {line: {f"[{TOOL}]"}}
+    assert num_other_tools(tmp_path, tools, two_line_files=False) == in_one_line
+    assert num_other_tools(tmp_path, tools, two_line_files=True) == in_two_lines
+
+
+@pytest.mark.parametrize("two_line_files", [False, True])
+def test_tools_of_lines_that_are_not_there_are_other_tools(*, two_line_files: bool) -> None:
+    tools = {("a", 1): {f"[{TOOL}]"}, ("a", 2): {"[]"}}
+    assert num_lines_with_other_tools(None, tools, two_line_files=two_line_files) == 2
+    assert num_lines_with_other_tools(None, {}, two_line_files=two_line_files) == 0
+
+
+@pytest.mark.parametrize(
+    ("item", "is_other"),
+    [
+        (CALL, 0),  # its arguments are a text, not an object of the line
+        (CALL | {"id": "x"}, 1),
+        (CALL | {"function": {"name": "ferry", "arguments": {}}}, 0),  # the line has this object
+        (CALL | {"function": {"name": "ferry", "arguments": {"to": "Moss"}}}, 1),
+        (CALL | {"function": {"arguments": "{}", "name": "ferry"}}, 1),
+        (CALL | {"function": 5}, 1),
+        ({"function": CALL["function"]}, 1),
+    ],
+)
+def test_a_call_that_a_text_states_has_a_type_a_name_and_arguments(tmp_path: Path, item: Row, is_other: int) -> None:
+    tools = {("a", 1): {json.dumps([item])}}
+    assert num_other_tools(tmp_path, tools, two_line_files=False) == is_other
 
 
 # --- flattened_conversations ---------------------------------------------------------------------------------
