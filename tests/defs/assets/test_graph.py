@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import polite_rows, write_lines
 
+from rm_assets.data.stages.invariants import INVARIANTS
 from rm_assets.definitions import definitions
 from rm_assets.settings import setting_fields
 
@@ -83,6 +84,13 @@ def test_the_lineage_is_a_line_along_which_every_stage_lies_above_what_reads_it(
     for selection, below in (("padded_pairs+", 4), ("reward_model*", 4), ("*padded_pairs", 5), ("*", 11)):
         found = dg.AssetSelection.from_coercible([selection]).resolve(graph)
         assert len(found) == below, selection
+
+
+def test_assets_after_a_broken_invariant_or_below_the_required_accuracy_are_not_made() -> None:
+    graph = definitions().resolve_asset_graph()
+    blocking = {key.name for key in graph.asset_check_keys if graph.get_check_spec(key).blocking}
+    every_invariant = {invariant.name for invariants in INVARIANTS.values() for invariant in invariants}
+    assert blocking == every_invariant | {"rejects_are_complete", "files_match_their_hashes", "accuracy_is_above_chance"}
 
 
 def test_a_model_shows_the_settings_that_made_it(first_run) -> None:
