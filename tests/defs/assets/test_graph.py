@@ -90,7 +90,11 @@ def test_assets_after_a_broken_invariant_or_below_the_required_accuracy_are_not_
     graph = definitions().resolve_asset_graph()
     blocking = {key.name for key in graph.asset_check_keys if graph.get_check_spec(key).blocking}
     every_invariant = {invariant.name for invariants in INVARIANTS.values() for invariant in invariants}
-    assert blocking == every_invariant | {"rejects_are_complete", "files_match_their_hashes", "accuracy_is_above_chance"}
+    assert blocking == every_invariant | {
+        "rejects_are_complete",
+        "files_match_their_hashes",
+        "accuracy_is_above_chance",
+    }
 
 
 def test_a_model_shows_the_settings_that_made_it(first_run) -> None:
