@@ -20,6 +20,7 @@ def main() -> None:
         exec(f"ids = {second}", names)
         scores.append(float(names["score"]))
     print_result(scores)
+    names["llm"].llm_engine.engine_core.shutdown()  # or the process may abort at its end, with threads still running
 
 
 if __name__ == "__main__":
