@@ -211,7 +211,10 @@ def _save(job: TrainingJob, model: Any, tokenizer: Any, group: Group) -> None:
     if group.is_first:
         save_adapter(model, lineage(job)[-1], directory)
         share_files(directory / ADAPTER)
-        save_model(merged(model), tokenizer, directory / MODEL, job.settings.saved_dtype)
+        model = merged(model)
+        if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            raise TrainingError("weights are not finite after the last step: they have diverged (lower learning_rate)")
+        save_model(model, tokenizer, directory / MODEL, job.settings.saved_dtype)
     group.wait()
 
 
@@ -230,6 +233,7 @@ def _evaluate(
     bfloat16, row_tokens = trains_in_bfloat16(group.device), micro_batch_tokens(job.settings, group.device)
     evaluation = evaluate(Scorer(saved), held_out, group, packing, row_tokens, bfloat16, log.progress)
     scores = evaluation.scores
+    metrics = split_metrics(held_out, scores, job.settings)
     if group.is_first:
         write_scores(directory / SCORES_FILE, held_out, scores)
         if evaluation.rounding is None:
@@ -241,8 +245,7 @@ def _evaluate(
         log.message("writing golden scores: of fixed conversations, by which a server is verified")
         write_golden_scores(directory / MODEL, saved)
     intervals = [_interval(name, pairs, scores[name]) for name, pairs in held_out.items()]
-    metrics = split_metrics(held_out, scores, job.settings) | {name: end for ends in intervals for name, end in ends}
-    return {**metrics, **evaluation.figures()}
+    return metrics | {name: end for ends in intervals for name, end in ends} | evaluation.figures()
 
 
 def _interval(split: str, pairs: Pairs, scores: NDArray[np.float32]) -> list[tuple[str, float]]:

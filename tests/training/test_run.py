@@ -148,6 +148,22 @@ def test_nothing_to_train_on_is_a_clear_error(make_job):
         run(make_job(splits={"train": [], "validation": [([8, 5, 1], [8, 6, 1])], "test": []}))
 
 
+@pytest.mark.parametrize(
+    ("learning_rate", "held_out", "said"),
+    [
+        (1e30, 3, "scores of the trained model are not finite: its weights have diverged"),
+        (1e30, 0, "scores of the trained model are not finite: its weights have diverged"),
+        (1e39, 3, "weights are not finite after the last step: they have diverged"),
+    ],
+)
+def test_weights_that_diverge_in_the_last_step_are_named_and_not_published(make_job, learning_rate, held_out, said):
+    splits = {"train": learnable_pairs(4), "validation": [], "test": learnable_pairs(held_out, first=50)}
+    job = make_job(splits=splits, settings={"learning_rate": learning_rate, "epochs": 1, "batch_pairs": 4})
+    with pytest.raises(TrainingError, match=rf"{said} \(lower learning_rate\)"):
+        run(job)
+    assert not (Path(job.output_directory) / "manifest.json").exists()
+
+
 def test_an_id_outside_the_vocabulary_is_found_before_any_step(make_job):
     job = make_job(splits={"train": [([7, 5, 1], [7, 40, 1])]})
     with pytest.raises(TrainingError, match="token id 40 in the rejected side of pair 'pair0'"):

@@ -6,6 +6,7 @@ are those of the saved directory in float32.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,8 @@ class GoldenScoresError(TrainingError):
 def write_golden_scores(directory: Path, model: Any) -> None:
     """Score the conversations with the model, as loaded from its directory, and write golden_scores.json there.
 
-    The model cannot be used afterwards: its weights are left in bfloat16.
+    The model cannot be used afterwards: its weights are left in bfloat16. Raises TrainingError for scores that are not
+    finite.
     """
     saved = SavedModel(model, load_tokenizer(str(directory)))
     rendered = list(_rendered(saved))[:NUM_CONVERSATIONS]
@@ -51,6 +53,10 @@ def write_golden_scores(directory: Path, model: Any) -> None:
     for weight in saved.model.parameters():  # buffers stay float32, as when transformers loads in bfloat16
         weight.data = weight.data.to(torch.bfloat16)
     in_bfloat16 = sequence_logits(saved, ids, _BATCH_SIZE)
+    if not all(map(math.isfinite, [*scores, *in_bfloat16])):
+        raise TrainingError(
+            "scores of the trained model are not finite: its weights have diverged (lower learning_rate)"
+        )
     of_bfloat16 = largest_difference(scores, in_bfloat16)
     content = {
         "dtype": "float32",
