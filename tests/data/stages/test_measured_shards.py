@@ -304,14 +304,14 @@ def test_sides_of_unequal_length_are_counted(tmp_path: Path) -> None:
 
 
 def test_prompts_in_more_than_one_split_are_counted_once(tmp_path: Path) -> None:
-    keys = {"train": "abcd", "validation": "ade", "test": "fgac"}  # a in all three, c and d in two
+    keys = {"train": "abcd", "validation": "ade", "test": "f0ac"}  # a in all three, c and d in two
     paths = {
-        split: written(tmp_path / split, schemas.PADDED, [{"prompt_key": name * 64} for name in names])
+        split: written(tmp_path / split, schemas.PADDED, [{"prompt_key": name * 32} for name in names])
         for split, names in keys.items()
     }
     shards: list[Any] = [paths, {}]
     publisher: Any = SimpleNamespace(path=lambda shard, split: shard.get(split))
     assert padding._num_prompts_in_two_splits(publisher, shards) == 3
     # equal digests of keys that differ are no prompt in two splits
-    paths["test"] = written(tmp_path / "other", schemas.PADDED, [{"prompt_key": "a" * 63 + "b"}])
+    paths["test"] = written(tmp_path / "other", schemas.PADDED, [{"prompt_key": "a" * 31 + "b"}])
     assert padding._num_prompts_in_two_splits(publisher, shards) == 2
