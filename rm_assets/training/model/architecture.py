@@ -17,12 +17,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from rm_assets.data.chat.model_checks import WEIGHTS, weight_files
-from rm_assets.data.chat.pretrained import CONFIGURATION, read_json, shown
+from rm_assets.data.chat.pretrained import shown
 from rm_assets.settings import SettingsError
 
 HEAD = "score"
-_SPARE_BYTES = 2**28
 _CURE = (
     "give a causal language model (a decoder) such as Qwen3, Llama or Gemma, or an encoder such as DeBERTa-v3 or "
     "ModernBERT"
@@ -42,9 +40,6 @@ def check_architecture(directory: Path, max_length: int) -> Any:
             f"its {positions} positions are fewer than max_length (or RM_MAX_LENGTH), which is {max_length}: set that "
             f"to {positions}"
         )
-    files = weight_files(directory, read_json(directory / CONFIGURATION))
-    if files and all(file.is_file() for file in files):  # some or all may still be on the Hub
-        check_size(directory, model)
     return model
 
 
@@ -108,20 +103,6 @@ def output_layer(classifier: Any) -> tuple[str, nn.Linear | None]:
         if isinstance(layer, nn.Linear)
     ]
     return layers[-1] if layers else ("", None)
-
-
-def check_size(directory: Path, model: Any) -> None:
-    """Raise SettingsError if a model needs far more weights than there are: the rest would be random.
-
-    Quantized weights take at least an eighth of float32.
-    """
-    needed = 4 * sum(weight.numel() for weight in model.parameters())
-    present = sum(path.stat().st_size for path in directory.glob(f"*{WEIGHTS}"))
-    if needed > 10 * present + _SPARE_BYTES:
-        raise SettingsError(
-            f"its config.json describes {needed:,} bytes of weights, its safetensors hold {present:,}: download "
-            "them again"
-        )
 
 
 def max_positions(model: Any) -> int | None:

@@ -4,7 +4,6 @@ It is stock `AutoModelForSequenceClassification` with one label. It is trained i
 reward is deterministic. In the models used here the modes differ in nothing else.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +14,20 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_assets.addresses import mask_credentials
 from rm_assets.data.chat import pretrained
-from rm_assets.data.chat.model_checks import ADAPTER, INDEX, VALUE_HEAD, WEIGHTS, check_model_files, check_trainable
+from rm_assets.data.chat.model_checks import (
+    ADAPTER,
+    INDEX,
+    VALUE_HEAD,
+    WEIGHTS,
+    check_model_files,
+    check_trainable,
+    weight_files,
+)
 from rm_assets.data.chat.pretrained import CONFIGURATION
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
 from rm_assets.training.model.architecture import (
     check_architecture,
-    check_size,
     empty_model,
     head_modules,
     is_encoder,
@@ -29,12 +35,17 @@ from rm_assets.training.model.architecture import (
     require_head,
 )
 from rm_assets.training.model.checkpoint_head import NEW, CheckpointHead, find_encoder_head, find_head, unused_weights
+from rm_assets.training.model.checkpoint_weights import check_weights, require_whole_weights
 
 
 def check_base_model(directory: Path, max_length: int) -> None:
     """Raise SettingsError if a directory of checked files holds no model to begin with; its weights may be missing."""
     model = check_architecture(directory, max_length)
-    _find_head(directory, pretrained.read_json(directory / CONFIGURATION), model)
+    configuration = pretrained.read_json(directory / CONFIGURATION)
+    head = _find_head(directory, configuration, model)
+    files = weight_files(directory, configuration)
+    if files and all(file.is_file() for file in files):  # some or all may still be on the Hub
+        check_weights(directory, _may_lack(model, head), num_labels=1)
 
 
 def build_model(job: TrainingJob) -> Any:
@@ -95,8 +106,8 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, Origin]:
     check_trainable(directory, configuration)
     empty = empty_model(directory)
     require_head(empty)
-    check_size(directory, empty)
     head = _find_head(directory, configuration, empty)
+    check_weights(directory, _may_lack(empty, head), num_labels=1)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         directory,
         num_labels=1,
@@ -108,7 +119,7 @@ def _pretrained_model(job: TrainingJob) -> tuple[Any, Origin]:
     if head is not None and not head.is_stock:
         with torch.no_grad():
             model.score.weight.copy_(head.weight())
-    require_whole_weights(model, info, may_lack=_head_prefixes(model) if head is None or not head.is_stock else ())
+    require_whole_weights(model, info, _may_lack(model, head))
     return model, Origin(NEW if head is None else str(head), unused_weights(info["unexpected_keys"]))
 
 
@@ -118,8 +129,13 @@ def _find_head(directory: Path, configuration: dict[str, Any], classifier: Any) 
     return find_head(directory, configuration, classifier.score.in_features)
 
 
-def _head_prefixes(model: Any) -> tuple[str, ...]:
-    """How the names of the weights begin that a checkpoint without a head may lack: a pooler serves the head alone."""
+def _may_lack(model: Any, head: CheckpointHead | None) -> tuple[str, ...]:
+    """How the names of the weights begin that transformers need not find: of a head that is new, or of another name.
+
+    A pooler serves the head alone.
+    """
+    if head is not None and head.is_stock:
+        return ()
     return (*(f"{name}." for name in head_modules(model)), f"{model.base_model_prefix}.pooler.")
 
 
@@ -129,19 +145,6 @@ def _model_directory(job: TrainingJob) -> Path:
         return Path(job.model)
     files = [CONFIGURATION, ADAPTER, f"*{INDEX}", f"model*{WEIGHTS}", f"{VALUE_HEAD}.*"]
     return Path(snapshot_download(job.model, revision=job.model_revision or "main", allow_patterns=files))
-
-
-def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: tuple[str, ...] = ()) -> None:
-    """Raise ValueError if weights are missing in the files, and so were initialized at random, or are not finite.
-
-    `info` is the loading info of transformers. Weights whose names begin with one of `may_lack` may be missing.
-    """
-    lacking = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack))
-    if lacking:
-        raise ValueError(f"it lacks the weights {lacking[:3]!r}: give a complete checkpoint")
-    for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise ValueError(f"its weights {name!r} are not all finite numbers: get the files again")
 
 
 def _unloadable(model: str, error: Exception) -> TrainingError:

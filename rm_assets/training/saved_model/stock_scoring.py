@@ -18,9 +18,9 @@ from rm_assets.data.chat.pretrained import keep_default_template, load_tokenizer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, TemplateError, message_dict, reference_text
 from rm_assets.training.devices import prepare
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.model.architecture import check_size, empty_model, is_encoder, max_positions
+from rm_assets.training.model.architecture import is_encoder, max_positions
+from rm_assets.training.model.checkpoint_weights import check_weights, require_whole_weights
 from rm_assets.training.model.offloading import move_to
-from rm_assets.training.model.reward_model import require_whole_weights
 
 Padding = Literal["right", "left"]
 
@@ -55,7 +55,7 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
         check_model_files(directory)
         tokenizer = load_tokenizer(str(directory))
         keep_default_template(tokenizer)
-        check_size(directory, empty_model(directory))
+        check_weights(directory)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )

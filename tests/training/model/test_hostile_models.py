@@ -49,7 +49,7 @@ OWN_CODE = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "o
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"vocab_size": 10**9}, "describes 64,000,020,864 bytes of weights, its safetensors hold 25,504"),
+        ({"vocab_size": 10**9}, "have the shape .40, 16., and its config.json describes .1000000000, 16."),
         ({"hidden_size": 10**4}, "the head 'score' in 'model.safetensors' has a weight of shape"),
         ({"num_hidden_layers": 50}, "lacks the weights"),
         ({"hidden_size": -1}, "not a multiple"),
