@@ -151,6 +151,7 @@ def test_nothing_to_train_on_is_a_clear_error(make_job):
 @pytest.mark.parametrize(
     ("learning_rate", "held_out", "said"),
     [
+        (1e18, 3, "loss of held-out pairs is nan: the weights have diverged"),
         (1e30, 3, "scores of the trained model are not finite: its weights have diverged"),
         (1e30, 0, "scores of the trained model are not finite: its weights have diverged"),
         (1e39, 3, "weights are not finite after the last step: they have diverged"),
@@ -162,6 +163,7 @@ def test_weights_that_diverge_in_the_last_step_are_named_and_not_published(make_
     with pytest.raises(TrainingError, match=rf"{said} \(lower learning_rate\)"):
         run(job)
     assert not (Path(job.output_directory) / "manifest.json").exists()
+    assert not (Path(job.output_directory) / "model" / "golden_scores.json").exists()
 
 
 def test_an_id_outside_the_vocabulary_is_found_before_any_step(make_job):
