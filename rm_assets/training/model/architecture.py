@@ -36,9 +36,10 @@ def check_architecture(directory: Path, max_length: int) -> Any:
     require_head(model)
     positions = max_positions(model)
     if positions is not None and max_length > positions:
+        which = " before LongRoPE's scaling" if _original_positions(model.config.get_text_config()) else ""
         raise SettingsError(
-            f"its {positions} positions are fewer than max_length (or RM_MAX_LENGTH), which is {max_length}: set that "
-            f"to {positions}"
+            f"its {positions} positions{which} are fewer than max_length (or RM_MAX_LENGTH), which is {max_length}: "
+            f"set that to {positions}"
         )
     return model
 
@@ -109,11 +110,23 @@ def max_positions(model: Any) -> int | None:
     """Longest sequence in tokens, or None if the configuration has no limit.
 
     RoBERTa and its kin count positions from one after that of padding: of 514 positions, 512 are left for tokens.
+    With LongRoPE (2402.13753), as in Phi-3, one sequence beyond the original positions would change the scores of all
+    sequences in its batch.
     """
     config = model.config.get_text_config()
+    if original := _original_positions(config):
+        return original
     positions: int | None = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # MPT
     if positions is None:
         return None
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     padding = next((table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None), -1)
     return positions - padding - 1
+
+
+def _original_positions(config: Any) -> int | None:
+    """Positions before LongRoPE scales, or None without it; a model may state it for each type of layer."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    found = [rope for rope in (ropes, *ropes.values()) if isinstance(rope, dict)]
+    lengths = [rope["original_max_position_embeddings"] for rope in found if rope.get("rope_type") == "longrope"]
+    return min(lengths, default=None)

@@ -10,12 +10,17 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    Phi3Config,
     T5Config,
     XLNetConfig,
 )
 
 from rm_assets.settings import SettingsError
 from rm_assets.training.model.architecture import check_architecture, empty_model, max_positions
+
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 600}
+LONG_ROPE |= {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "factor": 15.0}
+PHI3_ROPE = LONG_ROPE | {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 
 
 @pytest.mark.parametrize("name", sorted((SHARED | PADDED).keys()))
@@ -51,6 +56,11 @@ def test_an_architecture_that_is_not_trained_is_named_with_one_that_is(tmp_path,
         (Gemma3Config(text_config={"max_position_embeddings": 600}), 600),
         (AutoConfig.for_model("mpt", max_seq_len=600), 600),
         (AutoConfig.for_model("bloom"), None),
+        (LlamaConfig(max_position_embeddings=9000, rope_parameters=LONG_ROPE), 600),
+        (
+            Phi3Config(max_position_embeddings=9000, original_max_position_embeddings=600, rope_parameters=PHI3_ROPE),
+            600,
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -60,6 +70,6 @@ def test_a_longest_pair_must_fit_into_the_positions(tmp_path, config, positions)
     check_architecture(tmp_path, positions or 10**6)
     if positions:
         with pytest.raises(
-            SettingsError, match=r"600 positions are fewer than max_length .*, which is 601: set that to 6"
+            SettingsError, match=r"600 positions.* are fewer than max_length .*, which is 601: set that to 6"
         ):
             check_architecture(tmp_path, 601)
