@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator
@@ -68,6 +69,14 @@ def _utf8(value: str) -> str:
     return value
 
 
+def _date(value: Any) -> date:
+    """A date by its ISO 8601 name; pydantic would take a number such as 20250131 for seconds since 1970."""
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError("it must be a date such as 2025-01-31") from None
+
+
 def _owners(value: list[str]) -> list[str]:
     for owner in value:
         if not _OWNER.fullmatch(owner):
@@ -85,8 +94,9 @@ def _hub_name(value: str | None) -> str | None:
     return value
 
 
+DATE = BeforeValidator(_date)
 UTF8, OWNERS, HUB_NAME = AfterValidator(_utf8), AfterValidator(_owners), AfterValidator(_hub_name)
-"""Text without lone surrogates; owners of assets as Dagster takes them; a repository of the Hugging Face Hub."""
+"""A date; text without lone surrogates; owners of assets as Dagster takes them; a repository of the Hub."""
 
 
 def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

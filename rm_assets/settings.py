@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from rm_assets.json_settings import COLUMNS, FOLDERS, HUB_NAME, LABELS, LIST, MAPPING, OWNERS, UTF8
+from rm_assets.json_settings import COLUMNS, DATE, FOLDERS, HUB_NAME, LABELS, LIST, MAPPING, OWNERS, UTF8
 
 SAMPLE = Path(__file__).parent / "sample"
 PLAIN_TEMPLATE = "plain"
@@ -106,7 +106,7 @@ class ModelSettings(_Group):
     """Path of a Jinja chat template, or 'plain' (prompt, empty line, reply; single-turn pairs only). Unset: the
     tokenizer's."""
 
-    template_date: date = date(2025, 1, 1)
+    template_date: Annotated[date, DATE] = date(2025, 1, 1)
     """The date that strftime_now returns in chat templates; fixed, because snapshots must not depend on the day."""
 
     control_tokens: Literal["reject", "allow"] = "reject"

@@ -94,6 +94,19 @@ def test_a_setting_that_cannot_be_used_is_named(overrides: dict, environment: di
         load_settings(overrides, environment)
 
 
+@pytest.mark.parametrize("value", ["2025-01-31", "20250131", 20250131])
+def test_a_date_is_read_by_its_name(value: object) -> None:
+    assert load_settings({"template_date": value}, {}).template_date.isoformat() == "2025-01-31"
+
+
+@pytest.mark.parametrize("value", ["0", "2025", "1738281600", "2025-02-30", "31.01.2025", "2025-01-31T10:00:00", 7])
+def test_a_number_is_not_a_date(value: object) -> None:
+    with pytest.raises(
+        SettingsError, match=r"template_date \(or RM_TEMPLATE_DATE\) is .*: it must be a date such as 2025-01"
+    ):
+        load_settings({"template_date": value}, {})
+
+
 def test_names_are_unique_and_each_knob_says_what_it_means() -> None:
     names = [name for name, _ in setting_fields()]
     assert len(names) == len(set(names))
