@@ -22,7 +22,8 @@ from rm_assets.data.chat import encoder_self_test
 from rm_assets.data.chat.encoder_self_test import self_test_texts, self_tested
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.pretrained import reraise_unless_of_a_library, tokenizer_errors
-from rm_assets.data.chat.tokenizer import id_rows, interruptible, load_chat_tokenizer, sample_rows
+from rm_assets.data.chat.tokenizer import id_rows, load_chat_tokenizer, sample_rows
+from rm_assets.data.compute.interruptible import interruptible
 from rm_assets.data.storage.fingerprint import fingerprint
 
 FAST, REFERENCE = "fastokens", "tokenizers"

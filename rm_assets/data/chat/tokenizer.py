@@ -8,13 +8,11 @@ import contextlib
 import dataclasses
 import functools
 import re
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,6 +22,7 @@ from rm_assets.data.chat.bounded_templates import BoundedTemplate, TemplateLimit
 from rm_assets.data.chat.model_files import TokenizerFiles
 from rm_assets.data.chat.pretrained import load_tokenizer, tokenizer_errors
 from rm_assets.data.chat.template_refusals import refusal
+from rm_assets.data.compute.interruptible import interruptible
 from rm_assets.settings import SettingsError
 
 MessageDict = dict[str, Any]
@@ -355,26 +354,6 @@ def sample_rows(num_texts: int, num_sampled: int) -> list[int]:
     """Evenly spaced row numbers, at most `num_sampled`; 4 of 10 texts are 0, 2, 5 and 7."""
     num_rows = min(num_texts, num_sampled)
     return [number * num_texts // num_rows for number in range(num_rows)]
-
-
-_Result = TypeVar("_Result")
-
-
-def interruptible(call: Callable[[], _Result]) -> _Result:
-    """The result of a call into a tokenizer's native code, which may take long; signals are handled meanwhile.
-
-    Python runs signal handlers in the main thread only, between bytecodes, so the call runs in another thread.
-    """
-    outcome: Future[_Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result()
 
 
 def message_dict(message: dict[str, Any]) -> MessageDict:
