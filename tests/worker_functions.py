@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def has_torch(_: int) -> bool:
     except ImportError:
         return False
     return True
+
+
+def loads_pandas_for_an_array(_: int) -> bool:
+    return pa.array([1, 2]).to_pylist() == [1, 2] and "pandas" in sys.modules
 
 
 def published(storage: Path, *values: int, keep: int = 3) -> object:

@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 
+from rm_assets.data.compute.workers import keep_pandas_unloaded
 from rm_assets.defs.runs.cancellation import interrupting_once_cancelled
 from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched, keep_record, records_directory
 from rm_assets.defs.runs.failure_reason import print_reasons_at_exit
@@ -36,6 +37,7 @@ class WatchedExecutor(dg.Executor):
         instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
         with contextlib.ExitStack() as stack:
             stack.enter_context(_present_objects_kept())
+            keep_pandas_unloaded()
             stack.callback(print_reasons_at_exit, instance, run_id)
             if is_watched(instance):
                 _record_run(instance, run_id, plan_context.log)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
-from worker_functions import has_torch, own_number
+from worker_functions import has_torch, loads_pandas_for_an_array, own_number
 
 from rm_assets.data.compute.workers import close_workers, map_in_processes
 
@@ -22,8 +22,31 @@ def test_the_processes_of_one_stage_stay_for_the_next() -> None:
         assert started <= kept
         assert set(map_in_processes(own_number, list(range(8)), 2)) <= kept
         assert list(map_in_processes(has_torch, [0], 2)) == [False]
+        assert list(map_in_processes(loads_pandas_for_an_array, [0], 2)) == [False]
     finally:
         close_workers()
+
+
+PANDAS = """
+import sys
+import pyarrow as pa
+from rm_assets.data.compute.workers import keep_pandas_unloaded
+
+keep_pandas_unloaded()
+values = [1.5, None]
+assert pa.array(values).to_pylist() == values and "pandas" not in sys.modules
+import pandas as pd
+
+frame = pd.DataFrame({"value": values, "kind": pd.Categorical(["a", "b"]), "time": pd.to_datetime(["2026-01-01"] * 2)})
+assert pa.array(frame["value"], from_pandas=True).to_pylist() == values
+table = pa.Table.from_pandas(frame)
+assert table.schema.field("kind").type == pa.dictionary(pa.int8(), pa.large_string())
+pd.testing.assert_frame_equal(table.to_pandas(), frame)
+"""
+
+
+def test_arrow_loads_pandas_for_frames_and_not_for_lists() -> None:
+    subprocess.run([sys.executable, "-c", PANDAS], check=True, cwd=ROOT)
 
 
 STARTER = """
