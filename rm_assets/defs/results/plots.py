@@ -61,23 +61,6 @@ def score_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
     return render_png(figure)
 
 
-def length_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
-    """Lengths of both sides in tokens; `chosen` and `rejected` are those of the same pairs, (pairs,) each.
-
-    The last bar holds the longest hundredth of the sides: one outlier must not squeeze all other bars.
-    """
-    figure = new_figure(height_pixels=260)
-    axes = figure.subplots()
-    both = np.concatenate([chosen, rejected])
-    last = float(np.percentile(both, 99)) if len(both) else 1.0
-    edges = np.histogram_bin_edges(np.minimum(both, last), bins=40)
-    _histogram_of_sides(axes, np.minimum(chosen, last), np.minimum(rejected, last), edges)
-    name_axes(axes, "tokens of a side (the last bar holds all longer ones)", "pairs")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    legend_above(axes)
-    return render_png(figure)
-
-
 def calibration_plot(calibration: "pd.DataFrame") -> bytes:
     """Reliability diagram (Guo et al. 2017, figure 1) with 95 % intervals, above the number of pairs per bin.
 
@@ -102,10 +85,13 @@ def calibration_plot(calibration: "pd.DataFrame") -> bytes:
     return render_png(figure)
 
 
-def markdown_picture(png: bytes, alt: str) -> str:
-    """Markdown with the picture inline, for `MetadataValue.md`; brackets in `alt` become spaces."""
+def markdown_picture(picture: bytes, alt: str, kind: str = "png") -> str:
+    """Markdown with the picture inline, for `MetadataValue.md`; brackets in `alt` become spaces.
+
+    `kind` is the second part of its media type, `image/png` by default.
+    """
     words = "".join(" " if sign in "[]\\\r\n" else sign for sign in alt)
-    return f"![{words}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
+    return f"![{words}](data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')})"
 
 
 def moving_average(values: np.ndarray, span: float) -> np.ndarray:

@@ -13,7 +13,6 @@ from rm_assets.defs.results.plots import (
     GREY,
     ORANGE,
     calibration_plot,
-    length_histogram,
     markdown_picture,
     moving_average,
     score_histogram,
@@ -146,18 +145,3 @@ def test_no_global_state_of_matplotlib_is_used():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_one_endless_side_does_not_squeeze_the_lengths_of_the_others():
-    def width(lengths):
-        png = length_histogram(lengths, np.zeros(0, np.int32))
-        blended = np.abs(pixels(png) - np.array([33, 102, 172])).max(axis=2) <= 8  # BLUE, the outline of the bars
-        return int(blended[60:].any(axis=0).sum())
-
-    lengths = np.arange(1, 201)
-    assert width(np.append(lengths, 100_000)) >= 0.9 * width(lengths)
-
-
-def test_lengths_of_no_pairs_are_an_empty_picture():
-    nothing = np.zeros(0, np.int32)
-    assert pixels(length_histogram(nothing, nothing)).shape == pixels(length_histogram(nothing + 1, np.ones(3))).shape
