@@ -211,7 +211,7 @@ def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, 
     counts: EvidenceCounts = {}
     for number, (_, evidence) in found:
         for each in evidence:
-            count_evidence(counts, each, number, is_sound=True)
+            count_evidence(counts, each, number, is_valid=True)
     refused = {
         (refusal.shape, kind): PreferenceError(refusal.reason, refusal.detail)
         for refusal in refusals({"": counts})

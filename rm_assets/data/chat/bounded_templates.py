@@ -149,7 +149,7 @@ def _bounded_filter(budget: _Budget, name: str, function: Callable[..., Any]) ->
         return result
 
     def refused(*arguments: Any, **options: Any) -> Any:
-        why = "by which no two renderings are alike" if name == "random" else "whose work nothing bounds"
+        why = "which makes renderings differ" if name == "random" else "whose work is unbounded"
         budget.require(False, f"the filter {name!r}, {why}")
 
     bounded = plain if name in _PLAIN_FILTERS else other if name in _OTHER_FILTERS else refused
@@ -219,7 +219,7 @@ def _charge_call(
     method = function if kind is types.BuiltinMethodType else getattr(function, "__wrapped__", function)
     if type(method) is not types.BuiltinMethodType:
         name = getattr(function, "__name__", "")
-        budget.require(name != "fromkeys", "the method 'fromkeys', whose work nothing bounds")
+        budget.require(name != "fromkeys", "the method 'fromkeys', whose work is unbounded")
         if kind.__name__ == "TemplateDict":  # transformers' `dict`
             budget.charge_for([*arguments, *options.values()])
         return arguments
@@ -227,7 +227,7 @@ def _charge_call(
     if name in _FREE and type(owner) in (dict, str):
         return arguments
     allowed: frozenset[str] = next((names for kind, names in _METHODS.items() if isinstance(owner, kind)), frozenset())
-    budget.require(name in allowed, f"the method {name!r} of a {type(owner).__name__}, whose work nothing bounds")
+    budget.require(name in allowed, f"the method {name!r} of a {type(owner).__name__}, whose work is unbounded")
     arguments = tuple(map(_as_list, arguments))
     if not isinstance(owner, str):
         budget.charge_for(owner)

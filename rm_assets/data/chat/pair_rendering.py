@@ -64,7 +64,7 @@ def flatten_pair(
         if loses_reasoning(texts[side], contents[side][-1]):
             raise PreferenceError(Reason.MESSAGE_LOST, f"the reasoning of message {len(contents[side])}, {side} side")
     if texts["chosen"] == texts["rejected"]:
-        raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template writes both sides alike")
+        raise PreferenceError(Reason.IDENTICAL_AFTER_TEMPLATE, "the chat template renders both sides identically")
     pattern = chat.control_pattern
     one, other = (num_written(pattern, texts[side], contents[side]) if counts_tokens else 0 for side in SIDES)
     is_rewritten = not all(all_occur(texts[side], contents[side]) for side in SIDES)

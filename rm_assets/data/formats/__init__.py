@@ -1,1 +1,1 @@
-"""What a line of a preference file states: its format, its messages, and whether they are sound."""
+"""What a line of a preference file states: its format, its messages, and whether they are valid."""

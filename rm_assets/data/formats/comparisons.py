@@ -94,7 +94,7 @@ def _verdict(
     if better is None:
         return label, 0.0
     if label is not None and better != label:
-        problem = "`label` and `preference_strength` differ; the setting columns says which is `label`"
+        problem = "`label` and `preference_strength` differ; name the right one as `label` in the setting columns"
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     return better, strength
 
@@ -104,7 +104,7 @@ def _no_verdict(row: Row, rules: ParsingRules) -> PreferenceError:
     blank = next((name for name in _VERDICTS if name in row), None)
     if blank is None:
         return PreferenceError(Reason.MISSING_FIELD, f"two responses, but {missing_field('label', row)}")
-    return PreferenceError(Reason.UNLABELLED, f"{as_code(rules.column_of(blank))} holds no verdict")
+    return PreferenceError(Reason.UNLABELLED, f"{as_code(rules.column_of(blank))} contains no verdict")
 
 
 def _shape(name: str, fields: tuple[str, str], rules: ParsingRules) -> str:
@@ -178,7 +178,7 @@ def read_label(value: Any, column: _LabelColumn, evidence: list[Evidence]) -> Me
     if value in ([], {}):
         return None
     if not isinstance(value, str | int | float):
-        raise PreferenceError(Reason.WRONG_TYPE, f"{as_code(column.own_name)} is neither a text nor a number")
+        raise PreferenceError(Reason.WRONG_TYPE, f"{as_code(column.own_name)} is neither a string nor a number")
     word = _word(value)
     if _NUMBER.fullmatch(word):
         return _read_number(word, column, evidence)
@@ -191,7 +191,7 @@ def read_label(value: Any, column: _LabelColumn, evidence: list[Evidence]) -> Me
     first, second = list[Evidence](), list[Evidence]()
     left, right = _position(order[1], column, first), _position(order[3], column, second)
     if left == right:
-        raise PreferenceError(Reason.WRONG_TYPE, "a label that compares a response with itself")
+        raise PreferenceError(Reason.WRONG_TYPE, "the label compares a response with itself")
     evidence += first or second
     return "tie" if "=" in order[2] else left if ">" in order[2] else right
 
@@ -224,14 +224,14 @@ def _read_number(word: str, column: _LabelColumn, evidence: list[Evidence]) -> L
 def _unclear(word: str, column: _LabelColumn, evidence: list[Evidence]) -> PreferenceError:
     shown = word if len(word) <= 20 else "a long number"
     evidence.append(Evidence(column.shape, EvidenceKind.UNCLEAR, shown))
-    problem = f"{column.shape} is {shown}, which may mean either; {label_advice(column.own_name)}"
+    problem = f"{column.shape} is {shown}, which could mean either response; {label_advice(column.own_name)}"
     return PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
 
 
 def label_advice(name: str) -> str:
     """How to say what the numbers of a column mean."""
     example = json.dumps({shorten(name): {"0": "first", "1": "second"}}, ensure_ascii=False)
-    return f"the setting labels says which, by the column: {example}"
+    return f"define these values in the setting labels, for example {example}"
 
 
 def _word(value: str | float) -> str:
@@ -254,4 +254,4 @@ def _position(word: str, column: _LabelColumn, evidence: list[Evidence]) -> Labe
         raise _unclear(name, column, evidence)
     found = word if _FRACTION.fullmatch(word) else f"a word of {len(word)} letters"
     problem = f"{as_code(column.own_name)} is {found}, which is not a known label"
-    raise PreferenceError(Reason.WRONG_TYPE, f"{problem}; the setting labels can say what it means")
+    raise PreferenceError(Reason.WRONG_TYPE, f"{problem}; define it in the setting labels")

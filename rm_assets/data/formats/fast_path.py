@@ -1,6 +1,6 @@
 """The fast path for most lines: `chosen`, `rejected` and perhaps `prompt`, all texts or all messages, nothing else.
 
-Such a line is parsed straight into its type, and its roles and texts show that it is sound. Every other line is left to
+Such a line is parsed straight into its type, and its roles and texts show that it is valid. Every other line is left to
 `rm_assets.data.formats.parsing`, which reads every format and reports what is wrong.
 """
 
@@ -37,7 +37,7 @@ _USER, _ASSISTANT = ("user",), ("assistant",)
 
 
 class SimplePair(NamedTuple):
-    """A sound preference of messages with a role and a content alone."""
+    """A valid preference of messages with a role and a content alone."""
 
     prompt: Conversation
     chosen: Conversation
@@ -46,7 +46,7 @@ class SimplePair(NamedTuple):
 
 
 def simple_pair(line: bytes) -> SimplePair | None:
-    """The sound preference that such a line states, as `formats.parsing` reads it; None for any other line."""
+    """The valid preference that such a line states, as `formats.parsing` reads it; None for any other line."""
     try:
         row = _decode(line)
     except (msgspec.MsgspecError, RecursionError):
@@ -55,7 +55,7 @@ def simple_pair(line: bytes) -> SimplePair | None:
     if pair is None:
         return None
     contents = pair.prompt[1] + pair.chosen[1] + pair.rejected[1]
-    return pair if _is_sound(pair, contents) and _has_each_field_once(line, row, pair, contents) else None
+    return pair if _is_valid(pair, contents) and _has_each_field_once(line, row, pair, contents) else None
 
 
 def _pair(row: _Row) -> SimplePair | None:
@@ -98,7 +98,7 @@ def _num_shared(one: list[_Message], other: list[_Message]) -> int:
     return min(len(one), len(other))
 
 
-def _is_sound(pair: SimplePair, contents: tuple[str, ...]) -> bool:
+def _is_valid(pair: SimplePair, contents: tuple[str, ...]) -> bool:
     roles, chosen, rejected = pair.prompt[0], pair.chosen, pair.rejected
     return (
         are_in_order(roles, chosen[0])

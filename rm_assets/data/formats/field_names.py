@@ -117,9 +117,7 @@ def use_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
         there = [name for name in sides if columns.get(name) in row]
         missing = [name for name in sides if name in columns and name in row and name not in there]
         if there and missing:
-            problem = (
-                f"the row has the column of `{there[0]}`, but not that of `{missing[0]}`, and a field of that name"
-            )
+            problem = f"the row has the column for `{there[0]}`, but for `{missing[0]}` only a field of that name"
             raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     given = {name: row[column] for name, column in columns.items() if column in row}
     hidden = {columns[name] for name in given}.union(*(_spellings(name) for name in given))
@@ -192,7 +190,9 @@ def only_value(given: Mapping[str, Any], name: str) -> Any:
     values = [value.strip() if isinstance(value, str) else value for value in given.values()]
     if any(value != values[0] for value in values):
         spelled = " and ".join(f"`{spelling}`" for spelling in given)
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{spelled} differ; the setting columns says which is `{name}`")
+        raise PreferenceError(
+            Reason.AMBIGUOUS_FIELD, f"{spelled} differ; name the right one as `{name}` in the setting columns"
+        )
     return next(iter(given.values()))
 
 
@@ -201,6 +201,6 @@ def response_fields(row: Row) -> tuple[str, str] | None:
     found = [(name, _SECOND[name]) for name in row if name in _SECOND and _SECOND[name] in row]
     if len(found) > 1:
         raise PreferenceError(
-            Reason.AMBIGUOUS_FIELD, "more than two responses; the setting columns says which are meant"
+            Reason.AMBIGUOUS_FIELD, "more than two responses; name response_a and response_b in the setting columns"
         )
     return found[0] if found else None

@@ -34,7 +34,7 @@ def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, An
     num_colons = _num_colons(row, 1)
     if not isinstance(row, dict):
         found = _JSON_NAMES.get(type(row), "number")
-        way_on = "; a file that is one list of rows is called .json" if found == "list" else ""
+        way_on = "; a file that is a single list of rows must end in .json" if found == "list" else ""
         raise PreferenceError(Reason.NOT_AN_OBJECT, f"the line is a JSON {found}, not an object{way_on}")
     is_plain = content.count(b":") == num_colons and b"\\u003" not in content  # which is how to escape a colon
     if not is_plain and _STRING.sub(b"", content).count(b":") != _num_fields(row):
@@ -48,7 +48,7 @@ def _num_colons(value: Any, depth: int) -> int:
     It is called for every line: types are compared, as the parser makes no others, and calls are spared.
     """
     if depth > MAX_DEPTH:
-        raise PreferenceError(Reason.NOT_JSON, f"nested more than {MAX_DEPTH} deep")
+        raise PreferenceError(Reason.NOT_JSON, f"nested more than {MAX_DEPTH} levels deep")
     total = 0
     items: Iterable[Any] = ()
     if type(value) is dict:
@@ -77,9 +77,9 @@ def parse_text(text: str, what: str) -> Any:
 def require_bounded(text: str, value: Any, what: str) -> None:
     """Raise PreferenceError if the parsed JSON text nests too deep or has lost a repeated field."""
     if _nests_deeper(value, MAX_DEPTH):
-        raise PreferenceError(Reason.WRONG_TYPE, f"{what} nests more than {MAX_DEPTH} deep")
+        raise PreferenceError(Reason.WRONG_TYPE, f"{what} nests more than {MAX_DEPTH} levels deep")
     if _STRING.sub(b"", text.encode("utf-8", "surrogatepass")).count(b":") != _num_fields(value):
-        raise PreferenceError(Reason.REPEATED_FIELD, f"{what} gives a field of an object several times")
+        raise PreferenceError(Reason.REPEATED_FIELD, f"{what} repeats a field of an object")
 
 
 def _nests_deeper(value: Any, depth: int) -> bool:
@@ -104,11 +104,11 @@ def _require_single(content: bytes, known_fields: set[str]) -> None:
             names = [name for name, _ in fields]
             for name in known_fields.intersection(names):
                 if names.count(name) > 1:
-                    raise PreferenceError(Reason.REPEATED_FIELD, f"an object gives `{name}` {names.count(name)} times")
+                    raise PreferenceError(Reason.REPEATED_FIELD, f"an object has `{name}` {names.count(name)} times")
             found = _Repeating(found)
         for name in _WHOLE:
             if name in found and _holds_repeating(found[name]):
-                raise PreferenceError(Reason.REPEATED_FIELD, f"an object in `{name}` gives a field several times")
+                raise PreferenceError(Reason.REPEATED_FIELD, f"an object in `{name}` repeats a field")
         return found
 
     # Numbers do not matter here, and Python's own refuses very long ones.
@@ -127,12 +127,12 @@ _ERROR = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?\Z", re.D
 _WORD = re.compile(rb"[-+]?[A-Za-z]{2,12}\b")
 _WORDS = {
     **dict.fromkeys(("nan", "inf", "infinity", "undefined"), "is not JSON: write null"),
-    **dict.fromkeys(("true", "false", "none"), "is Python's, not JSON: write the line by json.dumps(), not by str()"),
+    **dict.fromkeys(("true", "false", "none"), "is Python, not JSON: write the line with json.dumps(), not str()"),
 }
 _SIGNS = {
-    b"'": "single quotes are not JSON: write the line by json.dumps(), not by str()",
-    "“".encode(): "typographic quotes are not JSON: write plain ones",
-    "”".encode(): "typographic quotes are not JSON: write plain ones",
+    b"'": "single quotes are not JSON: write the line with json.dumps(), not str()",
+    "“".encode(): "typographic quotes are not JSON: use straight ones",
+    "”".encode(): "typographic quotes are not JSON: use straight ones",
     b"\xef\xbb\xbf": "a byte order mark before the value",
 }
 _LETTERS = b"+-" + string.ascii_letters.encode()
@@ -140,21 +140,21 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _json_problem(content: bytes, error: Exception) -> str:
-    """What msgspec's error means for a line, such as `not one JSON value: NaN is not JSON: write null (byte 12)`."""
+    """What msgspec's error means, such as `not a single JSON value: NaN is not JSON: write null (byte 12)`."""
     if isinstance(error, RecursionError):
-        return "not one JSON value: nested too deep"
+        return "not a single JSON value: nested too deeply"
     problem, place = _ERROR.fullmatch(str(error)).groups()  # type: ignore[union-attr]
     if "out of range" in problem:
-        return "not one JSON value: a number is out of range"
+        return "not a single JSON value: a number is out of range"
     if place is None:
-        return f"not one JSON value: {_cut_off(content)}"
-    return f"not one JSON value: {_problem_at(content, int(place), problem)} (byte {place})"
+        return f"not a single JSON value: {_cut_off(content)}"
+    return f"not a single JSON value: {_problem_at(content, int(place), problem)} (byte {place})"
 
 
 def _cut_off(content: bytes) -> str:
     if _SURROGATE.search(content):
         return "an escape is half of a surrogate pair"
-    return "the line ends inside the value: write one object a line"
+    return "the line ends inside the value: write one object per line"
 
 
 def _problem_at(content: bytes, place: int, problem: str) -> str:
@@ -163,7 +163,7 @@ def _problem_at(content: bytes, place: int, problem: str) -> str:
     if problem == "invalid character" and there and there[0] < 0x20:
         return "a control character in a string is not escaped"
     if is_trailing and there.startswith((b"{", b"[", b",", b'"')):
-        return "a second value after the first: write one object a line"
+        return "a second value after the first: write one object per line"
     if problem in ("trailing characters", "invalid character", "object keys must be strings"):
         found = _word_at(content, place) or _word_at(content, place - 1)
         signs = [meaning for sign, meaning in _SIGNS.items() if there.startswith(sign)]

@@ -34,9 +34,9 @@ def missing_field(name: str, row: Row) -> str:
     names = [field for field in row if len(field) <= _MAX_CHARACTERS and len(field.split()) <= _MAX_WORDS]
     listed = ", ".join(map(as_code, names[:_MAX_LISTED]))
     num_more = len(row) - len(names[:_MAX_LISTED])
-    listed += f" and {num_more} more" * (num_more > 0) if listed else f"only names that are sentences ({num_more})"
+    listed += f" and {num_more} more" * (num_more > 0) if listed else f"only fields with very long names ({num_more})"
     found = f"the row has {listed}" if row else "the row has no field that is not null"
-    return f"no field `{name}`; {found}{_nearest(row)}; the setting columns says which column is which field"
+    return f"no field `{name}`; {found}{_nearest(row)}; map your columns to fields in the setting columns"
 
 
 def _nearest(row: Row) -> str:
@@ -51,7 +51,7 @@ def _nearest(row: Row) -> str:
     num_found = {name: len(_NEEDED[name]) - len(fields) for name, fields in missing.items()}
     nearest = max(num_found, key=lambda name: num_found[name])
     if nearest == "two_lines":
-        return ", as a line of two-line files has (two_line_files)"
+        return ", as in files of two lines per pair (two_line_files)"
     lacking = " and ".join(f"`{field}`" for field in missing[nearest])
     return f"; the nearest format is {nearest}, which also needs {lacking}" if num_found[nearest] and lacking else ""
 

@@ -126,7 +126,7 @@ def _record(row: Row, record_type: type[Struct]) -> Struct:
     if problem.startswith("Object missing required field"):
         raise PreferenceError(Reason.MISSING_FIELD, f"{problem}{where}")
     if problem.startswith("Invalid enum value"):
-        problem = f"a value that is none of {_ALLOWED.get(place.strip('`').rpartition('.')[2], 'those allowed')}"
+        problem = f"a value other than {_ALLOWED.get(place.strip('`').rpartition('.')[2], 'those allowed')}"
     elif not problem.startswith("Expected"):
         problem = "a value that is not allowed"
     raise PreferenceError(Reason.WRONG_TYPE, f"{problem}{where}")

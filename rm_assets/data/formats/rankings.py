@@ -91,7 +91,7 @@ def from_scored_lists(record: ScoredListsRecord, format_name: Format, rules: Par
     require_few(num_responses)
     for name, values in (("scores", record.scores), ("ranks", record.ranks)):
         if values is not None and len(values) != num_responses:
-            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` and `responses` are not of one length")
+            raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` and `responses` differ in length")
     unknown = [None] * num_responses
     columns = record.responses, record.scores or unknown, record.ranks or unknown
     responses = [Response(*fields) for fields in zip(*columns, strict=True)]
@@ -107,7 +107,7 @@ def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: Parsi
     sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
     require_few(sum(map(len, sides)))
     if any(all(map(_is_empty, replies)) for replies in sides):
-        raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has no reply that is not empty")
+        raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has only empty replies")
     responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
     margin, equal_cells = score_margin(record), tuple[tuple[int, int], ...]()
     if rules.is_evaluation and len(sides[0]) == len(sides[1]) > 1 and not any(map(_is_empty, itertools.chain(*sides))):
@@ -122,7 +122,7 @@ def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: Parsi
 def require_few(num_responses: int) -> None:
     """Raise PreferenceError for more than `MAX_RESPONSES`."""
     if num_responses > MAX_RESPONSES:
-        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{num_responses} responses; at most {MAX_RESPONSES} are read")
+        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{num_responses} responses, more than {MAX_RESPONSES}")
 
 
 def _only(*values: float | None) -> float | None:
@@ -136,7 +136,7 @@ def _reply(item: ResponseRecord) -> Reply | None:
     named = (item.response, item.completion, item.answer, item.output, item.content, item.text)
     given = [reply for reply in named if reply is not None]
     if len(given) > 1:
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "a response stands under two names")
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "a response is given under two names")
     return given[0] if given else None
 
 
@@ -155,7 +155,7 @@ def _ranked(responses: Sequence[Response]) -> list[Ranked]:
             problem = f"{len(responses) - len(there)} of {len(responses)} responses are empty"
             raise PreferenceError(Reason.EMPTY_REPLY, problem)
         problem = f"{len(there) - len(found)} of {len(there)} responses have neither a score nor a rank"
-        problem += "; the setting columns says which column is `scores` or `ranks`"
+        problem += "; name the column of `scores` or `ranks` in the setting columns"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     standings = _standings([response.score for response in found], [response.rank for response in found])
     replies = [response.reply for response in found if response.reply is not None]
@@ -189,7 +189,7 @@ def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) ->
         raise PreferenceError(Reason.MISSING_FIELD, "some responses have only a score, and others only a rank")
     if len(by_score) < num_responses:
         if max(by_rank) > 0:
-            problem = "a rank is below 0, which may mark a response without any: write null there"
+            problem = "a rank is below 0, which may mean that there is none: write null instead"
             raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
         return [(standing, False) for standing in by_rank]
     if len(by_rank) == num_responses:
@@ -200,7 +200,7 @@ def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) ->
 def _require_agreement(scores: list[float], ranks: list[float]) -> None:
     for (score, rank), (other_score, other_rank) in itertools.combinations(zip(scores, ranks, strict=True), 2):
         if (score - other_score) * (rank - other_rank) < 0:
-            raise PreferenceError(Reason.SCORES_DISAGREE, "scores and ranks put two responses in opposite order")
+            raise PreferenceError(Reason.SCORES_DISAGREE, "scores and ranks order two responses differently")
 
 
 def _ranked_pairs(
@@ -228,7 +228,7 @@ def _ranked_pairs(
         if ranked[one].standing != ranked[other].standing and texts[one] != texts[other]
     ]
     if not pairs:
-        raise PreferenceError(Reason.TIE, "no two responses of different rank")
+        raise PreferenceError(Reason.TIE, "all responses have the same score or rank")
     drawn = draw_pairs(pairs, texts, _shared_size(record, responses), rules)
     preferences = [
         preference(
@@ -267,7 +267,7 @@ def draw_pairs(pairs: Sequence[Pair], texts: Sequence[str], shared_size: int, ru
     num_characters = sum(shared_size + len(texts[pair[0]]) + len(texts[pair[1]]) for pair in drawn)
     if num_characters > MAX_CHARACTERS:
         problem = f"{len(drawn)} pairs of {num_characters} characters, more than {MAX_CHARACTERS}"
-        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{problem}; max_pairs_per_prompt says how many are taken")
+        raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{problem}; lower max_pairs_per_prompt")
     return sorted(drawn)
 
 
@@ -280,4 +280,4 @@ def _require_distinct(ranked: list[Ranked], texts: Iterable[str]) -> None:
     standings: dict[str, float] = {}
     for number, (response, text) in enumerate(zip(ranked, texts, strict=True), start=1):
         if standings.setdefault(text, response.standing) != response.standing:
-            raise PreferenceError(Reason.IDENTICAL_REPLIES, f"response {number} stands twice, with different ranks")
+            raise PreferenceError(Reason.IDENTICAL_REPLIES, f"response {number} is listed twice, with different ranks")

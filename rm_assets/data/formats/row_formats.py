@@ -71,7 +71,7 @@ def _require_agreement(row: Row, responses: tuple[str, str], rules: ParsingRules
     """Raise PreferenceError where `chosen` and `rejected` are not the two responses, or a label prefers another one."""
     sides = (row["chosen"], row["rejected"])
     if sorted(map(repr, map(row.get, responses))) != sorted(map(repr, sides)):
-        problem = "`chosen` and `rejected` are not the two responses; the setting columns says which are meant"
+        problem = "`chosen` and `rejected` are not the two responses; name the right fields in the setting columns"
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     try:
         others = {name: value for name, value in row.items() if name not in _NOT_LABELS}
@@ -99,7 +99,7 @@ def _format_of_sides(row: Row) -> Format:
         return Format.TRANSCRIPT
     if prompt is None:
         require_no_marker(None, chosen, rejected)
-        problem = f"`chosen` holds no conversation, and {missing_field('prompt', row)}"
+        problem = f"`chosen` is not a conversation, and {missing_field('prompt', row)}"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     return Format.PLAIN
 

@@ -1,4 +1,4 @@
-"""What makes a preference sound: messages in an order that conversations have, none empty, two replies that differ."""
+"""What makes a preference valid: roles in a possible order, no empty message, and two replies that differ."""
 
 import functools
 import itertools
@@ -33,9 +33,9 @@ def require_sound(preference: Preference) -> None:
         if _first_blank(reply):
             raise PreferenceError(Reason.EMPTY_REPLY, f"the {name} reply is empty")
     if same_messages(preference.chosen, preference.rejected):
-        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are equal")
+        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both replies are identical")
     if not abs(preference.margin) <= _MAX_MARGIN:
-        raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is no finite float32")
+        raise PreferenceError(Reason.MARGIN_NOT_FINITE, "the margin is not a finite number that fits in float32")
 
 
 def _first_blank(messages: tuple[Message, ...]) -> int:

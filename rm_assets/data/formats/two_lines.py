@@ -70,11 +70,11 @@ def _share_prompt(one: NumberedLine | None, other: NumberedLine | None) -> bool:
 
 
 def parse_two_lines(first: NumberedLine, second: NumberedLine | None) -> ParsedLine:
-    """What two lines state together; raises PreferenceError for both where one of them is missing or unsound."""
+    """What two lines state together; raises PreferenceError for both where one of them is missing or invalid."""
     if second is None:
         raise PreferenceError(Reason.INCOMPLETE_PAIR, "the file has an odd number of lines")
     if first[1] is None or second[1] is None:
-        raise PreferenceError(Reason.INCOMPLETE_PAIR, "the other line of the pair is a reject")
+        raise PreferenceError(Reason.INCOMPLETE_PAIR, "the other line of the pair was rejected")
     sides, records = _compared(first[1], second[1])
     common = _common(*records)
     return ParsedLine(preferences=[preference(common, Format.TWO_LINES, sides, score_margin(common))])
@@ -94,7 +94,9 @@ def _record(line: str | bytes) -> TwoLineRecord:
     try:
         return msgspec.convert(row, TwoLineRecord)
     except msgspec.ValidationError:
-        problem = "a field besides `text` is of a wrong type" if isinstance(row["text"], str) else "`text` is no text"
+        problem = (
+            "a field other than `text` has the wrong type" if isinstance(row["text"], str) else "`text` is not a string"
+        )
         raise PreferenceError(Reason.WRONG_TYPE, problem) from None
 
 
@@ -104,7 +106,7 @@ def _common(*records: TwoLineRecord) -> Common:
     for name in Common.__struct_fields__:
         given = [value for record in records if (value := getattr(record, name)) is not None]
         if any(value != given[0] for value in given):
-            raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"the two lines give different values of `{name}`")
+            raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"the two lines have different values of `{name}`")
         found[name] = given[0] if given else None
     return Common(**found)
 
@@ -113,5 +115,5 @@ def _conversation(text: str) -> tuple[Message, ...]:
     if is_transcript(text):
         return parse_transcript(text)
     if not begins_nemo_chat(text) or "<extra_id_2>" in text:
-        raise PreferenceError(Reason.UNKNOWN_FORMAT, "neither a transcript nor NeMo's chat")
+        raise PreferenceError(Reason.UNKNOWN_FORMAT, "`text` is neither a transcript nor a NeMo chat")
     return nemo_messages(text)

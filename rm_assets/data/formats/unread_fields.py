@@ -59,9 +59,7 @@ def _require_no_functions(row: Row) -> None:
     is_listed = isinstance(functions, list) and any(isinstance(item, dict) and "name" in item for item in functions)
     is_written = isinstance(functions, str) and functions.lstrip().startswith("[{") and '"name"' in functions
     if (is_listed or is_written) and not row.get("tools"):
-        problem = (
-            'the field `functions` is not read; the setting columns says that it holds tools: {"tools": "functions"}'
-        )
+        problem = 'the field `functions` is not read; if it holds tools, set columns to {"tools": "functions"}'
         raise PreferenceError(Reason.UNSUPPORTED_FIELD, problem)
 
 
@@ -104,7 +102,7 @@ def require_no_media(row: Row) -> None:
         texts = [value for name, value in row.items() if name not in MEDIA]
         for name in _NAMES.intersection(row):
             if _is_anywhere(MEDIA[name], texts):
-                problem = f"a text has the placeholder `{MEDIA[name]}` beside the empty field `{name}`"
+                problem = f"a text contains the placeholder `{MEDIA[name]}`, but the field `{name}` is empty"
                 raise PreferenceError(Reason.NOT_TEXT, problem)
     for name, value in row.items():
         if (type(value) is list or type(value) is dict) and name in KNOWN and name not in _OTHER_OBJECTS:
@@ -132,7 +130,7 @@ def _require_none_within(value: list[Any] | dict[str, Any]) -> None:
 def _require_empty(fields: dict[str, Any], of: str) -> None:
     for name in sorted(_NAMES.intersection(fields)):
         if _holds_anything(fields[name]):
-            raise PreferenceError(Reason.NOT_TEXT, f"the field `{name}`{of} is not empty; only texts are read")
+            raise PreferenceError(Reason.NOT_TEXT, f"the field `{name}`{of} is not empty; only text is read")
 
 
 def _holds_anything(value: Any) -> bool:

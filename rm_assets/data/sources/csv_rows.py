@@ -24,7 +24,7 @@ _QUOTED = re.compile('"[^"]*"')
 _DECLARED = re.compile("sep=(.)\\s*$")  # a first line that Excel understands
 _LONGEST_NAME = 200
 _HEADER_LINES = 100
-_QUOTE_RULE = 'inside a quoted field, a quote is written ""'
+_QUOTE_RULE = 'write a quote inside a quoted field as ""'
 _MOST_CHARACTERS = 2**40
 _ENCODER = msgspec.json.Encoder()
 
@@ -50,14 +50,14 @@ def csv_rows(stream: io.BufferedReader, delimiter: str, max_line_bytes: int) -> 
         lines.begin_row()
         for fields in reader:
             if delimiter == "\t" and any(_holds_rows(field, at, len(names)) for at, field in enumerate(fields)):
-                detail = 'whole rows between two quotes: write a quote of a text as "", and quote that text'
+                detail = 'a quoted field contains whole rows: write a quote inside a field as "", and quote that field'
                 yield _rejected(fields, Reason.MALFORMED_ROW, detail)
             else:
                 yield _line(fields, names)
             lines.begin_row()
     except csv.Error as error:
-        detail, row = str(error).partition(" - ")[0], f"the row that begins in line {lines.row_begin}"
-        problem = f"{row} has an unbalanced quote or the like: {detail} (line {lines.number}); {_QUOTE_RULE}"
+        detail, row = str(error).partition(" - ")[0], f"the row that begins on line {lines.row_begin}"
+        problem = f"{row} has an unbalanced quote or a similar error: {detail} (line {lines.number}); {_QUOTE_RULE}"
         raise RejectedFileError(Reason.DAMAGED_FILE, problem) from None
 
 
@@ -81,8 +81,8 @@ class _Lines:
         self.number += bool(line)
         self.num_characters += len(line)
         if self.num_characters > self.most_characters:
-            problem = f"has more than {self.most_characters:,} characters, perhaps by a quote that is never closed"
-            raise RejectedFileError(Reason.DAMAGED_FILE, f"the row that begins in line {self.row_begin} {problem}")
+            problem = f"has more than {self.most_characters:,} characters, perhaps because a quote is never closed"
+            raise RejectedFileError(Reason.DAMAGED_FILE, f"the row that begins on line {self.row_begin} {problem}")
         return line
 
     def begin_row(self) -> None:
@@ -125,11 +125,11 @@ def _names(header: list[str]) -> list[bytes]:
             f"its first row is not a header, of names with at most {_LONGEST_NAME} characters: one has {longest:,}",
         )
     if any("\0" in name for name in header):
-        raise RejectedFileError(Reason.NOT_UTF8, "its header has NUL bytes: save it as UTF-8")
+        raise RejectedFileError(Reason.NOT_UTF8, "its header contains NUL bytes: save it as UTF-8")
     try:
         return [_ENCODER.encode(name.strip()) + b":" for name in header]
     except UnicodeEncodeError:
-        raise RejectedFileError(Reason.NOT_UTF8, "its header: save it as UTF-8") from None
+        raise RejectedFileError(Reason.NOT_UTF8, "its header is not valid UTF-8: save it as UTF-8") from None
 
 
 def _holds_rows(field: str, column: int, num_columns: int) -> bool:
@@ -148,13 +148,13 @@ def _line(fields: list[str], names: list[bytes]) -> Piece:
     if not any(fields) or (len(fields) == 1 and not fields[0].strip()):
         return b"\n"
     if len(fields) != len(names):
-        return _rejected(fields, Reason.MALFORMED_ROW, f"{len(fields)} fields, where the header has {len(names)}")
+        return _rejected(fields, Reason.MALFORMED_ROW, f"{len(fields)} instead of {len(names)} fields")
     if "\0" in "".join(fields):
-        return _rejected(fields, Reason.MALFORMED_ROW, "a NUL byte")
+        return _rejected(fields, Reason.MALFORMED_ROW, "the row contains a NUL byte")
     try:
         values = [_ENCODER.encode(field) if field else b"null" for field in fields]
     except UnicodeEncodeError:
-        return _rejected(fields, Reason.NOT_UTF8, "a field of the row: save the file as UTF-8")
+        return _rejected(fields, Reason.NOT_UTF8, "a field is not valid UTF-8: save the file as UTF-8")
     return b"{%s}\n" % b",".join(map(bytes.__add__, names, values))
 
 

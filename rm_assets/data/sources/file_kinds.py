@@ -51,8 +51,8 @@ _ADVICE = {
     ".xz": _UNPACK,
     ".parquet.gz": _UNPACK,
     ".parquet.zst": _UNPACK,
-    ".pq": "call it .parquet",
-    ".txt": "if each line is a row in JSON, call it .jsonl",
+    ".pq": "rename it to end in .parquet",
+    ".txt": "if each line is a JSON object, rename it to end in .jsonl",
 }
 
 
@@ -83,10 +83,10 @@ def grows_by_lines(name: str) -> bool:
 def _advice(name: str) -> str:
     """How to make an unread file readable; empty if there is no advice."""
     if _is_directory_of_a_table(name):
-        return "a directory that a link or a glob names is not searched; name it itself"
+        return "a directory found by a glob or a link is not searched; name it in the setting"
     path, query, _ = name.partition("?")
     if query and file_kind(path):
-        return "leave out the ? and what follows, or download it"
+        return "omit the ? and what follows, or download it"
     return next((advice for suffix, advice in _ADVICE.items() if name.lower().endswith(suffix)), "")
 
 

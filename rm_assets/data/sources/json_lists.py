@@ -125,7 +125,7 @@ class _List:
             self._add_between(mark, at)
             return
         if mark == b"}":
-            raise self._damaged("a bracket too many", at)
+            raise self._damaged("an unmatched closing bracket", at)
         if self._element.num_bytes:
             yield self._element.line()
             self._num_rows += 1
@@ -137,7 +137,7 @@ class _List:
     def require_end(self, left: bytes) -> None:
         """Raise RejectedFileError unless the list and its wrapper have ended, with nothing after them."""
         if self._depth or self._closing or left:
-            raise self._damaged("the list never ends", 0)
+            raise self._damaged("the list is not closed", 0)
 
     def _damaged(self, problem: str, at: int) -> RejectedFileError:
         position = f"row {self._num_rows + 1}, byte {self.num_bytes + at + 1:,}"

@@ -195,7 +195,7 @@ def open_annotation_file(path: Path) -> Iterator[OpenedFile]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         is_broken_link = error.errno == errno.ENOENT and path.is_symlink()
-        detail = "a link to nothing" if is_broken_link else _error_name(error)
+        detail = "a broken link" if is_broken_link else _error_name(error)
         raise RejectedFileError(Reason.UNREADABLE_FILE, detail) from None
     with io.FileIO(descriptor) as file:
         status = os.fstat(descriptor)
@@ -216,7 +216,7 @@ def _open_remote_file(path: Path) -> Iterator[OpenedFile]:
 
 def _require_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise RejectedFileError(Reason.UNREADABLE_FILE, _KINDS.get(stat.S_IFMT(mode), "no regular file"))
+        raise RejectedFileError(Reason.UNREADABLE_FILE, _KINDS.get(stat.S_IFMT(mode), "not a regular file"))
 
 
 def _error_name(error: OSError) -> str:
@@ -290,14 +290,14 @@ def _archive_problem(error: Exception) -> str:
     """What is wrong with an archive, by the error of its decompressor."""
     text = str(error)
     if isinstance(error, EOFError):
-        return "it ends too early: its transfer may have broken off"
+        return "it is truncated: its transfer may have been interrupted"
     if text.startswith("Not a gzipped file") or "Unknown frame descriptor" in text:
-        return "it holds data that are not compressed as its name says"
+        return "its content is not compressed as its name says"
     if text.startswith(("CRC check failed", "Incorrect length")) or "checksum" in text:
         return "its content does not match its checksum"
     if "requires too much memory" in text:
         return "it needs more than 128 MiB of memory to decompress"
-    return "its compressed data are damaged"
+    return "its compressed data is damaged"
 
 
 def _gunzip(stored: io.BufferedReader) -> BinaryIO:

@@ -59,7 +59,7 @@ def _rows_of_texts(stream: BinaryIO, metadata: pq.FileMetaData, number: int, col
         if _DIFFERENCES_ENCODED in str(error):
             num_rows = 1
             if column.max_repetition_level > 0:
-                problem = "texts in lists are in the encoding DELTA_BYTE_ARRAY: write the file in another one"
+                problem = "strings in lists use the encoding DELTA_BYTE_ARRAY: write the file with another encoding"
                 raise pa.ArrowNotImplementedError(problem) from None
         elif _LENGTHS_ENCODED not in str(error):
             raise

@@ -44,12 +44,12 @@ def parquet_rows(stream: BinaryIO, max_line_bytes: int, most_bytes: int) -> Iter
                 most_bytes -= num_bytes
                 yield from _lines(batch, max_line_bytes)
             if num_rows != group.num_rows:
-                raise pa.ArrowInvalid(f"{num_rows} rows of a row group instead of {group.num_rows}")
+                raise pa.ArrowInvalid(f"a row group has {num_rows} rows instead of {group.num_rows}")
     except RejectedFileError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise RejectedFileError(
-            Reason.DAMAGED_FILE, f"not a Parquet file that can be read: {_describe_problem(stream, error)}"
+            Reason.DAMAGED_FILE, f"not a readable Parquet file: {_describe_problem(stream, error)}"
         ) from None
 
 
@@ -87,7 +87,7 @@ def _lines(batch: pa.RecordBatch, max_line_bytes: int) -> Iterator[Piece]:
         if batch.num_rows > 1:
             yield from _halves(batch, max_line_bytes)
         else:
-            yield _skipped(batch, num_bytes, Reason.NOT_UTF8, "a text of the row")
+            yield _skipped(batch, num_bytes, Reason.NOT_UTF8, "a string in the row")
         return
     names = [_ENCODER.encode(name) + b":" for name in batch.schema.names]
     for values in zip(*columns, strict=True):

@@ -74,7 +74,7 @@ def _fresh_system(path: Path) -> tuple[Any, str]:
 def _status(entry: dict[str, Any]) -> RemoteStatus:
     written = 0.0 if entry.get(_CONTENT_HASH) else modified_at(entry)
     if entry.get("size") is None:
-        name, way = mask_credentials(str(entry["name"])), "download it and name the copy"
+        name, way = mask_credentials(str(entry["name"])), "download it and use the copy"
         raise StorageError(f"{name!r} cannot be read: its server does not report its size; {way}")
     version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(written))
     return RemoteStatus(

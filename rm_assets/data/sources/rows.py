@@ -63,8 +63,8 @@ def _json_rows(stream: io.BufferedReader, max_line_bytes: int) -> Iterator[Piece
     if _is_object_over_lines(head.removeprefix(_BOM).lstrip()):
         raise RejectedFileError(
             Reason.DAMAGED_FILE,
-            'one object over several lines, where a list of rows, {"data": [...]} or one row a line is read: '
-            "`jq -c` writes one a line",
+            'one object over several lines, instead of a list of rows, {"data": [...]} or one row per line: '
+            "convert it with `jq -c .`",
         )
     return None
 

@@ -9,16 +9,16 @@ from rm_assets.data.tables.reasons import Reason
 NUM_BYTES = 64
 """Bytes inspected at the start of a file."""
 _SPREADSHEET = "a spreadsheet: save it as CSV in UTF-8"
-_WEB_PAGE = "a web page, perhaps an error's: download the file again"
+_WEB_PAGE = "a web page, perhaps an error page: download the file again"
 _SIGNATURES = {
-    rb"PAR1(?=[^ -~\t\r\n])": "Parquet: call it .parquet",  # no column name of a CSV file continues like this
-    rb"\x1f\x8b": "compressed by gzip: let its name end in .gz",
-    rb"\x28\xb5\x2f\xfd": "compressed by Zstandard: let its name end in .zst",
-    rb"BZh[1-9]1AY&SY": "compressed by bzip2: unpack it",
-    rb"\xfd7zXZ\x00": "compressed by xz: unpack it",
+    rb"PAR1(?=[^ -~\t\r\n])": "Parquet: rename it to end in .parquet",  # no CSV column name continues like this
+    rb"\x1f\x8b": "compressed with gzip: rename it to end in .gz",
+    rb"\x28\xb5\x2f\xfd": "compressed with Zstandard: rename it to end in .zst",
+    rb"BZh[1-9]1AY&SY": "compressed with bzip2: unpack it",
+    rb"\xfd7zXZ\x00": "compressed with xz: unpack it",
     rb"PK\x03\x04": f"a ZIP archive, to be unpacked, or {_SPREADSHEET}",
     rb"\xd0\xcf\x11\xe0": _SPREADSHEET,
-    rb"version https://git-lfs": "a pointer of Git LFS to the file: `git lfs pull` brings the file itself",
+    rb"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` to get the file itself",
     rb"\s*<(?i:!doctype html|html)\b": _WEB_PAGE,
 }
 _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
@@ -34,7 +34,7 @@ def require_signature_of_name(file: OpenedFile) -> None:
         return
     found = what_it_is(head)
     if file_kind(file.path.name) in (Kind.CSV, Kind.TSV) and (match := _JSON.match(head)):
-        found = f"JSON: call it {'.json' if match[1] else '.jsonl'}"
+        found = f"JSON: rename it to end in {'.json' if match[1] else '.jsonl'}"
     if found:
         raise RejectedFileError(Reason.DAMAGED_FILE, f"it is {found}")
 

@@ -35,7 +35,7 @@ from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
-VERSION = 4
+VERSION = 5
 _FILES_TOGETHER = 16
 """Files whose keys are read before they are digested: one at a time would take longer if they are small."""
 
@@ -134,8 +134,8 @@ def _folders(task: PaddingTask, rows: pa.Table, refused: dict[int, Refusal]) -> 
 
 
 _DETAILS = {
-    Reason.DUPLICATE: "an equal pair stands earlier",
-    Reason.CONFLICT: "the same two replies stand with the labels the other way round, too",
+    Reason.DUPLICATE: "an equal pair occurs earlier",
+    Reason.CONFLICT: "the same two replies also occur with flipped labels",
 }
 
 

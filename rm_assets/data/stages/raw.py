@@ -56,7 +56,7 @@ from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
-VERSION = 5
+VERSION = 6
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
@@ -291,7 +291,7 @@ def _steady_reading(file: AnnotationFile, reading: _Reading, known: _Known | Non
         if change is Change.GREW and follows and keys == seen:
             return found, None
         grown, seen = (now, keys) if change is Change.GREW else (None, [])
-    raise RejectedFileError(Reason.CHANGING_FILE, f"changed during {len(_PAUSES)} readings")
+    raise RejectedFileError(Reason.CHANGING_FILE, f"changed during all {len(_PAUSES)} attempts to read it")
 
 
 def _one_reading(
@@ -327,7 +327,7 @@ def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | No
     if rows is None:
         return None
     if settings.two_line_files:
-        raise RejectedFileError(Reason.UNREADABLE_FILE, "two_line_files is on, which reads lines of JSON alone")
+        raise RejectedFileError(Reason.UNREADABLE_FILE, "two_line_files is set, and it reads only JSON lines (.jsonl)")
     return blocks_of_rows(rows, block_bytes=settings.shard_bytes)
 
 

@@ -50,7 +50,7 @@ from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
 
-VERSION = 4
+VERSION = 5
 NUM_SAMPLED = 32
 """Rows of each shard that transformers encodes again: those with the smallest pair_id, a choice by hash."""
 MAX_BYTES_PER_TOKEN = 1_000
@@ -144,13 +144,16 @@ def _surely_long(task: TokenizationTask, rows: pa.Table) -> dict[int, Refusal]:
     """The pairs that are not encoded, as their bytes, or the template's control tokens, already make them too long."""
     written = [rows[f"{side}_control_tokens"].to_numpy() for side in SIDES]
     found = {
-        row: (Reason.TOO_LONG, f"at least {written[0][row]} and {written[1][row]} tokens, more than {task.max_length}")
+        row: (
+            Reason.TOO_LONG,
+            f"at least {written[0][row]} (chosen) and {written[1][row]} (rejected) tokens, more than {task.max_length}",
+        )
         for row in np.flatnonzero(np.maximum(*written) > task.max_length).tolist()
     }
     longer = pc.max_element_wise(*(pc.binary_length(rows[side]) for side in SIDES))
     num_bytes = pc.add(pc.binary_length(rows["prompt"]), longer).to_numpy()
     for row in np.flatnonzero(num_bytes > MAX_BYTES_PER_TOKEN * task.max_length).tolist():
-        limit = f"more than {MAX_BYTES_PER_TOKEN} for each of {task.max_length} tokens, and not encoded"
+        limit = f"more than {MAX_BYTES_PER_TOKEN} per token of max_length {task.max_length}, so not encoded"
         found[row] = Reason.TOO_LONG, f"{num_bytes[row]} bytes, {limit}"
     return found
 
@@ -239,11 +242,14 @@ def _refused(
     refused: dict[int, Refusal] = {}
     for row in np.flatnonzero(pairs.longest > task.max_length).tolist():
         lengths = pairs.chosen.lengths[row], pairs.rejected.lengths[row]
-        refused[row] = Reason.TOO_LONG, f"{lengths[0]} and {lengths[1]} tokens, more than {task.max_length}"
+        refused[row] = (
+            Reason.TOO_LONG,
+            f"{lengths[0]} (chosen) and {lengths[1]} (rejected) tokens, more than {task.max_length}",
+        )
     for row in np.flatnonzero(equal_rows(pairs.chosen, pairs.rejected)).tolist():
-        refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same ids"
+        refused[row] = Reason.IDENTICAL_AFTER_TOKENIZATION, "both sides have the same token ids"
     for row in np.flatnonzero(is_forged).tolist():
-        refused[row] = Reason.CONTROL_TOKEN, "the ids hold more or fewer control tokens than the template writes"
+        refused[row] = Reason.CONTROL_TOKEN, "the ids contain more or fewer control tokens than the template writes"
     is_padded = rows_with(pairs.chosen, pad_token_id) | rows_with(pairs.rejected, pad_token_id)
     for row in np.flatnonzero(is_padded).tolist():
         refused[row] = Reason.CONTROL_TOKEN, "the conversation contains the padding token"

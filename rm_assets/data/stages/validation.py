@@ -43,7 +43,7 @@ from rm_assets.data.tables.reasons import MALFORMED, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
-VERSION = 8
+VERSION = 9
 EQUAL_CELLS = "equal_cells"
 """The figure of an evaluation file that lists, line by line, the cells that have no pair; see `ParsedLine`."""
 _NUM_LOGGED = 10
@@ -112,7 +112,7 @@ def validate_shard(task: ValidationTask, writer: ShardWriter) -> Stats:
         reasons.update(reject["reason"] for reject in rejects)
     return {
         **stats_of_files({source: file.stats() for source, file in files.items()}),
-        "look": task.key_without_verdict,
+        "key_without_verdict": task.key_without_verdict,
         "formats": dict(sorted(formats.items())),
         "reasons": reason_counts(reasons),
     }
@@ -150,19 +150,19 @@ def _usable(
     stated_by_lines: Callable[[], ParsedLine], line: int, task: ValidationTask, signs: EvidenceCounts
 ) -> ParsedLine:
     """The preferences of a line if they are valid and no verdict excludes them; its evidence is counted either way."""
-    shown, is_sound = tuple[Evidence, ...](), False
+    shown, is_valid = tuple[Evidence, ...](), False
     try:
         stated = stated_by_lines()
         shown = stated.evidence
         for preference in stated.preferences:
             require_sound(preference)
-        is_sound = True
+        is_valid = True
     except PreferenceError as error:
         shown = shown or error.evidence
         raise
     finally:
         for sign in shown:
-            count_evidence(signs, sign, line, is_sound=is_sound)
+            count_evidence(signs, sign, line, is_valid=is_valid)
     for refusal in task.refused:
         if any(sign.shape == refusal.shape and sign.kind in refusal.kinds for sign in shown):
             raise PreferenceError(refusal.reason, refusal.detail)
@@ -348,7 +348,7 @@ def _raw_paths(raw: Snapshot, shard: Shard | None) -> tuple[Path | None, Path | 
 def _counted_shards(publisher: Publication, tasks: list[Task], settings: Settings, log: Log) -> list[Shard]:
     """A shard for each task, for its counts, which are the same under any verdict; computed if there is none."""
     before = (
-        {shard.stats.get("look"): shard.key for shard in previous.manifest.shards}
+        {shard.stats.get("key_without_verdict"): shard.key for shard in previous.manifest.shards}
         if (previous := publisher.previous)
         else {}
     )

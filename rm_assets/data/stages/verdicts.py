@@ -98,8 +98,8 @@ def _refused_lines(signs: EvidenceCounts, refused: list[Refusal]) -> Iterable[tu
     """How many lines are malformed for each refused kind of strength, and the first of them."""
     for refusal in refused:
         for kind, seen in signs.get(refusal.shape, {}).items():
-            if kind in refusal.kinds and refusal.reason in MALFORMED and seen.num_sound:
-                yield seen.num_sound, seen.line
+            if kind in refusal.kinds and refusal.reason in MALFORMED and seen.num_valid:
+                yield seen.num_valid, seen.line
 
 
 def _held_back(damage: _Damage, unclear: list[str], limit: float) -> HeldBack | None:
@@ -110,7 +110,7 @@ def _held_back(damage: _Damage, unclear: list[str], limit: float) -> HeldBack | 
     if damage.reasons:
         causes.append(f"{damage.num_malformed:,} of {damage.num_lines:,} lines malformed: {damage.named()}")
     if damage.num_broken_prompts:
-        causes.append(f"{damage.num_broken_prompts:,} prompts of several pairs lack a line")
+        causes.append(f"{damage.num_broken_prompts:,} prompts with several pairs lack a line")
     return HeldBack(
         num_malformed=damage.num_malformed,
         num_lines=damage.num_lines,
@@ -125,8 +125,8 @@ def _advice(damage: _Damage, unclear: list[str], is_damaged: bool) -> Iterable[s
     elif is_damaged and damage.scales:
         yield scale_advice(damage.scales[0])
     if damage.num_broken_prompts:
-        yield "put the missing lines back"
+        yield "restore the missing lines"
     if is_damaged and damage.reasons.keys() - {Reason.AMBIGUOUS_LABEL}:
         has_other_names = {Reason.UNKNOWN_FORMAT, Reason.MISSING_FIELD} & damage.reasons.keys()
-        other_names = "name its own columns in the setting columns, " if has_other_names else ""
-        yield f"mend these lines, {other_names}or raise max_malformed_fraction"
+        other_names = "map its columns in the setting columns, " if has_other_names else ""
+        yield f"fix these lines, {other_names}or raise max_malformed_fraction"

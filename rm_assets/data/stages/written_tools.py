@@ -49,7 +49,7 @@ def num_lines_with_other_tools(raw: Path | None, tools: Mapping[Line, set[str]],
     """How many lines lack objects that these texts list; in two-line files the following line counts as well."""
     if not tools or raw is None:
         return len(tools)
-    wanted, num_sound = pa.array({line for _, line in tools}, pa.int64()), 0
+    wanted, num_valid = pa.array({line for _, line in tools}, pa.int64()), 0
     columns = ["source", "line", "text"]
     # the two lines of a pair may be in two row groups
     batches = [read_table([raw], schemas.RAW, columns)] if two_line_files else read_batches(raw, schemas.RAW, columns)
@@ -58,8 +58,8 @@ def num_lines_with_other_tools(raw: Path | None, tools: Mapping[Line, set[str]],
             own, *following = rows.slice(row, 1 + two_line_files).to_pylist()
             texts = [own["text"], *(each["text"] for each in following if each["source"] == own["source"])]
             if (line := (own["source"], own["line"])) in tools:  # several files may have a line of this number
-                num_sound += _are_as_written(texts, tools[line])
-    return len(tools) - num_sound
+                num_valid += _are_as_written(texts, tools[line])
+    return len(tools) - num_valid
 
 
 def _are_as_written(lines: list[str], texts: set[str]) -> bool:

@@ -73,7 +73,7 @@ MEANINGS = {
     Reason.MISSING_FIELD: "A field required by the format is missing.",
     Reason.WRONG_TYPE: "A field has the wrong type for the format.",
     Reason.REPEATED_FIELD: "A field that is read occurs more than once in one object.",
-    Reason.AMBIGUOUS_FIELD: "Two fields for the same thing differ; the setting columns chooses one.",
+    Reason.AMBIGUOUS_FIELD: "Two fields with the same meaning differ; choose one in the setting columns.",
     Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison could mean either response; the setting labels "
     "defines it.",
     Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, tools or reasoning in a field where these are "
@@ -83,11 +83,11 @@ MEANINGS = {
     Reason.INCOMPLETE_PAIR: "The other line of a pair in a two-line file is missing or rejected.",
     Reason.EMPTY_MESSAGE: "The prompt, or one of its messages, is empty.",
     Reason.EMPTY_REPLY: "A reply is empty.",
-    Reason.IDENTICAL_REPLIES: "Both replies are equal.",
+    Reason.IDENTICAL_REPLIES: "Both replies are identical.",
     Reason.UNSHARED_PROMPT: "The two sides have different prompts.",
     Reason.TURN_MARKERS: "The prompt, or both replies, have turn markers of a chat template, which are not parsed.",
     Reason.ROLES_OUT_OF_ORDER: "A message's role cannot follow the previous one, or a reply is not the assistant's.",
-    Reason.MARGIN_NOT_FINITE: "The margin is not a finite float32.",
+    Reason.MARGIN_NOT_FINITE: "The margin is not a finite number that fits in float32.",
     Reason.NOT_TEXT: "The row or a message contains more than text: an image, a video, audio or a placeholder for one.",
     Reason.TIE: "The annotation prefers neither reply: a tie, equal scores, or nothing to compare with.",
     Reason.UNLABELLED: "The row has no label: nobody has judged it yet, or the task was skipped.",

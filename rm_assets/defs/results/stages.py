@@ -296,7 +296,7 @@ def rejects_result(snapshot: Snapshot, before: Snapshot | None = None) -> dg.Mat
 
 
 def _examples(snapshot: Snapshot, by_file: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few rejects of each file and reason, for as many as the page shows; sound lines held back are one row."""
+    """A few rejects of each file and reason, for as many as the page shows; valid lines held back are one row."""
     causes = [row for row in by_file if not is_collateral(row)]
     room = {(row["file"], row["reason"]): NUM_EXAMPLES for row in causes[: MAX_ROWS // NUM_EXAMPLES]}
     shown: list[dict[str, Any]] = []

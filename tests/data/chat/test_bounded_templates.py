@@ -70,7 +70,7 @@ HOSTILE = {
     "bytes of a number": ("{{ (1).to_bytes(10000000000, 'big') }}", "the method 'to_bytes' of a int"),
     "a table of replacements": (BIG + "{{ b.translate({120: b}) }}", "the method 'translate'"),
     "keys with one value": ("{{ dict.fromkeys(range(99999), 1) }}", "the method 'fromkeys'"),
-    "attributes of XML": ("{{ {'a': 1} | xmlattr }}", "the filter 'xmlattr', whose work nothing bounds"),
+    "attributes of XML": ("{{ {'a': 1} | xmlattr }}", "the filter 'xmlattr', whose work is unbounded"),
     "a doubled text": (doubled("{% set ns.s = ns.s ~ ", " %}"), WORK),
     "an added text": (doubled("{% set ns.s = ns.s + ", " %}"), WORK),
     "a text doubled without a loop": ("{% set a = 'ab' %}" + "{% set a = a ~ a %}" * 60, WORK),
@@ -100,7 +100,7 @@ HOSTILE = {
     "a text cut again and again": (BIG + "{% set a = b[1:] %}" * 99, WORK),
     "a list cut again and again": ("{% set l = [1] * 100000 %}" + "{% set a = l[1:] %}" * 99, WORK),
     "kept arguments": (doubled("{% set ns.s = [", ", cycler(*range(99999))] %}", "''"), WORK),
-    "chance": ("{{ [1, 2] | random }}", "the filter 'random', by which no two renderings are alike"),
+    "chance": ("{{ [1, 2] | random }}", "the filter 'random', which makes renderings differ"),
     "a very long template": ("{# " + "x" * 2**20 + " #}", "1048576 characters of template"),
 }
 

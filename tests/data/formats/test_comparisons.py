@@ -101,7 +101,7 @@ def test_a_tie_is_a_reject(label: object) -> None:
 def test_a_label_that_may_mean_either_response_names_the_setting_that_says_which(
     label: object, names: tuple[str, str]
 ) -> None:
-    with pytest.raises(PreferenceError, match="the setting labels says which") as error:
+    with pytest.raises(PreferenceError, match="define these values in the setting labels") as error:
         compare(label, names)
     assert error.value.reason == Reason.AMBIGUOUS_LABEL
 
@@ -231,7 +231,7 @@ def test_a_strength_is_the_margin_before_the_difference_of_scores() -> None:
 def test_a_side_of_own_columns_never_meets_the_other_side_of_a_row_without_them(
     columns: Any, row: dict[str, Any]
 ) -> None:
-    with pytest.raises(PreferenceError, match="the row has the column of") as error:
+    with pytest.raises(PreferenceError, match="the row has the column for") as error:
         parse_row(json.dumps({"prompt": "q"} | row), ParsingRules(columns=columns))
     assert error.value.reason == Reason.AMBIGUOUS_FIELD
 

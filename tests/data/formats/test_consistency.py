@@ -113,8 +113,8 @@ def test_numbers_name_no_response_where_any_file_of_the_shape_has_one_that_does_
     found = str(first_label).lower()
     assert detail == (
         f"its file is held back: `label` of `response_1` and `response_2` is 1 (first: line 1), but {found} in line 1 "
-        f"of `{monday}.jsonl`: these numbers may not name the responses; the setting labels says which, by the column: "
-        '{"label": {"0": "first", "1": "second"}}'
+        f"of `{monday}.jsonl`: these numbers may not name the responses; define these values in the setting labels, "
+        'for example {"label": {"0": "first", "1": "second"}}'
     )
     own = snapshot_of(settings, labels={"label": {found: "first", "1": "second"}})
     assert sorted(chosen(own).values()) == ["A fir.", "A fir.", "A fir.", "An oak."]
@@ -180,7 +180,7 @@ def test_strengths_of_another_scale_than_helpsteers_are_never_guessed(settings: 
     ambiguous = [reject["detail"] for reject in read_rejects(snapshot) if reject["reason"] == "ambiguous_label"]
     assert len(ambiguous) == len(scale) - scale.count(0)
     assert all(
-        'labels says what the values of its scale mean, such as {"preference_strength' in detail for detail in ambiguous
+        'define these values in the setting labels, for example {"preference_strength' in detail for detail in ambiguous
     )
 
 
@@ -209,7 +209,7 @@ def test_the_labels_of_a_scale_say_the_side_and_the_margin_is_the_distance_from_
     unknown = snapshot_of(settings, labels={"preference_strength": {"1": "first"}}, max_malformed_fraction=1)
     details = [reject["detail"] for reject in read_rejects(unknown)]
     assert len(details) == 3
-    assert all("to which the setting labels gives no meaning" in detail for detail in details)
+    assert all("which the setting labels does not define" in detail for detail in details)
 
 
 def test_a_strength_beside_a_label_is_its_size_unless_one_of_the_shape_has_a_sign(settings: Settings) -> None:
@@ -245,7 +245,7 @@ def test_a_held_back_file_names_its_causes_with_counts_first_lines_and_what_help
     snapshot = snapshot_of(settings, said.append)
     why = (
         "4 of 20 lines malformed: missing_field 2 (first: line 19), not_json 1 (first: line 17), not_utf8 1 "
-        "(first: line 18); mend these lines, name its own columns in the setting columns, or raise "
+        "(first: line 18); fix these lines, map its columns in the setting columns, or raise "
         "max_malformed_fraction"
     )
     assert f"'a.jsonl' is held back: {why}" in said
@@ -267,12 +267,12 @@ def test_details_of_labels_name_the_field_the_value_and_the_setting(settings: Se
         ],
     )
     details = [reject["detail"] for reject in read_rejects(snapshot_of(settings))]
-    unclear = "`winner` of `response_a` and `response_b` is 0, which may mean either; the setting labels says which"
+    unclear = "`winner` of `response_a` and `response_b` is 0, which could mean either response; "
     assert details == [
-        unclear + ', by the column: {"winner": {"0": "first", "1": "second"}}',
-        "`winner` is a word of 5 letters, which is not a known label; the setting labels can say what it means",
-        "`winner` is 0.7, which is not a known label; the setting labels can say what it means",
-        "`winner` is a word of 23 letters, which is not a known label; the setting labels can say what it means",
+        unclear + 'define these values in the setting labels, for example {"winner": {"0": "first", "1": "second"}}',
+        "`winner` is a word of 5 letters, which is not a known label; define it in the setting labels",
+        "`winner` is 0.7, which is not a known label; define it in the setting labels",
+        "`winner` is a word of 23 letters, which is not a known label; define it in the setting labels",
     ]
     assert "itself" not in json.dumps(details)
 
@@ -283,7 +283,7 @@ def test_a_file_on_another_scale_is_held_back_with_the_setting_of_its_own_column
     snapshot = snapshot_of(settings)
     assert snapshot.manifest.facts["causes"]["a.jsonl"] == {
         "causes": "3 of 3 lines malformed: ambiguous_label 3 (first: line 1)",
-        "advice": "the setting labels says what the values of its scale mean, such as "
+        "advice": "define these values in the setting labels, for example "
         '{"overall_preference": {"1": "first", "2": "tie", "3": "second"}}',
     }
     assert all("overall_preference" in reject["detail"] for reject in read_rejects(snapshot))

@@ -11,7 +11,7 @@ from parsed_rows import parse_row
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
-PYTHON = "is Python's, not JSON: write the line by json.dumps(), not by str()"
+PYTHON = "is Python, not JSON: write the line with json.dumps(), not str()"
 
 
 def refused(line: str | dict[str, Any]) -> PreferenceError:
@@ -33,15 +33,15 @@ def refused(line: str | dict[str, Any]) -> PreferenceError:
         ('{"margin": undefined}', "undefined is not JSON: write null (byte 11)"),
         ('{"tie": False}', f"False {PYTHON} (byte 8)"),
         ('{"tie": None}', f"None {PYTHON} (byte 8)"),
-        ("{'prompt': 'zebra'}", "single quotes are not JSON: write the line by json.dumps(), not by str() (byte 1)"),
-        ("{“prompt”: 1}", "typographic quotes are not JSON: write plain ones (byte 1)"),
+        ("{'prompt': 'zebra'}", "single quotes are not JSON: write the line with json.dumps(), not str() (byte 1)"),
+        ("{“prompt”: 1}", "typographic quotes are not JSON: use straight ones (byte 1)"),
         ('{"a": 1,}', "trailing comma in object (byte 8)"),
         ('{"a": [1,]}', "trailing comma in array (byte 9)"),
-        ('{"a": 1}{"a": 2}', "a second value after the first: write one object a line (byte 9)"),
-        ('{"a": 1}, {"a": 2}', "a second value after the first: write one object a line (byte 9)"),
+        ('{"a": 1}{"a": 2}', "a second value after the first: write one object per line (byte 9)"),
+        ('{"a": 1}, {"a": 2}', "a second value after the first: write one object per line (byte 9)"),
         ('{"a": 1} // zebra', "text after the value (byte 10)"),
-        ('{"a": 1', "the line ends inside the value: write one object a line"),
-        ('{"a": "zebra', "the line ends inside the value: write one object a line"),
+        ('{"a": 1', "the line ends inside the value: write one object per line"),
+        ('{"a": "zebra', "the line ends inside the value: write one object per line"),
         ('{"a": "\\ud800"}', "an escape is half of a surrogate pair"),
         ('{"a": "zebra\tNone"}', "a control character in a string is not escaped (byte 12)"),
         ('{"a": "None\t"}', "a control character in a string is not escaped (byte 11)"),
@@ -50,12 +50,12 @@ def refused(line: str | dict[str, Any]) -> PreferenceError:
         ('{"a": zebra}', "invalid character (byte 6)"),
         ('{"a": "b" "None": 1}', "expected ',' or '}' (byte 10)"),
         ("\ufeff{}", "a byte order mark before the value (byte 0)"),
-        ("[" * 100_000, "nested too deep"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_line_that_is_not_json_says_where_and_what_to_write(line: str, problem: str) -> None:
     error = refused(line)
-    assert (error.reason, error.detail) == (Reason.NOT_JSON, f"not one JSON value: {problem}")
+    assert (error.reason, error.detail) == (Reason.NOT_JSON, f"not a single JSON value: {problem}")
 
 
 @given(st.text("{}[]:,\"'\\ \nNaTrue-Inf1/\u201c\u00e9\x01", max_size=24))
@@ -75,7 +75,7 @@ def test_a_value_that_is_no_object_is_named(line: str, kind: str) -> None:
 
 
 def test_a_list_in_a_line_is_told_the_name_that_its_file_should_have() -> None:
-    told = "the line is a JSON list, not an object; a file that is one list of rows is called .json"
+    told = "the line is a JSON list, not an object; a file that is a single list of rows must end in .json"
     assert refused("[{}]").detail == told
 
 
@@ -105,7 +105,7 @@ def test_a_list_in_a_line_is_told_the_name_that_its_file_should_have() -> None:
             Reason.MISSING_FIELD,
             "`chosen`, `rejected`, `ask`; the nearest format is plain, which also needs `prompt`",
         ),
-        ({"text": "zebra"}, Reason.UNKNOWN_FORMAT, "`text`, as a line of two-line files has (two_line_files)"),
+        ({"text": "zebra"}, Reason.UNKNOWN_FORMAT, "`text`, as in files of two lines per pair (two_line_files)"),
         ({"a": 1, "b": None}, Reason.UNKNOWN_FORMAT, "`a`"),
         ({}, Reason.UNKNOWN_FORMAT, "no field that is not null"),
     ],
@@ -115,7 +115,7 @@ def test_a_row_that_lacks_a_field_is_told_those_it_has_and_the_setting(
 ) -> None:
     error = refused(row)
     assert error.reason == reason
-    assert f"; the row has {found}; the setting columns says which column is which field" in error.detail
+    assert f"; the row has {found}; map your columns to fields in the setting columns" in error.detail
     assert "no field `" in error.detail
 
 
@@ -125,7 +125,7 @@ def test_a_row_that_lacks_a_field_is_told_those_it_has_and_the_setting(
         (3, "Expected `str`, got `int` at `$.chosen`"),
         (
             [{"role": "zebra", "content": "a"}],
-            "a value that is none of system, developer, user, assistant, tool at `$.chosen[0].role`",
+            "a value other than system, developer, user, assistant, tool at `$.chosen[0].role`",
         ),
     ],
 )
@@ -140,7 +140,7 @@ def test_names_of_fields_are_few_on_one_line_and_those_that_are_sentences_are_no
     assert "and 92 more" in detail
     assert "\n" not in refused({"a\nb`c": 1}).detail
     assert "the row has `Answer of A` and 1 more;" in refused({"Answer of A": 1, "where did I put the zebra": 1}).detail
-    assert "the row has only names that are sentences (1);" in refused({"zebra" * 9: 1}).detail
+    assert "the row has only fields with very long names (1);" in refused({"zebra" * 9: 1}).detail
 
 
 def test_a_row_without_a_verdict_is_told_its_fields_and_what_helps() -> None:
@@ -151,7 +151,7 @@ def test_a_row_without_a_verdict_is_told_its_fields_and_what_helps() -> None:
         assert error.value.detail == (
             f"two responses, but no field `label`; the row has `prompt`, `{names[0]}`, `{names[1]}`, `helpfulness`; "
             "the nearest format is comparison, which also needs `label`; "
-            "the setting columns says which column is which field"
+            "map your columns to fields in the setting columns"
         )
-    with pytest.raises(PreferenceError, match="a score nor a rank; the setting columns says which column is `scores`"):
+    with pytest.raises(PreferenceError, match="a score nor a rank; name the column of `scores`"):
         parse_row(json.dumps({"prompt": "q", "responses": ["one", "two"], "rewards": [1, 2]}))

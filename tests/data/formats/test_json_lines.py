@@ -55,7 +55,7 @@ def test_a_field_that_nobody_reads_may_be_given_twice_and_a_known_one_in_two_obj
 )
 def test_no_field_of_a_tool_or_a_call_may_be_given_twice(name: str, repeating: str) -> None:
     for line in (f'{{"{name}": [1, {repeating}]}}', f'{{"chosen": [{{"role": 1, "{name}": {repeating}}}]}}'):
-        with pytest.raises(PreferenceError, match=f"an object in `{name}` gives a field several times") as error:
+        with pytest.raises(PreferenceError, match=f"an object in `{name}` repeats a field") as error:
             json_object(line, KNOWN)
         assert error.value.reason == Reason.REPEATED_FIELD
     assert json_object(f'{{"note": {repeating}, "{name}": [{{"a": 1}}, {{"a": 2}}]}}', KNOWN)
@@ -67,7 +67,7 @@ def test_depth_is_bounded() -> None:
 
     assert json_object(nested(MAX_DEPTH), KNOWN)
     assert json_object(json.dumps({"a": "[" * 1000, "b": [[]] * 1000}), KNOWN)
-    with pytest.raises(PreferenceError, match="nested more than 64 deep"):
+    with pytest.raises(PreferenceError, match="nested more than 64 levels deep"):
         json_object(nested(MAX_DEPTH + 1), KNOWN)
 
 

@@ -68,7 +68,7 @@ def test_an_empty_field_of_media_changes_nothing(value: Any) -> None:
     for row in (PLAIN, MESSAGES, COMPARISON, RANKING):
         [expected] = parse_row(json.dumps(row))
         assert parse_row(json.dumps(row | {"images": value, "audio": value})) == [expected]
-    with pytest.raises(PreferenceError, match="not_text: a text has the placeholder `<image>` beside the empty field"):
+    with pytest.raises(PreferenceError, match="not_text: a text contains the placeholder `<image>`, but the field"):
         parse_row(json.dumps(PLAIN | {"prompt": "<image>What is this?", "images": value}))
 
 

@@ -456,7 +456,7 @@ def test_no_field_that_a_record_has_may_be_given_twice() -> None:
     ],
 )
 def test_a_json_text_in_a_row_may_give_no_field_twice(fields: dict[str, object]) -> None:
-    with pytest.raises(PreferenceError, match="gives a field of an object several times") as error:
+    with pytest.raises(PreferenceError, match="repeats a field of an object") as error:
         parse_row(json.dumps({"prompt": "q", "rejected": "b"} | fields))
     assert error.value.reason == Reason.REPEATED_FIELD
 

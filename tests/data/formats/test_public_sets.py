@@ -307,7 +307,7 @@ def test_the_worked_example_of_the_page_of_formats_works() -> None:
 
 def test_no_field_that_decides_may_be_given_twice() -> None:
     line = json.dumps(as_shp("q", ["one", "two"], 0)).replace('"labels": 1', '"labels": 0, "labels": 1')
-    with pytest.raises(PreferenceError, match="an object gives `labels` 2 times"):
+    with pytest.raises(PreferenceError, match="an object has `labels` 2 times"):
         parse_row(line)
     assert MARKS <= FIELDS
     assert {public_set.fields[0] for public_set in PUBLIC_SETS} == MARKS

@@ -200,7 +200,7 @@ def test_a_chosen_reply_that_is_also_rejected_ties_in_an_evaluation_set_alone() 
     found = {(p.chosen[0].content, p.rejected[0].content) for p in stated.preferences}
     assert found == {(good, bad) for good in "abc" for bad in "xay"} - {("a", "a")}
     assert stated.equal_cells == ((0, 1),)
-    with pytest.raises(PreferenceError, match="stands twice") as error:
+    with pytest.raises(PreferenceError, match="listed twice") as error:
         parse_row(json.dumps(EQUAL))
     assert error.value.reason == Reason.IDENTICAL_REPLIES
 

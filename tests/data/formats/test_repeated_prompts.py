@@ -144,12 +144,12 @@ def test_turns_and_a_system_message_that_only_the_prompt_has_are_kept() -> None:
     ],
 )
 def test_another_prompt_than_that_of_the_conversations_is_a_reject(prompt: Any) -> None:
-    with pytest.raises(PreferenceError, match="unshared_prompt: the replies repeat another prompt than `prompt`"):
+    with pytest.raises(PreferenceError, match="unshared_prompt: the prompt in the replies differs from `prompt`"):
         read(prompt=prompt, **whole(*TURNS))
 
 
 def test_another_system_message_is_a_reject() -> None:
-    with pytest.raises(PreferenceError, match="unshared_prompt: the replies have another system message"):
+    with pytest.raises(PreferenceError, match="unshared_prompt: the replies' system message differs"):
         read(prompt=messages(("system", "Be loud."), *TURNS), **whole(SYSTEM, *TURNS))
     with pytest.raises(PreferenceError, match="ambiguous_field: `system` differs from the system message"):
         read(system="Be loud.", **whole(SYSTEM, *TURNS))

@@ -144,11 +144,11 @@ def test_a_message_says_something_or_calls_a_tool(blank: str | None) -> None:
 def test_a_preference_has_a_prompt_and_two_different_replies() -> None:
     assert found(preference("")) == (Reason.EMPTY_MESSAGE, "the prompt has no message")
     assert found(preference("u", "a", "")) == (Reason.EMPTY_REPLY, "the rejected reply has no message")
-    assert found(with_text("text", "bad")) == (Reason.IDENTICAL_REPLIES, "both replies are equal")
+    assert found(with_text("text", "bad")) == (Reason.IDENTICAL_REPLIES, "both replies are identical")
 
 
 @pytest.mark.parametrize(
-    ("margin", "is_sound"),
+    ("margin", "is_valid"),
     [
         (LARGEST, True),
         (-LARGEST, True),
@@ -157,6 +157,6 @@ def test_a_preference_has_a_prompt_and_two_different_replies() -> None:
         (math.nan, False),
     ],
 )
-def test_a_margin_is_a_finite_float32(margin: float, is_sound: bool) -> None:
+def test_a_margin_is_a_finite_float32(margin: float, is_valid: bool) -> None:
     error = found(preference("u", margin=margin))
-    assert (error and error[0]) == (None if is_sound else Reason.MARGIN_NOT_FINITE)
+    assert (error and error[0]) == (None if is_valid else Reason.MARGIN_NOT_FINITE)

@@ -114,7 +114,7 @@ def test_a_prompt_as_a_transcript_stands_beside_replies_as_messages() -> None:
 def test_a_transcript_that_cannot_be_parted_is_a_reject_that_names_the_markers(row: dict[str, str]) -> None:
     error = refused(**row)
     assert error.reason == Reason.TURN_MARKERS
-    assert "`Human:` and `Assistant:` after an empty line each" in error.detail
+    assert "`Human:` or `Assistant:` after an empty line" in error.detail
 
 
 # --- NeMo's chat ---------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ MARKED_ALIKE = {
 def test_a_prompt_in_the_markers_of_a_template_is_a_reject_that_names_one(marker: str, prompt: str) -> None:
     error = refused(prompt=prompt, chosen="Fir.", rejected="Cup.")
     assert error.reason == Reason.TURN_MARKERS
-    assert f"`{marker}`, a turn marker of a model's template: give messages with" in error.detail
+    assert f"`{marker}`, a turn marker of a chat template: give messages with" in error.detail
     assert refused(prompt=prompt, responses=["Fir.", "Cup."], scores=[2, 1]).detail == error.detail
     assert simple_pair(json.dumps({"prompt": prompt, "chosen": "Fir.", "rejected": "Cup."}).encode()) is None
 

@@ -184,10 +184,10 @@ def test_what_a_pair_has_besides_may_stand_in_either_line() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "problem"),
     [
-        ({"margin": 2}, {"margin": 3}, "ambiguous_field: the two lines give different values of `margin`"),
+        ({"margin": 2}, {"margin": 3}, "ambiguous_field: the two lines have different values of `margin`"),
         ({"subset": "a"}, {"subset": "b"}, "ambiguous_field: .* `subset`"),
         ({"score_chosen": 1}, {"score_rejected": 3}, "scores_disagree: "),
-        ({"margin": "2"}, {}, "wrong_type: a field besides `text` is of a wrong type"),
+        ({"margin": "2"}, {}, "wrong_type: a field other than `text` has the wrong type"),
     ],
 )
 def test_two_lines_that_contradict_each_other_are_rejects(first: Any, second: Any, problem: str) -> None:

@@ -112,7 +112,7 @@ def judged(rows: list[tuple[str, dict[str, Any]]], rules: ParsingRules) -> tuple
             found = error.evidence
         shown.append(found)
         for sign in found:
-            count_evidence(signs[source], sign, number + 1, is_sound=True)
+            count_evidence(signs[source], sign, number + 1, is_valid=True)
     by_source = evidence_by_source((source, msgspec.to_builtins(own)) for source, own in signs.items())
     unclear, refused = unclear_labels(by_source), refusals(by_source)
     held = {number for number, (source, _) in enumerate(rows) if source in unclear}

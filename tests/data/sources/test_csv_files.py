@@ -142,10 +142,10 @@ def test_a_row_of_other_fields_is_a_reject_of_its_own(settings: Settings) -> Non
     raw = raw_of(settings, b"a,b\n1,2\n3\n\n4,5,6\n\xe9,7\n\0,8\n9,10\n")
     assert [line for line, _ in values(raw)] == [1, 7]
     assert [(row["line"], row["reason"], row["detail"]) for row in rows(raw, REJECTS)] == [
-        (2, "malformed_row", "1 fields, where the header has 2"),
-        (4, "malformed_row", "3 fields, where the header has 2"),
-        (5, "not_utf8", "a field of the row: save the file as UTF-8"),
-        (6, "malformed_row", "a NUL byte"),
+        (2, "malformed_row", "1 instead of 2 fields"),
+        (4, "malformed_row", "3 instead of 2 fields"),
+        (5, "not_utf8", "a field is not valid UTF-8: save the file as UTF-8"),
+        (6, "malformed_row", "the row contains a NUL byte"),
     ]
 
 
@@ -159,34 +159,41 @@ def test_quotes_that_are_plain_text_in_tsv_never_merge_rows_into_a_pair(settings
         (4, "\tone\n\t\ttwo\n\tthree"),
     ]
     assert [(row["line"], row["reason"], row["detail"]) for row in rows(raw, REJECTS)] == [
-        (1, "malformed_row", 'whole rows between two quotes: write a quote of a text as "", and quote that text')
+        (
+            1,
+            "malformed_row",
+            'a quoted field contains whole rows: write a quote inside a field as "", and quote that field',
+        )
     ]
 
 
-UNBALANCED = "has an unbalanced quote or the like:"
-RULE = '; inside a quoted field, a quote is written ""'
+UNBALANCED = "has an unbalanced quote or a similar error:"
+RULE = '; write a quote inside a quoted field as ""'
 DAMAGES: dict[bytes, tuple[str, str]] = {
     b"": ("damaged_file", "it has no header"),
     b"\n \n": ("damaged_file", "it has no header"),
     b'a,b\n1,2\n"x,2\n3,4\n': (
         "damaged_file",
-        "the row that begins in line 3 has an unbalanced quote or the like: unexpected end of data (line 4)" + RULE,
+        "the row that begins on line 3 has an unbalanced quote or a similar error: unexpected end of data (line 4)"
+        + RULE,
     ),
     b'a,b\n1,2\n\n"x,2\n3,"4"\n5,6\n': (
         "damaged_file",
-        "the row that begins in line 4 has an unbalanced quote or the like: ',' expected after '\"' (line 5)" + RULE,
+        "the row that begins on line 4 has an unbalanced quote or a similar error: ',' expected after '\"' (line 5)"
+        + RULE,
     ),
     b"a,b\nx\ry,2\n": (
         "damaged_file",
-        f"the row that begins in line 2 {UNBALANCED} new-line character seen in unquoted field (line 2)" + RULE,
+        f"the row that begins on line 2 {UNBALANCED} new-line character seen in unquoted field (line 2)" + RULE,
     ),
     b'a,b\n"x" y,2\n': (
         "damaged_file",
-        "the row that begins in line 2 has an unbalanced quote or the like: ',' expected after '\"' (line 2)" + RULE,
+        "the row that begins on line 2 has an unbalanced quote or a similar error: ',' expected after '\"' (line 2)"
+        + RULE,
     ),
     b'a,b\n1,2\n3,"' + b"swallowed\n" * 1000: (
         "damaged_file",
-        "the row that begins in line 3 has more than 2,200 characters, perhaps by a quote that is never closed",
+        "the row that begins on line 3 has more than 2,200 characters, perhaps because a quote is never closed",
     ),
     b"x" * 300 + b",y\n1,2\n": (
         "damaged_file",
@@ -194,7 +201,7 @@ DAMAGES: dict[bytes, tuple[str, str]] = {
     ),
     "a,b\n1,2\n".encode("utf-16"): ("not_utf8", "it is UTF-16 or UTF-32: save it as UTF-8"),
     "a,b\n1,2\n".encode("utf-16-le"): ("not_utf8", "it is UTF-16 or UTF-32: save it as UTF-8"),
-    b"\xe9,b\n1,2\n": ("not_utf8", "its header: save it as UTF-8"),
+    b"\xe9,b\n1,2\n": ("not_utf8", "its header is not valid UTF-8: save it as UTF-8"),
 }
 
 

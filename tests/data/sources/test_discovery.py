@@ -59,7 +59,7 @@ def test_a_table_in_a_directory_of_its_own_is_missed_only_where_none_of_its_file
     for setting in ("**/*.parquet", "*/*.parquet", "x.parquet"):
         found = find_annotations(str(tmp_path / setting))
         assert ([Path(file.source).name for file in found.files], found.ignored) == (["part-0.parquet"], ())
-    told = "'x.parquet/' is not read: a directory that a link or a glob names is not searched; name it itself"
+    told = "'x.parquet/' is not read: a directory found by a glob or a link is not searched; name it in the setting"
     with pytest.raises(NothingToReadError, match=re.escape(told)):
         find_annotations(str(tmp_path / "*.parquet"))
 
@@ -146,7 +146,7 @@ def test_the_name_of_a_file_comes_back_from_its_source(name: bytes) -> None:
         ("table.xlsx", "; 'table.xlsx' is not read: save it as CSV in UTF-8"),
         ("many", "; 'b.arrow' and 1 more file are not read: with the datasets library: Dataset.from_file(NAME)"),
         ("docs", "no file ending in .jsonl, .ndjson, .jsonlines, .json, .parquet, .csv, .tsv there"),
-        ("broken/b.jsonl", "'b.jsonl' cannot be read: a link to nothing"),
+        ("broken/b.jsonl", "'b.jsonl' cannot be read: a broken link"),
         ("fifo/f.jsonl", "'f.jsonl' cannot be read: a FIFO"),
         ("loop/l.jsonl", "'l.jsonl' cannot be read: Too many levels of symbolic links"),
         ("n" * 300 + ".jsonl", "cannot be searched: File name too long"),

@@ -22,28 +22,28 @@ def test_a_kind_is_known_by_the_name_in_whichever_case_and_compression() -> None
         assert file_kind(name) is None
 
 
+DIRECTORY = "a directory found by a glob or a link is not searched; name it in the setting"
+
+
 @pytest.mark.parametrize(
-    ("ignored", "told"),
+    ("ignored", "expected"),
     [
         ([], ""),
         (["README.md", "a/LICENSE", "linked/", "state.json", "_SUCCESS"], ""),
-        (["a.txt"], "'a.txt' is not read: if each line is a row in JSON, call it .jsonl"),
+        (["a.txt"], "'a.txt' is not read: if each line is a JSON object, rename it to end in .jsonl"),
         (["a.data", "b.xlsx", "c.data"], "'b.xlsx' and 2 more files are not read: save it as CSV in UTF-8"),
         (["a.data", "b.xlsx"], "'b.xlsx' and 1 more file are not read: save it as CSV in UTF-8"),
-        (
-            ["linked/", "x/Part.parquet/"],
-            "'x/Part.parquet/' is not read: a directory that a link or a glob names is not searched; name it itself",
-        ),
+        (["linked/", "x/Part.parquet/"], f"'x/Part.parquet/' is not read: {DIRECTORY}"),
         (
             ["a.csv?download=true"],
-            "'a.csv?download=true' is not read: leave out the ? and what follows, or download it",
+            "'a.csv?download=true' is not read: omit the ? and what follows, or download it",
         ),
         (["a.data"], f"'a.data' is not read: only files ending in {', '.join(SUFFIXES)} are"),
         (["a.parquet.gz"], "'a.parquet.gz' is not read: unpack it"),
     ],
 )
-def test_what_is_not_read_is_told_with_the_way_on(ignored: list[str], told: str) -> None:
-    assert what_is_not_read(ignored) == told
+def test_files_that_are_not_read_are_reported_with_advice(ignored: list[str], expected: str) -> None:
+    assert what_is_not_read(ignored) == expected
 
 
 def test_the_way_on_for_an_arrow_file_gives_back_the_same_texts(settings: Settings, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def served(content: bytes, *, told: int | None) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        (None, "cannot be read: its server does not report its size; download it and name the copy"),
+        (None, "cannot be read: its server does not report its size; download it and use the copy"),
         (5000, r"cannot be read: it ends 5,000 bytes before the size that its server reports"),
     ],
 )

@@ -134,21 +134,21 @@ def test_what_is_wrong_inside_an_element_is_the_reject_of_that_row(settings: Set
 
 
 DAMAGES = {
-    b'[{"a": 1}, {"b": 2}': "the list never ends (row 2, byte 20)",
-    b'[{"a": 1}, {"b": "2]': "the list never ends (row 2, byte 21)",
-    b"[": "the list never ends (row 1, byte 2)",
+    b'[{"a": 1}, {"b": 2}': "the list is not closed (row 2, byte 20)",
+    b'[{"a": 1}, {"b": "2]': "the list is not closed (row 2, byte 21)",
+    b"[": "the list is not closed (row 1, byte 2)",
     b'[{"a": 1},]': "a comma without a row (row 2, byte 11)",
     b'[, {"a": 1}]': "a comma without a row (row 1, byte 2)",
     b'[{"a": 1} {"b": 2}]': "no comma between two rows (row 1, byte 11)",
     b'[{"a": 1} 5]': "no comma between two rows (row 1, byte 12)",
-    b'[{"a": 1}}]': "a bracket too many (row 1, byte 10)",
+    b'[{"a": 1}}]': "an unmatched closing bracket (row 1, byte 10)",
     b'[{"a": 1}]\n[{"a": 1}]': "text after the end of the list (row 2, byte 12)",
     b'[{"a": 1}] x': "text after the end of the list (row 2, byte 13)",
     b'[{"a": 1}]}': "text after the end of the list (row 2, byte 11)",
-    b'{"data": [{"a": 1}]': "the list never ends (row 2, byte 20)",
+    b'{"data": [{"a": 1}]': "the list is not closed (row 2, byte 20)",
     b'{"data": [{"a": 1}], "other": []}': "text after the end of the list (row 2, byte 20)",
-    b'{\n  "prompt": "p",\n  "chosen": "c"\n}': "one object over several lines, where a list of rows, "
-    '{"data": [...]} or one row a line is read: `jq -c` writes one a line',
+    b'{\n  "prompt": "p",\n  "chosen": "c"\n}': "one object over several lines, instead of a list of rows, "
+    '{"data": [...]} or one row per line: convert it with `jq -c .`',
 }
 
 
@@ -202,7 +202,7 @@ def test_a_file_of_two_lines_a_pair_is_no_list(settings: Settings) -> None:
     raw = publish_raw(settings.model_copy(update={"two_line_files": True}), silent)
     [reject] = rows(raw, REJECTS)
     assert reject["reason"] == "unreadable_file"
-    assert reject["detail"] == "two_line_files is on, which reads lines of JSON alone"
+    assert reject["detail"] == "two_line_files is set, and it reads only JSON lines (.jsonl)"
 
 
 VALUES = st.recursive(
@@ -230,7 +230,7 @@ def test_any_list_gives_its_elements_and_none_of_it_when_it_is_cut(
         assert all(isinstance(line, bytes) and line.count(b"\n") == 1 for line in found)
         assert [json.loads(line) for line in found if isinstance(line, bytes)] == values
         if cut := content[: int(at * len(content))]:
-            with pytest.raises(RejectedFileError, match="the list never ends"):
+            with pytest.raises(RejectedFileError, match="the list is not closed"):
                 elements(cut)
 
 

@@ -57,7 +57,7 @@ def test_a_huge_line_is_rejected_by_its_bytes_and_its_neighbours_are_not(setting
     assert rejects(stages[Stage.TOKENIZED]) == [("a.jsonl", line, "too_long") for line in (2, 3, 4, 6)]
     details = [row["detail"] for row in rows(stages[Stage.TOKENIZED], REJECTS)]
     assert all(
-        detail.endswith(" bytes, more than 1000 for each of 1024 tokens, and not encoded") for detail in details[:3]
+        detail.endswith(" bytes, more than 1000 per token of max_length 1024, so not encoded") for detail in details[:3]
     )
     assert details[3].endswith(" tokens, more than 1024")
     assert [row["line"] for row in rows(stages[Stage.TOKENIZED])] == [1, 5]

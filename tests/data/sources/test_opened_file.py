@@ -68,8 +68,8 @@ def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
-TORN = "it ends too early: its transfer may have broken off"
-FOREIGN = "it holds data that are not compressed as its name says"
+TORN = "it is truncated: its transfer may have been interrupted"
+FOREIGN = "its content is not compressed as its name says"
 CHANGED = "its content does not match its checksum"
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], set[str]]] = {
     "nothing at all": (lambda data: b"", {"it is empty"}),
@@ -79,7 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], set[str]]] = {
     "no archive": (lambda data: b"no archive", {FOREIGN}),
     "a bit flipped inside": (
         lambda data: flipped(data, len(data) // 2),
-        {CHANGED, "its compressed data are damaged"},
+        {CHANGED, "its compressed data is damaged"},
     ),
     "a bit of the checksum flipped": (lambda data: flipped(data, len(data) - 3), {CHANGED}),
     "another length": (lambda data: flipped(data, len(data) - 1), {CHANGED}),
@@ -155,7 +155,7 @@ ENTRIES: dict[str, Callable[[Path], object]] = {
     "a socket": make_socket,
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "a directory that cannot be listed": Path.mkdir,
-    "a link to nothing": lambda path: path.symlink_to("gone"),
+    "a broken link": lambda path: path.symlink_to("gone"),
     "Too many levels of symbolic links": lambda path: path.symlink_to(path.name),
     "No such file or directory": lambda path: None,
 }

@@ -202,7 +202,7 @@ def test_a_damaged_table_is_never_half_used(settings: Settings, damage: str) -> 
     raw = raw_of(settings, DAMAGES[damage])
     [reject] = rows(raw, REJECTS)
     assert (reject["source"], reject["line"], reject["reason"]) == ("a.parquet", 0, "damaged_file")
-    assert reject["detail"].startswith("not a Parquet file that can be read: ")
+    assert reject["detail"].startswith("not a readable Parquet file: ")
     assert [row["source"] for row in rows(raw)] == ["good.jsonl"]
     assert set(violations({Stage.RAW: raw}).values()) == {0}
 
@@ -282,7 +282,7 @@ def test_texts_by_their_differences_are_read_one_row_at_a_time() -> None:
 def test_texts_by_their_differences_in_a_list_are_refused_as_one_row_may_have_any_number() -> None:
     table = pa.table({"a": _one_list(pa.array([LONG] * 70))})
     content = written(table, use_dictionary=False, column_encoding={"a.list.element": "DELTA_BYTE_ARRAY"})
-    with pytest.raises(RejectedFileError, match="texts in lists are in the encoding DELTA_BYTE_ARRAY: write the file"):
+    with pytest.raises(RejectedFileError, match="strings in lists use the encoding DELTA_BYTE_ARRAY: write the file"):
         lines(content)
 
 

@@ -20,9 +20,9 @@ from rm_assets.settings import Settings
 
 LINES = b'{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
-PULL = "it is a pointer of Git LFS to the file: `git lfs pull` brings the file itself"
-PAGE = "it is a web page, perhaps an error's: download the file again"
-NOT_PARQUET = "not a Parquet file that can be read: "
+PULL = "it is a Git LFS pointer: run `git lfs pull` to get the file itself"
+PAGE = "it is a web page, perhaps an error page: download the file again"
+NOT_PARQUET = "not a readable Parquet file: "
 
 
 def parquet() -> bytes:
@@ -39,18 +39,18 @@ def spreadsheet() -> bytes:
 
 
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "Parquet as lines": ("a.jsonl", parquet(), "it is Parquet: call it .parquet"),
-    "Parquet as JSON": ("a.json", parquet(), "it is Parquet: call it .parquet"),
-    "Parquet as CSV": ("a.csv", parquet(), "it is Parquet: call it .parquet"),
-    "gzip without its suffix": ("a.csv", gzip.compress(LINES), "it is compressed by gzip: let its name end in .gz"),
-    "gzip as JSON": ("a.json", gzip.compress(LINES), "it is compressed by gzip: let its name end in .gz"),
+    "Parquet as lines": ("a.jsonl", parquet(), "it is Parquet: rename it to end in .parquet"),
+    "Parquet as JSON": ("a.json", parquet(), "it is Parquet: rename it to end in .parquet"),
+    "Parquet as CSV": ("a.csv", parquet(), "it is Parquet: rename it to end in .parquet"),
+    "gzip without its suffix": ("a.csv", gzip.compress(LINES), "it is compressed with gzip: rename it to end in .gz"),
+    "gzip as JSON": ("a.json", gzip.compress(LINES), "it is compressed with gzip: rename it to end in .gz"),
     "Zstandard as gzip": (
         "a.jsonl.gz",
         zstd.compress(LINES),
-        "it is compressed by Zstandard: let its name end in .zst",
+        "it is compressed with Zstandard: rename it to end in .zst",
     ),
-    "bzip2": ("a.jsonl", bz2.compress(LINES), "it is compressed by bzip2: unpack it"),
-    "xz": ("a.tsv", lzma.compress(LINES), "it is compressed by xz: unpack it"),
+    "bzip2": ("a.jsonl", bz2.compress(LINES), "it is compressed with bzip2: unpack it"),
+    "xz": ("a.tsv", lzma.compress(LINES), "it is compressed with xz: unpack it"),
     "a spreadsheet": (
         "a.csv",
         spreadsheet(),
@@ -61,9 +61,9 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         spreadsheet(),
         f"{NOT_PARQUET}it is a ZIP archive, to be unpacked, or a spreadsheet: save it as CSV in UTF-8",
     ),
-    "lines of JSON as CSV": ("a.csv", LINES, "it is JSON: call it .jsonl"),
-    "one field a line as TSV": ("a.tsv", b'{"text": "x"}\n' * 2, "it is JSON: call it .jsonl"),
-    "a JSON list as CSV": ("a.csv", b'[\n  {"a": 1},\n  {"a": 2}\n]', "it is JSON: call it .json"),
+    "lines of JSON as CSV": ("a.csv", LINES, "it is JSON: rename it to end in .jsonl"),
+    "one field a line as TSV": ("a.tsv", b'{"text": "x"}\n' * 2, "it is JSON: rename it to end in .jsonl"),
+    "a JSON list as CSV": ("a.csv", b'[\n  {"a": 1},\n  {"a": 2}\n]', "it is JSON: rename it to end in .json"),
     "a pointer as lines": ("a.jsonl", POINTER, PULL),
     "a pointer as CSV": ("a.csv", POINTER, PULL),
     "a pointer as an archive": ("a.jsonl.gz", POINTER, PULL),

@@ -49,7 +49,7 @@ def test_a_damaged_archive_is_rejected_whole_until_it_is_mended(settings: Settin
     assert {row["source"] for row in rows(stages[Stage.RAW])} == {"good.jsonl"}
     assert [path.parent.name for path in Path(settings.storage).rglob("torn*")] == ["rejects"]
     assert [(row["source"], row["line"], row["reason"], row["detail"]) for row in rows(stages[Stage.RAW], REJECTS)] == [
-        (name, 0, "damaged_archive", "it ends too early: its transfer may have broken off")
+        (name, 0, "damaged_archive", "it is truncated: its transfer may have been interrupted")
     ]
     assert stages[Stage.VALIDATED].manifest.facts["held_back"] == {}
     assert set(violations(stages).values()) == {0}
@@ -76,7 +76,7 @@ def test_bad_entries_are_rejects_and_the_good_ones_go_on(settings: Settings) -> 
     assert {(row["source"], row["line"], row["reason"], row["detail"]) for row in raw} == {
         ("-.jsonl", 2, "not_utf8", "byte 1 of the line"),
         ("bomb.jsonl.gz", 0, "decompression_bomb", "expands beyond the limit"),
-        ("broken.jsonl", 0, "unreadable_file", "a link to nothing"),
+        ("broken.jsonl", 0, "unreadable_file", "a broken link"),
         ("empty.jsonl.gz", 0, "damaged_archive", "it is empty"),
         ("fifo.jsonl", 0, "unreadable_file", "a FIFO"),
         ("utf16.jsonl", 1, "not_utf8", "the file is UTF-16 or UTF-32"),

@@ -75,7 +75,7 @@ def test_a_pair_that_is_too_long_by_its_control_tokens_alone_is_not_encoded(sett
     stages = run_stages(short)
     [reject] = rows(stages[Stage.TOKENIZED], REJECTS)
     assert (reject["line"], reject["reason"]) == (2, "too_long")
-    assert reject["detail"] == "at least 60 and 60 tokens, more than 50"
+    assert reject["detail"] == "at least 60 (chosen) and 60 (rejected) tokens, more than 50"
     assert [row["line"] for row in rows(stages[Stage.TOKENIZED])] == [1, 3]
     assert set(violations(stages).values()) == {0}
     shortened = run_stages(short.model_copy(update={"over_long": "drop_turns"}))

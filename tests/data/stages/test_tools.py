@@ -127,10 +127,10 @@ def test_tools_and_calls_may_be_json_texts_or_lists_of_them(write: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "detail"),
     [
-        ("ferry", "`{}` is a text that is not a JSON list"),
-        ('{"name": "zebra"}', "`{}` is a text that is not a JSON list"),
-        (['{"name": "zebra"}', "zebra"], "item 2 of `{}` is a text that is not a JSON object"),
-        (['["zebra"]'], "item 1 of `{}` is a text that is not a JSON object"),
+        ("ferry", "`{}` is a string that is not a JSON list"),
+        ('{"name": "zebra"}', "`{}` is a string that is not a JSON list"),
+        (['{"name": "zebra"}', "zebra"], "item 2 of `{}` is a string that is not a JSON object"),
+        (['["zebra"]'], "item 1 of `{}` is a string that is not a JSON object"),
         ([{}, 3], "item 2 of `{}` is not an object"),
         ([None], "item 1 of `{}` is not an object"),
         ("[[1]]", "item 1 of `{}` is not an object"),
@@ -167,7 +167,7 @@ def test_replies_that_differ_in_the_order_of_members_alone_are_identical() -> No
         parse_row(json.dumps({"chosen": [USER, first], "rejected": [USER, second]}))
     assert error.value.reason == Reason.IDENTICAL_REPLIES
     replies = [{"response": [first], "rank": 1}, {"response": [second], "rank": 2}, {"response": "No.", "rank": 3}]
-    with pytest.raises(PreferenceError, match="response 2 stands twice"):
+    with pytest.raises(PreferenceError, match="response 2 is listed twice"):
         parse_row(json.dumps({"prompt": "q", "responses": replies}))
     require_sound(read(chosen=[first], rejected=[called({"a": 1, "b": [{"c": 2, "d": 1}]})]))
 

@@ -142,7 +142,7 @@ def test_responses_cost_in_proportion_to_the_pairs_that_they_give() -> None:
 
 @pytest.mark.parametrize("depth", [65, 900])
 def test_json_in_a_text_that_nests_too_deep_is_a_reject(depth: int) -> None:
-    with pytest.raises(PreferenceError, match="wrong_type: `tools` is a text that nests more than 64 deep"):
+    with pytest.raises(PreferenceError, match="wrong_type: `tools` is a string that nests more than 64 levels deep"):
         rows_of(texts(tools=f"[{nested(depth)}]"))
     call = f'{{"name": "f", "arguments": {nested(depth)}}}'
     turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": call}]

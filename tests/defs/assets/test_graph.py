@@ -238,7 +238,9 @@ def test_a_run_from_which_nothing_is_left_fails_with_one_clear_error(tmp_path: P
     write_lines(tmp_path / "a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}])
     result = run_graph(annotations=str(tmp_path / "a.jsonl"), storage=str(tmp_path / "storage"))
     assert not result.success
-    found = "1 identical_replies; the first: `a.jsonl`, line 1: both replies are equal; see: python -m rm_assets.trace "
+    found = (
+        "1 identical_replies; the first: `a.jsonl`, line 1: both replies are identical; see: python -m rm_assets.trace "
+    )
     assert f"nothing is left after validated_preferences: {found}" in errors(result)
 
 

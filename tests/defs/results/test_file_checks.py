@@ -34,9 +34,9 @@ def raw_checks(settings: Settings) -> dict[str | None, dg.AssetCheckResult]:
     return {check.check_name: check for check in check_results(Stage.RAW, snapshot, None, settings, before)}
 
 
-def damaged_file(path: Path, num_sound: int, num_broken: int) -> None:
+def damaged_file(path: Path, num_valid: int, num_broken: int) -> None:
     """Sound lines, then lines that are not JSON."""
-    write_lines(path, [*(plain_row(n) for n in range(num_sound)), *([b"{"] * num_broken)])
+    write_lines(path, [*(plain_row(n) for n in range(num_valid)), *([b"{"] * num_broken)])
 
 
 def read(settings: Settings) -> tuple[Snapshot, Snapshot]:
@@ -142,7 +142,7 @@ def test_if_nothing_is_left_the_error_names_file_lines_setting_and_trace(setting
     error = nothing_left(Stage.VALIDATED, validated, raw)
     assert error.startswith(
         "nothing is left after validated_preferences: 60 held_back_file, 30 not_json; `it's.jsonl` is held back: "
-        "30 of 90 lines malformed: not_json 30 (first: line 61); mend these lines, or raise max_malformed_fraction; "
+        "30 of 90 lines malformed: not_json 30 (first: line 61); fix these lines, or raise max_malformed_fraction; "
         "the first: `it's.jsonl`, line 61: "
     )
     assert """see: python -m rm_assets.trace 'it'"'"'s.jsonl' 61; each reject is in""" in error

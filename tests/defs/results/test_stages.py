@@ -95,10 +95,10 @@ def test_the_page_names_the_causes_of_a_held_back_file_and_globs_that_name_none(
     check = next(check for check in result.check_results or [] if check.check_name == "no_file_is_held_back")
     assert check.description is not None
     assert check.description.startswith(
-        "Held back: `a.jsonl` (`label` of `response_1` and `response_2` is 0 (first: line 2), which may mean either; "
-        "1 of 2 lines malformed: ambiguous_label 1 (first: line 2); the setting labels says which, by the column: "
-        '{"label": {"0": "first", "1": "second"}}), `b.jsonl` (1 of 2 lines malformed: not_json 1 (first: line 2); '
-        "mend these lines, or raise max_malformed_fraction); a file"
+        "Held back: `a.jsonl` (`label` of `response_1` and `response_2` is 0 (first: line 2), which could mean either "
+        "response; 1 of 2 lines malformed: ambiguous_label 1 (first: line 2); define these values in the setting "
+        'labels, for example {"label": {"0": "first", "1": "second"}}), `b.jsonl` (1 of 2 lines malformed: not_json 1 '
+        "(first: line 2); fix these lines, or raise max_malformed_fraction); a file"
     )
     shown = [record.data for record in check.metadata["held_back_files"].value.records]
     named = ("file", "reason", "rejects", "first_line")
@@ -108,9 +108,9 @@ def test_the_page_names_the_causes_of_a_held_back_file_and_globs_that_name_none(
         ("a.jsonl", "held_back_file", 1, 1),
         ("b.jsonl", "held_back_file", 1, 1),
     ]
-    assert shown[0]["what_to_do"].startswith("the setting labels says which")
+    assert shown[0]["what_to_do"].startswith("define these values in the setting labels")
     assert shown[1]["what_to_do"] == (
-        "mend these lines, or raise max_malformed_fraction; python -m rm_assets.trace b.jsonl 2"
+        "fix these lines, or raise max_malformed_fraction; python -m rm_assets.trace b.jsonl 2"
     )
     assert shown[2]["example"] == "valid lines, held back with their file"
     assert "labels 'd/*'" in str((result.metadata or {})["globs_without_files"])

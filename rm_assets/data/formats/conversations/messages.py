@@ -118,7 +118,7 @@ def _reasoning(record: MessageRecord, thought: str | None) -> str | None:
         given["a part of the content"] = thought
     filled = {place: text for place, text in given.items() if text.strip()} or given
     if len(set(filled.values())) > 1:
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"{' and '.join(filled)} of a message give different reasoning")
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, f"a message has different reasoning in {' and '.join(filled)}")
     return next(iter(filled.values()), None)
 
 
@@ -130,7 +130,7 @@ def _joined_parts(content: list[ContentPart]) -> tuple[str | None, str | None]:
     """The text and the reasoning of a message in parts."""
     num_thoughts = next((n for n, part in enumerate(content) if part.type not in _THOUGHTS), len(content))
     if any(part.type in _THOUGHTS for part in content[num_thoughts:]):
-        raise PreferenceError(Reason.NOT_TEXT, "a message has a part of reasoning after its text")
+        raise PreferenceError(Reason.NOT_TEXT, "a message has a reasoning part after its text")
     thoughts, texts = content[:num_thoughts], content[num_thoughts:]
     if not thoughts:
         return "".join(map(_part, texts)), None
@@ -149,7 +149,7 @@ def _thought(part: ContentPart) -> str:
     given = [thought for thought in (part.thinking, part.reasoning, part.text) if thought is not None]
     if len(given) != 1:
         raise PreferenceError(
-            Reason.MISSING_FIELD, "a part of reasoning needs either `thinking`, `reasoning` or `text`"
+            Reason.MISSING_FIELD, "a reasoning part needs exactly one of `thinking`, `reasoning` and `text`"
         )
     return given[0] if isinstance(given[0], str) else "".join(map(_part, given[0]))
 
@@ -218,7 +218,7 @@ def _compared_texts(prompt: str | None, chosen: str, rejected: str) -> Sides:
         if begins_nemo_chat(chosen) and begins_nemo_chat(rejected):
             return split_at_difference(nemo_messages(chosen), nemo_messages(rejected))
         require_no_marker(None, chosen, rejected)
-        raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies hold no conversation")
+        raise PreferenceError(Reason.MISSING_FIELD, "no field `prompt`, and the replies are not conversations")
     if opened := open_nemo_prompt(prompt):
         replies: Iterable[str] = (chosen, rejected)
         if rests := without_prompt(prompt, chosen, rejected):
@@ -261,14 +261,14 @@ def merge_prompts(given: tuple[Message, ...], shared: tuple[Message, ...]) -> tu
     given_system, given_turns = split_system(given)
     system, turns = split_system(shared)
     if given_system and system and not equal_but_for_space(given_system, system):
-        raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies have another system message than `prompt`")
+        raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies' system message differs from that of `prompt`")
     num_given, num_turns = len(given_turns), len(turns)
     first, last = turns[:num_given], turns[max(num_turns - num_given, 0) :]
     if equal_but_for_space(given_turns, first) or equal_but_for_space(given_turns, last):
         return (system or given_system) + turns
     if turns and equal_but_for_space(given_turns[-num_turns:], turns):
         return (system or given_system) + given_turns[:-num_turns] + turns
-    raise PreferenceError(Reason.UNSHARED_PROMPT, "the replies repeat another prompt than `prompt`")
+    raise PreferenceError(Reason.UNSHARED_PROMPT, "the prompt in the replies differs from `prompt`")
 
 
 def split_system(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
@@ -311,7 +311,7 @@ def _continued(prompt: str, *sides: str) -> tuple[str, ...]:
 
 
 def _unreadable_transcript() -> PreferenceError:
-    problem = "a transcript whose turns do not begin with `Human:` and `Assistant:` after an empty line each"
+    problem = "a transcript whose turns do not all begin with `Human:` or `Assistant:` after an empty line"
     return PreferenceError(Reason.TURN_MARKERS, f"{problem}; give messages with `role` and `content` instead")
 
 
@@ -328,13 +328,13 @@ def split_at_difference(chosen: tuple[Message, ...], rejected: tuple[Message, ..
             break
         num_shared += 1
     if num_shared == len(chosen) == len(rejected):
-        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are equal")
+        raise PreferenceError(Reason.IDENTICAL_REPLIES, "both conversations are identical")
     if num_shared == min(len(chosen), len(rejected)):
         shorter = "chosen" if len(chosen) == num_shared else "rejected"
-        raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is the beginning of the other")
+        raise PreferenceError(Reason.EMPTY_REPLY, f"the {shorter} conversation is a prefix of the other")
     if chosen[num_shared].role != "assistant" or rejected[num_shared].role != "assistant":
         raise PreferenceError(
-            Reason.UNSHARED_PROMPT, f"the conversations part at message {num_shared + 1}, which is no reply"
+            Reason.UNSHARED_PROMPT, f"the conversations diverge at message {num_shared + 1}, which is not a reply"
         )
     return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]
 

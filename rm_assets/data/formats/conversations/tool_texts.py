@@ -57,20 +57,20 @@ def _listed_text(given: Listed, name: str) -> str:
 
 def _list_of_text(text: str, name: str) -> list[Any]:
     try:
-        parsed = parse_text(text, f"`{name}` is a text that") if text.strip() else None
+        parsed = parse_text(text, f"`{name}` is a string that") if text.strip() else None
         return msgspec.convert(parsed, list[Any] | None) or []
     except (msgspec.MsgspecError, RecursionError):
-        raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is a text that is not a JSON list") from None
+        raise PreferenceError(Reason.WRONG_TYPE, f"`{name}` is a string that is not a JSON list") from None
 
 
 def _object(item: Any, what: str) -> dict[str, Any]:
     if isinstance(item, str):
         try:
-            item = parse_text(item, f"{what} is a text that")
+            item = parse_text(item, f"{what} is a string that")
         except (msgspec.MsgspecError, RecursionError):
             item = None
         if not isinstance(item, dict):
-            raise PreferenceError(Reason.WRONG_TYPE, f"{what} is a text that is not a JSON object")
+            raise PreferenceError(Reason.WRONG_TYPE, f"{what} is a string that is not a JSON object")
     if not isinstance(item, dict):
         raise PreferenceError(Reason.WRONG_TYPE, f"{what} is not an object")
     return item

@@ -83,9 +83,7 @@ def require_no_marker(prompt: str | None, chosen: Any, rejected: Any) -> None:
 
 
 def _foreign_marker(where: str, marker: str) -> PreferenceError:
-    problem = (
-        f"{where} `{marker}`, a turn marker of a model's template: give messages with `role` and `content` instead"
-    )
+    problem = f"{where} `{marker}`, a turn marker of a chat template: give messages with `role` and `content` instead"
     return PreferenceError(Reason.TURN_MARKERS, problem)
 
 

@@ -210,7 +210,7 @@ def _messages(text: str, name: str) -> list[dict[str, Any]]:
 
 
 def _printed(name: str) -> PreferenceError:
-    problem = f"`{name}` is a list written as text, and not as JSON: write it by json.dumps(), not by str()"
+    problem = f"`{name}` is a list written as text, but not as JSON: write it with json.dumps(), not str()"
     return PreferenceError(Reason.WRONG_TYPE, problem)
 
 
@@ -222,8 +222,8 @@ def _with_turns(row: Row, prompts: Sequence[str], sides: Sequence[str]) -> Row |
     questions, *answers = (written_texts(row[name]) or [] for name in names)
     if not questions or any(len(replies) != len(questions) for replies in answers):
         listed = ", ".join(f"`{name}`" for name in names)
-        problem = f"{listed}: each is a list written as text, but they are not JSON lists of as many texts"
-        raise PreferenceError(Reason.WRONG_TYPE, f"{problem}; write the turns as messages, by json.dumps()")
+        problem = f"{listed}: lists written as text, but not JSON lists with equal numbers of strings"
+        raise PreferenceError(Reason.WRONG_TYPE, f"{problem}; write the turns as messages, with json.dumps()")
     others = {name: value for name, value in row.items() if name not in PROMPTS}
     return others | dict(zip(sides, (alternating(questions, replies) for replies in answers), strict=True))
 
@@ -233,7 +233,7 @@ def _without_lists_in_lists(row: Row) -> Row:
     for name in (*SPELLINGS["responses"], "chosen", "rejected"):
         replies = row.get(name)
         if isinstance(replies, list) and len(replies) > 1 and all(map(_is_reply_with_list, replies)):
-            problem = f"each text of `{name}` is a list written as text: write the lists themselves"
+            problem = f"each string in `{name}` is a list written as text: write the lists themselves"
             raise PreferenceError(Reason.WRONG_TYPE, problem)
     return row
 

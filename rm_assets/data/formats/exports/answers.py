@@ -33,7 +33,7 @@ def response_names(fields: Row, rules: ParsingRules) -> list[str]:
             stems.setdefault(numbered[1], []).append(name)
     found = [names for names in stems.values() if len(names) > 1]
     if len(found) > 1:
-        problem = "several groups of responses; the setting columns says which fields are response_a and response_b"
+        problem = "several groups of responses; name response_a and response_b in the setting columns"
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     return sorted(found[0], key=_in_order) if found else list(response_fields(fields) or ())
 
@@ -57,7 +57,7 @@ def label_standings(value: str, names: Sequence[str], rules: ParsingRules) -> St
     if value in names:
         return [float(name == value) for name in names]
     if len(names) != 2:
-        problem = "a label that names none of the responses; only of two responses other spellings are known"
+        problem = "the label names none of the responses; other spellings are known only for two responses"
         raise PreferenceError(Reason.WRONG_TYPE, problem)
     suffixes = (suffix_of(names[0]), suffix_of(names[1]))
     first, second = suffixes if suffixes in SUFFIXES else ("a", "b")
@@ -67,9 +67,7 @@ def label_standings(value: str, names: Sequence[str], rules: ParsingRules) -> St
     except PreferenceError as error:
         if error.reason is Reason.UNLABELLED:  # this annotator did not judge them
             return [None, None]
-        problem = (
-            "an annotator's label is of no known spelling, or may mean either response; the setting labels says which"
-        )
+        problem = "an annotator's label is not known or could mean either response; define it in the setting labels"
         raise PreferenceError(error.reason, problem) from None
     return _LABEL_STANDINGS[row["label"]]
 
@@ -91,7 +89,7 @@ def ranking_standings(value: Any, names: Sequence[str]) -> Standings | None:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PreferenceError(Reason.WRONG_TYPE, "a rank that is not a number")
+        raise PreferenceError(Reason.WRONG_TYPE, "a rank is not a number")
     return value
 
 
@@ -102,7 +100,7 @@ def rating_standings(answers: Mapping[str, Any], names: Sequence[str]) -> Standi
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and (name := _rated_response(question, names)):
             if name in ratings:
-                raise PreferenceError(Reason.AMBIGUOUS_FIELD, "several questions rate one response")
+                raise PreferenceError(Reason.AMBIGUOUS_FIELD, "several questions rate the same response")
             ratings[name] = value
     return [ratings.get(name) for name in names] if len(ratings) > 1 else None
 
@@ -121,6 +119,6 @@ def only_question(questions: Collection[str], rules: ParsingRules) -> str:
     own = {rules.columns["label"]} if "label" in rules.columns else set()
     found = own.intersection(questions) or questions
     if len(found) > 1:
-        problem = f"{len(found)} questions compare the responses; the setting columns says which one is `label`"
+        problem = f"{len(found)} questions compare the responses; name one of them as `label` in the setting columns"
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     return next(iter(found))

@@ -41,7 +41,7 @@ def ballots_of_argilla(row: Row, rules: ParsingRules) -> Ballots | None:
         raise PreferenceError(Reason.UNLABELLED, "the record has no submitted response")
     names = response_names(fields, rules) or _ranked_fields(fields, answers)
     if len(names) < 2:
-        problem = "the record has no two responses; the setting columns says which fields are response_a and response_b"
+        problem = "no two fields are recognized as responses; name response_a and response_b in the setting columns"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     standings, scored = _standings(answers, names, rules)
     others = {name: value for name, value in fields.items() if name not in names and value is not None}
@@ -62,7 +62,7 @@ def _standings(answers: list[Answers], names: list[str], rules: ParsingRules) ->
         return compared[only_question(compared, rules)], False
     ratings = [rated for given in answers if (rated := rating_standings(given, names))]
     if not ratings:
-        problem = "no question of the record compares its responses; the setting columns says which one is `label`"
+        problem = "no question is recognized as comparing the responses; name one as `label` in the setting columns"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     return ratings, True
 

@@ -64,7 +64,7 @@ def voted_pairs(ballots: Ballots, rules: ParsingRules) -> Voted:
     if not votes and num_tied:
         raise PreferenceError(Reason.TIE, "the annotators prefer neither response, or are split")
     if not votes:
-        raise PreferenceError(Reason.UNLABELLED, "no annotator has judged two of the responses")
+        raise PreferenceError(Reason.UNLABELLED, "no annotator judged two or more of the responses")
     texts = [msgspec.json.encode(response).decode() for response in ballots.responses]
     drawn = draw_pairs(votes, texts, len(msgspec.json.encode(ballots.row)), rules)
     return Voted(

@@ -45,7 +45,7 @@ def ballots_of_label_studio(row: Row, rules: ParsingRules) -> Ballots | None:
             others = {name: value for name, value in fields.items() if name not in names and value is not None}
             responses = [fields[name] for name in names]
             return Ballots(row=others, responses=responses, standings=standings, scored=type_name == "rating")
-    problem = "the annotations compare no responses: they have no result of Pairwise, Ranker, Choices or Rating"
+    problem = "the annotations have no result of Pairwise, Ranker, Choices or Rating, which compare responses"
     raise PreferenceError(Reason.MISSING_FIELD, problem)
 
 
@@ -85,7 +85,7 @@ def _choices(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
     for item in _of_one_tag(results, rules):
         choices = _value(item).get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], str):
-            raise PreferenceError(Reason.WRONG_TYPE, "`choices` is not a list of one text")
+            raise PreferenceError(Reason.WRONG_TYPE, "`choices` is not a list of one string")
         standings.append(label_standings(choices[0], names, rules))
     return names, standings
 
@@ -100,12 +100,12 @@ def _ratings(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
             if isinstance(rating, bool) or not isinstance(rating, int | float):
                 raise PreferenceError(Reason.WRONG_TYPE, "`rating` is not a number")
             if ratings.setdefault(str(item.get("to_name")), rating) != rating:
-                raise PreferenceError(Reason.AMBIGUOUS_FIELD, "an annotation rates one response twice, differently")
+                raise PreferenceError(
+                    Reason.AMBIGUOUS_FIELD, "an annotation rates the same response twice, with different ratings"
+                )
         standings.append([ratings.get(name) for name in names])
     if not any(value is not None for given in standings for value in given):
-        problem = (
-            "`to_name` of the ratings names no response; the setting columns says which are response_a and response_b"
-        )
+        problem = "`to_name` of the ratings names no response; name response_a and response_b in the setting columns"
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     return names, standings
 
@@ -117,7 +117,7 @@ def _with_items(data: Row) -> Row:
     """The task with the `body` of each item of its list as a field: `item a` of `[{"id": "a", "body": "4."}]`."""
     lists = [name for name, value in data.items() if value and isinstance(value, list) and all(map(_is_item, value))]
     if len(lists) != 1:
-        problem = f"`data` has {len(lists)} lists of items with `id` and `body`, instead of the one that was ranked"
+        problem = f"`data` has {len(lists)} lists of items with `id` and `body`, instead of exactly one"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     items = {f"{_ITEM}{item['id']}": item["body"] for item in data[lists[0]]}
     return {name: value for name, value in data.items() if name != lists[0]} | items
@@ -135,7 +135,7 @@ def _ranks(results: list[list[Row]], data: Row, rules: ParsingRules) -> Read:
         ranked = list(ranker.values()) if isinstance(ranker, dict) else []
         order = [f"{_ITEM}{name}" for name in ranked[0]] if len(ranked) == 1 and isinstance(ranked[0], list) else None
         if not (found := ranking_standings(order, names)):
-            raise PreferenceError(Reason.WRONG_TYPE, "`ranker` is not one list of the ids of two or more items")
+            raise PreferenceError(Reason.WRONG_TYPE, "`ranker` is not a single list of two or more item ids")
         standings.append(found)
     return names, standings
 
@@ -149,7 +149,7 @@ def _of_one_tag(results: list[list[Row]], rules: ParsingRules) -> list[Row]:
     tag = only_question({str(item.get("from_name")) for items in results for item in items}, rules)
     found = [[item for item in items if str(item.get("from_name")) == tag] for items in results]
     if any(len(items) > 1 for items in found):
-        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "an annotation has several results of one tag")
+        raise PreferenceError(Reason.AMBIGUOUS_FIELD, "an annotation has several results of the same tag")
     return [items[0] for items in found if items]
 
 
@@ -161,7 +161,9 @@ def _value(item: Row) -> Row:
 def _responses(data: Row, rules: ParsingRules) -> list[str]:
     names = response_names(data, rules)
     if len(names) < 2:
-        problem = "`data` has no two responses; the setting columns says which fields are response_a and response_b"
+        problem = (
+            "no two fields of `data` are recognized as responses; name response_a and response_b in the setting columns"
+        )
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     return names
 
@@ -183,7 +185,9 @@ def _sides(item: Row, data: Row, rules: ParsingRules) -> list[str]:
         return names
     ends, tag_ends = ([suffix_of(name).lower() for name in given] for given in (names, tags))
     if sorted(ends) != sorted(tag_ends):
-        problem = "`to_name` names no fields of `data`; the setting columns says which is response_a, on the left"
+        problem = (
+            "`to_name` names no fields of `data`; name response_a (on the left) and response_b in the setting columns"
+        )
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, problem)
     return names if ends == tag_ends else names[::-1]
 

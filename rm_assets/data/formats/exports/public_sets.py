@@ -86,7 +86,7 @@ def _one_hot(row: Row) -> Row:
     if len(winners) != 1:
         raise PreferenceError(
             Reason.AMBIGUOUS_FIELD,
-            f"{len(winners)} of {', '.join(f'`{name}`' for name in given)} are 1, instead of one",
+            f"{len(winners)} of {', '.join(f'`{name}`' for name in given)} are 1, instead of exactly one",
         )
     row = {name: value for name, value in row.items() if name not in given} | {"winner": winners.pop()}
     turns = {name: _turns(row.get(name)) for name in ("prompt", "response_a", "response_b")}
@@ -113,7 +113,7 @@ def _turns(value: Any) -> list[Any] | None:
 def _conversation(prompts: list[Any], replies: list[Any]) -> list[dict[str, Any]]:
     if len(prompts) != len(replies):
         counts = f"{len(prompts)} prompts and {len(replies)} replies"
-        raise PreferenceError(Reason.WRONG_TYPE, f"a conversation of {counts}, which should be as many")
+        raise PreferenceError(Reason.WRONG_TYPE, f"a conversation of {counts}, instead of equally many")
     return alternating(prompts, replies)
 
 
@@ -146,12 +146,12 @@ def _rejected_response(row: Row) -> Row:
     messages = row.get("messages", [])
     if _are_objects(messages):
         if messages[-1].get("role", messages[-1].get("from")) not in ("assistant", "gpt"):
-            problem = "`messages` does not end with the assistant's reply, which `rejected_response` is compared with"
+            problem = "`messages` does not end with an assistant's reply to compare `rejected_response` with"
             raise PreferenceError(Reason.MISSING_FIELD, problem)
         return others | {"messages": None, "prompt": messages[:-1], "chosen": messages[-1:]}
     chosen = next((name for name in ("chosen_response", "response", "output") if name in row), None)
     if chosen is None:
-        problem = "`rejected_response` needs `messages`, `response` or `chosen_response` beside it"
+        problem = "`rejected_response` needs `messages`, `response` or `chosen_response` in the same row"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     others["chosen"] = others.pop(chosen)
     if "query" in row:

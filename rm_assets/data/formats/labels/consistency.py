@@ -26,10 +26,10 @@ _AGAINST_NAMES = (EvidenceKind.UNCLEAR, EvidenceKind.OTHER, EvidenceKind.OWN)
 
 
 class Seen(Struct, kw_only=True):
-    """How many rows of a file give such evidence, how many of them are sound, and the line and value of the first."""
+    """How many rows of a file give such evidence, how many of them are valid, and the line and value of the first."""
 
     num: int
-    num_sound: int
+    num_valid: int
     line: int
     value: str
 
@@ -47,13 +47,13 @@ class Refusal(Struct, frozen=True, kw_only=True):
     detail: str
 
 
-def count_evidence(counts: EvidenceCounts, evidence: Evidence, line: int, *, is_sound: bool) -> None:
+def count_evidence(counts: EvidenceCounts, evidence: Evidence, line: int, *, is_valid: bool) -> None:
     seen = counts.setdefault(evidence.shape, {}).get(evidence.kind)
     if seen is None:
-        counts[evidence.shape][evidence.kind] = Seen(num=1, num_sound=int(is_sound), line=line, value=evidence.value)
+        counts[evidence.shape][evidence.kind] = Seen(num=1, num_valid=int(is_valid), line=line, value=evidence.value)
         return
     seen.num += 1
-    seen.num_sound += is_sound
+    seen.num_valid += is_valid
     if line < seen.line:
         seen.line, seen.value = line, evidence.value
 
@@ -68,8 +68,8 @@ def evidence_by_source(shards: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[
                 known = counts.setdefault(shape, {}).setdefault(kind, seen)
                 if known is not seen:
                     first = min(known, seen, key=lambda each: each.line)
-                    num, num_sound = known.num + seen.num, known.num_sound + seen.num_sound
-                    counts[shape][kind] = Seen(num=num, num_sound=num_sound, line=first.line, value=first.value)
+                    num, num_valid = known.num + seen.num, known.num_valid + seen.num_valid
+                    counts[shape][kind] = Seen(num=num, num_valid=num_valid, line=first.line, value=first.value)
     return found
 
 
@@ -80,15 +80,15 @@ def refusals(by_source: Mapping[str, EvidenceCounts]) -> list[Refusal]:
     for shape, kinds in _kinds(by_source).items():
         if EvidenceKind.SIGNED in kinds and EvidenceKind.SIZE in kinds:
             example = _example(by_source, shape, EvidenceKind.SIGNED)
-            detail = f"{shape} is {example}, so that it has a sign, which here contradicts the label"
+            detail = f"{shape} is {example}, so its values have a sign, which here contradicts the label"
             reason, refused = Reason.AMBIGUOUS_FIELD, (EvidenceKind.SIZE,)
         elif EvidenceKind.BEYOND in kinds:
             detail = (
-                f"{shape} is {_example(by_source, shape, EvidenceKind.BEYOND)}, beyond -3 to 3; {scale_advice(shape)}"
+                f"{shape} is {_example(by_source, shape, EvidenceKind.BEYOND)}, outside -3 to 3; {scale_advice(shape)}"
             )
             reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
         elif EvidenceKind.POSITIVE in kinds and EvidenceKind.NEGATIVE not in kinds:
-            detail = f"{shape} is negative in no line, as strengths from -3 to 3 would be; {scale_advice(shape)}"
+            detail = f"{shape} is negative in no line, unlike strengths from -3 to 3; {scale_advice(shape)}"
             reason, refused = Reason.AMBIGUOUS_LABEL, _STRENGTHS
         else:
             continue
@@ -121,7 +121,7 @@ def _why_unclear(by_source: Mapping[str, EvidenceCounts], source: str, shape: st
         return ""
     problem = f"{shape} is {own[kind].value} (first: line {own[kind].line})"
     if other is None:
-        return f"{problem}, which may mean either"
+        return f"{problem}, which could mean either response"
     return f"{problem}, but {_example(by_source, shape, other, source)}: these numbers may not name the responses"
 
 

@@ -40,7 +40,7 @@ def read_strength(
         return sign if value < 0 else label, abs(value)
     if abs(value) > LARGEST:
         evidence.append(Evidence(shape, EvidenceKind.BEYOND, f"{value:g}"))
-        problem = f"{shape} is {value:g}, beyond -3 to 3; {scale_advice(shape)}"
+        problem = f"{shape} is {value:g}, outside -3 to 3; {scale_advice(shape)}"
         raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
     if value:
         evidence.append(Evidence(shape, EvidenceKind.NEGATIVE if value < 0 else EvidenceKind.POSITIVE, f"{value:g}"))
@@ -50,7 +50,7 @@ def read_strength(
 def scale_advice(shape: str) -> str:
     """How to say what the strengths of a shape mean."""
     example = json.dumps({column_of(shape): {"1": "first", "2": "tie", "3": "second"}}, ensure_ascii=False)
-    return f"the setting labels says what the values of its scale mean, such as {example}"
+    return f"define these values in the setting labels, for example {example}"
 
 
 def column_of(shape: str) -> str:
@@ -62,7 +62,7 @@ def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> tuple[Lab
     """The meaning of a value, and its distance from the middle between those of both sides, where they lie apart."""
     word = f"{value:g}"
     if word not in scale:
-        problem = f"{shape} is {word}, to which the setting labels gives no meaning"
+        problem = f"{shape} is {word}, which the setting labels does not define"
         raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
     return scale[word], abs(value - middle) if (middle := _middle(scale)) is not None else 0.0
 
