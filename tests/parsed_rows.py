@@ -7,7 +7,7 @@ import pytest
 
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.tables.reasons import Reason
 
 
@@ -20,7 +20,7 @@ def read(row: dict[str, Any], **rules: Any) -> list[Preference]:
     """The preferences of a row, all of which must be sound."""
     found = parse_row(json.dumps(row), ParsingRules(**rules))
     for preference in found:
-        require_sound(preference)
+        require_valid(preference)
     return found
 
 

@@ -104,7 +104,7 @@ def _require_packages(settings: Settings) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _require_trainable(base: ModelFiles, max_length: int) -> None:
-    """Raise SettingsError if the model cannot become a reward model; its files, which are sound, are its identity."""
+    """Raise SettingsError if the model cannot become a reward model; its files, which are checked, are its identity."""
     from rm_assets.training.model.reward_model import check_base_model
 
     check_base_model(Path(base.directory), max_length)

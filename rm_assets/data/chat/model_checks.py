@@ -51,7 +51,7 @@ class Tensor(NamedTuple):
 def check_model_files(directory: Path, *, has_weights: bool = True) -> dict[str, Any]:
     """The configuration of a model; raises SettingsError, which names the file, if one must not be loaded.
 
-    Without `has_weights`, as of a model on the Hub, weights may be missing; those that are there must be sound, too.
+    Without `has_weights`, as of a model on the Hub, weights may be missing; those that are there must be valid, too.
     """
     require_no_adapter(directory)
     path = directory / CONFIGURATION
@@ -76,7 +76,7 @@ def require_no_adapter(directory: Path) -> None:
 
 
 def check_trainable(directory: Path, configuration: dict[str, Any]) -> None:
-    """Raise SettingsError if a sound model cannot be the base of a reward model: quantized, or with several outputs."""
+    """Raise SettingsError if a valid model cannot be the base of a reward model: quantized, or with several outputs."""
     cure = "give the model that it was made from, in float32, bfloat16 or float16"
     parts = (configuration, configuration.get("text_config"))
     for name in ("quantization_config", "quantization"):  # MLX writes the second one

@@ -92,7 +92,7 @@ class ModelFiles:
 
 
 def find_tokenizer(settings: Settings) -> TokenizerFiles:
-    """The tokenizer and chat template of the settings; raises SettingsError if one is missing or not sound."""
+    """The tokenizer and chat template of the settings; raises SettingsError if one is missing or invalid."""
     setting, name = _tokenizer_setting(settings)
     is_model = settings.tokenizer is None and settings.model is not None
     directory = _directory(name, setting, [CONFIGURATION, *_TOKENIZER_FILES], is_model=is_model)

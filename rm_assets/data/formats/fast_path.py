@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 from rm_assets.data.formats.conversations.messages import are_single_messages, has_turns, split_sides
 from rm_assets.data.formats.conversations.written_lists import opens_like_list
 from rm_assets.data.formats.preferences import Format, Message, PreferenceError
-from rm_assets.data.formats.soundness import are_in_order
+from rm_assets.data.formats.validity import are_in_order
 
 
 class _Message(Struct, forbid_unknown_fields=True, gc=False):

@@ -45,7 +45,7 @@ class PairKeys(NamedTuple):
 
 
 def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversations, tools: Sequence[str]) -> PairKeys:
-    """The keys of pairs; all are valid, see `rm_assets.data.formats.soundness.require_sound`."""
+    """The keys of pairs; all are valid, see `rm_assets.data.formats.validity.require_valid`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
     # tools are empty or a JSON list, and no head begins with "[": neither can be mistaken for the other

@@ -24,8 +24,8 @@ from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.file_rules import globs_without_files, rules_of_file
 from rm_assets.data.formats.labels.consistency import EvidenceCounts, Refusal, count_evidence
 from rm_assets.data.formats.preferences import Evidence, ParsedLine, ParsingRules, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import num_broken_prompts, pairs_of_lines
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.pairs.rows import PairRows
 from rm_assets.data.stages.rejects import num_rejects, reason_counts, reject_table
 from rm_assets.data.stages.run_stage import Log, run_stage, shard_task
@@ -155,7 +155,7 @@ def _usable(
         stated = stated_by_lines()
         shown = stated.evidence
         for preference in stated.preferences:
-            require_sound(preference)
+            require_valid(preference)
         is_valid = True
     except PreferenceError as error:
         shown = shown or error.evidence

@@ -89,7 +89,7 @@ class Publication:
         self._keep_snapshots = keep_snapshots
         self._log = log
         self._verifies = verify == "full"
-        self._is_sound_by_copy: dict[tuple[Path, str], bool] = {}
+        self._is_intact_by_copy: dict[tuple[Path, str], bool] = {}
         self._indexing = threading.Lock()
         self._latest = LatestPointer(self.directory)  # first: what is published from now on overtakes this run
         self.previous = latest_snapshot(storage, asset, pin=False)  # only this writer removes snapshots
@@ -122,7 +122,7 @@ class Publication:
     def find(self, key: str) -> Shard | None:
         """The finished shard with this key, from a published snapshot or an interrupted run."""
         for directory, shard in self._copies(key):
-            if _is_complete(shard, self._file_sizes(directory)) and self._is_sound(shard, directory):
+            if _is_complete(shard, self._file_sizes(directory)) and self._is_intact(shard, directory):
                 self._homes[key] = directory
                 return shard
         return None
@@ -143,16 +143,16 @@ class Publication:
             self._sizes[directory] = file_sizes(directory)
         return self._sizes[directory]
 
-    def _is_sound(self, shard: Shard, directory: Path) -> bool:
+    def _is_intact(self, shard: Shard, directory: Path) -> bool:
         """Whether a shard's files match their hashes: assumed unless `verify` is "full", and checked only once."""
-        if self._verifies and (directory, shard.key) not in self._is_sound_by_copy:
+        if self._verifies and (directory, shard.key) not in self._is_intact_by_copy:
             checked = ((directory / file.path, find_damage(directory / file.path, file)) for file in shard.files)
             damaged = next(((path, damage) for path, damage in checked if damage), None)
-            self._is_sound_by_copy[directory, shard.key] = damaged is None
+            self._is_intact_by_copy[directory, shard.key] = damaged is None
             if damaged:
                 problem = f"{str(damaged[0])!r} is damaged ({damaged[1]})"
                 self._log(f"{self._asset}: {problem}; its shard of {shard.origin} is computed again")
-        return self._is_sound_by_copy.get((directory, shard.key), True)
+        return self._is_intact_by_copy.get((directory, shard.key), True)
 
     def path(self, shard: Shard, folder: str) -> Path | None:
         """The current path of a found shard's file in a folder; None if the shard has no rows there."""

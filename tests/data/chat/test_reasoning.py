@@ -15,8 +15,8 @@ from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.pair_rendering import lost_parts
 from rm_assets.data.chat.tokenizer import ChatTokenizer, chat_template_utils, load_chat_tokenizer, message_dict, render
 from rm_assets.data.formats.preferences import Message, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import parse_two_lines
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import publish_validated
 from rm_assets.data.tables.reasons import Reason
@@ -122,7 +122,7 @@ def test_replies_that_differ_in_their_reasoning_alone_are_a_pair(settings: Setti
     assert set(violations(stages).values()) == {0}
     same = {"prompt": [USER], "chosen": [reply(thinking=THOUGHT)], "rejected": [reply(reasoning=THOUGHT)]}
     with pytest.raises(PreferenceError) as error:
-        require_sound(*parse_row(json.dumps(same)))
+        require_valid(*parse_row(json.dumps(same)))
     assert error.value.reason == Reason.IDENTICAL_REPLIES
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rm_assets.data.formats.fast_path import SimplePair, simple_pair
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 
 LIST = '[{"role": "assistant", "content": "%s"}]'
 MARKED = ["Human: hi Assistant:", "hi\n<extra_id_1>Assistant\nho\n<extra_id_1>User\nso?", "[INST] hi", "Assistant: ho"]
@@ -72,7 +72,7 @@ def by_formats(line: bytes) -> Preference | None:
     """The one sound preference of a line; None where it states none."""
     try:
         [preference] = parse_line(line, ParsingRules()).preferences
-        require_sound(preference)
+        require_valid(preference)
     except PreferenceError:
         return None
     return preference

@@ -20,8 +20,8 @@ from rm_assets.data.formats.parsing import EXPORT_FIELDS as FIELDS
 from rm_assets.data.formats.parsing import FORMATS
 from rm_assets.data.formats.preferences import Format, Message, ParsingRules, Preference, PreferenceError
 from rm_assets.data.formats.rankings import ResponseRecord
-from rm_assets.data.formats.soundness import require_sound
 from rm_assets.data.formats.two_lines import parse_two_lines
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.tables.reasons import Reason
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
@@ -139,7 +139,7 @@ def test_a_pair_comes_back_with_the_same_id_from_every_format(
     written, format_name: Format, preference: Preference
 ) -> None:
     [read] = parse_row(json.dumps(written(preference)))
-    require_sound(read)
+    require_valid(read)
     assert read.format == format_name
     assert (read.prompt, read.chosen, read.rejected) == (preference.prompt, preference.chosen, preference.rejected)
     assert keys_of(read) == keys_of(preference)
@@ -182,7 +182,7 @@ def test_the_page_of_formats_shows_a_line_of_every_format() -> None:
     for name, line in lines:
         two = (1, line), (2, line.replace("4.", "5."))
         for read in parse_two_lines(*two).preferences if name == "two_lines" else parse_row(line):
-            require_sound(read)
+            require_valid(read)
             assert read.format == name
             assert [m.content for m in (*read.prompt, *read.chosen)] == ["2+2?", "4."]
 
@@ -194,7 +194,7 @@ def test_the_page_of_formats_shows_a_line_of_every_export() -> None:
     assert len(lines) == len(table.splitlines()) - 2
     for _, line in lines:
         [read] = parse_row(line)
-        require_sound(read)
+        require_valid(read)
         assert [m.content for m in (*read.prompt, *read.chosen, *read.rejected)] == ["2+2?", "4.", "5."]
     shown = {field for _, line in lines for field in json.loads(line)}
     rarest = {public_set.fields[0] for public_set in public_sets.PUBLIC_SETS}
@@ -223,7 +223,7 @@ def test_the_prompt_has_many_names(row: dict[str, Any]) -> None:
 def test_system_text_and_earlier_turns_stand_before_the_prompt() -> None:
     row = {"system": "Be brief.", "history": [["2+1?", "3"]], "question": "2+2?", "chosen": "4", "rejected": "5"}
     [read] = parse_row(json.dumps(row))
-    require_sound(read)
+    require_valid(read)
     assert [(m.role, m.content) for m in read.prompt] == [
         ("system", "Be brief."),
         ("user", "2+1?"),
@@ -257,7 +257,7 @@ def test_sharegpt_tool_turns_become_tool_calls() -> None:
     ]
     row = {"conversations": turns, "chosen": {"from": "gpt", "value": "3"}, "rejected": {"from": "gpt", "value": "4"}}
     [read] = parse_row(json.dumps(row | {"tools": '[{"name": "add"}]'}))
-    require_sound(read)
+    require_valid(read)
     assert read.tools == '[{"name":"add"}]'
     assert json.loads(read.prompt[1].tool_calls or "") == [
         {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
@@ -294,7 +294,7 @@ def test_system_messages_tools_and_tool_calls_are_kept() -> None:
         {"role": "tool", "tool_call_id": "1", "content": "3"},
     ]
     [read] = parse_row(json.dumps({"prompt": prompt, "chosen": "3", "rejected": "4", "tools": [{"name": "add"}]}))
-    require_sound(read)
+    require_valid(read)
     assert read.tools == '[{"name":"add"}]'
     assert json.loads(read.prompt[2].tool_calls or "") == [call]
     assert [message.role for message in read.prompt] == ["system", "user", "assistant", "tool"]
@@ -374,7 +374,7 @@ CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content
 def test_what_states_no_preference_has_a_reason_and_none_of_its_text_in_the_detail(row: object, reason: Reason) -> None:
     with pytest.raises(PreferenceError) as error:
         for preference in parse_row(row if isinstance(row, str) else json.dumps(row)):
-            require_sound(preference)
+            require_valid(preference)
     assert error.value.reason == reason
     assert SECRET not in error.value.detail
 
@@ -435,7 +435,7 @@ SHAPES = st.sampled_from(
 def test_any_row_is_preferences_or_a_reason_without_its_text(shape: dict[str, Any], row: dict[str, Any]) -> None:
     try:
         for preference in parse_row(json.dumps(shape | row)):
-            require_sound(preference)
+            require_valid(preference)
             assert len(pair_id(preference)) == 32
     except PreferenceError as error:
         assert SECRET not in error.detail

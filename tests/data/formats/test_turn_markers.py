@@ -8,7 +8,7 @@ from parsed_rows import parse_row
 
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.preferences import Format, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.tables.reasons import MALFORMED, Reason
 
 SECRET = "zebra"
@@ -16,7 +16,7 @@ SECRET = "zebra"
 
 def read(**row: Any) -> Preference:
     [preference] = parse_row(json.dumps(row))
-    require_sound(preference)
+    require_valid(preference)
     return preference
 
 

@@ -9,7 +9,7 @@ from parsed_rows import parse_row
 from rm_assets.data.formats.conversations.written_lists import alternating, written_messages, written_texts
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.preferences import Format, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.tables.reasons import Reason
 
 SECRET = "zebra"
@@ -20,7 +20,7 @@ GOOD, BAD = ({"role": "assistant", "content": content} for content in ("Como.", 
 def read(row: dict[str, Any]) -> Preference:
     line = json.dumps(row)
     [preference] = parse_row(line)
-    require_sound(preference)
+    require_valid(preference)
     assert simple_pair(line.encode()) is None
     return preference
 

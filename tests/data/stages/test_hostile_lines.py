@@ -24,7 +24,7 @@ from rm_assets.data.chat.tokenizer import ChatTokenizer, encode, load_chat_token
 from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.pairs.contamination import prompt_grams
 from rm_assets.settings import Settings
 
@@ -117,7 +117,7 @@ def processed(line: bytes, chat: ChatTokenizer | None) -> None:
     simple_pair(line)
     try:
         for preference in parse_line(line, RULES).preferences:
-            require_sound(preference)
+            require_valid(preference)
             keys_of(preference)
             prompt_grams([message.content or "" for message in preference.prompt])
             if chat is not None:
@@ -192,7 +192,7 @@ def read_plain(number: int) -> None:
 def read_any(number: int) -> None:
     line = json.dumps({"prompt": turns(number + 100), "chosen": "x", "rejected": "y"})  # other lengths than above
     [preference] = parse_line(line, RULES).preferences
-    require_sound(preference)
+    require_valid(preference)
 
 
 def render_many(number: int) -> None:

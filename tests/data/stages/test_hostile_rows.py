@@ -12,7 +12,7 @@ from rm_assets.data.formats.fast_path import simple_pair
 from rm_assets.data.formats.parsing import FORMATS, parse_line
 from rm_assets.data.formats.preferences import Format, ParsingRules, PreferenceError
 from rm_assets.data.formats.rankings import MAX_RESPONSES
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 
 QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 OTHER = {"role": "assistant", "content": "b"}
@@ -71,7 +71,7 @@ def is_taken(line: str) -> bool:
     simple_pair(line.encode())
     try:
         for preference in parse_line(line, ParsingRules()).preferences:
-            require_sound(preference)
+            require_valid(preference)
     except PreferenceError:
         return False
     return True

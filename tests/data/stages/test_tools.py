@@ -18,7 +18,7 @@ from support import keys_of, rejects, rows, run_stages, silent, violations, writ
 from rm_assets.data.chat.model_files import find_tokenizer
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer, message_dict, render
 from rm_assets.data.formats.preferences import ParsingRules, Preference, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.stages.raw import publish_raw
 from rm_assets.data.stages.validation import ValidationTask, measure_validated, publish_validated
 from rm_assets.data.storage.parquet import read_table, write_table
@@ -161,7 +161,7 @@ def test_pairs_that_differ_in_the_order_of_members_alone_have_equal_conversation
 def test_replies_that_differ_in_the_order_of_members_alone_are_identical() -> None:
     first, second = called({"a": 1, "b": [{"c": 1, "d": 2}]}), called({"b": [{"d": 2, "c": 1}], "a": 1})
     with pytest.raises(PreferenceError) as error:
-        require_sound(read(chosen=[first], rejected=[second]))
+        require_valid(read(chosen=[first], rejected=[second]))
     assert error.value.reason == Reason.IDENTICAL_REPLIES
     with pytest.raises(PreferenceError) as error:
         parse_row(json.dumps({"chosen": [USER, first], "rejected": [USER, second]}))
@@ -169,7 +169,7 @@ def test_replies_that_differ_in_the_order_of_members_alone_are_identical() -> No
     replies = [{"response": [first], "rank": 1}, {"response": [second], "rank": 2}, {"response": "No.", "rank": 3}]
     with pytest.raises(PreferenceError, match="response 2 is listed twice"):
         parse_row(json.dumps({"prompt": "q", "responses": replies}))
-    require_sound(read(chosen=[first], rejected=[called({"a": 1, "b": [{"c": 2, "d": 1}]})]))
+    require_valid(read(chosen=[first], rejected=[called({"a": 1, "b": [{"c": 2, "d": 1}]})]))
 
 
 def test_conversations_share_calls_whatever_the_order_of_their_members() -> None:

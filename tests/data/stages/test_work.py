@@ -15,7 +15,7 @@ from rm_assets.data.chat.shortening import shortened_pair
 from rm_assets.data.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
-from rm_assets.data.formats.soundness import require_sound
+from rm_assets.data.formats.validity import require_valid
 from rm_assets.data.pairs.rows import PairRows
 from rm_assets.settings import Settings
 
@@ -32,7 +32,7 @@ def rows_of(line: dict[str, Any]) -> list[dict[str, Any]]:
     """The validated rows of a line."""
     rows = PairRows()
     for preference in parse_line(json.dumps(line), ParsingRules(max_pairs_per_prompt=10**6)).preferences:
-        require_sound(preference)
+        require_valid(preference)
         rows.add(1, preference)
     return rows.table("a.jsonl").to_pylist()
 

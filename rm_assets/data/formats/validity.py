@@ -24,7 +24,7 @@ _CACHED_MESSAGES = 64
 _MAX_MARGIN = float(np.finfo(np.float32).max)
 
 
-def require_sound(preference: Preference) -> None:
+def require_valid(preference: Preference) -> None:
     """Raise PreferenceError unless the conversation is in order and states a preference between two replies."""
     _require_order(preference)
     if number := _first_blank(preference.prompt):

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from rm_assets.data.formats.preferences import Format, Message, Preference, PreferenceError
-from rm_assets.data.formats.soundness import are_in_order, require_sound
+from rm_assets.data.formats.validity import are_in_order, require_valid
 from rm_assets.data.tables.reasons import Reason
 
 LARGEST = float.fromhex("0x1.fffffep127")  # of float32
@@ -32,7 +32,7 @@ def preference(prompt: str, chosen: str = "a", rejected: str = "a", margin: floa
 
 def found(preference: Preference) -> tuple[Reason, str] | None:
     try:
-        require_sound(preference)
+        require_valid(preference)
     except PreferenceError as error:
         return error.reason, str(error.detail)
     return None
