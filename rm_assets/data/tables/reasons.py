@@ -74,8 +74,8 @@ MEANINGS = {
     Reason.WRONG_TYPE: "A field has the wrong type for the format.",
     Reason.REPEATED_FIELD: "A field that is read occurs more than once in one object.",
     Reason.AMBIGUOUS_FIELD: "Two fields with the same meaning differ; choose one in the setting columns.",
-    Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison could mean either response; the setting labels "
-    "defines it.",
+    Reason.AMBIGUOUS_LABEL: "The label or strength of a comparison could mean either response; define it in "
+    "the setting labels.",
     Reason.UNSUPPORTED_FIELD: "The row has chat_template_kwargs, tools or reasoning in a field where these are "
     "not read.",
     Reason.HELD_BACK_FILE: "The line is valid, but its file is held back because of other lines, possibly in another "

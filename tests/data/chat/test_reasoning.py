@@ -83,11 +83,11 @@ def test_reasoning_given_twice_must_be_the_same() -> None:
     assert chosen(same).reasoning_content == THOUGHT
     assert refusal(reply(thinking=THOUGHT, reasoning=SECRET)) == (
         Reason.AMBIGUOUS_FIELD,
-        "`reasoning` and `thinking` of a message give different reasoning",
+        "a message has different reasoning in `reasoning` and `thinking`",
     )
     assert refusal(reply(PARTS["anthropic"], reasoning_content=SECRET)) == (
         Reason.AMBIGUOUS_FIELD,
-        "`reasoning_content` and a part of the content of a message give different reasoning",
+        "a message has different reasoning in `reasoning_content` and a part of the content",
     )
 
 
