@@ -1,4 +1,4 @@
-"""Where a pair came from and what became of it: `python -m rm_assets.trace PAIR_ID`, or `... FILE LINE`.
+"""Where a pair came from and what happened to it: `python -m rm_assets.trace PAIR_ID`, or `... FILE LINE`.
 
 It reads the newest snapshots in RM_STORAGE and prints the line, its pairs or its reject at each stage, the split, and
 the scores of each model. FILE is a source as rows and rejects show it, or the end of one.

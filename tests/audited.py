@@ -56,7 +56,7 @@ class AuditedRun:
 
 
 def canary_rows(num_pairs: int) -> list[object]:
-    """Sound rows, of which every third has the labels the other way round, so that no model is always right."""
+    """Valid rows, of which every third has flipped labels, so that no model is always right."""
     rows = []
     for number, row in enumerate(polite_rows(num_pairs)):
         assert isinstance(row, dict)

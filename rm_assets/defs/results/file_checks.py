@@ -116,7 +116,7 @@ def is_collateral(row: dict[str, Any]) -> bool:
 
 
 def trace_command(source: str, line: int | None) -> str:
-    """The command that shows what became of a line."""
+    """The command that shows what happened to a line."""
     return f"python -m rm_assets.trace {shlex.quote(source)} {line or 1}"
 
 

@@ -1,4 +1,4 @@
-"""Which pairs go: duplicates, and those that stand the other way round, too."""
+"""Which pairs are dropped: duplicates, and those that also occur with flipped labels."""
 
 import pyarrow as pa
 import pytest

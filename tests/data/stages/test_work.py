@@ -147,5 +147,7 @@ def test_json_in_a_text_that_nests_too_deep_is_a_reject(depth: int) -> None:
     call = f'{{"name": "f", "arguments": {nested(depth)}}}'
     turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": call}]
     line = {"conversations": turns, "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
-    with pytest.raises(PreferenceError, match="wrong_type: the value of a `function_call` nests more than 64 levels deep"):
+    with pytest.raises(
+        PreferenceError, match="wrong_type: the value of a `function_call` nests more than 64 levels deep"
+    ):
         rows_of(line)
