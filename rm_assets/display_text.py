@@ -47,5 +47,5 @@ def as_code(text: str, limit: int = MAX_CHARACTERS) -> str:
 
 
 def as_code_cell(text: str) -> str:
-    """A name in a cell of a Markdown table, whose columns are parted by `|` even between backquotes."""
+    """A name in a cell of a Markdown table, whose columns are separated by `|` even between backquotes."""
     return as_code(text).replace("|", r"\|")

@@ -1,6 +1,6 @@
 """Generates the tables of SETTINGS.md and data/REJECTS.md from the code: `python -m rm_assets.reference_pages`.
 
-The text of a page is written by hand. Only what stands between its two marker comments is replaced.
+The text of a page is written by hand. Only the part between its two marker comments is replaced.
 """
 
 import re

@@ -296,7 +296,7 @@ class TrainingSettings(_Group):
     which servers then run it; all scores of the report are those of the rounded weights."""
 
     checkpoint_every_steps: NonNegativeInt = 0
-    """Optimizer steps between checkpoints. 0: by checkpoint_minutes alone."""
+    """Optimizer steps between checkpoints. 0: only by checkpoint_minutes."""
 
     checkpoint_minutes: PositiveFloat = 10.0
     """Minutes between checkpoints, from which interrupted training resumes."""
@@ -328,13 +328,13 @@ class TrainingSettings(_Group):
         return self.model_dump(exclude={*ROUNDING, *unset, "checkpoint_every_steps", "checkpoint_minutes", "tracking"})
 
     def rounding(self) -> dict[str, Any]:
-        """The settings that change how a step is computed, and its result by rounding alone."""
+        """The settings that change how a step is computed, and its result only by rounding."""
         return {name: getattr(self, name) for name in ROUNDING}
 
 
 ROUNDING = ("micro_batch_tokens", "gradient_checkpointing", "compile", "num_processes", "num_nodes")
 """Training settings that are not part of a model's key: a finished model is not trained again because of them, and an
-interrupted training goes on under others."""
+interrupted training continues under others."""
 
 
 ADDED_LATER = ("load_in_4bit",)

@@ -204,7 +204,7 @@ def _values_in_force() -> dict[str, Any]:
 def _description(group: str, name: str, field: FieldInfo) -> str:
     """A setting's group, meaning and default, and its value where it is not given, if that is another.
 
-    The launchpad sorts all settings by name, so the group stands here.
+    The launchpad sorts all settings by name, so the group is named here.
     """
     text = f"[{group}] {' '.join((field.description or '').split())}"
     text += f" Environment variable: {PREFIX}{name.upper()}. Default: {_shown(field.default)}."

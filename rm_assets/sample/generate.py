@@ -1,4 +1,4 @@
-"""Makes the built-in annotations and their vocabulary anew: `python -m rm_assets.sample.generate [--directory DIR]`.
+"""Regenerates the built-in annotations and their vocabulary: `python -m rm_assets.sample.generate [--directory DIR]`.
 
 annotations/ holds about 2,000 preferences in five files and four formats, with a few lines that are wrong on purpose;
 tokenizer/tokenizer.json a byte-level BPE trained on them. All other files of the sample are written by hand.
@@ -32,7 +32,7 @@ OTHER_QUESTION_SHARE = 1 / 3
 LENGTH_RATIOS = (1.15, 1.7)  # of the longer reply to the shorter one, in characters
 MARGINS = {40: 1.0, 90: 0.5, 140: 0.25, 190: 0.75, 240: 0.5, 290: 0.0}  # row of plain.jsonl -> margin
 
-# Lines that are no pairs, so that a newcomer sees rejects. The one that is not valid UTF-8 is in the compressed file.
+# Lines that are not pairs, so that a newcomer sees rejects. The one that is not valid UTF-8 is in the compressed file.
 DAMAGED = [
     ("plain.jsonl", 61, b'{"prompt": "How do I sleep?", "chosen": "Dark'),
     ("plain.jsonl", 322, b'{"prompt": "What is 3 times 4?", "chosen": "12.", "rejected": 7}'),
@@ -228,7 +228,7 @@ def _byte_level_bpe(texts: Iterator[str]) -> Tokenizer:
 
 
 def generate(directory: Path) -> None:
-    """Writes the annotations and the vocabulary into a directory, over what is there: the same bytes each time."""
+    """Writes the annotations and the vocabulary into a directory, over existing files: the same bytes each time."""
     for folder in ("annotations", "tokenizer"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     records = _all_records(Random(SEED))
@@ -245,6 +245,6 @@ def generate(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the built-in sample anew.")
+    parser = argparse.ArgumentParser(description="Regenerate the built-in sample.")
     parser.add_argument("--directory", type=Path, default=Path(__file__).parent)
     generate(parser.parse_args().directory)

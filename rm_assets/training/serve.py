@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves a saved reward model over HTTP, after verifying its golden scores.",
     )
     parser.add_argument("model", type=Path, help="the model directory")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; by default this machine alone")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; by default only this machine")
     parser.add_argument("--port", type=_port, default=5000, help="port to listen on; 0: any free one")
     parser.add_argument("--batch-size", type=positive, default=16, help="sequences per forward pass; changes no score")
     parser.add_argument("--max-sequences", type=positive, default=1024, help="sequences that one request may hold")

@@ -124,7 +124,7 @@ class Encoder:
             except BaseException as error:
                 reraise_unless_of_a_library(error)
                 raise EncodingError(first + number, type(error).__name__) from None
-        raise EncodingError(first, "a batch fails whose texts alone do not")
+        raise EncodingError(first, "a batch fails, but each of its texts by itself does not")
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

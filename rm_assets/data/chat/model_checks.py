@@ -1,6 +1,6 @@
 """Files of pretrained models, which anyone may have written: checked before a library loads them, and before any work.
 
-Weights are not loaded here: a configuration, an index and the headers of safetensors say what is there. No code of a
+Weights are not loaded here: a configuration, an index and the headers of safetensors describe them. No code of a
 model is run and no pickle is opened. Every problem is one SettingsError that names the file and what to do.
 """
 
@@ -67,7 +67,7 @@ def check_model_files(directory: Path, *, has_weights: bool = True) -> dict[str,
 
 
 def require_no_adapter(directory: Path) -> None:
-    """Raise SettingsError if a directory holds an adapter, alone or beside a model, which would be left out."""
+    """Raise SettingsError if a directory holds an adapter, with or without a model; it would be ignored."""
     if (directory / ADAPTER).is_file():
         raise SettingsError(
             f"{ADAPTER!r} in {str(directory)!r}: a LoRA adapter, not a whole model; merge it into its base "
@@ -124,7 +124,7 @@ def no_weights(files: Iterable[Path | str], place: str) -> str:
         return f"{place!r} has shards such as {shard!r} without their index {_INDEX_FILE!r}; get the files again"
     if pickled := next(filter(_PICKLED.fullmatch, names), None):
         return (
-            f"{place!r} has its weights in {pickled!r} alone, and pickled weights are never opened; convert them to "
+            f"{place!r} has its weights only in {pickled!r}, and pickled weights are never opened; convert them to "
             "safetensors (load them with transformers where you trust them, then save_pretrained)"
         )
     other = next(filter(_OTHER_KINDS.fullmatch, names), None)
@@ -136,7 +136,7 @@ def no_weights(files: Iterable[Path | str], place: str) -> str:
 
 
 def weight_files(directory: Path, configuration: dict[str, Any]) -> list[Path]:
-    """The files of weights that transformers loads, in the order in which it looks for them; empty if none is there."""
+    """The weight files that transformers loads, in the order in which it looks for them; empty if there are none."""
     for name in (configuration.get("transformers_weights") or _SINGLE, _INDEX_FILE):
         path = directory / name
         if path.is_file():

@@ -20,7 +20,7 @@ _MAX_EARLIER = 64
 _MARK = re.compile(r"(?=(zq(?:\d+(?:c\d+)?|tool)qz))")
 """Any mark, also one that overlaps another."""
 _MAX_SHAPE = 500
-"""Messages of a conversation whose shape is cached for long."""
+"""Conversations with at most this many messages have their shape cached."""
 _MAX_SHAPES = 10_000
 
 

@@ -96,7 +96,7 @@ class Columns:
         return pa.array([apply(expression, text) for text in texts.to_pylist()], pa.string())
 
     def join(self, parts: Sequence[Part]) -> pa.StringArray:
-        """Literals and expressions, one after the other, in every row."""
+        """Literals and expressions in sequence, in every row."""
         if all(isinstance(part, str) for part in parts):
             return pa.repeat("".join(map(str, parts)), self.num_rows)
         columns = [pa.scalar(part, pa.string()) if isinstance(part, str) else self.text(part) for part in parts]

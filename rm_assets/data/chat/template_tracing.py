@@ -39,7 +39,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class Joined:
-    """Literals and expressions, one after the other."""
+    """Literals and expressions in sequence."""
 
     parts: tuple["str | Expression", ...]
 

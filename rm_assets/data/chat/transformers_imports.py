@@ -24,7 +24,7 @@ def import_tokenizers_alone() -> None:
 
 
 class _TorchWhenUsed(types.ModuleType):
-    """Stands for torch in a module that imports it and may never use it; imports torch for the first attribute."""
+    """Replaces torch in a module that imports it and may never use it; imports torch for the first attribute."""
 
     def __init__(self, user: types.ModuleType) -> None:
         super().__init__("torch")
@@ -51,7 +51,7 @@ def _keep_torch_unloaded(utils: types.ModuleType) -> None:
 
 
 class _ModelsWhenNamed(types.ModuleType):
-    """Stands for transformers.models: finds modules by path, and runs the package's own code for any other attribute.
+    """Replaces transformers.models: finds modules by path, and runs the package's own code for any other attribute.
 
     That code reads the source of every model to list its classes, as `import transformers` has just done.
     """

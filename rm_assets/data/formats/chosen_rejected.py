@@ -58,7 +58,7 @@ class ConversationsRecord(Common, kw_only=True):
 
 
 class TranscriptRecord(Common, kw_only=True):
-    r"""`\n\nHuman: ...\n\nAssistant: ...` texts; with `prompt`, the replies go on where it stops, or repeat it."""
+    r"""`\n\nHuman: ...\n\nAssistant: ...` texts; with `prompt`, the replies continue it, or repeat it."""
 
     prompt: str | None = None
     chosen: str

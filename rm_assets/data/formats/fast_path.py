@@ -37,7 +37,7 @@ _USER, _ASSISTANT = ("user",), ("assistant",)
 
 
 class SimplePair(NamedTuple):
-    """A valid preference of messages with a role and a content alone."""
+    """A valid preference whose messages have only a role and a content."""
 
     prompt: Conversation
     chosen: Conversation

@@ -75,7 +75,7 @@ _FILLED = _REPLIES.union(_VERDICTS, PROMPTS) - _SCORES
 def explain_null_fields(
     error: PreferenceError, row: Row, null_fields: Mapping[str, str], parse: Callable[[Row], object]
 ) -> PreferenceError:
-    """The error to raise for a row with null fields: `error`, unless filling these would mend the row.
+    """The error to raise for a row with null fields: `error`, unless filling these would make the row valid.
 
     `null_fields` maps fields to the columns that the file has them in; `parse` parses a row.
     """

@@ -1,4 +1,4 @@
-r"""NeMo-Aligner's files of two lines a pair: `{"text": "<prompt, chosen>"}`, then `{"text": "<prompt, rejected>"}`.
+r"""NeMo-Aligner's files with two lines per pair: `{"text": "<prompt, chosen>"}`, then `{"text": "<prompt, rejected>"}`.
 
 Read by the setting `two_line_files` only: nothing in a line says which of the two it is, and a lost line would swap or
 mismatch all pairs after it. So a pair is made of the 1st and 2nd, the 3rd and 4th non-blank line of a file, rejected

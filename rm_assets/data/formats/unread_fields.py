@@ -95,7 +95,7 @@ _OTHER_OBJECTS = frozenset({"tools", "tool_calls", "arguments"})
 def require_no_media(row: Row) -> None:
     """Raise PreferenceError where a row, or a message of it, brings media, or a text has a placeholder for them.
 
-    A placeholder counts beside a field for such media alone, though that is empty: else `<image>` is a word.
+    A placeholder counts only if the row has a field for such media, even an empty one: otherwise `<image>` is a word.
     """
     if not _NAMES.isdisjoint(row):
         _require_empty(row, "")

@@ -91,7 +91,7 @@ def pair_changes(before: Snapshot, now: Snapshot) -> PairChanges:
 
 
 def _changed_pairs(snapshot: Snapshot, common: Collection[str]) -> pa.Table:
-    """The pairs of the splits and, where these lack them, of the evaluation sets, one row a pair."""
+    """The pairs of the splits and, where these lack them, of the evaluation sets, one row per pair."""
     folders = {file.folder for shard in snapshot.manifest.shards for file in shard.files} - {REJECTS, *SPLITS}
     rows = _rows(snapshot, [*SPLITS, *sorted(folders)], common, [*_LINE, *_SIDES])
     first = rows.append_column("row", pa.array(np.arange(rows.num_rows)))

@@ -70,7 +70,7 @@ def _json_rows(stream: io.BufferedReader, max_line_bytes: int) -> Iterator[Piece
 
 
 def _is_object_over_lines(head: bytes) -> bool:
-    """Whether a file begins with an object that goes on after its first line, where no other object begins."""
+    """Whether a file begins with an object that continues after its first line, where no other object begins."""
     line, line_end, following = head.partition(b"\n")
     if not (line.startswith(b"{") and line_end) or following.lstrip().startswith(b"{"):
         return False

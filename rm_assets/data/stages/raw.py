@@ -360,7 +360,7 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
 
 
 def _num_equal_bytes(now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known) -> int:
-    """How many bytes at the start of a file are those last read, by the listing's hashes; 0 if these do not tell."""
+    """How many bytes at the start of a file are those last read, by the listing's hashes; 0 if these are not known."""
     is_as_listed = file_stamp(file.path, now.status) == reading.listing.stamps[file.source]
     if not is_as_listed or is_recent(now.status) or known["stamp"][-2:] != _own_stamp([], reading):
         return 0

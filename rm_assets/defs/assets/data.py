@@ -1,6 +1,6 @@
 """The data assets: each reads its parent's newest snapshot, runs its stage, and returns what the UI shows.
 
-`deps` names the nearest parent alone, so that the lineage is a line. An asset that also reads an earlier stage finds
+`deps` names only the nearest parent, so the lineage is a line. An asset that also reads an earlier stage finds
 the snapshot by the inputs in its parent's manifest.
 """
 

@@ -24,7 +24,7 @@ from rm_assets.settings import LaunchSettings, SettingsError
 
 LABEL = "rm-assets/job"
 ATTEMPT = "rm-assets/attempt"
-"""The label that tells the pod of this attempt from that of a later one, which replaced it."""
+"""The label that distinguishes this attempt's pod from that of a later one, which replaced it."""
 GPU = "nvidia.com/gpu"
 SECONDS_TO_DELETE = 120.0
 """The least time a deleted pod has to go; `terminationGracePeriodSeconds` of its spec is 30 by default."""

@@ -29,7 +29,7 @@ NUM_NAMED = 3
 _SPECS = {
     Stage.RAW: {
         READ: "No file is damaged, unreadable or still being written.",
-        GONE: "No file is gone, or has fewer rows, since the previous snapshot.",
+        GONE: "No file has disappeared, or has fewer rows, since the previous snapshot.",
         IGNORED: "Every file that may hold annotations is of a kind that is read.",
     },
     Stage.VALIDATED: {HELD_BACK: "No file is held back: for malformed lines, an ambiguous label or missing lines."},
@@ -139,7 +139,7 @@ def _gone_result(snapshot: Snapshot, before: Snapshot | None) -> dg.AssetCheckRe
     new = {source: number for source, number in are.items() if source not in were}
     text = f"Gone since the snapshot before: {num_gone:,} of {sum(were.values()):,} rows, in {_first(named)}"
     text += f"; new: {len(new):,} files with {sum(new.values()):,} rows" if new else ""
-    found = text if rows else "No file and no row is gone since the snapshot before."
+    found = text if rows else "No file or row has disappeared since the previous snapshot."
     return _warning(GONE, rows, found, "gone_files", {"file": "string", "rows_before": "int", "rows_now": "int"})
 
 
@@ -165,7 +165,7 @@ def _held_back_result(snapshot: Snapshot, parent: Snapshot | None, limit: float)
         f"a file may have {limit * 100:.4g} % of its lines malformed (max_malformed_fraction), no ambiguous label, "
         "and, if it is a two-line file, no line missing among several pairs of one prompt"
     )
-    text = f"Held back: {_first(named)}; {rule}. Mend the rejected lines, raise the limit, or set labels."
+    text = f"Held back: {_first(named)}; {rule}. Fix the rejected lines, raise the limit, or set labels."
     snapshots = [parent, snapshot] if parent else [snapshot]
     rows = [row for row in (rejects_by_file(*snapshots) if held_back else []) if row["file"] in held_back]
     for row in rows:

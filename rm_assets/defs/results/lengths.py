@@ -1,8 +1,8 @@
-"""Lengths of the padded pairs, as figures and a picture. Both depend on a snapshot's data alone and are kept beside it:
+"""Lengths of the padded pairs, as figures and a plot. Both depend only on a snapshot's data and are stored with it:
 a refresh without new pairs does not read the lengths of all of them.
 
-The picture is an SVG written here: a refresh draws nothing else, and importing matplotlib would take longer than one
-new file takes at all stages.
+The plot is an SVG written here: a refresh draws nothing else, and importing matplotlib would take longer than one new
+file takes at all stages.
 """
 
 import contextlib

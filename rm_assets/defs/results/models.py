@@ -20,7 +20,7 @@ _FOLLOWED = (
     *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss", "train_loss", "train_pairs"),
     "pairs_per_second",
 )
-"""The figures that are numbers of their own, and so plotted over time; with losses and accuracies of other pairs."""
+"""The figures shown as single numbers, which Dagster plots over time; with losses and accuracies of other pairs."""
 _FOLLOWED_ENDS = ("_loss", "_accuracy", "_accuracy_low", "_accuracy_high")
 
 _NAMED = {"saved_by_sharing": "share_saved_by_sharing", "padding": "share_of_padding", "seconds": "training_seconds"}
@@ -43,7 +43,7 @@ MODEL_CHECKS = [
 
 def model_result(model: ModelSnapshot, project: Project, before: ModelSnapshot | None) -> dg.MaterializeResult:
     """The materialization of a model: its training curves, its metrics, what it was made from, its location, and the
-    held-out pairs that it ranks otherwise than the model `before`."""
+    held-out pairs that it ranks differently from the model `before`."""
     curves = markdown_picture(training_curves(training_steps(model)), "loss and accuracy by optimizer step")
     directory = model.directory / MODEL
     golden = json.loads((directory / GOLDEN).read_text(encoding="utf-8"))

@@ -27,7 +27,7 @@ PROMOTION_CHECKS = [
 
 
 def promotion_result(promotion: Promotion, moved: str = "") -> dg.MaterializeResult:
-    """The materialization of the promoted model; its data version changes with the model alone.
+    """The materialization of the promoted model; its data version changes only with the model.
 
     `moved` is that of `moved_storage`.
     """

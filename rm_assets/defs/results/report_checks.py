@@ -15,18 +15,18 @@ REPORT_CHECKS = [
     dg.AssetCheckSpec(
         "accuracy_is_above_chance",
         asset=ASSET,
-        description="The accuracy's 95 % interval lies above 0.5, and the accuracy is not below fail_below_accuracy.",
+        description="The accuracy's 95 % interval is above 0.5, and the accuracy is not below fail_below_accuracy.",
         blocking=True,  # its severity decides: a warning, unless fail_below_accuracy is set and not reached
     ),
     dg.AssetCheckSpec(
         "model_beats_length",
         asset=ASSET,
-        description="The accuracy's 95 % interval lies above 'the longer wins' and above 'the shorter wins'.",
+        description="The accuracy's 95 % interval is above 'the longer wins' and above 'the shorter wins'.",
     ),
     dg.AssetCheckSpec(
         "model_needs_the_prompt",
         asset=ASSET,
-        description="The accuracy's 95 % interval lies above what the model reaches without the prompt, and with "
+        description="The accuracy's 95 % interval is above what the model reaches without the prompt, and with "
         "another pair's prompt.",
     ),
     dg.AssetCheckSpec(

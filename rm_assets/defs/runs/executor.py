@@ -65,7 +65,7 @@ def _present_objects_kept() -> Iterator[None]:
 def _without_debug_lines() -> Iterator[None]:
     """Within the block, no logger takes DEBUG lines: the console prints each of Dagster's events as one.
 
-    The events are stored all the same. `python_logs` in dagster.yaml and `loggers` in run config set another level.
+    The events are stored anyway. `python_logs` in dagster.yaml and `loggers` in run config set another level.
     """
     before = logging.root.manager.disable
     logging.disable(max(before, logging.DEBUG))

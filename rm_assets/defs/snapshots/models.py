@@ -87,7 +87,7 @@ def train_or_load_model(run: AssetRun, pairs: Snapshot) -> ModelSnapshot:
     """The model of these pairs and settings, which is trained unless the storage has it.
 
     An interrupted training with the same settings on older pairs is finished first, if all of them are among today's:
-    its work is not lost, however often pairs arrive. One with pairs that are gone is left aside. Raises
+    its work is not lost, however often pairs arrive. One with pairs that are gone is set aside. Raises
     TrainingFailedError or TrainingResultError if the job leaves no valid result.
     """
     key = model_key(run.project, pairs)
@@ -136,7 +136,7 @@ def _same_weights(home: Path, key: str) -> ModelSnapshot | None:
 def _rounding(run: AssetRun) -> str:
     """Which of the given settings have no say in whether a model is trained."""
     given = run.project.settings.training.model_fields_set & {*ROUNDING}
-    return f" ({', '.join(sorted(given))} would change rounding alone)" if given else ""
+    return f" ({', '.join(sorted(given))} would change only rounding)" if given else ""
 
 
 def model_key(project: Project, pairs: Snapshot) -> str:
@@ -241,8 +241,8 @@ def _interrupted_training(run: AssetRun, today: Snapshot) -> Snapshot | None:
                 return pairs
             job = training_directory(home, key).with_suffix(".json")
             run.log.warning(
-                f"leaving aside the interrupted training on padded_pairs {pairs.name}: {num_gone:,} of its pairs are "
-                "no longer among today's, or have another margin. To have it all the same, restore these annotations, "
+                f"setting aside the interrupted training on padded_pairs {pairs.name}: {num_gone:,} of its pairs are "
+                "no longer among today's, or have another margin. To finish it anyway, restore these annotations, "
                 f"or finish it by hand: python -m rm_assets.training {job}"
             )
     return None

@@ -168,7 +168,7 @@ def read_scores(directory: Path, asset: str = "reward_model") -> Any:
 def _check_file(directory: Path, name: str, expected: str) -> None:
     path = directory / name
     if not is_safe_relative_path(name) or not path.resolve().is_relative_to(directory.resolve()):
-        raise TrainingResultError(f"{MANIFEST} names {name!r}, which lies outside {str(directory)!r}")
+        raise TrainingResultError(f"{MANIFEST} names {name!r}, which is outside {str(directory)!r}")
     try:
         actual = file_sha256(path)
     except (FileNotFoundError, IsADirectoryError):  # other errors say nothing about the file

@@ -16,7 +16,7 @@ class TrainingError(RuntimeError):
 
 
 def memory_advice(settings: TrainingSettings) -> str:
-    """The settings to change if a training's memory is not enough, those first with which it goes on."""
+    """The settings to change if training runs out of memory; first those with which it can resume."""
     ways = [f"lower micro_batch_tokens ({settings.micro_batch_tokens or 'by default 2048 on a CPU, 8192 on a GPU'})"]
     if not settings.gradient_checkpointing:
         ways.append("set gradient_checkpointing")

@@ -132,7 +132,7 @@ def _send_checkpoints(directory: Path, output: Path) -> None:
 def copy_from_storage(origin: Path, target: Path) -> None:
     """Copy every file of a directory of the storage to a directory of this machine, the manifest last.
 
-    Files of a checkpoint that are there already are not copied again: its name has the hash of its content.
+    Files of a checkpoint that are already there are not copied again: its name has the hash of its content.
     """
     for name in sorted(file_sizes(origin), key=lambda name: name == MANIFEST):
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,7 @@ class Checkpoints:
         ]
         if changes:
             self.log(
-                f"this training began under other conditions ({', '.join(changes)}): it goes on from its checkpoint, "
+                f"this training began under other conditions ({', '.join(changes)}): it continues from its checkpoint, "
                 "and the result is equal up to rounding, not bit for bit"
             )
         if self.group.is_first and METRICS in manifest["files"]:

@@ -43,7 +43,7 @@ class StopPoints:
     def before_layers(self, layers: Iterable[nn.Module]) -> None:
         """Also check before each of these layers, forward and backward, where a micro-batch may take a minute.
 
-        Only in a process that trains alone, on a CPU: several could not agree, and on a GPU a micro-batch is short.
+        Only if a single process trains, on a CPU: several could not agree, and on a GPU a micro-batch is short.
         """
         if self._group.size == 1 and self._group.device.type == "cpu":
             for layer in layers:

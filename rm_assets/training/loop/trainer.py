@@ -133,7 +133,7 @@ def _run_steps(
 def _leaving(run: Run, position: Position, log: TrainingLog, saver: Saver | None, stop: Stop) -> Iterator[None]:
     """If the code inside is abandoned, save `position`, the last finished step, and raise StoppedError.
 
-    That step is also saved if memory is not enough, by a process alone: the others of several wait for each other.
+    That step is also saved if memory runs out, but only by a single process: several would wait for each other.
     """
     states = random_states()
 
@@ -147,7 +147,7 @@ def _leaving(run: Run, position: Position, log: TrainingLog, saver: Saver | None
         yield
     except StepAbandonedError:
         log.message(f"stops after step {position.step}/{run.num_steps}" + ", which is saved" * save())
-        # the signal may have reached another process alone
+        # the signal may have reached only another process
         raise StoppedError(stop.number or signal.SIGTERM) from None
     except Exception as error:
         # AdamW counts its step before it changes weights

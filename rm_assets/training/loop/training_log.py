@@ -1,4 +1,4 @@
-"""What a training reports while it runs: `metrics.jsonl`, and lines of progress: fewer as training goes on."""
+"""What a training reports while it runs: `metrics.jsonl`, and lines of progress: fewer as training continues."""
 
 import json
 import math

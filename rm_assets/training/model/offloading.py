@@ -1,4 +1,4 @@
-"""Scoring with a model that does not fit into a GPU: each layer is there only while it computes.
+"""Scoring with a model that does not fit into a GPU: each layer is on the GPU only while it computes.
 
 What was trained over a base in 4 bits, or sharded over many GPUs, is saved in full, so it may be several times as large
 as what the GPU held before.
@@ -21,7 +21,7 @@ SHARE = 0.8
 def move_to(model: Any, device: torch.device) -> str:
     """Move a stock classifier to a device for scoring, but for its layers if it does not fit into a GPU's free memory.
 
-    Layers that stay in host memory are copied there for each forward pass; rounding them in place goes on working.
+    Layers that stay in host memory are copied there for each forward pass; rounding them in place still works.
     Returns a sentence about them for the log, or "" if the whole model was moved.
     """
     size, free = sum(weight.nbytes for weight in model.parameters()), _free_memory(device)

@@ -99,7 +99,7 @@ def benchmark_rows(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     grids = cells.groupby(_LINE)[["chosen_place", "rejected_place"]].transform("nunique")
     num_pairs = cells.groupby(_LINE)["prompt_key"].transform("size")
     side = np.sqrt(num_pairs + cells["num_equal"]).astype("int64")
-    grids = grids.where(cells["num_equal"] == 0, side, axis=0)  # of a reply that only equals others there is no pair
+    grids = grids.where(cells["num_equal"] == 0, side, axis=0)  # a reply that only equals others has no pair
     complete = (num_pairs == cells["num_stated"]) & (num_pairs > 1)
     is_grid = grids["chosen_place"] * grids["rejected_place"] == num_pairs + cells["num_equal"]
     whole = cells.assign(num_chosen=grids["chosen_place"], num_rejected=grids["rejected_place"])[complete & is_grid]
@@ -143,7 +143,7 @@ def _style_rows(squares: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _equal_cells(squares: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The cells of two equal replies, which no pair stands for: they tie whatever the model."""
+    """The cells of two equal replies, for which there is no pair: they tie whatever the model."""
     for _, line in squares[squares["num_equal"] > 0].groupby(_LINE, sort=False):
         places = itertools.product(range(line["num_chosen"].iloc[0]), repeat=2)
         absent = sorted({*places} - {*zip(line["chosen_place"], line["rejected_place"], strict=True)})

@@ -72,7 +72,7 @@ def build_report(
 
 
 def is_above_chance(metrics: Mapping[str, float | int]) -> bool:
-    """Whether the whole 95 % interval of the accuracy lies above a coin's."""
+    """Whether the whole 95 % interval of the accuracy is above chance."""
     return bool(metrics["accuracy_low"] > 0.5)
 
 

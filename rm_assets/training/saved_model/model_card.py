@@ -150,7 +150,7 @@ _QUANTIZED = (
     "\n| base while training | in 4 bits (NF4); the adapters were merged into its own weights, "
     "and all scores are those of the result |"
 )
-_NO_TEMPLATE = "\nThis tokenizer carries no chat template: write the text as it was written for training."
+_NO_TEMPLATE = "\nThis tokenizer has no chat template: write the text as it was written for training."
 
 
 def model_card(

@@ -58,7 +58,7 @@ def save_model(model: Any, tokenizer: Any, directory: Path, body_dtype: str = "f
     _write_old_configuration(directory)
     if (directory / "tokenizer.json").is_file():
         _write_old_tokenizer_configuration(directory)
-    if not is_encoder(model):  # a layer alone is not an encoder's head
+    if not is_encoder(model):  # a single layer is not an encoder's head
         _write_value_head(directory, model.score)
     share_files(directory)
 
@@ -66,7 +66,7 @@ def save_model(model: Any, tokenizer: Any, directory: Path, body_dtype: str = "f
 def require_same_tokenizer(tokenizer: Any, configuration: Any) -> None:
     """Raise TrainingError if the saved directory would be loaded with a tokenizer that gives other ids.
 
-    transformers 5 chooses the tokenizer of some types of models by the type alone: next to a Qwen2 model, every
+    transformers 5 chooses the tokenizer of some types of models only by the type: next to a Qwen2 model, every
     tokenizer is loaded as Qwen2's, which splits numbers in its own way.
     """
     with tempfile.TemporaryDirectory() as name:

@@ -32,7 +32,7 @@ def verify_server(directory: Path, url: str, tolerance: float | None = None) -> 
     """One line with the endpoint and the largest difference from the golden scores of a model directory.
 
     Asks, in this order, for `/rewards` (rm_assets.training.serve), `/classify` (vLLM) and `/get_reward` (OpenRLHF); the
-    first two render the messages themselves. Raises GoldenScoresError if none is there, or if a score differs by more
+    first two render the messages themselves. Raises GoldenScoresError if there is none, or if a score differs by more
     than `tolerance`, by default the file's own.
     """
     golden = read_golden_scores(directory)

@@ -222,7 +222,7 @@ def test_a_damaged_manifest_of_a_model_is_named_with_the_way_on(
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a\0b", ""])
 def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     directory = model_at(tmp_path, "a" * 16, files={name: "0" * 64})
-    with pytest.raises(TrainingResultError, match="which lies outside"):
+    with pytest.raises(TrainingResultError, match="which is outside"):
         read_result(directory, "a" * 64)
 
 
@@ -460,5 +460,5 @@ def test_an_interrupted_training_is_finished_only_if_all_its_pairs_are_among_tod
     else:
         assert found is None
         [line] = told
-        assert line.startswith(f"leaving aside the interrupted training on padded_pairs {before.name}: ")
+        assert line.startswith(f"setting aside the interrupted training on padded_pairs {before.name}: ")
         assert line.endswith(f"python -m rm_assets.training {training / key[:16]}.json")

@@ -61,5 +61,5 @@ def test_a_manifest_that_points_outside_is_refused(result):
     manifest = json.loads((result / "manifest.json").read_text())
     manifest["files"]["../elsewhere"] = "0" * 64
     (result / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(TrainingResultError, match="lies outside"):
+    with pytest.raises(TrainingResultError, match="is outside"):
         read_result(result, "key-1")

@@ -301,7 +301,7 @@ def _split_transcripts(prompt: str, chosen: str, rejected: str) -> Sides:
 
 
 def _continued(prompt: str, *sides: str) -> tuple[str, ...]:
-    """Whole transcripts from sides that go on where the prompt stops, or repeat it."""
+    """Whole transcripts from sides that continue the prompt, or repeat it."""
     opened = open_transcript(prompt)
     if rests := without_prompt(prompt, *sides):
         return tuple(opened.rstrip() + rest for rest in rests)
@@ -316,7 +316,7 @@ def _unreadable_transcript() -> PreferenceError:
 
 
 def split_at_difference(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Sides:
-    """Two conversations cut where they part: the shared beginning and the two rests.
+    """Two conversations cut where they diverge: the shared beginning and the two remainders.
 
     For [u1, a1, u2, a2] and [u1, a1, u2, a3] it is [u1, a1, u2], [a2] and [a3]. Messages are shared even if their tool
     calls have the members in another order or, unless they are the assistant's, other white space around them; the

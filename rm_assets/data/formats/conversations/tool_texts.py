@@ -91,7 +91,7 @@ def _json(value: Any) -> str:
 
 
 def sorted_json(text: str) -> str:
-    """JSON text that is the same for values that differ in the order of their members alone."""
+    """JSON text that is the same for values that differ only in the order of their members."""
     return msgspec.json.encode(msgspec.json.decode(text), order="sorted").decode()
 
 

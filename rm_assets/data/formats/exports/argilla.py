@@ -159,7 +159,7 @@ def _require_no_printed_list(responses: Row) -> None:
 
 
 def _transposed(lists: Row) -> list[Row]:
-    """`{"value": ["A", "B"], "user_id": ["u", "v"]}` as a row an item; lists that are too short end in nulls."""
+    """`{"value": ["A", "B"], "user_id": ["u", "v"]}` as one row per item; short lists are padded with nulls."""
     columns = {name: values for name, values in lists.items() if isinstance(values, list)}
     length = len(columns.get("value", []))
     return [{name: values[place] for name, values in columns.items() if place < len(values)} for place in range(length)]

@@ -1,7 +1,7 @@
 """Several annotators' votes on the responses to one prompt, and the pairs that follow.
 
 Three annotators who prefer A, A and B state one pair by their majority, with 2 of 3 agreeing; with `annotators: each`
-they state three, one of them with the opposite label. A pair on which no more than half of those who judged it agree is a
+they state three, one of them reversed. A pair on which no more than half of those who judged it agree is a
 tie. Of three or more responses each two are voted on by themselves; empty ones are left out.
 """
 

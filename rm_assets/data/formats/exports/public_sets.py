@@ -54,7 +54,7 @@ def _summaries(row: Row) -> Row:
 def _alpaca_eval(row: Row) -> Row:
     """AlpacaEval's annotations (`validate_alpacaeval_preference`): 1 is `output_1`, 2 `output_2`, 1.5 or 0 a draw.
 
-    A whole number alone may be another tool's; a part between 1 and 2 is written by none but AlpacaEval.
+    A whole number may be another tool's; only AlpacaEval writes a fraction between 1 and 2.
     """
     preference = _number_of(row["preference"])
     if preference is None:
@@ -79,7 +79,7 @@ for _first, _second in _WINNER_PAIRS:
 def _one_hot(row: Row) -> Row:
     """lmarena-ai/arena-human-preference-55k: one of `winner_model_a`, `winner_model_b` and `winner_tie` is 1.
 
-    Its prompts and responses are the JSON texts of lists, one item a turn.
+    Its prompts and responses are the JSON texts of lists, one item per turn.
     """
     given = {name: row[name] for name in _WINNERS if name in row}
     winners = {_WINNERS[name] for name in given if _flag(row, name)}
@@ -259,7 +259,7 @@ def _renamed(row: Row, names: dict[str, str]) -> Row:
 
 
 def _require_label(public_set: PublicSet, missing: set[str], given: Row) -> None:
-    """Raise PreferenceError for a row of a set, with its answers, whose verdict alone is null."""
+    """Raise PreferenceError for a row of a set, with its answers, whose verdict is its only null field."""
     answers = set(public_set.fields) - missing if public_set.usual is not _one_hot else response_fields(given)
     if answers and missing <= _NULLABLE:
         raise PreferenceError(Reason.UNLABELLED, f"`{min(missing)}` is null")

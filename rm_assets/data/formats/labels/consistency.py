@@ -2,7 +2,7 @@
 
 Rows have one shape if their verdict and their two responses are in the same columns. If `"label": 1` beside
 `response_1` and `response_2` names the first response, no row of that shape can have the label 0; if one does, 1 may
-mean the second response. Strengths are on HelpSteer's scale if all of a shape lie between -3 and 3 and at least one is
+mean the second response. Strengths are on HelpSteer's scale if all of a shape are between -3 and 3 and at least one is
 negative; otherwise their scale is unknown. A strength beside a label is taken as a magnitude, unless one of its shape
 is negative: then its sign must agree with the label.
 

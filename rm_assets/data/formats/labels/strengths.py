@@ -59,7 +59,7 @@ def column_of(shape: str) -> str:
 
 
 def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> tuple[Label, float]:
-    """The meaning of a value, and its distance from the middle between those of both sides, where they lie apart."""
+    """The meaning of a value, and its distance from the middle between both sides' values, if they do not overlap."""
     word = f"{value:g}"
     if word not in scale:
         problem = f"{shape} is {word}, which the setting labels does not define"
