@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from support import plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.storage import retention
@@ -25,6 +26,13 @@ SCHEMA = pa.schema([pa.field("value", pa.int64(), nullable=False)])
 
 def write_own_number(directory: Path) -> None:
     (directory / str(os.getpid())).touch()
+
+
+def bytes_in_pools_of_arrow(_: int) -> int:
+    """What Arrow took for a Parquet file from allocators other than the C library's."""
+    pq.write_table(pa.table({"value": list(range(1_000))}), pa.BufferOutputStream())
+    pools = [getattr(pa, f"{name}_memory_pool")() for name in pa.supported_memory_backends() if name != "system"]
+    return sum(pool.total_bytes_allocated() for pool in pools)
 
 
 def own_number(_: int) -> int:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import pyarrow as pa
-
 _IDLE_SECONDS = 60.0
 """The pool is closed after this long without work: later stages may need its memory."""
 
@@ -103,9 +101,12 @@ def _prepare() -> None:
     # transformers imports torch if it can, which no tokenizer needs: a third of a worker's memory and start-up time.
     sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    # Arrow's own pool returns memory to the system; `pa.set_memory_pool` would leave it to the Parquet writer.
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+    import pyarrow as pa
+
     _keep_memory()
     keep_pandas_unloaded()
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool would return memory to the system
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
@@ -140,6 +141,8 @@ def keep_pandas_unloaded() -> None:
     Arrow looks for pandas once, and again where it needs it, as for `to_pandas`. Until then `pa.array` takes a Series
     for a plain sequence, with the same values.
     """
+    import pyarrow as pa
+
     if "pandas" not in sys.modules:
         sys.meta_path.insert(0, _NoPandas)
         try:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from real_runs import ROOT, SECONDS_TO_LEAVE, SECONDS_TO_START, wait_until
-from worker_functions import has_torch, loads_pandas_for_an_array, own_number
+from worker_functions import bytes_in_pools_of_arrow, has_torch, loads_pandas_for_an_array, own_number
 
 from rm_assets.data.compute.workers import close_workers, map_in_processes
 
@@ -23,6 +23,7 @@ def test_the_processes_of_one_stage_stay_for_the_next() -> None:
         assert set(map_in_processes(own_number, list(range(8)), 2)) <= kept
         assert list(map_in_processes(has_torch, [0], 2)) == [False]
         assert list(map_in_processes(loads_pandas_for_an_array, [0], 2)) == [False]
+        assert list(map_in_processes(bytes_in_pools_of_arrow, [0], 2)) == [0]
     finally:
         close_workers()
 
