@@ -28,7 +28,6 @@ from rm_assets.data.chat.pretrained import (
     check_content,
     check_tokenizer_files,
     load_tokenizer,
-    num_ids,
     read_json,
 )
 from rm_assets.data.storage.fingerprint import files_fingerprint, fingerprint
@@ -297,8 +296,7 @@ def _content(stamps: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
     """Hash of the files, and one more than the largest id; the stamps only key this cache."""
     paths = [Path(name) for name, *_ in stamps]
     directory = paths[0].parent
-    check_tokenizer_files(directory)
-    num_tokens = num_ids(directory)
+    num_tokens = check_tokenizer_files(directory)
     if num_tokens is None or asks_for_code(directory):  # only loading it gives the number
         loaded = load_tokenizer(str(directory)).get_vocab().values()
         num_tokens = num_tokens or 1 + max(int(number) for number in loaded)
