@@ -207,7 +207,7 @@ class StorageSettings(_Group):
 
 
 class RunSettings(_Group):
-    """How the data stages run, what the UI shows, and when runs start by themselves."""
+    """How the data stages run, what the UI shows, and when runs start automatically."""
 
     engine: Literal["local", "ray"] = "local"
     """Where shards are computed. local: processes of this machine; ray: the Ray cluster at RAY_ADDRESS."""
@@ -225,8 +225,8 @@ class RunSettings(_Group):
     """How often the sensor requests a refresh of the same contents if runs fail."""
 
     freshness_hours: int | None = Field(None, gt=0)
-    """padded_pairs and promoted_reward_model are marked in the UI if they were not materialized for this many hours.
-    Read when the definitions are loaded, so not from run config. Unset: never."""
+    """padded_pairs and promoted_reward_model are marked in the UI if they have not been materialized for this many
+    hours. Read when the definitions are loaded, so not from run config. Unset: never."""
 
     owners: Annotated[list[str], LIST, OWNERS] = []
     """Owners of all assets in the UI, as JSON: ["team:alignment", "ann@example.com"]. Read when the definitions are
@@ -237,7 +237,7 @@ class RunSettings(_Group):
 
 
 class TrainingSettings(_Group):
-    """The training job; a change of these causes no data work."""
+    """The training job; changing these does not recompute data."""
 
     epochs: PositiveInt = 1
     """Passes over the training pairs."""

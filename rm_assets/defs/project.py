@@ -138,7 +138,7 @@ def _require_token(settings: Settings) -> None:
             name = "publish_model_to" if settings.publish_model_to else "publish_data_to"
             raise SettingsError(
                 f"{name} (or {PREFIX}{name.upper()}) is set, but there is no Hugging Face token: set HF_TOKEN "
-                "to one with write access, or log in by `hf auth login`"
+                "to one with write access, or log in with `hf auth login`"
             )
 
 

@@ -208,7 +208,7 @@ def test_an_asset_shows_its_figures_and_tables(opened: Opened, asset: str) -> No
 
 def test_the_annotation_files_are_listed_with_their_changes(opened: Opened) -> None:
     page = opened("/assets/annotation_files", "annotation_files", "changes")
-    assert value_of(page, "changes").inner_text() == "3 new, 1 gone since the refresh before"
+    assert value_of(page, "changes").inner_text() == "3 new, 1 gone since the previous refresh"
     listed = value_of(page, "files").inner_text()
     assert re.search(r"late\.jsonl\s+[\d,]+\s+new", listed) and re.search(r"transcripts\.jsonl\s+[\d,]+\s+gone", listed)
 
@@ -272,7 +272,7 @@ def test_what_runs_by_itself_is_listed_and_says_why_it_does_nothing(opened: Open
     told = "Launches refresh_data once per new content", "0 runs requested"
     page = opened(f"/locations/{LOCATION}/sensors/new_annotations", "sensor", *told)
     page.get_by_role("button", name="0 runs requested").nth(1).click()  # the newest tick; the first button does nothing
-    shows(page, "tick", "nothing new: the data were made from these 7 files")
+    shows(page, "tick", "nothing new: the data was made from these 7 files")
 
 
 def test_every_job_says_what_it_does(opened: Opened) -> None:

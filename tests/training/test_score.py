@@ -284,7 +284,7 @@ def test_a_model_with_weights_that_are_no_numbers_scores_nothing(scored, copy):
     changed_weights(copy, lambda weights: weights["model.embed_tokens.weight"][30].fill_(float("nan")))
     code, results, told = scored(ROWS, "--bfloat16", model=copy)
     assert (code, results) == (1, [])
-    assert "its weights 'model.embed_tokens.weight' are not all finite numbers: get the files again" in told
+    assert "its weights 'model.embed_tokens.weight' are not all finite numbers: download the files again" in told
 
 
 def test_scores_that_are_no_finite_numbers_are_problems_of_their_lines(copy):

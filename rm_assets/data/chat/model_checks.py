@@ -121,7 +121,7 @@ def no_weights(files: Iterable[Path | str], place: str) -> str:
     """Why a directory or repository with these files has no weights to load."""
     names = sorted(Path(file).name for file in files)
     if shard := next(filter(_SHARD.fullmatch, names), None):
-        return f"{place!r} has shards such as {shard!r} without their index {_INDEX_FILE!r}; get the files again"
+        return f"{place!r} has shards such as {shard!r} without their index {_INDEX_FILE!r}; download the files again"
     if pickled := next(filter(_PICKLED.fullmatch, names), None):
         return (
             f"{place!r} has its weights only in {pickled!r}, and pickled weights are never opened; convert them to "

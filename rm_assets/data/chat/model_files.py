@@ -201,10 +201,10 @@ def _hub_snapshot(name: str, setting: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError:
-        problem = "the Hub asks to accept its license; do so on its page there, then log in by `hf auth login`"
+        problem = "the Hub asks to accept its license; do so on its page there, then log in with `hf auth login`"
     except RepositoryNotFoundError:
         problem = "no such directory, and the Hub has no such repository, or a private one; correct the name, or log in"
-        problem += " by `hf auth login`"
+        problem += " with `hf auth login`"
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         problem = f"no such directory, and the Hub did not give it ({type(error).__name__}); give a local path, or try "
         problem += "again when the Hub can be reached"

@@ -22,7 +22,7 @@ CONFIGURATION = "config.json"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _FAST = "tokenizer.json"
 _OF_TOKENIZER = "tokenizer_config.json"
-_GET_AGAIN = "get the files again, or have save_pretrained of transformers write them"
+_GET_AGAIN = "download the files again, or have save_pretrained of transformers write them"
 _SPARE_IDS = 2**16
 """How far ids may exceed twice the number of tokens: libraries take memory for every id up to the largest."""
 _NO_COUNT = ("tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")

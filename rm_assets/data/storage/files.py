@@ -91,7 +91,7 @@ def fsspec_path(path: Path) -> tuple[Any, str]:
 def describe_error(error: Exception) -> str:
     """Why a file cannot be written or read, in one line, with the credentials of a proxy or an endpoint masked."""
     if isinstance(error, OSError) and error.errno in _FULL:
-        return f"{os.strerror(error.errno or 0)}: make room and run again, what is finished is kept"
+        return f"{os.strerror(error.errno or 0)}: free some space and run again; finished work is kept"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return mask_credentials(" ".join((reason or type(error).__name__).split()))
 

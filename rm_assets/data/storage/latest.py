@@ -79,7 +79,7 @@ class LatestPointer:
             now = latest_name(self._home.parent, self._home.name)
             raise OvertakenError(
                 f"{self._home.name}: another run, perhaps on another machine, published {now} while this one made "
-                f"{name}: {now} stays the latest and {name} stays in the storage; run again, what is finished is kept"
+                f"{name}: {now} stays the latest and {name} stays in the storage; run again; finished work is kept"
             )
         self.name = name
 

@@ -55,7 +55,7 @@ _SOURCE = dg.AssetSpec(
     kinds={"jsonl"},
     owners=owners(),
     description="The annotation files, as raw_preferences last read them. Their version is a hash of the path, size "
-    "and content of each; *Observe* looks at them without a refresh.",
+    "and content of each; *Observe* checks them without a refresh.",
 )
 
 with warnings.catch_warnings():

@@ -28,9 +28,7 @@ EXPLAINED = (
 )
 """The errors whose text is written for users; others keep their traceback at the top."""
 
-STOPPED = (
-    "the run was stopped. What is finished is kept, of a training its latest checkpoint: materialize again to resume"
-)
+STOPPED = "the run was stopped. Finished work and the latest checkpoint are kept: materialize again to resume"
 Body = TypeVar("Body", bound=Callable[..., Any])
 
 

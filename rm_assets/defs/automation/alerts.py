@@ -67,4 +67,4 @@ def _post(run: dg.DagsterRun, how: str, lines: list[str]) -> None:
     except Exception as error:  # whose text may repeat the address
         code = getattr(error, "code", "")
         problem = f"HTTP {code}" if code else type(getattr(error, "reason", None) or error).__name__
-        raise AlertError(f"the webhook in {ADDRESS} did not take the message: {problem}") from None
+        raise AlertError(f"the webhook in {ADDRESS} did not accept the message: {problem}") from None

@@ -74,7 +74,7 @@ def new_annotations(context: dg.SensorEvaluationContext, project: ProjectResourc
         return dg.SkipReason(_not_ready(listing))
     if listing.version == published_version(storage):
         ignored = what_is_not_read(annotations.ignored)
-        reason = f"nothing new: the data were made from these {listing.num_files:,} files"
+        reason = f"nothing new: the data was made from these {listing.num_files:,} files"
         return dg.SkipReason(f"{reason}; {ignored}" if ignored else reason)
     return _request(context.instance, listing, settings)
 

@@ -215,7 +215,7 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except kubernetes.client.ApiException as error:
-        raise SettingsError(f"the Kubernetes cluster refuses: {_one_line(error)}") from None
+        raise SettingsError(f"the Kubernetes cluster refused: {_one_line(error)}") from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise SettingsError(f"the Kubernetes cluster does not answer: {_one_line(error)}") from None
 

@@ -15,7 +15,7 @@ _SIGNS = {"new": "+", "changed": "~", "gone": "-"}
 
 
 def files_observation(snapshot: Snapshot, before: Snapshot | None) -> dg.AssetObservation:
-    """The annotation files that a refresh has read, compared with those of the refresh before."""
+    """The annotation files that a refresh has read, compared with those of the previous refresh."""
     facts = snapshot.manifest.facts
     return dg.AssetObservation(
         asset_key=ASSET,
@@ -57,4 +57,4 @@ def changes_tag(changes: Mapping[str, str]) -> str:
 def _sentence(changes: Mapping[str, str]) -> str:
     counts = Counter(changes.values())
     named = ", ".join(f"{counts[change]:,} {change}" for change in _SIGNS if counts[change])
-    return f"{named or 'none'} since the refresh before"
+    return f"{named or 'none'} since the previous refresh"

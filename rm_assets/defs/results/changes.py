@@ -1,4 +1,4 @@
-"""What the UI shows of the changes since the snapshot before: pairs, rejects, and verdicts on held-out pairs."""
+"""What the UI shows of the changes since the previous snapshot: pairs, rejects, and verdicts on held-out pairs."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Metadata = dict[str, Any]
 def _if_different(
     compare: Callable[[Compared, Compared], Metadata],
 ) -> Callable[[Compared | None, Compared], Metadata]:
-    """No metadata without a snapshot before, or where it is the same; and no failed run where that one is damaged."""
+    """No metadata without a previous snapshot, or where it is the same; and no failed run where that one is damaged."""
 
     @functools.wraps(compare)
     def compare_if_different(before: Compared | None, now: Compared) -> Metadata:
@@ -42,8 +42,8 @@ _COLUMNS = {
     "pair_id": "string",  # last, as it is wide
 }
 _MEANINGS = {
-    "added": "Pairs that the snapshot before did not have.",
-    "removed": "Pairs that only the snapshot before had.",
+    "added": "Pairs that the previous snapshot did not have.",
+    "removed": "Pairs that only the previous snapshot had.",
     "flipped": "Pairs whose two replies have swapped labels.",
     "moved": "Pairs that are in another split now.",
 }

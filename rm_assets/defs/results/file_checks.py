@@ -137,7 +137,7 @@ def _gone_result(snapshot: Snapshot, before: Snapshot | None) -> dg.AssetCheckRe
     named = [f"{as_code(row['file'])} ({row['rows_before']:,} rows before, {row['rows_now']:,} now)" for row in rows]
     num_gone = sum(row["rows_before"] - row["rows_now"] for row in rows)
     new = {source: number for source, number in are.items() if source not in were}
-    text = f"Gone since the snapshot before: {num_gone:,} of {sum(were.values()):,} rows, in {_first(named)}"
+    text = f"Disappeared since the previous snapshot: {num_gone:,} of {sum(were.values()):,} rows, in {_first(named)}"
     text += f"; new: {len(new):,} files with {sum(new.values()):,} rows" if new else ""
     found = text if rows else "No file or row has disappeared since the previous snapshot."
     return _warning(GONE, rows, found, "gone_files", {"file": "string", "rows_before": "int", "rows_now": "int"})
@@ -153,7 +153,7 @@ def _rows_by_source(snapshot: Snapshot | None) -> dict[str, int]:
 def _ignored_result(snapshot: Snapshot) -> dg.AssetCheckResult:
     ignored = what_is_not_read(snapshot.manifest.facts["ignored_files"], as_code)
     rows = [{"file": name} for name in snapshot.manifest.facts["ignored_files"]] if ignored else []
-    text = ignored or "No file is ignored that may hold annotations."
+    text = ignored or "No file that may hold annotations is ignored."
     return _warning(IGNORED, rows, text, "ignored_files", {"file": "string"})
 
 

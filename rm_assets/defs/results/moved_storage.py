@@ -27,6 +27,6 @@ def moved_storage(context: dg.AssetExecutionContext, storage: Path) -> str:
         return ""
     return (
         f"{context.asset_key.to_user_string()} was in {shown.value} and is in {now} now, which the catalog shows from "
-        "this run on: run again with the former storage to show that one, and try things out under a DAGSTER_HOME "
-        "of their own"
+        "this run on: run again with the former storage to show that one, and use a separate "
+        "DAGSTER_HOME for experiments"
     )

@@ -61,7 +61,7 @@ def promotion_result(promotion: Promotion, moved: str = "") -> dg.MaterializeRes
                 check_name="storage_is_unchanged",
                 passed=not moved,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=moved or "The storage is that of the materialization before.",
+                description=moved or "The storage is the same as at the previous materialization.",
             ),
         ],
     )

@@ -92,7 +92,7 @@ def _length(written: WrittenReport) -> dg.AssetCheckResult:
     from rm_assets.training.report.baselines import LENGTH_BASELINES
 
     reached = ", ".join(f"'the {name.replace('_', ' ')}' {written.metrics[name]:.3f}" for name in LENGTH_BASELINES)
-    advice = "Length alone may do as well: add pairs whose better reply is the shorter one as often as the longer"
+    advice = "Length alone may perform as well: add pairs whose better reply is the shorter one as often as the longer"
     return _baselines("model_beats_length", written, LENGTH_BASELINES, reached, advice)
 
 
@@ -103,7 +103,7 @@ def _prompt(written: WrittenReport) -> dg.AssetCheckResult:
     without, other = (metrics.get(name) for name in PROMPT_BASELINES)
     reached = f"without the prompt {without:.3f}" if without is not None else "not evaluated without the prompt"
     reached += f", with another pair's prompt {other:.3f}" if other is not None else ""
-    advice = "The replies alone may do as well: add pairs whose better reply depends on the prompt"
+    advice = "The replies alone may perform as well: add pairs whose better reply depends on the prompt"
     return _baselines("model_needs_the_prompt", written, PROMPT_BASELINES, reached, advice)
 
 

@@ -253,7 +253,7 @@ def _too_long_result(manifest: Manifest, max_length: int) -> dg.AssetCheckResult
     num_pairs += manifest.num_rows(rejects=True)
     passed = num_too_long <= MAX_TOO_LONG * num_pairs
     text = f"{num_too_long:,} of {num_pairs:,} pairs are longer than max_length, {max_length:,} tokens"
-    advice = ": raise max_length, or set over_long to drop_turns, or the model learns from short conversations alone"
+    advice = ": raise max_length, or set over_long to drop_turns, or the model learns only from short conversations"
     return dg.AssetCheckResult(
         check_name=TOO_LONG_CHECK,
         passed=passed,

@@ -19,10 +19,10 @@ from rm_assets.display_text import one_line, shorten
 
 CARD = "README.md"
 _CURES = {
-    401: "set HF_TOKEN to a valid token, or log in by `hf auth login`",
+    401: "set HF_TOKEN to a valid token, or log in with `hf auth login`",
     402: "its plan does not allow that: choose another owner, or ask the owner",
     403: "give the token write access to it (https://huggingface.co/settings/tokens), or correct the name",
-    404: "correct the name of the owner, or take a token of one of its members",
+    404: "correct the name of the owner, or use a token of one of its members",
     429: "too many requests: run again later",
 }
 """What to do, by the status of the Hub's answer."""
@@ -140,7 +140,7 @@ def _reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:  # an upload's error wraps that of its request
         if status := getattr(getattr(cause, "response", None), "status_code", None):
-            cure = _CURES.get(status, f"{detail}; run again after mending that, or later")
+            cure = _CURES.get(status, f"{detail}; fix that and run again, or run again later")
             return f"the Hub answered {status}: {cure}"
         cause = cause.__cause__
-    return f"the Hub did not take it ({type(error).__name__}: {detail}): run again when it can be reached"
+    return f"the Hub did not accept it ({type(error).__name__}: {detail}): run again when it can be reached"

@@ -113,7 +113,7 @@ def _train_or_score(run: AssetRun, pairs: Snapshot, key: str, latest: LatestPoin
     """Train a model, or score today's held-out pairs with a published one that has the same weights."""
     home = run.project.storage / ASSET
     if same := _same_weights(home, weights_key(run.project, pairs)):
-        run.log.info(f"no training: {same.directory.name} has the weights of these pairs, which score held-out pairs")
+        run.log.info(f"no training: {same.directory.name} was trained on the same pairs, and scores the held-out ones")
         return replace(_train(run, pairs, key, same), trained_now=False)
     toy = "the built-in tiny model with random weights, as model is unset: a toy"
     run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
@@ -219,7 +219,7 @@ def _verified(run: AssetRun, home: Path, key: str) -> ModelSnapshot | None:
                 run.log.info(f"resuming the interrupted upload of {directory.name}")
                 return None
             if not is_abandoned(directory):
-                problem = "it has no manifest yet and may be being uploaded by another machine"
+                problem = "it has no manifest yet; another machine may still be uploading it"
                 raise SnapshotError(
                     f"{ASSET} {directory.name!r} is unfinished in the storage: {problem}: run again later, or remove it"
                 ) from None

@@ -62,7 +62,7 @@ def check_margins(splits: Mapping[str, Pairs], settings: TrainingSettings) -> No
             [pair_id] = pairs.pair_ids(wrong[:1])
             raise TrainingError(
                 f"margin is {float(pairs.margin[wrong[0]])!r} in pair {pair_id!r}, split {split!r}: the loss 'scaled' "
-                "multiplies by it; give margins that are not negative, or choose another loss"
+                "multiplies by it; give non-negative margins, or choose another loss"
             )
 
 

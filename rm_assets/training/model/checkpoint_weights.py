@@ -36,7 +36,7 @@ def check_weights(directory: Path, may_lack: tuple[str, ...] = (), **options: An
     for name, found, described in sorted(info["mismatched_keys"])[:1]:
         raise SettingsError(
             f"its weights {name!r} have the shape {list(found)}, and its {CONFIGURATION} describes {list(described)}: "
-            "get all its files again, of one version"
+            "download all its files again, of the same version"
         )
 
 
@@ -62,7 +62,7 @@ def require_whole_weights(model: Any, info: Mapping[str, Any], may_lack: tuple[s
     _require_every_weight(info, may_lack)
     for name, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):
-            raise SettingsError(f"its weights {name!r} are not all finite numbers: get the files again")
+            raise SettingsError(f"its weights {name!r} are not all finite numbers: download the files again")
 
 
 def _require_every_weight(info: Mapping[str, Any], may_lack: tuple[str, ...]) -> None:

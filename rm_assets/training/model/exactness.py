@@ -37,7 +37,7 @@ another sequence costs more than 10 %, to a prefix at the wrong position more th
 
 @dataclass(frozen=True)
 class Excess:
-    """Differences of rewards and gradients from those of each sequence alone, in units of what is allowed."""
+    """Differences of rewards and gradients from those of each sequence alone, in units of the tolerance."""
 
     rewards: float
     gradients: float
@@ -49,7 +49,7 @@ class Excess:
 
     def __str__(self) -> str:
         return (
-            f"rewards differ from those of each sequence alone by {self.rewards:.1e} of what is allowed, "
+            f"rewards differ from those of each sequence alone by {self.rewards:.1e} of the tolerance, "
             f"gradients by {self.gradients:.1e}"
         )
 

@@ -76,7 +76,7 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
         )
     return Choice(
         Packing.PADDED,
-        f"padded rows of like length: encoders are computed in padded rows; on {len(probe.pairs)} pairs {found}",
+        f"padded rows of similar length: encoders are computed in padded rows; on {len(probe.pairs)} pairs {found}",
     )
 
 
@@ -96,7 +96,7 @@ def _fallback(failures: list[str], found: Excess) -> str:
     shared, packed = failures
     and_packed = "so does packing" if packed == shared else f"packing without sharing fails, {packed}"
     exact = "" if found.is_allowed else f"; even here {found}"
-    return f"padded rows of like length: sharing prompts fails, {shared}; {and_packed}{exact}"
+    return f"padded rows of similar length: sharing prompts fails, {shared}; {and_packed}{exact}"
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def test_a_shard_that_is_a_pointer_is_named(model: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_an_empty_file_is_named(model: Path, name: str) -> None:
     (model / name).write_bytes(b"")
-    assert error_of(model).startswith(f"{name!r} in {str(model)!r}: an empty file; get the files again")
+    assert error_of(model).startswith(f"{name!r} in {str(model)!r}: an empty file; download the files again")
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b'{"model_type": "llama", ', b"[]", b"\x80\x02}q\x00."])
@@ -109,7 +109,7 @@ def test_weights_that_are_cut_short_are_named(model: Path, left: int) -> None:
 def test_a_shard_that_is_not_there_is_named(model: Path) -> None:
     first, second = write_shards(model, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
     second.unlink()
-    assert f"{second.name!r}, which it names, is not there; get the files again" in error_of(model)
+    assert f"{second.name!r}, which it names, is not there; download the files again" in error_of(model)
     second.symlink_to("gone")
     assert second.name in error_of(model)
     second.unlink()
@@ -136,9 +136,7 @@ def test_pickled_weights_are_never_opened_and_how_to_convert_them_is_said(model:
     for name in [*names, "training_args.bin"]:
         (model / name).write_bytes(b"\x80\x02}q\x00.")
     told = error_of(model)
-    assert told.startswith(
-        f"{str(model)!r} has its weights in {names[0]!r} alone, and pickled weights are never opened"
-    )
+    assert told.startswith(f"{str(model)!r} has its weights only in {names[0]!r}, and pickled weights are never opened")
     assert (
         "convert them to safetensors (load them with transformers where you trust them, then save_pretrained)" in told
     )
@@ -153,7 +151,9 @@ def test_a_directory_without_weights_names_what_it_has(model: Path) -> None:
 
 
 def test_files_of_the_hub_are_judged_by_their_names() -> None:
-    assert "'pytorch_model.bin' alone" in no_weights(["config.json", "pytorch_model.bin", "tf_model.h5"], "owner/name")
+    assert "only in 'pytorch_model.bin'" in no_weights(
+        ["config.json", "pytorch_model.bin", "tf_model.h5"], "owner/name"
+    )
 
 
 # --- models that cannot be trained ---------------------------------------------------------------------------

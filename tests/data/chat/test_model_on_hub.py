@@ -106,7 +106,7 @@ def test_a_repository_without_safetensors_is_named_with_what_it_has(hub: Hub, na
 
 def test_a_repository_that_is_not_given_says_what_to_do(hub: Hub) -> None:
     hub.refusal = "GatedRepo"
-    assert "the Hub asks to accept its license; do so on its page there, then log in by `hf auth login`" in error_of()
+    assert "the Hub asks to accept its license; do so on its page there, then log in with `hf auth login`" in error_of()
     hub.refusal = ""
     with pytest.raises(
         SettingsError, match="the Hub has no such repository, or a private one; correct the name, or log"

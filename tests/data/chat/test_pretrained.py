@@ -201,7 +201,7 @@ def test_a_vocabulary_without_sound_ids_is_refused_before_a_library_reads_it(tmp
     directory = sample_tokenizer(tmp_path / "t", tokenizer=sample_file("tokenizer") | {"model": model})
     told = error_of_tokenizer(directory)
     assert told.startswith(f"tokenizer (or RM_TOKENIZER) is {str(directory)!r}: 'tokenizer.json' in ")
-    assert told.endswith("; get the files again, or have save_pretrained of transformers write them")
+    assert told.endswith("; download the files again, or have save_pretrained of transformers write them")
 
 
 def replacing(content: str, **pattern: str) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_from_other_reasons() -> None:
     assert describe_error(OSError(errno.ENOSPC, "x")).startswith(
-        f"{os.strerror(errno.ENOSPC)}: make room and run again"
+        f"{os.strerror(errno.ENOSPC)}: free some space and run again"
     )
     assert describe_error(PermissionError(errno.EACCES, "Permission denied")) == "Permission denied"
     assert describe_error(ValueError("two\nlines")) == "two lines"

@@ -150,7 +150,9 @@ def test_a_full_disk_is_one_clear_error_and_heals_once_there_is_room(annotations
                 run_stages(settings)
             except StorageError as error:
                 num_full += 1
-                told = "cannot be written: No space left on device: make room and run again, what is finished is kept"
+                told = (
+                    "cannot be written: No space left on device: free some space and run again; finished work is kept"
+                )
                 assert str(error).endswith(told)
                 assert "\n" not in str(error)
         assert num_full > 2
@@ -164,7 +166,7 @@ def test_a_file_that_may_not_grow_is_one_clear_error_and_heals(annotations: Path
     for limit in (100, 1000, 2500):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            with pytest.raises(StorageError, match="cannot be written: File too large: make room and run again"):
+            with pytest.raises(StorageError, match="cannot be written: File too large: free some space and run again"):
                 first_stages(settings)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

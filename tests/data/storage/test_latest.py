@@ -106,7 +106,7 @@ def test_a_run_replaces_the_latest_that_it_found_and_no_other(home: Path) -> Non
         other.set(B)
     assert str(error.value) == (
         f"asset: another run, perhaps on another machine, published {A} while this one made {B}: {A} stays the latest "
-        f"and {B} stays in the storage; run again, what is finished is kept"
+        f"and {B} stays in the storage; run again; finished work is kept"
     )
     assert latest_name(home, "asset") == A
     one.set(B)

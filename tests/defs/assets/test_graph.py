@@ -148,7 +148,7 @@ def test_a_run_without_a_job_observes_the_files_that_it_read(first_run) -> None:
     _, result = first_run
     [seen] = result.asset_observations_for_node("raw_preferences")
     shown = {name: value.value for name, value in seen.metadata.items()}
-    assert seen.asset_key == dg.AssetKey(SOURCE) and shown["changes"] == "3 new since the refresh before"
+    assert seen.asset_key == dg.AssetKey(SOURCE) and shown["changes"] == "3 new since the previous refresh"
     names = ["a.jsonl", "b.jsonl", "evaluation:held/held.jsonl"]
     assert [(row["file"], row["change"]) for row in table(shown["files"])] == [(name, "new") for name in names]
     [read] = result.asset_materializations_for_node("raw_preferences")
@@ -172,7 +172,7 @@ def test_a_later_refresh_shows_what_came_and_went(tmp_path: Path, run_graph) -> 
         shown = {name: value.value for name, value in seen.metadata.items()}
         assert {row["file"]: row["change"] for row in table(shown["files"])} == expected
         assert shown["num_files"] == 3
-    assert shown["changes"] == "none since the refresh before"
+    assert shown["changes"] == "none since the previous refresh"
 
 
 def test_data_versions_are_the_names_of_the_snapshots(first_run) -> None:

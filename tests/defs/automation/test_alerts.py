@@ -110,10 +110,10 @@ def test_a_long_message_is_cut(webhook: Webhook) -> None:
     [
         ("", f"{ADDRESS} must be the http"),
         (f"file:///etc/{SECRET}", f"{ADDRESS} must be the http"),
-        (f"http://127.0.0.1:9/{SECRET}", "did not take the message: ConnectionRefusedError"),
-        (f"http://127.0.0.1:x/{SECRET}", "did not take the message: "),
-        (f"http://a b/{SECRET}", "did not take the message: "),
-        (404, "did not take the message: HTTP 404"),
+        (f"http://127.0.0.1:9/{SECRET}", "did not accept the message: ConnectionRefusedError"),
+        (f"http://127.0.0.1:x/{SECRET}", "did not accept the message: "),
+        (f"http://a b/{SECRET}", "did not accept the message: "),
+        (404, "did not accept the message: HTTP 404"),
     ],
 )
 def test_an_alert_that_cannot_be_delivered_fails_the_tick_without_the_address(

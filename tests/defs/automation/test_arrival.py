@@ -100,7 +100,7 @@ def test_one_content_is_asked_for_once_and_new_content_again(desk: Desk) -> None
     desk.drop("a.jsonl", polite_rows(40))
     first = desk.request()
     assert desk.refresh(first).success
-    assert "nothing new: the data were made from these 1 files" in desk.reason()
+    assert "nothing new: the data was made from these 1 files" in desk.reason()
     (desk.annotations / "old.xlsx").touch()
     assert desk.reason().endswith("1 files; 'old.xlsx' is not read: save it as CSV in UTF-8")
     os.utime(desk.annotations / "a.jsonl", (1.5e9, 1.5e9))

@@ -9,7 +9,7 @@ def test_files_that_changed_come_first_with_their_sizes() -> None:
     shown = files_metadata({"a": [1, "x"], "b": [5678, "w"], "d": [0, ""]}, "version", before)
     rows = [tuple(record.data.values()) for record in shown["files"].records]
     assert rows == [("b", "5,678", "changed"), ("c", "3", "gone"), ("d", "0", "new"), ("a", "1", "")]
-    assert shown["changes"] == "1 new, 1 changed, 1 gone since the refresh before"
+    assert shown["changes"] == "1 new, 1 changed, 1 gone since the previous refresh"
     assert (shown["num_files"], shown["megabytes"], shown["content_version"]) == (3, 0.006, "version")
 
 

@@ -1,4 +1,4 @@
-"""What a refresh shows of the changes since the snapshot before."""
+"""What a refresh shows of the changes since the previous snapshot."""
 
 from pathlib import Path
 from typing import Any

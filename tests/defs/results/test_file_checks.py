@@ -64,7 +64,7 @@ def test_files_and_rows_that_are_gone_are_counted_once(settings: Settings, tmp_p
     check = raw_checks(settings)["no_file_disappeared"]
     assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
     assert check.description == (
-        "Gone since the snapshot before: 9 of 14 rows, in `b.jsonl` (7 rows before, 0 now), "
+        "Disappeared since the previous snapshot: 9 of 14 rows, in `b.jsonl` (7 rows before, 0 now), "
         "`a.jsonl` (5 rows before, 3 now); new: 1 files with 7 rows"
     )
     assert rows_of(check.metadata["gone_files"]) == [
@@ -86,7 +86,7 @@ def test_three_files_are_named_and_the_others_counted(
         (tmp_path / "in" / name).unlink()
     named = ", ".join(f"`{name}` (1 rows before, 0 now)" for name in names[:3])
     assert raw_checks(settings)["no_file_disappeared"].description == (
-        f"Gone since the snapshot before: {number} of {number + 1} rows, in {named}{more}"
+        f"Disappeared since the previous snapshot: {number} of {number + 1} rows, in {named}{more}"
     )
 
 

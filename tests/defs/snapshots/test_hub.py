@@ -108,8 +108,8 @@ def test_a_public_repository_takes_nothing_private(tmp_path: Path, hub: Reposito
         (("POST", "/api/repos/create"), 404, "correct the name of the owner"),
         (("POST", "/api/models/me/rm/preupload/main"), 403, "give the token write access"),
         (("POST", "/api/models/me/rm/commit/main"), 403, "give the token write access"),
-        (("POST", "/api/models/me/rm/commit/main"), 400, "run again after mending that"),
-        (("POST", "/me/rm.git/info/lfs/objects/batch"), 413, "run again after mending that, or later"),
+        (("POST", "/api/models/me/rm/commit/main"), 400, "fix that and run again"),
+        (("POST", "/me/rm.git/info/lfs/objects/batch"), 413, "fix that and run again, or run again later"),
         (("PUT", f"/lfs/{hashlib.sha256(b'weights').hexdigest()}"), 403, "give the token write access"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_wrong_token_is_named(tmp_path: Path, hub: Repositories, monkeypatch: 
 
 def test_a_hub_that_does_not_answer_is_said(tmp_path: Path, hub: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(PublishingError, match=r"the Hub did not take it \(.*\): run again when it can be reached"):
+    with pytest.raises(PublishingError, match=r"the Hub did not accept it \(.*\): run again when it can be reached"):
         pushed(upload(tmp_path))
 
 

@@ -97,7 +97,7 @@ def test_padded_rows_give_the_scores_and_gradients_of_stock_transformers(tmp_pat
     rankings = rows_of(edge_cases(), model)
     choice = choose_packing(model, pairs_of(rankings), CPU)
     assert choice.packing is Packing.PADDED
-    assert choice.reason.startswith("padded rows of like length: encoders are computed in padded rows; on 7 pairs ")
+    assert choice.reason.startswith("padded rows of similar length: encoders are computed in padded rows; on 7 pairs ")
     expected, found = alone(model, rankings), in_padded_rows(model, rankings, Scorer.forward)
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

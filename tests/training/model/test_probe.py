@@ -35,7 +35,7 @@ def test_the_others_fall_back_to_padded_rows_and_say_why(name):
     stock = model.config._attn_implementation
     choice = choose_packing(model, pairs_of(edge_cases()), CPU)
     assert choice.packing is Packing.PADDED
-    assert choice.reason.startswith("padded rows of like length: sharing prompts fails, ")
+    assert choice.reason.startswith("padded rows of similar length: sharing prompts fails, ")
     assert REASONS[name] in choice.reason
     assert "even here" not in choice.reason
     assert model.config._attn_implementation == stock
