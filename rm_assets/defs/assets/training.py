@@ -17,6 +17,7 @@ from rm_assets.defs.results.promotions import PROMOTION_CHECKS, promotion_result
 from rm_assets.defs.results.publications import publication_result
 from rm_assets.defs.results.report_checks import REPORT_CHECKS, report_checks
 from rm_assets.defs.results.reports import draw_plots, report_files, report_result
+from rm_assets.defs.results.stages import require_pairs, sets_without_pairs
 from rm_assets.defs.results.suspects import suspects_result
 from rm_assets.defs.runs.pool import POOL
 from rm_assets.defs.snapshots import models, promotions, publications, reports, suspects
@@ -40,10 +41,14 @@ def reward_model(
     The asset reward_model_report evaluates it.
     """
     run = AssetRun(project.ready(), context, launcher)
+    pairs = run.project.snapshot(Stage.PADDED)
+    require_pairs(pairs, run.project.settings)
+    for name in sets_without_pairs(pairs, run.project.settings):
+        context.log.warning(f"the evaluation set {name!r} has no pairs, so the report is without it: see its rejects")
     before = None
     with contextlib.suppress(SnapshotError):  # a damaged model is trained again, and compared with nothing
         before = models.newest_model(run.project.storage)
-    model = models.train_or_load_model(run, run.project.snapshot(Stage.PADDED))
+    model = models.train_or_load_model(run, pairs)
     return model_result(model, run.project, before)
 
 

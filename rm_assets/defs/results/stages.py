@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rm_assets.data.sources.content_version import ASSET, CONTENT
+from rm_assets.data.sources.evaluation_sets import FOLDER
 from rm_assets.data.stages.invariants import INVARIANTS, Invariant
 from rm_assets.data.storage.parquet import open_parquet, read_batches
 from rm_assets.data.storage.snapshots import REJECTS, Manifest, Snapshot
@@ -49,7 +50,7 @@ _READ_VERSION = f"dagster/input_data_version/{ASSET}"
 
 
 class NothingLeftError(RuntimeError):
-    """A stage rejected every row, so there is nothing to continue with."""
+    """A stage rejected every row, or too many to train on, so there is nothing to continue with."""
 
 
 def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
@@ -87,10 +88,15 @@ def stage_result(
 
 
 def nothing_left(stage: Stage, snapshot: Snapshot, parent: Snapshot | None) -> str:
-    """Why a stage has no row: its rejects by reason, the first line that shows what to fix, and how to look at it."""
-    reasons = reason_totals(snapshot.manifest)
-    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "its input was empty"
-    facts, rejects = snapshot.manifest.facts, str(snapshot.directory / REJECTS)
+    """Why a stage has no row, and where its rejects are."""
+    why = _rejects(stage, snapshot, parent) or "its input was empty"
+    return f"nothing is left after {stage}: {why}; each reject is in {str(snapshot.directory / REJECTS)!r}"
+
+
+def _rejects(stage: Stage, snapshot: Snapshot, parent: Snapshot | None) -> str:
+    """A stage's rejects by reason, the first line that shows what to fix, and how to look at it; empty without any."""
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reason_totals(snapshot.manifest).most_common())
+    facts = snapshot.manifest.facts
     for source, cause in facts.get("causes", {}).items() if stage is Stage.VALIDATED else ():
         why += f"; {as_code(source)} is held back: {cause['causes']}; {cause['advice']}"
         break  # one file shows what to fix
@@ -100,7 +106,31 @@ def nothing_left(stage: Stage, snapshot: Snapshot, parent: Snapshot | None) -> s
         source, line = first["file"], first["first_line"]
         why += f"; the first: {as_code(source)}{f', line {line}' if line else ''}: {first['example']}"
         why += f"; see: {trace_command(source, line)}"
-    return f"nothing is left after {stage}: {why}; each reject is in {rejects!r}"
+    return why
+
+
+def require_pairs(pairs: Snapshot, settings: Settings) -> None:
+    """Raise NothingLeftError unless padded_pairs has pairs to train a model on, and others to judge it by."""
+    counts = {split: pairs.manifest.total(f"num_{split}") for split in ("train", "validation", "test", "evaluation")}
+    if not counts["train"]:
+        problem, cure = "train on", "add annotations, or lower test_fraction and validation_fraction"
+    elif not counts["test"] + counts["evaluation"]:
+        problem, cure = (
+            "judge a model by",
+            "add annotations of more prompts, raise test_fraction, or set evaluation_files",
+        )
+    else:
+        return
+    found = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " pairs"
+    found += f", and none of {', '.join(map(repr, empty))}" if (empty := sets_without_pairs(pairs, settings)) else ""
+    rejects = f"; its rejects: {why}" if (why := _rejects(Stage.PADDED, pairs, None)) else ""
+    raise NothingLeftError(f"no pairs to {problem}: {Stage.PADDED} has {found}{rejects}; {cure}")
+
+
+def sets_without_pairs(pairs: Snapshot, settings: Settings) -> list[str]:
+    """The evaluation sets of which padded_pairs has no pair, so that a report cannot have them."""
+    folders = {file.folder for shard in pairs.manifest.shards for file in shard.files}
+    return [name for name in settings.evaluation_files if f"{FOLDER}/{name}" not in folders]
 
 
 def reason_totals(manifest: Manifest) -> Counter[str]:

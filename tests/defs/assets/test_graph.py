@@ -313,3 +313,12 @@ def test_another_evaluation_set_is_scored_by_the_model_there_is(first_run, run_g
     assert len({manifest["key"] for manifest in manifests}) == 2
     assert len({manifest["weights_key"] for manifest in manifests}) == 1
     assert len({manifest["files"]["model/model.safetensors"] for manifest in manifests}) == 1
+
+
+def test_pairs_that_no_model_can_be_judged_by_are_an_error_before_training(tmp_path, run_graph) -> None:
+    rows = [{"prompt": "same", "chosen": f"Gladly: {n}.", "rejected": f"No: {n}."} for n in range(20)]
+    annotations = write_lines(tmp_path / "a.jsonl", rows)
+    result = run_graph(annotations=str(annotations), storage=str(tmp_path / "storage"), num_workers=1)
+    assert [event.step_key for event in result.get_step_failure_events()] == ["reward_model"]
+    assert "no pairs to judge a model by: padded_pairs has 20 train, 0 validation, 0 test" in errors(result)
+    assert not (tmp_path / "storage" / "reward_model").exists()

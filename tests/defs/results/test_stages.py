@@ -11,7 +11,7 @@ from support import plain_row, run_stages, write_lines
 
 from rm_assets.data.storage.snapshots import Snapshot, read_snapshot
 from rm_assets.data.tables.schemas import Stage
-from rm_assets.defs.results.stages import stage_result
+from rm_assets.defs.results.stages import NothingLeftError, require_pairs, sets_without_pairs, stage_result
 from rm_assets.display_text import as_code
 from rm_assets.settings import Settings
 
@@ -152,3 +152,59 @@ def test_more_than_a_tenth_of_pairs_over_the_limit_is_a_warning(tmp_path: Path, 
     assert check.severity is dg.AssetCheckSeverity.WARN
     told = f"{num_long} of 12 pairs are longer than max_length, 90 tokens"
     assert check.description == told if passed else (check.description or "").startswith(f"{told}: raise max_length")
+
+
+TIES = [{"prompt": f"q{n}", "response_a": "x", "response_b": "y", "label": "tie"} for n in range(3)]
+LONG = [plain_row(n, prompt=f"{n} one two three four five six seven eight nine ten eleven twelve") for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "options", "complaint"),
+    [
+        (
+            LONG,
+            LONG,
+            {},
+            (
+                "no pairs to train on: padded_pairs has 0 train, 0 validation, 0 test, 8 evaluation pairs; its "
+                "rejects: 8 overlaps_evaluation; the first: `a.jsonl`, line 1: evaluation set 'own'; see: python -m "
+                "rm_assets.trace a.jsonl 1; add annotations, or lower test_fraction and validation_fraction"
+            ),
+        ),
+        (
+            [plain_row(0, chosen=f"It is {n}.") for n in range(8)],
+            None,
+            {},
+            (
+                "no pairs to judge a model by: padded_pairs has 8 train, 0 validation, 0 test, 0 evaluation pairs; add "
+                "annotations of more prompts, raise test_fraction, or set evaluation_files"
+            ),
+        ),
+        (
+            LONG,
+            TIES,
+            {"test_fraction": 0.0, "validation_fraction": 0.0},
+            (
+                "no pairs to judge a model by: padded_pairs has 8 train, 0 validation, 0 test, 0 evaluation pairs, and "
+                "none of 'own'; add annotations of more prompts, raise test_fraction, or set evaluation_files"
+            ),
+        ),
+        (LONG, [plain_row(99)], {"test_fraction": 0.0}, ""),
+    ],
+    ids=["none to train on", "one prompt", "nothing but ties to judge by", "enough"],
+)
+def test_without_pairs_to_train_on_or_to_judge_by_nothing_is_trained(
+    tmp_path: Path, rows: list[object], held_out: list[object] | None, options: dict[str, Any], complaint: str
+) -> None:
+    if held_out:
+        options = options | {"evaluation_files": {"own": str(write_lines(tmp_path / "own.jsonl", held_out))}}
+    annotations = str(write_lines(tmp_path / "a.jsonl", rows))
+    settings = Settings(annotations=annotations, storage=str(tmp_path / "storage"), num_workers=1, **options)
+    pairs = run_stages(settings)[Stage.PADDED]
+    assert sets_without_pairs(pairs, settings) == (["own"] if held_out is TIES else [])
+    if complaint:
+        with pytest.raises(NothingLeftError) as error:
+            require_pairs(pairs, settings)
+        assert str(error.value) == complaint
+    else:
+        require_pairs(pairs, settings)
