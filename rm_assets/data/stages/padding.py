@@ -30,7 +30,7 @@ from rm_assets.data.storage.publication import Publication
 from rm_assets.data.storage.shards import ShardWriter, Stats, counts_of_files
 from rm_assets.data.storage.snapshots import REJECTS, Shard, Snapshot, SnapshotError
 from rm_assets.data.tables import schemas
-from rm_assets.data.tables.ragged import IdLists, lists_of, offsets_of, prefix_mask, rows_with
+from rm_assets.data.tables.ragged import IdLists, filter_rows, lists_of, offsets_of, prefix_mask, rows_with_any
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import PAIR_COLUMNS, Stage
 from rm_assets.settings import Settings
@@ -104,7 +104,7 @@ def pad_shard(task: PaddingTask, writer: ShardWriter) -> Stats:
         refused |= _overlapping(rows, overlapping)
         folders = _folders(task, rows, refused)
         for folder in [task.folder] if task.folder else SPLITS:
-            writer.write(folder, padded_table(rows.filter(pa.array(folders == folder)), task.pad_token_id))
+            writer.write(folder, padded_table(filter_rows(rows, folders == folder), task.pad_token_id))
         writer.write(REJECTS, refused_rows(rows, Stage.PADDED, refused))
         first += rows.num_rows
         num_in.update(schemas.num_rows_by_source(rows))
@@ -167,10 +167,11 @@ def _padding_figures(rows: pa.Table, pad_token_id: int) -> dict[str, int]:
     for side, lists in sides.items():
         mask = lists_of(rows[f"{side}_attention_mask"])
         lengths, widths = rows[f"{side}_length"].to_numpy().astype(np.int64), lists.lengths
-        is_right = np.array_equal(mask.lengths, widths) and np.array_equal(mask.ids, prefix_mask(lengths, widths))
+        expected = prefix_mask(lengths, widths)
+        is_right = np.array_equal(mask.lengths, widths) and np.array_equal(mask.ids, expected)
         figures["num_wrong_masks"] += int(not is_right)
-        conversations = IdLists(lists.ids[prefix_mask(lengths, widths).view(np.bool_)], offsets_of(lengths))
-        figures["num_containing_padding"] += int(rows_with(conversations, pad_token_id).sum())
+        is_padding_inside = (lists.ids == pad_token_id) & expected.view(np.bool_)
+        figures["num_containing_padding"] += int(rows_with_any(is_padding_inside, lists.offsets).sum())
         figures["num_tokens"] += int(lengths.sum())
         figures["num_padding"] += int((widths - lengths).sum())
     num_unequal = int(np.sum(sides["chosen"].lengths != sides["rejected"].lengths))

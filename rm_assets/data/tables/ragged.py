@@ -52,10 +52,26 @@ def lists_of(column: pa.ChunkedArray) -> IdLists:
     return IdLists(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
+def filter_rows(rows: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
+    """The rows for which `keep` is true. `Table.filter` takes four times as long for lists: it copies id by id."""
+    mask = pa.array(keep)
+    columns = [
+        lists_of(column).where(keep).array(column.type) if pa.types.is_list(column.type) else column.filter(mask)
+        for column in rows.columns
+    ]
+    return pa.Table.from_arrays(columns, schema=rows.schema)
+
+
 def rows_with(lists: IdLists, number: int) -> NDArray[np.bool_]:
     """Whether each row contains this id, bool [rows]: for [7, 8] and [9], 8 gives true and false."""
-    counts = offsets_of(lists.ids == number)
-    return np.asarray(np.diff(counts[lists.offsets]) > 0)
+    return rows_with_any(lists.ids == number, lists.offsets)
+
+
+def rows_with_any(are_found: NDArray[np.bool_], offsets: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row has a true value, bool [rows]: [false, true] and [false] give true and false."""
+    found = np.zeros(len(offsets) - 1, np.bool_)
+    found[np.searchsorted(offsets, np.flatnonzero(are_found), side="right") - 1] = True
+    return found
 
 
 def prefix_lengths(one: IdLists, other: IdLists) -> NDArray[np.int64]:

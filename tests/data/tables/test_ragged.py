@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_assets.data.tables.ragged import IdLists, Texts, equal_rows, join_rows, lists_of, prefix_lengths, rows_with
+from rm_assets.data.tables.ragged import (
+    IdLists,
+    Texts,
+    equal_rows,
+    filter_rows,
+    join_rows,
+    lists_of,
+    prefix_lengths,
+    rows_with,
+)
 
 Rows = list[tuple[list[int], list[int]]]
 ROWS = st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=1, max_size=6)] * 2), max_size=8)
@@ -45,6 +54,23 @@ def test_rows_that_are_kept_are_the_same_rows(rows: Rows, random) -> None:
     keep = np.array([random.random() < 0.5 for _ in rows], np.bool_)
     kept = chosen.where(keep).array(pa.list_(pa.int32()))
     assert kept.to_pylist() == [one for (one, _), is_kept in zip(rows, keep, strict=True) if is_kept]
+
+
+@given(ROWS, st.randoms())
+def test_tables_are_filtered_as_arrow_filters_them(rows: Rows, random) -> None:
+    ids = pa.list_(pa.field("element", pa.int32(), nullable=False))
+    schema = pa.schema([pa.field("ids", ids, nullable=False), pa.field("text", pa.string())])
+    table = pa.table([[one for one, _ in rows], [str(other) for _, other in rows]], schema=schema)
+    keep = np.array([random.random() < 0.5 for _ in rows], np.bool_)
+    for part in (table, pa.concat_tables([table, table]).slice(len(rows))):
+        assert filter_rows(part, keep).equals(table.filter(pa.array(keep)))
+
+
+def test_rows_without_ids_contain_none() -> None:
+    lists = join_rows([np.array(row, np.int32) for row in ([], [8], [], [7, 8], [7], [])])
+    assert rows_with(lists, 8).tolist() == [False, True, False, True, False, False]
+    assert rows_with(lists, 9).tolist() == [False] * 6
+    assert rows_with(join_rows([]), 8).tolist() == []
 
 
 def test_a_column_in_several_pieces_reads_as_one() -> None:
