@@ -181,7 +181,10 @@ def model_snapshot(storage: Path, name: str) -> ModelSnapshot:
     try:
         return _read_model(storage / ASSET / name)
     except FileNotFoundError:
-        raise SnapshotError(f"{ASSET} {name!r} is not in {str(storage)!r}: name one that is, or train again") from None
+        raise SnapshotError(
+            f"{ASSET} {name!r} is not in {str(storage)!r}: restore it, or set promoted_model (or RM_PROMOTED_MODEL) to "
+            "one that is"
+        ) from None
 
 
 def _read_model(directory: Path) -> ModelSnapshot:

@@ -157,6 +157,18 @@ def test_without_a_pair_to_compare_them_on_the_champion_stays(site: Site, champi
     assert found.model.directory.name == CHAMPION
 
 
+def test_a_champion_that_was_deleted_is_an_error_until_another_is_promoted_by_hand(
+    site: Site, champion: ModelSnapshot
+) -> None:
+    newest = site.model(NEWEST, site.today.name, site.rows(site.today, "test"), **RIGHT)
+    shutil.rmtree(champion.directory)
+    said = rf"reward_model '{CHAMPION}' is not in .*: restore it, or set promoted_model \(or RM_PROMOTED_MODEL\) to one"
+    with pytest.raises(SnapshotError, match=said):
+        site.promote(newest)
+    assert site.promote(newest, promoted_model=NEWEST).model.directory.name == NEWEST
+    assert site.promote(newest).verdict["reason"] == "the newest model is the promoted one"
+
+
 def test_only_required_checks_that_failed_forbid_a_promotion(site: Site, champion: ModelSnapshot) -> None:
     newest = site.model(NEWEST, site.today.name)
     checks = [
