@@ -1,4 +1,4 @@
-"""Names and texts of users as people see them: on a terminal, in a log, a table, a picture or Markdown.
+"""User-written names and texts as they are displayed: on a terminal, in a log, a table, a picture or Markdown.
 
 What is shown is on one line, of bounded length, and does nothing to the place that shows it. Data keep what they are.
 """

@@ -8,7 +8,7 @@ import torch
 
 from rm_assets.training.jobs.result import METRICS, clear_output
 from rm_assets.training.jobs.training_job import TrainingJob
-from rm_assets.training.loop.group import ALONE, join_group, leave_group
+from rm_assets.training.loop.group import SINGLE_PROCESS, join_group, leave_group
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.processes.children import free_port
 from rm_assets.training.processes.signals import Stop, StoppedError
@@ -33,7 +33,7 @@ class StopsAt(Stop):
         """Signals of other kinds are not part of these tests."""
 
 
-def run_until(job, last=0, group=ALONE):
+def run_until(job, last=0, group=SINGLE_PROCESS):
     """Run the job; whether it ended by itself, how often it checked, and what it said."""
     told = []
     stop = StopsAt(last)

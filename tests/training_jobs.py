@@ -14,7 +14,7 @@ import torch
 from rm_assets.training.jobs.result import METRICS, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import CHECKPOINTS
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import StepFigures, TrainingLog
 from rm_assets.training.processes.signals import Stop, StoppedError, listen_for_signals
 from rm_assets.training.run import train_and_publish
@@ -63,7 +63,7 @@ def _work(description: str, kill_after: int, saved: int) -> None:
             output / METRICS, lambda text: print(text, file=said, flush=True), kill_after=kill_after, saved=saved
         )
         try:
-            train_and_publish(job, ALONE, progress, stop)
+            train_and_publish(job, SINGLE_PROCESS, progress, stop)
         except StoppedError as stopped:
             os._exit(128 + stopped.number)
 
@@ -80,7 +80,7 @@ def run(job: TrainingJob) -> Path:
     """Train here, without a second process; returns the job's output directory."""
     output = Path(job.output_directory)
     clear_output(output)
-    train_and_publish(job, ALONE, TrainingLog(output / METRICS, log=lambda text: None))
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog(output / METRICS, log=lambda text: None))
     return output
 
 

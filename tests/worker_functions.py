@@ -15,7 +15,7 @@ from support import plain_row, run_stages, silent, write_lines
 
 from rm_assets.data.storage import retention
 from rm_assets.data.storage.files import resolve_path
-from rm_assets.data.storage.latest import OvertakenError
+from rm_assets.data.storage.latest import ConcurrentPublicationError
 from rm_assets.data.storage.publication import open_publication
 from rm_assets.data.storage.shards import tables_writer, write_shard
 from rm_assets.data.storage.snapshots import DATA
@@ -74,7 +74,7 @@ def publish_without_shared_locks(cache: str, storage: str, value: int) -> None:
     """Publish several times as on a machine of its own, which shares no lock with others."""
     os.environ["XDG_CACHE_HOME"] = cache
     for _ in range(3):
-        with contextlib.suppress(OvertakenError):
+        with contextlib.suppress(ConcurrentPublicationError):
             published(resolve_path(storage), 1, value)
 
 
@@ -90,7 +90,7 @@ def publish_until_told(cache: str, storage: str, values: list[int], report: Path
             before = publication.previous.name if publication.previous else None
             try:
                 outcomes[publication.publish([shard], {}, {}).name] = [before, "published"]
-            except OvertakenError as error:
+            except ConcurrentPublicationError as error:
                 name = next(word for word in str(error).split() if word.endswith(":") and len(word) == 17)[:-1]
                 outcomes[name] = [before, str(error)]
     report.write_text(json.dumps(outcomes))

@@ -27,7 +27,7 @@ from torch.nn.attention.varlen import varlen_attn
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.loop.checkpoint import Checkpoints, Position, restore_state, training_state
-from rm_assets.training.loop.group import ALONE, Group, join_group, leave_group
+from rm_assets.training.loop.group import SINGLE_PROCESS, Group, join_group, leave_group
 from rm_assets.training.loop.held_out import evaluate
 from rm_assets.training.loop.saving import Saver
 from rm_assets.training.loop.setup import prepare_run
@@ -204,7 +204,7 @@ def train(group: Group) -> None:
     backward pass adds up in any order.
     """
     with cpu_as_gpu(False):
-        _, expected = _trained(ALONE)
+        _, expected = _trained(SINGLE_PROCESS)
     print("float32 on the CPU:", expected)
     cases = {"plain": {}, "again": {}, "checkpointing": {"gradient_checkpointing": True}, "compiled": {"compile": True}}
     seen, failed = {}, []

@@ -61,7 +61,7 @@ def bytes_of_copies(tensors: Mapping[str, Tensor], device: torch.device) -> int:
     return sum(1 << max(0, size - 1).bit_length() for size in sizes) if device.type == "cuda" else sum(sizes)
 
 
-def one_ahead(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
     """The results of `work` in order; with a GPU, a thread computes each one while the previous one is in use.
 
     On a CPU that would gain nothing.
@@ -70,10 +70,10 @@ def one_ahead(work: Callable[[Item], Result], items: Iterable[Item], device: tor
         yield from map(work, items)
         return
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as thread:
-        yield from _one_ahead(work, items, thread)
+        yield from _prefetch(work, items, thread)
 
 
-def _one_ahead(work: Callable[[Item], Result], items: Iterable[Item], thread: Executor) -> Iterator[Result]:
+def _prefetch(work: Callable[[Item], Result], items: Iterable[Item], thread: Executor) -> Iterator[Result]:
     before: Future[Result] | None = None
     for item in items:
         following = thread.submit(work, item)

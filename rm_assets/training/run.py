@@ -141,8 +141,8 @@ def _train(
     log.message(choice.reason)
     if warning := large_margin(splits["train"], job.settings):
         log.message(f"warning: {warning}")
-    say = log.message if group.is_first else print
-    checkpoints = Checkpoints(directory, job.key, group, say, job.settings.rounding())
+    log_line = log.message if group.is_first else print
+    checkpoints = Checkpoints(directory, job.key, group, log_line, job.settings.rounding())
     figures = train(model, splits, choice, job.settings, group, log, checkpoints, stop)
     _save(job, model, tokenizer, group)
     del model  # and its gradients: the saved model needs their memory
@@ -174,7 +174,7 @@ def _choose_packing(model: Any, pairs: Pairs, group: Group) -> Choice:
     if group.is_first:
         choice = choose_packing(model, pairs, group.device)
         number += packings.index(choice.packing)
-    group.add_up(number)
+    group.all_reduce(number)
     if choice is None:
         choice = Choice(packings[int(number)], "as the first process chose")
         use_packing(model, choice.packing)

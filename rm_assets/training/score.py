@@ -178,7 +178,7 @@ def scored_lines(
     results: list[dict[str, Any]] = []
     places: list[tuple[dict[str, Any], str]] = []
     sequences: list[list[int]] = []
-    for number, stated in _judged_together([(number, _read(line, rules)) for number, line in lines]):
+    for number, stated in _resolve_labels([(number, _read(line, rules)) for number, line in lines]):
         if isinstance(stated, PreferenceError):
             results.append({"line": number, "problem": str(stated)})
             continue
@@ -206,7 +206,7 @@ def _read(line: str | PreferenceError, rules: ParsingRules) -> _Read:
         return error, error.evidence
 
 
-def _judged_together(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, list[_Sides] | PreferenceError]]:
+def _resolve_labels(found: Sequence[tuple[int, _Read]]) -> Iterator[tuple[int, list[_Sides] | PreferenceError]]:
     """Each line's conversations, or its problem, which may come from the labels of other lines."""
     counts: EvidenceCounts = {}
     for number, (_, evidence) in found:

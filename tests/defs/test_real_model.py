@@ -30,7 +30,7 @@ from support import write_lines
 
 from rm_assets.training.jobs.training_job import TrainingJob
 from rm_assets.training.jobs.transport import read_job
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.trainer import planned_steps
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.saved_model.golden_scores import verify_golden_scores
@@ -230,7 +230,7 @@ def test_losses_equal_those_of_trls_trainer(resumed: Trained, tmp_path: Path, mo
     steps = [rows for _, rows in planned_steps(resumed.job.settings, pairs)][:NUM_COMPARED_STEPS]
     options: dict[str, Any] = {"trl_attention": None, "trl_compile": False, "trl_defaults": False, "trl_pairs": None}
     options |= {"pairs_per_step": resumed.job.settings.batch_pairs, "max_length": 1024}
-    case = benchmark.Case(pairs, steps, resumed.job, ALONE, argparse.Namespace(**options))
+    case = benchmark.Case(pairs, steps, resumed.job, SINGLE_PROCESS, argparse.Namespace(**options))
     trainer = case.trainer(str(tmp_path / "trl"))
     trainer.train()
     ours = losses(newest(resumed.site) / "metrics.jsonl")[:NUM_COMPARED_STEPS]

@@ -19,7 +19,7 @@ from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings, TrainingSettings
 from rm_assets.training.jobs.result import MODEL, clear_output
 from rm_assets.training.jobs.training_job import SPLITS, TrainingJob
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.run import train_and_publish
 
@@ -90,7 +90,7 @@ def _trained(name: str, saved_dtype: str, directory: Path) -> Trained:
         ),
     )
     clear_output(Path(job.output_directory))
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     return Trained(Path(job.output_directory) / MODEL, stages)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from rm_assets.training import run as job_run
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model import offloading
 from rm_assets.training.model.adapter import base_of, with_adapter
@@ -76,7 +76,7 @@ def larger_toy(tmp_path):
 def test_no_phase_takes_much_more_memory_than_training_itself(make_job, larger_toy, peaks, settings, of_weights):
     job = make_job(model=larger_toy, settings=settings)
     weights = 4 * sum(weight.numel() for weight in build_model(job).parameters())
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     assert set(peaks) == {"choose_packing", "train", "evaluate", "write_golden_scores"}
     assert weights < peaks["train"] < of_weights * weights
     for phase, peak in peaks.items():
@@ -88,7 +88,7 @@ def test_over_a_base_in_4_bits_no_phase_takes_much_more_of_a_gpu(make_job, large
     monkeypatch.setattr(offloading, "_free_memory", lambda device: 1000.0)  # layers of what is saved stay on the host
     job = make_job(model=larger_toy, settings={"lora_rank": 1, "load_in_4bit": True, "micro_batch_tokens": 400})
     weights = 4 * sum(weight.numel() for weight in build_model(job).parameters())
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     # codes, and of the adapters: weights, gradients, two moments, and the copies that are being written
     assert weights / 8 < peaks["train"] < weights / 3
     assert peaks["choose_packing"] < 1.2 * peaks["train"]

@@ -13,7 +13,7 @@ from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import clear_output
 from rm_assets.training.jobs.scoring_job import PAIRS
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.run import train_and_publish
 from rm_assets.training.saved_model.pair_scoring import check_model, score_rows
@@ -25,7 +25,7 @@ from rm_assets.training.score import main, scored_lines
 def directory(tmp_path_factory, job_in):
     job = job_in(tmp_path_factory.mktemp("score"))
     clear_output(Path(job.output_directory))
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     return Path(job.output_directory) / "model"
 
 

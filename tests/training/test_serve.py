@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 from rm_assets.training.jobs.result import clear_output
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.run import train_and_publish
 from rm_assets.training.saved_model.golden_scores import read_golden_scores
@@ -32,7 +32,7 @@ USER, REPLY = {"role": "user", "content": "w7"}, {"role": "assistant", "content"
 def directory(tmp_path_factory, job_in):
     job = job_in(tmp_path_factory.mktemp("serve"))
     clear_output(Path(job.output_directory))
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     return Path(job.output_directory) / "model"
 
 

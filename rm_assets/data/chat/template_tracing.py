@@ -4,7 +4,7 @@ This is symbolic execution along the path of an example (K. Sen, D. Marinov, G. 
 engine for C", 2005). A `Symbol` replaces a content: methods that make a new text of it (`strip`, `replace`, ...) extend
 an expression, and each question about it (`in`, `startswith`, truth, ...) becomes a guard with the example's answer.
 All conversations that pass the guards are rendered by the same expression. A symbol is not a string, so any operation
-not listed here raises NotUnderstoodError instead of losing track; then transformers renders the conversation.
+not listed here raises NotTraceableError instead of losing track; then transformers renders the conversation.
 """
 
 import functools
@@ -72,7 +72,7 @@ def apply(expression: Applied, text: str) -> str:
 # --- symbols -------------------------------------------------------------------------------------------------
 
 
-class NotUnderstoodError(Exception):
+class NotTraceableError(Exception):
     """The template asked something of a content that a symbol cannot answer."""
 
 
@@ -110,14 +110,14 @@ class Symbol:
         if isinstance(other, Symbol):
             if self._expression == other._expression:
                 return True
-            raise NotUnderstoodError("a comparison of two contents")
+            raise NotTraceableError("a comparison of two contents")
         return isinstance(other, str) and self.ask("__eq__", other)
 
     def __bool__(self) -> bool:
         return self.ask("bool")
 
     def _not_understood(self, *_: Any) -> Any:
-        raise NotUnderstoodError("a content where only a text will do")
+        raise NotTraceableError("a content where only a text will do")
 
     # Looking up a symbol in a dict would ask it without a guard, and printing it would lose its expression.
     __hash__ = __iter__ = __reversed__ = __str__ = __repr__ = __format__ = _not_understood
@@ -141,7 +141,7 @@ class Length:
         return not self._symbol if _is_zero(other) else self._not_understood()
 
     def _not_understood(self, *_: Any) -> Any:
-        raise NotUnderstoodError("the length of a content")
+        raise NotTraceableError("the length of a content")
 
     __hash__ = __str__ = __repr__ = __format__ = _not_understood
 
@@ -157,22 +157,22 @@ class Parts:
 
     def __init__(self, symbol: Symbol, *arguments: Any) -> None:
         if not arguments or not arguments[0]:  # without a separator there may be no part at all
-            raise NotUnderstoodError("a content split at white space")
+            raise NotTraceableError("a content split at white space")
         self._symbol, self._arguments = symbol, arguments
 
     def item(self, index: Any) -> Symbol:
         """The first part (0) or the last (-1)."""
         if type(index) is not int or index not in (0, -1):
-            raise NotUnderstoodError("a part of a split content other than the first and the last")
+            raise NotTraceableError("a part of a split content other than the first and the last")
         return self._symbol.apply("split", self._arguments, index)
 
     def __iter__(self) -> Iterator[Symbol]:
         if self._symbol.ask("__contains__", self._arguments[0]):
-            raise NotUnderstoodError("a loop over a content that is split")
+            raise NotTraceableError("a loop over a content that is split")
         return iter([self._symbol])
 
     def _not_understood(self, *_: Any) -> Any:
-        raise NotUnderstoodError("a split content as a list")
+        raise NotTraceableError("a split content as a list")
 
     __eq__ = __hash__ = __reversed__ = __contains__ = __bool__ = _not_understood
     __str__ = __repr__ = __format__ = _not_understood
@@ -183,7 +183,7 @@ def _require_plain(arguments: Iterable[Any]) -> None:
         if isinstance(argument, tuple):
             _require_plain(argument)
         elif argument is not None and type(argument) not in (str, int):
-            raise NotUnderstoodError(f"a {type(argument).__name__} as an argument")
+            raise NotTraceableError(f"a {type(argument).__name__} as an argument")
 
 
 def join(parts: Sequence[Any], separator: str = "") -> Any:
@@ -201,7 +201,7 @@ def join(parts: Sequence[Any], separator: str = "") -> Any:
         elif type(part) is str:
             flat.append(part)
         else:
-            raise NotUnderstoodError(f"a content joined to a {type(part).__name__}")
+            raise NotTraceableError(f"a content joined to a {type(part).__name__}")
     text = "".join(part._text if isinstance(part, Symbol) else part for part in parts)
     return Symbol(Joined(tuple(flat)), text, symbols[0]._guards)
 
@@ -237,7 +237,7 @@ class SymbolEnvironment(ImmutableSandboxedEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         """An item, as `content.split("x")[0]`, or an attribute, as `content["strip"]`."""
         if _is_symbolic(argument):
-            raise NotUnderstoodError("a content as a key")
+            raise NotTraceableError("a content as a key")
         if isinstance(obj, Parts):
             return obj.item(argument)
         return _attribute(self, obj, argument) if _is_symbolic(obj) else super().getitem(obj, argument)
@@ -253,7 +253,7 @@ def _attribute(environment: SymbolEnvironment, value: Any, name: Any) -> Any:
             return lambda *arguments: Parts(value, *arguments)
         if not hasattr(str, name):
             return environment.undefined(obj="", name=name)
-    raise NotUnderstoodError(f"{name!r} of a content")
+    raise NotTraceableError(f"{name!r} of a content")
 
 
 def _is_symbolic(value: Any) -> bool:
@@ -267,7 +267,7 @@ def _test(name: str, function: Any) -> Callable[..., Any]:
             return function(*arguments)
         if isinstance(arguments[0], Symbol) and name in _ANSWERED_TESTS:
             return _ANSWERED_TESTS[name]
-        raise NotUnderstoodError(f"the test {name!r} of a content")
+        raise NotTraceableError(f"the test {name!r} of a content")
 
     return test
 
@@ -295,7 +295,7 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             case "default" | "d", [Symbol(), *other], _ if not any(map(_is_symbolic, (*other, *options.values()))):
                 return function(*arguments, **options)
         if any(map(_is_symbolic, (*arguments, *options.values()))):
-            raise NotUnderstoodError(f"the filter {name!r} of a content")
+            raise NotTraceableError(f"the filter {name!r} of a content")
         return function(*arguments, **options)
 
     return on_symbols
@@ -325,7 +325,7 @@ def trace(
 ) -> tuple[Joined, tuple[Guard, ...]]:
     """What a template on symbols writes for these contents, and the guards under which it writes the same for others.
 
-    Raises NotUnderstoodError, or what Jinja raises, where the template cannot be traced.
+    Raises NotTraceableError, or what Jinja raises, where the template cannot be traced.
     """
     guards: dict[Guard, None] = {}
     symbols = [Symbol(Content(index), text, guards) for index, text in enumerate(contents)]

@@ -137,7 +137,7 @@ def _spellings(name: str) -> set[str]:
 # --- one name for each field ---------------------------------------------------------------------------------
 
 
-def use_main_names(row: Row, *names: str) -> Row:
+def use_canonical_names(row: Row, *names: str) -> Row:
     """The row with each of these fields of `SPELLINGS` under its first name."""
     if row.keys().isdisjoint(_OTHER_NAMES):
         return row

@@ -70,7 +70,7 @@ def parse_line(text: str | bytes, rules: ParsingRules) -> ParsedLine:
         return _parse_object(row, rules)
     if ballots := argilla.ballots_of_argilla(row, rules) or label_studio.ballots_of_label_studio(row, rules):
         return _parse_votes(ballots, rules)
-    return _parse_object(public_sets.usual_row(label_studio.usual_row(row), rules.columns.values()), rules)
+    return _parse_object(public_sets.normalize_row(label_studio.normalize_row(row), rules.columns.values()), rules)
 
 
 def _parse_votes(ballots: Ballots, rules: ParsingRules) -> ParsedLine:

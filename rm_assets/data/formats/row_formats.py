@@ -14,7 +14,7 @@ from rm_assets.data.formats.field_names import (
     join_prompt,
     only_value,
     response_fields,
-    use_main_names,
+    use_canonical_names,
 )
 from rm_assets.data.formats.labels.side_scores import add_side_scores
 from rm_assets.data.formats.labels.values import parse_numbers
@@ -29,7 +29,7 @@ def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple
     What the label of a comparison implies for other rows is appended to `evidence`. Raises PreferenceError for a row of
     no known format.
     """
-    row = use_main_names(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
+    row = use_canonical_names(row, "chosen", "rejected", "system", "score_chosen", "score_rejected")
     has_sides = "chosen" in row and "rejected" in row
     if has_sides:
         row = join_prompt(add_side_scores(row), "chosen", "rejected")
@@ -51,7 +51,7 @@ def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple
         missing = "rejected" if "chosen" in row else "chosen"
         reason = Reason.MISSING_FIELD if "chosen" in row or "rejected" in row else Reason.UNKNOWN_FORMAT
         raise PreferenceError(reason, missing_field(missing, row))
-    row = join_prompt(use_main_names(row, "responses", "scores"))
+    row = join_prompt(use_canonical_names(row, "responses", "scores"))
     format_name = Format.SCORED_LISTS if _are_texts(lists[0]) else Format.RANKING
     if format_name is Format.RANKING:
         row = row | {"responses": [_with_number(response) for response in row["responses"]]}

@@ -1,4 +1,4 @@
-"""Fields that are not read although the row means something else without them: such rows are rejects.
+"""Fields that are not read although they change what a row means: such rows are rejects.
 
 These are media, which a reward model of texts never sees, variables of the chat template, and tools, tool calls and
 reasoning under names that no format has.

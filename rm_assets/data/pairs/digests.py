@@ -1,4 +1,4 @@
-"""64-bit digests of keys: nearly all keys differ in them, in a quarter of the memory."""
+"""64-bit digests of keys, in a quarter of the memory; nearly all distinct keys have distinct digests."""
 
 import binascii
 from collections.abc import Iterable, Iterator

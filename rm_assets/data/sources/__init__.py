@@ -1,1 +1,1 @@
-"""The files of annotations: which there are, whether they change, and their lines."""
+"""Annotation files: finding them, noticing changes, and reading their lines."""

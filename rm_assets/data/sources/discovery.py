@@ -155,7 +155,7 @@ def _find(setting: str, storage: Path | None) -> _Found:
         if path.is_dir():
             return _in_directory(path, storage)
         if is_there:
-            return _by_itself(path)
+            return _find_single_file(path)
     except RejectedFileError as error:
         raise _error(setting, f"{Path(setting).name!r} cannot be read: {error.detail}") from None
     except SettingsError:
@@ -176,7 +176,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
     if kind or not _MAGIC.search(setting):
         _refuse_inside(setting, path, storage)
     if kind == "file":
-        return _by_itself(path)
+        return _find_single_file(path)
     if kind == "directory":
         inside = relative_remote_path(storage, path) if storage is not None else None
         listed = list(remote_files(path))
@@ -208,7 +208,7 @@ def _at_uri(setting: str, path: Path, storage: Path | None) -> _Found:
     return found
 
 
-def _by_itself(path: Path) -> _Found:
+def _find_single_file(path: Path) -> _Found:
     if file_kind(path.name):
         with open_annotation_file(path):
             pass  # raises if it cannot be read

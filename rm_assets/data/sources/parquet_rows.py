@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rm_assets.data.sources.blocks import Piece, SkippedLine
 from rm_assets.data.sources.opened_file import BEYOND_LIMIT, RejectedFileError
 from rm_assets.data.sources.parquet_batches import row_groups
-from rm_assets.data.sources.signatures import NUM_BYTES, what_it_is
+from rm_assets.data.sources.signatures import NUM_BYTES, describe_signature
 from rm_assets.data.tables.reasons import Reason
 
 _PART_BYTES = 8 * 2**20
@@ -57,7 +57,7 @@ def _describe_problem(stream: BinaryIO, error: Exception) -> str:
     """The message of the error, or the kind of the file if it is not Parquet."""
     stream.seek(0)
     head = stream.read(NUM_BYTES)
-    other = "" if head.startswith(b"PAR1") else what_it_is(head)
+    other = "" if head.startswith(b"PAR1") else describe_signature(head)
     return f"it is {other}" if other else " ".join(str(error).split())[:_DETAIL_CHARACTERS]
 
 

@@ -32,13 +32,13 @@ def require_signature_of_name(file: OpenedFile) -> None:
     archive = archive_suffix(file.path.name)
     if archive and head.startswith(_MAGIC[archive]):
         return
-    found = what_it_is(head)
+    found = describe_signature(head)
     if file_kind(file.path.name) in (Kind.CSV, Kind.TSV) and (match := _JSON.match(head)):
         found = f"JSON: rename it to end in {'.json' if match[1] else '.jsonl'}"
     if found:
         raise RejectedFileError(Reason.DAMAGED_FILE, f"it is {found}")
 
 
-def what_it_is(head: bytes) -> str:
+def describe_signature(head: bytes) -> str:
     """The kind of a file by its first bytes, and advice on it; empty if they are not known."""
     return next((kind for pattern, kind in _SIGNATURES.items() if re.match(pattern, head)), "")

@@ -1,4 +1,4 @@
-"""Which settings make a snapshot, and the hashes of them by which snapshots and shards are known.
+"""Which settings determine a snapshot, and the hashes of them that identify snapshots and shards.
 
 A shard is found by its key: the hash of its input's key, the stage's version and the settings that change its rows.
 A snapshot has an identity: the hash of all settings that its stage and the stages before it read. A stage takes its

@@ -1,8 +1,9 @@
-"""`latest.json` of an asset, which names its newest snapshot, and how runs on several machines take it from each other.
+"""`latest.json` of an asset, which names its newest snapshot, and how runs on several machines replace it safely.
 
 Runs on one machine exclude each other by locks; those on different machines cannot. A run therefore replaces only the
 `latest.json` that it found when it began (optimistic concurrency, as in Iceberg and Delta Lake). If another run has
-published meanwhile, OvertakenError is raised: that run's snapshot stays the latest, and this run's stays on disk.
+published meanwhile, ConcurrentPublicationError is raised: that run's snapshot stays the latest, this run's stays on
+disk.
 
 S3 compares and replaces in one step: conditional writes, `If-Match` with the ETag of the object that was read, or
 `If-None-Match: *` for the first one. On other file systems these are two steps: a publication that falls between them
@@ -36,7 +37,7 @@ _CHANGED = (404, 409, 412)
 _NOT_IMPLEMENTED = 501
 
 
-class OvertakenError(StorageError):
+class ConcurrentPublicationError(StorageError):
     """Another run published a snapshot of the asset while this one made its own."""
 
 
@@ -70,14 +71,14 @@ class LatestPointer:
         self.name = latest_name(home.parent, home.name)
 
     def set(self, name: str) -> None:
-        """Make a snapshot the latest; raises OvertakenError if another run has made another one the latest."""
+        """Make a snapshot the latest; raises ConcurrentPublicationError if another run has replaced the latest."""
 
         def may_replace(content: bytes | None) -> bool:
             return _named(content) in (None, self.name, name)
 
         if not replace_file(self._home / LATEST, json_bytes({"snapshot": name}), may_replace):
             now = latest_name(self._home.parent, self._home.name)
-            raise OvertakenError(
+            raise ConcurrentPublicationError(
                 f"{self._home.name}: another run, perhaps on another machine, published {now} while this one made "
                 f"{name}: {now} stays the latest and {name} stays in the storage; run again; finished work is kept"
             )

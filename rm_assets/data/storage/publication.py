@@ -20,7 +20,7 @@ import pyarrow as pa
 from rm_assets.data.storage.dataset_card import CARD, dataset_card
 from rm_assets.data.storage.files import file_sizes, is_remote
 from rm_assets.data.storage.fingerprint import fingerprint
-from rm_assets.data.storage.latest import LatestPointer, OvertakenError
+from rm_assets.data.storage.latest import ConcurrentPublicationError, LatestPointer
 from rm_assets.data.storage.locks import Pin, hold_lock, pin_directory
 from rm_assets.data.storage.ownership import (
     MANIFEST,
@@ -193,7 +193,7 @@ class Publication:
         """Publish these shards, in this order, as the newest snapshot. Unchanged shards are linked, not written again.
 
         If `facts` is a function, it is called only if this snapshot is not published already. Raises SnapshotError if
-        two shards would overwrite each other's files, and OvertakenError if another run published meanwhile.
+        two shards would overwrite each other's files, ConcurrentPublicationError if another run published meanwhile.
         """
         _require_distinct(self._asset, shards)
         name = fingerprint([[s.name, f.path, f.sha256] for s in shards for f in s.files if f.folder != REJECTS])[:16]
@@ -205,7 +205,7 @@ class Publication:
         if before and before.manifest == manifest and not new:
             try:
                 self._latest.set(name)
-            except OvertakenError as error:  # this run has nothing new that could be lost
+            except ConcurrentPublicationError as error:  # this run has nothing new that could be lost
                 self._log(str(error))
             return self._finish(before, new)
         directory, paths = self.directory / name, {CARD, *(file.path for shard in shards for file in shard.files)}

@@ -13,7 +13,7 @@ from rm_assets.data.chat.tokenizer import TemplateError
 from rm_assets.data.compute.ray_cluster import EngineError
 from rm_assets.data.storage.files import StorageError
 from rm_assets.data.storage.snapshots import SnapshotError
-from rm_assets.defs.launchers.kubernetes import PodStaysError
+from rm_assets.defs.launchers.kubernetes import PodNotDeletedError
 from rm_assets.defs.launchers.resource import TrainingFailedError
 from rm_assets.defs.results.stages import NothingLeftError
 from rm_assets.defs.snapshots.hub import PublishingError
@@ -24,7 +24,7 @@ from rm_assets.training.jobs.result import TrainingResultError
 
 EXPLAINED = (
     *(SettingsError, StorageError, SnapshotError, EngineError, TemplateError, EncodingError, NothingLeftError),
-    *(TrainingFailedError, TrainingResultError, PodStaysError, NothingToPromoteError, PublishingError),
+    *(TrainingFailedError, TrainingResultError, PodNotDeletedError, NothingToPromoteError, PublishingError),
 )
 """The errors whose text is written for users; others keep their traceback at the top."""
 

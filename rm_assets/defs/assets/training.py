@@ -73,7 +73,7 @@ def reward_model_report(
     written = reports.write_report(run, models.required_model(run.project.storage))
     run.log.info("drawing the plots")
     plots = draw_plots(written)
-    reports.write_beside(written.snapshot, report_files(written, plots), run.log.info)
+    reports.write_derived_files(written.snapshot, report_files(written, plots), run.log.info)
     return report_result(written, plots, run.project.settings)
 
 

@@ -123,7 +123,7 @@ def _request(instance: dg.DagsterInstance, listing: Listing, settings: Settings)
         )
     recent = instance.get_run_records(dg.RunsFilter(job_name=refresh_data.name), limit=settings.refresh_attempts + 1)
     attempts = list(itertools.takewhile(lambda record: record.dagster_run.tags.get(CONTENT_TAG) == version, recent))
-    if attempts and (reason := _why_not_again(attempts, settings)):
+    if attempts and (reason := _why_not_retried(attempts, settings)):
         return dg.SkipReason(reason)
     changes = _changes(listing, resolve_path(settings.storage))
     tags = {CONTENT_TAG: version} | ({FILES_TAG: changes} if changes else {})
@@ -151,7 +151,7 @@ def _running_refresh(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
     return None
 
 
-def _why_not_again(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
+def _why_not_retried(attempts: Sequence[dg.RunRecord], settings: Settings) -> str:
     """Why this content is not requested again, at least not yet; empty if it is."""
     run, ended = attempts[0].dagster_run, attempts[0].end_time or attempts[0].update_timestamp.timestamp()
     if run.status is Status.NOT_STARTED:

@@ -41,7 +41,7 @@ _REFUSALS = re.compile(
 """The parts of dagster-k8s' messages that name a field and show no value."""
 
 
-class PodStaysError(RuntimeError):
+class PodNotDeletedError(RuntimeError):
     """A deleted pod is still there: two jobs must not write the same training."""
 
 
@@ -54,17 +54,17 @@ class KubernetesLauncher:
     poll_seconds: float
 
     def remove_leftovers(self, name: str) -> None:
-        """Delete the job's pods and wait until they are gone; raises PodStaysError if one is not."""
+        """Delete the job's pods and wait until they are gone; raises PodNotDeletedError if one is not."""
         _read_spec(self.settings.pod_spec)  # its errors first, with or without a cluster
         if left := self._delete_pods(self._api(), f"{LABEL}={name}"):
-            raise PodStaysError(
+            raise PodNotDeletedError(
                 f"the pod {left[0]!r} of an earlier run of this job is still there after its grace period: "
                 f"find out why (kubectl describe pod {left[0]}), remove it and run again"
             )
 
     def run(self, context: dg.AssetExecutionContext, arguments: Sequence[str], name: str) -> JobExit:
         """Run `python <arguments>` in a pod; raises SettingsError if no cluster can be reached."""
-        client_class, spec = _patient_client(), self.pod_spec()
+        client_class, spec = _client_without_time_limit(), self.pod_spec()
         api = self._api()
         client = client_class(poll_interval=self.poll_seconds)
         labels = {LABEL: name, ATTEMPT: uuid.uuid4().hex}
@@ -127,7 +127,7 @@ class KubernetesLauncher:
         return kubernetes.client.CoreV1Api()
 
     def _pods(self, api: Any, selector: str) -> list[Any]:
-        with _answering():
+        with _translate_api_errors():
             return list(api.list_namespaced_pod(self._namespace, label_selector=selector).items)
 
     @ending_job()
@@ -148,7 +148,7 @@ class KubernetesLauncher:
     def _delete(self, api: Any, pod: str) -> None:
         import kubernetes
 
-        with _answering():
+        with _translate_api_errors():
             try:
                 api.delete_namespaced_pod(pod, self._namespace)
             except kubernetes.client.ApiException as error:
@@ -179,7 +179,7 @@ def _library() -> Any:
     return dagster_k8s
 
 
-def _patient_client() -> Any:
+def _client_without_time_limit() -> Any:
     """A `PipesK8sClient` without its limit of five hours, as a pod may wait longer for its GPUs."""
     library = _library()
     from dagster_k8s.client import WaitForPodState
@@ -207,7 +207,7 @@ def _patient_client() -> Any:
 
 
 @contextlib.contextmanager
-def _answering() -> Iterator[None]:
+def _translate_api_errors() -> Iterator[None]:
     """Raise errors of the cluster as SettingsErrors."""
     import kubernetes
     import urllib3

@@ -58,7 +58,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         storage, job = resolve_path(settings.storage), read_job(str(job_path))
         training = getattr(job, "settings", TrainingSettings())  # a scoring job has one process
         if training.num_nodes > 1:
-            raise SettingsError(_by_hand(job_path, training))
+            raise SettingsError(_manual_instructions(job_path, training))
         launcher = self._launcher(settings.launch, training)
         (Path(job.output_directory) / ERROR).unlink(missing_ok=True)  # the reason of an earlier attempt
         if isinstance(launcher, LocalLauncher):
@@ -84,7 +84,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         return LocalLauncher(GRACE_SECONDS if self.grace_seconds is None else self.grace_seconds)
 
 
-def _by_hand(job_path: Path, training: TrainingSettings) -> str:
+def _manual_instructions(job_path: Path, training: TrainingSettings) -> str:
     last = training.num_nodes - 1
     return (
         f"num_nodes is {training.num_nodes!r}: start the training on each machine, with its number from 0 to {last} as "

@@ -49,7 +49,7 @@ def file_checks(
     """Their results; `before` is the snapshot of raw_preferences that this one replaces."""
     if stage is Stage.RAW:
         yield _read_result(snapshot)
-        yield _gone_result(snapshot, before)
+        yield _disappeared_result(snapshot, before)
         yield _ignored_result(snapshot)
     if stage is Stage.VALIDATED:
         yield _held_back_result(snapshot, parent, settings.max_malformed_fraction)
@@ -127,7 +127,7 @@ def _read_result(snapshot: Snapshot) -> dg.AssetCheckResult:
     return _warning(READ, rows, text, "unread_files", {"file": "string", "reason": "string", "detail": "string"})
 
 
-def _gone_result(snapshot: Snapshot, before: Snapshot | None) -> dg.AssetCheckResult:
+def _disappeared_result(snapshot: Snapshot, before: Snapshot | None) -> dg.AssetCheckResult:
     were, are = _rows_by_source(before), _rows_by_source(snapshot)
     rows: list[dict[str, Any]] = [
         {"file": source, "rows_before": were[source], "rows_now": are.get(source, 0)}

@@ -1,4 +1,4 @@
-"""Whether a run's storage is another one than the catalog showed so far, as that of an experiment is.
+"""Whether a run uses a different storage from the one that the catalog shows, as an experiment does.
 
 An asset has one entry in Dagster's catalog, whatever storage a run writes to: the latest run replaces it.
 """

@@ -102,7 +102,7 @@ def _verdict(written: WrittenReport, checks: list[dg.AssetCheckResult]) -> str:
 def _page(written: WrittenReport, checks: list[dg.AssetCheckResult], plots: dict[str, bytes]) -> str:
     """The report as one Markdown page: the verdict, a table of the checks, then each plot under its heading."""
     rows = [
-        f"| {'passed' if check.passed else '**failed**'} | {check.check_name} | {_in_a_cell(check.description)} |"
+        f"| {'passed' if check.passed else '**failed**'} | {check.check_name} | {_escape_cell(check.description)} |"
         for check in checks
     ]
     answers = "\n".join(["| | check | found |", "|---|---|---|", *rows])
@@ -110,7 +110,7 @@ def _page(written: WrittenReport, checks: list[dg.AssetCheckResult], plots: dict
     return "\n\n".join([f"**{_verdict(written, checks)}**", answers, *pictured])
 
 
-def _in_a_cell(text: str | None) -> str:
+def _escape_cell(text: str | None) -> str:
     return (text or "").replace("|", "\\|")
 
 
@@ -123,8 +123,8 @@ def _slices(rows: Any) -> list[dict[str, Any]]:
             "slice": slice_name(row),
             "pairs": row["num_pairs"],
             "accuracy": f"{row['accuracy']:.3f}",
-            "95 % interval": _unbroken(interval_text(row)),
-            "best baseline": _unbroken(_best_baseline(row)),
+            "95 % interval": _use_no_break_spaces(interval_text(row)),
+            "best baseline": _use_no_break_spaces(_best_baseline(row)),
         }
         for row in first
     ]
@@ -132,7 +132,7 @@ def _slices(rows: Any) -> list[dict[str, Any]]:
     return [*shown, {"slice": left_out}] if num_left_out else shown
 
 
-def _unbroken(text: str) -> str:
+def _use_no_break_spaces(text: str) -> str:
     """A text with no-break spaces: the page breaks lines at every space rather than scroll."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 

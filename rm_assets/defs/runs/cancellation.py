@@ -32,17 +32,17 @@ def ending_job() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupting_once_cancelled(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+def interrupt_if_cancelled(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     """Within the block, a thread interrupts this process if its run is cancelled, killed by force or timed out."""
     is_over = threading.Event()
-    threading.Thread(target=_interrupt_once_cancelled, args=(instance, run_id, is_over), daemon=True).start()
+    threading.Thread(target=_interrupt_when_cancelled, args=(instance, run_id, is_over), daemon=True).start()
     try:
         yield
     finally:
         is_over.set()
 
 
-def _interrupt_once_cancelled(instance: dg.DagsterInstance, run_id: str, is_over: threading.Event) -> None:
+def _interrupt_when_cancelled(instance: dg.DagsterInstance, run_id: str, is_over: threading.Event) -> None:
     num_polls = 0
     while not is_over.wait(SECONDS_BETWEEN_POLLS):
         try:

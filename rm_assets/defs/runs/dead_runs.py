@@ -49,7 +49,7 @@ def records_directory(instance: dg.DagsterInstance) -> Path:
     return Path(instance.storage_directory()).absolute().parent / "running"
 
 
-def keep_record(directory: Path, run_id: str) -> None:
+def register_run(directory: Path, run_id: str) -> None:
     """Record that this process runs the run, until it ends in any way; raises OSError where it cannot be written."""
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / f".{run_id}"

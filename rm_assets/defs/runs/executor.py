@@ -13,8 +13,8 @@ from typing import Any
 import dagster as dg
 
 from rm_assets.data.compute.workers import keep_pandas_unloaded
-from rm_assets.defs.runs.cancellation import interrupting_once_cancelled
-from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched, keep_record, records_directory
+from rm_assets.defs.runs.cancellation import interrupt_if_cancelled
+from rm_assets.defs.runs.dead_runs import end_dead_runs, is_watched, records_directory, register_run
 from rm_assets.defs.runs.failure_reason import print_reasons_at_exit
 from rm_assets.defs.runs.summary import print_summary_at_exit
 
@@ -41,7 +41,7 @@ class WatchedExecutor(dg.Executor):
             stack.callback(print_reasons_at_exit, instance, run_id)
             if is_watched(instance):
                 _record_run(instance, run_id, plan_context.log)
-                stack.enter_context(interrupting_once_cancelled(instance, run_id))
+                stack.enter_context(interrupt_if_cancelled(instance, run_id))
             if instance.python_log_level is None and "loggers" not in plan_context.run_config:
                 stack.enter_context(_without_debug_lines())
             yield from self._executor.execute(plan_context, execution_plan)
@@ -78,7 +78,7 @@ def _without_debug_lines() -> Iterator[None]:
 def _record_run(instance: dg.DagsterInstance, run_id: str, log: Any) -> None:
     """Record this run and end killed ones; this run continues if either fails."""
     try:
-        keep_record(records_directory(instance), run_id)
+        register_run(records_directory(instance), run_id)
     except OSError as error:
         log.warning(f"if this run is killed, it will not be noticed: {error}")
     try:

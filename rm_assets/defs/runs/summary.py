@@ -1,4 +1,4 @@
-"""Prints what a successful run of the command line came to, as its last lines.
+"""Prints the results of a successful command-line run as its last lines.
 
 The lines are read from what the run's steps recorded in Dagster: the metadata and the checks that the UI shows, too.
 """

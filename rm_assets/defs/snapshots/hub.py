@@ -1,4 +1,4 @@
-"""Pushes files to a repository of the Hugging Face Hub, in one commit, and says in one sentence why that failed.
+"""Pushes files to a repository of the Hugging Face Hub, in one commit, and explains a failure in one sentence.
 
 The token is found by huggingface_hub (HF_TOKEN, or the login of this machine), and so is the server (HF_ENDPOINT).
 """
@@ -77,7 +77,7 @@ def push(upload: Upload, *, private: bool, earlier: Collection[str], pushed: Pus
 
     api = HfApi()
     with _explained(upload):
-        present = _files_there(api, upload, private)
+        present = _list_repository_files(api, upload, private)
     if present is not None and pushed is not None:
         return pushed
     with tempfile.TemporaryDirectory(prefix="rm_assets_upload_") as scratch:
@@ -95,7 +95,7 @@ def push(upload: Upload, *, private: bool, earlier: Collection[str], pushed: Pus
     return Pushed(commit=str(commit.oid), url=str(commit.commit_url), now=True)
 
 
-def _files_there(api: Any, upload: Upload, private: bool) -> set[str] | None:
+def _list_repository_files(api: Any, upload: Upload, private: bool) -> set[str] | None:
     """The files of the repository; None if it is created here. Raises PublishingError if it is public but must not."""
     from huggingface_hub.errors import RepositoryNotFoundError
 

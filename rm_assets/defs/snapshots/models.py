@@ -119,7 +119,7 @@ def _train_or_score(run: AssetRun, pairs: Snapshot, key: str, latest: LatestPoin
     run.log.info(f"training from {toy if run.project.model.toy else repr(run.project.model.name)}")
     older = None if has_progress(home, key) else _interrupted_training(run, pairs)
     if older is not None:
-        _finish_older(run, older, latest)
+        _finish_older_training(run, older, latest)
     return _train(run, pairs, key)
 
 
@@ -258,7 +258,7 @@ def _num_gone(pairs: Snapshot, today: Snapshot) -> int:
     return int(before.join(now, keys=columns, join_type="left anti").num_rows)
 
 
-def _finish_older(run: AssetRun, pairs: Snapshot, latest: LatestPointer) -> None:
+def _finish_older_training(run: AssetRun, pairs: Snapshot, latest: LatestPointer) -> None:
     """Finish a training on older pairs. If it fails, it is given up: today's pairs count."""
     key, home = model_key(run.project, pairs), run.project.storage / ASSET
     run.log.warning(f"a training on padded_pairs {pairs.name} was interrupted: finishing it before today's pairs")

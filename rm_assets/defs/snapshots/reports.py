@@ -166,7 +166,7 @@ def _update_history(
     return rows
 
 
-def write_beside(snapshot: Snapshot, files: Mapping[str, bytes], log: Callable[[str], object]) -> None:
+def write_derived_files(snapshot: Snapshot, files: Mapping[str, bytes], log: Callable[[str], object]) -> None:
     """Write files derived from the data for people and other programs into the snapshot's directory."""
     written = 0
     for name, content in files.items():

@@ -21,7 +21,7 @@ from rm_assets.data.tables import schemas
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.defs.launchers.resource import AssetRun
 from rm_assets.defs.snapshots.models import Hashes, training_job
-from rm_assets.defs.snapshots.reports import write_beside
+from rm_assets.defs.snapshots.reports import write_derived_files
 from rm_assets.defs.snapshots.rescoring import pair_key, preferences_of
 from rm_assets.training.jobs.result import TrainingResultError, read_result, read_scores, remove_result
 
@@ -127,7 +127,7 @@ def write_jsonl(run: AssetRun, snapshot: Snapshot, padded: Snapshot) -> None:
     found = preferences_of(validated, {row["pair_id"] for row in suspects}).to_pylist()
     messages = {pair_key(row): row for row in found}
     lines = b"".join(_line(row, messages[pair_key(row)]) for row in suspects)
-    write_beside(snapshot, {JSONL_FILE: lines}, run.log.info)
+    write_derived_files(snapshot, {JSONL_FILE: lines}, run.log.info)
 
 
 def _line(suspect: dict[str, Any], pair: dict[str, Any]) -> bytes:

@@ -33,7 +33,7 @@ Work = Callable[[Job, Log, Stop], None]
 def run_job_file(arguments: list[str], work: Work) -> int:
     """Run the job whose file, or URI, is the one argument of `python -m rm_assets.training`; returns the exit code."""
     children.die_with_launcher()
-    children.let_memory_grow(os.environ)
+    children.use_expandable_segments(os.environ)
     if children.is_worker():
         children.die_with_parent()
     if len(arguments) != 1:

@@ -1,4 +1,4 @@
-"""Which models a reward model descends from: its first base, then the snapshots from which training went on.
+"""Which models a reward model descends from: its first base, then the snapshots from which training continued.
 
 A model card states it in its front matter, the card's own snapshot last, so that it goes wherever the model goes:
 `lineage: ["Qwen/Qwen3-0.6B", "1f0c6a5f9d0b7c2e"]`. No torch here.

@@ -63,7 +63,7 @@ def sent_job(job: Job, storage: Path, name: str) -> Iterator[SentJob]:
         _remove_attempt(attempt)
     if brought_back:
         _send_checkpoints(Path(job.output_directory), output)
-    send = copier(home / "inputs", lambda name: _is_to_send(name, storage), upload, copy_file)
+    send = copier(home / "inputs", lambda name: _must_be_sent(name, storage), upload, copy_file)
     sent = job.with_paths(send, str(output))
     write_json(home / "job.json", sent.model_dump(mode="json"))
     try:
@@ -85,7 +85,7 @@ def _remove_attempt(home: Path) -> None:
     remove_directories([home])
 
 
-def _is_to_send(name: str, storage: Path) -> bool:
+def _must_be_sent(name: str, storage: Path) -> bool:
     """Whether the other machine cannot read this path; neither a URI nor a name on the Hub is sent."""
     return "://" not in name and Path(name).exists() and not _shared_path(Path(name), storage)
 

@@ -25,7 +25,7 @@ from rm_assets.data.storage.fingerprint import file_sha256
 from rm_assets.data.storage.writing import fsync_directory
 from rm_assets.training.jobs.result import CHECKPOINTS, MANIFEST, METRICS, remove_checkpoint, synced_sha256
 from rm_assets.training.loop.group import Group
-from rm_assets.training.loop.sharding import gather_nothing, local
+from rm_assets.training.loop.sharding import free_gathered_weights, local
 
 KEPT = 2
 _UNFINISHED = ".unfinished"
@@ -66,7 +66,7 @@ def training_state(
 
     These are the live tensors, which the next step changes. Frozen weights are left out: the base model has them.
     """
-    gather_nothing(model)
+    free_gathered_weights(model)
     tensors = {**(states or random_states())}
     for name, weight in _trained_weights(model):
         tensors[f"weight.{name}"] = local(weight.detach())
@@ -223,7 +223,7 @@ class Checkpoints:
 
     def _sum(self, number: int) -> int:
         total = torch.tensor(number, device=self.group.device)
-        self.group.add_up(total)
+        self.group.all_reduce(total)
         return int(total)
 
 
@@ -263,7 +263,7 @@ def _gather_hashes(sha256: str, group: Group) -> list[str]:
     table = torch.zeros(group.size, 32, dtype=torch.int64)
     table[group.rank] = torch.tensor(list(bytes.fromhex(sha256)))
     table = table.to(group.device)
-    group.add_up(table)
+    group.all_reduce(table)
     return [bytes(row).hex() for row in table.tolist()]
 
 

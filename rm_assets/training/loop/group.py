@@ -29,7 +29,7 @@ class Group:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Replace `tensor` by its sum over all processes."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor, group=self.connections)
@@ -39,7 +39,7 @@ class Group:
         """Number of the group's processes on this machine."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
-    def aside(self) -> "Group":
+    def new_cpu_group(self) -> "Group":
         """A second group of the same processes, on CPUs, for use in another thread; every process must call this."""
         connected = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
         return replace(self, device=torch.device("cpu"), connections=connected)
@@ -47,7 +47,7 @@ class Group:
     def wait(self) -> None:
         """Wait until every process has called this."""
         token = torch.zeros(1, device=self.device)
-        self.add_up(token)
+        self.all_reduce(token)
         token.item()  # on a GPU the sum is only queued until it is read
 
 
@@ -59,7 +59,7 @@ def peak_memory(group: Group) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-ALONE = Group(rank=0, size=1, device=torch.device("cpu"))
+SINGLE_PROCESS = Group(rank=0, size=1, device=torch.device("cpu"))
 
 TIMEOUT = timedelta(hours=2)
 """Timeout of collectives: long, because the other processes wait while the first one writes the pair store, tests

@@ -18,7 +18,7 @@ from torch import nn
 from rm_assets.data.storage.parquet import write_table
 from rm_assets.data.tables import schemas
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.devices import moved, one_ahead
+from rm_assets.training.devices import moved, prefetch
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
@@ -105,14 +105,14 @@ def pair_scores(
     found = torch.zeros(len(pairs), 2, device=group.device)
     plans = plan_rows(pairs, rows, packing, row_tokens, group.size)[group.rank]
     num_done = 0
-    for batch in one_ahead(lambda plan: collate(pairs, plan, group.device), plans, group.device):
+    for batch in prefetch(lambda plan: collate(pairs, plan, group.device), plans, group.device):
         if stop_points:
             stop_points.before_micro_batch()
         progress(num_done)
         num_done += group.size * len(batch.rows)
         both = torch.stack(scores_of(scorer, batch), dim=1)
         found[moved(torch.from_numpy(batch.rows), group.device)] = both
-    group.add_up(found)  # zero in all processes but one, so the sum is exact
+    group.all_reduce(found)  # zero in all processes but one, so the sum is exact
     return found.cpu().numpy()[rows]
 
 

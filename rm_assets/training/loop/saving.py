@@ -32,7 +32,7 @@ class Saver:
     ) -> None:
         self.saved_step = saved_step
         self._checkpoints = checkpoints
-        self._writers = checkpoints.group.aside()
+        self._writers = checkpoints.group.new_cpu_group()
         self._free_memory = free_memory or memory_left
         self._copies: dict[str, Tensor] = {}
         self._is_copying: bool | None = None  # decided by the first checkpoint

@@ -54,7 +54,7 @@ def fit_micro_batches(run: Run, memory: Memory) -> Run:
     fitting = largest_micro_batch(functools.partial(_try, run), run.pairs, run.choice.packing, memory, moments)
     every = torch.zeros(run.group.size, dtype=torch.float64, device=run.group.device)
     every[run.group.rank] = min(fitting, run.row_tokens)
-    run.group.add_up(every)
+    run.group.all_reduce(every)
     return replace(run, row_tokens=max(1, int(every.min())))
 
 

@@ -61,7 +61,7 @@ def sum_gradients_at(scorer: nn.Module, last: bool) -> None:
         scorer.set_requires_gradient_sync(last)
 
 
-def gather_nothing(scorer: nn.Module) -> None:
+def free_gathered_weights(scorer: nn.Module) -> None:
     """Free gathered weights: some are still gathered after a forward pass that no backward pass followed."""
     for module in scorer.modules():
         if isinstance(module, FSDPModule):

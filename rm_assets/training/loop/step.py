@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.devices import one_ahead
+from rm_assets.training.devices import prefetch
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.group import Group
 from rm_assets.training.loop.loss import num_right, pair_losses, worst_pairs
@@ -68,7 +68,7 @@ def train_step(
     sums = torch.zeros(3, dtype=torch.float64, device=run.group.device)
     losses: list[Tensor] = []
     num_own = sum(len(plan.pairs) for plan in plans)
-    batches = one_ahead(lambda plan: collate(run.pairs, plan, run.group.device), plans, run.group.device)
+    batches = prefetch(lambda plan: collate(run.pairs, plan, run.group.device), plans, run.group.device)
     for number, batch in enumerate(batches, start=1):
         if stop_points:
             stop_points.before_micro_batch()
@@ -78,7 +78,7 @@ def train_step(
         sums[:2] += torch.stack([batch_losses.sum() / len(rows), batch_right])
         losses.append(batch_losses)
     sums[2] += is_save_due()
-    run.group.add_up(sums)
+    run.group.all_reduce(sums)
     weights = [weight for weight in run.scorer.parameters() if weight.grad is not None]
     norm = whole(get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
     loss, right, save, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
@@ -115,5 +115,5 @@ def _losses_of_all(run: Run, plans: list[MicroPlan], losses: list[Tensor]) -> ND
     found = torch.zeros(len(run.pairs), dtype=torch.float64, device=run.group.device)
     for plan, plan_losses in zip(plans, losses, strict=True):
         found[torch.from_numpy(plan.pairs).to(found.device)] = plan_losses
-    run.group.add_up(found)
+    run.group.all_reduce(found)
     return found.cpu().numpy()

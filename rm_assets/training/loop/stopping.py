@@ -1,4 +1,4 @@
-"""The points where a training leaves when it is asked to stop: also within a step or a validation that takes long.
+"""The points at which training can stop when asked, also within a step or a long validation.
 
 Until the optimizer's update, the weights are those of the last finished step: that step is saved, and the gradients of
 the unfinished one are discarded. All processes must leave at the same point, because they compute a step together.
@@ -27,7 +27,7 @@ class StopPoints:
     def __init__(self, stop: Stop, group: Group) -> None:
         self.stop = stop
         self._group = group
-        self._cpu_group = group.aside()  # on CPUs: the answer must not wait for what a GPU has queued
+        self._cpu_group = group.new_cpu_group()  # on CPUs: the answer must not wait for what a GPU has queued
         self._queued: list[torch.cuda.Event] = []
 
     def before_micro_batch(self) -> None:
@@ -37,7 +37,7 @@ class StopPoints:
             self._leave_if(bool(self.stop.number))
             return
         asked = torch.tensor(float(bool(self.stop.number)))
-        self._cpu_group.add_up(asked)
+        self._cpu_group.all_reduce(asked)
         self._leave_if(bool(asked))
 
     def before_layers(self, layers: Iterable[nn.Module]) -> None:

@@ -104,7 +104,7 @@ def _run_steps(
     def validate_if_due() -> Position:
         if position.step not in validations or position.is_validated:
             return position
-        with _leaving(run, position, log, saver, stop_points.stop):
+        with _save_if_abandoned(run, position, log, saver, stop_points.stop):
             _validate(run, validation, position.step, log, stop_points)
         return replace(position, is_validated=True)
 
@@ -115,7 +115,7 @@ def _run_steps(
             continue
         plans = plan_rows(run.pairs, rows, run.choice.packing, run.row_tokens, run.group.size)
         is_save_due = functools.partial(_is_due, run, step, saved)
-        with _leaving(run, position, log, saver, stop_points.stop):
+        with _save_if_abandoned(run, position, log, saver, stop_points.stop):
             figures, save = train_step(run, step, epoch, rows, plans[run.group.rank], stop_points, is_save_due)
         tally = tally_step(run.pairs, rows, plans, _flops(run, plans))
         position = _advance(run, position, figures, len(rows), tally, log)
@@ -130,7 +130,9 @@ def _run_steps(
 
 
 @contextlib.contextmanager
-def _leaving(run: Run, position: Position, log: TrainingLog, saver: Saver | None, stop: Stop) -> Iterator[None]:
+def _save_if_abandoned(
+    run: Run, position: Position, log: TrainingLog, saver: Saver | None, stop: Stop
+) -> Iterator[None]:
     """If the code inside is abandoned, save `position`, the last finished step, and raise StoppedError.
 
     That step is also saved if memory runs out, but only by a single process: several would wait for each other.

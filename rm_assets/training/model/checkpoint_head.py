@@ -1,4 +1,4 @@
-"""The head that a reward model to continue brings along, under the names that other trainers give it.
+"""The head of a checkpoint that is already a reward model, under the names that other trainers use.
 
 | saved by | in | as |
 |---|---|---|
@@ -78,7 +78,7 @@ def find_head(directory: Path, configuration: dict[str, Any], width: int) -> Che
         if known := _KNOWN.fullmatch(name):
             heads.setdefault((known[1], is_apart), {})[known[2]] = tensor
         elif is_apart or (_HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name)):
-            raise _would_be_lost(tensor.file, name, f"is one linear layer {HEAD!r}")
+            raise _lost_head_error(tensor.file, name, f"is one linear layer {HEAD!r}")
     heads = _without_copy(heads, width)
     if len(heads) > 1:
         raise SettingsError(
@@ -113,19 +113,19 @@ def find_encoder_head(directory: Path, configuration: dict[str, Any], classifier
     kind = f"is that of {type(classifier).__name__}"
     path = directory / f"{VALUE_HEAD}{WEIGHTS}"
     if path.is_file():
-        raise _would_be_lost(path, next(iter(file_tensors(path)), ""), kind)
+        raise _lost_head_error(path, next(iter(file_tensors(path)), ""), kind)
     own = {name for name, _ in classifier.named_parameters()}
     tensors = weight_tensors(directory, configuration)
     for name, tensor in tensors.items():
         is_own = name in own or f"{classifier.base_model_prefix}.{name}" in own
         if not is_own and _HEADLIKE.match(name.partition(".")[0]) and not _LANGUAGE_MODEL.match(name):
-            raise _would_be_lost(tensor.file, name, kind)
+            raise _lost_head_error(tensor.file, name, kind)
     prefix, layer = output_layer(classifier)
     weight = tensors.get(f"{prefix}.weight")
     return None if weight is None or layer is None else _checked(prefix, {"weight": weight}, layer.in_features)
 
 
-def _would_be_lost(file: Path, name: str, kind: str) -> SettingsError:
+def _lost_head_error(file: Path, name: str, kind: str) -> SettingsError:
     return SettingsError(
         f"{file.name!r} in {str(file.parent)!r}: {name!r} looks like part of a head of another kind, which would be "
         f"lost; give a reward model whose head {kind}, or a language model"

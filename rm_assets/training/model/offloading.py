@@ -34,7 +34,7 @@ def move_to(model: Any, device: torch.device) -> str:
         if id(tensor) not in staying:
             tensor.data = tensor.data.to(device, copy=True)
     for layer in layers:
-        _copy_while_it_computes(layer, device)
+        _copy_during_forward(layer, device)
     return (
         f"the saved model takes {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on the GPU: its layers stay in "
         "host memory, and each is copied to the GPU while it computes, which is slower"
@@ -49,7 +49,7 @@ def _tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
     return [tensor for module in modules for tensor in itertools.chain(module.parameters(), module.buffers())]
 
 
-def _copy_while_it_computes(layer: nn.Module, device: torch.device) -> None:
+def _copy_during_forward(layer: nn.Module, device: torch.device) -> None:
     kept: list[tuple[Tensor, Tensor]] = []
 
     def copy_in(*_: Any) -> None:

@@ -50,7 +50,7 @@ def choose_packing(model: Any, pairs: Pairs, device: torch.device) -> Choice:
         device=device,
     )
     failures: list[str] = []
-    with _undisturbed(device):
+    with _isolate_numerics(device):
         for packing in () if is_encoder(classifier) else (Packing.SHARED, Packing.PACKED):
             try:
                 found = probe.excess(packing)
@@ -100,7 +100,7 @@ def _fallback(failures: list[str], found: Excess) -> str:
 
 
 @contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def _isolate_numerics(device: torch.device) -> Iterator[None]:
     """Restore random state and matmul precision on leaving."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -117,7 +117,7 @@ def is_first_worker() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def let_memory_grow(environment: MutableMapping[str, str]) -> None:
+def use_expandable_segments(environment: MutableMapping[str, str]) -> None:
     """Let torch allocate GPU memory in growing segments, unless the user configured its allocator: rows vary in length.
 
     Takes effect only before torch is imported.

@@ -1,4 +1,4 @@
-"""How a job hears that it should stop: SIGTERM and SIGINT, also while the main thread computes."""
+"""How a job learns that it should stop: SIGTERM and SIGINT, even while the main thread computes."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Which held-out pairs a model ranks right or wrong that another model ranked the other way."""
+"""Held-out pairs that two models rank differently: one of them right, the other wrong."""
 
 import pandas as pd
 

@@ -15,7 +15,7 @@ from support import silent
 from worker_functions import SCHEMA, publish_until_told, published
 
 from rm_assets.data.storage.files import file_sizes, resolve_path
-from rm_assets.data.storage.latest import LATEST, LatestPointer, OvertakenError, latest_name, replace_file
+from rm_assets.data.storage.latest import LATEST, ConcurrentPublicationError, LatestPointer, latest_name, replace_file
 from rm_assets.data.storage.ownership import MANIFEST
 from rm_assets.data.storage.parquet import read_table
 from rm_assets.data.storage.publication import open_publication
@@ -102,7 +102,7 @@ def test_a_run_replaces_the_latest_that_it_found_and_no_other(home: Path) -> Non
     one, other = LatestPointer(home / "asset"), LatestPointer(home / "asset")
     one.set(A)
     assert latest_name(home, "asset") == A
-    with pytest.raises(OvertakenError) as error:
+    with pytest.raises(ConcurrentPublicationError) as error:
         other.set(B)
     assert str(error.value) == (
         f"asset: another run, perhaps on another machine, published {A} while this one made {B}: {A} stays the latest "
@@ -170,7 +170,7 @@ def test_a_store_without_conditional_writes_is_written_to_all_the_same(on_s3: Pa
     store.refuse = not_implemented
     one, other = LatestPointer(on_s3 / "asset"), LatestPointer(on_s3 / "asset")
     one.set(A)
-    with pytest.raises(OvertakenError):
+    with pytest.raises(ConcurrentPublicationError):
         other.set(B)
     one.set(B)
     assert latest_name(on_s3, "asset") == B
@@ -185,7 +185,7 @@ def test_an_overtaken_snapshot_stays_and_is_the_latest_when_its_run_is_started_a
             publication.directory, "s1", "", "key-1", tables_writer({DATA: pa.table({"value": [1]}, SCHEMA)}, {})
         )
         LatestPointer(home / "asset").set(A)  # as another machine does
-        with pytest.raises(OvertakenError):
+        with pytest.raises(ConcurrentPublicationError):
             publication.publish([shard], {}, {})
     assert latest_name(home, "asset") == A
     names = {name.split("/")[0] for name in file_sizes(home / "asset") if name.endswith(MANIFEST)}

@@ -18,7 +18,7 @@ from s3 import s3_server
 from support import QUICK, polite_rows, write_lines
 
 from rm_assets.data.storage.files import file_sizes, resolve_path
-from rm_assets.defs.launchers.kubernetes import KubernetesLauncher, PodStaysError
+from rm_assets.defs.launchers.kubernetes import KubernetesLauncher, PodNotDeletedError
 from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
 from rm_assets.training.jobs.result import read_result
@@ -317,5 +317,5 @@ def test_a_pod_that_stays_is_told(cluster: KubernetesServer, monkeypatch: pytest
         assert time.monotonic() < deadline
         time.sleep(0.05)
     launcher = KubernetesLauncher(LaunchSettings(image="rm:2"), num_processes=1, poll_seconds=0.1)
-    with pytest.raises(PodStaysError, match=r"the pod 'left' of an earlier run of this job is still there"):
+    with pytest.raises(PodNotDeletedError, match=r"the pod 'left' of an earlier run of this job is still there"):
         launcher.remove_leftovers("mine")

@@ -16,7 +16,7 @@ from rm_assets.data.storage.snapshots import Manifest, Snapshot
 from rm_assets.defs.results.report_checks import report_checks
 from rm_assets.defs.results.report_plots import slices_plot
 from rm_assets.defs.results.reports import report_result
-from rm_assets.defs.snapshots.reports import WrittenReport, write_beside
+from rm_assets.defs.snapshots.reports import WrittenReport, write_derived_files
 from rm_assets.settings import Settings
 from rm_assets.training.report.reward_model_report import build_report
 
@@ -182,9 +182,9 @@ def test_files_beside_a_snapshot_are_replaced_and_never_written_into(tmp_path: P
     backup, mine = tmp_path / "backup.json", tmp_path / "mine.png"
     mine.write_bytes(b"mine")
     (snapshot.directory / "history.png").symlink_to(mine)
-    write_beside(snapshot, {"report.json": b"one", "history.png": b"one"}, silent)
+    write_derived_files(snapshot, {"report.json": b"one", "history.png": b"one"}, silent)
     backup.hardlink_to(snapshot.directory / "report.json")
-    write_beside(snapshot, {"report.json": b"two", "history.png": b"one"}, silent)
+    write_derived_files(snapshot, {"report.json": b"two", "history.png": b"one"}, silent)
     assert (backup.read_bytes(), mine.read_bytes()) == (b"one", b"mine")
     found = {path.name: path.read_bytes() for path in snapshot.directory.iterdir()}
     assert found.keys() == {"manifest.json", "README.md", "report.json", "history.png"}

@@ -23,8 +23,8 @@ from rm_assets.defs.runs.dead_runs import abandoned, end_dead_runs, records_dire
 from rm_assets.defs.runs.pool import POOL
 
 OF_ANOTHER_KERNEL = "00000000-0000-0000-0000-000000000000"
-KEEP = "import sys, pathlib; from rm_assets.defs.runs.dead_runs import keep_record; "
-KEEP += "keep_record(pathlib.Path(sys.argv[1]), sys.argv[2]); print('kept', flush=True); sys.stdin.read()"
+KEEP = "import sys, pathlib; from rm_assets.defs.runs.dead_runs import register_run; "
+KEEP += "register_run(pathlib.Path(sys.argv[1]), sys.argv[2]); print('kept', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from rm_assets.training.jobs.result import remove_scratch, synced_sha256
 from rm_assets.training.loop.checkpoint import Checkpoints, Position
-from rm_assets.training.loop.group import ALONE, Group
+from rm_assets.training.loop.group import SINGLE_PROCESS, Group
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def saved(tmp_path):
     """Checkpoints of steps 1 to 3, of which the newest two are left, and what was said."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     said = []
-    checkpoints = Checkpoints(tmp_path, "key", ALONE, said.append)
+    checkpoints = Checkpoints(tmp_path, "key", SINGLE_PROCESS, said.append)
     for step in (1, 2, 3):
         write(checkpoints, Position(step=step, loss_sum=0.1 * step, tally={"pairs": step}))
     return tmp_path, said
@@ -29,7 +29,7 @@ def tensors(step):
     return {"weight.a": torch.full((2, 3), float(step)), "empty": torch.zeros(0), "random": torch.arange(5)}
 
 
-def newest(directory, said, key="key", group=ALONE):
+def newest(directory, said, key="key", group=SINGLE_PROCESS):
     return Checkpoints(directory, key, group, said.append).latest()
 
 
@@ -50,7 +50,7 @@ def test_the_newest_of_two_is_read_back_exactly_and_the_curves_with_it(saved):
 
 
 def test_what_others_put_among_the_checkpoints_survives_later_ones(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "key", ALONE, print)
+    checkpoints = Checkpoints(tmp_path, "key", SINGLE_PROCESS, print)
     write(checkpoints, Position(step=1))
     [first] = directories(tmp_path)
     (first / "notes.txt").write_text("mine")
@@ -79,7 +79,7 @@ def test_a_checkpoint_is_written_over_one_of_its_name_that_was_damaged(saved):
     (damaged / "process-0.safetensors").write_bytes(b"")
     (directory / "metrics.jsonl").write_text('{"step": 1}\n')
     assert newest(directory, said)[0].step == 2
-    again = Checkpoints(directory, "key", ALONE, said.append)
+    again = Checkpoints(directory, "key", SINGLE_PROCESS, said.append)
     again.latest()
     write(again, Position(step=3, loss_sum=0.1 * 3, tally={"pairs": 3}))
     assert newest(directory, said)[0].step == 3
@@ -144,7 +144,7 @@ def test_where_no_checkpoint_is_whole_each_is_named_and_none_is_used(saved):
 def test_a_save_that_was_cut_short_does_not_count_and_is_cleared_away(saved):
     directory, said = saved
     shutil.copytree(directories(directory)[1], directory / "checkpoints" / ".unfinished")
-    checkpoints = Checkpoints(directory, "key", ALONE, said.append)
+    checkpoints = Checkpoints(directory, "key", SINGLE_PROCESS, said.append)
     assert checkpoints.latest()[0].step == 3
     write(checkpoints, Position(step=4))
     assert [path.name[:13] for path in directories(directory)] == ["step-00000003", "step-00000004"]
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(saved):
     directory, said = saved
     damaged = directories(directory)[1]
     (damaged / "manifest.json").write_text("{}")
-    checkpoints = Checkpoints(directory, "key", ALONE, said.append)
+    checkpoints = Checkpoints(directory, "key", SINGLE_PROCESS, said.append)
     assert checkpoints.latest()[0].step == 2
     write(checkpoints, Position(step=3))
     left = directories(directory)
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_job_is_not_used(saved):
 class OneOfSeveral(Group):
     """A process whose others agree."""
 
-    def add_up(self, tensor):
+    def all_reduce(self, tensor):
         pass
 
 
@@ -190,12 +190,14 @@ def test_another_number_of_processes_divides_the_rows_of_each_tensor_again(tmp_p
         save_file(
             own | {"step.a": torch.tensor(3.0), "random.cpu": torch.arange(5)}, home / f"process-{number}.safetensors"
         )
-    header = Checkpoints(tmp_path, "key", OneOfSeveral(0, num_written, ALONE.device), print).header(Position(step=3))
+    header = Checkpoints(tmp_path, "key", OneOfSeveral(0, num_written, SINGLE_PROCESS.device), print).header(
+        Position(step=3)
+    )
     hashes = [synced_sha256(home / f"process-{number}.safetensors") for number in range(num_written)]
-    Checkpoints(tmp_path, "key", ALONE, print)._publish(home, header, hashes)
+    Checkpoints(tmp_path, "key", SINGLE_PROCESS, print)._publish(home, header, hashes)
     for rank in range(num_read):
         said = []
-        position, found = newest(tmp_path, said, group=OneOfSeveral(rank, num_read, ALONE.device))
+        position, found = newest(tmp_path, said, group=OneOfSeveral(rank, num_read, SINGLE_PROCESS.device))
         assert position.step == 3
         assert f"processes {num_written} -> {num_read}" in said[0]
         assert torch.equal(found["random.cpu"], torch.arange(5))

@@ -6,7 +6,7 @@ import torch
 from architectures import VOCAB_SIZE, alone, build, edge_cases
 
 from rm_assets.data.tables import schemas
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.held_out import Evaluation, Rounding, evaluate, pair_scores, write_scores
 from rm_assets.training.model.probe import use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
@@ -23,7 +23,7 @@ def test_a_score_is_that_of_the_sequence_alone_whatever_it_is_batched_with(packi
     model = build("gemma3_text")
     expected = alone(model, edge_cases()).detach().numpy()
     use_packing(model, packing)
-    scores = pair_scores(Scorer(model), PAIRS, np.arange(len(PAIRS)), ALONE, packing, row_tokens)
+    scores = pair_scores(Scorer(model), PAIRS, np.arange(len(PAIRS)), SINGLE_PROCESS, packing, row_tokens)
     assert scores.shape == (len(PAIRS), 2)
     assert scores[:, 0] == pytest.approx(expected[PAIRS.chosen], abs=1e-5)
     assert scores[:, 1] == pytest.approx(expected[PAIRS.rejected], abs=1e-5)
@@ -33,8 +33,8 @@ def test_a_score_is_that_of_the_sequence_alone_whatever_it_is_batched_with(packi
 def test_the_rows_that_are_asked_for_come_in_their_order():
     model = build("llama")
     use_packing(model, Packing.SHARED)
-    every = pair_scores(Scorer(model), PAIRS, np.arange(len(PAIRS)), ALONE, Packing.SHARED, 100)
-    some = pair_scores(Scorer(model), PAIRS, np.array([9, 0, 4]), ALONE, Packing.SHARED, 100)
+    every = pair_scores(Scorer(model), PAIRS, np.arange(len(PAIRS)), SINGLE_PROCESS, Packing.SHARED, 100)
+    some = pair_scores(Scorer(model), PAIRS, np.array([9, 0, 4]), SINGLE_PROCESS, Packing.SHARED, 100)
     assert some == pytest.approx(every[[9, 0, 4]], abs=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_scoring_shows_how_many_pairs_of_a_split_are_scored():
     model, said = build("llama"), []
     use_packing(model, Packing.SHARED)
     splits = {"test": PAIRS, "evaluation/empty": random_pairs(0, 2)}
-    evaluate(Scorer(model), splits, ALONE, Packing.SHARED, 100, progress=said.append)
+    evaluate(Scorer(model), splits, SINGLE_PROCESS, Packing.SHARED, 100, progress=said.append)
     counts = [int(text.removesuffix(f" of {len(PAIRS)} test pairs scored")) for text in said]
     assert counts[0] == 0
     assert len(counts) == len(plan_rows(PAIRS, np.arange(len(PAIRS)), Packing.SHARED, 100)[0])
@@ -56,14 +56,14 @@ def test_a_look_makes_no_tensors_that_training_could_not_write_afterwards():
     scorer.register_forward_pre_hook(
         lambda *_: seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
     )
-    pair_scores(scorer, PAIRS, np.arange(len(PAIRS)), ALONE, Packing.PADDED, 10_000)
+    pair_scores(scorer, PAIRS, np.arange(len(PAIRS)), SINGLE_PROCESS, Packing.PADDED, 10_000)
     assert set(seen) == {(False, False)}
 
 
 def test_every_pair_has_its_row_of_the_scores_file(tmp_path, write_pairs):
     path = write_pairs(tmp_path / "a.parquet", [([4, 5, 6], [4, 7]), ([8], [9, 9], 0.5)])
     splits = open_store(tmp_path / "scratch", "s", {"test": [path], "evaluation/other": []})
-    scores = evaluate(Scorer(build("bert")), splits, ALONE, Packing.PADDED, 100).scores
+    scores = evaluate(Scorer(build("bert")), splits, SINGLE_PROCESS, Packing.PADDED, 100).scores
     write_scores(tmp_path / "scores.parquet", splits, scores)
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.schema.equals(schemas.SCORES)
@@ -91,7 +91,7 @@ SPLITS = {"validation": random_pairs(30, 0), "test": random_pairs(40, 1), "evalu
 def evaluated(splits, **options):
     model = build("llama")
     use_packing(model, Packing.SHARED)
-    return evaluate(Scorer(model), splits, ALONE, Packing.SHARED, 100, **options)
+    return evaluate(Scorer(model), splits, SINGLE_PROCESS, Packing.SHARED, 100, **options)
 
 
 def test_in_float32_an_evaluation_is_the_scores_of_each_split_and_nothing_else():
@@ -99,7 +99,7 @@ def test_in_float32_an_evaluation_is_the_scores_of_each_split_and_nothing_else()
     model = build("llama")
     use_packing(model, Packing.SHARED)
     for name, pairs in SPLITS.items():
-        expected = pair_scores(Scorer(model), pairs, np.arange(len(pairs)), ALONE, Packing.SHARED, 100)
+        expected = pair_scores(Scorer(model), pairs, np.arange(len(pairs)), SINGLE_PROCESS, Packing.SHARED, 100)
         assert (evaluation.scores[name] == expected).all()
     assert evaluation.figures() == {
         "scores_dtype": "float32",

@@ -12,7 +12,7 @@ from rm_assets.training.devices import is_out_of_memory
 from rm_assets.training.jobs.training_job import TrainingError, memory_advice
 from rm_assets.training.loop import step
 from rm_assets.training.loop.checkpoint import Checkpoints
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.processes.signals import Stop
 from rm_assets.training.run import run
 
@@ -49,7 +49,7 @@ def test_the_last_finished_step_is_saved_and_the_error_names_what_to_change(make
     with pytest.raises(TrainingError, match=r"^out of memory on cpu .*lower micro_batch_tokens .*, or set gradient_c"):
         run(job, told.append, Stop())
     assert "out of memory after step 1/2, which is saved" in told
-    assert Checkpoints(Path(job.output_directory), job.key, ALONE, print).latest()[0].step == 1
+    assert Checkpoints(Path(job.output_directory), job.key, SINGLE_PROCESS, print).latest()[0].step == 1
     monkeypatch.undo()
     run(job, told.append, Stop())
     assert "resumes after step 1/2, from its checkpoint" in told
@@ -68,7 +68,7 @@ def test_an_update_that_was_not_finished_is_not_saved(make_job, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", fail_after_the_update)
     with pytest.raises(TrainingError, match="out of memory"):
         run(job, print, Stop())
-    assert Checkpoints(Path(job.output_directory), job.key, ALONE, print).latest() is None
+    assert Checkpoints(Path(job.output_directory), job.key, SINGLE_PROCESS, print).latest() is None
 
 
 def test_other_errors_are_not_taken_for_it():

@@ -14,7 +14,7 @@ from training_jobs import finish, kill_inside_a_save, said, start_job
 
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop.checkpoint import Checkpoints
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.packing.checks import read_splits
 from rm_assets.training.packing.planning import epoch_steps
@@ -108,10 +108,10 @@ def test_a_step_that_is_no_number_leaves_the_last_checkpoint_good(make_job, tmp_
     job = make_job("spoilt", splits={"train": pairs}, settings=settings)
     for attempt in (1, 2):
         with pytest.raises(TrainingError, match=r"norm nan at step 3, stopped before its update") as caught:
-            train_and_publish(job, ALONE, TrainingLog())
+            train_and_publish(job, SINGLE_PROCESS, TrainingLog())
         named = set(re.findall(r"(pair\d+) \(", str(caught.value)))
         assert len(named) == 3 and named < {f"pair{number}" for number in of_step_3}
         told = []
-        position, _ = Checkpoints(Path(job.output_directory), job.key, ALONE, told.append).latest()
+        position, _ = Checkpoints(Path(job.output_directory), job.key, SINGLE_PROCESS, told.append).latest()
         assert (attempt, position.step, told) == (attempt, 2, [])
     assert not (Path(job.output_directory) / "manifest.json").exists()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rm_assets.training.devices import bytes_of_copies
 from rm_assets.training.loop.checkpoint import Checkpoints, Position
-from rm_assets.training.loop.group import ALONE, Group
+from rm_assets.training.loop.group import SINGLE_PROCESS, Group
 from rm_assets.training.loop.saving import Saver, memory_left
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.run import train_and_publish
@@ -29,7 +29,7 @@ class Gate(Group):
             assert self.opened.wait(60)
 
 
-def checkpoints(directory, group=ALONE, say=print):
+def checkpoints(directory, group=SINGLE_PROCESS, say=print):
     return Checkpoints(directory, "key", group, say)
 
 
@@ -111,7 +111,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_fails(make_job):
     output.mkdir(parents=True)
     (output / "checkpoints").touch()
     with pytest.raises(OSError, match=r"checkpoints"):
-        train_and_publish(job, ALONE, TrainingLog())
+        train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     assert not (output / "manifest.json").exists()
 
 
@@ -124,7 +124,7 @@ def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path, lef
             threads.append(threading.current_thread())
             super().write(*arguments)
 
-    with Saver(Noting(tmp_path, "key", ALONE, said.append), lambda: left) as saver:
+    with Saver(Noting(tmp_path, "key", SINGLE_PROCESS, said.append), lambda: left) as saver:
         for step in (1, 2):
             saver.save(Position(step=step), {"weight.a": torch.full((1000,), float(step))})
     assert [thread is threading.main_thread() for thread in threads] == [not is_copied] * 2

@@ -10,7 +10,7 @@ from training_jobs import trained
 
 from rm_assets.training.jobs.result import METRICS
 from rm_assets.training.loop.checkpoint import Checkpoints
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 
 # three steps of 8 pairs, each pair a micro-batch of its own, a validation of 5 pairs after each
 LONG_STEPS = {"batch_pairs": 8, "micro_batch_tokens": 1, "learning_rate": 1e-3}
@@ -22,7 +22,7 @@ def long_steps(make_job, name="job", **settings):
 
 
 def saved_step(job):
-    found = Checkpoints(Path(job.output_directory), job.key, ALONE, print).latest()
+    found = Checkpoints(Path(job.output_directory), job.key, SINGLE_PROCESS, print).latest()
     return found[0].step if found else 0
 
 

@@ -11,7 +11,7 @@ from toy_pairs import learnable_pairs
 
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.held_out import mean_loss_and_accuracy, pair_scores
 from rm_assets.training.loop.setup import prepare_run
 from rm_assets.training.loop.step import train_step
@@ -28,12 +28,12 @@ def train_job(job, tmp_path, model=None):
     """The trained model, the splits, and what train() returned."""
     model = model or build_model(job)
     splits = read_splits(job, tmp_path / "scratch")
-    choice = choose_packing(model, splits["train"], ALONE.device)
+    choice = choose_packing(model, splits["train"], SINGLE_PROCESS.device)
     (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
     return (
         model,
         splits,
-        train(model, splits, choice, job.settings, ALONE, TrainingLog(tmp_path / "metrics.jsonl", print)),
+        train(model, splits, choice, job.settings, SINGLE_PROCESS, TrainingLog(tmp_path / "metrics.jsonl", print)),
     )
 
 
@@ -55,7 +55,7 @@ def test_sixteen_pairs_are_learnt_by_heart(make_job, tmp_path):
     pairs = [tuple(generator.integers(3, 40, size=length).tolist() for length in (5, 6)) for _ in range(16)]
     job = make_job(splits={"train": pairs}, settings={"epochs": 40, "batch_pairs": 16})
     model, splits, figures = train_job(job, tmp_path)
-    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, Packing.SHARED, 8192)
+    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), SINGLE_PROCESS, Packing.SHARED, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
     assert figures["train_loss"] < 0.2 < 0.5 < step_lines(tmp_path)[0]["loss"]
 
@@ -97,7 +97,7 @@ def test_a_step_waits_for_its_device_once(make_job, tmp_path, max_grad_norm):
     job = make_job(settings={"batch_pairs": 12, "micro_batch_tokens": 30, "max_grad_norm": max_grad_norm})
     pairs = read_splits(job, tmp_path)["train"]
     model = build_model(job)
-    run = prepare_run(model, pairs, choose_packing(model, pairs, ALONE.device), job.settings, ALONE)
+    run = prepare_run(model, pairs, choose_packing(model, pairs, SINGLE_PROCESS.device), job.settings, SINGLE_PROCESS)
     [(_, rows)] = planned_steps(job.settings, pairs)
     [plans] = plan_rows(pairs, rows, Packing.SHARED, 30)
     assert len(plans) > 2
@@ -110,7 +110,7 @@ def test_a_step_shows_how_many_of_its_pairs_are_done(make_job, tmp_path):
     job = make_job(settings={"batch_pairs": 12, "micro_batch_tokens": 30})
     pairs, said = read_splits(job, tmp_path)["train"], []
     model = build_model(job)
-    run = prepare_run(model, pairs, choose_packing(model, pairs, ALONE.device), job.settings, ALONE)
+    run = prepare_run(model, pairs, choose_packing(model, pairs, SINGLE_PROCESS.device), job.settings, SINGLE_PROCESS)
     [(_, rows)] = planned_steps(job.settings, pairs)
     [plans] = plan_rows(pairs, rows, Packing.SHARED, 30)
     train_step(replace(run, progress=said.append), 1, 1, rows, plans)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.held_out import pair_scores
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.loop.training_log import TrainingLog
@@ -32,13 +32,13 @@ def test_the_saved_directory_scores_as_the_trained_model_did_to_a_millionth(make
     job = make_job(settings={"epochs": 8} | settings)
     splits = read_splits(job, Path(job.output_directory) / "elsewhere")
     model = build_model(job)
-    choice = choose_packing(model, splits["train"], ALONE.device)
+    choice = choose_packing(model, splits["train"], SINGLE_PROCESS.device)
     model = with_adapter(model, job.settings)
-    train(model, splits, choice, job.settings, ALONE, TrainingLog())
+    train(model, splits, choice, job.settings, SINGLE_PROCESS, TrainingLog())
     test = splits["test"]
-    trained = pair_scores(Scorer(model), test, np.arange(3), ALONE, choice.packing, 8192)
+    trained = pair_scores(Scorer(model), test, np.arange(3), SINGLE_PROCESS, choice.packing, 8192)
 
-    train_and_publish(job, ALONE, TrainingLog())  # the same training, saved
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())  # the same training, saved
     output = Path(job.output_directory)
     sequences = [test.sequences[number].tolist() for side in (test.chosen, test.rejected) for number in side]
     stock = stock_scores(output / "model", sequences)
@@ -53,7 +53,7 @@ def test_adapters_train_the_head_too_and_nothing_else(make_job):
     job = make_job(settings=LORA | {"epochs": 3})
     splits = read_splits(job, Path(job.output_directory))
     model = build_model(job)
-    choice = choose_packing(model, splits["train"], ALONE.device)
+    choice = choose_packing(model, splits["train"], SINGLE_PROCESS.device)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     model = with_adapter(model, job.settings)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
@@ -61,7 +61,7 @@ def test_adapters_train_the_head_too_and_nothing_else(make_job):
     # two layers of seven linear maps, two matrices each, and the head
     assert len(trainable) == 2 * 7 * 2 + 1
     head = before["score.weight"]
-    train(model, splits, choice, job.settings, ALONE, TrainingLog())
+    train(model, splits, choice, job.settings, SINGLE_PROCESS, TrainingLog())
     for name, weight in base_of(model).state_dict().items():
         if "lora_" not in name and "modules_to_save" not in name:
             assert torch.equal(weight, before[name.replace(".base_layer", "").replace(".original_module", "")]), name
@@ -78,10 +78,10 @@ def test_adapters_learn_sixteen_pairs_by_heart(make_job):
     job = make_job(splits={"train": pairs}, settings=settings)
     splits = read_splits(job, Path(job.output_directory))
     model = build_model(job)
-    choice = choose_packing(model, splits["train"], ALONE.device)
+    choice = choose_packing(model, splits["train"], SINGLE_PROCESS.device)
     model = with_adapter(model, job.settings)
-    train(model, splits, choice, job.settings, ALONE, TrainingLog())
-    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), ALONE, choice.packing, 8192)
+    train(model, splits, choice, job.settings, SINGLE_PROCESS, TrainingLog())
+    scores = pair_scores(Scorer(model), splits["train"], np.arange(16), SINGLE_PROCESS, choice.packing, 8192)
     assert (scores[:, 0] > scores[:, 1]).all()
 
 
@@ -89,7 +89,7 @@ def test_the_adapter_is_kept_beside_the_model_and_gives_the_same_scores(make_job
     import peft
 
     job = make_job(settings=LORA | {"epochs": 4})
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     output = Path(job.output_directory)
     manifest = json.loads((output / "manifest.json").read_text())
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(manifest["files"])

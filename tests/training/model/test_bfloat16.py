@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.result import METRICS, MODEL, SCORES_FILE, clear_output
 from rm_assets.training.loop.checkpoint import restore_state, training_state
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.held_out import pair_scores
 from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
 from rm_assets.training.loop.step import train_step
@@ -181,7 +181,7 @@ def test_a_gpu_trains_as_a_cpu_does_but_for_rounding(make_job, gpu, monkeypatch,
     figures, losses = curves(make_job("gpu", settings=settings), gpu)
     assert all(varlen_kernel.CALLS[what] > calls[what] for what in calls)
     monkeypatch.undo()
-    expected_figures, expected = curves(make_job("cpu", settings=settings), ALONE)
+    expected_figures, expected = curves(make_job("cpu", settings=settings), SINGLE_PROCESS)
     assert len(losses) == 9
     assert losses == pytest.approx(expected, abs=0.01)
     assert losses != expected  # which were computed in float32
@@ -197,7 +197,7 @@ def test_a_gpu_trains_adapters_of_experts_as_a_cpu_does_but_for_rounding(make_jo
     adapters = json.loads((Path(job.output_directory) / "adapter" / "adapter_config.json").read_text())
     assert "gate_up_proj" in str(adapters["target_parameters"])
     monkeypatch.undo()
-    expected_figures, expected = curves(make_job("cpu", model=job.model, settings=settings), ALONE)
+    expected_figures, expected = curves(make_job("cpu", model=job.model, settings=settings), SINGLE_PROCESS)
     assert losses == pytest.approx(expected, abs=0.02)  # rounding sends some tokens to other experts
     assert losses != expected
     assert figures["packing"] == expected_figures["packing"] == Packing.SHARED
@@ -220,7 +220,7 @@ def test_a_gpu_trains_an_encoder_as_a_cpu_does_but_for_rounding(make_job, gpu, m
     changes = {"model": str(tmp_path / "encoder"), "settings": {"epochs": 3, "learning_rate": 3e-3} | settings}
     figures, losses = curves(make_job("gpu", **changes), gpu)
     monkeypatch.undo()
-    expected_figures, expected = curves(make_job("cpu", **changes), ALONE)
+    expected_figures, expected = curves(make_job("cpu", **changes), SINGLE_PROCESS)
     assert losses == pytest.approx(expected, abs=0.01)
     assert losses != expected  # which were computed in float32
     assert losses[-1] < losses[0]

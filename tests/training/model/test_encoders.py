@@ -17,7 +17,7 @@ from rm_assets.training import devices
 from rm_assets.training.jobs.result import SCORES_FILE, clear_output, read_result
 from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.loop import trainer
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.step import train_step
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import with_adapter
@@ -78,7 +78,7 @@ def rows_of(rankings, model):
 def run(job):
     output, lines = Path(job.output_directory), []
     clear_output(output)
-    train_and_publish(job, ALONE, TrainingLog(output / "metrics.jsonl", log=lines.append))
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog(output / "metrics.jsonl", log=lines.append))
     return output, "\n".join(lines)
 
 

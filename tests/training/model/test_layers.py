@@ -7,7 +7,7 @@ import torch
 from architectures import CPU
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.trainer import train
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import with_adapter
@@ -22,9 +22,9 @@ def trained_weights(job, **changes):
     settings = TrainingSettings(**(job.settings.model_dump() | changes))
     splits = read_splits(job, Path(job.output_directory))
     model = build_model(job)
-    choice = choose_packing(model, splits["train"], ALONE.device)
+    choice = choose_packing(model, splits["train"], SINGLE_PROCESS.device)
     model = with_adapter(model, settings)
-    train(model, splits, choice, settings, ALONE, TrainingLog())
+    train(model, splits, choice, settings, SINGLE_PROCESS, TrainingLog())
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 

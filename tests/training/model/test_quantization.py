@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from rm_assets.settings import TrainingSettings
 from rm_assets.training.jobs.result import METRICS, MODEL, clear_output
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.setup import prepare_run
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.adapter import with_adapter
@@ -199,7 +199,7 @@ def curves(job, group):
 def test_what_is_saved_is_the_checkpoint_with_the_adapters_merged(make_job, tmp_path, name):
     job = make_job(model=wide(tmp_path, name), settings=FOUR_BITS)
     original = build_model(job).state_dict()
-    metrics, losses, said = curves(job, ALONE)
+    metrics, losses, said = curves(job, SINGLE_PROCESS)
     assert sum(text.startswith("the frozen base is in 4 bits (NF4): ") for text in said) == 1
     assert metrics["num_parameters"] == with_adapter(build_model(job), ADAPTERS).num_parameters()
     saved = load_model(Path(job.output_directory) / MODEL).state_dict()
@@ -235,7 +235,7 @@ def test_a_gpu_trains_over_4_bits_as_a_cpu_does_but_for_rounding(make_job, gpu, 
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.linalg.matrix_rank(saved[name] - original[name], rtol=1e-4) <= 2
     assert torch.equal(saved["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
-    expected_figures, expected, _ = curves(make_job("cpu", **changes), ALONE)
+    expected_figures, expected, _ = curves(make_job("cpu", **changes), SINGLE_PROCESS)
     assert losses == pytest.approx(expected, abs=0.01)
     assert losses != expected  # which were computed in float32
     assert figures["packing"] == expected_figures["packing"] == Packing.SHARED

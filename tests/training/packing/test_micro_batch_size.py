@@ -4,7 +4,7 @@ import torch
 from architectures import VOCAB_SIZE, build
 
 from rm_assets.settings import TrainingSettings
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.setup import fit_micro_batches, prepare_run
 from rm_assets.training.model.probe import Choice, use_packing
 from rm_assets.training.model.probe_pairs import pairs_of
@@ -39,7 +39,7 @@ def run_of(num_pairs, packing, **settings):
     rankings = [[generator.integers(1, VOCAB_SIZE, 70, dtype=np.int32) for _ in range(2)] for _ in range(num_pairs)]
     model, pairs = build("llama"), pairs_of(rankings)
     use_packing(model, packing)
-    return prepare_run(model, pairs, Choice(packing, ""), TrainingSettings(**settings), ALONE)
+    return prepare_run(model, pairs, Choice(packing, ""), TrainingSettings(**settings), SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("packing", [Packing.SHARED, Packing.PADDED])

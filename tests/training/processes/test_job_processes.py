@@ -19,7 +19,7 @@ from rm_assets.training.__main__ import main, run_job
 from rm_assets.training.jobs.entry import execute_job
 from rm_assets.training.jobs.result import read_result
 from rm_assets.training.model.reward_model import build_model
-from rm_assets.training.processes.children import free_port, let_memory_grow
+from rm_assets.training.processes.children import free_port, use_expandable_segments
 
 NO_DAGSTER = """
 import runpy, sys
@@ -39,7 +39,7 @@ def test_memory_of_a_gpu_grows_in_segments_unless_it_was_set_up_otherwise(monkey
     assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         given = {name: "max_split_size_mb:512"}
-        let_memory_grow(given)
+        use_expandable_segments(given)
         assert given == {name: "max_split_size_mb:512"}
 
 

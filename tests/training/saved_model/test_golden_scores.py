@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from rm_assets.training.jobs.result import GOLDEN, clear_output
 from rm_assets.training.jobs.training_job import TrainingError
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.reward_model import load_model
 from rm_assets.training.run import train_and_publish
@@ -30,7 +30,7 @@ def trained(tmp_path_factory, job_in):
     """The model directory of a finished job."""
     job = job_in(tmp_path_factory.mktemp("golden"))
     clear_output(Path(job.output_directory))
-    train_and_publish(job, ALONE, TrainingLog())
+    train_and_publish(job, SINGLE_PROCESS, TrainingLog())
     return Path(job.output_directory) / "model"
 
 
@@ -234,7 +234,7 @@ def test_a_model_of_a_tokenizer_with_several_templates_has_the_one_it_was_traine
     (tokenizer / "additional_chat_templates").mkdir()
     (tokenizer / "additional_chat_templates" / "tool_use.jinja").write_text("w9")
     directory = Path(job.output_directory) / "model"
-    train_and_publish(job.model_copy(update={"tokenizer": str(tokenizer)}), ALONE, TrainingLog())
+    train_and_publish(job.model_copy(update={"tokenizer": str(tokenizer)}), SINGLE_PROCESS, TrainingLog())
     assert verified(directory) == 0
     stock = AutoTokenizer.from_pretrained(directory)
     assert stock.apply_chat_template([{"role": "user", "content": "w7"}], tools=tools, tokenize=False) == "w7 <end>"

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rm_assets.data.chat.pretrained import load_tokenizer
 from rm_assets.training.jobs.training_job import TrainingError, TrainingJob
-from rm_assets.training.loop.group import ALONE
+from rm_assets.training.loop.group import SINGLE_PROCESS
 from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.reward_model import load_model
 from rm_assets.training.run import train_and_publish
@@ -205,7 +205,7 @@ def test_a_body_in_bfloat16_has_a_head_in_float32_and_its_golden_scores(job_in, 
     sizes = {}
     for dtype in ("float32", "bfloat16"):
         job: TrainingJob = job_in(tmp_path, dtype, settings={"saved_dtype": dtype})
-        train_and_publish(job, ALONE, TrainingLog())
+        train_and_publish(job, SINGLE_PROCESS, TrainingLog())
         directory = Path(job.output_directory) / "model"
         weights = load_file(directory / "model.safetensors")
         assert weights.pop("score.weight").dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Replies that begin with the prompt: once is enough, in the prompt."""
+"""Removes the prompt from replies that repeat it."""
 
 MIN_WORDS = 3
 MIN_CHARACTERS = 8
@@ -26,14 +26,14 @@ def without_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[st
     replies = chosen, rejected
     rests = without_prompt(prompt, *replies)
     beginning = prompt.strip()
-    if not rests or not _is_telling(beginning):
+    if not rests or not _is_distinctive(beginning):
         return replies
     if any(rest and _is_letter(beginning[-1]) and _is_letter(rest[0]) for rest in rests):
         return replies
     return _unspaced(rests[0]), _unspaced(rests[1])
 
 
-def _is_telling(prompt: str) -> bool:
+def _is_distinctive(prompt: str) -> bool:
     if len(prompt.split(maxsplit=MIN_WORDS)) >= MIN_WORDS:
         return True
     if prompt.endswith(_ASKS_TO_GO_ON):

@@ -195,7 +195,7 @@ def _sides(item: Row, data: Row, rules: ParsingRules) -> list[str]:
 # --- JSON_MIN --------------------------------------------------------------------------------------------------
 
 
-def usual_row(row: Row) -> Row:
+def normalize_row(row: Row) -> Row:
     """Renames a JSON_MIN row's verdict field, which is named after the tag, to `comparison`; leaves other rows alone.
 
     `convert_to_json_min` writes `"pw": [{"selected": "left"}]`, which is a text in a CSV file; older versions wrote

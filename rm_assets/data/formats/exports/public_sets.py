@@ -237,7 +237,7 @@ FIELDS = frozenset(field for public_set in PUBLIC_SETS for field in public_set.f
 """What is read of them: none may be given twice in one object."""
 
 
-def usual_row(row: Row, own_columns: Collection[str]) -> Row:
+def normalize_row(row: Row, own_columns: Collection[str]) -> Row:
     """The row of a public set as a row of a usual format; any other row, and one of own columns, as it is."""
     given = {name: value for name, value in row.items() if value is not None}
     for public_set in PUBLIC_SETS:
