@@ -118,7 +118,7 @@ def is_safe_relative_path(path: str) -> bool:
 
 
 def claim_storage(storage: Path) -> None:
-    """Mark a directory as a storage before its first use; raises StorageError if it holds files of others."""
+    """Mark a directory as a storage before its first use; raises StorageError if it holds foreign files."""
     if not _is_claimed(storage):
         require_own_storage(storage)
         write_json(storage / MARKER, {"made_by": "rm_assets"})

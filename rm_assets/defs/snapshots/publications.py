@@ -1,7 +1,7 @@
 """The promoted model on the Hugging Face Hub: what is pushed, and snapshots that record it.
 
 `<storage>/published_reward_model/<snapshot>/` lists the pushed files with their commits. What was pushed before is not
-pushed again. Files of the last push that the next one lacks are removed on the Hub, files of others never.
+pushed again. Files of the last push that the next one lacks are removed on the Hub, other files never.
 """
 
 import hashlib

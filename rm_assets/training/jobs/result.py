@@ -53,7 +53,7 @@ class TrainingResultError(SnapshotError):
 
 
 class ForeignOutputError(TrainingError):
-    """The output directory holds files of others: nothing is written there, not even the reason."""
+    """The output directory holds foreign files: nothing is written there, not even the reason."""
 
 
 FEW_STEPS = 30
