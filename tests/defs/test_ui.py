@@ -153,8 +153,9 @@ def value_of(page: Any, key: str) -> Any:
 def num_pictures(page: Any, key: str) -> int:
     """How many pictures the Markdown of a key shows, each wide enough to be read."""
     value_of(page, key).get_by_text("Show Markdown").click()
-    page.locator("img[src^='data:image/png']").first.wait_for(timeout=MILLISECONDS_TO_SHOW)
-    widths = page.locator("img[src^='data:image/png']").evaluate_all("all => all.map(one => one.naturalWidth)")
+    pictures = page.locator(", ".join(f"img[src^='data:image/{kind};base64']" for kind in ("png", "svg+xml")))
+    pictures.first.wait_for(timeout=MILLISECONDS_TO_SHOW)
+    widths = pictures.evaluate_all("all => all.map(one => one.naturalWidth)")
     assert min(widths) >= 600
     return len(widths)
 

@@ -122,7 +122,7 @@ def test_numbers_tables_and_pictures_are_shown(first_run) -> None:
     assert padded["train_pairs"] + padded["validation_pairs"] + padded["test_pairs"] == 90
     assert padded["evaluation_pairs"] == 6
     assert {row["tokens"] for row in table(padded["length_percentiles"])} >= {"chosen_length", "longer_side"}
-    assert padded["lengths"].count("data:image/png;base64,") == 1
+    assert padded["lengths"].count("data:image/svg+xml;base64,") == 1
     model, report = metadata(result, "reward_model"), metadata(result, "reward_model_report")
     assert model["training_curves"].count("data:image/png;base64,") == 1
     assert report["report"].count("data:image/png;base64,") == 6
