@@ -94,7 +94,7 @@ def test_an_adapter_on_the_hub_is_to_be_merged(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("pytorch_model.bin", "has its weights in 'pytorch_model.bin' alone, and pickled weights are never opened"),
+        ("pytorch_model.bin", "has its weights only in 'pytorch_model.bin', and pickled weights are never opened"),
         ("model.gguf", "'model.gguf' cannot be trained"),
         ("original/model.safetensors", "has neither 'model.safetensors' nor"),
     ],
