@@ -257,7 +257,7 @@ CHECKS = {
     ("reward_model", "files_match_their_hashes"): ["Passed", "files match the manifest"],
     ("reward_model_report", "accuracy_is_above_chance"): ["Passed", "95 % interval"],
     ("reward_model_report", "model_needs_the_prompt"): ["without the prompt"],
-    ("promoted_reward_model", "storage_is_unchanged"): ["Passed", "that of the materialization before"],
+    ("promoted_reward_model", "storage_is_unchanged"): ["Passed", "the same as at the previous materialization"],
 }
 
 
