@@ -110,8 +110,13 @@ class Run:
                 os.kill(self.site.job_processes()[0 if way == "kill the job" else 1], signal.SIGKILL)
 
     def _cancel(self, run_id: str) -> None:
-        if self.ui is not None:
-            self.ui.terminate(run_id)
+        ui = self.ui
+        if ui is not None:  # Dagster refuses to cancel a run that is starting: ask again, as a user would
+            accepted = wait_until(
+                lambda: ui.terminate(run_id)["__typename"] == "TerminateRunSuccess" or self.state() in ENDED,
+                SECONDS_TO_START,
+            )
+            assert accepted, self.state()
         else:
             with self.site.instance() as instance:  # as the UI does, which reaches no code server
                 assert not instance.run_launcher.terminate(run_id)
