@@ -6,15 +6,18 @@ SettingsError. Models are checked in `model_checks`.
 """
 
 import contextlib
+import importlib
 import re
+import sys
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from unittest import mock
 
 import msgspec
 
 from rm_assets.addresses import mask_credentials
-from rm_assets.data.chat.transformers_imports import import_tokenizers_alone
 from rm_assets.settings import SettingsError
 
 Kind = TypeVar("Kind")
@@ -96,7 +99,7 @@ def reraise_unless_of_a_library(error: BaseException) -> None:
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a directory or Hub name, loaded by transformers; raises SettingsError if that fails."""
-    import_tokenizers_alone()
+    _keep_torch_unloaded()
     from transformers import AutoTokenizer, dynamic_module_utils
 
     # Classes that load other tokenizers drop trust_remote_code and ask at the terminal, unless the time to answer is 0.
@@ -105,6 +108,35 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         check_tokenizer_files(Path(name))
     with tokenizer_errors(name):
         return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+
+
+class _TorchWhenUsed(types.ModuleType):
+    """Replaces torch in a module that imports it and may never use it; imports torch for the first attribute."""
+
+    def __init__(self, user: types.ModuleType) -> None:
+        super().__init__("torch")
+        self._user = user
+
+    def __getattr__(self, name: str) -> Any:
+        torch = importlib.import_module("torch")  # the import that transformers would have done; none of ours
+        vars(self._user)["torch"] = torch
+        return getattr(torch, name)
+
+
+def _keep_torch_unloaded() -> None:
+    """Keep transformers' configurations from loading torch, which no tokenizer needs: 1.8 s of a processor.
+
+    Of all that AutoTokenizer imports, one module imports torch, for the rotary embeddings of models. It gets torch when
+    it uses it. A process that has loaded torch, or a transformers without that module, is left as it is.
+    """
+    if "torch" in sys.modules or "transformers.modeling_rope_utils" in sys.modules:
+        return
+    import transformers.utils
+
+    with mock.patch.object(transformers.utils, "is_torch_available", lambda: False), contextlib.suppress(ImportError):
+        from transformers import modeling_rope_utils
+
+        vars(modeling_rope_utils)["torch"] = _TorchWhenUsed(modeling_rope_utils)
 
 
 def keep_default_template(tokenizer: Any) -> None:

@@ -384,18 +384,11 @@ def test_a_token_that_the_self_test_would_repeat_for_minutes_is_refused(tmp_path
 
 _WITHOUT_TORCH = """
 import sys
-from rm_assets.data.chat import transformers_imports
 from rm_assets.data.chat.pretrained import load_tokenizer
 
 tokenizer = load_tokenizer({tokenizer!r})
 tokenizer.apply_chat_template([{{"role": "user", "content": "2+2?"}}], tokenize=True)
 assert "torch" not in sys.modules
-import transformers
-
-stand_in = sys.modules["transformers.models"]
-assert isinstance(stand_in, transformers_imports._ModelsWhenNamed) and "transformers.models.yoso" not in sys.modules
-assert transformers.models.yoso.YosoConfig is transformers.YosoConfig  # listed now
-assert sys.modules["transformers.models"] is not stand_in and not hasattr(stand_in, "nonsense")
 from transformers import LlamaConfig, LlamaModel, modeling_rope_utils
 
 rope = {{"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 8}}
@@ -409,6 +402,6 @@ assert model(torch.arange(9)[None]).last_hidden_state.shape == (1, 9, 16)
 """
 
 
-def test_a_tokenizer_loads_without_torch_and_the_list_of_models_and_both_work_afterwards() -> None:
+def test_a_tokenizer_is_loaded_without_torch_and_models_work_in_the_same_process_afterwards() -> None:
     code = _WITHOUT_TORCH.format(tokenizer=str(SAMPLE / "tokenizer"))
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
