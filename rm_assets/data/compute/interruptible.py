@@ -8,7 +8,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ def interruptible(call: Callable[[], _Result]) -> _Result:
         calls = SimpleQueue()
         threading.Thread(target=_serve, args=(calls,), daemon=True).start()
     calls.put((call, outcome))
+    while not outcome.done():  # a signal that comes just before a wait begins is handled after it: none may be long
+        wait([outcome], timeout=1.0)
     return outcome.result()
 
 
