@@ -70,7 +70,8 @@ def _compute_locally(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
         yield from map_in_processes(_compute, jobs, num_processes)
     except BrokenProcessPool:
         raise MemoryError(
-            "a worker process was killed, most likely because memory ran out: lower num_workers or shard_bytes"
+            "a worker process was killed, most likely because memory ran out: lower num_workers or shard_bytes; or it "
+            "failed to start, for the reason printed above"
         ) from None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import multiprocessing
 import os
 import re
 import socket
@@ -40,7 +41,16 @@ def hold_lock(path: Path, purpose: str, log: Callable[[str], object]) -> Iterato
     others would then create and lock another one. The lock of a remote file only excludes processes of this machine.
     The holder's name is written only into a lock file of ours: a user's file at this path, or hard-linked to it, is
     locked but not changed.
+
+    Raises RuntimeError in a worker that is still importing the script that started it.
     """
+    # Python's own check (multiprocessing.spawn) is made by those who start processes; this one would wait for ever for
+    # a lock that the script holds.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "a worker process imports the script that started it, which must materialize assets only within "
+            "`if __name__ == '__main__':`"
+        )
     path = local_working_directory(path.parent) / path.name
 
     def wait() -> None:

@@ -50,6 +50,25 @@ def test_arrow_loads_pandas_for_frames_and_not_for_lists() -> None:
     subprocess.run([sys.executable, "-c", PANDAS], check=True, cwd=ROOT)
 
 
+UNGUARDED = """
+import os, sys
+from pathlib import Path
+from rm_assets.data.compute.workers import map_in_processes
+from rm_assets.data.storage.locks import hold_lock
+
+with hold_lock(Path(sys.argv[1]) / "writer.lock", "a script", print):
+    list(map_in_processes(os.getpgid, [0], 2))
+"""
+
+
+def test_a_script_that_its_workers_would_run_again_fails_instead_of_waiting_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 1
+    assert "materialize assets only within `if __name__ == '__main__':`" in run.stderr
+
+
 STARTER = """
 import os, sys, time
 from rm_assets.data.compute.workers import map_in_processes
