@@ -248,7 +248,10 @@ def publish_validated(settings: Settings, raw: Snapshot, log: Log) -> Snapshot:
     for glob in unused_globs:
         log(f"{glob} matches none of the files")
 
+    verdict = Verdict({}, [])
+
     def plan(publisher: Publication) -> list[Task]:
+        nonlocal verdict
         unjudged = [_task(raw, shard, before.get(shard.name), rules) for shard in raw_shards]
         counted = _counted_shards(publisher, unjudged, settings, log)
         verdict = verdict_of_files(raw_shards, counted, settings.max_malformed_fraction)
@@ -259,7 +262,6 @@ def publish_validated(settings: Settings, raw: Snapshot, log: Log) -> Snapshot:
         ]
 
     def facts(_: Publication, shards: list[Shard]) -> dict[str, Any]:
-        verdict = verdict_of_files(raw_shards, shards, settings.max_malformed_fraction)
         return {**_facts(verdict), "globs_without_files": unused_globs}
 
     return run_stage(Stage.VALIDATED, settings, raw, plan, validate_shard, measure_validated, log, facts=facts)
