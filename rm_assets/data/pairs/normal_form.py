@@ -37,6 +37,8 @@ _LOW_END, _HIGH_START, _HIGH_END = 0x20, 0xC2, 0xE3  # where _FIRST_BYTES are Tr
 
 _MAX_MARKS = 30
 """Combining marks in a row that are left for Python to sort: natural text has no more (UAX #15, section 13)."""
+_PLANES_WITH_MARKS = 0x20000
+"""The end of the code points with combining marks, all of which are in the first two planes."""
 _HIDDEN_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"
 """Characters without a combining class that decompose into combining marks."""
 _FEW_CHARACTERS = 256
@@ -65,7 +67,8 @@ def normalized(form: Form, text: str) -> str:
 @functools.cache
 def _combining_classes() -> NDArray[np.uint8]:
     """The canonical combining class of each code point, and 1 for the hidden marks."""
-    classes = np.array([unicodedata.combining(chr(code)) for code in range(sys.maxunicode + 1)], np.uint8)
+    classes = np.zeros(sys.maxunicode + 1, np.uint8)
+    classes[:_PLANES_WITH_MARKS] = [unicodedata.combining(chr(code)) for code in range(_PLANES_WITH_MARKS)]
     classes[_codes(_HIDDEN_MARKS)] = 1
     return classes
 
