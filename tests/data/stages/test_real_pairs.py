@@ -38,13 +38,14 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
         for row in rows(validated):
             for side in SIDES:
                 messages = [message_dict(message) for message in row["prompt"] + row[side]]
+                tools = row["tools"] or ""
                 try:
-                    expected.append(reference_ids(chat, messages, row["tools"]))
+                    expected.append(reference_ids(chat, messages, tools))
                 except TemplateError:
                     with pytest.raises(TemplateError):
-                        render(chat, messages, row["tools"])
+                        render(chat, messages, tools)
                     continue
-                texts.append(render(chat, messages, row["tools"]))
+                texts.append(render(chat, messages, tools))
                 ids[row["pair_id"], side] = expected[-1]
         shard = encode_shard(encoder, texts)
         assert [shard.ids[start:end].tolist() for start, end in itertools.pairwise(shard.offsets)] == expected
@@ -52,9 +53,9 @@ def test_every_id_of_real_pairs_is_that_of_apply_chat_template(name: str, settin
         num_texts += len(texts)
         flattened = publish_flattened(own, files, validated, silent)
         num_pairs += flattened.manifest.total("num_in")
-        num_one_by_one += flattened.manifest.total("num_one_by_one")
+        num_one_by_one += flattened.manifest.total("num_one_by_one") - flattened.manifest.num_rows(rejects=True)
         for row in rows(publish_tokenized(own, files, validated, flattened, silent)):
             assert [row[f"{side}_ids"] for side in SIDES] == [ids[row["pair_id"], side] for side in SIDES]
             num_written += len(SIDES)
     assert num_texts >= num_written > 2_000
-    assert num_one_by_one < num_pairs * 0.1
+    assert num_one_by_one < num_pairs * 0.1  # beside those that the template refuses
