@@ -29,7 +29,7 @@ class Network:
     def __init__(self, application: Callable[..., Answer]) -> None:
         self.application = application
         self.treat: Callable[[Network, Environ, Any], Answer] = Network.passes_on
-        self.num_requests = self.num_spoilt = 0
+        self.num_requests = self.num_readings = self.num_spoilt = 0
         self.late: set[str] = set()  # keys that listings do not show yet
 
     def __call__(self, environ: Environ, start_response: Any) -> Answer:
@@ -65,8 +65,9 @@ class Network:
 
     def cuts_every_fourth_reading(self, environ: Environ, start_response: Any) -> Answer:
         answer = b"".join(self.application(environ, start_response))
-        is_reading = environ["REQUEST_METHOD"] == "GET" and not environ["QUERY_STRING"]
-        if self.is_spoilt(is_reading and len(answer) > 1 and self.num_requests % 4 == 0):
+        is_reading = environ["REQUEST_METHOD"] == "GET" and not environ["QUERY_STRING"] and len(answer) > 1
+        self.num_readings += is_reading
+        if self.is_spoilt(is_reading and self.num_readings % 4 == 0):
             return [answer[: len(answer) // 2]]
         return [answer]
 
@@ -103,7 +104,7 @@ def network(served: tuple[Network, str], monkeypatch: pytest.MonkeyPatch) -> Ite
     # attempts of the client follow each other at once
     monkeypatch.setattr("botocore.retryhandler.random", types.SimpleNamespace(random=lambda: 0.0))
     network, _ = served
-    network.num_requests = network.num_spoilt = 0
+    network.num_requests = network.num_readings = network.num_spoilt = 0
     yield network
     network.treat = Network.passes_on
 
