@@ -149,14 +149,18 @@ class _Reading:
     listing: Listing
     stamps: dict[str, Any]
 
+    def known(self, file: AnnotationFile) -> _Known | None:
+        """How a file was last read, if stamps are trusted and it was read."""
+        return self.stamps.get(file.source) if self.settings.verify == "stamps" else None
+
 
 Found = Part | list[Shard]
 """What a file gave: the one part of a small one, or the shards of a large one, written while it was read."""
 
 
-def _known_reading(file: AnnotationFile, reading: _Reading) -> Found | None:
-    """What the last reading of a file gave, if its stamp is still the same; else None."""
-    known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
+def _last_result(file: AnnotationFile, reading: _Reading) -> Found | None:
+    """The parts or shards of the last run, if the file's stamp is still the same; else None."""
+    known = reading.known(file)
     if not known or known["stamp"] != _own_stamp(reading.listing.stamps[file.source], reading):
         return None
     if (num_bytes := known["num_bytes"]) is not None:
@@ -195,15 +199,14 @@ def _result(shard: Shard | Future[Shard]) -> Shard:
 def _shards_of_run(files: Sequence[AnnotationFile], reading: _Reading) -> Iterator[Shard | Future[Shard]]:
     """The shards of consecutive files. An unchanged file is opened only if the shard that it belongs to is missing."""
     found = {
-        file.source: _read(file, reading) if (known := _known_reading(file, reading)) is None else known
-        for file in files
+        file.source: _read(file, reading) if (known := _last_result(file, reading)) is None else known for file in files
     }
-    while unread := [part for parts, _ in _packs(found.values(), reading) for part in _unread(parts, reading)]:
+    while unread := [part for parts, _ in _packs(found.values(), reading) for part in _parts_to_read(parts, reading)]:
         reading.progress.skip(-sum(part.num_bytes for part in unread))
         found |= {part.file.source: _read(part.file, reading) for part in unread}
     for parts, shards in _packs(found.values(), reading):
         if parts:
-            yield reading.threads.submit(_found_or_written, parts, reading)
+            yield reading.threads.submit(_find_or_write_shard, parts, reading)
         yield from shards
 
 
@@ -217,19 +220,23 @@ def _packs(found: Iterable[Found], reading: _Reading) -> Iterator[tuple[list[Par
         yield [part for part in files[pack] if isinstance(part, Part)], shards
 
 
-def _unread(parts: list[Part], reading: _Reading) -> list[Part]:
+def _parts_to_read(parts: list[Part], reading: _Reading) -> list[Part]:
     """The parts whose files have to be opened, as their shard is missing."""
     unread = [part for part in parts if part.fill is None]
     return unread if unread and reading.publisher.find(pack_key(parts)) is None else []
 
 
-def _found_or_written(parts: list[Part], reading: _Reading) -> Shard:
+def _find_or_write_shard(parts: list[Part], reading: _Reading) -> Shard:
+    """The shard of these parts: an existing one with its key, else a new one."""
+    key, publisher = pack_key(parts), reading.publisher
+    if existing := publisher.find(key):
+        return existing
     first, sources = parts[0], [part.file.source for part in parts]
-    fill, measure = functools.partial(fill_pack, parts), functools.partial(measure_raw, sources)
-    name, key, publisher = shard_name(first.file.source, first.index), pack_key(parts), reading.publisher
+    name, source = shard_name(first.file.source, first.index), first.file.source
     if len(parts) > 1:
-        return publisher.find(key) or write_shard(publisher.directory, f"{name}-pack", "", key, fill, measure)
-    return publisher.find(key) or write_shard(publisher.directory, name, first.file.source, key, fill, measure)
+        name, source = f"{name}-pack", ""
+    fill, measure = functools.partial(fill_pack, parts), functools.partial(measure_raw, sources)
+    return write_shard(publisher.directory, name, source, key, fill, measure)
 
 
 def shard_name(source: str, index: int) -> str:
@@ -246,15 +253,15 @@ def shard_name(source: str, index: int) -> str:
 
 def _read(file: AnnotationFile, reading: _Reading) -> Found:
     """Read a file and note its stamp; one that cannot be read, or keeps changing, is a reject."""
-    known = reading.stamps.get(file.source) if reading.settings.verify == "stamps" else None
+    known = reading.known(file)
     reading.stamps[file.source] = None
     try:
-        found, settled = _steady_reading(file, reading, known)
+        found, status = _read_until_stable(file, reading, known)
     except RejectedFileError as error:
         return rejected_part(file, error, reading.settings_hash)
-    stamp = file_stamp(file.path, settled) if settled else None
+    stamp = file_stamp(file.path, status) if status else None
     noted = _Known(
-        stamp=_own_stamp(stamp, reading) if stamp else [],  # a stamp of no values equals no stamp
+        stamp=_own_stamp(stamp, reading) if stamp else [],  # an empty stamp equals none
         keys=_keys(found),
         num_bytes=found.num_bytes if isinstance(found, Part) else None,
     )
@@ -268,10 +275,11 @@ def _keys(found: Found) -> list[str]:
     return [found.key] if isinstance(found, Part) else [shard.key for shard in found]
 
 
-def _steady_reading(file: AnnotationFile, reading: _Reading, known: _Known | None) -> tuple[Found, Status | None]:
-    """What a file gives, and its status, or None if an equal status would not prove that nothing changed.
+def _read_until_stable(file: AnnotationFile, reading: _Reading, known: _Known | None) -> tuple[Found, Status | None]:
+    """Read a file until it does not change meanwhile, or until it only grew and two readings agree.
 
-    `known` is its last reading. Raises RejectedFileError if the file cannot be read or keeps changing.
+    Returns what the file gave, and its status; None if a later equal status would not prove that the content is the
+    same. `known` is the reading of an earlier run. Raises RejectedFileError if it cannot be read or keeps changing.
     """
     grown: OpenedFile | None = None
     seen: list[str] = []
@@ -283,7 +291,7 @@ def _steady_reading(file: AnnotationFile, reading: _Reading, known: _Known | Non
             if grown and follows:
                 now.num_bytes = min(grown.num_bytes, now.num_bytes)
             is_old = not is_recent(now.status)
-            found = _one_reading(now, file, reading, known, whole_lines=follows)
+            found = _read_once(now, file, reading, known, whole_lines=follows)
             change = now.change()
         keys = _keys(found)
         if change is Change.NONE:
@@ -294,7 +302,7 @@ def _steady_reading(file: AnnotationFile, reading: _Reading, known: _Known | Non
     raise RejectedFileError(Reason.CHANGING_FILE, f"changed during all {len(_PAUSES)} attempts to read it")
 
 
-def _one_reading(
+def _read_once(
     now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known | None, *, whole_lines: bool
 ) -> Found:
     settings = reading.settings
@@ -332,10 +340,10 @@ def _blocks_of_rows(now: OpenedFile, settings: Settings) -> Iterator[Block] | No
 
 
 def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known) -> list[Shard]:
-    """The shards of a file's last reading up to its first changed byte; their bytes are not cut again.
+    """The shards of a file's last reading that end before its first changed byte: reading continues after them.
 
-    They are hashed where the listing's hashes do not show that they are unchanged. Where a block ends depends on the
-    line after it, so the last equal shard is left out.
+    Blocks are hashed unless the listing's hashes already show that they are unchanged. The last equal shard is left
+    out, because where a block ends depends on the line after it.
     """
     if len(known["keys"]) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
         return []
@@ -346,7 +354,8 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
 
     def is_unchanged(index: int, shard: Shard, start: int, first_line: int) -> bool:
         num_bytes = shard.stats["num_bytes"]
-        if index and start + num_bytes <= num_equal_bytes:  # the first one's key says how all are read: byte order mark
+        # the first block is always hashed: it has the same key only if the file begins with no byte order mark
+        if index and start + num_bytes <= num_equal_bytes:
             return True
         try:
             sha256 = plain_block_sha256(now.parts(start, start + num_bytes), num_bytes)
@@ -368,6 +377,7 @@ def _num_equal_bytes(now: OpenedFile, file: AnnotationFile, reading: _Reading, k
 
 
 def _before_each(shards: list[Shard], figure: str) -> list[int]:
+    """For each shard, the sum of a figure over the shards before it."""
     return list(itertools.accumulate((shard.stats[figure] for shard in shards[:-1]), initial=0)) if shards else []
 
 
@@ -388,7 +398,7 @@ def _shards(blocks: Iterator[Block], first: int, file: AnnotationFile, reading: 
 
 
 def _block_shard(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Shard:
-    return _found_or_written([_part(block, index, file, reading)], reading)
+    return _find_or_write_shard([_part(block, index, file, reading)], reading)
 
 
 def _part(block: Block, index: int, file: AnnotationFile, reading: _Reading) -> Part:

@@ -36,7 +36,7 @@ class WatchedExecutor(dg.Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_present_objects_kept())
+            stack.enter_context(_exempt_present_objects_from_gc())
             keep_pandas_unloaded()
             stack.callback(print_reasons_at_exit, instance, run_id)
             if is_watched(instance):
@@ -49,10 +49,10 @@ class WatchedExecutor(dg.Executor):
 
 
 @contextlib.contextmanager
-def _present_objects_kept() -> Iterator[None]:
-    """Within the block, the garbage collector leaves out all objects made before, most of them those of imports.
+def _exempt_present_objects_from_gc() -> Iterator[None]:
+    """Within the block, the garbage collector skips all objects that exist when it begins, most of them from imports.
 
-    Otherwise each of a refresh's full collections takes more than a tenth of a second to find no garbage among them.
+    Each full collection would otherwise spend more than a tenth of a second on them, and find nothing to free.
     """
     gc.freeze()
     try:
