@@ -28,7 +28,7 @@ ADAPTER = "adapter_config.json"
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 VALUE_HEAD = "value_head"
-"""Name without its ending of the file in which LLaMA-Factory saves the head of a reward model."""
+"""The file, without its ending, in which LLaMA-Factory saves the head of a reward model."""
 _SINGLE, _INDEX_FILE = f"model{WEIGHTS}", f"model{INDEX}"
 _PICKLED = re.compile(r"(?!training_args|optimizer|scheduler|rng_state).*\.(bin|pt|pth|ckpt|pkl)", re.IGNORECASE)
 _OTHER_KINDS = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)", re.IGNORECASE)
@@ -49,9 +49,9 @@ class Tensor(NamedTuple):
 
 
 def check_model_files(directory: Path, *, has_weights: bool = True) -> dict[str, Any]:
-    """The configuration of a model; raises SettingsError, which names the file, if one must not be loaded.
+    """Check the files of a model and return its configuration; SettingsError names a file that must not be loaded.
 
-    Without `has_weights`, as of a model on the Hub, weights may be missing; those that are there must be valid, too.
+    Pass `has_weights=False` for a model on the Hub: its weights may be missing, but those present must be valid.
     """
     require_no_adapter(directory)
     path = directory / CONFIGURATION
@@ -114,7 +114,7 @@ def _num_outputs(configuration: dict[str, Any], tensors: dict[str, Tensor]) -> i
     if isinstance(labels, dict):
         return len(labels)
     stated = configuration.get("num_labels")
-    return stated if type(stated) is int else 2  # which transformers leaves out, as it is its default
+    return stated if type(stated) is int else 2  # transformers' default, which it does not write
 
 
 def no_weights(files: Iterable[Path | str], place: str) -> str:
@@ -136,7 +136,7 @@ def no_weights(files: Iterable[Path | str], place: str) -> str:
 
 
 def weight_files(directory: Path, configuration: dict[str, Any]) -> list[Path]:
-    """The weight files that transformers loads, in the order in which it looks for them; empty if there are none."""
+    """The weight files that transformers loads, a single one or the shards of an index; empty if there are none."""
     for name in (configuration.get("transformers_weights") or _SINGLE, _INDEX_FILE):
         path = directory / name
         if path.is_file():
@@ -160,6 +160,7 @@ def file_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_weights_name(name: Any, endings: tuple[str, ...] = (WEIGHTS,)) -> bool:
+    """Whether a value names a file of weights in the same directory: no path, which could lead elsewhere."""
     return isinstance(name, str) and name.endswith(endings) and Path(name).name == name and "\\" not in name
 
 
@@ -167,14 +168,14 @@ def _check_index(path: Path, has_weights: bool) -> None:
     index = read_json(path)
     names = index.get("weight_map")
     if not isinstance(names, dict) or not isinstance(index.get("metadata"), dict) or not names:
-        refuse(path, "weight_map and metadata are not objects, as an index has them")
+        refuse(path, "an index needs weight_map, an object that is not empty, and metadata, an object")
     for name in names.values():
         if not _is_weights_name(name):
             refuse(path, f"weight_map names {short(name)}, not a safetensors file beside it")
     missing = sorted(name for name in set(names.values()) if not (path.parent / name).exists())
     if has_weights and missing:
-        more = f", and so are {len(missing) - 1} more" if len(missing) > 1 else ""
-        refuse(path, f"{missing[0]!r}, which it names, is not there{more}")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        refuse(path, f"it names files that are missing: {missing[0]!r}{more}")
 
 
 def _check_header(path: Path) -> None:

@@ -109,12 +109,18 @@ def test_weights_that_are_cut_short_are_named(model: Path, left: int) -> None:
 def test_a_shard_that_is_not_there_is_named(model: Path) -> None:
     first, second = write_shards(model, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
     second.unlink()
-    assert f"{second.name!r}, which it names, is not there; download the files again" in error_of(model)
+    assert f"it names files that are missing: {second.name!r}; download the files again" in error_of(model)
     second.symlink_to("gone")
     assert second.name in error_of(model)
     second.unlink()
     first.unlink()
-    assert f"{first.name!r}, which it names, is not there, and so are 1 more" in error_of(model)
+    assert f"it names files that are missing: {first.name!r} and 1 more;" in error_of(model)
+
+
+@pytest.mark.parametrize("index", [{"metadata": {}, "weight_map": {}}, {"weight_map": {"a": "b.safetensors"}}, {}])
+def test_an_index_that_lacks_an_object_is_an_error_that_names_both(model: Path, index: dict[str, Any]) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "weight_map, an object that is not empty, and metadata, an object" in error_of(model)
 
 
 def test_shards_without_their_index_are_named(model: Path) -> None:

@@ -310,7 +310,7 @@ def test_an_index_of_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None
     directory = sample_model(tmp_path / "m")
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "'model-00001-of-00002.safetensors', which it names, is not there" in error_of_model(directory)
+    assert "it names files that are missing: 'model-00001-of-00002.safetensors'" in error_of_model(directory)
 
 
 # --- any value at any place ----------------------------------------------------------------------------------
