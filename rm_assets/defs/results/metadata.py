@@ -41,13 +41,13 @@ def location_metadata(directory: Path) -> dict[str, Any]:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
-    """The numbers among some figures, which Dagster plots over time; floats with five significant digits."""
+    """Only the figures that are numbers, which Dagster plots over time; floats with five significant digits."""
     found = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in found.items()}
 
 
 def figures_table(figures: Mapping[str, int | float]) -> dg.MarkdownMetadataValue:
-    """Figures that nobody follows over time, as a Markdown table with units; their plots would hide the others."""
+    """Figures as a Markdown table with units: as plots, they would hide those that people follow."""
     rows = [
         f"| {as_code_cell(name)} | {_readable(value)} {UNITS.get(name, '')}".rstrip() + " |"
         for name, value in figures.items()
@@ -96,8 +96,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
     )
 
 
-def shortened(text: str, limit: int = 120) -> str:
-    """At most `limit` characters of a text on one line (line breaks as ⏎), then how many were omitted.
+def excerpt(text: str, limit: int = 120) -> str:
+    """The first `limit` characters of a text, on one line (line breaks as ⏎), and how many were omitted.
 
     With limit 4, "one\\ntwo" is "one⏎… 3 more characters".
     """
@@ -156,13 +156,13 @@ def _type_name(dtype: pa.DataType) -> str:
 
 
 def _shown_names(names: Sequence[str]) -> list[str]:
-    """The names of a struct's fields, only the first of many: the page cuts off long types."""
+    """The names of a struct's fields; only the first few, because the page cuts off long types."""
     num_omitted = len(names) - NUM_SHOWN_FIELDS
     return [*names[:NUM_SHOWN_FIELDS], f"… {num_omitted} more"] if num_omitted > 0 else list(names)
 
 
 def _inferred_columns(rows: Sequence[Mapping[str, Cell]]) -> dict[str, str]:
-    """Names in the order of first appearance, each with a type that fits all values, `string` if in doubt."""
+    """Names in the order of first appearance, each with the type of its values; `string` if these differ."""
     types: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
@@ -188,29 +188,29 @@ def _cell(value: Any) -> Cell:
 
 def _shown(value: Any, dtype: pa.DataType) -> Cell:
     if isinstance(value, str):
-        return shortened(value)
+        return excerpt(value)
     if not isinstance(value, list):
         return _cell(value)
     if pa.types.is_struct(dtype.value_type) and dtype.value_type.get_field_index("role") >= 0:
-        return shortened(" | ".join(map(_shown_message, value)), CONVERSATION_CHARACTERS)
+        return excerpt(" | ".join(map(_shown_message, value)), CONVERSATION_CHARACTERS)
     return _shown_list(value, "ids" if pa.types.is_int32(dtype.value_type) else "values")
 
 
 def _shown_list(values: Sequence[Any], noun: str) -> str:
-    first = [shortened(str(value)) for value in values[:NUM_SHOWN_VALUES]]
+    first = [excerpt(str(value)) for value in values[:NUM_SHOWN_VALUES]]
     if len(values) > NUM_SHOWN_VALUES:
         first.append(f"… {len(values):,} {noun}")
     return f"[{', '.join(first)}]"
 
 
 def _shown_side(value: str | list[Mapping[str, Any]]) -> str:
-    """A text or messages, with room for more than a table's cell has."""
+    """A text or messages, as an excerpt that is longer than that in a table's cell."""
     whole = (
         value if isinstance(value, str) else " | ".join(_shown_message(one, CONVERSATION_CHARACTERS) for one in value)
     )
-    return shortened(whole, CELL_CHARACTERS)
+    return excerpt(whole, CELL_CHARACTERS)
 
 
 def _shown_message(message: Mapping[str, Any], limit: int = MESSAGE_CHARACTERS) -> str:
     text = message.get("content") or message.get("tool_calls") or ""
-    return f"{message['role']}: {shortened(text, limit)}"
+    return f"{message['role']}: {excerpt(text, limit)}"

@@ -13,12 +13,12 @@ from rm_assets.defs.results.column_meanings import MEANINGS
 from rm_assets.defs.results.metadata import (
     MAX_ROWS,
     column_schema,
+    excerpt,
     figures_table,
     numbers,
     pair_preview,
     percentiles,
     preview,
-    shortened,
     table,
 )
 
@@ -126,13 +126,13 @@ def test_cells_become_what_dagster_and_json_can_hold():
     ],
 )
 def test_shortened_text(text, expected):
-    assert shortened(text, limit=4) == expected
+    assert excerpt(text, limit=4) == expected
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("\r\n\u2028\x85\v ab"))), st.integers(0, 30))
 def test_shortened_text_is_one_line_and_accounts_for_every_character(text, limit):
-    line = shortened(text, limit)
-    whole = shortened(text, limit=10_000)
+    line = excerpt(text, limit)
+    whole = excerpt(text, limit=10_000)
     assert len(line.splitlines()) <= 1
     assert len(whole) == len(text) - text.count("\r\n")
     if len(whole) <= limit:
