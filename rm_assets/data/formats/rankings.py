@@ -16,7 +16,7 @@ from rm_assets.data.tables.reasons import Reason
 MAX_RESPONSES = 256
 """The pairs of a row grow with the square of its responses."""
 MAX_CHARACTERS = 2**26
-"""Of all pairs of one row, each of which holds the prompt, the tools and two responses: memory of ten times as much."""
+"""Limit for all pairs of one row, as each repeats the prompt and the tools; they take about ten times as many bytes."""
 
 # --- the records, as files have them -------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ class ReplyListsRecord(Common, kw_only=True):
 
 
 class Response(NamedTuple):
-    """A response as a row has it: without a reply, or with neither a score nor a rank, it is left out."""
+    """A response of a row. Without a reply, or without both a score and a rank, it is not compared."""
 
     reply: Reply | None
     score: float | None
@@ -68,7 +68,7 @@ class Response(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A response; a higher standing is better, and differences of standings are margins where `scored`."""
+    """A response to compare: a higher standing is better. If `scored`, differences of standings are margins."""
 
     reply: Reply
     standing: float
@@ -79,9 +79,9 @@ class Ranked(NamedTuple):
 
 
 def from_ranking(record: RankingRecord, format_name: Format, rules: ParsingRules) -> ParsedLine:
-    """The pairs of responses that each bring a score or a rank."""
+    """The pairs of responses that each have a score or a rank of their own."""
     require_few(len(record.responses))
-    responses = [Response(_reply(item), _only(item.score, item.rating), item.rank) for item in record.responses]
+    responses = [Response(_reply(item), _own_score(item.score, item.rating), item.rank) for item in record.responses]
     return _ranked_pairs(record, format_name, record.prompt, responses, rules)
 
 
@@ -104,15 +104,16 @@ def from_reply_lists(record: ReplyListsRecord, format_name: Format, rules: Parsi
     A chosen reply that equals a rejected one is a contradiction. In an evaluation set with as many replies on both
     sides, RM-Bench's form, it is a tie, which the rule of that benchmark counts.
     """
-    sides = [replies if isinstance(replies, list) else [replies] for replies in (record.chosen, record.rejected)]
-    require_few(sum(map(len, sides)))
-    if any(all(map(_is_empty, replies)) for replies in sides):
+    chosen, rejected = (side if isinstance(side, list) else [side] for side in (record.chosen, record.rejected))
+    require_few(len(chosen) + len(rejected))
+    if any(all(map(_is_empty, side)) for side in (chosen, rejected)):
         raise PreferenceError(Reason.EMPTY_REPLY, "`chosen` or `rejected` has only empty replies")
-    responses = [Response(reply, None, rank) for rank, replies in enumerate(sides) for reply in replies]
-    margin, equal_cells = score_margin(record), tuple[tuple[int, int], ...]()
-    if rules.is_evaluation and len(sides[0]) == len(sides[1]) > 1 and not any(map(_is_empty, itertools.chain(*sides))):
-        places = itertools.product(range(len(sides[0])), repeat=2)
-        equal_cells = tuple((one, other) for one, other in places if sides[0][one] == sides[1][other])
+    responses = [Response(reply, None, rank) for rank, side in enumerate((chosen, rejected)) for reply in side]
+    margin = score_margin(record)
+    equal_cells: tuple[tuple[int, int], ...] = ()
+    if rules.is_evaluation and len(chosen) == len(rejected) > 1 and not any(map(_is_empty, chosen + rejected)):
+        cells = itertools.product(range(len(chosen)), repeat=2)
+        equal_cells = tuple((one, other) for one, other in cells if chosen[one] == rejected[other])
     parsed = _ranked_pairs(
         record, format_name, record.prompt, responses, rules, margin=margin, equals_tie=bool(equal_cells)
     )
@@ -125,7 +126,8 @@ def require_few(num_responses: int) -> None:
         raise PreferenceError(Reason.TOO_MANY_RESPONSES, f"{num_responses} responses, more than {MAX_RESPONSES}")
 
 
-def _only(*values: float | None) -> float | None:
+def _own_score(*values: float | None) -> float | None:
+    """The score of a response that is given under one name, or equally under two; None without any."""
     given = {value for value in values if value is not None}
     if len(given) > 1:
         raise PreferenceError(Reason.AMBIGUOUS_FIELD, "`score` and `rating` of a response differ")
@@ -141,20 +143,21 @@ def _reply(item: ResponseRecord) -> Reply | None:
 
 
 def _ranked(responses: Sequence[Response]) -> list[Ranked]:
-    """The responses that can be compared, without those that are empty or unranked, if two or more are left.
+    """The responses to compare: those with a reply, and with a score or a rank.
 
-    One response alone cannot be compared; a row that has only one is a tie.
+    Raises PreferenceError if a row of several responses has fewer than two of these. A row of one response is no error
+    here; its caller finds no pair and calls it a tie.
     """
-    there = [response for response in responses if not _is_empty(response.reply)]
-    found = [response for response in there if response.score is not None or response.rank is not None]
+    replied = [response for response in responses if not _is_empty(response.reply)]
+    found = [response for response in replied if response.score is not None or response.rank is not None]
     if len(found) < 2 <= len(responses):
         if all(response.reply is None for response in responses):
             problem = "a response needs `response`, `completion`, `answer`, `output`, `content` or `text`"
             raise PreferenceError(Reason.MISSING_FIELD, problem)
-        if len(there) < 2:
-            problem = f"{len(responses) - len(there)} of {len(responses)} responses are empty"
+        if len(replied) < 2:
+            problem = f"{len(responses) - len(replied)} of {len(responses)} responses are empty"
             raise PreferenceError(Reason.EMPTY_REPLY, problem)
-        problem = f"{len(there) - len(found)} of {len(there)} responses have neither a score nor a rank"
+        problem = f"{len(replied) - len(found)} of {len(replied)} responses have neither a score nor a rank"
         problem += "; name the column of `scores` or `ranks` in the setting columns"
         raise PreferenceError(Reason.MISSING_FIELD, problem)
     standings = _standings([response.score for response in found], [response.rank for response in found])
@@ -163,7 +166,7 @@ def _ranked(responses: Sequence[Response]) -> list[Ranked]:
 
 
 def _is_empty(reply: Reply | None) -> bool:
-    """Whether a reply is missing or blank, or a message of it is."""
+    """Whether a reply is missing or blank, or one of its messages is blank, other than system messages."""
     if reply is None or isinstance(reply, str):
         return not (reply or "").strip()
     messages = reply if isinstance(reply, list) else [reply]
@@ -178,9 +181,9 @@ def _is_blank(message: MessageRecord) -> bool:
 
 
 def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) -> list[tuple[float, bool]]:
-    """Each response's standing, higher is better, and whether it is a score: scores as they are, ranks negated.
+    """The standing of each response, higher is better, and whether it is a score: scores as they are, ranks negated.
 
-    Both may be given if they put no two responses in opposite order.
+    Of responses that have both, the score counts, and if all have both, no two may be in opposite orders.
     """
     num_responses = len(scores)
     by_score = [score for score in scores if score is not None]
@@ -213,10 +216,10 @@ def _ranked_pairs(
     margin: float = 0.0,
     equals_tie: bool = False,
 ) -> ParsedLine:
-    """The pairs of different standing: at most `max_pairs_per_prompt`, drawn by their hashes, the others counted.
+    """The pairs of responses with different standings, at most `max_pairs_per_prompt`; the others are counted.
 
-    `margin` is for pairs whose standings are not scores. A reply that occurs twice with different standings is an error
-    unless `equals_tie`: then these two tie.
+    `margin` is that of pairs whose standings are ranks. A reply that occurs twice with different standings is an error;
+    with `equals_tie`, the two tie.
     """
     ranked = _ranked(responses)
     texts = [_text(response.reply) for response in ranked]
@@ -249,7 +252,7 @@ def _ranked_pairs(
 
 
 def _shared_size(record: Common, responses: Sequence[Response]) -> int:
-    """The characters of a row that each of its pairs holds: all but those of the replies."""
+    """The number of characters that all pairs of a row have in common: those of the row without its replies."""
     replies = sum(len(_text(response.reply)) for response in responses if response.reply is not None)
     return max(0, len(msgspec.json.encode(record)) - replies)
 

@@ -34,7 +34,7 @@ class HeldBack(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(NamedTuple):
-    """The decisions on all files: those held back, by source, and the kinds of labels that are refused."""
+    """The decisions on all files: which are held back, by source, and which strengths are rejects."""
 
     held_back: dict[str, HeldBack]
     refused: list[Refusal]
@@ -46,7 +46,7 @@ class _Damage:
     def __init__(self) -> None:
         self.num_lines = self.num_broken_prompts = 0
         self.reasons: dict[str, tuple[int, int]] = {}
-        self.scales: list[str] = []
+        self.refused_scales: list[str] = []  # shapes of strengths whose scale is unknown
 
     def add(self, reason: str, num: int, line: int) -> None:
         """Count malformed lines of one reason."""
@@ -55,35 +55,35 @@ class _Damage:
 
     @property
     def num_malformed(self) -> int:
-        """All of them."""
+        """Malformed lines, for any reason."""
         return sum(num for num, _ in self.reasons.values())
 
-    def named(self) -> str:
+    def describe(self) -> str:
         """`missing_field 3 (first: line 7), not_json 1 (first: line 9)`, the most frequent ones first."""
         ordered = sorted(self.reasons.items(), key=lambda item: (-item[1][0], item[0]))
-        named = [f"{reason} {num:,} (first: line {line})" for reason, (num, line) in ordered[:_NUM_CAUSES]]
-        return ", ".join(named + ["others"] * (len(ordered) > _NUM_CAUSES))
+        described = [f"{reason} {num:,} (first: line {line})" for reason, (num, line) in ordered[:_NUM_CAUSES]]
+        return ", ".join(described + ["others"] * (len(ordered) > _NUM_CAUSES))
 
 
 def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: float) -> Verdict:
     """The verdict on all files, from the figures of their raw shards and of the validated ones, in the same order."""
     files = [
-        (source, read, seen.by_source[source])
-        for shard, seen in zip(raw, validated, strict=True)
-        for source, read in shard.by_source.items()
+        (source, raw_figures, validated_shard.by_source[source])
+        for raw_shard, validated_shard in zip(raw, validated, strict=True)
+        for source, raw_figures in raw_shard.by_source.items()
     ]
-    signs = evidence_by_source((source, seen.get("signs", {})) for source, _, seen in files)
-    refused, unclear = refusals(signs), unclear_labels(signs)
+    evidence = evidence_by_source((source, figures.get("signs", {})) for source, _, figures in files)
+    refused, unclear = refusals(evidence), unclear_labels(evidence)
     damage: dict[str, _Damage] = {}
-    for source, read, seen in files:
+    for source, raw_figures, figures in files:
         found = damage.setdefault(source, _Damage())
-        found.num_lines += read.get("num_lines", 0) - read.get("num_blank", 0)
-        found.num_broken_prompts += seen.get("num_broken_prompts", 0)
-        for reason, (num, line) in [*read.get("malformed", {}).items(), *seen.get("malformed", {}).items()]:
+        found.num_lines += raw_figures.get("num_lines", 0) - raw_figures.get("num_blank", 0)
+        found.num_broken_prompts += figures.get("num_broken_prompts", 0)
+        for reason, (num, line) in [*raw_figures.get("malformed", {}).items(), *figures.get("malformed", {}).items()]:
             if reason in MALFORMED:
                 found.add(reason, num, line)
-    for source, own in signs.items():
-        damage[source].scales = [refusal.shape for refusal in refused if refusal.shape in own]
+    for source, own in evidence.items():
+        damage[source].refused_scales = [refusal.shape for refusal in refused if refusal.shape in own]
         for num, line in _refused_lines(own, refused):
             damage[source].add(Reason.AMBIGUOUS_LABEL, num, line)
     held_back = {
@@ -94,10 +94,10 @@ def verdict_of_files(raw: Iterable[Shard], validated: Iterable[Shard], limit: fl
     return Verdict(held_back, refused)
 
 
-def _refused_lines(signs: EvidenceCounts, refused: list[Refusal]) -> Iterable[tuple[int, int]]:
+def _refused_lines(evidence: EvidenceCounts, refused: list[Refusal]) -> Iterable[tuple[int, int]]:
     """How many lines are malformed for each refused kind of strength, and the first of them."""
     for refusal in refused:
-        for kind, seen in signs.get(refusal.shape, {}).items():
+        for kind, seen in evidence.get(refusal.shape, {}).items():
             if kind in refusal.kinds and refusal.reason in MALFORMED and seen.num_valid:
                 yield seen.num_valid, seen.line
 
@@ -108,7 +108,7 @@ def _held_back(damage: _Damage, unclear: list[str], limit: float) -> HeldBack | 
         return None
     causes = list(unclear[:_NUM_CAUSES])
     if damage.reasons:
-        causes.append(f"{damage.num_malformed:,} of {damage.num_lines:,} lines malformed: {damage.named()}")
+        causes.append(f"{damage.num_malformed:,} of {damage.num_lines:,} lines malformed: {damage.describe()}")
     if damage.num_broken_prompts:
         causes.append(f"{damage.num_broken_prompts:,} prompts with several pairs lack a line")
     return HeldBack(
@@ -122,8 +122,8 @@ def _held_back(damage: _Damage, unclear: list[str], limit: float) -> HeldBack | 
 def _advice(damage: _Damage, unclear: list[str], is_damaged: bool) -> Iterable[str]:
     if unclear:
         yield label_advice(column_of(unclear[0]))
-    elif is_damaged and damage.scales:
-        yield scale_advice(damage.scales[0])
+    elif is_damaged and damage.refused_scales:
+        yield scale_advice(damage.refused_scales[0])
     if damage.num_broken_prompts:
         yield "restore the missing lines"
     if is_damaged and damage.reasons.keys() - {Reason.AMBIGUOUS_LABEL}:

@@ -13,18 +13,18 @@ from rm_assets.data.tables.reasons import Reason
 from rm_assets.json_settings import Label
 
 LARGEST = 3.0
-"""Of HelpSteer's strengths, without their sign."""
+"""Largest magnitude of HelpSteer's strengths."""
 INVALID = -100.0
-"""HelpSteer's mark of an annotation that does not count."""
+"""HelpSteer writes this for an annotation that does not count."""
 
 
 def read_strength(
     value: float, shape: str, label: Label | None, scale: Mapping[str, Label], evidence: list[Evidence]
 ) -> tuple[Label | None, float]:
-    """Which response a strength prefers, beside a label or alone, and the margin.
+    """Which response a strength prefers, beside a label or alone, and the margin; None if it does not count.
 
-    `scale` is the meaning of its values by the setting `labels`. What it implies for other rows is appended to
-    `evidence`. Raises PreferenceError where no reading of it agrees with the label, or where it is not HelpSteer's.
+    `scale` is what the setting `labels` says of its values; if it is empty, HelpSteer's scale applies. What the value
+    implies for other rows of the shape is appended to `evidence`. Raises PreferenceError for a value outside its scale.
     """
     if value == INVALID:
         return None, 0.0
@@ -48,18 +48,18 @@ def read_strength(
 
 
 def scale_advice(shape: str) -> str:
-    """How to say what the strengths of a shape mean."""
+    """What to set so that the strengths of a shape have a meaning."""
     example = json.dumps({column_of(shape): {"1": "first", "2": "tie", "3": "second"}}, ensure_ascii=False)
     return f"define these values in the setting labels, for example {example}"
 
 
 def column_of(shape: str) -> str:
-    """The column of the verdict in the name of a shape."""
+    """The verdict's column in a shape, or in a text that begins with one: "label" for "`label` of `a` and `b`"."""
     return shape.split(" of `")[0].strip("`")
 
 
 def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> tuple[Label, float]:
-    """The meaning of a value, and its distance from the middle between both sides' values, if they do not overlap."""
+    """Which response the setting says a value prefers, and its distance from the middle of the scale; 0 without one."""
     word = f"{value:g}"
     if word not in scale:
         problem = f"{shape} is {word}, which the setting labels does not define"
@@ -68,6 +68,7 @@ def _on_scale(value: float, shape: str, scale: Mapping[str, Label]) -> tuple[Lab
 
 
 def _middle(scale: Mapping[str, Label]) -> float | None:
+    """Halfway between the values of the two sides; None if one side has none, they overlap or one is not a number."""
     try:
         first, second = ([float(word) for word in scale if scale[word] == side] for side in ("first", "second"))
     except ValueError:
