@@ -1,7 +1,7 @@
 """Jobs on a Ray cluster, through dagster-ray's `PipesRayJobClient`.
 
-A Ray job has the job's name in its metadata, by which a later run finds and stops what a killed run left. A stopped Ray
-job gets SIGTERM, at which the job saves and exits. The cluster schedules the GPUs, so no lock is held here.
+A Ray job has the training job's name in its metadata, so a later run finds and stops what a killed run left. Ray stops
+a job with SIGTERM: it saves a checkpoint and exits. The cluster schedules the GPUs, so no lock is held here.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from rm_assets.settings import LaunchSettings, SettingsError
 
 METADATA = "rm_assets/job"
 SECONDS_TO_SAVE = 60
-"""The time a stopped job has before Ray kills it."""
+"""How long a stopped job has until Ray kills it."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class RayLauncher:
         try:
             client.run(context=context, submit_job_params=self.parameters(arguments, name, submission))
         except Exception as error:  # the job failed or was stopped, or the server cannot be reached
-            return _job_exit(client.client, submission, error)
+            return job_exit(client.client, submission, error)
         finally:
-            with contextlib.suppress(Exception):  # where it was never submitted, or cannot be reached
+            with contextlib.suppress(Exception):  # it was never submitted, or the server cannot be reached
                 self._stop(client.client, submission)
         return JobExit(code=0)
 
     def parameters(self, arguments: Sequence[str], name: str, submission: str) -> dict[str, Any]:
+        """The arguments of Ray's `submit_job`."""
         num_gpus = self.num_processes if self.settings.num_gpus is None else self.settings.num_gpus
         return {
             "entrypoint": shlex.join(["python", *arguments]),
@@ -94,7 +95,7 @@ class RayLauncher:
 
     @ending_job()
     def _stop(self, client: Any, submission: str) -> None:
-        """Have a Ray job end, and wait for it."""
+        """Stop a Ray job, and wait until it has ended or Ray must have killed it."""
         if client.get_job_status(submission).is_terminal():
             return
         client.stop_job(submission)
@@ -103,11 +104,15 @@ class RayLauncher:
             time.sleep(self.poll_seconds)
 
 
-def _job_exit(client: Any, submission: str, error: Exception) -> JobExit:
+def job_exit(client: Any, submission: str, error: Exception) -> JobExit:
+    """How a Ray job ended that could not be followed to a successful end, by its own account or else by the error."""
     detail = mask_credentials(" ".join(str(error).split()))[:300]
     with contextlib.suppress(Exception):  # the first error is the better reason
         found = client.get_job_info(submission)
         if found.driver_exit_code:
             return JobExit(code=found.driver_exit_code)
-        return JobExit(code=1, detail=mask_credentials(found.message or detail))
+        if found.status == "SUCCEEDED":
+            return JobExit(code=0)
+        if found.status.is_terminal():  # else its message only says that it runs
+            return JobExit(code=1, detail=mask_credentials(found.message or detail))
     return JobExit(code=1, detail=detail)

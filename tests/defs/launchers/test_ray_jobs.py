@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import QUICK, polite_rows, write_lines
 
-from rm_assets.defs.launchers.ray_jobs import RayLauncher
+from rm_assets.defs.launchers.base import JobExit
+from rm_assets.defs.launchers.ray_jobs import RayLauncher, job_exit
 from rm_assets.defs.snapshots.models import required_model
 from rm_assets.settings import LaunchSettings, SettingsError
 from rm_assets.training.jobs.result import read_result
@@ -137,6 +139,30 @@ def test_a_job_server_that_is_not_named_or_does_not_answer_is_told(monkeypatch: 
     with pytest.raises(SettingsError, match=r"RAY_API_SERVER_ADDRESS is 'http://127.0.0.1:9': ") as error:
         launcher.remove_leftovers("job")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "expected"),
+    [
+        ("FAILED", 143, "Job entrypoint command failed: ...", JobExit(code=143)),
+        (
+            "FAILED",
+            None,
+            "the runtime environment cannot be set up",
+            JobExit(code=1, detail="the runtime environment cannot be set up"),
+        ),
+        ("RUNNING", None, "Job is currently running.", JobExit(code=1, detail="the connection was lost")),
+        ("SUCCEEDED", 0, "Job finished successfully.", JobExit(code=0)),
+    ],
+)
+def test_what_ended_a_ray_job_is_its_own_account_if_it_has_ended(
+    status: str, code: int | None, message: str, expected: JobExit
+) -> None:
+    from ray.job_submission import JobStatus
+
+    info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message=message)
+    client = SimpleNamespace(get_job_info=lambda submission: info)
+    assert job_exit(client, "id", ConnectionError("the connection was lost")) == expected
 
 
 def test_a_job_asks_for_a_gpu_per_process_unless_a_number_is_set() -> None:
