@@ -30,8 +30,8 @@ from rm_assets.training.saved_model.stock_scoring import (
 NUM_CONVERSATIONS = 20
 MIN_TOLERANCE = 1e-5
 TOLERANCE_PER_BFLOAT16 = 0.01
-"""Tolerance as a fraction of the change that bfloat16 makes to these scores. Another device or batch size sums in a
-different order, which changes the last bits of float32; bfloat16 rounds 65536 times more coarsely, so it fails."""
+"""Tolerance as a fraction of the change that bfloat16 makes to these scores. Another device or batch size adds in
+another order, which changes the last bits of float32 and passes; bfloat16 rounds 65536 times as coarsely and fails."""
 _BATCH_SIZE = 4
 
 
@@ -57,12 +57,12 @@ def write_golden_scores(directory: Path, model: Any) -> None:
         raise TrainingError(
             "scores of the trained model are not finite: its weights have diverged (lower learning_rate)"
         )
-    of_bfloat16 = largest_difference(scores, in_bfloat16)
+    bfloat16_difference = largest_difference(scores, in_bfloat16)
     content = {
         "dtype": "float32",
         "device": device,
-        "tolerance": max(MIN_TOLERANCE, TOLERANCE_PER_BFLOAT16 * of_bfloat16),
-        "largest_bfloat16_difference": of_bfloat16,
+        "tolerance": max(MIN_TOLERANCE, TOLERANCE_PER_BFLOAT16 * bfloat16_difference),
+        "largest_bfloat16_difference": bfloat16_difference,
         **_policy(saved.tokenizer, ids),
         "conversations": [
             {"messages": messages, "text": text, "ids": numbers, "score": score, "bfloat16_score": half}
@@ -141,18 +141,19 @@ def largest_difference(scores: list[float], others: list[float]) -> float:
 
 
 def _rendered(saved: SavedModel) -> Iterator[tuple[list[dict[str, Any]], str]]:
-    """The conversations that the template can render and that fit into the model's context."""
+    """The conversations that template and tokenizer can take and that fit into the model's context."""
     for messages in CONVERSATIONS:
         try:
             text = conversation_text(saved.tokenizer, messages)
+            num_tokens = len(text_ids(saved.tokenizer, text))
         except (ConversationError, SettingsError):  # the template refuses it or exceeds its bounds
             continue
-        if len(text_ids(saved.tokenizer, text)) <= (saved.max_length or len(text)):
+        if saved.max_length is None or num_tokens <= saved.max_length:
             yield messages, text
 
 
 def _policy(tokenizer: Any, ids: list[list[int]]) -> dict[str, Any]:
-    """What must match before any score can: the template, and the first and last tokens of conversations."""
+    """What must be equal before scores can be: the template, and the first and last tokens of conversations."""
     template = tokenizer.chat_template or ""
     return {
         "chat_template_sha256": hashlib.sha256(template.encode("utf-8")).hexdigest(),

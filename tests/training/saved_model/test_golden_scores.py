@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from toy_pairs import PAD, VOCAB_SIZE
+from transformers import AutoTokenizer, BloomConfig, BloomForSequenceClassification
 
 from rm_assets.training.jobs.result import GOLDEN, clear_output
 from rm_assets.training.jobs.training_job import TrainingError
@@ -17,6 +18,8 @@ from rm_assets.training.loop.training_log import TrainingLog
 from rm_assets.training.model.reward_model import load_model
 from rm_assets.training.run import train_and_publish
 from rm_assets.training.saved_model.golden_scores import (
+    CONVERSATIONS,
+    NUM_CONVERSATIONS,
     GoldenScoresError,
     read_golden_scores,
     verify_golden_scores,
@@ -57,6 +60,22 @@ def test_twenty_conversations_stand_in_the_file_with_text_ids_and_score(trained)
     assert (golden["eos_token"], golden["ends_with_eos"], golden["begins_with_bos"]) == ("<end>", True, False)
     assert (golden["pad_token"], golden["add_special_tokens"], golden["last_tokens"]) == ("<pad>", False, ["<end>"])
     assert len(golden["chat_template_sha256"]) == 64
+
+
+def test_without_a_limit_of_positions_texts_of_more_tokens_than_characters_are_kept(copy):
+    """BLOOM's configuration has no limit, and with a token per byte, a character of another script takes several."""
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    every_byte = [
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+    ]
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": every_byte}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=16, n_layer=1, n_head=2, num_labels=1, pad_token_id=PAD)
+    write_golden_scores(copy, BloomForSequenceClassification(config).eval())
+    written = read_golden_scores(copy)["conversations"]
+    assert [item["messages"] for item in written] == list(CONVERSATIONS[:NUM_CONVERSATIONS])
+    assert any(len(item["ids"]) > len(item["text"]) for item in written)
 
 
 def test_the_difference_in_bfloat16_is_that_of_its_scores(trained):
