@@ -1,4 +1,4 @@
-"""Conversations rendered without running Jinja for each, equal to transformers' own rendering.
+"""Renders conversations as transformers does, but without running Jinja for each of them.
 
 For a shape of conversation (its roles, with or without a generation prompt) the template is run once on symbols
 (`template_tracing`). That gives pieces: the literals and contents that it writes, and guards on the contents under
@@ -35,14 +35,13 @@ from rm_assets.settings import SettingsError
 Roles = tuple[str, ...]
 
 _LEARN_AFTER = 4
-"""Conversations of a shape that are seen before its pieces are learnt: rendering a few is faster than learning."""
+"""How many conversations of a shape are seen before its pieces are learnt: rendering a few is faster than learning."""
 _MAX_ATTEMPTS = 8
-"""Attempts to learn pieces for one shape; contents that pass the guards of none go to transformers."""
-
+"""Attempts to learn pieces for one shape. Contents for which no pieces are learnt go to transformers."""
 _MAX_SHAPES = 10_000
 """Shapes in the cache; when it is full, it is cleared."""
 _MAX_MESSAGES = 500
-"""Messages of a cached shape at most: longer ones are large, and rarely occur twice."""
+"""Longest shape that is cached: longer ones take much memory and rarely occur twice."""
 
 
 # --- expressions, for many conversations at once ---------------------------------------------------------------
@@ -53,10 +52,10 @@ _QUESTIONS = {"__contains__": pc.match_substring, "startswith": pc.starts_with, 
 
 
 class Columns:
-    """The contents of conversations of one shape: array n holds the content of message n, in every row.
+    """The contents of conversations of one shape: array n holds the contents of message n, a row per conversation.
 
-    `prompt` holds the columns of the first messages, shared by both sides of a pair: results that
-    depend on it alone are computed once.
+    `prompt` has the columns of the first messages, which both sides of a pair share: what depends on it alone is
+    computed once for both.
     """
 
     def __init__(self, arrays: Sequence[pa.StringArray], prompt: "Columns | None" = None) -> None:
@@ -67,13 +66,15 @@ class Columns:
         self._answers: dict[tuple[Any, ...], NDArray[np.bool_]] = {}
 
     def take(self, rows: NDArray[np.int64]) -> "Columns":
+        """The columns of these rows alone."""
         return Columns([array.take(pa.array(rows)) for array in self.arrays])
 
     def row(self, number: int) -> tuple[str, ...]:
+        """The contents of one conversation."""
         return tuple(array[number].as_py() for array in self.arrays)
 
-    def _home(self, expression: Expression) -> "Columns":
-        """The columns that cache an expression's results: the prompt's, if it depends on the prompt alone."""
+    def _cache_for(self, expression: Expression) -> "Columns":
+        """The columns that cache the results of an expression: the prompt's, if it depends on the prompt alone."""
         if self._prompt is not None and _last_content(expression) < len(self._prompt.arrays):
             return self._prompt
         return self
@@ -82,7 +83,7 @@ class Columns:
         """An expression's text in every row."""
         if isinstance(expression, Content):
             return self.arrays[expression.index]
-        found = self._home(expression)._texts
+        found = self._cache_for(expression)._texts
         if expression not in found:
             found[expression] = (
                 self.join(expression.parts) if isinstance(expression, Joined) else self._apply(expression)
@@ -110,7 +111,7 @@ class Columns:
         return passed
 
     def _answer(self, guard: Guard) -> NDArray[np.bool_]:
-        found = self._home(guard.of)._answers
+        found = self._cache_for(guard.of)._answers
         question = (guard.of, guard.question, guard.arguments)
         if question not in found:
             found[question] = self._compute_answer(guard)
@@ -135,11 +136,11 @@ def _is_one_text(arguments: tuple[Any, ...]) -> bool:
 def _occurs(texts: pa.StringArray, part: str) -> bool:
     """Whether a part occurs anywhere in the column's bytes: a single search, many times faster than one per row."""
     content = texts.buffers()[2]
-    return content is not None and memoryview(content).tobytes().find(part.encode()) >= 0
+    return content is not None and part.encode() in content.to_pybytes()
 
 
 def _last_content(expression: Part) -> int:
-    """The highest number of a message that an expression depends on; -1 if there is none."""
+    """The number of the last message that an expression depends on; -1 if it depends on none."""
     match expression:
         case Content(index):
             return index
@@ -155,7 +156,7 @@ def _last_content(expression: Part) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """What a template writes for a shape, in parts, if the contents pass the guards."""
+    """The parts that a template writes for conversations of one shape whose contents pass the guards."""
 
     guards: tuple[Guard, ...]
     parts: tuple[Part, ...]
@@ -167,7 +168,7 @@ class Pieces:
         return Counter(part.index for part in self.parts if isinstance(part, Content))
 
     def after(self, opening: "Pieces") -> tuple[Part, ...] | None:
-        """What these pieces write after all that `opening` writes; None if they do not begin with that.
+        """The parts that follow those of `opening`; None if these pieces do not begin with them.
 
         After ("<", content 0, ">") the parts ("<", content 0, "><", content 1) write ("<", content 1).
         """
@@ -219,9 +220,8 @@ class TemplateRenderer:
         """The pieces for conversations of one shape, each with its rows; all other rows are left to transformers."""
         if len(self._shapes) >= _MAX_SHAPES:
             self._shapes.clear()
-        shape = _Shape()
-        if len(roles) <= _MAX_MESSAGES:
-            shape = self._shapes.setdefault((roles, add_generation_prompt), shape)
+        key, is_cached = (roles, add_generation_prompt), len(roles) <= _MAX_MESSAGES
+        shape = self._shapes.setdefault(key, _Shape()) if is_cached else _Shape()
         shape.num_seen += columns.num_rows
         if self.reason or shape.num_seen < _LEARN_AFTER:
             return []
@@ -252,6 +252,7 @@ class TemplateRenderer:
             raise
         except Exception:  # not understood, or refused by the template: transformers renders or refuses it
             return False
+        # with "x" for contents: no control token is made of two literals around one
         literals = "".join(part if isinstance(part, str) else "x" for part in written.parts)
         num_control = len(self.chat.control_pattern.findall(literals))
         pieces = Pieces(guards=guards, parts=_merged(written.parts), num_control=num_control)

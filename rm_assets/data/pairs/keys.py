@@ -1,7 +1,7 @@
 """The hashes that identify pairs, and those by which prompts and conversations count as equal.
 
-The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes, over parts
-prefixed with their lengths: two different pairs are never hashed from the same bytes.
+The latter are of texts in their normal form, see `normal_form`. All are BLAKE2b of 16 bytes. Each text is hashed with
+its length, so two different pairs never give the same bytes.
 """
 
 import itertools
@@ -32,10 +32,10 @@ _CALLS = _EXTRAS["tool_calls"]
 class PairKeys(NamedTuple):
     """Hashes of pairs, one column each, of 32 hexadecimal digits.
 
-    `pair_id` is a pair's identity: of its messages and tools, not of its file, format or margin, exactly as
-    they are rendered. `prompt` is of the system message and the first user turn, and decides the split. `chosen` and
-    `rejected` are of all texts of a conversation and the tools. The last three are of texts in their normal form, and
-    of tools and tool calls with their members sorted.
+    `pair_id` identifies a pair by its messages and tools, exactly as they are rendered, whatever its file, format and
+    margin. The others ignore what normal form removes, and the order of members in tools and tool calls: `prompt` is of
+    the system message and the first user message, and decides the split; `chosen` and `rejected` are of a whole
+    conversation and the tools.
     """
 
     pair_id: Sequence[str]
@@ -48,7 +48,7 @@ def pair_keys(prompts: Conversations, chosen: Conversations, rejected: Conversat
     """The keys of pairs; all are valid, see `rm_assets.data.formats.validity.require_valid`."""
     sides = (prompts, chosen, rejected)
     normal = [normal_texts(side.texts) for side in sides]
-    # tools are empty or a JSON list, and no head begins with "[": neither can be mistaken for the other
+    # the tools need no length: they are empty or a JSON list, and no head begins with "["
     ending, normal_ending = _texts(tools), _texts(_sorted_texts(tools))
     exact_parts = [_parts(side, side.texts, _exact) for side in sides]
     normal_parts = [_parts(side, texts, _normal) for side, texts in zip(sides, normal, strict=True)]
@@ -71,7 +71,7 @@ def _sorted_texts(tools: Sequence[str]) -> Sequence[str]:
 
 
 def _conversation_keys(prompts: "Columns", chosen: "Columns", rejected: "Columns") -> tuple[list[str], list[str]]:
-    """The keys of both conversations of each pair: of the prompt, which is hashed once, and of either side."""
+    """The keys of both conversations of each pair; the prompt, which they share, is hashed once."""
     chosen_keys, rejected_keys = [], []
     for prompt, one, other in zip(_joined(*prompts), _joined(*chosen), _joined(*rejected), strict=True):
         chosen_key = blake2b(prompt, digest_size=16)
@@ -97,7 +97,7 @@ _HEAD = np.dtype([("role", "u1"), ("length", "<u4")])  # packed: five bytes
 
 
 def _heads(roles: Sequence[int], texts: Texts) -> NDArray[Any]:
-    """The heads of messages, one before each text: role and length."""
+    """The head of each text: its role, or code for what it is, and its length."""
     heads = np.empty(len(roles), _HEAD)
     heads["role"] = roles
     heads["length"] = np.diff(texts.offsets)
@@ -157,16 +157,16 @@ def _normal(message: Message) -> Iterator[tuple[int, str]]:
 
 
 def _openings(prompts: Conversations, texts: Texts) -> list[bytes]:
-    """The system message, or nothing, and the user's turn that follows, each after its length in 8 bytes."""
+    """Of each prompt, the system message, empty if it has none, and the message that follows; each after its length."""
     content, roles = texts.content, prompts.roles
     places = texts.offsets.tolist()
     lengths = np.diff(texts.offsets).astype("<u8").tobytes()
     nothing = bytes(8)
 
-    def measured(number: int) -> bytes:
+    def with_length(number: int) -> bytes:
         return lengths[8 * number : 8 * number + 8] + content[places[number] : places[number + 1]]
 
     return [
-        measured(first) + measured(first + 1) if roles[first] == "system" else nothing + measured(first)
+        with_length(first) + with_length(first + 1) if roles[first] == "system" else nothing + with_length(first)
         for first in prompts.ends[:-1]
     ]

@@ -21,7 +21,7 @@ from upath import UPath
 from rm_assets.addresses import mask_credentials
 
 _ABANDONED_SECONDS = 24 * 3600.0
-"""How long remote files without a manifest are left alone: a writer on another machine may need them."""
+"""Remote files without a manifest are kept for this long, as a writer on another machine may need them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 _MAGIC = re.compile(r"[*?\[]")
@@ -192,7 +192,10 @@ def _local_sizes(directory: "Path | os.DirEntry[str]", prefix: str) -> Iterator[
 
 
 def is_abandoned(directory: Path) -> bool:
-    """Whether nobody writes to an unpublished file or directory: true locally, as we hold the lock; else by age."""
+    """Whether nobody still writes to a file or directory that is not published.
+
+    Always true for a local one, because the caller holds the writer lock; a remote one is judged by its age.
+    """
     if not is_remote(directory):
         return True
     system, path = fsspec_path(directory)

@@ -1,4 +1,4 @@
-"""Pairs in memory: flat arrays of token sequences, and which two of them each pair compares."""
+"""Pairs in memory: token sequences in flat arrays, and for each pair the numbers of its two sequences."""
 
 from dataclasses import dataclass
 
@@ -37,11 +37,11 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a split. Pair i compares the sequences number chosen[i] and rejected[i], int64 [pairs].
+    """The pairs of a split. Pair i compares the sequences with the numbers chosen[i] and rejected[i], int64 [pairs].
 
-    `ranking` int64 [pairs], non-decreasing, is the number of each pair's ranking; `prefix` int32 [rankings] is how many
-    first tokens all sequences of a ranking share, at most the shortest length - 1, so each has a token of its own.
-    `keys` is a table of KEYS, `margin` float32 [pairs].
+    `ranking` int64 [pairs], non-decreasing, is the number of each pair's ranking. `prefix` int32 [rankings] is the
+    number of tokens at the start that all sequences of a ranking share, at most the shortest length - 1, so that each
+    sequence has a token of its own. `keys` is a table of KEYS, `margin` float32 [pairs].
     """
 
     keys: pa.Table
@@ -56,6 +56,7 @@ class Pairs:
         return len(self.margin)
 
     def pair_ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """The `pair_id` of each of these pairs."""
         return list(self.keys.column("pair_id").take(pa.array(rows)).to_pylist())
 
     def lengths(self, side: str) -> NDArray[np.int64]:
