@@ -99,9 +99,11 @@ def test_lines_with_pairs_and_pairs_of_equal_conversations_are_counted(tmp_path:
 TOOL, CALL = '{"name":"ferry"}', {"type": "function", "function": {"name": "ferry", "arguments": "{}"}}
 
 
-def num_other_tools(directory: Path, tools: dict[tuple[str, int], set[str]], *, two_line_files: bool) -> int:
-    """Of a shard with two files: `a` has TOOL in its line 2, `b` in its line 1."""
-    texts = [("a", 1, "{}"), ("a", 2, TOOL), ("a", 3, "{}"), ("b", 1, f"[{TOOL}]"), ("b", 2, "{}")]
+def num_other_tools(
+    directory: Path, tools: dict[tuple[str, int], set[str]], *, two_line_files: bool, first: str = "{}"
+) -> int:
+    """Of a shard with two files: `a` has `first` in its line 1 and TOOL in its line 2, `b` has TOOL in its line 1."""
+    texts = [("a", 1, first), ("a", 2, TOOL), ("a", 3, "{}"), ("b", 1, f"[{TOOL}]"), ("b", 2, "{}")]
     rows = [{"source": source, "line": line, "text": text} for source, line, text in texts]
     raw = written(directory / "raw", schemas.RAW, rows, rows_per_group=1 if two_line_files else 5)
     return num_lines_with_other_tools(raw, tools, two_line_files=two_line_files)
@@ -129,18 +131,23 @@ def test_tools_of_lines_that_are_not_there_are_other_tools(*, two_line_files: bo
 @pytest.mark.parametrize(
     ("item", "is_other"),
     [
-        (CALL, 0),  # its arguments are a text, not an object of the line
+        (CALL, 0),
         (CALL | {"id": "x"}, 1),
-        (CALL | {"function": {"name": "ferry", "arguments": {}}}, 0),  # the line has this object
-        (CALL | {"function": {"name": "ferry", "arguments": {"to": "Moss"}}}, 1),
+        (CALL | {"function": {"name": "bus", "arguments": "{}"}}, 1),
+        (CALL | {"function": {"name": "ferry", "arguments": '{"to": "Moss"}'}}, 1),
+        (CALL | {"function": {"name": "ferry", "arguments": {}}}, 1),
+        (CALL | {"function": {"name": "bus", "arguments": {"at": 9, "to": "Moss"}}}, 0),
+        (CALL | {"function": {"name": "bus", "arguments": {"to": "Moss", "at": 9}}}, 1),
         (CALL | {"function": {"arguments": "{}", "name": "ferry"}}, 1),
         (CALL | {"function": 5}, 1),
         ({"function": CALL["function"]}, 1),
     ],
 )
-def test_a_call_that_a_text_states_has_a_type_a_name_and_arguments(tmp_path: Path, item: Row, is_other: int) -> None:
+def test_a_call_in_a_text_has_the_name_and_the_arguments_of_the_text(tmp_path: Path, item: Row, is_other: int) -> None:
+    value = [{"arguments": "{}", "name": "ferry", "id": 7}, {"name": "bus", "arguments": {"at": 9, "to": "Moss"}}]
+    line = json.dumps({"from": "function_call", "value": json.dumps(value)})
     tools = {("a", 1): {json.dumps([item])}}
-    assert num_other_tools(tmp_path, tools, two_line_files=False) == is_other
+    assert num_other_tools(tmp_path, tools, two_line_files=False, first=line) == is_other
 
 
 # --- flattened_conversations ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,13 +252,27 @@ def with_sorted_tools(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"tools": sorted_copy(row["tools"])}
 
 
+def with_calls(row: dict[str, Any], change: Callable[[str], str | None]) -> dict[str, Any]:
+    def changed(message: dict[str, Any]) -> dict[str, Any]:
+        return message | {"tool_calls": change(message["tool_calls"]) if message["tool_calls"] else None}
+
+    return row | {side: list(map(changed, row[side])) for side in ("prompt", "chosen", "rejected")}
+
+
 def with_sorted_calls(row: dict[str, Any]) -> dict[str, Any]:
-    sides = ("prompt", "chosen", "rejected")
-    return row | {s: [m | {"tool_calls": sorted_copy(m["tool_calls"])} for m in row[s]] for s in sides}
+    return with_calls(row, sorted_copy)
 
 
 def with_a_null(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"tools": row["tools"] and row["tools"].replace('{"type":"string"}', '{"type":"string","zone":null}')}
+
+
+def with_another_name(row: dict[str, Any]) -> dict[str, Any]:
+    return with_calls(row, lambda text: text.replace("ferry", "bus"))
+
+
+def with_other_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    return with_calls(row, lambda text: text.replace("Moss", "Oslo"))
 
 
 def test_the_law_finds_tools_and_calls_in_another_order_than_their_line(settings: Settings) -> None:
@@ -278,9 +292,11 @@ def test_the_law_finds_tools_and_calls_in_another_order_than_their_line(settings
     assert [row["line"] for row in rows(validated)] == [1, 2, 3, 4, 5]
     counted = {
         change.__name__: figures(raw, validated, change, ParsingRules())["num_other_tools"]
-        for change in (dict, with_sorted_tools, with_sorted_calls, with_a_null)
+        for change in (dict, with_sorted_tools, with_sorted_calls, with_a_null, with_another_name, with_other_arguments)
     }
-    assert counted == {"dict": 0, "with_sorted_tools": 3, "with_sorted_calls": 4, "with_a_null": 3}
+    changed_tools = {"with_sorted_tools": 3, "with_a_null": 3}
+    changed_calls = {"with_sorted_calls": 4, "with_another_name": 4, "with_other_arguments": 4}
+    assert counted == {"dict": 0, **changed_tools, **changed_calls}
 
 
 def test_the_tools_of_two_lines_stand_in_either(settings: Settings) -> None:
