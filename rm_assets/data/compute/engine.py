@@ -18,16 +18,16 @@ from rm_assets.data.storage.snapshots import Shard
 from rm_assets.settings import Settings
 
 _SMALL_BYTES = 16 * 2**20
-"""Up to this estimate the work is done in this process: workers take seconds to start and load a tokenizer."""
+"""Up to this much estimated input, the work is done in this process: workers take seconds to start."""
 _BYTES_PER_SHARD = 2**17
-"""The fixed cost of a shard (writing its files, checking its invariants), in bytes of input that take as long."""
+"""The fixed cost of a shard (writing its files, measuring its invariants), as the bytes of input that take as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One shard of a stage: its name and key, and the arguments of the stage's function.
+    """A shard to compute: its name and key, and the arguments of the stage's functions.
 
-    `num_bytes` is the size of its input files, used to plan the work and report progress.
+    `num_bytes` is the size of its input files, to plan the work and to report progress.
     """
 
     name: str
@@ -46,8 +46,8 @@ def compute_shards(
     log: Callable[[str], object],
 ) -> list[Shard]:
     """The shards of all tasks, in order; computes only those whose key was not published or staged before."""
-    found: dict[str, Shard | None] = {task.key: publication.find(task.key) for task in tasks}
-    missing = [task for task in tasks if found[task.key] is None]
+    found = {task.key: shard for task in tasks if (shard := publication.find(task.key))}
+    missing = [task for task in tasks if task.key not in found]
     jobs = [(publication.directory, task, function, measure) for task in missing]
     num_bytes = sum(task.num_bytes for task in missing)
     progress = Progress(publication.directory.name, num_bytes, log)
@@ -57,9 +57,9 @@ def compute_shards(
         is_small = num_bytes + len(jobs) * _BYTES_PER_SHARD <= _SMALL_BYTES
         computed = _compute_locally(jobs, 1 if is_small else settings.num_workers or os.cpu_count() or 1)
     for task, shard in zip(missing, computed, strict=True):
-        found[shard.key] = shard
+        found[task.key] = shard
         progress.add(shard.num_rows(), task.num_bytes)
-    return [done for task in tasks if (done := found[task.key]) is not None]
+    return [found[task.key] for task in tasks]
 
 
 def _compute_locally(jobs: list[Any], num_processes: int) -> Iterator[Shard]:
