@@ -33,7 +33,7 @@ from rm_assets.data.storage.snapshots import Shard, ShardFile
 from rm_assets.data.storage.writing import NewFile, create_file, make_directory, write_json
 
 _STAGED = re.compile(r"(?P<shard>.+)\.[0-9a-f]{32}")
-_TOKEN = re.compile(r"[0-9a-f]{32}\.token")
+_TOKEN = re.compile(r"[0-9a-f]{32}\.token")  # of a Ray driver, see compute/ray_cluster.py
 _RECORD = re.compile(r"[^/]+\.json|[0-9a-f]{32}\.token|[0-9a-f]{16}\.files")
 
 
@@ -101,17 +101,17 @@ def _file_name(folder: str, name: str) -> str:
 Stats = dict[str, Any]
 
 SOURCES = "sources"
-"""Key of the figures of each file, by its source, in those of a shard that several annotation files share."""
+"""Key, in the figures of a shard of several annotation files, of the figures of each file by its source."""
 
 StageFunction = Callable[[Any, ShardWriter], Stats]
-"""Writes a shard's files from a task's arguments, and returns figures about them."""
+"""Writes a shard's files from the arguments of its task, and returns figures about them."""
 
 InvariantFunction = Callable[[Any, dict[str, Path]], Stats]
-"""Measures a shard's invariants from a task's arguments and the files just written, by folder."""
+"""Measures a shard's invariants from the arguments of its task and the files just written, by folder."""
 
 
 class StagedShard(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a finished shard that is not published yet; `directory` in staging holds its files."""
+    """The record of a finished shard that is not published yet; its files are in `directory` of staging."""
 
     directory: str
     shard: Shard
@@ -140,7 +140,7 @@ def write_shard(
         stats = fill(writer)
         files = writer.finish()
         measured = measure({file.folder: directory / file.path for file in files})
-        sources = _joined(stats.pop(SOURCES, {}), measured.pop(SOURCES, {}))
+        sources = _merge_sources(stats.pop(SOURCES, {}), measured.pop(SOURCES, {}))
         shard = Shard(name=name, source=source, key=key, files=files, stats=stats | measured, sources=sources)
         make_directory(directory)
         write_json(staging / f"{key}.json", StagedShard(directory=directory.name, shard=shard), sync=False)
@@ -153,7 +153,7 @@ def write_shard(
 
 
 def stats_of_files(by_source: Mapping[str, Stats]) -> Stats:
-    """The figures of a shard from those of its files: those of one file, or sums and those of each."""
+    """The figures of a shard: those of its only file, or sums over its files and, as SOURCES, those of each."""
     if len(by_source) == 1:
         return dict(*by_source.values())
     totals: Counter[str] = Counter()
@@ -167,7 +167,7 @@ def counts_of_files(sources: Iterable[str], **figures: Counter[str]) -> Stats:
     return stats_of_files({source: {name: counts[source] for name, counts in figures.items()} for source in sources})
 
 
-def _joined(*figures: dict[str, Stats]) -> dict[str, Stats]:
+def _merge_sources(*figures: dict[str, Stats]) -> dict[str, Stats]:
     """The figures of each file, without zeros."""
     found: dict[str, Stats] = {}
     for by_source in figures:
@@ -215,7 +215,7 @@ def remove_unfinished_shards(staging: Path) -> None:
 
 
 def _remove_staged_directory(directory: Path) -> None:
-    """Remove the files of the shard that a directory in staging is named after."""
+    """Remove the files that a directory in staging has of the shard it is named after."""
     name = f"{directory.name.rpartition('.')[0]}.parquet"
     _remove_staged_files(directory, [path for path in file_sizes(directory) if path.endswith(f"/{name}")])
 

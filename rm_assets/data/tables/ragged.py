@@ -1,4 +1,4 @@
-"""Ragged rows of token ids and texts, as flat arrays with offsets: no Python object per token, no call per row."""
+"""Rows of different lengths, of token ids or texts, as flat arrays with offsets: no Python object per token or row."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Ids = NDArray[np.int32]
 
 
 class IdLists(NamedTuple):
-    """Row i is ids[offsets[i] : offsets[i + 1]]; int32 [tokens] and integers [rows + 1].
+    """Rows of token ids: row i is ids[offsets[i] : offsets[i + 1]]; int32 [tokens] and integers [rows + 1].
 
     For [7, 8] and [9]: ids [7, 8, 9], offsets [0, 2, 3].
     """
@@ -27,6 +27,7 @@ class IdLists(NamedTuple):
         return np.diff(self.offsets).astype(np.int64)
 
     def row(self, number: int) -> Ids:
+        """The ids of one row."""
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
     def where(self, keep: NDArray[np.bool_]) -> "IdLists":
@@ -53,7 +54,7 @@ def lists_of(column: pa.ChunkedArray) -> IdLists:
 
 
 def filter_rows(rows: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:
-    """The rows for which `keep` is true. `Table.filter` takes four times as long for lists: it copies id by id."""
+    """The rows for which `keep` is true. `Table.filter` copies lists id by id, which takes four times as long."""
     mask = pa.array(keep)
     columns = [
         lists_of(column).where(keep).array(column.type) if pa.types.is_list(column.type) else column.filter(mask)
@@ -106,7 +107,7 @@ def equal_rows(one: IdLists, other: IdLists) -> NDArray[np.bool_]:
 
 
 class Texts(NamedTuple):
-    """Text i is content[offsets[i] : offsets[i + 1]], in UTF-8; offsets are int64 [texts + 1]."""
+    """Texts in UTF-8: text i is content[offsets[i] : offsets[i + 1]]; offsets are int64 [texts + 1]."""
 
     content: bytes
     offsets: NDArray[np.int64]

@@ -1,7 +1,7 @@
 """One optimizer step: the gradient of the mean loss over its pairs, and one update of AdamW.
 
-The processes share out the pairs of a step and sum their gradients once. Every pair's loss is divided by the step's
-number of pairs over all processes, so the sum is the mean however many pairs each process has. The loss: `loss.py`.
+The processes divide the pairs of a step among themselves and sum their gradients once. Each loss is divided by the
+number of pairs of the whole step, so the sum is the mean, however many pairs each process has. The loss: `loss.py`.
 """
 
 import math
@@ -33,7 +33,7 @@ from rm_assets.training.packing.planning import MicroPlan
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a training works on."""
+    """What all steps of a training have in common."""
 
     scorer: nn.Module
     choice: Choice
@@ -43,7 +43,7 @@ class Run:
     group: Group
     peak_rate: float
     num_steps: int
-    row_tokens: int  # limit of a micro-batch
+    row_tokens: int  # tokens of a micro-batch at most
     flops: ModelFlops | None = None  # None where MFU cannot be computed exactly, and in all processes but the first
     progress: Callable[[str], object] = lambda _: None  # shows how far a long step is
 
@@ -61,8 +61,8 @@ def train_step(
     is due in any process.
 
     Raises TrainingError before the update if the loss or the gradient is not finite, and StepAbandonedError at one of
-    the `stop_points`. It waits for the device once, to read the sums: until then the next kernels are queued while
-    others run. Whether a checkpoint is due is asked after the gradients, which may take long.
+    the `stop_points`. The device is waited for only once, to read the sums: until then, kernels are queued while
+    earlier ones run. `is_save_due` is called after the gradients, which may take long.
     """
     run.optimizer.zero_grad()
     sums = torch.zeros(3, dtype=torch.float64, device=run.group.device)
@@ -98,10 +98,10 @@ def train_step(
 
 
 def add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a micro-batch of a step of `num_pairs`; returns its losses, float64 [B], and how many pairs
-    are ranked right.
+    """Add the gradients of a micro-batch to those of its step, which has `num_pairs` in all.
 
-    Losses are summed in float64: two losses that fit into float32 may have a sum that does not.
+    Returns the losses, float64 [B], and how many pairs are ranked right. Losses are summed in float64: two that fit
+    into float32 may have a sum that does not.
     """
     chosen, rejected = scores(run.scorer, batch)
     losses = pair_losses(chosen, rejected, batch.margin, run.settings).double()
@@ -111,7 +111,7 @@ def add_gradients(run: Run, batch: MicroBatch, num_pairs: int) -> tuple[Tensor, 
 
 
 def _losses_of_all(run: Run, plans: list[MicroPlan], losses: list[Tensor]) -> NDArray[np.float64]:
-    """The loss of every pair of the split that any process computed in this step, and 0 for all others."""
+    """For every pair of the split, its loss in this step, whichever process computed it; 0 if it is not in the step."""
     found = torch.zeros(len(run.pairs), dtype=torch.float64, device=run.group.device)
     for plan, plan_losses in zip(plans, losses, strict=True):
         found[torch.from_numpy(plan.pairs).to(found.device)] = plan_losses

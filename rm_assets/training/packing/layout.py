@@ -19,8 +19,8 @@ ALIGNMENT = 8
 class Segment:
     """Tokens [start, end) of a row, which also attend to the `prefix` tokens from `prefix_start` on.
 
-    The first token has the position `prefix`, as if it followed the prefix directly. The prefix is the beginning of an
-    earlier segment, that of the first branch.
+    The first token has the position `prefix`, as if it directly followed the prefix, which is the beginning of an
+    earlier segment.
     """
 
     start: int
@@ -41,11 +41,11 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A layout in the form of the variable-length kernels, on their device.
+    """A layout as the arguments of a variable-length attention kernel, on its device.
 
     Queries of segment i are the tokens from query_ends[i] to query_ends[i + 1] of the row, its keys the tokens
-    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two: compiled
-    layers then see few different ones. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7,
+    key_index[key_ends[i] : key_ends[i + 1]]. The largest counts are rounded up to a power of two, so that layers
+    are compiled for few of them. For segments [0, 5) and, with a prefix of 2, [5, 7): query_ends 0 5 7,
     key_ends 0 5 9, key_index 0 1 2 3 4 0 1 5 6.
     """
 
@@ -124,7 +124,7 @@ class Layout:
     def pieces(self, window: int | None) -> tuple[Piece, ...]:
         """The segments in pieces of at most PIECE queries, with no more keys than their `window` reaches.
 
-        A dense kernel computes all keys of its queries, also masked later ones: short pieces have few of these.
+        A dense kernel also computes the later keys that the mask hides; short pieces have few of them.
         """
         if window not in self._pieces:
             self._pieces[window] = tuple(piece for segment in self.segments for piece in _cut(segment, window))
@@ -134,9 +134,9 @@ class Layout:
         """The additive mask [num_queries, num_keys] for the last `num_queries` of `num_keys` tokens.
 
         Zero for a token itself and those before it, at most `window` - 1 tokens back; elsewhere -inf. It is the lower
-        right corner of a larger mask. There are ALIGNMENT of these, with different last columns, so that every row of
-        the corner begins at a multiple of ALIGNMENT elements. For 13 keys of at most 192 that mask ends at column 197,
-        and the corner begins at column 184.
+        right corner of a larger mask, which is cached. Larger masks are made with ALIGNMENT different widths, so that
+        every row of the corner begins at a multiple of ALIGNMENT elements: for 13 keys of at most 192, the larger mask
+        ends at column 197, and the corner begins at column 184.
         """
         end = self._max_keys + (num_keys - self._max_keys) % ALIGNMENT
         if (end, window, like.dtype) not in self._masks:
@@ -151,7 +151,7 @@ class Layout:
 
 
 def _cut(segment: Segment, window: int | None) -> Iterator[Piece]:
-    """Pieces of similar size.
+    """The pieces of a segment, of similar size.
 
     For tokens 10 to 14 after a prefix of 4, with PIECE 3 and a window of 3: queries 10 to 12 attend to the last two
     tokens of the prefix and to 10 to 12, queries 13 and 14 to 11 to 14.

@@ -32,8 +32,8 @@ nothing; only differences between replies to one prompt do.
 
 The chat template already writes the special tokens, hence `add_special_tokens=False` below. The tokenizer pads on
 the right with {pad_token}, which is in no conversation. `golden_scores.json` holds {num_golden} conversations with
-their text, ids and scores in float32: a server that gives these gives what was reported here. In bfloat16 those of
-transformers differ by up to {bfloat16_difference:.2g}; expect about twice that of other kernels.{notes}
+their text, ids and scores in float32: a server that reproduces them gives the scores reported here. In bfloat16, those
+of transformers differ by up to {bfloat16_difference:.2g}; expect about twice that from other kernels.{notes}
 
 transformers:
 
@@ -72,8 +72,8 @@ With a file of pairs or conversations in place of `--url`, it scores the file.
 
 {metrics}
 
-An accuracy is the share of pairs whose chosen reply scores higher, equal scores counting one half, with its 95 %
-interval; a loss is the one that was trained on, with all its terms.
+Accuracy is the share of pairs whose chosen reply scores higher, where equal scores count one half, with its 95 %
+interval; loss is the one that was trained on, with all its terms.
 
 ## Settings
 
@@ -133,12 +133,13 @@ _VLLM_NOTE = " vLLM loads\nmodels of this type only with `convert` and `hf_overr
 _VLLM_CAUSAL_MODELS = {"gemma3_text": "Gemma3ForCausalLM"}
 """Causal models that vLLM does not find by itself.
 
-It makes a classifier of a causal model whose name begins as the classifier's, as Qwen3ForSequenceClassification and
-Qwen3ForCausalLM do; Gemma3TextForSequenceClassification has none, and becomes Gemma3TextModel, with other weights.
+vLLM makes a classifier of the causal model whose name begins like the classifier's, such as Qwen3ForCausalLM for
+Qwen3ForSequenceClassification. For Gemma3TextForSequenceClassification it finds none, and takes Gemma3TextModel, with
+other weights.
 """
 
 _HARMLESS = re.compile(r"(?!.*(www\.|://))[A-Za-z0-9](?:[A-Za-z0-9 .,:;/()%+-]|_(?=[A-Za-z0-9]))*", re.IGNORECASE)
-"""Text without line breaks, links or characters with a meaning in Markdown."""
+"""Text without line breaks, links or characters that mean something in Markdown."""
 
 _DTYPE = ', dtype="float32"'
 _MODEL_ARGUMENTS = ', model_kwargs={"dtype": "float32"}'
@@ -183,7 +184,7 @@ def model_card(
 
 
 def _decoder_servers(model: Any, model_arguments: str) -> str:
-    """How other programs load a decoder; with the arguments that vLLM needs for some."""
+    """How other programs load a decoder, with the arguments that vLLM needs for some of them."""
     write = functools.partial(_DECODER_SERVERS.format, model_arguments=model_arguments)
     causal = _VLLM_CAUSAL_MODELS.get(model.config.model_type)
     if causal is None:
@@ -197,9 +198,9 @@ def _decoder_servers(model: Any, model_arguments: str) -> str:
 
 
 def lineage(job: TrainingJob) -> list[str]:
-    """The first base model and the snapshots since, the one that training began with last.
+    """The first base model, and the snapshots that continued it; this training began with the last of them.
 
-    Models are named by the Hub, or by their directory: a card must not reveal paths.
+    A model has its name on the Hub or that of its directory, without the path, which a card must not reveal.
     """
     return job.lineage or lineage_of(job.model)
 

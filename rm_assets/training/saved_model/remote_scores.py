@@ -1,4 +1,4 @@
-"""Verifies the golden scores of a server: our own, vLLM's, or OpenRLHF's."""
+"""Verifies that a server (ours, vLLM or OpenRLHF's) gives the golden scores of a model."""
 
 import json
 import urllib.error
@@ -12,7 +12,7 @@ from rm_assets.addresses import mask_credentials
 from rm_assets.training.saved_model.golden_scores import GoldenScoresError, largest_difference, read_golden_scores
 
 _SECONDS = 300.0
-"""How long a server may take for an answer: the first one may compile."""
+"""How long an answer may take: before the first one, a server may compile the model."""
 _MISSING = (404, 405)
 
 
@@ -29,9 +29,9 @@ class _Classes(msgspec.Struct):
 
 
 def verify_server(directory: Path, url: str, tolerance: float | None = None) -> str:
-    """One line with the endpoint and the largest difference from the golden scores of a model directory.
+    """Verify a server, and return a line with its endpoint and the largest difference from a directory's golden scores.
 
-    Asks, in this order, for `/rewards` (rm_assets.training.serve), `/classify` (vLLM) and `/get_reward` (OpenRLHF); the
+    Tries, in this order, `/rewards` (rm_assets.training.serve), `/classify` (vLLM) and `/get_reward` (OpenRLHF); the
     first two render the messages themselves. Raises GoldenScoresError if there is none, or if a score differs by more
     than `tolerance`, by default the file's own.
     """
@@ -65,7 +65,7 @@ def _own_scores(url: str, conversations: list[dict[str, Any]]) -> list[float] | 
 
 
 def _vllm_scores(url: str, conversations: list[dict[str, Any]]) -> list[float] | None:
-    """The first value of each conversation's only class, which is the score itself without the activation."""
+    """The scores from vLLM's classifier, which has a single class; without its activation, the value is the score."""
     scores = []
     for item in conversations:
         answer = _post(url, {"messages": item["messages"], "use_activation": False}, _Classes)

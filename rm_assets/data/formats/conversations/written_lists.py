@@ -1,7 +1,7 @@
-"""Conversations written into a text: JSON is read, what str() and repr() write is a reject.
+"""Conversations that a field holds as text: JSON is parsed, and the output of str() or repr() is a reject.
 
-A CSV file or a careless `str()` turns a list of messages into a text. A text is taken for such a list only if
-nobody would write it as prose: `[1, 2, 3]`, a link, code, or one JSON reply beside another one in prose stay texts.
+A CSV file or a careless `str()` turns a list of messages into a text. A text counts as such a list only if nobody would
+write it as prose: `[1, 2, 3]`, a link, code, or one JSON reply beside another one in prose stay texts.
 """
 
 import re
@@ -16,9 +16,10 @@ from rm_assets.data.formats.json_lines import require_bounded
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
+# The second line has roles that are not supported: a list with one is recognised, and its reject names the role.
 _ROLES = (
     *("system", "developer", "user", "human", "assistant", "gpt", "tool", "function_call", "observation"),
-    *("model", "bot", "chatbot", "function", "ipython"),  # which are then rejects that name the role
+    *("model", "bot", "chatbot", "function", "ipython"),
 )
 _OPENINGS = ("[", "{")
 _FIRST_CHARACTERS = frozenset("[{" + string.whitespace)
@@ -39,14 +40,14 @@ _WRITTEN_LIST = "a list written as text"
 
 
 def opens_like_list(text: str) -> bool:
-    """Whether a text may be such a list at all; the functions below decide."""
+    """A cheap test that every text must pass to be such a list; the functions below decide."""
     return text.lstrip(string.whitespace)[:1] in _OPENINGS or text.rstrip(string.whitespace)[-1:] == ")"
 
 
 def written_messages(text: str) -> list[dict[str, Any]] | None:
-    """The messages of a text that is a JSON list of them, or one alone; None for any other text.
+    """The messages of a text that is a JSON list of messages or a single one; None for any other text.
 
-    Each has `role` and `content` (or `tool_calls`), or `from` and `value`, and one of them a role that we know.
+    Each must have `role` and `content` (or `tool_calls`), or `from` and `value`; at least one needs a known role.
     """
     if not text.lstrip().startswith(_OPENINGS):
         return None
@@ -61,7 +62,7 @@ def written_messages(text: str) -> list[dict[str, Any]] | None:
 
 
 def written_texts(text: str) -> list[str] | None:
-    """The texts of a text that is a JSON list of them, a null as an empty one; None for any other text."""
+    """The strings of a text that is a JSON list of strings and nulls, null as ""; None for any other text."""
     if not text.lstrip().startswith("["):
         return None
     value = _decoded(text)
@@ -71,7 +72,7 @@ def written_texts(text: str) -> list[str] | None:
 
 
 def alternating(questions: Sequence[str], answers: Sequence[str]) -> list[dict[str, str]]:
-    """The conversation of a user's turns and of the replies to them."""
+    """The messages of a conversation in which each question of the user is followed by its answer."""
     return [
         {"role": role, "content": content}
         for turns in zip(questions, answers, strict=True)
@@ -80,14 +81,14 @@ def alternating(questions: Sequence[str], answers: Sequence[str]) -> list[dict[s
 
 
 def is_printed_messages(text: str) -> bool:
-    """Whether a text is a list of messages, or one alone, as str() or repr() write it, or JSON that is cut off."""
+    """Whether a text is what str() or repr() write for messages or a single one, or truncated JSON of them."""
     text = text.strip()
     if _LISTED_CALLS.match(text) or _PAIRS.match(text):
         return text.endswith((")]", "]]", "])"))
     if _ONE_CALL.match(text):
         return text.endswith(")")
-    looks_so = all((_DICTS.match(text), _ROLE.search(text), _CONTENT.search(text)))
-    return looks_so and _decoded(text) is None
+    looks_like_messages = all((_DICTS.match(text), _ROLE.search(text), _CONTENT.search(text)))
+    return looks_like_messages and _decoded(text) is None
 
 
 def is_printed_texts(text: str) -> bool:
@@ -116,43 +117,44 @@ _RESPONSES = ("response", "completion", "answer", "output", "text")
 
 
 def parse_written_lists(row: Row) -> Row:
-    """The row with its conversations as lists where they are JSON in texts; raises PreferenceError for other lists.
+    """The row with conversations that are JSON in texts as lists; raises PreferenceError for lists that are not JSON.
 
-    Both sides must be such lists, or one of them and the prompt, or one that repeats the prompt: a single JSON reply
-    answers whoever asked for JSON. Lists of plain texts must be the prompt and both sides, as its turns.
+    A side that is such a list is parsed only if the other side or the prompt is a list, too, or if it repeats the
+    prompt: a reply that is JSON may be what the prompt asks for. Lists of plain strings are turns, if the prompt and
+    both sides are such lists.
     """
     if not _may_have_lists(row):
         return row
-    row = _with_answers_read(row)
+    row = _with_parsed_responses(row)
     prompts = [name for name in (*PROMPTS, *CONVERSATIONS) if _opens(row.get(name))]
     sides = next(((one, other) for one, other in SIDES if one in row and other in row), ())
     opening = [name for name in sides if _opens(row[name])]
     if not prompts and not opening:
-        return _without_lists_in_lists(row)
+        return _require_no_lists_in_lists(row)
     if len(opening) == 2 and (turns := _with_turns(row, prompts, opening)):
         return turns
-    found = [name for name in prompts if _is_prompt(row, name)]
-    listed = [name for name in opening if _is_list(row[name])]
-    others = [name for name in sides if name not in listed]
-    if not others or found or isinstance(row[others[0]], list | dict) or any(_repeats(row, name) for name in listed):
-        found += listed
-    return row | {name: _messages(row[name], name) for name in found}
+    names = [name for name in prompts if _is_prompt(row, name)]
+    lists = [name for name in opening if _is_list(row[name])]
+    others = [name for name in sides if name not in lists]
+    if not others or names or isinstance(row[others[0]], list | dict) or any(_repeats(row, name) for name in lists):
+        names += lists
+    return row | {name: _messages(row[name], name) for name in names}
 
 
-def _with_answers_read(row: Row) -> Row:
-    """The row of many responses with these, their scores and their ranks as lists where they are JSON in texts."""
+def _with_parsed_responses(row: Row) -> Row:
+    """A row of many responses, with these, their scores and ranks as lists where they are JSON in texts."""
     names = SPELLINGS["responses"]
     if row.keys().isdisjoint(names) or any(one in row and other in row for one, other in SIDES):
         return row
     given = {name: row.get(name) for name in (*names, *SPELLINGS["scores"], "ranks")}
     return row | {
-        name: _listed(value, name)
+        name: _parsed_list(value, name)
         for name, value in given.items()
         if isinstance(value, str) and value.lstrip().startswith(("[", "array(["))
     }
 
 
-def _listed(text: str, name: str) -> list[Any]:
+def _parsed_list(text: str, name: str) -> list[Any]:
     value = _decoded(text)
     if not isinstance(value, list):
         raise _printed(name)
@@ -161,7 +163,7 @@ def _listed(text: str, name: str) -> list[Any]:
 
 
 def _may_have_lists(row: Row) -> bool:
-    """Whether some field may be such a list, or a list of them; a cheap test, as most rows have none."""
+    """Whether a field may be such a list, or a list of such lists: a cheap test, which most rows do not pass."""
     for value in row.values():
         text = value[0] if type(value) is list and value else value
         if text is None:
@@ -186,14 +188,14 @@ def _is_list(text: str) -> bool:
 
 
 def _is_prompt(row: Row, name: str) -> bool:
-    """Whether a prompt is a list of messages from start to end; of earlier messages, where the prompt is empty."""
+    """Whether a field of the prompt is a list of messages to its end; a conversation, only if the others are blank."""
     if name in CONVERSATIONS and not all(is_blank(row.get(other)) for other in PROMPTS):
         return False
     return _is_list(row[name]) and row[name].rstrip().endswith(("]", "}", ")"))
 
 
 def _repeats(row: Row, side: str) -> bool:
-    """Whether a side that is a list holds the prompt as a message of its own."""
+    """Whether a side that is a list has the prompt as one of its messages."""
     prompts = {row[name].strip() for name in PROMPTS if isinstance(row.get(name), str) and not is_blank(row[name])}
     messages = written_messages(row[side])
     if messages is None:
@@ -215,7 +217,7 @@ def _printed(name: str) -> PreferenceError:
 
 
 def _with_turns(row: Row, prompts: Sequence[str], sides: Sequence[str]) -> Row | None:
-    """The row with both sides as conversations, where they and the prompt are lists of texts, else None."""
+    """The row with both sides as conversations, if they and the prompt are lists of strings; else None."""
     names = [name for name in prompts if is_printed_texts(row[name])][:1] + list(sides)
     if len(names) < 3 or not all(is_printed_texts(row[name]) for name in names):
         return None
@@ -228,8 +230,8 @@ def _with_turns(row: Row, prompts: Sequence[str], sides: Sequence[str]) -> Row |
     return others | dict(zip(sides, (alternating(questions, replies) for replies in answers), strict=True))
 
 
-def _without_lists_in_lists(row: Row) -> Row:
-    """The row; raises PreferenceError where the responses of a ranking are lists that are written as texts."""
+def _require_no_lists_in_lists(row: Row) -> Row:
+    """The row, unchanged; raises PreferenceError if all responses of a ranking are lists written as text."""
     for name in (*SPELLINGS["responses"], "chosen", "rejected"):
         replies = row.get(name)
         if isinstance(replies, list) and len(replies) > 1 and all(map(_is_reply_with_list, replies)):
