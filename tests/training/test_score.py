@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from toy_pairs import VOCAB_SIZE
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_assets.data.formats.preferences import ParsingRules
@@ -185,6 +186,22 @@ def test_a_conversation_that_the_tokenizer_fails_on_is_a_problem_of_its_own(dire
     pairs = [row | {"rejected": [message("assistant", word)]} for word in ("w6", "w11")]
     table = score_rows(failing, pairs, 64, 4)
     assert table["problem"].to_pylist() == ["", f"the tokenizer fails on it ({error.__name__})"]
+
+
+def test_a_conversation_with_a_token_that_has_no_embedding_is_a_problem_of_its_own(directory):
+    saved = load_saved_model(directory)
+    saved.tokenizer.add_tokens(["added"])
+    problem = f"its token 'added' has id {VOCAB_SIZE}, and the model only {VOCAB_SIZE} embeddings"
+    lines = [(1, json.dumps(ROWS[0])), (2, json.dumps(ROWS[0]).replace("w5", "added"))]
+    results = scored_lines(lines, saved, ParsingRules(), 4, "right")
+    assert "margin" in results[0]
+    assert results[1] == {"line": 2, "pair": 1, "problem": problem}
+    row = dict.fromkeys(PAIRS.names, "") | {"line": 1, "prompt": [message("user", "w7")]}
+    pairs = [
+        row | {"chosen": [message("assistant", word)], "rejected": [message("assistant", "w6")]}
+        for word in ("w5", "added")
+    ]
+    assert score_rows(saved, pairs, 64, 4)["problem"].to_pylist() == ["", problem]
 
 
 def message(role, content):

@@ -32,8 +32,16 @@ def conversation_ids(saved: SavedModel, messages: tuple[Message, ...], tools: st
 
 
 def rendered_ids(saved: SavedModel, text: str) -> list[int]:
-    """The token ids of a rendered conversation; raises ConversationError if it is empty or too long for the model."""
+    """The token ids of a rendered conversation; raises ConversationError if the model cannot read it.
+
+    That is an empty one, one that is too long, or one with a token that has no embedding.
+    """
     ids = text_ids(saved.tokenizer, text)
     if not ids or len(ids) > (saved.max_length or len(ids)):
         raise ConversationError(f"it has {len(ids)} tokens, and the model {saved.max_length} positions")
+    if (largest := max(ids)) >= saved.num_embeddings:
+        token = saved.tokenizer.convert_ids_to_tokens(largest)
+        raise ConversationError(
+            f"its token {token!r} has id {largest}, but the model has only {saved.num_embeddings} embeddings"
+        )
     return ids

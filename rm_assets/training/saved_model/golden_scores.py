@@ -4,6 +4,7 @@ A server that reproduces them uses the same template, tokenizer, special tokens,
 are those of the saved directory in float32.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from rm_assets.data.chat.pretrained import load_tokenizer
 from rm_assets.settings import SettingsError
 from rm_assets.training.jobs.result import GOLDEN
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.saved_model.conversations import rendered_ids
 from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
     Padding,
@@ -141,14 +143,11 @@ def largest_difference(scores: list[float], others: list[float]) -> float:
 
 
 def _rendered(saved: SavedModel) -> Iterator[tuple[list[dict[str, Any]], str]]:
-    """The conversations that template and tokenizer can take and that fit into the model's context."""
+    """The conversations that the template can render and that the model can read."""
     for messages in CONVERSATIONS:
-        try:
+        with contextlib.suppress(ConversationError, SettingsError):  # the template refuses it or exceeds its bounds
             text = conversation_text(saved.tokenizer, messages)
-            num_tokens = len(text_ids(saved.tokenizer, text))
-        except (ConversationError, SettingsError):  # the template refuses it or exceeds its bounds
-            continue
-        if saved.max_length is None or num_tokens <= saved.max_length:
+            rendered_ids(saved, text)
             yield messages, text
 
 

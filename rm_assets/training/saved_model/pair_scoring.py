@@ -16,13 +16,13 @@ from rm_assets.training.jobs.heartbeat import spaced
 from rm_assets.training.jobs.result import MANIFEST
 from rm_assets.training.jobs.scoring_job import SCORED, SCORED_FILE, ScoringJob
 from rm_assets.training.jobs.training_job import TrainingError
+from rm_assets.training.saved_model.conversations import rendered_ids
 from rm_assets.training.saved_model.stock_scoring import (
     ConversationError,
     SavedModel,
     conversation_text,
     load_saved_model,
     sequence_logits,
-    text_ids,
 )
 
 _KEY = ["source", "line", "pair_id", "prompt_key", "variant"]
@@ -92,11 +92,10 @@ def score_rows(
 
 
 def _side_ids(saved: SavedModel, row: Mapping[str, Any], max_length: int) -> list[list[int]]:
-    limit = min(max_length, saved.max_length or max_length)
     sides = []
     for side in ("chosen", "rejected"):
         text = conversation_text(saved.tokenizer, [*row["prompt"], *row[side]], row["tools"] or "")
-        sides.append(text_ids(saved.tokenizer, text))
-        if len(sides[-1]) > limit:
-            raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {limit}")
+        sides.append(rendered_ids(saved, text))
+        if len(sides[-1]) > max_length:
+            raise ConversationError(f"the {side} side has {len(sides[-1])} tokens, more than {max_length}")
     return sides

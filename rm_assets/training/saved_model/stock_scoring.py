@@ -21,6 +21,7 @@ from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.architecture import is_encoder, max_positions
 from rm_assets.training.model.checkpoint_weights import check_weights, require_whole_weights
 from rm_assets.training.model.offloading import move_to
+from rm_assets.training.model.reward_model import num_embeddings
 
 Padding = Literal["right", "left"]
 
@@ -40,6 +41,11 @@ class SavedModel:
     def max_length(self) -> int | None:
         """Longest conversation in tokens, or None if the configuration has no limit."""
         return max_positions(self.model)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding matrix: ids must be smaller."""
+        return num_embeddings(self.model)
 
 
 def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> SavedModel:

@@ -78,6 +78,18 @@ def test_without_a_limit_of_positions_texts_of_more_tokens_than_characters_are_k
     assert any(len(item["ids"]) > len(item["text"]) for item in written)
 
 
+def test_a_conversation_with_a_token_that_has_no_embedding_is_left_out(copy):
+    """As where tokens were added to the tokenizer, and the embeddings not resized."""
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["owls", "river"])
+    tokenizer.save_pretrained(copy)
+    write_golden_scores(copy, load_model(copy))
+    texts = [item["text"] for item in read_golden_scores(copy)["conversations"]]
+    assert len(texts) == 20
+    assert not [text for text in texts if "owls" in text or "river" in text]
+    verified(copy)
+
+
 def test_the_difference_in_bfloat16_is_that_of_its_scores(trained):
     golden = read_golden_scores(trained)
     differences = [abs(item["score"] - item["bfloat16_score"]) for item in golden["conversations"]]
