@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from rm_assets.data.chat.pretrained import shown
+from rm_assets.data.chat.pretrained import CONFIGURATION, shown
 from rm_assets.settings import SettingsError
 
 HEAD = "score"
@@ -34,6 +34,9 @@ def check_architecture(directory: Path, max_length: int) -> Any:
     """
     model = empty_model(directory)
     require_head(model)
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if num_layers is not None and num_layers < 1:
+        raise SettingsError(f"its {CONFIGURATION} says num_hidden_layers is {num_layers}: {_CURE}")
     positions = max_positions(model)
     if positions is not None and max_length > positions:
         which = " before LongRoPE's scaling" if _original_positions(model.config.get_text_config()) else ""

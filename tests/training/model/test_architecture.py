@@ -48,6 +48,18 @@ def test_an_architecture_that_is_not_trained_is_named_with_one_that_is(tmp_path,
         check_architecture(tmp_path, 128)
 
 
+@pytest.mark.parametrize("config", [LlamaConfig(), GPT2Config(), BertConfig()], ids=lambda config: config.model_type)
+def test_a_model_without_layers_is_refused(tmp_path, config):
+    config.num_hidden_layers = 0
+    if hasattr(config, "layer_types"):
+        config.layer_types = []
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+        SettingsError, match=r"its config.json says num_hidden_layers is 0: give a causal language model"
+    ):
+        check_architecture(tmp_path, 128)
+
+
 @pytest.mark.parametrize(
     ("config", "positions"),
     [
