@@ -82,6 +82,12 @@ class Probe:
         every = [found, self._excess(single, stock, BFLOAT16), self._excess(rows, single, BFLOAT16)]
         return Excess(max(each.rewards for each in every), max(each.gradients for each in every))
 
+    @torch.no_grad()
+    def compute_in_bfloat16(self) -> None:
+        """Compute one sequence in bfloat16 by stock attention; raises the errors of the model."""
+        set_attention(self.model, self.stock)
+        bfloat16_scores(Scorer(self.model), collate(self.pairs, self._single_plans(Packing.PADDED)[0], self.device))
+
     def _excess(self, method: _Method, reference: _Method, tolerance: Tolerance) -> Excess:
         """How much a method differs from the reference; its gradients are subtracted from the reference's in place."""
         for weight in self.model.parameters():
@@ -105,7 +111,7 @@ class Probe:
         return [MicroPlan(numbers[:0], (Branches(0, numbers[n : n + 1]),), kind) for n in numbers]
 
     def _backward(self, method: _Method, sign: float) -> Tensor:
-        """The rewards of the rows' sequences; adds `sign` times the gradient of a weighted sum of them."""
+        """The rewards of the rows' sequences; adds `sign` times the gradient of a weighted sum of them, if any."""
         scorer = Scorer(self.model)
         found = torch.zeros(len(self.pairs.sequences), device=self.device)
         generator = np.random.default_rng(len(found))
@@ -115,7 +121,8 @@ class Probe:
             batch = collate(self.pairs, plan, self.device)
             rewards = bfloat16_scores(scorer, batch) if method.bfloat16 else scorer(batch)
             numbers = [number for branches in plan.branches for number in branches.sequences.tolist()]
-            torch.autograd.backward((sign * weights[numbers] * rewards).sum())
+            if rewards.requires_grad:
+                torch.autograd.backward((sign * weights[numbers] * rewards).sum())
             found[numbers] = rewards.detach()
         return found
 

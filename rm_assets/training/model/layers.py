@@ -35,13 +35,14 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 def shallow_copy(model: Any, device: torch.device) -> Any:
     """A copy of a stock classifier on `device` with only its first layers: at least two, and one of every kind.
 
-    Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window. Frozen
-    weights that are on that device already are shared with the copy, as are all quantized ones.
+    Two if dense and sparse layers alternate, six if every sixth has full attention and the others a window; all if
+    their parts are in several lists, as in XLM: one of attentions, one of feed-forward networks. Frozen weights that
+    are on that device already are shared with the copy, as are all quantized ones.
     """
     layers, memo = decoder_layers(model), dict[int, Any]()
     config = model.config.get_text_config()
     kinds = [_kind(layer, number, config, len(layers)) for number, layer in enumerate(layers)]
-    kept = max([2, *(kinds.index(kind) + 1 for kind in kinds)])
+    kept = len(layers) if _is_split(layers, model) else max([2, *(kinds.index(kind) + 1 for kind in kinds)])
     left_out = {id(weight) for layer in layers[kept:] for weight in layer.parameters()}
     for weight in model.parameters():
         if is_quantized(weight):
@@ -50,6 +51,13 @@ def shallow_copy(model: Any, device: torch.device) -> Any:
             memo[id(weight)] = nn.Parameter(weight.detach().to(device), requires_grad=False)
     memo[id(layers)] = copy.deepcopy(layers[:kept], memo)
     return copy.deepcopy(model, memo).to(device)
+
+
+def _is_split(layers: nn.ModuleList, model: Any) -> bool:
+    """Whether another list beside that of the layers has an entry for each of them, too."""
+    lists = [[child for child in part.children() if isinstance(child, nn.ModuleList)] for part in model.modules()]
+    beside = next((found for found in lists if any(each is layers for each in found)), [])
+    return sum(len(each) == len(layers) for each in beside) > 1
 
 
 @torch.no_grad()

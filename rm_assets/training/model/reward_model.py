@@ -36,11 +36,16 @@ from rm_assets.training.model.architecture import (
 )
 from rm_assets.training.model.checkpoint_head import NEW, CheckpointHead, find_encoder_head, find_head, unused_weights
 from rm_assets.training.model.checkpoint_weights import check_weights, require_whole_weights
+from rm_assets.training.model.probe import check_encoder
 
 
 def check_base_model(directory: Path, max_length: int) -> None:
     """Raise SettingsError if a directory of checked files holds no model to begin with; its weights may be missing."""
     model = check_architecture(directory, max_length)
+    try:
+        check_encoder(model)
+    except TrainingError as error:
+        raise SettingsError(str(error)) from None
     configuration = pretrained.read_json(directory / CONFIGURATION)
     head = _find_head(directory, configuration, model)
     files = weight_files(directory, configuration)

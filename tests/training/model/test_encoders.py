@@ -218,6 +218,40 @@ def test_a_checkpoint_with_a_part_of_a_head_or_with_two_labels_is_an_error(make_
         check_base_model(tmp_path / "model", 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("convbert", "scores a sequence differently beside a longer one"),
+        ("fnet", "scores a sequence differently beside a longer one"),
+        ("nystromformer", "scores a sequence differently beside a longer one"),
+        ("yoso", "scores a sequence differently beside a longer one"),
+        ("mra", "cannot be computed in bfloat16"),
+        ("xmod", "cannot be trained .*Input language unknown"),
+    ],
+)
+def test_an_encoder_that_training_would_refuse_is_named_by_its_configuration(tmp_path, name, problem):
+    AutoConfig.for_model(name, **SIZES).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=f"ForSequenceClassification {problem}.*; change the setting model, for"):
+        check_base_model(tmp_path, 32)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_of_any_depth_and_vocabulary_passes_without_its_weights(tmp_path, name):
+    many = {"vocab_size": 50_000, "pad_token_id": 49_999}
+    config = config_of(name, **({} if name == "roberta" else many))
+    config.save_pretrained(tmp_path)
+    state = torch.random.get_rng_state()
+    check_base_model(tmp_path, 32)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_encoder_with_its_layers_in_several_lists_passes(tmp_path):
+    sizes = {"vocab_size": 40, "emb_dim": 16, "n_layers": 4, "n_heads": 2, "pad_token_id": 0}
+    for config in (AutoConfig.for_model("xlm", **sizes), AutoConfig.for_model("flaubert", **sizes)):
+        config.save_pretrained(tmp_path)
+        check_base_model(tmp_path, 32)
+
+
 @pytest.mark.parametrize(("name", "positions"), [("bert", 64), ("roberta", 62), ("deberta-v2", 64), ("modernbert", 64)])
 def test_a_longest_pair_must_fit_into_the_positions(tmp_path, name, positions):
     model = random_weights(AutoModelForSequenceClassification, name, tmp_path)

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import torch
 from architectures import CPU, alone, build, edge_cases, in_rows
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rm_assets.training.jobs.training_job import TrainingError
 from rm_assets.training.model.layers import decoder_layers, shallow_copy
 from rm_assets.training.model.probe import choose_packing
 from rm_assets.training.model.probe_pairs import pairs_of, probe_pairs
@@ -138,14 +140,32 @@ def test_an_architecture_that_asks_for_other_kernels_is_one():
     assert "needs CUDA kernels" in choice.reason
 
 
-def raising(error):
-    """A hook that raises it in packed rows alone."""
+def raising(error, in_packed_rows=True):
+    """A hook that raises it in packed rows alone, or in all."""
 
     def hook(module, arguments, keywords):
-        if keywords.get("row_layout") is not None:
+        if not in_packed_rows or keywords.get("row_layout") is not None:
             raise error
 
     return hook
+
+
+@pytest.mark.parametrize("name", ["openai-gpt", "minimax"])
+def test_a_model_that_cannot_be_computed_in_bfloat16_is_an_error_before_training(name):
+    sizes = {**architectures.PADDED["stablelm"], "num_local_experts": 2, "block_size": 8, "afn": "gelu"}
+    config = AutoConfig.for_model(name, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    with pytest.raises(TrainingError, match=r"cannot be computed in bfloat16, as GPUs and servers do .*; change the"):
+        choose_packing(model, pairs_of(edge_cases()), CPU)
+
+
+def test_a_model_that_fails_in_every_packing_is_an_error_with_its_reason():
+    model = build("llama")
+    model.model.layers[0].register_forward_pre_hook(
+        raising(ValueError("not\ntoday"), in_packed_rows=False), with_kwargs=True
+    )
+    with pytest.raises(TrainingError, match=r"LlamaForSequenceClassification cannot be trained \(not today\); change"):
+        choose_packing(model, pairs_of(edge_cases()), CPU)
 
 
 def test_without_any_pairs_of_the_data_the_invented_ones_decide():
