@@ -3,6 +3,7 @@
 import json
 import re
 import string
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,7 +35,7 @@ def json_object(text: str | bytes, *known_fields: Iterable[str]) -> dict[str, An
     num_colons = _num_colons(row, 1)
     if not isinstance(row, dict):
         found = _JSON_NAMES.get(type(row), "number")
-        way_on = "; a file that is a single list of rows must end in .json" if found == "list" else ""
+        way_on = f"; {_LIST_FILE}" if found == "list" else ""
         raise PreferenceError(Reason.NOT_AN_OBJECT, f"the line is a JSON {found}, not an object{way_on}")
     is_plain = content.count(b":") == num_colons and b"\\u003" not in content  # which is how to escape a colon
     if not is_plain and _STRING.sub(b"", content).count(b":") != _num_fields(row):
@@ -123,6 +124,8 @@ def _holds_repeating(value: Any) -> bool:
 
 # --- why a line is not JSON: by place and usual cause, never by the line's own text ----------------------------
 
+_LIST_FILE = "a file that is a single list of rows must end in .json"
+_ONE_PER_LINE = "write one object per line"
 _ERROR = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?\Z", re.DOTALL)
 _WORD = re.compile(rb"[-+]?[A-Za-z]{2,12}\b")
 _WORDS = {
@@ -154,21 +157,51 @@ def _json_problem(content: bytes, error: Exception) -> str:
 def _cut_off(content: bytes) -> str:
     if _SURROGATE.search(content):
         return "an escape is half of a surrogate pair"
-    return "the line ends inside the value: write one object per line"
+    if content.lstrip().startswith(b"["):
+        return f"the line ends inside a list: {_LIST_FILE}"
+    return f"the line ends inside the value: {_ONE_PER_LINE}"
 
 
 def _problem_at(content: bytes, place: int, problem: str) -> str:
     is_trailing = problem == "trailing characters"  # whose place is one byte on
-    there = content[place - is_trailing : place + 4]
+    there = content[place - is_trailing :]
+    if there.startswith(b"\0"):
+        return "NUL bytes, as an interrupted write or copy leaves them: deliver the file again"
     if problem == "invalid character" and there and there[0] < 0x20:
         return "a control character in a string is not escaped"
-    if is_trailing and there.startswith((b"{", b"[", b",", b'"')):
-        return "a second value after the first: write one object per line"
+    if found := _part_of_document(content, there, is_trailing=is_trailing):
+        return found
     if problem in ("trailing characters", "invalid character", "object keys must be strings"):
         found = _word_at(content, place) or _word_at(content, place - 1)
         signs = [meaning for sign, meaning in _SIGNS.items() if there.startswith(sign)]
-        return found or next(iter(signs), "text after the value" if is_trailing else problem)
+        return found or next(iter(signs), "") or _odd_space(there) or _other_text(content, there, problem)
     return problem
+
+
+def _part_of_document(content: bytes, there: bytes, *, is_trailing: bool) -> str:
+    """What a line is where an object or a list of rows spans several lines; empty for any other line."""
+    if is_trailing and there.startswith(b":"):
+        return f"a field of an object that spans lines: {_ONE_PER_LINE}"
+    if is_trailing and there.strip() == b",":
+        return f"a comma after the value: {_ONE_PER_LINE}; {_LIST_FILE}"
+    if is_trailing and there.startswith((b"{", b"[", b",", b'"')):
+        return f"a second value after the first: {_ONE_PER_LINE}"
+    if content.strip().rstrip(b",") in (b"}", b"]"):
+        return f"the end of an object or a list that spans lines: {_ONE_PER_LINE}; {_LIST_FILE}"
+    return ""
+
+
+def _odd_space(there: bytes) -> str:
+    """A space or an invisible character that JSON does not allow, such as U+00A0; empty for any other character."""
+    character = there[:4].decode(errors="ignore")[:1]
+    is_odd = not character.isascii() and unicodedata.category(character)[0] in "ZC"
+    return f"U+{ord(character):04X} is not white space in JSON: remove it" if is_odd else ""
+
+
+def _other_text(content: bytes, there: bytes, problem: str) -> str:
+    if problem == "trailing characters":
+        return "text after the value"
+    return "the line does not begin with an object" if content.lstrip() == there else problem
 
 
 def _word_at(content: bytes, place: int) -> str:

@@ -147,10 +147,11 @@ def _holds_rows(field: str, column: int, num_columns: int) -> bool:
 def _line(fields: list[str], names: list[bytes]) -> Piece:
     if not any(fields) or (len(fields) == 1 and not fields[0].strip()):
         return b"\n"
+    if "\0" in "".join(fields):
+        detail = "the row contains NUL bytes, as an interrupted write or copy leaves them: deliver the file again"
+        return _rejected(fields, Reason.MALFORMED_ROW, detail)
     if len(fields) != len(names):
         return _rejected(fields, Reason.MALFORMED_ROW, f"{len(fields)} instead of {len(names)} fields")
-    if "\0" in "".join(fields):
-        return _rejected(fields, Reason.MALFORMED_ROW, "the row contains a NUL byte")
     try:
         values = [_ENCODER.encode(field) if field else b"null" for field in fields]
     except UnicodeEncodeError:

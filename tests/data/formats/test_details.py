@@ -13,6 +13,9 @@ from rm_assets.data.tables.reasons import Reason
 
 PYTHON = "is Python, not JSON: write the line with json.dumps(), not str()"
 
+NUL = "NUL bytes, as an interrupted write or copy leaves them: deliver the file again"
+LIST = "a file that is a single list of rows must end in .json"
+
 
 def refused(line: str | dict[str, Any]) -> PreferenceError:
     with pytest.raises(PreferenceError) as error:
@@ -50,6 +53,24 @@ def refused(line: str | dict[str, Any]) -> PreferenceError:
         ('{"a": zebra}', "invalid character (byte 6)"),
         ('{"a": "b" "None": 1}', "expected ',' or '}' (byte 10)"),
         ("\ufeff{}", "a byte order mark before the value (byte 0)"),
+        ("\0\0", f"{NUL} (byte 0)"),
+        ('{"a": 1}\0\0\0', f"{NUL} (byte 9)"),
+        ('{"a": "zebra\0"}', f"{NUL} (byte 12)"),
+        ('{"a": \0', f"{NUL} (byte 6)"),
+        ("[", f"the line ends inside a list: {LIST}"),
+        ('  [{"a": 1},', f"the line ends inside a list: {LIST}"),
+        ('{"a": 1},', f"a comma after the value: write one object per line; {LIST} (byte 9)"),
+        ('{"a": [1]} , ', f"a comma after the value: write one object per line; {LIST} (byte 12)"),
+        ('  "a": "zebra",', "a field of an object that spans lines: write one object per line (byte 6)"),
+        ("  },", f"the end of an object or a list that spans lines: write one object per line; {LIST} (byte 2)"),
+        ("]", f"the end of an object or a list that spans lines: write one object per line; {LIST} (byte 0)"),
+        ('\u00a0{"a": 1}', "U+00A0 is not white space in JSON: remove it (byte 0)"),
+        ('\u200b{"a": 1}', "U+200B is not white space in JSON: remove it (byte 0)"),
+        ('{"a": 1}\u3000', "U+3000 is not white space in JSON: remove it (byte 9)"),
+        ('{"a":\u20031}', "U+2003 is not white space in JSON: remove it (byte 5)"),
+        ("zebra,chosen", "the line does not begin with an object (byte 0)"),
+        ("  # zebra", "the line does not begin with an object (byte 2)"),
+        ("<<<<<<< HEAD", "the line does not begin with an object (byte 0)"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )

@@ -138,6 +138,9 @@ def test_a_table_that_changes_while_it_is_read_is_read_again(
 # --- damage --------------------------------------------------------------------------------------------------
 
 
+NUL = "NUL bytes, as an interrupted write or copy leaves them: deliver the file again"
+
+
 def test_a_row_of_other_fields_is_a_reject_of_its_own(settings: Settings) -> None:
     raw = raw_of(settings, b"a,b\n1,2\n3\n\n4,5,6\n\xe9,7\n\0,8\n9,10\n")
     assert [line for line, _ in values(raw)] == [1, 7]
@@ -145,8 +148,14 @@ def test_a_row_of_other_fields_is_a_reject_of_its_own(settings: Settings) -> Non
         (2, "malformed_row", "1 instead of 2 fields"),
         (4, "malformed_row", "3 instead of 2 fields"),
         (5, "not_utf8", "a field is not valid UTF-8: save the file as UTF-8"),
-        (6, "malformed_row", "the row contains a NUL byte"),
+        (6, "malformed_row", f"the row contains {NUL}"),
     ]
+
+
+@pytest.mark.parametrize("end", [b"\0\0\0", b"\0\r\n", b"5,\0\0"])
+def test_nul_bytes_at_the_end_of_a_table_are_named(settings: Settings, end: bytes) -> None:
+    raw = raw_of(settings, b"a,b\n1,2\n" + end)
+    assert [(row["line"], row["detail"]) for row in rows(raw, REJECTS)] == [(2, f"the row contains {NUL}")]
 
 
 def test_quotes_that_are_plain_text_in_tsv_never_merge_rows_into_a_pair(settings: Settings) -> None:
