@@ -252,6 +252,6 @@ def _position(word: str, column: _LabelColumn, evidence: list[Evidence]) -> Labe
         return numbers[name]
     if _NUMBER.fullmatch(name):
         raise _unclear(name, column, evidence)
-    found = word if _FRACTION.fullmatch(word) else f"a word of {len(word)} letters"
+    found = word if _FRACTION.fullmatch(word) else f"a word of {len(word)} letter{'s' * (len(word) != 1)}"
     problem = f"{as_code(column.own_name)} is {found}, which is not a known label"
     raise PreferenceError(Reason.WRONG_TYPE, f"{problem}; define it in the setting labels")

@@ -76,6 +76,12 @@ RESPONSES = {
     (name.format(first), name.format(second)): (first, second) for name in _RESPONSE_NAMES for first, second in SUFFIXES
 }
 """The two response fields of a comparison, and their suffixes."""
+_THIRD = {
+    (name.format(first), name.format(second)): name.format(chr(ord(second) + 1))
+    for name in _RESPONSE_NAMES
+    for first, second in SUFFIXES
+}
+"""The field of a third response: `response_c` after `response_a` and `response_b`."""
 SIDES = (
     *((chosen, rejected) for chosen in SPELLINGS["chosen"] for rejected in SPELLINGS["rejected"]),
     ("preferred_output", "non_preferred_output"),
@@ -126,7 +132,7 @@ def use_own_columns(row: Row, columns: Mapping[Column, str]) -> Row:
 
 def _spellings(name: str) -> set[str]:
     if name in ("response_a", "response_b", "chosen", "rejected"):
-        return {field for pair in RESPONSES for field in pair}.union(SPELLINGS.get(name, ()))
+        return {field for pair in RESPONSES for field in pair}.union(_THIRD.values(), SPELLINGS.get(name, ()))
     if name == "prompt":
         return {*PROMPTS, *CONVERSATIONS}
     if name == "label":
@@ -152,10 +158,13 @@ def use_canonical_names(row: Row, *names: str) -> Row:
 def join_prompt(row: Row, *sides: str) -> Row:
     """The row with its prompt under `prompt`: an instruction and its input, or a context and its question, are joined.
 
-    Sides that are whole conversations state their prompt themselves: beside them only `prompt` is read.
+    Sides that are whole conversations state their prompt themselves: beside them only a `prompt` with text is read.
     """
-    if row.keys().isdisjoint(PROMPTS) or (sides and all(is_whole(row.get(side)) for side in sides)):
+    if row.keys().isdisjoint(PROMPTS):
         return row
+    if sides and all(is_whole(row.get(side)) for side in sides):
+        is_stated = not is_blank(row.get("prompt"))
+        return row if is_stated else {name: value for name, value in row.items() if name != "prompt"}
     given = {name: row[name] for name in PROMPTS if name in row}
     stated = {name: value for name, value in given.items() if not is_blank(value)} or dict(list(given.items())[:1])
     stated = _joined(stated)
@@ -200,7 +209,16 @@ def response_fields(row: Row) -> tuple[str, str] | None:
     """The two response fields that a row has, or None; raises PreferenceError if it has two such pairs."""
     found = [(name, _SECOND[name]) for name in row if name in _SECOND and _SECOND[name] in row]
     if len(found) > 1:
-        raise PreferenceError(
-            Reason.AMBIGUOUS_FIELD, "more than two responses; name response_a and response_b in the setting columns"
-        )
+        raise _more_than_two()
     return found[0] if found else None
+
+
+def require_no_third(row: Row, responses: tuple[str, str]) -> None:
+    """Raise PreferenceError where a row has a third response, `output_3`, which no pair of the first two would show."""
+    if _THIRD[responses] in row:
+        raise _more_than_two()
+
+
+def _more_than_two() -> PreferenceError:
+    advice = "name response_a and response_b in the setting columns, or write a list of `responses` with `scores`"
+    return PreferenceError(Reason.AMBIGUOUS_FIELD, f"more than two responses; {advice}")

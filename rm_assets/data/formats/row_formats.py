@@ -13,6 +13,7 @@ from rm_assets.data.formats.field_names import (
     is_whole,
     join_prompt,
     only_value,
+    require_no_third,
     response_fields,
     use_canonical_names,
 )
@@ -45,18 +46,24 @@ def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple
             row = row | {"conversations": only_value(given, "prompt")}
         return format_name, row
     if responses:
+        require_no_third(row, responses)
         return Format.COMPARISON, join_prompt(read_verdict(row, responses, rules, evidence), "response_a", "response_b")
     lists = [row[name] for name in SPELLINGS["responses"] if isinstance(row.get(name), list)]
     if not lists:
         missing = "rejected" if "chosen" in row else "chosen"
         reason = Reason.MISSING_FIELD if "chosen" in row or "rejected" in row else Reason.UNKNOWN_FORMAT
         raise PreferenceError(reason, missing_field(missing, row))
-    row = join_prompt(use_canonical_names(row, "responses", "scores"))
+    row = join_prompt(use_canonical_names(_lists_as_plural(row), "responses", "scores"))
     format_name = Format.SCORED_LISTS if _are_texts(lists[0]) else Format.RANKING
     if format_name is Format.RANKING:
         row = row | {"responses": [_with_number(response) for response in row["responses"]]}
     require_scores(row)
     return format_name, row
+
+
+def _lists_as_plural(row: Row) -> Row:
+    """The row with lists called `score`, `rating` or `rank`, as distilabel 0 has them, as `scores` and so on."""
+    return {f"{name}s": row[name] for name in ("score", "rating", "rank") if isinstance(row.get(name), list)} | row
 
 
 def _with_number(response: Any) -> Any:

@@ -43,7 +43,7 @@ from rm_assets.data.tables.reasons import MALFORMED, Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
-VERSION = 9
+VERSION = 10
 EQUAL_CELLS = "equal_cells"
 """The figure of an evaluation file that lists, line by line, the cells that have no pair; see `ParsedLine`."""
 _NUM_LOGGED = 10

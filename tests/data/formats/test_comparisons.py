@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parsed_rows import parse_row
+from parsed_rows import chosen, parse_row, read
 from support import begins_with_marker, is_repeated
 
+from rm_assets.data.formats.field_names import RESPONSES
 from rm_assets.data.formats.preferences import Format, ParsingRules, Preference, PreferenceError
 from rm_assets.data.tables.reasons import Reason
 
@@ -260,3 +261,21 @@ def test_a_label_that_names_an_own_column_means_that_column(first: str, second: 
         row = {"prompt": "Which?", first: f"That of {first}.", second: f"That of {second}.", "label": label}
         [read] = parse_row(json.dumps(row), rules)
         assert (read.chosen[0].content, read.rejected[0].content) == (f"That of {label}.", f"That of {other}.")
+
+
+@pytest.mark.parametrize("pair", sorted(RESPONSES))
+def test_a_third_response_is_a_reject_and_own_columns_choose_two(pair: tuple[str, str]) -> None:
+    first, second = pair
+    suffixes = RESPONSES[pair]
+    third = {"a": "c", "A": "C", "1": "3", "0": "2"}[suffixes[0]]
+    name = first[: first.rindex(suffixes[0])] + third + first[first.rindex(suffixes[0]) + 1 :]
+    row = {"prompt": "2+2?", first: "4.", second: "5.", name: "6.", "label": "first"}
+    with pytest.raises(PreferenceError, match="more than two responses; name response_a"):
+        read(row)
+    assert chosen(row | {name: None}) == "4."
+    assert chosen(row, columns={"response_a": first, "response_b": name}) == "4."
+
+
+@pytest.mark.parametrize("label", ["Ａ", "ａ", "\u200bA", "A\ufeff", "\u00a0A\u3000", "response\u00a0Ａ", "１"])
+def test_full_width_letters_and_invisible_characters_do_not_hide_a_label(label: str) -> None:
+    assert chosen({"prompt": "2+2?", "response_1": "4.", "response_2": "5.", "label": label}) == "4."

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from parsed_rows import parse_row
 
-from rm_assets.data.formats.field_names import SPELLINGS
+from rm_assets.data.formats.field_names import LABELS, SPELLINGS
 from rm_assets.data.formats.parsing import parse_line
 from rm_assets.data.formats.preferences import ParsingRules, PreferenceError
 from rm_assets.data.tables.reasons import Reason
@@ -103,3 +103,20 @@ def test_what_is_no_number_is_of_a_wrong_type(text: object) -> None:
             ParsingRules(),
         )
     assert error.value.reason == Reason.WRONG_TYPE
+
+
+@pytest.mark.parametrize("name", sorted({"status", *LABELS} - {"chosen"}))
+def test_a_label_that_says_tie_beside_the_sides_is_a_tie(name: str) -> None:
+    for tie in ("tie", "Tie (both bad)", "about the same"):
+        assert reason_of({name: tie}) == Reason.TIE
+    for other in ("A", "easy", "", 0, 1, None, ["tie"]):
+        assert margin({name: other}) == 0
+
+
+@pytest.mark.parametrize(("name", "best"), [("score", 9), ("rating", 9), ("rank", 1)])
+def test_lists_beside_responses_may_be_named_in_the_singular(name: str, best: int) -> None:
+    for better in (0, 1):
+        values = [best if place == better else 5 for place in (0, 1)]
+        row = {"prompt": "Name a metal.", "responses": ["Iron.", "Wood."], name: values}
+        [pair] = parse_row(json.dumps(row))
+        assert pair.chosen[0].content == row["responses"][better]

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from rm_assets.data.formats.field_names import TIE_FLAGS, Row
+from rm_assets.data.formats.field_names import LABELS, TIE_FLAGS, Row
 from rm_assets.data.formats.labels.values import TIES, plain
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
@@ -36,9 +36,9 @@ def add_side_scores(row: Row) -> Row:
 
 
 def _require_no_tie(row: Row) -> None:
-    status = row.get("status")
-    if isinstance(status, str) and plain(status) in TIES:
-        raise PreferenceError(Reason.TIE, "`status` is tie")
+    for name in ("status", *LABELS):
+        if name != "chosen" and isinstance(row.get(name), str) and plain(row[name]) in TIES:
+            raise PreferenceError(Reason.TIE, f"`{name}` says that neither reply is better")
     if is_tie := next((name for name in TIE_FLAGS if str(row.get(name)).strip().lower() in _TRUE), None):
         raise PreferenceError(Reason.TIE, f"`{is_tie}` is true")
 

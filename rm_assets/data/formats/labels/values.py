@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 from collections.abc import Collection
 from itertools import product
 from typing import Any
@@ -41,7 +42,13 @@ SKIPPED = frozenset(
 
 
 def plain(word: str) -> str:
-    """A word without what only parts or surrounds it: `Tie (both bad)` is `tiebothbad`; the sign of `-1` stays."""
+    """A word without what only parts or surrounds it: `Tie (both bad)` is `tiebothbad`; the sign of `-1` stays.
+
+    Full-width letters are those of ASCII, and invisible characters are left out.
+    """
+    if not word.isascii():
+        shown = unicodedata.normalize("NFKC", word)
+        word = "".join(character for character in shown if unicodedata.category(character) != "Cf")
     return re.sub(r"[\s_()\[\]]|[.,:;!?'’\"/](?!\d)|(?<=[a-z])-|-(?!\d)", "", word.lower())
 
 
