@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from rm_assets.data.formats.chosen_rejected import Common, preference, score_margin
-from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, split_sides
+from rm_assets.data.formats.conversations.messages import MessageRecord, Prompt, Reply, content_of, split_sides
 from rm_assets.data.formats.preferences import Format, ParsedLine, ParsingRules, PreferenceError
 from rm_assets.data.storage.fingerprint import short_hash
 from rm_assets.data.tables.reasons import Reason
@@ -174,7 +174,7 @@ def _is_empty(reply: Reply | None) -> bool:
 
 
 def _is_blank(message: MessageRecord) -> bool:
-    content = message.content if message.content is not None else message.value
+    content = content_of(message)
     if isinstance(content, list):
         content = "".join([part.text or part.value or part.type.removesuffix("text") for part in content])
     return not (content or "").strip() and not message.tool_calls

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parsed_rows import parse_row
+from parsed_rows import chosen, parse_row
 from support import begins_with_marker, is_repeated, keys_of, pair_id
 
 from rm_assets.data import formats
@@ -275,6 +275,30 @@ def test_own_columns_go_before_every_other_spelling() -> None:
 
 def rules_of(name: str, column: str) -> ParsingRules:
     return ParsingRules(columns={name: column})
+
+
+@pytest.mark.parametrize("role", [("role", "user", "assistant"), ("from", "human", "gpt")])
+@pytest.mark.parametrize("text", ["content", "value", "text"])
+def test_the_text_of_a_message_may_be_under_another_name(role: tuple[str, str, str], text: str) -> None:
+    name, user, assistant = role
+    prompt, good, bad = (
+        {name: who, text: said} for who, said in ((user, "2+2?"), (assistant, "4."), (assistant, "5."))
+    )
+    assert chosen({"prompt": [prompt], "chosen": [good], "rejected": [bad]}) == "4."
+    assert chosen({"chosen": [prompt, good], "rejected": [prompt, bad]}) == "4."
+    assert chosen({"prompt": [prompt], "chosen": [good | {"text": "other"}], "rejected": [bad]}) == (
+        "other" if text == "text" else "4."
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", [], None])
+def test_a_blank_prompt_beside_whole_conversations_is_none(prompt: object) -> None:
+    sides = [[{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": said}] for said in ("4.", "5.")]
+    assert chosen({"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}) == "4."
+    texts = [f"\n\nHuman: 2+2?\n\nAssistant: {said}" for said in ("4.", "5.")]
+    assert chosen({"prompt": prompt or "", "chosen": texts[0], "rejected": texts[1]}) == "4."
+    labels = {"conversation_a": sides[1], "conversation_b": sides[0], "winner": "b"}
+    assert chosen({"prompt": prompt} | labels) == "4."
 
 
 def test_a_marker_counts_only_at_the_start_of_a_paragraph() -> None:

@@ -84,6 +84,24 @@ def as_stack_exchange(prompt: str, sides: list[str], better: int) -> dict[str, A
     return {"qid": 1, "question": prompt, "response_j": sides[better], "response_k": sides[1 - better]}
 
 
+def as_stack_exchange_answers(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    answers = [
+        {"answer_id": i, "author": "a", "pm_score": 4 if i == better else -1, "selected": i != better, "text": text}
+        for i, text in enumerate(sides)
+    ]
+    return {"qid": 1, "question": prompt, "answers": answers, "date": "2020/01/01", "metadata": ["x"]}
+
+
+def as_cvalues(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    types = {"pos_type": "拒绝&正向建议", "neg_type": "风险回复"}
+    return {"prompt": prompt, "pos_resp": sides[better], "neg_resp": sides[1 - better]} | types
+
+
+def as_messages_and_two_responses(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    asked = {"messages": [{"role": "user", "content": prompt}]}
+    return asked | {"chosen_response": sides[better], "rejected_response": sides[1 - better]}
+
+
 def as_chosen_response(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
     return {"prompt": prompt, "chosen_response": sides[better], "rejected_response": sides[1 - better]}
 
@@ -106,6 +124,11 @@ def as_distilabel(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
     return {"input": prompt, "generations": sides, "ratings": ratings, "rationales": ["x", "y"]}
 
 
+def as_distilabel_0(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    row = as_distilabel(prompt, sides, better)
+    return {name: row[name] for name in ("input", "generations")} | {"rating": row["ratings"], "rationale": ["x", "y"]}
+
+
 def as_judgebench(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
     named = {"question": prompt, "response_A": sides[0], "response_B": sides[1], "label": ["A>B", "B>A"][better]}
     return {"pair_id": "p", "original_id": "7", "source": "mmlu-pro-law", "response_model": "m"} | named
@@ -122,10 +145,14 @@ WRITTEN = [
     (as_swift_messages, (0, 0)),
     (as_rejected_messages, (0, 0)),
     (as_stack_exchange, (0, 0)),
+    (as_stack_exchange_answers, (5.0, 5.0)),
+    (as_cvalues, (0, 0)),
+    (as_messages_and_two_responses, (0, 0)),
     (as_chosen_response, (0, 0)),
     (as_response_chosen, (0, 0)),
     (as_ultrafeedback, (5.5, 5.5)),
     (as_distilabel, (4.0, 4.0)),
+    (as_distilabel_0, (4.0, 4.0)),
     (as_judgebench, (0, 0)),
 ]
 NULLS = ["margin", "subset", "system", "label", "winner", "tools", "source", "labels", "history", "chosen", "rejected"]
@@ -288,6 +315,7 @@ def test_every_format_is_one_of_the_usual_ones() -> None:
     assert formats <= {Format.COMPARISON, Format.PLAIN, Format.MESSAGES, Format.CONVERSATIONS} | {
         Format.RANKING,
         Format.SCORED_LISTS,
+        Format.SHAREGPT,
     }
 
 

@@ -42,7 +42,10 @@ class ContentPart(Struct, kw_only=True):
 
 
 class MessageRecord(Struct, kw_only=True):
-    """A message in OpenAI's form (`role`, `content`) or in ShareGPT's (`from`, `value`); other keys are not read."""
+    """A message in OpenAI's form (`role`, `content`) or in ShareGPT's (`from`, `value`); other keys are not read.
+
+    Where its own field of these is missing, the text is `content`, `value` or `text`.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"] | None = None
     content: str | list[ContentPart] | None = None
@@ -53,6 +56,7 @@ class MessageRecord(Struct, kw_only=True):
         | None
     ) = msgspec.field(name="from", default=None)
     value: str | None = None
+    text: str | None = None
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -95,7 +99,7 @@ def _message(record: MessageRecord) -> Message:
         calls, reasoning = function_call_text(record.value or ""), _reasoning(record, None)
         return Message(role="assistant", reasoning_content=reasoning, tool_calls=calls)
     spoken = record.role or record.speaker or ""
-    content, thought = (record.content if record.role else record.value), None
+    content, thought = content_of(record), None
     if isinstance(content, list):
         content, thought = _joined_parts(content)
     return Message(
@@ -106,6 +110,12 @@ def _message(record: MessageRecord) -> Message:
         tool_calls=calls_text(record.tool_calls),
         tool_call_id=record.tool_call_id,
     )
+
+
+def content_of(record: MessageRecord) -> str | list[ContentPart] | None:
+    """What a message says, which is in `content` beside `role`, and in `value` beside `from`."""
+    places = (record.content, record.value) if record.role else (record.value, record.content)
+    return next((content for content in (*places, record.text) if content is not None), None)
 
 
 def _reasoning(record: MessageRecord, thought: str | None) -> str | None:

@@ -144,7 +144,7 @@ def _rejected_response(row: Row) -> Row:
     if "chosen" in row:
         return others
     messages = row.get("messages", [])
-    if _are_objects(messages):
+    if _are_objects(messages) and "chosen_response" not in row:
         if messages[-1].get("role", messages[-1].get("from")) not in ("assistant", "gpt"):
             problem = "`messages` does not end with an assistant's reply to compare `rejected_response` with"
             raise PreferenceError(Reason.MISSING_FIELD, problem)
@@ -172,6 +172,15 @@ def _ultrafeedback(row: Row) -> Row:
         return row
     scored = [{"response": item.get("response"), "score": item.get("overall_score")} for item in completions]
     return {name: value for name, value in row.items() if name != "completions"} | {"responses": scored}
+
+
+def _stack_exchange(row: Row) -> Row:
+    """HuggingFaceH4/stack-exchange-preferences, by its card: the `pm_score` of an answer is that of its votes."""
+    answers = row["answers"]
+    if not _are_objects(answers) or not any("pm_score" in item for item in answers):
+        return row
+    scored = [{"response": item.get("text"), "score": item.get("pm_score")} for item in answers]
+    return {name: value for name, value in row.items() if name != "answers"} | {"responses": scored}
 
 
 # --- benchmarks, whose rows are of a usual format and name their part ------------------------------------------
@@ -216,11 +225,15 @@ PUBLIC_SETS = (
     PublicSet(  # MedicalGPT
         ("response_chosen", "response_rejected"), {"response_chosen": "chosen", "response_rejected": "rejected"}
     ),
+    PublicSet(  # CValues-Comparison
+        ("pos_resp", "neg_resp", "prompt"), {"pos_resp": "chosen", "neg_resp": "rejected"}
+    ),
     PublicSet(("rejected_response",), _rejected_response),
     PublicSet(  # ms-swift from 3.8 on: two whole conversations
         ("rejected_messages", "messages"), {"messages": "chosen", "rejected_messages": "rejected"}
     ),
     PublicSet(("completions", "instruction"), _ultrafeedback),
+    PublicSet(("qid", "answers", "question"), _stack_exchange),
     PublicSet(("preference", "instruction", "output_1", "output_2"), _alpaca_eval),
     PublicSet(("output", "instruction"), _output_pair),
     PublicSet(("original_id", "response_A", "response_B", "source"), _judgebench),
@@ -232,7 +245,8 @@ MARKS = frozenset(public_set.fields[0] for public_set in PUBLIC_SETS)
 _NULLABLE = frozenset({"score_0", "score_1", "labels", "choice", *_WINNERS})
 """The verdicts among these fields."""
 FIELDS = frozenset(field for public_set in PUBLIC_SETS for field in public_set.fields).union(
-    _WINNERS, {"full_text", "overall_score", "post", "article", "query", "generator_1", "generator_2", "annotator"}
+    _WINNERS,
+    {"full_text", "overall_score", "pm_score", "post", "article", "query", "generator_1", "generator_2", "annotator"},
 )
 """What is read of them: none may be given twice in one object."""
 
