@@ -6,7 +6,17 @@ A field that is null does not make a row malformed: the row is unlabelled, or a 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rm_assets.data.formats.field_names import LABELS, PROMPTS, RESPONSES, SIDES, SPELLINGS, Row, response_fields
+from rm_assets.data.formats.conversations.transcripts import begins_nemo_chat, is_transcript
+from rm_assets.data.formats.field_names import (
+    CONVERSATIONS,
+    LABELS,
+    PROMPTS,
+    RESPONSES,
+    SIDES,
+    SPELLINGS,
+    Row,
+    response_fields,
+)
 from rm_assets.data.formats.preferences import PreferenceError
 from rm_assets.data.tables.reasons import Reason
 from rm_assets.display_text import as_code
@@ -16,6 +26,8 @@ from rm_assets.display_text import as_code
 _MAX_LISTED = 8
 _MAX_CHARACTERS = 40
 _MAX_WORDS = 4
+_SINGLE = ("response", "completion", "output", "answer", *CONVERSATIONS, "conversation")
+"""Fields of rows that have one reply, such as those for KTO or for training on demonstrations."""
 _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "plain": (PROMPTS, SPELLINGS["chosen"], SPELLINGS["rejected"]),
     "comparison": (PROMPTS, ("response_a",), ("response_b",), (*LABELS, *SPELLINGS["preference_strength"])),
@@ -36,6 +48,10 @@ def missing_field(name: str, row: Row) -> str:
     num_more = len(row) - len(names[:_MAX_LISTED])
     listed += f" and {num_more} more" * (num_more > 0) if listed else f"only fields with very long names ({num_more})"
     found = f"the row has {listed}" if row else "the row has no field that is not null"
+    single = [reply for reply in _SINGLE if reply in row]
+    if name == "chosen" and len(single) == 1 and "rejected" not in row:
+        advice = f"`{single[0]}` is one reply, and a pair needs two: write both replies to a prompt in one row"
+        return f"no field `{name}`; {found}; {advice}"
     return f"no field `{name}`; {found}{_nearest(row)}; map your columns to fields in the setting columns"
 
 
@@ -48,12 +64,18 @@ def _nearest(row: Row) -> str:
     if any(one in row or other in row for one, other in RESPONSES):
         others = [name for name in missing["comparison"] if "response_" not in name]
         missing["comparison"] = others + _other_response(row)
+    if not _is_conversation(row.get("text")):
+        del missing["two_lines"]
     num_found = {name: len(_NEEDED[name]) - len(fields) for name, fields in missing.items()}
     nearest = max(num_found, key=lambda name: num_found[name])
     if nearest == "two_lines":
         return ", as in files of two lines per pair (two_line_files)"
     lacking = " and ".join(f"`{field}`" for field in missing[nearest])
     return f"; the nearest format is {nearest}, which also needs {lacking}" if num_found[nearest] and lacking else ""
+
+
+def _is_conversation(text: Any) -> bool:
+    return isinstance(text, str) and (is_transcript(text) or begins_nemo_chat(text))
 
 
 def _other_response(row: Row) -> list[str]:

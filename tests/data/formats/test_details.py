@@ -126,7 +126,12 @@ def test_a_list_in_a_line_is_told_the_name_that_its_file_should_have() -> None:
             Reason.MISSING_FIELD,
             "`chosen`, `rejected`, `ask`; the nearest format is plain, which also needs `prompt`",
         ),
-        ({"text": "zebra"}, Reason.UNKNOWN_FORMAT, "`text`, as in files of two lines per pair (two_line_files)"),
+        (
+            {"text": "\n\nHuman: zebra\n\nAssistant: a"},
+            Reason.UNKNOWN_FORMAT,
+            "`text`, as in files of two lines per pair (two_line_files)",
+        ),
+        ({"text": "zebra", "role": "prompter"}, Reason.UNKNOWN_FORMAT, "`text`, `role`"),
         ({"a": 1, "b": None}, Reason.UNKNOWN_FORMAT, "`a`"),
         ({}, Reason.UNKNOWN_FORMAT, "no field that is not null"),
     ],
@@ -138,6 +143,34 @@ def test_a_row_that_lacks_a_field_is_told_those_it_has_and_the_setting(
     assert error.reason == reason
     assert f"; the row has {found}; map your columns to fields in the setting columns" in error.detail
     assert "no field `" in error.detail
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "zebra", "completion": "a", "label": True},  # KTO
+        {"prompt": "zebra", "response": "a", "helpfulness": 4},  # HelpSteer
+        {"instruction": "zebra", "output": "a"},
+        {"messages": [{"role": "user", "content": "zebra"}], "label": True},
+    ],
+)
+def test_a_row_with_one_reply_is_told_that_a_pair_needs_two(row: dict[str, Any]) -> None:
+    error = refused(row)
+    assert error.reason == Reason.UNKNOWN_FORMAT
+    assert "is one reply, and a pair needs two: write both replies to a prompt in one row" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"0": "zebra", "1": "yak"}, "a whole column instead of one value: write one row per line"),
+        ({"num_bytes": 3, "sha256": "ab"}, "bytes instead of text: write the column as strings"),
+    ],
+)
+def test_a_column_or_bytes_in_place_of_a_text_are_named(value: dict[str, Any], problem: str) -> None:
+    row = {"prompt": value, "chosen": value, "rejected": value}
+    for error in (refused(row), refused(row | {"chosen": "a", "rejected": "b"})):
+        assert (error.reason, problem in error.detail, "zebra" in error.detail) == (Reason.WRONG_TYPE, True, False)
 
 
 @pytest.mark.parametrize(
