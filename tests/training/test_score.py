@@ -109,12 +109,13 @@ def test_a_line_without_a_score_says_why_and_stops_no_other(scored):
 
 def test_a_byte_that_is_no_text_is_a_problem_of_its_line_alone(scored):
     whole = json.dumps(ROWS[0]).encode()
+    advice = "of the line is not UTF-8: save the file as UTF-8"
     code, results, told = scored([ROWS[0], b"\xff", whole.replace(b"w7", b"w\xc3"), b"\xff\xfe{", ROWS[0]])
     assert code == 0
     assert [result["line"] for result in results] == [1, 2, 3, 4, 5]
     assert [result.get("problem") for result in results] == [
-        None, "not_utf8: byte 1 of the line", f"not_utf8: byte {whole.index(b'w7') + 2} of the line",
-        "not_utf8: byte 1 of the line", None,
+        None, f"not_utf8: byte 1 {advice}", f"not_utf8: byte {whole.index(b'w7') + 2} {advice}",
+        f"not_utf8: byte 1 {advice}", None,
     ]  # fmt: skip
     assert results[0]["margin"] == results[4]["margin"]
     assert "2 pairs" in told

@@ -50,7 +50,7 @@ def missing_field(name: str, row: Row) -> str:
     found = f"the row has {listed}" if row else "the row has no field that is not null"
     single = [reply for reply in _SINGLE if reply in row]
     if name == "chosen" and len(single) == 1 and "rejected" not in row:
-        advice = f"`{single[0]}` is one reply, and a pair needs two: write both replies to a prompt in one row"
+        advice = f"`{single[0]}` holds one reply, and a pair needs two: write both replies to a prompt in one row"
         return f"no field `{name}`; {found}; {advice}"
     return f"no field `{name}`; {found}{_nearest(row)}; map your columns to fields in the setting columns"
 

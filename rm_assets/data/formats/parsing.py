@@ -125,24 +125,23 @@ def _record(row: Row, record_type: type[Struct]) -> Struct:
     where = f" at {place}" if place else ""
     if problem.startswith("Object missing required field"):
         raise PreferenceError(Reason.MISSING_FIELD, f"{problem}{where}")
-    if found := _not_one_text(row.get(place.strip("`$.").partition(".")[0])):
-        problem = found
-    elif problem.startswith("Invalid enum value"):
+    if found := _not_one_text(place.strip("`$."), row):
+        raise PreferenceError(Reason.WRONG_TYPE, found)
+    if problem.startswith("Invalid enum value"):
         problem = f"a value other than {_ALLOWED.get(place.strip('`').rpartition('.')[2], 'those allowed')}"
     elif not problem.startswith("Expected"):
         problem = "a value that is not allowed"
     raise PreferenceError(Reason.WRONG_TYPE, f"{problem}{where}")
 
 
-def _not_one_text(value: Any) -> str:
-    """Why a field holds an object where a text belongs, if a tool wrote it so; empty for any other value."""
+def _not_one_text(field: str, row: Row) -> str:
+    """Why a field holds an object where a text belongs, if a tool wrote it so; empty for any other field."""
+    value = row.get(field)
     names = value.keys() if isinstance(value, dict) else ()
     if set(names) == {"num_bytes", "sha256"}:
-        return "bytes instead of text: write the column as strings"
+        return f"`{field}` holds bytes instead of text: write the column as strings"
     if names and all(name.isdecimal() for name in names):
-        return (
-            "a whole column instead of one value: write one row per line, in pandas with orient='records', lines=True"
-        )
+        return f"`{field}` holds a whole column: write one row per line, in pandas with orient='records', lines=True"
     return ""
 
 

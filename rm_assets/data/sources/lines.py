@@ -123,9 +123,9 @@ def _problem(line: bytes, max_line_bytes: int, *, is_utf8: bool) -> tuple[Reason
     if len(line) > max_line_bytes:
         return Reason.LINE_TOO_LONG, f"{len(line)} bytes"
     if not is_utf8:
-        return Reason.NOT_UTF8, "the file is UTF-16 or UTF-32"
+        return Reason.NOT_UTF8, "the file is UTF-16 or UTF-32: save it as UTF-8"
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Reason.NOT_UTF8, f"byte {error.start + 1} of the line"
+        return Reason.NOT_UTF8, f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8"
     return None

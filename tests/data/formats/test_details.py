@@ -157,14 +157,14 @@ def test_a_row_that_lacks_a_field_is_told_those_it_has_and_the_setting(
 def test_a_row_with_one_reply_is_told_that_a_pair_needs_two(row: dict[str, Any]) -> None:
     error = refused(row)
     assert error.reason == Reason.UNKNOWN_FORMAT
-    assert "is one reply, and a pair needs two: write both replies to a prompt in one row" in error.detail
+    assert "holds one reply, and a pair needs two: write both replies to a prompt in one row" in error.detail
 
 
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ({"0": "zebra", "1": "yak"}, "a whole column instead of one value: write one row per line"),
-        ({"num_bytes": 3, "sha256": "ab"}, "bytes instead of text: write the column as strings"),
+        ({"0": "zebra", "1": "yak"}, "`prompt` holds a whole column: write one row per line"),
+        ({"num_bytes": 3, "sha256": "ab"}, "`prompt` holds bytes instead of text: write the column as strings"),
     ],
 )
 def test_a_column_or_bytes_in_place_of_a_text_are_named(value: dict[str, Any], problem: str) -> None:

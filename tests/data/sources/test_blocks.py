@@ -160,7 +160,7 @@ def test_a_line_that_holds_the_hash_of_a_longer_one_is_not_taken_for_it(monkeypa
 def test_bytes_that_are_no_text_are_a_reject_and_the_lines_around_them_stay(content: bytes, place: int) -> None:
     [shard] = shards(b"one\n" + content + b"\nthree")
     assert shard.texts == ["one", "three"]
-    assert rejects(shard) == [(2, Reason.NOT_UTF8, f"byte {place} of the line")]
+    assert rejects(shard) == [(2, Reason.NOT_UTF8, f"byte {place} of the line is not UTF-8: save the file as UTF-8")]
 
 
 def test_a_null_byte_and_every_other_control_character_are_text() -> None:
@@ -179,7 +179,7 @@ def test_a_byte_order_mark_is_taken_off_the_first_line_only() -> None:
 def test_every_line_of_a_file_in_another_encoding_is_rejected_as_such(encoding: str) -> None:
     found = shards("\ufeffone\ntwo\nthree\n".encode(encoding), shard_bytes=8)
     reasons = {(reason, detail) for shard in found for _, reason, detail in rejects(shard)}
-    assert reasons == {(Reason.NOT_UTF8, "the file is UTF-16 or UTF-32")}
+    assert reasons == {(Reason.NOT_UTF8, "the file is UTF-16 or UTF-32: save it as UTF-8")}
     assert sum(len(shard.rejects) for shard in found) >= 3
     assert all(shard.texts == [] and unaccounted(shard) == (0, 0) for shard in found)
 

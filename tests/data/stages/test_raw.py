@@ -74,13 +74,13 @@ def test_bad_entries_are_rejects_and_the_good_ones_go_on(settings: Settings) -> 
     stages = run_stages(settings)
     raw = rows(stages[Stage.RAW], REJECTS)
     assert {(row["source"], row["line"], row["reason"], row["detail"]) for row in raw} == {
-        ("-.jsonl", 2, "not_utf8", "byte 1 of the line"),
+        ("-.jsonl", 2, "not_utf8", "byte 1 of the line is not UTF-8: save the file as UTF-8"),
         ("bomb.jsonl.gz", 0, "decompression_bomb", "expands beyond the limit"),
         ("broken.jsonl", 0, "unreadable_file", "a broken link"),
         ("empty.jsonl.gz", 0, "damaged_archive", "it is empty"),
         ("fifo.jsonl", 0, "unreadable_file", "a FIFO"),
-        ("utf16.jsonl", 1, "not_utf8", "the file is UTF-16 or UTF-32"),
-        ("utf16.jsonl", 2, "not_utf8", "the file is UTF-16 or UTF-32"),
+        ("utf16.jsonl", 1, "not_utf8", "the file is UTF-16 or UTF-32: save it as UTF-8"),
+        ("utf16.jsonl", 2, "not_utf8", "the file is UTF-16 or UTF-32: save it as UTF-8"),
     }
     assert [row["source"] for row in rows(stages[Stage.RAW])] == ["-.jsonl", "good.jsonl", "latin%E9%0A.jsonl"]
     assert not [path for path in stages[Stage.RAW].paths() if path.name[0] in "-._"]
