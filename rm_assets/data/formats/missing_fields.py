@@ -48,6 +48,9 @@ def missing_field(name: str, row: Row) -> str:
     num_more = len(row) - len(names[:_MAX_LISTED])
     listed += f" and {num_more} more" * (num_more > 0) if listed else f"only fields with very long names ({num_more})"
     found = f"the row has {listed}" if row else "the row has no field that is not null"
+    if holder := next((field for field in names if _holds_rows(row[field])), None):
+        advice = f"{as_code(holder)} holds rows: write one row per line, or a .json file that is a single list of rows"
+        return f"no field `{name}`; {found}; {advice}"
     single = [reply for reply in _SINGLE if reply in row]
     if name == "chosen" and len(single) == 1 and "rejected" not in row:
         advice = f"`{single[0]}` holds one reply, and a pair needs two: write both replies to a prompt in one row"
@@ -76,6 +79,12 @@ def _nearest(row: Row) -> str:
 
 def _is_conversation(text: Any) -> bool:
     return isinstance(text, str) and (is_transcript(text) or begins_nemo_chat(text))
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether a value is a row with two replies, or a list of such rows."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and any(one in first and other in first for one, other in SIDES)
 
 
 def _other_response(row: Row) -> list[str]:

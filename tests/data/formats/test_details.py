@@ -160,6 +160,16 @@ def test_a_row_with_one_reply_is_told_that_a_pair_needs_two(row: dict[str, Any])
     assert "holds one reply, and a pair needs two: write both replies to a prompt in one row" in error.detail
 
 
+@pytest.mark.parametrize("holder", ["train", "data", "id_17"])
+@pytest.mark.parametrize("sides", [("chosen", "rejected"), ("response_a", "response_b"), ("output_1", "output_2")])
+def test_rows_inside_a_row_are_told_where_they_belong(holder: str, sides: tuple[str, str]) -> None:
+    row = {"prompt": "zebra"} | dict.fromkeys(sides, "yak")
+    for value in ([row, row], row):
+        error = refused({"version": 1, holder: value})
+        assert error.reason == Reason.UNKNOWN_FORMAT
+        assert f"`{holder}` holds rows: write one row per line" in error.detail
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
