@@ -192,7 +192,7 @@ def test_a_conversation_that_the_tokenizer_fails_on_is_a_problem_of_its_own(dire
 def test_a_conversation_with_a_token_that_has_no_embedding_is_a_problem_of_its_own(directory):
     saved = load_saved_model(directory)
     saved.tokenizer.add_tokens(["added"])
-    problem = f"its token 'added' has id {VOCAB_SIZE}, and the model only {VOCAB_SIZE} embeddings"
+    problem = f"its token 'added' has id {VOCAB_SIZE}, but the model has only {VOCAB_SIZE} embeddings"
     lines = [(1, json.dumps(ROWS[0])), (2, json.dumps(ROWS[0]).replace("w5", "added"))]
     results = scored_lines(lines, saved, ParsingRules(), 4, "right")
     assert "margin" in results[0]
