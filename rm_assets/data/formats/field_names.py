@@ -70,7 +70,8 @@ MEDIA = {
 """The fields of a row or message that hold media, each with the placeholder that marks its position in a text."""
 
 _STEMS = ("response", "output", "answer", "completion", "conversation")
-_RESPONSE_NAMES = [f"{stem}{mark}{{}}" for stem in _STEMS for mark in ("_", "", " ")] + ["model_{}_response"]
+_RESPONSE_NAMES = [f"{stem}{mark}{{}}" for stem in _STEMS for mark in ("_", "", " ")]
+_RESPONSE_NAMES += ["messages_{}", "model_{}_response"]
 SUFFIXES = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"))
 RESPONSES = {
     (name.format(first), name.format(second)): (first, second) for name in _RESPONSE_NAMES for first, second in SUFFIXES

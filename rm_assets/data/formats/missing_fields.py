@@ -48,7 +48,8 @@ def missing_field(name: str, row: Row) -> str:
     num_more = len(row) - len(names[:_MAX_LISTED])
     listed += f" and {num_more} more" * (num_more > 0) if listed else f"only fields with very long names ({num_more})"
     found = f"the row has {listed}" if row else "the row has no field that is not null"
-    if holder := next((field for field in names if _holds_rows(row[field])), None):
+    holder = next((field for field in names if _holds_rows(row[field])), None)
+    if holder and row.keys().isdisjoint(PROMPTS):
         advice = f"{as_code(holder)} holds rows: write one row per line, or a .json file that is a single list of rows"
         return f"no field `{name}`; {found}; {advice}"
     single = [reply for reply in _SINGLE if reply in row]

@@ -168,6 +168,7 @@ def test_rows_inside_a_row_are_told_where_they_belong(holder: str, sides: tuple[
         error = refused({"version": 1, holder: value})
         assert error.reason == Reason.UNKNOWN_FORMAT
         assert f"`{holder}` holds rows: write one row per line" in error.detail
+        assert "holds rows" not in refused({"prompt": "zebra", holder: value}).detail
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,22 @@ def as_ultrafeedback(prompt: str, sides: list[str], better: int) -> dict[str, An
     return {"source": "sharegpt", "instruction": prompt, "completions": completions, "correct_answers": ["None"]}
 
 
+def as_ultrasafety(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    row = as_ultrafeedback(prompt, sides, better)
+    return {"prompt": row.pop("instruction")} | row
+
+
+def as_ultrainteract(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    asked = {"task": "Coding", "dataset": "d", "trajectory": [{"from": "user", "value": prompt}], "id": "1"}
+    return asked | {"chosen": sides[better], "rejected": sides[1 - better], "parent_id": "0"}
+
+
+def as_search_arena(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
+    messages = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": text}] for text in sides]
+    row = {"model_a": "m", "model_b": "n", "winner": ["model_a", "model_b"][better], "turn": 1}
+    return row | {"messages_a": messages[0], "messages_b": messages[1], "system_a_metadata": {"web_search": "x"}}
+
+
 def as_distilabel(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
     ratings = [5.0, 1.0] if better == 0 else [1.0, 5.0]
     return {"input": prompt, "generations": sides, "ratings": ratings, "rationales": ["x", "y"]}
@@ -151,6 +167,9 @@ WRITTEN = [
     (as_chosen_response, (0, 0)),
     (as_response_chosen, (0, 0)),
     (as_ultrafeedback, (5.5, 5.5)),
+    (as_ultrasafety, (5.5, 5.5)),
+    (as_ultrainteract, (0, 0)),
+    (as_search_arena, (0, 0)),
     (as_distilabel, (4.0, 4.0)),
     (as_distilabel_0, (4.0, 4.0)),
     (as_judgebench, (0, 0)),

@@ -159,11 +159,18 @@ def _rejected_response(row: Row) -> Row:
     return others
 
 
+def _ultrainteract(row: Row) -> Row:
+    """openbmb/UltraInteract_pair: `trajectory` is the conversation that both replies continue."""
+    if not _are_objects(row["trajectory"]) or "conversations" in row:
+        return row
+    return {"conversations" if name == "trajectory" else name: value for name, value in row.items()}
+
+
 # --- many scored answers ---------------------------------------------------------------------------------------
 
 
 def _ultrafeedback(row: Row) -> Row:
-    """openbmb/UltraFeedback: `completions` with a `response` and an `overall_score` each.
+    """openbmb/UltraFeedback and UltraSafety: `completions` with a `response` and an `overall_score` each.
 
     The system message is left out: each completion had its own `custom_system_prompt`.
     """
@@ -232,7 +239,8 @@ PUBLIC_SETS = (
     PublicSet(  # ms-swift from 3.8 on: two whole conversations
         ("rejected_messages", "messages"), {"messages": "chosen", "rejected_messages": "rejected"}
     ),
-    PublicSet(("completions", "instruction"), _ultrafeedback),
+    PublicSet(("trajectory", "chosen", "rejected"), _ultrainteract),
+    PublicSet(("completions",), _ultrafeedback),
     PublicSet(("qid", "answers", "question"), _stack_exchange),
     PublicSet(("preference", "instruction", "output_1", "output_2"), _alpaca_eval),
     PublicSet(("output", "instruction"), _output_pair),
