@@ -39,7 +39,8 @@ def as_webgpt(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
 
 
 def as_shp(prompt: str, sides: list[str], better: int) -> dict[str, Any]:
-    extra = {"post_id": "p", "domain": "askculinary_train", "score_A": 9, "score_B": 1, "score_ratio": 9.0}
+    extra = {"post_id": "p", "domain": "askculinary_train", "score_ratio": 9.0}
+    extra |= {"score_A": [9, 1][better], "score_B": [1, 9][better]}
     named = {"history": prompt, "human_ref_A": sides[0], "human_ref_B": sides[1], "labels": 1 - better}
     return extra | named
 
@@ -228,6 +229,8 @@ def test_a_row_whose_verdict_alone_is_null_is_not_labelled() -> None:
         (as_webgpt("q", ["one", "two"], 0) | {"question": {"dataset": "eli5"}}, Reason.MISSING_FIELD),
         (as_shp("q", ["one", "two"], 0) | {"labels": 2}, Reason.WRONG_TYPE),
         (as_shp("q", ["one", "two"], 0) | {"winner": "B"}, Reason.AMBIGUOUS_FIELD),
+        (as_shp("q", ["one", "two"], 0) | {"labels": 0}, Reason.SCORES_DISAGREE),
+        (as_shp("q", ["one", "two"], 1) | {"labels": True, "score_A": "1", "score_B": "9"}, Reason.SCORES_DISAGREE),
         (as_summaries("q", ["one", "two"], 0) | {"choice": 2}, Reason.WRONG_TYPE),
         (as_summaries("q", ["one", "two"], 0) | {"summaries": [{"text": "one"}]}, Reason.WRONG_TYPE),
         (as_one_hot("q", ["one", "two"], 0) | {"winner_model_b": 1}, Reason.AMBIGUOUS_FIELD),
@@ -253,7 +256,7 @@ def test_what_their_cards_do_not_say_is_a_reject(row: dict[str, Any], reason: Re
     "row",
     [
         as_webgpt("q", ["one", "two"], 0) | {"score_0": "-0.5", "score_1": "0.5", "question": "q"},
-        as_shp("q", ["one", "two"], 0) | {"labels": "0"},
+        as_shp("q", ["one", "two"], 1) | {"labels": "0", "score_A": "1", "score_B": "9"},
         as_one_hot("q", ["one", "two"], 0) | {"winner_model_a": "0", "winner_model_b": "1.0", "winner_tie": "0"},
         as_one_hot("q", ["one", "two"], 0) | {"winner_model_a": "False", "winner_model_b": "True", "winner_tie": False},
         as_alpaca_eval("q", ["one", "two"], 0) | {"preference": "1.97"},

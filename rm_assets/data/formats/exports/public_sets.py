@@ -33,8 +33,14 @@ def _webgpt(row: Row) -> Row:
 
 
 def _shp(row: Row) -> Row:
-    """stanfordnlp/SHP and SHP-2, by their cards: `labels` is 1 where A is preferred, 0 where B is."""
+    """stanfordnlp/SHP and SHP-2, by their cards: `labels` is 1 where A is preferred, 0 where B is.
+
+    The preferred one always has the higher score: a contradiction means that the labels were changed.
+    """
     label: Label = "first" if _flag(row, "labels") else "second"
+    one, other = (_number_of(row.get(name)) for name in ("score_A", "score_B"))
+    if one is not None and other is not None and (one < other if label == "first" else one > other):
+        raise PreferenceError(Reason.SCORES_DISAGREE, "`labels` prefers the response with the lower score")
     sides = (row["human_ref_A"], row["human_ref_B"])
     used = {"history", "human_ref_A", "human_ref_B", "labels"}
     return _compared(row, used, sides, label) | {"prompt": row["history"]}
@@ -255,6 +261,7 @@ _NULLABLE = frozenset({"score_0", "score_1", "labels", "choice", *_WINNERS})
 FIELDS = frozenset(field for public_set in PUBLIC_SETS for field in public_set.fields).union(
     _WINNERS,
     {"full_text", "overall_score", "pm_score", "post", "article", "query", "generator_1", "generator_2", "annotator"},
+    {"score_A", "score_B"},
 )
 """What is read of them: none may be given twice in one object."""
 
