@@ -14,7 +14,7 @@ FOLDER = "evaluation"
 """The folder of the evaluation sets in padded_pairs."""
 
 
-def find_evaluation_files(evaluation_files: dict[str, str], storage: Path | None = None) -> list[AnnotationFile]:
+def find_evaluation_files(evaluation_files: dict[str, str], storage: Path) -> list[AnnotationFile]:
     """The files of all evaluation sets, sources prefixed by the set's name; raises SettingsError."""
     return [
         dataclasses.replace(file, source=f"{EVALUATION_PREFIX}{name}/{file.source}")
@@ -23,7 +23,7 @@ def find_evaluation_files(evaluation_files: dict[str, str], storage: Path | None
     ]
 
 
-def _find(name: str, path: str, storage: Path | None) -> Annotations:
+def _find(name: str, path: str, storage: Path) -> Annotations:
     try:
         return find_annotations(path, storage)
     except SettingsError as error:

@@ -224,8 +224,8 @@ def finish_snapshot(directory: Path, kept: Collection[str]) -> None:
     remove_directories([directory, directory.parent / STAGING])
 
 
-def remove_snapshot(directory: Path, besides: Iterable[str] = ()) -> None:
-    """Remove the files of a snapshot, its manifest first: a partly removed snapshot does not count as one.
+def remove_snapshot(directory: Path, besides: Iterable[str]) -> None:
+    """Remove the files of a snapshot and `besides`, its manifest first: a partly removed snapshot does not count.
 
     Does nothing if its manifest does not prove it ours, if we lack permission, or while a process of this machine reads
     it.

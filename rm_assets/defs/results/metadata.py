@@ -18,6 +18,7 @@ from rm_assets.defs.results.column_meanings import MEANINGS, UNITS
 from rm_assets.display_text import as_code, as_code_cell, shorten
 
 MAX_ROWS = 100
+NUM_PREVIEW_ROWS = 5
 NUM_SHOWN_VALUES = 3
 NUM_SHOWN_FIELDS = 2
 MESSAGE_CHARACTERS = 60
@@ -106,7 +107,7 @@ def excerpt(text: str, limit: int = 120) -> str:
     return line if num_omitted <= 0 else f"{line[:limit]}… {num_omitted:,} more characters"
 
 
-def preview(rows: pa.Table, num_rows: int = 5) -> dg.TableMetadataValue:
+def preview(rows: pa.Table) -> dg.TableMetadataValue:
     """The first rows of an Arrow table, each cell shortened.
 
     A list of numbers shows its first values and its full length, `[1, 2, 3, … 412 ids]` for int32 and
@@ -115,18 +116,18 @@ def preview(rows: pa.Table, num_rows: int = 5) -> dg.TableMetadataValue:
     schema = rows.schema
     shown = [
         {field.name: _shown(row[field.name], field.type) for field in schema}
-        for row in rows.slice(0, num_rows).to_pylist()
+        for row in rows.slice(0, NUM_PREVIEW_ROWS).to_pylist()
     ]
     return table(shown, {field.name: _type_name(field.type) for field in schema})
 
 
-def pair_preview(rows: pa.Table, num_rows: int = 5) -> dg.MarkdownMetadataValue:
+def pair_preview(rows: pa.Table) -> dg.MarkdownMetadataValue:
     """The first pairs of a table with the columns source, line, prompt, chosen and rejected, a block each.
 
     The texts are shortened, and shown as code: nothing in them is read as Markdown.
     """
     blocks = []
-    for row in rows.slice(0, num_rows).to_pylist():
+    for row in rows.slice(0, NUM_PREVIEW_ROWS).to_pylist():
         sides = [
             f"- **{name}** {as_code(_shown_side(row[name]), 2 * CELL_CHARACTERS)}"
             for name in ("prompt", "chosen", "rejected")

@@ -26,10 +26,10 @@ PROMOTION_CHECKS = [
 ]
 
 
-def promotion_result(promotion: Promotion, moved: str = "") -> dg.MaterializeResult:
+def promotion_result(promotion: Promotion, moved: str) -> dg.MaterializeResult:
     """The materialization of the promoted model; its data version changes only with the model.
 
-    `moved` is that of `moved_storage`.
+    `moved` says that the storage is another one than before, or is empty: see `results/moved_storage.py`.
     """
     model, verdict = promotion.model, promotion.verdict
     directory = model.directory / MODEL

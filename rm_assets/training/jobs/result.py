@@ -95,7 +95,7 @@ def write_manifest(
     data_snapshot: str,
     metrics: Mapping[str, Any],
     versions: Mapping[str, str],
-    weights_key: str = "",
+    weights_key: str,
 ) -> None:
     """Hash and sync every file of the result, then publish it by writing the manifest."""
     folders = [directory / name for name in (MODEL, ADAPTER)]

@@ -48,7 +48,7 @@ class SavedModel:
         return num_embeddings(self.model)
 
 
-def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device: str | None = None) -> SavedModel:
+def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32) -> SavedModel:
     """The model and tokenizer of a directory, on CUDA if available; raises TrainingError if it cannot be loaded.
 
     Layers for which a GPU has not enough memory stay in that of the host. No code of the directory is run, and no
@@ -72,7 +72,7 @@ def load_saved_model(directory: Path, dtype: torch.dtype = torch.float32, device
     if model.config.num_labels != 1:
         labels = model.config.num_labels
         raise TrainingError(f"the model in {str(directory)!r} has {labels} labels, not 1: give a reward model")
-    move_to(model, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    move_to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return SavedModel(model.eval(), tokenizer)
 
 
@@ -133,9 +133,8 @@ def sequence_logits(
     """
     if padding == "left" and is_encoder(saved.model):
         raise TrainingError(f"{type(saved.model).__name__} is an encoder, whose scores need padding on the right")
-    saved.model.config.get_text_config().use_cache = (
-        False  # nothing is generated, and a cache takes memory for each token
-    )
+    # nothing is generated, and a cache takes memory for each token
+    saved.model.config.get_text_config().use_cache = False
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     scores = [0.0] * len(sequences)
     for start in range(0, len(order), batch_size):

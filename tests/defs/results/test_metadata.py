@@ -198,7 +198,7 @@ def test_the_preview_of_pairs_is_a_block_each_in_which_no_text_is_markdown():
 
 def test_preview_takes_the_first_rows_also_of_an_empty_table():
     rows = pa.table({"line": pa.array(range(20), pa.int64())})
-    assert [row["line"] for row in records(preview(rows, num_rows=3))] == [0, 1, 2]
+    assert [row["line"] for row in records(preview(rows))] == [0, 1, 2, 3, 4]
     assert preview(VALIDATED.empty_table()).records == []
 
 
