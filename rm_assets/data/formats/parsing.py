@@ -41,7 +41,7 @@ from rm_assets.data.formats.rankings import (
     from_reply_lists,
     from_scored_lists,
 )
-from rm_assets.data.formats.row_formats import normalized
+from rm_assets.data.formats.row_formats import detect_format
 from rm_assets.data.formats.unread_fields import require_only_read_fields
 from rm_assets.data.tables.reasons import Reason
 
@@ -104,7 +104,7 @@ def _parse_fields(row: Row, rules: ParsingRules) -> ParsedLine:
     """The preferences of a row without nulls, whose fields have known names."""
     evidence: list[Evidence] = []
     try:
-        format_name, row = normalized(row, rules, evidence)
+        format_name, row = detect_format(row, rules, evidence)
         record_type, from_record = FORMATS[format_name]
         parsed = from_record(_record(row, record_type), format_name, rules)
     except PreferenceError as error:

@@ -1,4 +1,4 @@
-"""Detects the format of a row by its fields, and gives them the names of that format's record."""
+"""Detects the format of a row by its fields, and renames them to those of that format's record."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from rm_assets.data.formats.preferences import Evidence, Format, ParsingRules, P
 from rm_assets.data.tables.reasons import Reason
 
 
-def normalized(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple[Format, Row]:
+def detect_format(row: Row, rules: ParsingRules, evidence: list[Evidence]) -> tuple[Format, Row]:
     """The format of a row, and the row with the fields of that format's record.
 
     What the label of a comparison implies for other rows is appended to `evidence`. Raises PreferenceError for a row of
@@ -112,7 +112,7 @@ def _format_of_sides(row: Row) -> Format:
 
 
 def _ends_conversation(prompt: Any, row: Row) -> bool:
-    """Whether a prompt repeats the user's message that ends the row's conversation, which then is all there is."""
+    """Whether the prompt only repeats the user's message with which the row's conversation ends."""
     last = next((row[name][-1] for name in CONVERSATIONS if isinstance(row.get(name), list) and row[name]), None)
     if not (isinstance(prompt, str) and isinstance(last, dict)):
         return False
@@ -122,5 +122,5 @@ def _ends_conversation(prompt: Any, row: Row) -> bool:
 
 
 def _are_texts(value: Any) -> bool:
-    """Whether a list is one of texts, of which some may be null."""
+    """Whether a value is a list of texts and nulls, judged by its first item that is not null."""
     return isinstance(value, list) and isinstance(next((item for item in value if item is not None), None), str)

@@ -7,7 +7,7 @@ import functools
 import re
 import unicodedata
 
-from rm_assets.data.pairs.normal_form import normalized
+from rm_assets.data.pairs.normal_form import normalize
 
 # Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt): soft hyphen, joiners, marks of direction,
 # variation selectors, fillers, tags; besides them control characters that are not white space, and annotation marks.
@@ -54,7 +54,7 @@ def may_have_lookalikes(text: str) -> bool:
 def visible(text: str) -> str:
     """A text in NFKC without invisible characters; white space stays."""
     text = _INVISIBLE.sub("", text)
-    return text if text.isascii() else normalized("NFKC", _INVISIBLE_BEYOND.sub("", text))
+    return text if text.isascii() else normalize("NFKC", _INVISIBLE_BEYOND.sub("", text))
 
 
 _LONGEST_KEPT = 64

@@ -47,8 +47,8 @@ Form = Literal["NFC", "NFKC"]
 _DECOMPOSITION: dict[Form, Literal["NFD", "NFKD"]] = {"NFC": "NFD", "NFKC": "NFKD"}
 
 
-def normalized(form: Form, text: str) -> str:
-    """What `unicodedata.normalize` gives, in linear time.
+def normalize(form: Form, text: str) -> str:
+    """As `unicodedata.normalize`, but in linear time.
 
     Python sorts combining marks by insertion: a run of a million unordered ones would take hours. Long runs are sorted
     here first, which does not change the result: equivalent texts have one normal form.
@@ -91,7 +91,7 @@ def _ordered(form: Form, run: str) -> str:
 
 def normal_form(text: str) -> str:
     """A text in its normal form."""
-    lines = normalized("NFC", text).strip().splitlines()
+    lines = normalize("NFC", text).strip().splitlines()
     return "\n".join(_INDENTATION.match(line)[0] + " ".join(line.split()) for line in lines)  # type: ignore[index]
 
 
@@ -137,7 +137,7 @@ def _trim(
 
 
 def _with_odd(folded: Texts, texts: Texts, odd: NDArray[np.int64]) -> Texts:
-    """The folded texts, those with these numbers in the normal form of the original."""
+    """The folded texts, but each text whose number is in `odd` as the `normal_form` of the original."""
     lengths = np.diff(folded.offsets)
     pieces, end = [], 0
     last, encoded = b"", b""
@@ -167,8 +167,8 @@ def _other_space(content: NDArray[np.uint8]) -> NDArray[np.int64]:
 def _not_composed(texts: Texts, content: NDArray[np.uint8]) -> list[int]:
     """The texts that are not in Unicode NFC.
 
-    All below U+0300 (0xCC in UTF-8) is, and so is the general punctuation (0xE2 0x80) but for spaces. `is_normalized`
-    stops at the first two marks that are out of order, and sorts none.
+    Candidates are texts with a character from U+0300 (0xCC in UTF-8) on: all below are in NFC, and so is the general
+    punctuation (0xE2 0x80) except spaces. `is_normalized` stops at the first marks out of order, and sorts none.
     """
     places = np.flatnonzero(content >= 0xCC)
     places = places[(content[places] != 0xE2) | (np.take(content, places + 1, mode="clip") != 0x80)]

@@ -12,7 +12,7 @@ from support import keys_of
 
 from rm_assets.data.formats.preferences import Format, Message, Preference
 from rm_assets.data.pairs.contamination import prompt_grams
-from rm_assets.data.pairs.normal_form import normal_form, normal_texts, normalized
+from rm_assets.data.pairs.normal_form import normal_form, normal_texts, normalize
 from rm_assets.data.tables.ragged import Texts
 
 Form = Literal["NFC", "NFKC"]
@@ -28,13 +28,13 @@ def test_runs_of_marks_have_the_normal_form_that_unicode_gives_them(
     form: Form, runs: list[str], texts: list[str]
 ) -> None:
     text = "".join(part for pair in zip(texts, [*runs, ""], strict=False) for part in pair) + 300 * "a"
-    assert normalized(form, text) == unicodedata.normalize(form, text)
+    assert normalize(form, text) == unicodedata.normalize(form, text)
 
 
 @given(st.sampled_from(["NFC", "NFKC"]), st.text())
 def test_any_text_has_the_normal_form_that_unicode_gives_it(form: Form, text: str) -> None:
     for repeated in (text, 300 * text):
-        assert normalized(form, repeated) == unicodedata.normalize(form, repeated)
+        assert normalize(form, repeated) == unicodedata.normalize(form, repeated)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFKC"])
@@ -43,7 +43,7 @@ def test_every_character_that_becomes_marks_is_counted_as_one(form: Form, work: 
     marks = [mark for mark, text in decomposed.items() if unicodedata.combining(text[0])]
     assert len(marks) > 900
     text = "a" + "".join(marks) * 3
-    assert normalized(form, text) == NORMALIZE(form, text)
+    assert normalize(form, text) == NORMALIZE(form, text)
     assert sum(work) < 5 * len(text)
 
 

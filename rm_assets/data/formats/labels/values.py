@@ -25,10 +25,10 @@ TIES = frozenset(
     | {*_EQUAL, *_BOTH}
     | {"".join(parts) for parts in product(("tie", "draw", "neither"), {*_EQUAL, *_BOTH, "good", "bad"})}
 )
-"""A label that is one of these, when it is plain, prefers neither response."""
+"""Labels, as `plain` writes them, that prefer neither response."""
 
 ABSENT = frozenset({"", "na", "nan", "none", "null", "nil", "undefined", "notapplicable", "#na", "<na>"})
-"""A label that is one of these, when it is plain, is as good as none."""
+"""Labels, as `plain` writes them, that mean that there is none."""
 
 SKIPPED = frozenset(
     {"skip", "skipped", "skipping", "unsure", "notsure", "imnotsure", "uncertain", "unclear", "unknown", "undecided"}
@@ -38,11 +38,11 @@ SKIPPED = frozenset(
     | {"abstained", "invalid", "discard", "discarded", "flag", "flagged", "error", "timeout", "tbd", "hardtosay"}
     | {"cannotdetermine", "cantdetermine", "cannotjudge", "cantjudge", "cannotsay", "cannottell", "hardtotell"}
 )
-"""A label that is one of these, when it is plain, says that nobody judged."""
+"""Labels, as `plain` writes them, that say that nobody judged."""
 
 
 def plain(word: str) -> str:
-    """A word without what only parts or surrounds it: `Tie (both bad)` is `tiebothbad`; the sign of `-1` stays.
+    """A word in lower case without spaces and punctuation: `Tie (both bad)` is `tiebothbad`; the sign of `-1` stays.
 
     Full-width letters are those of ASCII, and invisible characters are left out.
     """
