@@ -136,7 +136,7 @@ def find_base_model(settings: Settings) -> ModelFiles | None:
         text_part = configuration.get("text_config")
         vocab_size = configuration.get("vocab_size") or (isinstance(text_part, dict) and text_part.get("vocab_size"))
         if type(vocab_size) is not int or vocab_size < 1:
-            raise SettingsError(f"its {CONFIGURATION} has no vocab_size")
+            raise SettingsError(f"its {CONFIGURATION} has no vocab_size: give a language model such as Qwen3")
         on_hub = [] if is_local else _hub_files(settings.model, directory.name)
         if on_hub and not any(name.endswith(WEIGHTS) and "/" not in name for name in on_hub):
             raise SettingsError(no_weights(on_hub, settings.model))
@@ -184,8 +184,17 @@ def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) 
     if is_model and not (path / CONFIGURATION).is_file():
         with _named(setting, name):
             require_no_adapter(path)
-        raise SettingsError(f"{setting} is {name!r}: no model there (no {CONFIGURATION})")
+        raise SettingsError(f"{setting} is {name!r}: no model there (no {CONFIGURATION}); {_where_models_are(path)}")
     return path.resolve() if is_local else path  # the name of a snapshot in the Hub's cache is its commit
+
+
+def _where_models_are(directory: Path) -> str:
+    """What to give instead of a directory without a model: one below it, as a trainer's checkpoint or a snapshot's."""
+    found = [path for depth in ("*", "*/*") for path in directory.glob(f"{depth}/{CONFIGURATION}") if path.is_file()]
+    shown = [path for path in found if not any(name.startswith(".") for name in path.relative_to(directory).parts)]
+    newest = max(shown, key=lambda path: path.stat().st_mtime_ns, default=None)
+    where = f", such as {str(newest.parent)!r}" if newest else ""
+    return f"give a directory that save_pretrained of transformers wrote{where}"
 
 
 def _hub_snapshot(name: str, setting: str, patterns: list[str]) -> Path:

@@ -58,7 +58,10 @@ def empty_model(directory: Path) -> Any:
             with torch.device("meta"):
                 return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for a configuration
-        raise SettingsError(f"its config.json describes no model that can be built ({shown(error)})") from None
+        raise SettingsError(
+            f"its {CONFIGURATION} describes no model that can be built ({shown(error)}): correct it, or download the "
+            "files again"
+        ) from None
     raise SettingsError(
         f"transformers {transformers.__version__} has no sequence classifier for models of its type "
         f"{config.model_type!r}, and a reward model is one; {_CURE}"

@@ -1,6 +1,7 @@
 """Directories that are not a model to train: each is one error before any work, which names the file and the cure."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,18 @@ def test_a_directory_without_weights_names_what_it_has(model: Path) -> None:
     (model / "model-q4.gguf").write_bytes(b"GGUF")
     save_file(BODY, model / "value_head.safetensors")  # which is a part of a model
     assert "('model-q4.gguf' cannot be trained)" in error_of(model)
+
+
+@pytest.mark.parametrize("below", ["checkpoint-100", "4598015e26a0087d/model"])
+def test_a_directory_that_has_a_model_below_it_names_that(model: Path, tmp_path: Path, below: str) -> None:
+    home = tmp_path / "trained"
+    for name in (".training/run/model", below):
+        shutil.copytree(model, home / name)
+    cure = f"give a directory that save_pretrained of transformers wrote, such as {str(home / below)!r}"
+    assert error_of(home) == f"no model there (no config.json); {cure}"
+    (home / "damaged").mkdir()
+    (home / "damaged" / "config.json").symlink_to("gone")
+    assert error_of(home).endswith(cure)
 
 
 def test_files_of_the_hub_are_judged_by_their_names() -> None:
