@@ -348,6 +348,11 @@ def test_a_missing_file_or_model_is_one_clear_error(directory, tmp_path, capsys)
     assert "No such file" in capsys.readouterr().err
     assert main([str(tmp_path), str(tmp_path / "none.jsonl")]) == 1
     assert "no reward model can be loaded" in capsys.readouterr().err
+    assert main([str(directory.parent), str(tmp_path / "none.jsonl")]) == 1  # as a snapshot, which holds the model
+    assert (
+        f"(no config.json); give a directory that save_pretrained of transformers wrote, such as {str(directory)!r}"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_a_job_scores_with_no_model_but_the_one_that_was_written(directory, tmp_path):

@@ -7,7 +7,7 @@ model is run and no pickle is opened. Every problem is one SettingsError that na
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -53,8 +53,10 @@ def check_model_files(directory: Path, *, has_weights: bool = True) -> dict[str,
 
     Pass `has_weights=False` for a model on the Hub: its weights may be missing, but those present must be valid.
     """
-    require_no_adapter(directory)
     path = directory / CONFIGURATION
+    if not path.exists():
+        raise_no_model(directory)
+    require_no_adapter(directory)
     configuration = read_json(path)
     _check_configuration(path, configuration)
     for index in sorted(directory.glob(f"*{INDEX}")):
@@ -64,6 +66,18 @@ def check_model_files(directory: Path, *, has_weights: bool = True) -> dict[str,
     if has_weights and not weight_files(directory, configuration):
         raise SettingsError(no_weights(directory.iterdir(), str(directory)))
     return configuration
+
+
+def raise_no_model(directory: Path) -> NoReturn:
+    """Raise SettingsError about a directory without a model: it names one below, as a trainer's or a snapshot's."""
+    require_no_adapter(directory)
+    found = [path for depth in ("*", "*/*") for path in directory.glob(f"{depth}/{CONFIGURATION}") if path.is_file()]
+    visible = [path for path in found if not any(name.startswith(".") for name in path.relative_to(directory).parts)]
+    newest = max(visible, key=lambda path: path.stat().st_mtime_ns, default=None)
+    where = f", such as {str(newest.parent)!r}" if newest else ""
+    raise SettingsError(
+        f"no model there (no {CONFIGURATION}); give a directory that save_pretrained of transformers wrote{where}"
+    )
 
 
 def require_no_adapter(directory: Path) -> None:

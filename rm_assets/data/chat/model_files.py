@@ -20,7 +20,7 @@ from rm_assets.data.chat.model_checks import (
     check_model_files,
     check_trainable,
     no_weights,
-    require_no_adapter,
+    raise_no_model,
 )
 from rm_assets.data.chat.pretrained import (
     CONFIGURATION,
@@ -183,18 +183,8 @@ def _directory(name: str, setting: str, patterns: list[str], *, is_model: bool) 
         path = _hub_snapshot(name, setting, patterns)
     if is_model and not (path / CONFIGURATION).is_file():
         with _named(setting, name):
-            require_no_adapter(path)
-        raise SettingsError(f"{setting} is {name!r}: no model there (no {CONFIGURATION}); {_where_models_are(path)}")
+            raise_no_model(path)
     return path.resolve() if is_local else path  # the name of a snapshot in the Hub's cache is its commit
-
-
-def _where_models_are(directory: Path) -> str:
-    """What to give instead of a directory without a model: one below it, as a trainer's checkpoint or a snapshot's."""
-    found = [path for depth in ("*", "*/*") for path in directory.glob(f"{depth}/{CONFIGURATION}") if path.is_file()]
-    shown = [path for path in found if not any(name.startswith(".") for name in path.relative_to(directory).parts)]
-    newest = max(shown, key=lambda path: path.stat().st_mtime_ns, default=None)
-    where = f", such as {str(newest.parent)!r}" if newest else ""
-    return f"give a directory that save_pretrained of transformers wrote{where}"
 
 
 def _hub_snapshot(name: str, setting: str, patterns: list[str]) -> Path:
