@@ -183,9 +183,11 @@ def _is_blank(message: MessageRecord) -> bool:
 def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) -> list[tuple[float, bool]]:
     """The standing of each response, higher is better, and whether it is a score: scores as they are, ranks negated.
 
-    Of responses that have both, the score counts, and if all have both, no two may be in opposite orders.
+    Of responses that have both, the score counts, and no two may be in opposite orders.
     """
     num_responses = len(scores)
+    both = zip(scores, ranks, strict=True)
+    _require_agreement([(score, rank) for score, rank in both if score is not None and rank is not None and rank >= 0])
     by_score = [score for score in scores if score is not None]
     by_rank = [-rank for rank in ranks if rank is not None]
     if num_responses not in (len(by_score), len(by_rank)):
@@ -195,14 +197,12 @@ def _standings(scores: Sequence[float | None], ranks: Sequence[float | None]) ->
             problem = "a rank is below 0, which may mean that there is none: write null instead"
             raise PreferenceError(Reason.AMBIGUOUS_LABEL, problem)
         return [(standing, False) for standing in by_rank]
-    if len(by_rank) == num_responses:
-        _require_agreement(by_score, by_rank)
     return [(standing, True) for standing in by_score]
 
 
-def _require_agreement(scores: list[float], ranks: list[float]) -> None:
-    for (score, rank), (other_score, other_rank) in itertools.combinations(zip(scores, ranks, strict=True), 2):
-        if (score - other_score) * (rank - other_rank) < 0:
+def _require_agreement(scores_and_ranks: list[tuple[float, float]]) -> None:
+    for (score, rank), (other_score, other_rank) in itertools.combinations(scores_and_ranks, 2):
+        if (score - other_score) * (rank - other_rank) > 0:
             raise PreferenceError(Reason.SCORES_DISAGREE, "scores and ranks order two responses differently")
 
 

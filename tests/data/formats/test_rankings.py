@@ -111,6 +111,8 @@ def test_a_ranking_whose_pairs_would_repeat_a_long_prompt_too_often_is_a_reject(
         ({"responses": [*SCORED, {"text": "d", "answer": "e", "score": 1}]}, Reason.AMBIGUOUS_FIELD),
         ({"responses": [*SCORED, {"text": "d", "rating": 2, "score": 1}]}, Reason.AMBIGUOUS_FIELD),
         ({"responses": ["a", "b"], "scores": [1, 2], "ranks": [1, 2]}, Reason.SCORES_DISAGREE),
+        ({"responses": ["a", "b", "c"], "scores": [1, 2, 0], "ranks": [1, 2, None]}, Reason.SCORES_DISAGREE),
+        ({"responses": ["a", "b", "c"], "scores": [1, 2, None], "ranks": [1, 2, 3]}, Reason.SCORES_DISAGREE),
         ({"responses": ["a"] * 257, "scores": [1] * 257}, Reason.TOO_MANY_RESPONSES),
         ({"chosen": ["a"], "rejected": []}, Reason.EMPTY_REPLY),
         ({"chosen": [" ", None], "rejected": ["b", "c"]}, Reason.EMPTY_REPLY),
