@@ -48,10 +48,8 @@ class Excess:
         return self.rewards <= 1 and self.gradients <= 1
 
     def __str__(self) -> str:
-        return (
-            f"rewards differ from those of each sequence alone by {self.rewards:.1e} of the tolerance, "
-            f"gradients by {self.gradients:.1e}"
-        )
+        gradients = f", gradients by {self.gradients:.1e}" if self.gradients else ""  # none of frozen weights
+        return f"rewards differ from those of each sequence alone by {self.rewards:.1e} of the tolerance{gradients}"
 
 
 @dataclass(frozen=True)
