@@ -99,6 +99,7 @@ def reraise_unless_of_a_library(error: BaseException) -> None:
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a directory or Hub name, loaded by transformers; raises SettingsError if that fails."""
+    _list_models_once()
     _keep_torch_unloaded()
     from transformers import AutoTokenizer, dynamic_module_utils
 
@@ -108,6 +109,24 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         check_tokenizer_files(Path(name))
     with tokenizer_errors(name):
         return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+
+
+def _list_models_once() -> None:
+    """Keep transformers from reading all its modules twice, for what they define: 0.4 s of a processor.
+
+    It lists them for `transformers` and again for `transformers.models`, which gets the first list here. A transformers
+    that keeps no such list is left as it is.
+    """
+    if "transformers.models" in sys.modules:
+        return
+    import transformers
+    from transformers.utils import import_utils
+
+    listed = getattr(transformers, "_import_structure", {})
+    models = {name.removeprefix("models."): names for name, names in listed.items() if name.startswith("models.")}
+    if models:
+        with mock.patch.object(import_utils, "define_import_structure", lambda _: {frozenset(): models}):
+            importlib.import_module("transformers.models")
 
 
 class _TorchWhenUsed(types.ModuleType):

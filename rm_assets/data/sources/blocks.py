@@ -1,9 +1,11 @@
 """A stream of bytes cut into blocks of whole lines.
 
 A line ends only at a line feed: U+2028 or a lone carriage return inside a string is data. One carriage return before
-the line feed belongs to the line end. Blocks are cut greedily: where a block begins depends only on the bytes before
-it, and appending to a file leaves its earlier blocks unchanged. Cutting and hashing find one line end per block; only
-new blocks are read line by line.
+the line feed belongs to the line end. Blocks are cut greedily, so that appending to a file leaves its earlier blocks
+unchanged. The end of a file, which appending changes, is cut into halves, quarters and eighths of a block: a line more
+makes the last of these anew, and not up to a whole block. (Log-structured storage merges small runs into larger ones
+in the same way, see O'Neil et al. 1996; here the sizes follow from the file alone.) Cutting and hashing find one line
+end per block; only new blocks are read line by line.
 """
 
 import functools
@@ -20,6 +22,8 @@ from rm_assets.data.tables.reasons import Reason
 
 MAX_LINES = 100_000
 """The most lines in a block: bounds memory where lines are short."""
+LEAST_BYTES = 4 * 2**20
+"""The end of a file is not cut into smaller parts: a shard costs as much as some hundred kilobytes of lines."""
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # of UTF-16 and UTF-32
 _FIRST_BYTES = 2**16
@@ -119,11 +123,12 @@ def blocks_of_lines(
     in_twos: bool = False,
     first_line: int = 1,
 ) -> Iterator[Block]:
-    """A file's lines in blocks of at most `block_bytes` (a longer line is a block of its own) and `MAX_LINES`.
+    """A file's lines in blocks of at most `block_limit` bytes (a longer line is a block of its own) and `MAX_LINES`.
 
     With `whole_lines`, a last line without a line feed is left out, as it is still being written. With `in_twos`, no
-    block ends between the two lines of a pair. Where a block ends depends only on its content and the line after it: a
-    stream that starts at a later block, numbered `first_line`, yields the same blocks from there on.
+    block ends between the two lines of a pair, and the end of the file is not cut smaller. Where a block ends depends
+    only on its content, the line after it and the number of bytes from its start: a stream that starts at a later
+    block, numbered `first_line`, yields the same blocks from there on.
     """
     bom, is_utf8 = b"", True
     if first_line == 1:
@@ -164,25 +169,32 @@ def _without_open_line(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     return (*pieces[:-1], whole) if whole else pieces[:-1]
 
 
+def block_limit(rest_bytes: int, block_bytes: int) -> int:
+    """The size of the next block where a file has so many bytes left: the largest half, quarter, ... that they fill.
+
+    With blocks of 32 MiB, the 23 MiB at the end of a file become 16, 4 and 3 MiB.
+    """
+    while block_bytes > rest_bytes and block_bytes >= 2 * LEAST_BYTES:
+        block_bytes //= 2
+    return block_bytes
+
+
 def _cut(stream: BinaryIO, block_bytes: int, max_line_bytes: int, bom_bytes: int) -> Iterator[tuple[Piece, ...]]:
     """Pieces that end at the last line end within the limit; the first piece's limit includes the byte order mark."""
     limit = max(block_bytes - bom_bytes, 1)
     buffer = bytearray()
     begin = end = 0  # buffer[begin:end] was read and is not yet part of a piece
     while True:
-        cut = _end_of_lines(buffer, begin, min(end, begin + limit), MAX_LINES)
-        if not cut:
-            rest = buffer[begin:end]
-            buffer[: len(rest)] = rest
-            begin, end = 0, len(rest)
-            end = _fill(buffer, end, limit + 1, stream)  # one byte beyond the limit shows if anything follows
-            if not end:
-                return
-            line_end = end if end <= limit else buffer.rfind(b"\n", 0, limit) + 1
-            cut = _end_of_lines(buffer, 0, min(end, limit), MAX_LINES) or line_end
-        if cut:
-            yield (bytes(memoryview(buffer)[begin:cut]),)
-            begin = cut
+        rest = buffer[begin:end]
+        buffer[: len(rest)] = rest
+        # one byte beyond the limit shows if anything follows
+        if not (end := _fill(buffer, len(rest), limit + 1, stream)):
+            return
+        if end <= limit:
+            limit = block_limit(end, limit)
+        line_end = end if end <= limit else buffer.rfind(b"\n", 0, limit) + 1
+        if begin := _end_of_lines(buffer, 0, min(end, limit), MAX_LINES) or line_end:
+            yield (bytes(memoryview(buffer)[:begin]),)
         else:
             piece, after = _long_line(stream, bytes(memoryview(buffer)[:end]), max_line_bytes)
             yield (piece,)

@@ -19,7 +19,7 @@ from typing import Any, NotRequired, TypedDict
 import msgspec
 
 from rm_assets.data.compute.progress import Progress
-from rm_assets.data.sources.blocks import Block, blocks_of_lines, blocks_of_rows, plain_block_sha256
+from rm_assets.data.sources.blocks import Block, block_limit, blocks_of_lines, blocks_of_rows, plain_block_sha256
 from rm_assets.data.sources.content_version import CONTENT, FILES, Listing, content_listing
 from rm_assets.data.sources.discovery import AnnotationFile, Annotations, find_annotations
 from rm_assets.data.sources.evaluation_sets import find_evaluation_files
@@ -56,7 +56,7 @@ from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
-VERSION = 6
+VERSION = 7
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
@@ -343,7 +343,8 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
     """The shards of a file's last reading that end before its first changed byte: reading continues after them.
 
     Blocks are hashed unless the listing's hashes already show that they are unchanged. The last equal shard is left
-    out, because where a block ends depends on the line after it.
+    out, because where a block ends depends on the line after it. So are the small ones at the end of the file, then or
+    now, whose sizes depend on that of the file.
     """
     if len(known["keys"]) < 2 or not grows_by_lines(now.path.name) or is_remote(now.path):
         return []
@@ -351,6 +352,8 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
     starts = _before_each(shards, "num_bytes")
     first_lines = [1 + num_lines for num_lines in _before_each(shards, "num_lines")]
     num_equal_bytes = _num_equal_bytes(now, file, reading, known)
+    num_bytes, whole = min(now.num_bytes, sum(s.stats["num_bytes"] for s in shards)), reading.settings.shard_bytes
+    shards = shards[: sum(block_limit(num_bytes - start, whole) == whole for start in starts)]
 
     def is_unchanged(index: int, shard: Shard, start: int, first_line: int) -> bool:
         num_bytes = shard.stats["num_bytes"]

@@ -382,6 +382,33 @@ def test_a_token_that_the_self_test_would_repeat_for_minutes_is_refused(tmp_path
         load_encoder(files)
 
 
+_LISTED_ONCE = """
+import os, sys
+from pathlib import Path
+
+listed = []
+sys.addaudithook(lambda event, arguments: listed.append(arguments[0]) if event == "os.scandir" else None)
+from rm_assets.data.chat.pretrained import load_tokenizer
+
+load_tokenizer({tokenizer!r})
+import transformers
+
+models = Path(transformers.__file__).parent / "models"
+assert [str(path) for path in listed].count(str(models)) == 1, listed
+names = set(dir(transformers.models))
+from transformers.models import LlamaConfig, qwen2  # still found by name
+from transformers.utils.import_utils import define_import_structure
+
+defined = define_import_structure(str(models / "__init__.py"))
+assert names > {{name for modules in defined.values() for names in modules.values() for name in names}}
+"""
+
+
+def test_a_tokenizer_is_loaded_with_one_listing_of_all_models() -> None:
+    program = _LISTED_ONCE.format(tokenizer=str(SAMPLE / "tokenizer"))
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 _WITHOUT_TORCH = """
 import sys
 from rm_assets.data.chat.pretrained import load_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import age, rows, silent
 
-from rm_assets.data.sources import content_version
+from rm_assets.data.sources import blocks, content_version
 from rm_assets.data.sources.blocks import Block, blocks_of_lines, plain_block_sha256
 from rm_assets.data.stages import raw as raw_module
 from rm_assets.data.stages.raw import publish_raw
@@ -121,6 +121,24 @@ def test_of_a_file_that_was_appended_to_the_last_shards_alone_are_cut(
     assert (raw.manifest.num_rows(), raw.num_new_shards) == (21, 1)
 
 
+def test_a_line_more_makes_only_the_end_of_a_file_anew(
+    settings: Settings, first_lines: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 8)
+    settings = settings.model_copy(update={"shard_bytes": 64})
+    line = b"1234567\n"
+    raw = read(settings, line * 31)
+    sizes = [64, 64, 64, 32, 16, 8]  # 31 lines of 8 bytes: 3 blocks, and 4 + 2 + 1 lines
+    assert [shard.stats["num_bytes"] for shard in raw.manifest.shards] == sizes
+    first_lines.clear()
+    raw = read(settings, line * 31 + b"open")
+    assert [shard.stats["num_bytes"] for shard in raw.manifest.shards] == [*sizes, 4]
+    assert (first_lines, raw.num_new_shards) == ([17, 25, 29, 31, 32], 1)
+    raw = read(settings, line * 32)
+    assert [shard.stats["num_bytes"] for shard in raw.manifest.shards] == [64] * 4
+    assert raw.num_new_shards == 1
+
+
 def test_a_file_is_read_whole_where_that_is_asked(settings: Settings, first_lines: list[int]) -> None:
     settings = settings.model_copy(update={"shard_bytes": 10, "verify": "full"})
     read(settings, b"one\ntwo\n" * 10)
@@ -129,11 +147,18 @@ def test_a_file_is_read_whole_where_that_is_asked(settings: Settings, first_line
     assert first_lines == list(range(1, 22, 2))
 
 
+@pytest.mark.parametrize("least_bytes", [4, 16, 2**22])
 @pytest.mark.parametrize("two_line_files", [False, True])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_whatever_a_file_becomes_its_shards_are_those_of_a_first_reading(
-    settings: Settings, tmp_path: Path, seed: int, two_line_files: bool
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    two_line_files: bool,
+    least_bytes: int,
 ) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", least_bytes)
     draw = random.Random(seed)
     options = {"shard_bytes": 32, "max_line_bytes": 64, "two_line_files": two_line_files}
     settings = settings.model_copy(update=options)
