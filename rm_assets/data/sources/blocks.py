@@ -3,9 +3,9 @@
 A line ends only at a line feed: U+2028 or a lone carriage return inside a string is data. One carriage return before
 the line feed belongs to the line end. Blocks are cut greedily, so that appending to a file leaves its earlier blocks
 unchanged. The end of a file, which appending changes, is cut into halves, quarters and eighths of a block: a line more
-makes the last of these anew, and not up to a whole block. (Log-structured storage merges small runs into larger ones
-in the same way, see O'Neil et al. 1996; here the sizes follow from the file alone.) Cutting and hashing find one line
-end per block; only new blocks are read line by line.
+usually makes the last of these anew, and not up to a whole block. (Log-structured storage merges small runs into larger
+ones in the same way, see O'Neil et al. 1996; here the sizes follow from the file alone.) Cutting and hashing find one
+line end per block; only new blocks are read line by line.
 """
 
 import functools

@@ -56,7 +56,9 @@ from rm_assets.data.tables.reasons import Reason
 from rm_assets.data.tables.schemas import Stage
 from rm_assets.settings import Settings
 
-VERSION = 7
+VERSION = 6
+_CUT = 1
+"""Raised if files are cut into blocks in another way: they are read again, and only the shards of other blocks made."""
 _PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each reading of a file that changes while it is read."""
 _STAMPS = "stamps.json"
@@ -174,8 +176,8 @@ def _last_result(file: AnnotationFile, reading: _Reading) -> Found | None:
 
 
 def _own_stamp(stamp: list[Any], reading: _Reading) -> list[Any]:
-    """A file's stamp, with the settings by which it is read."""
-    return [*stamp, reading.settings_hash, reading.settings.max_expansion]
+    """A file's stamp, with what it is read by."""
+    return [*stamp, reading.settings_hash, reading.settings.max_expansion, _CUT]
 
 
 # --- shards of files -----------------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
 def _num_equal_bytes(now: OpenedFile, file: AnnotationFile, reading: _Reading, known: _Known) -> int:
     """How many bytes at the start of a file are those last read, by the listing's hashes; 0 if these are not known."""
     is_as_listed = file_stamp(file.path, now.status) == reading.listing.stamps[file.source]
-    if not is_as_listed or is_recent(now.status) or known["stamp"][-2:] != _own_stamp([], reading):
+    if not is_as_listed or is_recent(now.status) or known["stamp"][-3:] != _own_stamp([], reading):
         return 0
     return reading.listing.num_equal_bytes(file.source, known.get("blocks", []))
 

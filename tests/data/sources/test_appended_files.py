@@ -139,6 +139,17 @@ def test_a_line_more_makes_only_the_end_of_a_file_anew(
     assert raw.num_new_shards == 1
 
 
+def test_a_file_that_was_cut_in_another_way_is_cut_anew(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings.model_copy(update={"shard_bytes": 64})
+    content = b"1234567\n" * 31
+    read(settings, content)
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 8)
+    monkeypatch.setattr(raw_module, "_CUT", raw_module._CUT + 1)
+    raw = read(settings, content)
+    assert [shard.stats["num_bytes"] for shard in raw.manifest.shards] == [64, 64, 64, 32, 16, 8]
+    assert raw.num_new_shards == 3
+
+
 def test_a_file_is_read_whole_where_that_is_asked(settings: Settings, first_lines: list[int]) -> None:
     settings = settings.model_copy(update={"shard_bytes": 10, "verify": "full"})
     read(settings, b"one\ntwo\n" * 10)
