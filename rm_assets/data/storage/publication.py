@@ -7,6 +7,7 @@ rejects change, the snapshot keeps its name and data files; its manifest and rej
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import weakref
 from collections import deque
@@ -50,6 +51,7 @@ from rm_assets.data.storage.snapshots import (
     SnapshotError,
     latest_snapshot,
     read_snapshot,
+    shard_keys,
     with_own_hash,
 )
 from rm_assets.data.storage.writing import fsync_directory, link_files, make_directory, upload, write_file, write_json
@@ -102,12 +104,13 @@ class Publication:
         self._homes: dict[str, Path] = {}  # the directory that holds each found shard's files, by key
         self._sizes: dict[Path, dict[str, int]] = {}  # file sizes of the published snapshots
         newest = self.previous.directory if self.previous else None
-        self._not_indexed = deque(snapshots_by_age(self.directory, newest))  # older ones, read if a key is not found
+        self._not_indexed = deque(snapshots_by_age(self.directory, newest))  # older ones, read if they have a key
+        self._keys = functools.cache(shard_keys)
         while self._not_indexed and not self._published:
-            self._index_next_snapshot()
+            self._index(self._not_indexed.popleft())
 
-    def _index_next_snapshot(self) -> None:
-        directory, snapshot = self._not_indexed.popleft(), self.previous
+    def _index(self, directory: Path) -> None:
+        snapshot = self.previous
         if snapshot is None or snapshot.directory != directory:
             try:
                 snapshot = read_snapshot(directory, pin=False)
@@ -129,8 +132,10 @@ class Publication:
 
     def _copies(self, key: str) -> Iterator[tuple[Path, Shard]]:
         with self._indexing:  # raw_preferences finds shards in several threads
-            while key not in self._published and self._not_indexed:
-                self._index_next_snapshot()
+            for directory in tuple(self._not_indexed):
+                if key not in self._published and key in self._keys(directory):
+                    self._not_indexed.remove(directory)
+                    self._index(directory)
         if key in self._published:
             yield self._published[key]
         if staged := read_staged_shard(self._staging, key):

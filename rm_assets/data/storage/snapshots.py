@@ -118,16 +118,17 @@ _OWN_SHA256 = "sha256"
 def with_own_hash(manifest: Manifest) -> dict[str, Any]:
     """A manifest as JSON, with a hash of itself: nothing else would reveal that an entry is missing from it."""
     content = msgspec.json.decode(msgspec.json.encode(manifest))
-    return {**content, _OWN_SHA256: fingerprint(content)}
+    return {**content, _OWN_SHA256: _sha256(content)}
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    """The hash of a manifest's JSON, in whatever form it is written; many times as fast as `fingerprint`."""
+    return hashlib.sha256(msgspec.json.encode([content], order="sorted")).hexdigest()
 
 
 def _has_hash(content: dict[str, Any], sha256: str) -> bool:
-    """Whether `sha256` is the fingerprint of a manifest's JSON.
-
-    msgspec encodes it several times as fast as `fingerprint`, and nearly always as the same text: not all floats.
-    """
-    encoded = msgspec.json.encode([content], order="sorted")
-    return hashlib.sha256(encoded).hexdigest() == sha256 or fingerprint(content) == sha256
+    """Whether `sha256` is that of a manifest's JSON, or its fingerprint, which earlier versions wrote."""
+    return _sha256(content) == sha256 or fingerprint(content) == sha256
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,23 @@ def read_snapshot(directory: Path, *, pin: bool = True) -> Snapshot:
             if not is_safe_relative_path(file.path):
                 raise _damaged(path, f"it names {file.path!r}")
     return Snapshot(directory, manifest, pin=held)
+
+
+class _Key(msgspec.Struct):
+    key: str
+
+
+class _Keys(msgspec.Struct):
+    shards: tuple[_Key, ...]
+
+
+def shard_keys(directory: Path) -> frozenset[str]:
+    """The keys of a snapshot's shards, in a fraction of the time of `read_snapshot`; none if it cannot be read."""
+    try:
+        found = msgspec.json.decode(read_file(directory / MANIFEST), type=_Keys)
+    except (OSError, msgspec.MsgspecError):
+        return frozenset()
+    return frozenset(shard.key for shard in found.shards)
 
 
 def _damaged(path: Path, problem: str) -> SnapshotError:

@@ -506,6 +506,9 @@ def test_a_manifest_that_says_something_else_than_was_written_is_refused(
         SnapshotError, match=r"manifest\.json' cannot be read: remove that .* \(its content does not match its"
     ):
         latest_snapshot(tmp_path, "asset")
+    manifest["sha256"] = fingerprint({name: value for name, value in manifest.items() if name != "sha256"})
+    path.write_text(json.dumps(manifest))  # as earlier versions hashed it
+    assert latest_snapshot(tmp_path, "asset") is not None
     del manifest["sha256"]  # as manifests were written before they had it
     path.write_text(json.dumps(manifest))
     assert latest_snapshot(tmp_path, "asset") is not None
