@@ -354,8 +354,9 @@ def _unchanged_shards(now: OpenedFile, file: AnnotationFile, reading: _Reading, 
     starts = _before_each(shards, "num_bytes")
     first_lines = [1 + num_lines for num_lines in _before_each(shards, "num_lines")]
     num_equal_bytes = _num_equal_bytes(now, file, reading, known)
-    num_bytes, whole = min(now.num_bytes, sum(s.stats["num_bytes"] for s in shards)), reading.settings.shard_bytes
-    shards = shards[: sum(block_limit(num_bytes - start, whole) == whole for start in starts)]
+    shard_bytes, before = reading.settings.shard_bytes, sum(shard.stats["num_bytes"] for shard in shards)
+    rest_bytes = [min(before, now.num_bytes) - start for start in starts]
+    shards = shards[: sum(block_limit(rest, shard_bytes) == shard_bytes for rest in rest_bytes)]
 
     def is_unchanged(index: int, shard: Shard, start: int, first_line: int) -> bool:
         num_bytes = shard.stats["num_bytes"]
